@@ -1,0 +1,47 @@
+# make demo    classify sample portraits with the embedded model (IMAGES=path for your own)
+# make test    lint, types and tests
+# Both make .venv themselves; nothing else on the machine is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+ifdef IMAGES
+demo: $(VENV)/runtime.stamp
+else
+demo: IMAGES = demo
+demo: $(VENV)/runtime.stamp $(VENV)/portraits.stamp
+endif
+	$(BIN)/ffd-run --table "$(IMAGES)"
+
+test: lint
+	$(BIN)/python -m pytest --cov
+	$(BIN)/coverage report --include='runtime/*,export/*' --fail-under=90 --format=total
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The stamp comes last, so that an installation that was broken off is begun again.
+$(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/runtime.stamp
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ffd needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/portraits.stamp: tools/fetch_portraits.py | $(BIN)/python
+	$(BIN)/python tools/fetch_portraits.py demo
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,1 @@
+"""Turn checkpoints into files that the runtime runs."""

@@ -1,0 +1,52 @@
+"""Tell faces made by StyleGAN-family generators from photographs.
+
+    >>> from ffd_runtime import Classifier
+    >>> classifier = Classifier.open()            # the embedded model, best device
+    >>> classifier.classify("portrait.jpg").label  # doctest: +SKIP
+    'groundtruth'
+
+Importing this package loads nothing heavy: OpenCV and onnxruntime come with the first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .card import ModelCard, PreprocessSpec
+    from .classifier import Classifier
+    from .errors import FfdError, InputError
+    from .results import Result
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Classifier",
+    "FfdError",
+    "InputError",
+    "ModelCard",
+    "PreprocessSpec",
+    "Result",
+    "__version__",
+]
+
+_HOMES = {
+    "Classifier": "classifier",
+    "FfdError": "errors",
+    "InputError": "errors",
+    "ModelCard": "card",
+    "PreprocessSpec": "card",
+    "Result": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

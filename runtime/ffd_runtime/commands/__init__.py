@@ -1,0 +1,1 @@
+"""The commands of the runtime; importing one costs no more than click."""

@@ -1,0 +1,151 @@
+"""Bytes of an image file to 8-bit BGR: the first step of preprocessing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError
+from .image_header import ImageHeader, read_header
+
+Image = npt.NDArray[np.uint8]
+
+# 134 megapixels decode to 400 MB: above any camera that takes portraits, below what hurts.
+MAX_PIXELS = 1 << 27
+MAX_BYTES = 1 << 29
+
+# OpenCV reports what it cannot decode by exception or None; its own log would only repeat it in
+# the middle of the progress bar.
+_set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+_set_log_level(0)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file whole.
+
+    Raises:
+        InputError: it is absent, forbidden, not a regular file (opening a pipe would wait forever),
+            larger than `MAX_BYTES`, or reading failed.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError("not_a_file", "not a regular file")
+        if status.st_size > MAX_BYTES:
+            size = f"{status.st_size >> 20} MiB, over the limit of {MAX_BYTES >> 20}"
+            raise InputError("too_large", size)
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES)
+    except OSError as error:
+        raise os_error(error, path) from None
+    except ValueError:
+        raise InputError("not_found", "not a possible file name") from None
+
+
+def os_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
+    """The input error that stands for what the operating system said of a path."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if os.path.islink(path):
+            return InputError("not_found", "the link leads nowhere")
+        return InputError("not_found", "no such file or folder")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InputError("permission_denied", "no permission to read it")
+    if error.errno == errno.ELOOP:
+        return InputError("link_loop", "the link leads back to itself")
+    return InputError("read_failed", f"reading failed: {error.strerror or error}")
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode an image file to what a viewer would show.
+
+    EXIF orientation is applied; grey and CMYK become BGR; 16 bits become 8; transparent parts
+    stand on white; of an animation, the first frame.
+
+    Args:
+        data: the whole file.
+        max_pixels: width times height above which a file is refused unread.
+
+    Returns:
+        uint8 [height, width, 3], BGR.
+
+    Raises:
+        InputError: `empty`, `not_an_image`, `truncated`, `corrupt` or `too_large`.
+    """
+    header = read_header(data)
+    check_header(header, max_pixels)
+    try:
+        image = _decode_whole(header, np.frombuffer(data, np.uint8))
+    except cv2.error as error:
+        detail = " ".join(str(error.err or error).split())
+        raise InputError("corrupt", f"broken {header.format.upper()}: {detail}") from None
+    except MemoryError:
+        raise InputError("too_large", "not enough memory to decode it") from None
+    if image is None or image.size == 0:
+        raise InputError("corrupt", f"broken {header.format.upper()}: it cannot be decoded")
+    return image
+
+
+def check_header(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse what should not be decoded.
+
+    Raises:
+        InputError: `too_large` or `truncated`.
+    """
+    if header.width * header.height > max_pixels:
+        raise InputError(
+            "too_large",
+            f"{header.width}x{header.height} pixels, over the limit of {max_pixels / 1e6:.0f} "
+            "million (--max-pixels)",
+        )
+    if not header.complete:
+        raise InputError("truncated", f"the {header.format.upper()} ends early")
+
+
+def to_bgr(array: npt.NDArray[Any]) -> Image:
+    """An image in memory as 8-bit BGR.
+
+    Args:
+        array: uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA), as OpenCV
+            hands it out.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if array.dtype == np.uint16:
+        array = (array >> np.uint16(8)).astype(np.uint8)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(
+            f"an image must be uint8 [height, width, 3] in BGR order, "
+            f"not {array.dtype} {list(array.shape)}"
+        )
+    image: Image = np.ascontiguousarray(array, dtype=np.uint8)
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if channels == 1:
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
+    if channels == 4:
+        return _on_white(image)
+    if channels != 3:
+        raise ValueError(f"an image must have 1, 3 or 4 channels, not {channels}")
+    return image
+
+
+def _decode_whole(header: ImageHeader, data: Image) -> Image | None:
+    if header.alpha:
+        # IMREAD_COLOR would drop alpha and show whatever colour lies under it.
+        raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if raw is not None and raw.ndim == 3 and raw.shape[2] == 4:
+            return to_bgr(raw)
+    colour = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return None if colour is None else np.asarray(colour, np.uint8)
+
+
+def _on_white(bgra: Image) -> Image:
+    alpha = bgra[..., 3:].astype(np.uint16)
+    mixed = bgra[..., :3] * alpha + 255 * (255 - alpha) + 127
+    return (mixed // 255).astype(np.uint8)

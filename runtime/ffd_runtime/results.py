@@ -1,0 +1,55 @@
+"""Result rows: the same value for every source, sink and backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InputError
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class RowError:
+    """Why an input has no verdict: an `InputError.CODES` code and a sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one input, or the reason why there is none.
+
+    Attributes:
+        source: path or address, as it was given or found.
+        frame: number of a video's frame, from 0; None for still images.
+        face: `(x, y, width, height)` in pixels; None for the whole picture.
+        label: `generated`, `groundtruth`, `unsure`; None with an error.
+        score: P(generated), 0 to 1; None with an error.
+        error: None with a verdict.
+    """
+
+    source: str
+    frame: int | None = None
+    face: Box | None = None
+    label: str | None = None
+    score: float | None = None
+    error: RowError | None = None
+
+    @classmethod
+    def failed(cls, source: str, error: InputError) -> Result:
+        """The row of an input that could not be classified."""
+        return cls(source, error=RowError(error.code, error.message))
+
+    def to_row(self) -> dict[str, Any]:
+        """The row as JSON types, the score to six digits."""
+        return {
+            "source": self.source,
+            "frame": self.frame,
+            "face": list(self.face) if self.face else None,
+            "label": self.label,
+            "score": None if self.score is None else round(self.score, 6),
+            "error": self.error and {"code": self.error.code, "message": self.error.message},
+        }

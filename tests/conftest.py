@@ -1,0 +1,48 @@
+"""Fixtures for every room: synthetic pictures, a model whose verdicts are known, real faces."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from .models import save_colour_model
+
+Image = npt.NDArray[np.uint8]
+
+
+def picture(colour: str = "red", height: int = 120, width: int = 100, seed: int = 0) -> Image:
+    """A textured BGR picture that the colour model calls generated (red) or groundtruth (blue)."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(90, 160, (height, width, 3))
+    image[..., 2 if colour == "red" else 0] += 80
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX that keeps the graph contract: P(generated) is how much redder than blue."""
+    return save_colour_model(tmp_path_factory.mktemp("model") / "colour.onnx")
+
+
+@pytest.fixture
+def portraits(tmp_path: Path) -> Path:
+    """A folder of three good pictures: two red, one blue."""
+    folder = tmp_path / "portraits"
+    folder.mkdir()
+    for number, colour in enumerate(("red", "blue", "red")):
+        cv2.imwrite(str(folder / f"{number}-{colour}.png"), picture(colour, seed=number))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def faces() -> Path:
+    """The real faces, where a machine has them."""
+    folder = os.environ.get("FFD_FACES")
+    if not folder:
+        pytest.skip("FFD_FACES does not name a folder of real faces")
+    return Path(folder)

@@ -1,0 +1,63 @@
+"""A small ONNX with the graph contract, written by hand: no torch, verdicts known beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ffd_runtime.card import CARD_KEY, ModelCard, Provenance
+
+CARD = ModelCard(
+    name="colour",
+    architecture="colour",
+    provenance=Provenance(version="0"),
+    threshold=0.5,
+    unsure=(0.2, 0.8),
+)
+
+
+def colour_model(size: int = 299, batch: int | str = "N", kind: int = TensorProto.UINT8) -> Any:
+    """Log-odds = (mean red - mean blue) / 5; the heatmap is its local value."""
+    weight = np.array([0.2, 0, -0.2], np.float32).reshape(1, 3, 1, 1)
+    to_logits = np.array([[1, 0]], np.float32)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["nchw", "weight"], ["local"]),
+        helper.make_node(
+            "AveragePool", ["local"], ["pooled"], kernel_shape=[23, 23], strides=[23, 23]
+        ),
+        helper.make_node("Squeeze", ["pooled", "channel"], ["heatmap"]),
+        helper.make_node("ReduceMean", ["pooled", "space"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "to_logits"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probability"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colour",
+        [helper.make_tensor_value_info("image", kind, [batch, size, size, 3])],
+        [
+            helper.make_tensor_value_info("probability", TensorProto.FLOAT, [batch, 2]),
+            helper.make_tensor_value_info("heatmap", TensorProto.FLOAT, [batch, "h", "w"]),
+        ],
+        [
+            numpy_helper.from_array(weight, "weight"),
+            numpy_helper.from_array(to_logits, "to_logits"),
+            numpy_helper.from_array(np.array([1]), "channel"),
+            numpy_helper.from_array(np.array([2, 3]), "space"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def save_colour_model(path: Path, card: str | None = CARD.to_json(), **options: Any) -> Path:
+    """Write the colour model, with a card's text, or without one."""
+    model = colour_model(**options)
+    if card is not None:
+        model.metadata_props.add(key=CARD_KEY, value=card)
+    onnx.save(model, path)
+    return path

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ffd_runtime import Classifier, InputError, ModelCard
+from ffd_runtime.backends import Outputs
+from ffd_runtime.pipeline import classify_items
+from ffd_runtime.sources import Item
+
+from ..conftest import picture
+from ..models import CARD
+
+
+@pytest.fixture
+def classifier(colour_model: Path) -> Iterator[Classifier]:
+    with Classifier.open(colour_model, device="cpu", batch=4, workers=2) as opened:
+        yield opened
+
+
+def test_paths_and_arrays_agree(classifier: Classifier, portraits: Path) -> None:
+    for path in sorted(portraits.iterdir()):
+        by_path = classifier.classify(path)
+        by_array = classifier.classify(np.asarray(cv2.imread(str(path))))
+        assert by_path.source == str(path)
+        assert by_path.score == by_array.score
+        assert by_path.label == ("generated" if "red" in path.name else "groundtruth")
+
+
+def test_a_file_that_cannot_be_read_raises(classifier: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        classifier.classify(tmp_path / "absent.jpg")
+    assert caught.value.code == "not_found"
+
+
+def test_folders_give_rows_in_order(classifier: Classifier, portraits: Path) -> None:
+    (portraits / "1-broken.jpg").write_bytes(b"\xff\xd8\xff")
+    rows = list(classifier.classify_files(portraits, "absent"))
+    assert [Path(row.source).name for row in rows] == [
+        "0-red.png",
+        "1-blue.png",
+        "1-broken.jpg",
+        "2-red.png",
+        "absent",
+    ]
+    assert [row.label for row in rows] == ["generated", "groundtruth", None, "generated", None]
+    assert [row.error.code for row in rows if row.error] == ["truncated", "not_found"]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_no_row_is_lost_or_doubled(
+    colour_model: Path, portraits: Path, batch: int, count: int
+) -> None:
+    files = sorted(map(str, portraits.iterdir()))
+    names = [files[i % 3] if i % 4 else f"absent-{i}" for i in range(count)]
+    with Classifier.open(colour_model, batch=batch) as opened:
+        rows = list(opened.classify_items(Item(name) for name in names))
+    assert [row.source for row in rows] == names
+    assert [row.error is not None for row in rows] == [not i % 4 for i in range(count)]
+
+
+def test_errors_alone_do_not_pile_up(classifier: Classifier) -> None:
+    endless = (Item(f"absent-{i}") for i in iter(int, 1))
+    rows = classifier.classify_items(endless)
+    assert [next(rows).source for _ in range(100)] == ["absent-0"] * 100
+
+
+def test_threads_share_a_classifier(classifier: Classifier, portraits: Path) -> None:
+    path = portraits / "0-red.png"
+    scores: list[float | None] = []
+
+    def work() -> None:
+        for _ in range(5):
+            scores.append(classifier.classify(path).score)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(scores) == 20
+    assert len(set(scores)) == 1
+
+
+def test_no_thread_is_left(classifier: Classifier, portraits: Path) -> None:
+    before = threading.active_count()
+    rows = classifier.classify_files(portraits)
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+class Broken:
+    """A backend whose numbers are none."""
+
+    card: ModelCard = CARD
+    description = "broken"
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        n = len(images)
+        return Outputs(np.full((n, 2), np.nan, np.float32), np.zeros((n, 1, 1), np.float32))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_score_that_is_no_number_is_an_error_row(portraits: Path) -> None:
+    items = [Item(str(path)) for path in portraits.iterdir()]
+    rows = list(classify_items(items, Broken(), batch=2, workers=1))
+    assert [row.error.code for row in rows if row.error] == ["bad_output"] * 3
+    with pytest.raises(InputError, match="instead of a probability"):
+        Classifier(Broken()).classify(picture())

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from ffd_runtime.decode import MAX_BYTES, decode, read_file, to_bgr
+from ffd_runtime.errors import InputError
+
+from .encoded import BGR, FORMATS, HEIGHT, WIDTH, opencv, pillow, rgba
+
+
+def code_of(data: bytes, **options: int) -> str:
+    with pytest.raises(InputError) as caught:
+        decode(data, **options)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("webp-alpha", "gif")])
+def test_every_format_gives_the_same_picture(name: str) -> None:
+    image = decode(FORMATS[name])
+    assert image.shape == (HEIGHT, WIDTH, 3)
+    assert image.dtype == np.uint8
+    assert abs(image.astype(int).mean((0, 1)) - BGR.mean((0, 1))).max() < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    data = pillow(form="JPEG", quality=100, subsampling=0, exif=exif)
+    shown = {
+        1: BGR,
+        2: cv2.flip(BGR, 1),
+        3: cv2.rotate(BGR, cv2.ROTATE_180),
+        4: cv2.flip(BGR, 0),
+        5: cv2.transpose(BGR),
+        6: cv2.rotate(BGR, cv2.ROTATE_90_CLOCKWISE),
+        7: cv2.flip(cv2.transpose(BGR), -1),
+        8: cv2.rotate(BGR, cv2.ROTATE_90_COUNTERCLOCKWISE),
+    }[orientation]
+    image = decode(data)
+    assert image.shape == shown.shape
+    assert np.abs(image.astype(int) - shown).mean() < 3
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    image = decode(pillow(Pillow.fromarray(BGR[..., 0])))
+    assert (image == BGR[..., :1]).all()
+
+
+def test_sixteen_bits_become_eight() -> None:
+    image = decode(opencv(".png", BGR.astype(np.uint16) * 257))
+    assert (image == BGR).all()
+
+
+def test_cmyk_is_converted() -> None:
+    cmyk = Pillow.fromarray(BGR[..., ::-1]).convert("CMYK")
+    image = decode(pillow(cmyk, "JPEG", quality=95))
+    assert image.shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(image.astype(int).mean((0, 1)) - BGR.mean((0, 1))).max() < 12
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+def test_transparent_parts_stand_on_white(form: str) -> None:
+    image = decode(pillow(rgba(), form, **({"lossless": True} if form == "WEBP" else {})))
+    assert (image[5, 5] == (0, 0, 255)).all()
+    assert (image[5, -5] == 255).all()
+
+
+def test_a_palette_with_transparency_too() -> None:
+    colours = Pillow.fromarray(np.repeat([[0, 1]], 20, 0).astype(np.uint8).repeat(10, 1))
+    colours = colours.convert("P")
+    colours.putpalette([0, 0, 0, 255, 0, 0])
+    image = decode(pillow(colours, transparency=0))
+    assert (image[5, 2] == 255).all()
+    assert (image[5, -2] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("name", ["jpeg", "progressive", "png", "webp", "bmp", "tiff", "avif"])
+def test_half_a_file_is_no_picture(name: str) -> None:
+    data = FORMATS[name]
+    assert code_of(data[: len(data) // 2]) in ("truncated", "corrupt")
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    side = 20_000
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 9)), (b"IEND", b""))
+    )
+    assert code_of(b"\x89PNG\r\n\x1a\n" + chunks) == "too_large"
+
+
+def test_the_pixel_limit_can_be_set() -> None:
+    assert code_of(FORMATS["jpeg"], max_pixels=WIDTH * HEIGHT - 1) == "too_large"
+    assert decode(FORMATS["jpeg"], max_pixels=WIDTH * HEIGHT).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_one_pixel_is_a_picture() -> None:
+    assert decode(pillow(Pillow.new("RGB", (1, 1), (9, 8, 7)))).tolist() == [[[7, 8, 9]]]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(sorted(FORMATS)), st.data())
+def test_any_damage_gives_a_picture_or_a_reason(name: str, data: st.DataObject) -> None:
+    damaged = bytearray(FORMATS[name])
+    for position in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=6)):
+        damaged[position] = data.draw(st.integers(0, 255))
+    cut = bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+    try:
+        image = decode(cut, max_pixels=1_000_000)
+    except InputError as error:
+        assert error.code in InputError.CODES
+    else:
+        assert image.dtype == np.uint8
+        assert image.ndim == 3
+        assert image.shape[2] == 3
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    huge = tmp_path / "huge.jpg"
+    huge.touch()
+    os.truncate(huge, MAX_BYTES + 1)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    broken = tmp_path / "broken"
+    broken.symlink_to(tmp_path / "nowhere")
+    for path, code in (
+        (pipe, "not_a_file"),
+        (tmp_path, "not_a_file"),
+        (huge, "too_large"),
+        (loop, "link_loop"),
+        (broken, "not_found"),
+        (tmp_path / "absent", "not_found"),
+        (tmp_path / ("x" * 300), "not_found"),
+        ("a\0b", "not_found"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read_file(path)
+        assert caught.value.code == code
+
+
+def test_arrays_become_bgr() -> None:
+    assert (to_bgr(BGR) == BGR).all()
+    assert (to_bgr(BGR[..., 0])[..., 1] == BGR[..., 0]).all()
+    assert (to_bgr(BGR[..., :1])[..., 1] == BGR[..., 0]).all()
+    assert (to_bgr(BGR.astype(np.uint16) << 8) == BGR).all()
+    transparent = np.dstack([BGR, np.zeros_like(BGR[..., 0])])
+    assert (to_bgr(transparent) == 255).all()
+    for wrong in (
+        BGR.astype(float),
+        BGR[None],
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((2, 2, 2), np.uint8),
+    ):
+        with pytest.raises(ValueError, match="image must"):
+            to_bgr(wrong)

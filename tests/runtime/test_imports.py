@@ -1,0 +1,61 @@
+"""Who may import what, in fresh interpreters."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "onnx", "tensorrt", "matplotlib", "pandas", "lightning", "timm")
+RUNTIME = ("cv2", "onnxruntime", "numpy", "rich")
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules that a piece of code leaves in a fresh interpreter."""
+    script = f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+def test_the_package_is_light() -> None:
+    assert not loaded_by("import ffd_runtime") & {*HEAVY, *RUNTIME}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ffd_runtime.commands.run",
+        "ffd_train.commands.train",
+        "ffd_train.commands.eval",
+        "ffd_export.commands.export",
+    ],
+)
+def test_help_waits_for_nothing_heavy(module: str) -> None:
+    code = f"from {module} import main\nmain(['--help'], standalone_mode=False)"
+    assert not loaded_by(code) & {*HEAVY, *RUNTIME}
+
+
+def test_the_runtime_stands_alone() -> None:
+    code = (
+        "import ffd_runtime.classifier, ffd_runtime.sinks.table, ffd_runtime.backends.onnxruntime\n"
+        "import onnxruntime"
+    )
+    assert not loaded_by(code) & {*HEAVY, "ffd_train", "ffd_export"}
+
+
+def test_export_reads_no_torch_to_be_imported() -> None:
+    code = "import ffd_export.runs, ffd_export.graph, ffd_export.onnx_file, ffd_export.parity"
+    assert not loaded_by(code) & {"torch", "torchvision", "lightning", "timm"}
+
+
+@pytest.mark.parametrize(
+    "module", ["ffd_runtime.card", "ffd_runtime.sinks.table", "ffd_train.stages"]
+)
+def test_examples_in_docstrings_run(module: str) -> None:
+    from importlib import import_module
+
+    outcome = doctest.testmod(import_module(module))
+    assert outcome.attempted
+    assert not outcome.failed

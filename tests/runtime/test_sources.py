@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ffd_runtime.sources import find_files
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def names(*sources: object, **options: object) -> list[str]:
+    return [item.source for item in find_files(map(str, sources), **options)]  # type: ignore[arg-type]
+
+
+def test_a_folder_gives_every_file_below_it_in_order(tmp_path: Path) -> None:
+    touch(tmp_path / "b/2.jpg", tmp_path / "b/1.jpg", tmp_path / "a.txt", tmp_path / ".hidden")
+    (tmp_path / "empty").mkdir()
+    expected = [".hidden", "a.txt", "b/1.jpg", "b/2.jpg"]
+    assert names(tmp_path) == [f"{tmp_path}/{name}" for name in expected]
+
+
+def test_sources_come_in_the_order_given(tmp_path: Path) -> None:
+    touch(tmp_path / "1", tmp_path / "2")
+    assert names(tmp_path / "2", "absent", tmp_path / "1") == [
+        str(tmp_path / "2"),
+        "absent",
+        str(tmp_path / "1"),
+    ]
+
+
+def test_globs(tmp_path: Path) -> None:
+    touch(tmp_path / "a/1.jpg", tmp_path / "a/2.png", tmp_path / "b/3.jpg", tmp_path / "[x].jpg")
+    assert names(tmp_path / "*/*.jpg") == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/b/3.jpg"]
+    assert len(names(tmp_path / "**")) == 4
+    assert names(tmp_path / "a*") == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/a/2.png"]
+    # A file that is called like a pattern is that file.
+    assert names(tmp_path / "[x].jpg") == [f"{tmp_path}/[x].jpg"]
+
+
+def test_a_glob_without_a_match_is_a_row(tmp_path: Path) -> None:
+    (item,) = find_files([f"{tmp_path}/*.jpg"])
+    assert item.error is not None
+    assert item.error.code == "not_found"
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    touch(tmp_path / "real/1.jpg", tmp_path / "top/2.jpg")
+    (tmp_path / "top/to-real").symlink_to(tmp_path / "real")
+    (tmp_path / "top/up").symlink_to(tmp_path / "top")
+    (tmp_path / "real/back").symlink_to(tmp_path / "top")
+    items = {
+        item.source.removeprefix(f"{tmp_path}/top/"): item
+        for item in find_files([str(tmp_path / "top")])
+    }
+    assert set(items) == {"2.jpg", "to-real/1.jpg", "to-real/back", "up"}
+    assert {name for name, item in items.items() if item.error} == {"to-real/back", "up"}
+    assert items["up"].error is not None
+    assert items["up"].error.code == "link_loop"
+
+
+def test_a_deep_tree_does_not_exhaust_the_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1500):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("deep.jpg").touch()
+    os.chdir(tmp_path)
+    # The path is longer than the system takes: a row, not a crash.
+    rows = list(find_files(["."]))
+    assert len(rows) == 1
+
+
+def test_the_output_is_not_read_as_an_input(tmp_path: Path) -> None:
+    touch(tmp_path / "1.jpg", tmp_path / "out.csv.partial")
+    kept = names(tmp_path, leave_out={f"{tmp_path}/out.csv.partial"})
+    assert kept == [f"{tmp_path}/1.jpg"]
+
+
+def test_a_folder_that_vanishes_is_a_row(tmp_path: Path) -> None:
+    touch(tmp_path / "a/1.jpg", tmp_path / "b/2.jpg")
+    found = find_files([str(tmp_path)])
+    assert next(found).source.endswith("1.jpg")
+    (tmp_path / "b/2.jpg").unlink()
+    (tmp_path / "b").rmdir()
+    assert [item.source for item in found] == [f"{tmp_path}/b"]
+
+
+class Stdin:
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+
+file_names = st.lists(
+    st.binary(min_size=1, max_size=12).filter(lambda name: not set(name) & set(b"\0\n/")),
+    max_size=6,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file_names, st.booleans(), st.booleans())
+def test_any_name_comes_through_standard_input(
+    monkeypatch: pytest.MonkeyPatch, paths: list[bytes], null: bool, ended: bool
+) -> None:
+    end = b"\0" if null else b"\n"
+    prefixed = [b"absent-" + path for path in paths]
+    data = end.join(prefixed) + (end if ended else b"")
+    monkeypatch.setattr(sys, "stdin", Stdin(data))
+    assert [os.fsencode(name) for name in names("-", null=null)] == prefixed
+
+
+def test_null_ended_names_may_hold_newlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"a\nb\0c\0"))
+    assert names("-", null=True) == ["a\nb", "c"]

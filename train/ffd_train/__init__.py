@@ -1,0 +1,1 @@
+"""Train and evaluate the networks that ffd exports and runs."""

@@ -1,0 +1,83 @@
+"""Checkpoints: safetensors with the model card in the metadata; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from ffd_runtime.card import CARD_KEY, ModelCard
+from ffd_runtime.errors import CardError, ModelError, OutputError
+
+from .networks import FaceNet, build
+
+
+def save_checkpoint(path: Path, net: FaceNet, card: ModelCard) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()
+    }
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(save(tensors, metadata={CARD_KEY: card.to_json()}))
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def load_card(path: Path) -> ModelCard:
+    """The card of a checkpoint.
+
+    Raises:
+        ModelError: the file is absent, a pickle, or not safetensors.
+        CardError: it has no card, or one that this version cannot read.
+    """
+    if not path.is_file():
+        raise ModelError(f"checkpoint {path}: no such file")
+    with path.open("rb") as file:
+        head = file.read(4)
+    # A zip is what torch.save writes since 1.6, 0x80 the first byte of a bare pickle.
+    if head == b"PK\x03\x04" or head[:1] == b"\x80":
+        raise ModelError(
+            f"checkpoint {path} is a pickle, which can run any code when it is read: "
+            "ffd reads safetensors only (save the state dict with safetensors.torch.save_file)"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"checkpoint {path} is not a safetensors file: {error}") from None
+    if CARD_KEY not in metadata:
+        raise CardError(f"checkpoint {path} has no model card: it was not written by ffd-train")
+    return ModelCard.from_json(metadata[CARD_KEY])
+
+
+def load_checkpoint(path: Path) -> tuple[FaceNet, ModelCard]:
+    """A network in evaluation mode, on the CPU, and its card.
+
+    Raises:
+        ModelError, CardError: as `load_card`; or the tensors do not fit the card's architecture.
+    """
+    card = load_card(path)
+    net = build(card.architecture)
+    try:
+        net.load_state_dict(load_file(path))
+    except RuntimeError:
+        raise ModelError(
+            f"checkpoint {path} does not hold a {card.architecture}, as its card says"
+        ) from None
+    return net.eval(), card
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,102 @@
+"""ffd-eval: what a model is worth on labelled images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ffd_runtime.commands.common import Command, format_option, say, version_option, wants_table
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
+
+EPILOG = """\b
+Examples:
+  ffd-eval runs/mine faces/
+  ffd-eval embedded faces/ --split test --json
+  ffd-eval runs/mine/best.onnx other-faces/
+"""
+
+
+@click.command(cls=Command, epilog=EPILOG)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    help="Default: test where DATA has split folders, else all of it.",
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
+@click.option("--batch", type=click.IntRange(1, 1024), default=16, show_default=True)
+@format_option("")
+@version_option()
+def main(
+    model: Path, data: Path, split: str | None, device: str, batch: int, as_json: bool | None
+) -> None:
+    """Measure MODEL on DATA, a folder with generated/ and groundtruth/.
+
+    MODEL is a checkpoint, a run's folder, an ONNX, or the word embedded. DATA may hold train/,
+    val/ and test/; its manifest.csv, where there is one, names each image's source.
+    """
+    import cv2
+
+    from ffd_runtime.backends import EMBEDDED
+    from ffd_runtime.classifier import Classifier
+
+    from ..data import find_labelled
+    from ..evaluation import evaluate, open_model
+
+    cv2.setNumThreads(1)
+    samples = find_labelled(data, split)
+    path = EMBEDDED if str(model) == "embedded" else model
+    with Classifier(open_model(path, device), batch=batch) as classifier:
+        say(f"{classifier.description}; {len(samples)} images")
+        with click.progressbar(
+            length=len(samples), file=sys.stderr, hidden=not sys.stderr.isatty()
+        ) as bar:
+            done = evaluate(classifier, data, samples, lambda: bar.update(1))
+        name = classifier.card.name
+    if wants_table(as_json):
+        _print_table(name, done)
+    else:
+        unreadable = [row.to_row() for row in done.unreadable]
+        document = {"model": name, **asdict(done.report), "unreadable": unreadable}
+        click.echo(json.dumps(document))
+    if done.unreadable:
+        for row in done.unreadable:
+            assert row.error is not None
+            say(f"left out {row.source!r}: {row.error.message}")
+        click.get_current_context().exit(3)
+
+
+def _print_table(name: str, done: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    report = done.report
+    table = Table(title=f"{name}: {report.images} images")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    decided = report.decided_accuracy
+    for label, value in (
+        ("accuracy", report.accuracy),
+        ("ROC-AUC", report.roc_auc),
+        ("average precision", report.average_precision),
+        ("EER", report.eer),
+        ("TPR at 1 % FPR", report.tpr_at_1_fpr),
+        ("ECE", report.ece),
+        ("decided (not unsure)", report.decided),
+        ("accuracy where decided", decided),
+        *((f"accuracy on {kind}", value) for kind, value in report.per_class.items()),
+        *(
+            (f"accuracy on {source} ({row['images']})", row["accuracy"])
+            for source, row in report.per_source.items()
+        ),
+    ):
+        table.add_row(label, "-" if value is None else f"{value:.4f}")
+    Console(highlight=False).print(table)

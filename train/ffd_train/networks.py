@@ -1,0 +1,234 @@
+"""The networks that ffd trains, cut into the parts that its stages freeze and train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ffd_runtime.errors import ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
+
+
+class FaceNet(nn.Module):
+    """A backbone in five parts and a linear head over globally averaged features.
+
+    Whatever network it is, the parts are named as in a ResNet, by the stride of their features:
+    `layer1` to `layer4` end at strides 4, 8, 16 and 32.
+
+    Args:
+        stem, layer1, layer2, layer3, layer4: applied one after the other.
+        channels: of `layer4`'s features.
+        dropout: rate before the head.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        layer1: nn.Module,
+        layer2: nn.Module,
+        layer3: nn.Module,
+        layer4: nn.Module,
+        channels: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.layer1 = layer1
+        self.layer2 = layer2
+        self.layer3 = layer3
+        self.layer4 = layer4
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(channels, 2)
+        self.frozen: tuple[str, ...] = ()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).mul(255), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).mul(255), persistent=False)
+
+    def scale(self, image: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] RGB to the backbone's float32 [N, 3, H, W]."""
+        return ((image.to(torch.float32) - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def features(self, image: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] RGB to the last feature map, [N, C, H/32, W/32]."""
+        x: Tensor = self.stem(self.scale(image))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        return x
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] RGB to logits [N, 2]."""
+        logits: Tensor = self.head(self.dropout(self.features(image).mean((2, 3))))
+        return logits
+
+    def train_from(self, part: str) -> None:
+        """Freeze everything before `part`: no gradients, and BatchNorm keeps its statistics.
+
+        Args:
+            part: one of `PARTS`, or `all`.
+        """
+        first = 0 if part == "all" else PARTS.index(part)
+        self.frozen = PARTS[:first]
+        for name in PARTS:
+            self.get_submodule(name).requires_grad_(name not in self.frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> FaceNet:
+        """As `nn.Module.train`, but frozen parts stay in evaluation mode.
+
+        Trainers call this at every epoch, so the freeze lives here and not beside the loop.
+        """
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+
+def build(network: str, weights: str = "none") -> FaceNet:
+    """Make a network.
+
+    Args:
+        network: a key of `NETWORKS`.
+        weights: `none`, `imagenet` (fetched once by torchvision or timm into their caches), or a
+            file: one of our checkpoints, or ImageNet weights of the same network.
+
+    Raises:
+        ModelError: the network is unknown, or the weights cannot be had or do not fit.
+    """
+    if network not in NETWORKS:
+        raise ModelError(f"unknown network {network!r}: use one of {', '.join(NETWORKS)}")
+    # Anything but the two names is a file.
+    return NETWORKS[network](network, weights)
+
+
+def describe_weights(weights: str) -> str:
+    """`weights` as the card records it: a file by its name and sha256."""
+    if weights in ("none", "imagenet"):
+        return weights
+    digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    return f"{Path(weights).name} sha256 {digest}"
+
+
+def _torchvision_resnext(network: str, weights: str) -> FaceNet:
+    from torchvision import models
+
+    pretrained = models.get_model_weights(network).DEFAULT if weights == "imagenet" else None
+    with _Fetching(weights):
+        model: Any = models.get_model(network, weights=pretrained)
+    net = FaceNet(
+        nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool),
+        model.layer1,
+        model.layer2,
+        model.layer3,
+        model.layer4,
+        channels=model.fc.in_features,
+    )
+    _load_file(net, model, "fc.", weights)
+    return net
+
+
+def _timm_efficientnet_lite(network: str, weights: str) -> FaceNet:
+    import timm
+
+    with _Fetching(weights):
+        model: Any = timm.create_model(network, pretrained=weights == "imagenet")
+    blocks = model.blocks
+    net = FaceNet(
+        nn.Sequential(model.conv_stem, model.bn1),
+        blocks[0:2],
+        blocks[2],
+        blocks[3:5],
+        nn.Sequential(*blocks[5:], model.conv_head, model.bn2),
+        channels=model.num_features,
+        dropout=0.2,
+    )
+    _load_file(net, model, "classifier.", weights)
+    return net
+
+
+NETWORKS: dict[str, Callable[[str, str], FaceNet]] = {
+    "resnext101_32x8d": _torchvision_resnext,
+    "resnext101_64x4d": _torchvision_resnext,
+    "resnext50_32x4d": _torchvision_resnext,
+    "tf_efficientnet_lite0": _timm_efficientnet_lite,
+}
+
+
+class _Fetching:
+    """Turns whatever a download can fail with into one line."""
+
+    def __init__(self, weights: str) -> None:
+        self.weights = weights
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.weights == "imagenet" and isinstance(error, Exception):
+            raise ModelError(
+                "the ImageNet weights could not be fetched "
+                f"({type(error).__name__}); give a file of them with --weights FILE, "
+                "or train from scratch with --weights none"
+            ) from error
+
+
+def _load_file(net: FaceNet, model: nn.Module, classifier: str, weights: str) -> None:
+    """Load `weights`, if it is a file, into `net` (our names) or into the `model` it was cut from.
+
+    The classifier of an ImageNet file is left out. A file of the same network under other names
+    (another library's port) is matched by order, as long as every shape agrees.
+    """
+    if weights in ("none", "imagenet"):
+        return
+    tensors = _read_tensors(Path(weights))
+    if "head.weight" in tensors and "stem.0.weight" in tensors:
+        _fit(net, tensors, weights)
+        return
+    own = model.state_dict()
+    if tensors.keys() != own.keys():
+        names, values = list(own), list(tensors.values())
+        if len(names) != len(values):
+            raise ModelError(
+                f"{weights} has {len(values)} tensors, the network {len(names)}: "
+                "it is of another network"
+            )
+        tensors = dict(zip(names, values, strict=True))
+    kept = {name: value for name, value in tensors.items() if not name.startswith(classifier)}
+    head = {name: value for name, value in own.items() if name.startswith(classifier)}
+    _fit(model, {**kept, **head}, weights)
+
+
+def _fit(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise ModelError(f"{origin} does not fit this network: {first[0].strip()}") from None
+
+
+def _read_tensors(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"weights {path}: no such file (use imagenet, none or a file)")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        # Only tensors and containers: a file that wants to run code is refused.
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"weights {path} cannot be read as plain tensors: {reason}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ModelError(f"weights {path} are not a plain mapping of tensors (a state dict)")
+    return tensors

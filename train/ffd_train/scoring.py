@@ -1,0 +1,74 @@
+"""From a network to the graph contract: probabilities and heatmaps, in PyTorch and for export."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ffd_runtime.backends import Outputs
+from ffd_runtime.card import ModelCard
+from ffd_runtime.errors import BackendError
+
+from .networks import FaceNet
+
+
+class ScoringGraph(nn.Module):
+    """What an exported file computes.
+
+    The heatmap is the class activation map (Zhou et al., 2016) of generated less that of
+    groundtruth, bias and temperature included: as the features are averaged, its mean is exactly
+    the log-odds of P(generated).
+
+    Args:
+        net: in evaluation mode.
+        temperature: of the card.
+    """
+
+    def __init__(self, net: FaceNet, temperature: float) -> None:
+        super().__init__()
+        self.net = net.eval()
+        weight = net.head.weight.detach() / temperature
+        bias = net.head.bias.detach() / temperature
+        self.register_buffer("evidence", (weight[0] - weight[1])[None, :, None, None].clone())
+        self.register_buffer("evidence_bias", (bias[0] - bias[1])[None].clone())
+        self.temperature = temperature
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [N, H, W, 3] RGB to probability [N, 2] and heatmap [N, H/32, W/32]."""
+        features = self.net.features(image)
+        logits = self.net.head(features.mean((2, 3)))
+        heatmap = nn.functional.conv2d(
+            features, self.get_buffer("evidence"), self.get_buffer("evidence_bias")
+        )
+        return torch.softmax(logits / self.temperature, 1), heatmap.squeeze(1)
+
+
+class TorchBackend:
+    """A checkpoint behind the runtime's backend protocol, so that it is judged by the same path.
+
+    Args:
+        net: the network.
+        card: its card.
+        device: `cpu` or `cuda[:N]`.
+    """
+
+    def __init__(self, net: FaceNet, card: ModelCard, device: str = "cpu") -> None:
+        self.card = card
+        self.description = f"PyTorch {torch.__version__}, {device}"
+        self._device = torch.device(device)
+        self._graph: ScoringGraph | None = ScoringGraph(net, card.temperature).to(self._device)
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run one batch; see `ffd_runtime.backends.Backend.infer`."""
+        if self._graph is None:
+            raise BackendError("the model was closed")
+        with torch.inference_mode():
+            batch = torch.from_numpy(images).to(self._device)
+            probability, heatmap = self._graph(batch)
+        return Outputs(probability.cpu().numpy(), heatmap.cpu().numpy())
+
+    def close(self) -> None:
+        """Free the network."""
+        self._graph = None
