@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from ffd_runtime.card import CLASSES, PreprocessSpec
 from ffd_runtime.decode import decode, read_file
@@ -261,3 +261,24 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
             top, left = rng.integers(0, self.spec.size - self.crop + 1, size=2)
             pixels = pixels[top : top + self.crop, left : left + self.crop]
         return torch.from_numpy(np.ascontiguousarray(pixels)), sample.label
+
+
+class Shuffled(Sampler[int]):
+    """The order of an epoch: the same however often it is asked for, unlike a generator's.
+
+    Args:
+        size: how many samples.
+        seed: of the run.
+        epoch: over all stages.
+    """
+
+    def __init__(self, size: int, seed: int, epoch: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()

@@ -27,7 +27,7 @@ from ffd_runtime.errors import DataError, ModelError, OutputError
 from .augment import Augmentation
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
-from .data import FaceData, FaceDataset, write_manifest
+from .data import FaceData, FaceDataset, Shuffled, write_manifest
 from .metrics import measure
 from .networks import FaceNet, build, describe_weights
 from .plots import plot_curves
@@ -128,8 +128,10 @@ class StagedTraining(L.LightningModule):
         images, labels = batch
         logits = self.net(images).float()
         generated = 1 - labels
-        self.val_accuracy.update(logits.softmax(1)[:, 0], generated)
-        self.val_auc.update(logits[:, 0] - logits[:, 1], generated)
+        # In float64 confident scores stay apart, where float32 would make them all 1.
+        scores = logits.double().softmax(1)[:, 0]
+        self.val_accuracy.update(scores, generated)
+        self.val_auc.update(scores, generated)
         self.log("val_loss", self.loss(logits, labels), prog_bar=True)
         self.log("val_accuracy", self.val_accuracy, prog_bar=True)
         self.log("val_auc", self.val_auc, prog_bar=True)
@@ -152,10 +154,23 @@ class StagedTraining(L.LightningModule):
         }
 
 
+# The best epoch so far: validation AUC, and less loss where that is equal.
+Best = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: epochs done in the stage (an index), and the best epoch so far."""
+
+    stage: int = 0
+    epoch: int = 0
+    best: Best = (-1.0, 0.0)
+
+
 class RunFolder(Callback):
     """Writes what a run leaves behind: after each epoch its metrics, the best, and a way back."""
 
-    def __init__(self, folder: Path, stage: int, card: ModelCard, best: float) -> None:
+    def __init__(self, folder: Path, stage: int, card: ModelCard, best: Best) -> None:
         self.folder = folder
         self.stage = stage
         self.card = card
@@ -181,8 +196,9 @@ class RunFolder(Callback):
             "seconds": time.monotonic() - self.started,
         }
         append_metrics(self.folder / METRICS, row)
-        if value["val_auc"] > self.best:
-            self.best = value["val_auc"]
+        reached = (value["val_auc"], -value["val_loss"])
+        if reached > self.best:
+            self.best = reached
             save_checkpoint(self.folder / BEST, module.net, self.card)
         partial = self.folder / (RESUME + ".partial")
         trainer.save_checkpoint(partial)
@@ -194,17 +210,8 @@ class RunFolder(Callback):
         checkpoint["ffd"] = {
             "stage": self.stage,
             "epoch": trainer.current_epoch + 1,
-            "best": self.best,
+            "best": list(self.best),
         }
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: epochs done in the stage (an index), and the best AUC so far."""
-
-    stage: int = 0
-    epoch: int = 0
-    best: float = -1.0
 
 
 def train(
@@ -341,10 +348,10 @@ class FaceBatches(L.LightningDataModule):
             s.seed,
             epoch,
         )
-        order = torch.Generator().manual_seed(s.seed * 100_003 + epoch)
+        order = Shuffled(len(dataset), s.seed, epoch)
         # BatchNorm cannot train on a batch of one, so a last single image is left out.
         single = len(dataset) % s.batch == 1 and len(dataset) > 1
-        return self._loader(dataset, shuffle=True, generator=order, drop_last=single)
+        return self._loader(dataset, sampler=order, drop_last=single)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         return self._loader(FaceDataset(self.data, self.data.split("val"), PreprocessSpec()))
@@ -357,6 +364,8 @@ class FaceBatches(L.LightningDataModule):
             num_workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
             worker_init_fn=_init_worker,
             pin_memory=torch.cuda.is_available(),
+            # Of its own, so that starting workers draws nothing from what dropout draws from.
+            generator=torch.Generator(),
             **options,
         )
 
@@ -451,7 +460,7 @@ def _position(path: Path) -> Position:
         return Position()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["ffd"]
-        return Position(state["stage"], state["epoch"], state["best"])
+        return Position(state["stage"], state["epoch"], tuple(state["best"]))
     except Exception as error:
         raise ModelError(f"{path} cannot be resumed from: {error}") from None
 

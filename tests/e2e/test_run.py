@@ -1,0 +1,310 @@
+"""ffd-run as a user starts it: a process of its own, real files, exit codes, streams."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from ..conftest import picture
+from ..models import save_colour_model
+
+COMMAND = Path(sys.executable).with_name("ffd-run")
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    command = [str(COMMAND), *map(os.fsencode, map(str, arguments))]
+    return subprocess.Popen(command, **{**defaults, **options})
+
+
+def run(*arguments: object, **options: Any) -> tuple[int, str, str]:
+    given = options.pop("input", None)
+    if given is not None:
+        options["stdin"] = subprocess.PIPE
+    process = start(*arguments, **options)
+    out, err = process.communicate(given, timeout=120)
+    return process.returncode, (out or b"").decode(), (err or b"").decode()
+
+
+def rows_of(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def png_bomb(side: int) -> bytes:
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 9)), (b"IEND", b""))
+    )
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A night's worth of files, and the label or error code that each must get."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    red = np.ascontiguousarray(picture("red", 160, 120))
+    ok, encoded = cv2.imencode(".jpg", red)
+    assert ok
+    jpeg = encoded.tobytes()
+    pillow = Pillow.fromarray(red[..., ::-1])
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+
+    def save(name: str, image: Any, **options: Any) -> None:
+        image.save(folder / name, **options)
+
+    cv2.imwrite(str(folder / "good-blue.png"), np.ascontiguousarray(picture("blue")))
+    (folder / "good-red.jpg").write_bytes(jpeg)
+    cv2.imwrite(str(folder / "sixteen-bit.png"), red.astype(np.uint16) * 257)
+    save("cmyk.jpg", pillow.convert("CMYK"), quality=95)
+    save("grey.png", pillow.convert("L"))
+    save("alpha.png", pillow.convert("RGBA"))
+    save("exif.jpg", pillow, exif=exif)
+    save("one-pixel.png", Pillow.new("RGB", (1, 1), (250, 20, 20)))
+    (folder / "empty.jpg").touch()
+    (folder / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "bomb.png").write_bytes(png_bomb(20_000))
+    (folder / "forbidden.jpg").write_bytes(jpeg)
+    (folder / "forbidden.jpg").chmod(0)
+    (folder / "broken-link.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "up").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "new\nline\x1b[31m.jpg").write_bytes(jpeg)
+    (folder / os.fsdecode(b"bytes-\xff\xfe.jpg")).write_bytes(jpeg)
+    return folder, {
+        "good-blue.png": "groundtruth",
+        "good-red.jpg": "generated",
+        "sixteen-bit.png": "generated",
+        "cmyk.jpg": "generated",
+        "grey.png": "unsure",
+        "alpha.png": "generated",
+        "exif.jpg": "generated",
+        "one-pixel.png": "generated",
+        "empty.jpg": "empty",
+        "truncated.jpg": "truncated",
+        "notes.txt": "not_an_image",
+        "bomb.png": "too_large",
+        "forbidden.jpg": "permission_denied",
+        "broken-link.jpg": "not_found",
+        "loop.jpg": "link_loop",
+        "sub/up": "link_loop",
+        "pipe.jpg": "not_a_file",
+        "new\nline\x1b[31m.jpg": "generated",
+        os.fsdecode(b"bytes-\xff\xfe.jpg"): "generated",
+    }
+
+
+def as_ordinary_user() -> list[str]:
+    """Root reads everything: a prefix that takes that privilege from a command."""
+    if os.geteuid():
+        return []
+    tool = shutil.which("setpriv")
+    assert tool, "run the tests as an ordinary user, or install util-linux"
+    return [tool, "--bounding-set", "-dac_override,-dac_read_search"]
+
+
+def test_a_folder_of_everything(mixed: tuple[Path, dict[str, str]], colour_model: Path) -> None:
+    folder, expected = mixed
+    command = [*as_ordinary_user(), str(COMMAND), str(folder), "--model", str(colour_model)]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
+    rows = rows_of(done.stdout.decode())
+    found = {
+        row["source"].removeprefix(f"{folder}/"): row["label"] or row["error"]["code"]
+        for row in rows
+    }
+    assert found == expected
+    assert len(rows) == len(expected)
+    assert [row["source"] for row in rows] == sorted(row["source"] for row in rows)
+    for row in rows:
+        assert set(row) == {"source", "frame", "face", "label", "score", "error"}
+        assert (row["error"] is None) == (row["score"] is not None)
+        assert row["error"] is None or row["error"]["message"]
+    assert done.stdout.isascii()
+    assert b"\x1b" not in done.stdout + done.stderr
+    summary = done.stderr.decode().splitlines()[-1]
+    assert summary == "19 inputs: 8 generated, 1 groundtruth, 1 unsure, 9 errors"
+
+
+def test_good_files_alone_end_with_0(portraits: Path, colour_model: Path) -> None:
+    code, out, err = run(portraits, "--model", colour_model)
+    assert code == 0
+    assert [row["label"] for row in rows_of(out)] == ["generated", "groundtruth", "generated"]
+    first, summary = err.splitlines()
+    assert first.startswith("colour (colour, fp32), onnxruntime")
+    assert summary == "3 inputs: 2 generated, 1 groundtruth, 0 unsure, 0 errors"
+
+
+def test_paths_on_standard_input(portraits: Path, colour_model: Path) -> None:
+    names = sorted(map(str, portraits.iterdir()))
+    for end, option in (("\n", ()), ("\0", ("--null",))):
+        code, out, _ = run(
+            "-", *option, "--model", colour_model, input=os.fsencode(end.join(names))
+        )
+        assert code == 0
+        assert [row["source"] for row in rows_of(out)] == names
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_rows_go_to_a_file_in_the_folder_that_is_read(
+    portraits: Path, colour_model: Path, ending: str
+) -> None:
+    output = portraits / f"rows.{ending}"
+    for _ in range(2):
+        code, out, _ = run(portraits, "--model", colour_model, "--output", output)
+        assert (code, out) == (0, "")
+        if ending == "csv":
+            labels = [row["label"] for row in csv.DictReader(io.StringIO(output.read_text()))]
+        else:
+            labels = [row["label"] for row in rows_of(output.read_text())]
+        assert labels == ["generated", "groundtruth", "generated"]
+
+
+def test_a_table_is_for_people(portraits: Path, colour_model: Path) -> None:
+    code, out, _ = run(portraits, "--model", colour_model, "--table")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "verdict",
+        "generated",
+        "groundtruth",
+        "generated",
+    ]
+    assert "\x1b" not in out
+
+
+def test_a_terminal_gets_colour_and_a_pipe_does_not(portraits: Path, colour_model: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    process = start(
+        portraits, "--model", colour_model, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 1 << 16):
+            seen += chunk
+    except OSError:  # Linux says so when the other end closes
+        pass
+    assert process.wait(60) == 0
+    assert b"\x1b[1;31mgenerated" in seen
+    assert b"3 inputs" in seen
+
+
+def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+    no_card = save_colour_model(tmp_path / "no-card.onnx", card=None)
+    for arguments, code, message in (
+        ((portraits, "--model", tmp_path / "absent.onnx"), 1, "no such file"),
+        ((portraits, "--model", no_card), 1, "has no model card"),
+        ((portraits, "--model", colour_model, "--device", "gpu"), 1, "unknown device"),
+        ((portraits, "--model", colour_model, "--output", "rows.txt"), 1, "must end with"),
+        ((portraits, "--model", colour_model, "--output", "/proc/x.csv"), 1, "cannot write"),
+        (("rtsp://camera/1",), 2, "rtsp:// is not a source"),
+        ((), 2, "Missing argument"),
+        ((portraits, "--batch", "0"), 2, "Invalid value for '--batch'"),
+    ):
+        ended, out, err = run(*arguments)
+        assert ended == code, err
+        assert out == ""
+        assert message in err.splitlines()[-1]
+        assert "Traceback" not in err
+        if code == 1:
+            assert err.splitlines()[-1].startswith("ffd-run: error: ")
+
+
+def test_debug_shows_the_traceback(portraits: Path) -> None:
+    code, _, err = run(portraits, "--model", "absent.onnx", "--debug")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_what_does_not_exist_is_a_row(colour_model: Path) -> None:
+    code, out, _ = run("absent/", "absent*.jpg", "--model", colour_model)
+    assert code == 3
+    assert [row["error"]["code"] for row in rows_of(out)] == ["not_found"] * 2
+
+
+def test_an_empty_folder_says_so(tmp_path: Path, colour_model: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    code, out, err = run(tmp_path / "nothing", "--model", colour_model)
+    assert (code, out) == (0, "")
+    assert err.splitlines()[-1] == "no files found"
+
+
+def test_a_reader_that_leaves_is_no_error(portraits: Path, colour_model: Path) -> None:
+    process = start("-", "--batch", "1", "--model", colour_model, stdin=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    names = f"{portraits}/0-red.png\n".encode() * 200
+    try:
+        process.stdin.write(names)
+        process.stdin.close()
+    except BrokenPipeError:
+        pass
+    assert process.wait(60) == 1
+    assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_output(portraits: Path, colour_model: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        code, _, err = run(portraits, "--model", colour_model, stdout=full)
+    assert code == 1
+    assert "cannot write to standard output: No space left on device" in err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_ends_with_130_and_keeps_the_rows(
+    portraits: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "rows.jsonl"
+    process = start(
+        "-", "--batch", "1", "--model", colour_model, "--output", output, stdin=subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stderr
+    process.stdin.write(f"{portraits}/0-red.png\n".encode() * 50)
+    process.stdin.flush()
+    partial = tmp_path / "rows.jsonl.partial"
+    deadline = time.monotonic() + 60
+    while not partial.exists() or partial.stat().st_size == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.stdin.close()
+    assert process.wait(30) == 130
+    assert b"Traceback" not in process.stderr.read()
+    assert all(row["label"] == "generated" for row in rows_of(partial.read_text()))
+    assert not output.exists()
+
+
+def test_help_shows_examples() -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "ffd-run portraits/" in out
+    assert (
+        run("--version")[1].startswith("ffd-run, version ") or "(ffd-edge)" in run("--version")[1]
+    )

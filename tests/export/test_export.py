@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from ffd_export.commands.export import main
+from ffd_export.graph import export_checkpoint
+from ffd_export.onnx_file import write_onnx
+from ffd_export.parity import Parity, compare
+from ffd_runtime.backends import open_backend
+from ffd_runtime.card import CARD_KEY, ModelCard, Provenance
+from ffd_runtime.errors import DataError, ModelError, OutputError
+from ffd_train.checkpoint import load_checkpoint, save_checkpoint, sha256_of
+from ffd_train.networks import NETWORKS, FaceNet, build
+from ffd_train.scoring import TorchBackend
+
+from .. import tiny
+
+assert "tiny" in NETWORKS
+
+
+def save(path: Path, network: str = "tiny", temperature: float = 0.7) -> Path:
+    torch.manual_seed(0)
+    net = build(network)
+    with torch.no_grad():
+        net.head.weight.mul_(30)
+    card = ModelCard("made", network, Provenance("0"), temperature=temperature, unsure=(0.4, 0.6))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, net, card)
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
+
+
+def test_the_file_keeps_the_contract(tmp_path: Path, portraits: Path) -> None:
+    checkpoint = save(tmp_path / "best.safetensors")
+    outcome = run(checkpoint, "--verify", portraits)
+    assert outcome.exit_code == 0, outcome.output
+    assert "3 images: largest |Δp|" in outcome.output
+    assert "0 verdict flips" in outcome.output
+    model = onnx.load(tmp_path / "best.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert model.graph.node[0].op_type == "Cast"
+    assert all(i.data_location == onnx.TensorProto.DEFAULT for i in model.graph.initializer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.onnx",
+        "best.safetensors",
+        "portraits",
+    ]
+    (entry,) = model.metadata_props
+    assert entry.key == CARD_KEY
+    card = ModelCard.from_json(entry.value)
+    assert card.provenance.checkpoint_sha256 == sha256_of(checkpoint)
+    assert card.metrics["parity"]["images"] == 3
+    assert card.precision == "fp32"
+
+
+def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
+    assert run(save(tmp_path / "best.safetensors"), "--verify", "none").exit_code == 0
+    content = (tmp_path / "best.onnx").read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert str(Path(torch.__file__).parent).encode() not in content
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "best.safetensors")
+    assert run(checkpoint, "--verify", "none", "--output", tmp_path / "a").exit_code == 0
+    assert run(checkpoint, "--verify", "none", "--output", tmp_path / "b").exit_code == 0
+    assert (tmp_path / "a/best.onnx").read_bytes() == (tmp_path / "b/best.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_outputs_agree_with_pytorch(tmp_path: Path, batch: int) -> None:
+    checkpoint = save(tmp_path / "best.safetensors")
+    run(checkpoint, "--verify", "none")
+    images = np.random.default_rng(0).integers(0, 256, (batch, 299, 299, 3), np.uint8)
+    ours = open_backend(tmp_path / "best.onnx", device="cpu").infer(images)
+    reference = TorchBackend(*load_checkpoint(checkpoint)).infer(images)
+    assert ours.probability.std() > 0.01
+    assert np.allclose(ours.probability, reference.probability, atol=1e-5)
+    assert np.allclose(ours.heatmap, reference.heatmap, atol=1e-3)
+    log_odds = ours.heatmap.mean((1, 2))
+    assert np.allclose(1 / (1 + np.exp(-log_odds)), ours.probability[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["tf_efficientnet_lite0", "resnext50_32x4d"])
+def test_the_real_networks_export(tmp_path: Path, portraits: Path, network: str) -> None:
+    outcome = run(save(tmp_path / "best.safetensors", network), "--verify", portraits)
+    assert outcome.exit_code == 0, outcome.output
+
+
+def test_a_file_that_differs_is_not_left(
+    tmp_path: Path, portraits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save(tmp_path / "best.safetensors")
+
+    def wrong_temperature(path: Path) -> tuple[FaceNet, ModelCard]:
+        net, card = load_checkpoint(path)
+        with torch.no_grad():
+            net.head.weight.mul_(1.01)
+        return net, card
+
+    monkeypatch.setattr("ffd_train.checkpoint.load_checkpoint", wrong_temperature)
+    graph, card = export_checkpoint(checkpoint)
+    monkeypatch.undo()
+    monkeypatch.setattr("ffd_export.graph.export_checkpoint", lambda path: (graph, card))
+    outcome = run(checkpoint, "--verify", portraits)
+    assert outcome.exit_code == 1
+    assert outcome.stderr.splitlines()[-1].startswith("ffd-export: error: the exported fp32 model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", "portraits"]
+
+
+@pytest.mark.parametrize(("largest", "flips"), [(1.1e-4, 0), (0, 1)])
+def test_the_limits_are_the_contracts(largest: float, flips: int) -> None:
+    with pytest.raises(ModelError, match="differs from the checkpoint"):
+        Parity(10, largest, 0, flips, "a.jpg").require("fp32")
+    Parity(10, 9e-5, 0, 0, "a.jpg").require("fp32")
+
+
+def test_differences_are_found(tmp_path: Path, portraits: Path) -> None:
+    net, card = load_checkpoint(save(tmp_path / "a.safetensors"))
+    first = TorchBackend(net, card)
+    other = TorchBackend(net, card.replace(temperature=1.4, unsure=(0.0, 1.0)))
+    parity = compare(first, other, sorted(map(str, portraits.iterdir())))
+    assert parity.images == 3
+    assert parity.largest >= parity.mean > 1e-3
+    with pytest.raises(DataError, match="none of the images"):
+        compare(first, other, [str(tmp_path / "absent.jpg")])
+
+
+def test_the_newest_run_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.chdir(tmp_path)
+    older = save(tmp_path / "runs/a/best.safetensors")
+    newer = save(tmp_path / "runs/b/best.safetensors")
+    os.utime(older, (1, 1))
+    assert run("--verify", "none").exit_code == 0
+    assert newer.with_suffix(".onnx").exists()
+    assert not older.with_suffix(".onnx").exists()
+    assert run(tmp_path / "runs/a", "--verify", "none").exit_code == 0
+    assert older.with_suffix(".onnx").exists()
+
+
+def test_the_runs_own_validation_images_are_used(tmp_path: Path) -> None:
+    from ffd_train.data import scan
+    from ffd_train.stages import Stage
+    from ffd_train.training import Settings, train
+
+    root = tiny.make_faces(tmp_path / "faces", {"train": 4, "val": 2})
+    settings = Settings(
+        data=str(root), network="tiny", weights="none", stages=(Stage("all", 1, 1e-2),), workers=0
+    )
+    train(scan(root, ("train", "val")), settings, tmp_path / "run")
+    outcome = run(tmp_path / "run")
+    assert outcome.exit_code == 0, outcome.output
+    assert "on 4 images" in outcome.output
+
+
+def test_mistakes_end_in_one_line(tmp_path: Path, portraits: Path) -> None:
+    checkpoint = save(tmp_path / "run/best.safetensors")
+    (tmp_path / "empty").mkdir()
+    pickle = tmp_path / "pickled.safetensors"
+    torch.save({}, pickle)
+    for arguments, message in (
+        (("--runs", tmp_path / "empty"), "no finished run in"),
+        ((tmp_path / "empty",), "is not a run"),
+        ((tmp_path / "absent.safetensors", "--verify", "none"), "no such file"),
+        ((pickle, "--verify", "none"), "is a pickle"),
+        ((checkpoint,), "validation images are not to be found"),
+        ((checkpoint, "--verify", tmp_path / "empty"), "no such folder, or nothing in it"),
+        ((checkpoint, "--verify", tmp_path / "absent"), "no such folder, or nothing in it"),
+        ((checkpoint, "--verify", "none", "--output", "/proc/x"), "cannot write"),
+    ):
+        outcome = run(*arguments)
+        assert outcome.exit_code == 1, outcome.output
+        last = outcome.stderr.splitlines()[-1]
+        assert last.startswith("ffd-export: error: ")
+        assert message in last
+        assert "Traceback" not in outcome.output
+    assert not list(tmp_path.rglob("*.onnx"))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    graph, card = export_checkpoint(save(tmp_path / "best.safetensors"))
+    (tmp_path / "m.onnx.partial").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="No space left"):
+        write_onnx(graph, card, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+    assert not (tmp_path / "m.onnx.partial").is_symlink()

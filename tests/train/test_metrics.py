@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import expit
+
+from ffd_runtime.card import ModelCard, Provenance
+from ffd_train.calibrate import calibrate, fit_temperature, fit_threshold, fit_unsure
+from ffd_train.metrics import equal_error_rate, expected_calibration_error, measure, measure_scores
+
+CARD = ModelCard("m", "tiny", Provenance("0"), threshold=0.5, unsure=(0.4, 0.6))
+
+labelled = st.lists(st.tuples(st.floats(-12, 12), st.booleans()), min_size=4, max_size=60).filter(
+    lambda rows: len({truth for _, truth in rows}) == 2
+)
+
+
+def arrays(rows: list[tuple[float, bool]]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    margin = np.array([m for m, _ in rows])
+    return np.stack([margin / 2, -margin / 2], 1), np.array([truth for _, truth in rows])
+
+
+@given(labelled)
+def test_a_calibration_is_always_a_valid_card(rows: list[tuple[float, bool]]) -> None:
+    logits, generated = arrays(rows)
+    fitted = calibrate(logits, generated)
+    card = CARD.replace(
+        temperature=fitted.temperature, threshold=fitted.threshold, unsure=fitted.unsure
+    )
+    scores = expit((logits[:, 0] - logits[:, 1]) / fitted.temperature)
+    verdicts = np.array([card.verdict(score) for score in scores])
+    # The promise: outside the band, 99 % of each verdict are right.
+    for verdict, truth in (("generated", generated), ("groundtruth", ~generated)):
+        if (verdicts == verdict).any():
+            assert truth[verdicts == verdict].mean() >= 0.99
+
+
+@given(labelled)
+def test_metrics_stay_in_their_ranges(rows: list[tuple[float, bool]]) -> None:
+    logits, generated = arrays(rows)
+    report = measure(logits, list(1 - generated), CARD)
+    for name, value in report.summary().items():
+        if name != "images" and value is not None:
+            assert isinstance(value, float)
+            assert 0 <= value <= 1
+
+
+def test_a_perfect_separation_needs_no_band() -> None:
+    scores = np.array([0.1, 0.2, 0.8, 0.9])
+    generated = np.array([False, False, True, True])
+    threshold = fit_threshold(scores, generated)
+    assert threshold == pytest.approx(0.5)
+    assert fit_unsure(scores, generated, threshold, 0.99) == (threshold, threshold)
+
+
+def test_the_threshold_makes_errors_equal() -> None:
+    rng = np.random.default_rng(0)
+    generated = rng.random(4000) < 0.3
+    scores = expit(rng.normal(np.where(generated, 1.0, -2.0), 1.0))
+    threshold = fit_threshold(scores, generated)
+    misses = (scores[generated] < threshold).mean()
+    alarms = (scores[~generated] >= threshold).mean()
+    assert abs(misses - alarms) < 0.01
+
+
+def test_the_band_leaves_out_what_cannot_be_trusted() -> None:
+    scores = np.concatenate([np.linspace(0.51, 0.6, 10), np.linspace(0.9, 0.99, 200), [0.1]])
+    generated = np.array([True, False] * 5 + [True] * 200 + [False])
+    low, high = fit_unsure(scores, generated, 0.5, 0.99)
+    assert low == 0.5
+    assert 0.55 < high < 0.9
+
+
+def test_overconfident_logits_are_cooled() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.normal(0, 2, 20_000)
+    generated = rng.random(20_000) < expit(truth)
+    assert fit_temperature(truth * 3, generated) == pytest.approx(3, rel=0.1)
+
+
+def test_known_numbers() -> None:
+    scores = np.array([0.9, 0.8, 0.45, 0.3, 0.2, 0.55])
+    labels = [0, 0, 0, 1, 1, 1]
+    report = measure_scores(scores, labels, CARD, ["a", "a", "b", "c", "c", None])
+    assert report.accuracy == pytest.approx(4 / 6)
+    assert report.roc_auc == pytest.approx(8 / 9)
+    assert report.per_class == {
+        "generated": pytest.approx(2 / 3),
+        "groundtruth": pytest.approx(2 / 3),
+    }
+    assert report.per_source["a"] == {"images": 2, "accuracy": 1.0}
+    assert report.per_source["b"] == {"images": 1, "accuracy": 0.0}
+    assert set(report.per_source) == {"a", "b", "c"}
+    assert report.decided == pytest.approx(4 / 6)
+    assert report.decided_accuracy == 1
+    assert report.tpr_at_1_fpr == pytest.approx(2 / 3)
+    assert report.eer == pytest.approx(1 / 3)
+
+
+def test_no_decision_has_no_accuracy() -> None:
+    report = measure_scores(np.array([0.5, 0.5]), [0, 1], CARD)
+    assert report.decided == 0
+    assert report.decided_accuracy is None
+
+
+def test_the_equal_error_rate_is_interpolated() -> None:
+    assert equal_error_rate(np.array([0, 0.2, 1]), np.array([0, 0.6, 1])) == pytest.approx(1 / 3)
+    assert equal_error_rate(np.array([0, 0, 1]), np.array([0, 1, 1])) == pytest.approx(0)
+
+
+def test_calibration_error_of_honest_and_of_bold_scores() -> None:
+    rng = np.random.default_rng(2)
+    scores = rng.random(50_000)
+    generated = rng.random(50_000) < scores
+    assert expected_calibration_error(scores, generated) < 0.01
+    assert expected_calibration_error(np.full(100, 1.0), np.arange(100) < 70) == pytest.approx(0.3)
