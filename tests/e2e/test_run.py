@@ -28,8 +28,9 @@ COMMAND = Path(sys.executable).with_name("ffd-run")
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-    command = [str(COMMAND), *map(os.fsencode, map(str, arguments))]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    defaults: dict[str, Any] = streams
+    command = [os.fsencode(str(part)) for part in (COMMAND, *arguments)]
     return subprocess.Popen(command, **{**defaults, **options})
 
 

@@ -151,8 +151,9 @@ def test_the_newest_run_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_runs_own_validation_images_are_used(tmp_path: Path) -> None:
     from ffd_train.data import scan
+    from ffd_train.settings import Settings
     from ffd_train.stages import Stage
-    from ffd_train.training import Settings, train
+    from ffd_train.training import train
 
     root = tiny.make_faces(tmp_path / "faces", {"train": 4, "val": 2})
     settings = Settings(

@@ -17,8 +17,9 @@ from ffd_runtime.errors import DataError, ModelError, OutputError
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import FaceData, scan
 from ffd_train.predict import predict_logits
+from ffd_train.settings import Settings, choose_device
 from ffd_train.stages import Stage
-from ffd_train.training import Settings, choose_device, train
+from ffd_train.training import train
 
 from .. import tiny
 
@@ -105,7 +106,8 @@ import sys
 from pathlib import Path
 from tests import tiny
 from ffd_train.data import scan
-from ffd_train.training import Settings, train
+from ffd_train.settings import Settings
+from ffd_train.training import train
 root, folder = Path(sys.argv[1]), Path(sys.argv[2])
 settings = Settings.from_json(Path(sys.argv[3]).read_text())
 train(scan(root, ("train", "val")), settings, folder, resume=sys.argv[4] == "resume",
@@ -155,6 +157,19 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(data: FaceData, tmp_path: Pa
         assert torch.equal(tensor, second.state_dict()[name]), name
 
 
+def test_ctrl_c_is_passed_on(data: FaceData, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.json"
+    long = (Stage("all", 500, 1e-2),)
+    settings.write_text(Settings(**{**vars(SETTINGS), "stages": long}).to_json())
+    process = run(data, tmp_path / "run", settings, "new")
+    assert process.stdout
+    assert "stage 1 of 1" in process.stdout.readline()
+    assert "epoch 1" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+
+
 def test_resuming_needs_the_same_data_and_a_sound_state(data: FaceData, tmp_path: Path) -> None:
     settings = Settings(**{**vars(SETTINGS), "stages": (Stage("head", 1, 1e-2),)})
     folder = tmp_path / "run"
@@ -170,6 +185,15 @@ def test_resuming_needs_the_same_data_and_a_sound_state(data: FaceData, tmp_path
     (folder / "settings.json").write_text("{}")
     with pytest.raises(DataError, match=r"settings.json cannot be used"):
         Settings.from_json((folder / "settings.json").read_text())
+
+
+def test_a_loss_that_is_no_number_ends_the_run(data: FaceData, tmp_path: Path) -> None:
+    options = {"stages": (Stage("all", 1, 1e-2), Stage("all", 3, 99.0)), "optimizer": "sgd"}
+    settings = Settings(**{**vars(SETTINGS), **options, "weight_decay": 1.0})
+    with pytest.raises(ModelError, match="the loss is no number any more in epoch"):
+        train(data, settings, tmp_path / "run")
+    net, _ = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
 def test_a_device_that_is_not_there_is_an_error() -> None:
@@ -189,7 +213,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(data: FaceData, tmp_path: Path
 
 
 def test_random_choices_differ_between_epochs(data: FaceData) -> None:
-    from ffd_train.training import FaceBatches
+    from ffd_train.module import FaceBatches
 
     class Trainer:
         current_epoch = 0

@@ -112,11 +112,17 @@ def build(network: str, weights: str = "none") -> FaceNet:
 
 
 def describe_weights(weights: str) -> str:
-    """`weights` as the card records it: a file by its name and sha256."""
+    """`weights` as the card records it: a file by its name and sha256.
+
+    Raises:
+        ModelError: there is no such file.
+    """
     if weights in ("none", "imagenet"):
         return weights
-    digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    return f"{Path(weights).name} sha256 {digest}"
+    path = Path(weights)
+    if not path.is_file():
+        raise ModelError(f"weights {path}: no such file (use imagenet, none or a file)")
+    return f"{path.name} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _torchvision_resnext(network: str, weights: str) -> FaceNet:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,8 @@ import click
 from .common import Command, format_option, say, verbose, version_option, wants_table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from ..sinks import Sink
@@ -34,7 +35,7 @@ Exit codes:
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="An ONNX made by ffd-export. Default: the embedded model.",
 )
 @click.option(
@@ -56,7 +57,7 @@ Exit codes:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     metavar="FILE.{jsonl,csv}",
     help="Write rows to a file; it takes its name when it is whole.",
 )
@@ -82,6 +83,8 @@ def main(sources: tuple[str, ...], **options: Any) -> None:
 def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
     _refuse_streams(sources)
     # Imported here, so that --help does not wait for OpenCV and onnxruntime.
+    from pathlib import Path
+
     import cv2
 
     from ..classifier import Classifier
@@ -89,7 +92,7 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
 
     # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
     cv2.setNumThreads(1)
-    output: Path | None = options["output"]
+    output = Path(options["output"]) if options["output"] else None
     leave_out = _own_files(output) if output else frozenset()
     null = options["null"]
     with ExitStack() as stack:

@@ -104,7 +104,9 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     from ffd_runtime.errors import DataError, OutputError
 
     from ..data import scan
-    from ..training import BEST, SETTINGS, Settings, train
+    from ..run_folder import BEST, SETTINGS
+    from ..settings import Settings
+    from ..training import train
 
     if resume:
         if not (resume / SETTINGS).is_file():
@@ -119,7 +121,11 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     faces = scan(data, ("train", "val"))
     counts = ", ".join(f"{len(faces.split(split))} {split}" for split in ("train", "val", "test"))
     say(f"{len(faces.samples)} images: {counts}" + _ignored(faces.ignored))
-    train(faces, settings, folder, resume=bool(resume), progress=sys.stderr.isatty(), say=say)
+    try:
+        train(faces, settings, folder, resume=bool(resume), progress=sys.stderr.isatty(), say=say)
+    except KeyboardInterrupt:
+        say(f"stopped; go on with --resume {folder}")
+        raise
     say(f"wrote {folder / BEST}")
 
 

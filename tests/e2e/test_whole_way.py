@@ -1,0 +1,160 @@
+"""Train, export, evaluate and run, each by its command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ffd_export.commands.export import main as ffd_export
+from ffd_runtime.backends import EMBEDDED
+from ffd_runtime.card import ModelCard
+from ffd_runtime.commands.run import main as ffd_run
+from ffd_train.commands.eval import main as ffd_eval
+from ffd_train.commands.train import main as ffd_train
+
+from ..tiny import make_faces
+
+
+def call(command: object, *arguments: object) -> Result:
+    return CliRunner().invoke(command, list(map(str, arguments)))  # type: ignore[arg-type]
+
+
+def last_error(outcome: Result) -> str:
+    assert outcome.exit_code in (1, 2), outcome.output
+    assert "Traceback" not in outcome.output
+    return outcome.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    splits = {"train": 12, "val": 6, "test": 4}
+    return make_faces(tmp_path_factory.mktemp("whole") / "faces", splits, sources=True)
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path) -> Path:
+    """The folder of a run of the small network, a few steps long."""
+    runs = root.parent / "runs"
+    outcome = call(
+        ffd_train,
+        root,
+        *("--network", "tf_efficientnet_lite0", "--weights", "none", "--batch", 8),
+        *("--stage", "head:1:1e-3", "--stage", "all:2:3e-3", "--optimizer", "adamw"),
+        *("--crop", 64, "--workers", 0, "--runs", runs, "--name", "small"),
+    )
+    assert outcome.exit_code == 0, outcome.output
+    return runs / "small"
+
+
+def test_training_says_what_it_does(root: Path, trained: Path) -> None:
+    card = ModelCard.from_json((trained / "card.json").read_text())
+    assert card.name == "small"
+    assert card.architecture == "tf_efficientnet_lite0"
+    assert len((trained / "metrics.csv").read_text().splitlines()) == 4
+    settings = json.loads((trained / "settings.json").read_text())
+    assert settings["data"] == str(root)
+    assert settings["stages"] == ["head:1:0.001", "all:2:0.003"]
+
+
+def test_export_evaluate_and_run_agree(root: Path, trained: Path) -> None:
+    outcome = call(ffd_export, "--runs", trained.parent)
+    assert outcome.exit_code == 0, outcome.output
+    assert "12 images: largest |Δp|" in outcome.output
+    exported = trained / "best.onnx"
+
+    reports = []
+    for model in (trained, exported):
+        outcome = call(ffd_eval, model, root, "--json", "--device", "cpu")
+        assert outcome.exit_code == 0, outcome.output
+        reports.append(json.loads(outcome.stdout))
+    assert reports[0]["images"] == reports[1]["images"] == 8
+    assert set(reports[0]["per_source"]) == {"red-0", "red-1", "blue-0", "blue-1"}
+    for name, value in reports[0].items():
+        if isinstance(value, float):
+            assert reports[1][name] == pytest.approx(value, abs=1e-4)
+
+    outcome = call(ffd_run, root / "test", "--model", exported)
+    rows = [json.loads(line) for line in outcome.stdout.splitlines()]
+    assert len(rows) == 8
+    card = ModelCard.from_json((trained / "card.json").read_text())
+    right = [(row["score"] >= card.threshold) == ("/generated/" in row["source"]) for row in rows]
+    assert sum(right) / 8 == pytest.approx(reports[1]["accuracy"])
+
+
+def test_a_run_can_be_resumed_by_command(root: Path, trained: Path) -> None:
+    before = (trained / "metrics.csv").read_text()
+    outcome = call(ffd_train, root, "--resume", trained)
+    assert outcome.exit_code == 0, outcome.output
+    assert (trained / "metrics.csv").read_text() == before
+
+
+def test_evaluation_prints_a_table_and_counts_what_it_left_out(
+    root: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    faces = make_faces(tmp_path / "faces", {"test": 3})
+    outcome = call(ffd_eval, colour_model, faces, "--table")
+    assert outcome.exit_code == 0, outcome.output
+    assert "ROC-AUC" in outcome.stdout
+    assert "1.0000" in outcome.stdout
+    (faces / "test/generated/broken.jpg").write_bytes(b"\xff\xd8\xff")
+    outcome = call(ffd_eval, colour_model, faces, "--json")
+    assert outcome.exit_code == 3
+    report = json.loads(outcome.stdout)
+    assert report["images"] == 6
+    assert report["accuracy"] == 1
+    assert [row["error"]["code"] for row in report["unreadable"]] == ["truncated"]
+
+
+def test_training_mistakes_end_in_one_line(root: Path, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    small = ("--weights", "none", "--network", "tf_efficientnet_lite0", "--runs", tmp_path)
+    for arguments, message in (
+        ((tmp_path / "absent", *small), "no such folder"),
+        ((tmp_path / "empty", *small), "expected the folders generated/ and groundtruth/"),
+        ((root, "--weights", tmp_path / "absent.pth", "--runs", tmp_path), "no such file"),
+        ((root, *small, "--device", "cuda", "--name", "x"), "sees no CUDA device"),
+        ((root, "--runs", trained.parent, "--name", "small"), "exists: choose another --name"),
+        ((root, "--resume", tmp_path), "is not a run"),
+        ((root, "--stage", "neck:1:1e-3"), "'neck' is not a part"),
+    ):
+        assert message in last_error(call(ffd_train, *arguments))
+
+
+def test_evaluation_mistakes_end_in_one_line(
+    root: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pickle.safetensors").write_bytes(b"PK\x03\x04")
+    only = make_faces(tmp_path / "only", {"test": 1})
+    (only / "test/generated/red0.png").write_bytes(b"")
+    for arguments, message in (
+        ((tmp_path / "absent.onnx", root), "no such file"),
+        ((tmp_path / "pickle.safetensors", root), "is a pickle"),
+        ((colour_model, tmp_path / "absent"), "no such folder"),
+        ((colour_model, root, "--device", "cuda:999"), "--device cuda:999"),
+        ((colour_model, only), "no readable image of one of the classes"),
+    ):
+        assert message in last_error(call(ffd_eval, *arguments))
+
+
+def test_the_embedded_model_fits_the_wheel_and_says_where_it_is_from() -> None:
+    from ffd_runtime import Classifier
+
+    assert EMBEDDED.stat().st_size <= 25e6
+    with Classifier.open(device="cpu") as classifier:
+        card = classifier.card
+    assert card.provenance.manifest_sha256
+    assert card.provenance.checkpoint_sha256
+    assert card.metrics["parity"]["verdict_flips"] == 0
+
+
+def test_the_embedded_model_holds_what_its_card_says(faces: Path) -> None:
+    outcome = call(ffd_eval, "embedded", faces, "--split", "test", "--json", "--device", "cpu")
+    assert outcome.exit_code == 0, outcome.output
+    report = json.loads(outcome.stdout)
+    assert report["images"] == 840
+    assert report["accuracy"] >= 0.95
+    assert report["decided_accuracy"] >= 0.97
+    assert report["roc_auc"] >= 0.99

@@ -1,0 +1,99 @@
+"""What a person sees of a run: one line an epoch, and on a terminal one bar over all stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class RunProgress(Callback):
+    """Reports a run of several stages; a context manager around all of them.
+
+    Args:
+        say: takes the lines.
+        epochs: of all stages.
+        done: of them, before this run was resumed.
+        bar: draw a bar on stderr; the lines then go above it.
+    """
+
+    def __init__(self, say: Callable[[str], None], epochs: int, done: int, bar: bool) -> None:
+        self._say = say
+        self._epoch = done
+        self._epochs = epochs
+        self._bar: Progress | None = None
+        if bar:
+            self._bar = Progress(
+                TextColumn("epoch {task.fields[epoch]} of {task.fields[epochs]}"),
+                BarColumn(),
+                TextColumn("loss {task.fields[loss]:.3f}, accuracy {task.fields[accuracy]:.3f}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True, highlight=False),
+                # Long enough to average validation in.
+                speed_estimate_period=900,
+                transient=True,
+            )
+            self._task = self._bar.add_task(
+                "", total=epochs, completed=done, epoch=done, epochs=epochs, loss=0.0, accuracy=0.0
+            )
+
+    def say(self, line: str) -> None:
+        """One line, above the bar if there is one."""
+        if self._bar:
+            self._bar.console.print(line, markup=False)
+        else:
+            self._say(line)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._epoch += 1
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        # Reading the loss waits for the GPU, so not at every step.
+        if self._bar and batch_idx % 10 == 0:
+            share = (batch_idx + 1) / max(1, trainer.num_training_batches)
+            self._bar.update(
+                self._task,
+                completed=self._epoch - 1 + share,
+                epoch=self._epoch,
+                loss=float(outputs["loss"]),
+                accuracy=float(module.accuracy.compute()),  # type: ignore[operator,union-attr]
+            )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        value = trainer.callback_metrics
+        if self._bar:
+            self._bar.update(self._task, completed=self._epoch)
+        self.say(
+            f"epoch {self._epoch} of {self._epochs}: "
+            f"loss {value['loss_epoch']:.4f}, accuracy {value['accuracy']:.4f}; "
+            f"val loss {value['val_loss']:.4f}, accuracy {value['val_accuracy']:.4f}, "
+            f"AUC {value['val_auc']:.4f}"
+        )
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
