@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,13 +70,13 @@ def compare(reference: Backend, exported: Backend, sources: Sequence[str]) -> Pa
         DataError: not one of them can be read.
     """
     pairs = [
-        (a.source, a.score, b.score, a.label != b.label)
+        (a.source, _difference(a, b), a.label != b.label)
         for a, b in zip(_rows(reference, sources), _rows(exported, sources), strict=True)
-        if a.score is not None and b.score is not None
+        if a.score is not None or b.score is not None
     ]
     if not pairs:
         raise DataError("none of the images to verify with can be read: give others by --verify")
-    differences = [abs(a - b) for _, a, b, _ in pairs]
+    differences = [difference for _, difference, _ in pairs]
     largest = max(differences)
     return Parity(
         images=len(pairs),
@@ -84,6 +85,13 @@ def compare(reference: Backend, exported: Backend, sources: Sequence[str]) -> Pa
         flips=sum(flip for *_, flip in pairs),
         worst=pairs[differences.index(largest)][0],
     )
+
+
+def _difference(a: Result, b: Result) -> float:
+    """|Δp|; where only one of the two gives a probability, no number is large enough."""
+    if a.score is None or b.score is None:
+        return math.inf
+    return abs(a.score - b.score)
 
 
 def _rows(backend: Backend, sources: Sequence[str]) -> Iterator[Result]:

@@ -24,7 +24,9 @@ def find_checkpoint(model: Path | None, runs: Path) -> Path:
         ModelError: there is none.
     """
     if model is None:
-        found = sorted(runs.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+        # The card is written last: a run without one is still training, or was killed.
+        ended = [card.with_name(CHECKPOINT) for card in runs.glob("*/card.json")]
+        found = sorted(filter(Path.is_file, ended), key=lambda path: path.stat().st_mtime)
         if not found:
             raise ModelError(f"no finished run in {runs}/: train one with ffd-train, or give MODEL")
         return found[-1]
@@ -63,7 +65,9 @@ def find_verification(checkpoint: Path, folder: Path | None) -> list[str]:
 def _validation_images(run: Path) -> list[str]:
     try:
         root = Path(json.loads((run / "settings.json").read_text())["data"])
-        with (run / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        with (run / "manifest.csv").open(
+            newline="", encoding="utf-8", errors="surrogateescape"
+        ) as file:
             paths = [row["path"] for row in csv.DictReader(file) if row["split"] == "val"]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -92,7 +92,8 @@ class ModelCard:
         classes: order of the graph's `probability` output; `generated` comes first.
         temperature: the logits are divided by it, inside the graph.
         threshold: P(generated) at which a two-way decision is made.
-        unsure: `(low, high)`: a score in `[low, high)` is answered `unsure`.
+        unsure: `(low, high)`: a score in `[low, high)` is answered `unsure`; with a low of 0 no
+            score is `groundtruth`, with a high of 1 none is `generated`.
         precision: `fp32`, `fp16` or `int8`.
         metrics: measurements by name (`val`, `parity`, ...), each a flat mapping.
         provenance: where the model came from.
@@ -147,7 +148,7 @@ class ModelCard:
             ['groundtruth', 'unsure', 'generated']
         """
         low, high = self.unsure
-        if score >= high:
+        if score >= high and high < 1:
             return "generated"
         return "groundtruth" if score < low else "unsure"
 

@@ -139,13 +139,42 @@ def _decode_whole(header: ImageHeader, data: Image) -> Image | None:
     if header.alpha:
         # IMREAD_COLOR would drop alpha and show whatever colour lies under it.
         raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        if raw is not None and raw.ndim == 3 and raw.shape[2] == 4:
-            return to_bgr(raw)
+        if raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and raw.dtype.kind == "u":
+            # libtiff multiplies 8-bit colour by alpha, nobody else does.
+            multiplied = header.format == "tiff" and raw.dtype == np.uint8
+            image = _add_white(np.asarray(raw, np.uint8)) if multiplied else to_bgr(raw)
+            return _turn(image, header.orientation)
     colour = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    return None if colour is None else np.asarray(colour, np.uint8)
+    if colour is None:
+        return None
+    # OpenCV applies the orientation itself, except that of AVIF and of IMREAD_UNCHANGED above.
+    orientation = header.orientation if header.format == "avif" else 1
+    return _turn(np.asarray(colour, np.uint8), orientation)
+
+
+def _turn(image: Image, orientation: int) -> Image:
+    """Apply an EXIF orientation (1 to 8)."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
 
 
 def _on_white(bgra: Image) -> Image:
-    alpha = bgra[..., 3:].astype(np.uint16)
-    mixed = bgra[..., :3] * alpha + 255 * (255 - alpha) + 127
-    return (mixed // 255).astype(np.uint8)
+    """Blend with white, a strip at a time: a whole picture in 16 bits would be twice its size."""
+    out = np.empty((*bgra.shape[:2], 3), np.uint8)
+    for top in range(0, bgra.shape[0], 64):
+        strip = bgra[top : top + 64]
+        alpha = strip[..., 3:].astype(np.uint16)
+        mixed = strip[..., :3] * alpha + 255 * (255 - alpha) + 127
+        out[top : top + 64] = mixed // 255
+    return out
+
+
+def _add_white(bgra: Image) -> Image:
+    """Blend colour that is multiplied by alpha already."""
+    white = cv2.cvtColor(255 - bgra[..., 3], cv2.COLOR_GRAY2BGR)
+    return np.asarray(cv2.add(np.ascontiguousarray(bgra[..., :3]), white), np.uint8)

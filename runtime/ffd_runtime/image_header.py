@@ -6,6 +6,8 @@ size and completeness are checked here, before it sees the bytes.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ class ImageHeader:
         height: in pixels, before any EXIF rotation.
         complete: False if the file certainly ends early.
         alpha: True if some of it may be transparent.
+        orientation: as in EXIF, 1 to 8; only of PNG, WebP and AVIF.
     """
 
     format: str
@@ -30,6 +33,7 @@ class ImageHeader:
     height: int
     complete: bool = True
     alpha: bool = False
+    orientation: int = 1
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -48,7 +52,7 @@ def read_header(data: bytes) -> ImageHeader:
         if matches(data):
             try:
                 header = parse(data)
-            except (struct.error, IndexError):
+            except (struct.error, IndexError, OverflowError):
                 raise InputError("truncated", f"the {name.upper()} header ends early") from None
             except ValueError as error:
                 raise InputError("corrupt", f"broken {name.upper()}: {error}") from None
@@ -96,15 +100,22 @@ def _png(data: bytes) -> ImageHeader:
     width, height, _, colour_type = struct.unpack_from(">IIBB", data, 16)
     # Alpha comes as a channel (types 4 and 6) or as a tRNS chunk before the pixels.
     alpha = colour_type in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
-    return ImageHeader("png", width, height, b"IEND" in data[-64 * 1024 :], alpha)
+    complete = b"IEND" in data[-64 * 1024 :]
+    return ImageHeader("png", width, height, complete, alpha, _exif(data, b"eXIf", 4))
 
 
 def _gif(data: bytes) -> ImageHeader:
     return ImageHeader("gif", *struct.unpack_from("<HH", data, 6))
 
 
+# The headers of BMP's versions: any other number is some text that begins with BM.
+_DIB_SIZES = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
+
+
 def _bmp(data: bytes) -> ImageHeader:
     (header_size,) = struct.unpack_from("<I", data, 14)
+    if header_size not in _DIB_SIZES:
+        raise InputError("not_an_image", "not an image in a format that ffd reads")
     if header_size == 12:
         return ImageHeader("bmp", *struct.unpack_from("<HH", data, 18))
     width, height = struct.unpack_from("<ii", data, 18)
@@ -128,7 +139,8 @@ def _webp(data: bytes) -> ImageHeader:
         return ImageHeader("webp", width, height, complete, alpha=bool(bits >> 28 & 1))
     if kind == b"VP8X":
         width, height = (int.from_bytes(_take(data, at, 3), "little") + 1 for at in (24, 27))
-        return ImageHeader("webp", width, height, complete, alpha=bool(data[20] & 0x10))
+        alpha = bool(data[20] & 0x10)
+        return ImageHeader("webp", width, height, complete, alpha, _exif(data, b"EXIF", 8))
     raise ValueError("its first chunk is unknown")
 
 
@@ -141,17 +153,53 @@ def _tiff(data: bytes) -> ImageHeader:
     (directory,) = struct.unpack_from(order + offset_format, data, offset_at)
     (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, directory)
     first, step, value_at = (directory + 8, 20, 12) if big else (directory + 2, 12, 8)
-    found: dict[int, int] = {}
+    found = {338: 0}
     for entry in range(first, first + step * min(entries, 4096), step):
         tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if tag in (256, 257):
+        if tag in (256, 257, 338):
             value = {3: "H", 4: "I", 16: "Q"}.get(kind)
             if value is None:
                 raise ValueError("its size has an unknown type")
             (found[tag],) = struct.unpack_from(order + value, data, entry + value_at)
-    if len(found) != 2:
+    if len(found) != 3:
         raise ValueError("it does not say its size")
-    return ImageHeader("tiff", found[256], found[257], alpha=True)
+    # Tag 338 says what a fourth sample is: 1 or 2 for alpha.
+    return ImageHeader("tiff", found[256], found[257], alpha=found[338] in (1, 2))
+
+
+def _exif(data: bytes, tag: bytes, skip: int) -> int:
+    """Orientation in the EXIF chunk of a PNG or WebP; 1 where there is none or it is broken."""
+    at = data.find(tag)
+    if at < 0:
+        return 1
+    block = data[at + skip : at + skip + 4096].removeprefix(b"Exif\0\0")
+    order = "<" if block[:2] == b"II" else ">"
+    try:
+        (directory,) = struct.unpack_from(order + "I", block, 4)
+        (entries,) = struct.unpack_from(order + "H", block, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * min(entries, 64), 12):
+            tag_number, _, _, value = struct.unpack_from(order + "HHIH", block, entry)
+            if tag_number == 0x0112 and 1 <= value <= 8:
+                return int(value)
+    except struct.error:
+        pass
+    return 1
+
+
+# EXIF's orientation by AVIF's quarter turns (against the clock) and mirror axis (None, 0 or 1).
+_AVIF_ORIENTATION = {
+    (0, None): 1, (1, None): 8, (2, None): 3, (3, None): 6,
+    (0, 1): 2, (0, 0): 4, (1, 0): 5, (3, 0): 7, (1, 1): 7, (3, 1): 5, (2, 0): 2, (2, 1): 4,
+}  # fmt: skip
+
+
+def _avif(data: bytes) -> ImageHeader:
+    header = _parse_avif_size(data)
+    head = data[: 1 << 16]
+    turn, mirror = head.find(b"irot"), head.find(b"imir")
+    turns = head[turn + 4] & 3 if turn >= 0 else 0
+    axis = head[mirror + 4] & 1 if mirror >= 0 else None
+    return dataclasses.replace(header, orientation=_AVIF_ORIENTATION[turns, axis])
 
 
 def _boxes(name: str, tag: bytes, at: int, height_first: bool) -> Callable[[bytes], ImageHeader]:
@@ -172,11 +220,18 @@ def _boxes(name: str, tag: bytes, at: int, height_first: bool) -> Callable[[byte
     return parse
 
 
+# A magic number, then a size: comments and blanks may stand between.
+_PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+\s")
+
+
 def _pnm(data: bytes) -> ImageHeader:
     # Only its head can hold the size; comments run from # to the end of the line.
     lines = (line.split(b"#", 1)[0] for line in data[2:4096].splitlines())
     tokens = b" ".join(lines).split()
     return ImageHeader("pnm", int(tokens[0][:9]), int(tokens[1][:9]))
+
+
+_parse_avif_size = _boxes("avif", b"ispe", 8, False)
 
 
 def _take(data: bytes, start: int, length: int) -> bytes:
@@ -199,8 +254,8 @@ _FORMATS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], ImageHeade
     (
         "avif",
         lambda data: data[4:12] in (b"ftypavif", b"ftypavis"),
-        _boxes("avif", b"ispe", 8, False),
+        _avif,
     ),
     ("jp2", _starts(b"\0\0\0\x0cjP  \r\n\x87\n"), _boxes("jp2", b"ihdr", 4, True)),
-    ("pnm", _starts(*(b"P%d%c" % (n, c) for n in range(1, 7) for c in b" \n\t\r")), _pnm),
+    ("pnm", lambda data: _PNM.match(data) is not None, _pnm),
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from queue import Empty, Queue
+from threading import Semaphore, Thread
+from typing import Self
 
 import numpy as np
 
@@ -18,6 +21,9 @@ from .sources import Item
 
 Prepared = tuple[str, Image | InputError]
 
+# Seconds for which a batch that is not full waits for a source: longer than a disk needs.
+GRACE = 0.05
+
 
 def classify_items(
     items: Iterable[Item],
@@ -29,7 +35,8 @@ def classify_items(
 ) -> Iterator[Result]:
     """A row for every item, in the order of the items.
 
-    At most two batches and one image a worker are held in memory, however many items there are.
+    At most three batches and one image a worker are held in memory, however many items there are. A
+    batch is not waited for: when the source has nothing ready, what has come is inferred.
 
     Args:
         items: read as rows are taken.
@@ -39,16 +46,13 @@ def classify_items(
         max_pixels: see `decode`.
     """
     waiting: list[Prepared] = []
-    images = 0
-    with ThreadPoolExecutor(workers, "ffd-prepare") as pool:
-        for prepared in _prepare_ahead(
-            pool, items, backend.card.preprocess, max_pixels, 2 * batch + workers
-        ):
-            waiting.append(prepared)
-            images += not isinstance(prepared[1], InputError)
-            if images == batch or len(waiting) >= 4 * batch:
+    with _PrepareAhead(items, backend.card.preprocess, max_pixels, workers, 2 * batch) as ahead:
+        for prepared in ahead:
+            if prepared is not None:
+                waiting.append(prepared)
+            if prepared is None or len(waiting) == batch:
                 yield from infer_prepared(waiting, backend)
-                waiting, images = [], 0
+                waiting = []
         yield from infer_prepared(waiting, backend)
 
 
@@ -79,24 +83,72 @@ def prepare(item: Item, spec: PreprocessSpec, max_pixels: int = MAX_PIXELS) -> P
         return item.source, InputError("corrupt", f"it cannot be processed ({reason})")
 
 
-def _prepare_ahead(
-    pool: ThreadPoolExecutor,
-    items: Iterable[Item],
-    spec: PreprocessSpec,
-    max_pixels: int,
-    ahead: int,
-) -> Iterator[Prepared]:
-    pending: deque[Future[Prepared]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(prepare, item, spec, max_pixels))
-            if len(pending) >= ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+class _PrepareAhead:
+    """Iterates over prepared items, in order; a None says that the source has nothing ready.
+
+    A thread takes items from the source, so that a source that waits (a person, a program that
+    wants a verdict before it names the next file) holds up nothing that has come already.
+
+    Args:
+        items: the source.
+        spec: preprocessing.
+        max_pixels: see `decode`.
+        workers: threads that prepare.
+        ahead: items that may be under way or ready.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        spec: PreprocessSpec,
+        max_pixels: int,
+        workers: int,
+        ahead: int,
+    ) -> None:
+        self._items = items
+        self._prepare = partial(prepare, spec=spec, max_pixels=max_pixels)
+        self._pool = ThreadPoolExecutor(workers, "ffd-prepare")
+        # None ends the queue; an exception is the source's own.
+        self._queue: Queue[Future[Prepared] | BaseException | None] = Queue()
+        self._room = Semaphore(ahead + workers)
+        self._stop = False
+        self._reader = Thread(target=self._read, name="ffd-read", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._reader.start()
+        return self
+
+    def __iter__(self) -> Iterator[Prepared | None]:
+        while True:
+            try:
+                entry = self._queue.get(timeout=GRACE)
+            except Empty:
+                yield None
+                entry = self._queue.get()
+            if entry is None:
+                return
+            if isinstance(entry, BaseException):
+                yield None
+                raise entry
+            yield entry.result()
+            self._room.release()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = True
+        self._room.release()
+        # However this ends, nothing that has not begun is waited for.
+        self._pool.shutdown(cancel_futures=True)
+
+    def _read(self) -> None:
+        try:
+            for item in self._items:
+                self._room.acquire()
+                if self._stop:
+                    return
+                self._queue.put(self._pool.submit(self._prepare, item))
+            self._queue.put(None)
+        except BaseException as error:
+            self._queue.put(error)
 
 
 def _judge(source: str, score: float, card: ModelCard) -> Result:

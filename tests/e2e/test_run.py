@@ -218,7 +218,9 @@ def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path:
     for arguments, code, message in (
         ((portraits, "--model", tmp_path / "absent.onnx"), 1, "no such file"),
         ((portraits, "--model", no_card), 1, "has no model card"),
-        ((portraits, "--model", colour_model, "--device", "gpu"), 1, "unknown device"),
+        ((portraits, "--model", colour_model, "--device", "gpu"), 2, "unknown device"),
+        ((portraits, "--model", tmp_path), 1, "is a folder: give its ONNX"),
+        ((portraits, "--model", tmp_path / "\x1b[31m.onnx"), 1, "\\x1b[31m.onnx: no such file"),
         ((portraits, "--model", colour_model, "--output", "rows.txt"), 1, "must end with"),
         ((portraits, "--model", colour_model, "--output", "/proc/x.csv"), 1, "cannot write"),
         (("rtsp://camera/1",), 2, "rtsp:// is not a source"),
@@ -229,9 +231,26 @@ def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path:
         assert ended == code, err
         assert out == ""
         assert message in err.splitlines()[-1]
-        assert "Traceback" not in err
-        if code == 1:
-            assert err.splitlines()[-1].startswith("ffd-run: error: ")
+        assert err.splitlines()[-1].startswith("ffd-run: error: ")
+        assert len(err.splitlines()) <= 2
+        assert "\x1b" not in err
+
+
+def test_closed_streams_and_poor_encodings_do_not_matter(
+    portraits: Path, colour_model: Path
+) -> None:
+    command = f'"{COMMAND}" - --model "{colour_model}"'
+    for redirection in ("<&-", ">&- </dev/null"):
+        done = subprocess.run(
+            f"{command} {redirection}", shell=True, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "closed" in done.stderr.splitlines()[-1]
+    (portraits / "0-red.png").rename(portraits / "é.png")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    code, out, _ = run(portraits, "--model", colour_model, "--table", env=environment)
+    assert code == 0
+    assert "\\xe9.png" in out
 
 
 def test_debug_shows_the_traceback(portraits: Path) -> None:

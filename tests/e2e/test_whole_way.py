@@ -130,6 +130,7 @@ def test_evaluation_mistakes_end_in_one_line(
     only = make_faces(tmp_path / "only", {"test": 1})
     (only / "test/generated/red0.png").write_bytes(b"")
     for arguments, message in (
+        ((colour_model, root, "--device", "cpu:1"), "unknown device"),
         ((tmp_path / "absent.onnx", root), "no such file"),
         ((tmp_path / "pickle.safetensors", root), "is a pickle"),
         ((colour_model, tmp_path / "absent"), "no such folder"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ffd_export.commands.export import main
 from ffd_export.graph import export_checkpoint
 from ffd_export.onnx_file import write_onnx
 from ffd_export.parity import Parity, compare
-from ffd_runtime.backends import open_backend
+from ffd_runtime.backends import Outputs, open_backend
 from ffd_runtime.card import CARD_KEY, ModelCard, Provenance
 from ffd_runtime.errors import DataError, ModelError, OutputError
 from ffd_train.checkpoint import load_checkpoint, save_checkpoint, sha256_of
@@ -124,6 +125,23 @@ def test_the_limits_are_the_contracts(largest: float, flips: int) -> None:
     Parity(10, 9e-5, 0, 0, "a.jpg").require("fp32")
 
 
+def test_what_only_one_of_them_can_judge_is_a_difference(tmp_path: Path, portraits: Path) -> None:
+    net, card = load_checkpoint(save(tmp_path / "a.safetensors"))
+    reference = TorchBackend(net, card)
+
+    class Silent(TorchBackend):
+        def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+            outputs = super().infer(images)
+            outputs.probability[:] = np.nan
+            return outputs
+
+    parity = compare(reference, Silent(net, card), sorted(map(str, portraits.iterdir())))
+    assert parity.images == 3
+    assert parity.flips == 3
+    with pytest.raises(ModelError, match="differs from the checkpoint"):
+        parity.require("fp32")
+
+
 def test_differences_are_found(tmp_path: Path, portraits: Path) -> None:
     net, card = load_checkpoint(save(tmp_path / "a.safetensors"))
     first = TorchBackend(net, card)
@@ -142,6 +160,10 @@ def test_the_newest_run_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     older = save(tmp_path / "runs/a/best.safetensors")
     newer = save(tmp_path / "runs/b/best.safetensors")
     os.utime(older, (1, 1))
+    for run_folder in (older.parent, newer.parent):
+        (run_folder / "card.json").touch()
+    # The newest of all is still training: its card has not been written.
+    save(tmp_path / "runs/c/best.safetensors")
     assert run("--verify", "none").exit_code == 0
     assert newer.with_suffix(".onnx").exists()
     assert not older.with_suffix(".onnx").exists()

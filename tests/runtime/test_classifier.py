@@ -94,7 +94,36 @@ def test_no_thread_is_left(classifier: Classifier, portraits: Path) -> None:
     rows = classifier.classify_files(portraits)
     next(rows)
     rows.close()  # type: ignore[attr-defined]
+    for thread in threading.enumerate():
+        if thread.name.startswith("ffd-"):
+            thread.join(5)
     assert threading.active_count() == before
+
+
+def test_a_source_that_fails_ends_the_run(classifier: Classifier, portraits: Path) -> None:
+    def items() -> Iterator[Item]:
+        yield Item(str(portraits / "0-red.png"))
+        raise OSError("the list is broken")
+
+    rows = classifier.classify_items(items())
+    assert next(rows).label == "generated"
+    with pytest.raises(OSError, match="the list is broken"):
+        next(rows)
+
+
+def test_a_source_that_waits_holds_up_nothing(classifier: Classifier, portraits: Path) -> None:
+    answered = threading.Event()
+
+    def items() -> Iterator[Item]:
+        yield Item(str(portraits / "0-red.png"))
+        # A program that names the next file only after the verdict on this one.
+        assert answered.wait(60)
+        yield Item(str(portraits / "1-blue.png"))
+
+    rows = classifier.classify_items(items())
+    assert next(rows).label == "generated"
+    answered.set()
+    assert [row.label for row in rows] == ["groundtruth"]
 
 
 class Broken:

@@ -46,7 +46,19 @@ def test_alpha_is_announced() -> None:
     assert not read_header(FORMATS["png"]).alpha
 
 
-@pytest.mark.parametrize("data", [b"plain text", b"\0" * 100, b"%PDF-1.7", b"\x7fELF", b"BA"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"plain text",
+        b"\0" * 100,
+        b"%PDF-1.7",
+        b"\x7fELF",
+        b"BA",
+        b"BM is how this text begins, no more",
+        b"P1 is a text",
+        b"P6\n# comment\n",
+    ],
+)
 def test_other_files_are_no_images(data: bytes) -> None:
     with pytest.raises(InputError) as caught:
         read_header(data)

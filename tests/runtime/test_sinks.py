@@ -15,7 +15,8 @@ from rich.console import Console
 from ffd_runtime.errors import InputError, OutputError
 from ffd_runtime.results import Result
 from ffd_runtime.sinks import JsonLines, open_file_sink
-from ffd_runtime.sinks.table import Table, printable
+from ffd_runtime.sinks.table import Table
+from ffd_runtime.text import printable
 
 # What os.fsdecode can give: any text, undecodable bytes as surrogates.
 names = st.binary(min_size=1).map(os.fsdecode)

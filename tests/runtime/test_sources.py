@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import glob
 import io
 import os
 import subprocess
@@ -46,6 +47,24 @@ def test_globs(tmp_path: Path) -> None:
     assert names(tmp_path / "a*") == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/a/2.png"]
     # A file that is called like a pattern is that file.
     assert names(tmp_path / "[x].jpg") == [f"{tmp_path}/[x].jpg"]
+
+
+def test_deep_globs_find_what_a_shell_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(*(tmp_path / name for name in ("1.jpg", "a/2.jpg", "a/b/3.jpg", "a/b/4.png", ".h/5.jpg")))
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("**", "**/*.jpg", "a/**", "a/**/*.jpg", "**/b/*", "**/3.jpg", "*/**/*.png"):
+        expected = [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
+        assert sorted(names(pattern)) == sorted(expected), pattern
+    assert names(f"{tmp_path}/**/4.png") == [f"{tmp_path}/a/b/4.png"]
+
+
+def test_deep_globs_end_at_link_loops(tmp_path: Path) -> None:
+    touch(tmp_path / "s/1.jpg")
+    (tmp_path / "s/up").symlink_to(tmp_path)
+    (tmp_path / "s/again").symlink_to(tmp_path / "s")
+    assert names(tmp_path / "**/*.jpg") == [f"{tmp_path}/s/1.jpg"]
 
 
 def test_a_glob_without_a_match_is_a_row(tmp_path: Path) -> None:
@@ -103,6 +122,9 @@ def test_a_folder_that_vanishes_is_a_row(tmp_path: Path) -> None:
 class Stdin:
     def __init__(self, data: bytes) -> None:
         self.buffer = io.BytesIO(data)
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation
 
 
 file_names = st.lists(

@@ -14,9 +14,9 @@ from ffd_runtime.card import ModelCard, Provenance
 from ffd_runtime.errors import CardError, ModelError
 from ffd_train.checkpoint import load_card, load_checkpoint, save_checkpoint
 from ffd_train.commands.train import NETWORKS as OFFERED
-from ffd_train.networks import NETWORKS, PARTS, FaceNet, build, describe_weights
+from ffd_train.networks import NETWORKS, FaceNet, build, describe_weights
 from ffd_train.scoring import ScoringGraph
-from ffd_train.stages import ARTICLE, Stage
+from ffd_train.stages import ARTICLE, PARTS, Stage
 
 from ..tiny import build_tiny
 

@@ -92,8 +92,9 @@ def _trusted(scores: Floats, right: Bools, threshold: float, confidence: float) 
     if not good.size:
         return 1.0
     cut = int(good[-1])
-    # Half way to the first score that is not trusted any more.
-    return float(expit((_log_odds(ranked[cut]) + _log_odds(ranked[cut + 1])) / 2))
+    # Half way to the first score that is not trusted any more, if numbers are fine enough there.
+    middle = float(expit((_log_odds(ranked[cut]) + _log_odds(ranked[cut + 1])) / 2))
+    return middle if ranked[cut + 1] < middle <= ranked[cut] else float(ranked[cut])
 
 
 def _log_odds(score: float) -> float:

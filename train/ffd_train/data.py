@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,7 +70,9 @@ class FaceData:
         """Identity of the training manifest: path, label, split and content of every image."""
         digest = hashlib.sha256()
         for s in self.samples:
-            digest.update(f"{s.path}\0{s.label}\0{s.split}\0{s.sha256}\n".encode())
+            digest.update(
+                f"{s.path}\0{s.label}\0{s.split}\0{s.sha256}\n".encode("utf-8", "surrogateescape")
+            )
         return digest.hexdigest()
 
 
@@ -101,10 +104,11 @@ def scan(root: str | Path, splits: Sequence[str] = SPLITS) -> FaceData:
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda item: _check(root / item[0]), found))
     _refuse_unreadable([(found[i][0], d) for i, d in enumerate(digests) if not _is_digest(d)])
-    given = {split for _, _, split in found if split}
     samples = tuple(
-        Sample(path, label, _assign(digest, split, given), digest, sources.get(path))
-        for (path, label, split), digest in zip(found, digests, strict=True)
+        Sample(path, label, split, digest, sources.get(path))
+        for (path, label, _), split, digest in zip(
+            found, _assign(found, digests), digests, strict=True
+        )
     )
     data = FaceData(root, samples, ignored)
     for split in splits:
@@ -122,10 +126,10 @@ def write_manifest(path: Path, data: FaceData) -> None:
 
 
 def find_labelled(root: Path, split: str | None = None) -> list[Sample]:
-    """Labelled images for evaluation, unread.
+    """Labelled images for evaluation, not decoded.
 
     Args:
-        root: laid out as for `scan`.
+        root: laid out as for `scan`, and split like there.
         split: `train`, `val` or `test`; None for test where there are split folders, else for
             everything.
 
@@ -135,25 +139,33 @@ def find_labelled(root: Path, split: str | None = None) -> list[Sample]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     found, _ = _find(root)
-    folders = {folder for _, _, folder in found if folder}
-    wanted = split or ("test" if folders else None)
-    if wanted and wanted not in folders:
-        there = ", ".join(sorted(folders)) or "no split folders"
+    given = {folder for _, _, folder in found if folder}
+    wanted = split or ("test" if given else None)
+    made = _makes(given)
+    if wanted and wanted not in given | made:
+        there = ", ".join(sorted(given | made))
         raise DataError(f"{root} has no images in {wanted}/ (it has {there}): choose --split")
+    folders = [folder or "" for _, _, folder in found]
+    if wanted in made:
+        folders = _assign(found, [_identity(root / path) for path, _, _ in found])
     sources = _read_sources(root / "manifest.csv")
     samples = [
-        Sample(path, label, folder or "", "", sources.get(path))
-        for path, label, folder in found
-        if folder == wanted
+        Sample(path, label, folder, "", sources.get(path))
+        for (path, label, _), folder in zip(found, folders, strict=True)
+        if wanted in (None, folder)
     ]
     _require_both_classes(root, samples, wanted or "it")
     return samples
 
 
-def _find(root: Path) -> tuple[list[tuple[str, int, str | None]], int]:
-    """Every image as (path, label, split or None), and how many other files there were."""
+# Path, label, and the split folder if there is one.
+Found = tuple[str, int, str | None]
+
+
+def _find(root: Path) -> tuple[list[Found], int]:
+    """Every image, and how many other files there were."""
     split_folders = [name for name in SPLITS if (root / name).is_dir()]
-    found: list[tuple[str, int, str | None]] = []
+    found: list[Found] = []
     ignored = 0
     for split in split_folders or (None,):
         for label, name in enumerate(CLASSES):
@@ -187,14 +199,44 @@ def _refuse_unreadable(bad: list[tuple[str, str]]) -> None:
         raise DataError(f"{len(bad)} images cannot be read, remove or replace them: {shown}{more}")
 
 
-def _assign(digest: str, split: str | None, given: set[str]) -> str:
-    """The folder's split; by content where there is none, or where train must give up a val."""
-    if split and (split != "train" or "val" in given):
-        return split
-    bucket = int(digest[:8], 16) % 10
-    if bucket == 0:
-        return "val"
-    return "test" if bucket == 1 and not given else "train"
+def _makes(given: set[str]) -> set[str]:
+    """The splits that are made here, by the split folders that there are."""
+    if not given:
+        return set(SPLITS)
+    return {"train", "val"} if "train" in given and "val" not in given else set()
+
+
+def _assign(found: list[Found], identities: Sequence[str]) -> list[str]:
+    """A split for every image: its folder's, or one by content where that must be made.
+
+    Of each class, the tenth of the pictures whose sha256 is lowest is val, and the next tenth test
+    if that is made too; at least one picture each, as long as one is left to train on.
+    """
+    given = {folder for _, _, folder in found if folder}
+    made = _makes(given)
+    splits = [folder or "" for _, _, folder in found]
+    for label in range(len(CLASSES)):
+        free = [
+            i
+            for i, (_, own, folder) in enumerate(found)
+            if own == label and (folder or "train") in made
+        ]
+        ranked = sorted({identities[i] for i in free})
+        tenth = max(1, round(len(ranked) / 10))
+        val = set(ranked[: min(tenth, len(ranked) - 1)])
+        test = set(ranked[tenth : min(2 * tenth, len(ranked) - 1)]) if "test" in made else set()
+        for i in free:
+            identity = identities[i]
+            splits[i] = "val" if identity in val else "test" if identity in test else "train"
+    return splits
+
+
+def _identity(path: Path) -> str:
+    """A file's sha256; of one that cannot be read, which evaluation will report, of its name."""
+    try:
+        return hashlib.sha256(read_file(path)).hexdigest()
+    except InputError:
+        return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def _require_both_classes(root: Path, samples: list[Sample], where: str) -> None:
@@ -206,11 +248,15 @@ def _require_both_classes(root: Path, samples: list[Sample], where: str) -> None
 def _read_sources(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
+    # Excel writes a byte order mark, and file names may be any bytes.
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
         if not {"path", "source"} <= set(rows.fieldnames or ()):
-            raise DataError(f"{path} has no columns path and source: mend or remove it")
-        return {row["path"]: row["source"] for row in rows}
+            return {}
+        try:
+            return {row["path"]: row["source"] for row in rows}
+        except csv.Error as error:
+            raise DataError(f"{path} is no CSV ({error}): mend or remove it") from None
 
 
 class FaceDataset(Dataset[tuple[Tensor, int]]):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ffd_runtime.errors import ModelError
 
+from .stages import PARTS
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 
 
 class FaceNet(nn.Module):

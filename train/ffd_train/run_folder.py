@@ -74,7 +74,7 @@ class SaveRun(Callback):
         if not math.isfinite(value["loss_epoch"] + value["val_loss"]):
             raise ModelError(
                 f"the loss is no number any more in epoch {row['epoch']}: lower the learning rate "
-                f"or use --precision 32 (the best epoch before it is in {self.folder / BEST})"
+                f"or use --precision 32 (best.safetensors holds the best epoch before it)"
             )
         reached = (value["val_auc"], -value["val_loss"])
         if reached > self.best:

@@ -53,15 +53,20 @@ class Settings:
         return json.dumps({**asdict(self), "stages": [str(s) for s in self.stages]}, indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> Settings:
+    def from_json(cls, text: str, **changes: Any) -> Settings:
         """Read `settings.json`.
+
+        Args:
+            text: of the file.
+            changes: fields to set anew.
 
         Raises:
             DataError: it was written by another version or by hand.
         """
         try:
             values = json.loads(text)
-            return cls(**{**values, "stages": tuple(Stage.parse(s) for s in values["stages"])})
+            stages = tuple(Stage.parse(s) for s in values["stages"])
+            return cls(**{**values, "stages": stages, **changes})
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"settings.json cannot be used: {error}") from None
 

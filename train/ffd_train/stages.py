@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .networks import PARTS
-
+# Parts of every network, from its input to its output.
+PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 TRAINABLE = (*PARTS[1:], "all")
 
 

@@ -38,9 +38,13 @@ def main(model: Path | None, verify: str | None, output: Path | None, runs: Path
     Without MODEL, the newest run. The file is compared with the checkpoint on real images; if it
     differs, the command fails and leaves no file.
     """
+    from ffd_train.checkpoint import load_card
+
     from ..runs import find_checkpoint, find_verification
 
     checkpoint = find_checkpoint(model, runs)
+    if "val" not in load_card(checkpoint).metrics:
+        say("the checkpoint is not calibrated: its training has not ended (ffd-train --resume)")
     images: list[str] = []
     if verify != "none":
         images = find_verification(checkpoint, Path(verify) if verify else None)

@@ -73,9 +73,11 @@ def open_backend(
         BackendError: the backend or device that was asked for does not start.
     """
     path = Path(model) if model is not None else EMBEDDED
+    if path.is_dir():
+        raise ModelError(f"model {path} is a folder: give its ONNX, such as {path / 'best.onnx'}")
     if not path.is_file():
         raise ModelError(f"model {path}: no such file")
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
         raise ModelError(f"model {path} is a checkpoint: make an ONNX of it with ffd-export {path}")
     name = "onnxruntime" if backend == "auto" else backend
     if name not in BACKENDS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,11 @@ def _open_cuda(ort: Any, path: Path, index: int) -> tuple[Any, str]:
     """A session that really runs on CUDA, or None and why not."""
     if CUDA not in ort.get_available_providers():
         return None, f"this onnxruntime is built for the CPU only; {INSTALL}"
-    ort.preload_dlls()
+    # It prints what it misses to stdout, where rows go.
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        ort.preload_dlls()
+    if said.getvalue():
+        log.debug("preload_dlls: %s", said.getvalue())
     options = {
         "device_id": index,
         # TF32 would make a FP32 model something else than what was measured.
@@ -95,7 +101,11 @@ def _open_cuda(ort: Any, path: Path, index: int) -> tuple[Any, str]:
         # Exhaustive search would run again for every new batch size.
         "cudnn_conv_algo_search": "HEURISTIC",
     }
-    session = _open(ort, path, [(CUDA, options), CPU])
+    try:
+        session = _open(ort, path, [(CUDA, options), CPU])
+    except ModelError as error:
+        # Perhaps the GPU's memory is full. If it is the model, the CPU will say so too.
+        return None, str(error)
     # What the session runs on, not what is installed: a library that is missing only shows here.
     if session.get_providers()[0] != CUDA:
         return None, f"its CUDA provider did not start; {INSTALL}"

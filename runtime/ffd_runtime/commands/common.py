@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from .. import __version__
-from ..errors import FfdError
+from ..errors import FfdError, OutputError
+from ..text import printable
+
+# Modules of the extras, for who has installed the runtime alone.
+EXTRAS = {
+    "train": "torch torchvision timm lightning torchmetrics sklearn scipy safetensors matplotlib",
+    "export": "onnx onnxscript",
+}
 
 
 class Command(click.Command):
     """A click command whose errors are one line each.
 
-    An `FfdError` ends with its exit code, Ctrl-C with 130, a closed pipe quietly; anything else is
-    a defect of ours and says how to see the traceback. `--debug` lets every error through.
+    An `FfdError` ends with its exit code, wrong usage with 2, Ctrl-C with 130, a closed pipe
+    quietly; anything else is a defect of ours and says how to see the traceback. `--debug` lets
+    every error through.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -26,40 +34,72 @@ class Command(click.Command):
             click.Option(["--debug"], is_flag=True, help="Show a traceback where something fails."),
         ]
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            _end_usage(info_name, error)
+
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
         ctx.ensure_object(dict)["verbose"] = ctx.params.pop("verbose")
         try:
+            _prepare_streams()
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.exceptions.Exit, click.Abort):
             raise
+        except click.UsageError as error:
+            _end_usage(ctx.info_name, error)
         except KeyboardInterrupt:
-            click.echo(f"\n{ctx.info_name}: interrupted", err=True)
+            say(f"{ctx.info_name}: interrupted")
             ctx.exit(130)
         except BrokenPipeError:
             # The reader has gone: nothing is left to say, and Python must not try at exit either.
             sys.stdout = None
             ctx.exit(1)
-        except FfdError as error:
-            if debug:
-                raise
-            fail(ctx, str(error), error.exit_code)
         except Exception as error:
             if debug:
                 raise
-            kind = type(error).__name__
-            fail(ctx, f"unexpected {kind}: {error} (--debug shows the traceback)", 1)
+            code = error.exit_code if isinstance(error, FfdError) else 1
+            say(f"{ctx.info_name}: error: {_explain(error)}")
+            ctx.exit(code)
 
 
-def fail(ctx: click.Context, message: str, code: int) -> None:
-    """End a command with one line on stderr."""
-    click.echo(f"{ctx.info_name}: error: {' '.join(message.split())}", err=True)
-    ctx.exit(code)
+def _prepare_streams() -> None:
+    """Names that a stream's encoding lacks are escaped instead of ending the run."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed: redirect it to a file or to /dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+
+
+def _end_usage(name: str | None, error: click.UsageError) -> NoReturn:
+    say(f"{name}: error: {error.format_message()} ({name} --help)")
+    raise click.exceptions.Exit(2)
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong and what to do, in one sentence."""
+    if isinstance(error, FfdError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        for extra, modules in EXTRAS.items():
+            if error.name.split(".")[0] in modules.split():
+                return f"{error.name} is not installed: pip install 'ffd-edge[{extra}]'"
+    if isinstance(error, ImportError):
+        return f"a library cannot be loaded ({error}): install what it names, or reinstall ffd-edge"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    click.echo(message, err=True)
+    """One line on stderr, safe to show."""
+    click.echo(printable(" ".join(message.split())), err=True)
 
 
 def verbose() -> bool:
@@ -70,6 +110,31 @@ def verbose() -> bool:
 def version_option() -> Callable[[Any], Any]:
     """`--version`."""
     return click.version_option(__version__, message="%(prog)s %(version)s (ffd-edge)")
+
+
+def device_option() -> Callable[[Any], Any]:
+    """`--device`, its form checked."""
+
+    def check(_: click.Context, __: click.Parameter, value: str) -> str:
+        if value == "auto":
+            return value
+        from ..devices import parse_device
+        from ..errors import DeviceError
+
+        try:
+            parse_device(value)
+        except DeviceError as error:
+            raise click.UsageError(str(error)) from None
+        return value
+
+    return click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        callback=check,
+        metavar="auto|cpu|cuda[:N]",
+        help="A device asked for by name is used or is an error.",
+    )
 
 
 def format_option(default: str) -> Callable[[Any], Any]:

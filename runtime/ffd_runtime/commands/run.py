@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Command, format_option, say, verbose, version_option, wants_table
+from .common import Command, device_option, format_option, say, verbose, version_option, wants_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,13 +44,7 @@ Exit codes:
     default="auto",
     show_default=True,
 )
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda[:N]",
-    help="A device asked for by name is used or is an error.",
-)
+@device_option()
 @click.option("--batch", type=click.IntRange(1, 1024), default=16, show_default=True)
 @click.option(
     "--workers", type=click.IntRange(1, 256), help="Decoding threads. Default: one a core."
@@ -88,11 +82,14 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
     import cv2
 
     from ..classifier import Classifier
+    from ..sinks import check_file_sink
     from ..sources import find_files
 
     # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
     cv2.setNumThreads(1)
     output = Path(options["output"]) if options["output"] else None
+    if output:
+        check_file_sink(output)
     leave_out = _own_files(output) if output else frozenset()
     null = options["null"]
     with ExitStack() as stack:
@@ -113,7 +110,7 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         count = None if "-" in sources else lambda: _count(find_files(sources, leave_out=leave_out))
         items = find_files(sources, null=null, leave_out=leave_out)
         tally: dict[str, int] = {}
-        with _progress(console, count) as advance:
+        with _progress(console, count) as advance, _say_where_rows_are(output):
             for result in classifier.classify_items(items):
                 for sink in sinks:
                     sink.write(result)
@@ -125,6 +122,16 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         click.get_current_context().exit(3)
 
 
+@contextmanager
+def _say_where_rows_are(output: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if output:
+            say(f"rows so far are in {output}.partial")
+        raise
+
+
 def _refuse_streams(sources: Iterable[str]) -> None:
     for source in sources:
         scheme, found, _ = source.partition("://")
@@ -134,8 +141,8 @@ def _refuse_streams(sources: Iterable[str]) -> None:
 
 def _own_files(output: Path) -> frozenset[str]:
     """The files that this run writes, which must not be read as its input."""
-    absolute = str(output.absolute())
-    return frozenset((absolute, absolute + ".partial"))
+    path = str(output.parent.resolve() / output.name)
+    return frozenset((path, path + ".partial"))
 
 
 def _open_sinks(

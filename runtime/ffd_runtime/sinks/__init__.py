@@ -38,16 +38,35 @@ FILE_SINKS: dict[str, type[CsvFile] | type[JsonLinesFile]] = {
 }
 
 
-def open_file_sink(path: Path) -> CsvFile | JsonLinesFile:
-    """The sink for a file, by the end of its name.
+def check_file_sink(path: Path) -> None:
+    """Refuse early what could only fail after a night's work.
 
     Raises:
-        OutputError: no sink writes such a file.
+        OutputError: no sink writes such a file, or a folder has its name.
     """
     if path.suffix.lower() not in FILE_SINKS:
         endings = " or ".join(FILE_SINKS)
         raise OutputError(f"--output {path}: the name must end with {endings}")
+    if path.is_dir():
+        raise OutputError(f"--output {path} is a folder: name a file")
+
+
+def open_file_sink(path: Path) -> CsvFile | JsonLinesFile:
+    """The sink for a file, by the end of its name.
+
+    Raises:
+        OutputError: as `check_file_sink`, or the file cannot be made.
+    """
+    check_file_sink(path)
     return FILE_SINKS[path.suffix.lower()](path)
 
 
-__all__ = ["FILE_SINKS", "CsvFile", "JsonLines", "JsonLinesFile", "Sink", "open_file_sink"]
+__all__ = [
+    "FILE_SINKS",
+    "CsvFile",
+    "JsonLines",
+    "JsonLinesFile",
+    "Sink",
+    "check_file_sink",
+    "open_file_sink",
+]

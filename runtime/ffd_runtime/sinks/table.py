@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from types import TracebackType
 from typing import Self
 
@@ -10,22 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from ..results import Result
+from ..text import printable
 
 STYLES = {"generated": "bold red", "groundtruth": "green", "unsure": "yellow"}
-
-
-def printable(text: str) -> str:
-    """Text without what could steer a terminal or break a line.
-
-    Control, format (such as right-to-left overrides) and surrogate characters appear escaped.
-
-    Example:
-        >>> printable("a\\x1b[31m\\n\\udcff")
-        'a\\\\x1b[31m\\\\n\\\\xff'
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if _is_safe(c) else _escape(c) for c in text)
 
 
 class Table:
@@ -65,14 +51,3 @@ class Table:
         trace: TracebackType | None,
     ) -> None:
         return None
-
-
-def _is_safe(character: str) -> bool:
-    return character == " " or unicodedata.category(character)[0] not in "CZ"
-
-
-def _escape(character: str) -> str:
-    point = ord(character)
-    if 0xDC80 <= point <= 0xDCFF:
-        return f"\\x{point - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()

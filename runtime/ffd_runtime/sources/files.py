@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import glob
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from io import BufferedReader
-from typing import cast
+from io import FileIO, RawIOBase, UnsupportedOperation
+from typing import BinaryIO
 
 from ..decode import os_error
-from ..errors import InputError
+from ..errors import FfdError, InputError
 
 
 @dataclass(frozen=True)
@@ -40,32 +41,65 @@ def find_files(
     Args:
         sources: files, folders, patterns, `-`.
         null: paths on standard input end with NUL instead of a newline.
-        leave_out: absolute paths never given, such as the file that results are written to.
+        leave_out: paths never given, absolute and without links in their folders, such as the
+            file that results are written to.
     """
     for source in sources:
         if source == "-":
             yield from _expand(_stdin(null), leave_out)
         elif not os.path.lexists(source) and glob.has_magic(source):
-            matches = sorted(glob.iglob(source, recursive=True))
-            if not matches:
+            empty = True
+            for item in _match(source, leave_out):
+                empty = False
+                yield item
+            if empty:
                 yield Item(source, InputError("not_found", "no file matches this pattern"))
-            yield from _expand(_outermost(source, matches), leave_out)
         else:
             yield from _expand([source], leave_out)
 
 
-def _outermost(pattern: str, matches: list[str]) -> Iterator[str]:
-    """With `**` a folder's files are matches of their own: the folders are left out."""
-    for match in matches:
-        if "**" not in pattern or not os.path.isdir(match):
-            yield match
+def _match(pattern: str, leave_out: Collection[str]) -> Iterator[Item]:
+    """Inputs that match a pattern; what `**` stands for is walked, so that link loops end."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        yield from _expand(sorted(glob.iglob(pattern)), leave_out)
+        return
+    deep = parts.index("**")
+    top = "/".join(parts[:deep]) or ("/" if pattern.startswith("/") else ".")
+    for folder in sorted(glob.iglob(top)) if glob.has_magic(top) else [top]:
+        if not os.path.isdir(folder):
+            continue
+        for item in _walk(folder, leave_out):
+            below = os.path.relpath(item.source, folder).split(os.sep)
+            if not item.error and _fits(below, parts[deep:]):
+                shown = "/".join(below) if deep == 0 else item.source
+                yield Item(shown)
+
+
+def _fits(names: list[str], patterns: list[str]) -> bool:
+    """Whether a path fits a pattern, part by part; a leading dot must be written out."""
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        seen = [i for i in range(len(names) + 1) if not any(n[0] == "." for n in names[:i])]
+        last = patterns[1:] or ["*"]
+        return any(_fits(names[i:], last) for i in seen)
+    if not names or (names[0][0] == "." and patterns[0][0] != "."):
+        return False
+    return fnmatch.fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
 
 
 def _stdin(null: bool) -> Iterator[str]:
     end = b"\0" if null else b"\n"
     rest = b""
-    read = cast(BufferedReader, sys.stdin.buffer).read1
-    while chunk := read(1 << 16):
+    if sys.stdin is None:
+        raise FfdError("standard input is closed: give - only with paths on it")
+    try:
+        # Unbuffered: a thread that waits in a buffer would hold its lock when the program ends.
+        stream: RawIOBase | BinaryIO = FileIO(sys.stdin.fileno(), closefd=False)
+    except UnsupportedOperation:
+        stream = sys.stdin.buffer
+    while chunk := stream.read(1 << 16):
         *lines, rest = (rest + chunk).split(end)
         yield from (os.fsdecode(line) for line in lines if line)
     if rest:
@@ -114,4 +148,7 @@ def _walk(top: str, leave_out: Collection[str]) -> Iterator[Item]:
 
 
 def _left_out(path: str, leave_out: Collection[str]) -> bool:
-    return bool(leave_out) and os.path.abspath(path) in leave_out
+    if not leave_out:
+        return False
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder or "."), name) in leave_out

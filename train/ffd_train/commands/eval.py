@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ffd_runtime.commands.common import Command, format_option, say, version_option, wants_table
+from ffd_runtime.commands.common import (
+    Command,
+    device_option,
+    format_option,
+    say,
+    version_option,
+    wants_table,
+)
+from ffd_runtime.text import printable
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation
@@ -29,9 +36,10 @@ Examples:
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
-    help="Default: test where DATA has split folders, else all of it.",
+    help="Default: test where DATA has split folders, else all of it. A DATA without them is "
+    "split as ffd-train does.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
+@device_option()
 @click.option("--batch", type=click.IntRange(1, 1024), default=16, show_default=True)
 @format_option("")
 @version_option()
@@ -44,6 +52,8 @@ def main(
     val/ and test/; its manifest.csv, where there is one, names each image's source.
     """
     import cv2
+    from rich.console import Console
+    from rich.progress import Progress
 
     from ffd_runtime.backends import EMBEDDED
     from ffd_runtime.classifier import Classifier
@@ -53,13 +63,15 @@ def main(
 
     cv2.setNumThreads(1)
     samples = find_labelled(data, split)
+    if not split and not any(sample.split for sample in samples):
+        say(f"{data} has no test/: all of it is measured, also what a model was perhaps trained on")
     path = EMBEDDED if str(model) == "embedded" else model
     with Classifier(open_model(path, device), batch=batch) as classifier:
         say(f"{classifier.description}; {len(samples)} images")
-        with click.progressbar(
-            length=len(samples), file=sys.stderr, hidden=not sys.stderr.isatty()
-        ) as bar:
-            done = evaluate(classifier, data, samples, lambda: bar.update(1))
+        console = Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("", total=len(samples))
+            done = evaluate(classifier, data, samples, lambda: bar.advance(task))
         name = classifier.card.name
     if wants_table(as_json):
         _print_table(name, done)
@@ -70,16 +82,17 @@ def main(
     if done.unreadable:
         for row in done.unreadable:
             assert row.error is not None
-            say(f"left out {row.source!r}: {row.error.message}")
+            say(f"left out {row.source}: {row.error.message}")
         click.get_current_context().exit(3)
 
 
 def _print_table(name: str, done: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     report = done.report
-    table = Table(title=f"{name}: {report.images} images")
+    table = Table(title=Text(printable(f"{name}: {report.images} images")))
     table.add_column("metric")
     table.add_column("value", justify="right")
     decided = report.decided_accuracy
@@ -98,5 +111,5 @@ def _print_table(name: str, done: Evaluation) -> None:
             for source, row in report.per_source.items()
         ),
     ):
-        table.add_row(label, "-" if value is None else f"{value:.4f}")
+        table.add_row(Text(printable(label)), "-" if value is None else f"{value:.4f}")
     Console(highlight=False).print(table)

@@ -111,7 +111,9 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     if resume:
         if not (resume / SETTINGS).is_file():
             raise DataError(f"{resume} is not a run: it has no {SETTINGS}")
-        folder, settings = resume, Settings.from_json((resume / SETTINGS).read_text())
+        folder = resume
+        # The data may have moved since; that it is the same is checked by content.
+        settings = Settings.from_json((resume / SETTINGS).read_text(), data=str(data.absolute()))
     else:
         settings = Settings(data=str(data.absolute()), **options)
         folder = runs / (name or f"{settings.network}-{time.strftime('%Y%m%d-%H%M%S')}")

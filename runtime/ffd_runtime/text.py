@@ -1,0 +1,30 @@
+"""Text that is safe to show, whatever a file is called."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Text without what could steer a terminal or break a line.
+
+    Control, format (such as right-to-left overrides) and surrogate characters appear escaped.
+
+    Example:
+        >>> printable("a\\x1b[31m\\n\\udcff")
+        'a\\\\x1b[31m\\\\n\\\\xff'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if _is_safe(c) else _escape(c) for c in text)
+
+
+def _is_safe(character: str) -> bool:
+    import unicodedata
+
+    return character == " " or unicodedata.category(character)[0] not in "CZ"
+
+
+def _escape(character: str) -> str:
+    point = ord(character)
+    if 0xDC80 <= point <= 0xDCFF:
+        return f"\\x{point - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
