@@ -20,6 +20,8 @@ Image = npt.NDArray[np.uint8]
 MAX_PIXELS = 1 << 27
 MAX_BYTES = 1 << 29
 
+OPENCV = tuple(int(part) for part in cv2.__version__.split(".")[:2])
+
 # OpenCV reports what it cannot decode by exception or None; its own log would only repeat it in
 # the middle of the progress bar.
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
@@ -79,6 +81,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image:
     """
     header = read_header(data)
     check_header(header, max_pixels)
+    if header.format == "jp2" and OPENCV < (4, 11):
+        # Its decoder brings the process down on a file that ends early.
+        message = f"OpenCV {cv2.__version__} cannot read JPEG 2000 safely: install 4.11 or newer"
+        raise InputError("not_an_image", message)
     try:
         image = _decode_whole(header, np.frombuffer(data, np.uint8))
     except cv2.error as error:
@@ -144,12 +150,9 @@ def _decode_whole(header: ImageHeader, data: Image) -> Image | None:
             multiplied = header.format == "tiff" and raw.dtype == np.uint8
             image = _add_white(np.asarray(raw, np.uint8)) if multiplied else to_bgr(raw)
             return _turn(image, header.orientation)
-    colour = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    if colour is None:
-        return None
-    # OpenCV applies the orientation itself, except that of AVIF and of IMREAD_UNCHANGED above.
-    orientation = header.orientation if header.format == "avif" else 1
-    return _turn(np.asarray(colour, np.uint8), orientation)
+    # OpenCV's versions differ in which formats they turn by EXIF, so all of it is done here.
+    colour = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if colour is None else _turn(np.asarray(colour, np.uint8), header.orientation)
 
 
 def _turn(image: Image, orientation: int) -> Image:

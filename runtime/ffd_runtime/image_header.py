@@ -25,7 +25,7 @@ class ImageHeader:
         height: in pixels, before any EXIF rotation.
         complete: False if the file certainly ends early.
         alpha: True if some of it may be transparent.
-        orientation: as in EXIF, 1 to 8; only of PNG, WebP and AVIF.
+        orientation: as in EXIF, 1 to 8; of JPEG, PNG, WebP and AVIF.
     """
 
     format: str
@@ -70,6 +70,7 @@ _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 
 def _jpeg(data: bytes) -> ImageHeader:
     size: tuple[int, int] | None = None
+    orientation = 1
     position = 2
     while True:
         if data[position] != 0xFF:
@@ -88,12 +89,15 @@ def _jpeg(data: bytes) -> ImageHeader:
             if marker in _JPEG_SOF:
                 height, width = struct.unpack_from(">HH", data, position + 5)
                 size = width, height
+            elif marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
+                orientation = _exif_orientation(data[position + 10 : position + 4106])
             position += 2 + max(length, 2)
     if size is None:
         raise ValueError("it has no frame header")
     # Inside entropy-coded data FF is only ever followed by 00 or a restart marker, so this finds
     # the true end of image, not one inside an EXIF thumbnail.
-    return ImageHeader("jpeg", *size, complete=data.find(b"\xff\xd9", position) >= 0)
+    complete = data.find(b"\xff\xd9", position) >= 0
+    return ImageHeader("jpeg", *size, complete, orientation=orientation)
 
 
 def _png(data: bytes) -> ImageHeader:
@@ -168,11 +172,15 @@ def _tiff(data: bytes) -> ImageHeader:
 
 
 def _exif(data: bytes, tag: bytes, skip: int) -> int:
-    """Orientation in the EXIF chunk of a PNG or WebP; 1 where there is none or it is broken."""
+    """Orientation in the EXIF chunk of a PNG or WebP; 1 where there is none."""
     at = data.find(tag)
     if at < 0:
         return 1
-    block = data[at + skip : at + skip + 4096].removeprefix(b"Exif\0\0")
+    return _exif_orientation(data[at + skip : at + skip + 4096].removeprefix(b"Exif\0\0"))
+
+
+def _exif_orientation(block: bytes) -> int:
+    """Orientation in the first directory of an EXIF block; 1 where it is absent or broken."""
     order = "<" if block[:2] == b"II" else ">"
     try:
         (directory,) = struct.unpack_from(order + "I", block, 4)

@@ -71,6 +71,11 @@ def test_orientation_is_applied(name: str, orientation: int) -> None:
     assert np.abs(image.astype(int) - shown).mean() < 8
 
 
+def test_jpeg_2000_is_refused_where_it_would_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffd_runtime.decode.OPENCV", (4, 10))
+    assert code_of(FORMATS["jp2"]) == "not_an_image"
+
+
 def test_grey_becomes_three_equal_channels() -> None:
     image = decode(pillow(Pillow.fromarray(BGR[..., 0])))
     assert (image == BGR[..., :1]).all()
