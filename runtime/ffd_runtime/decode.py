@@ -146,6 +146,8 @@ def _decode_whole(header: ImageHeader, data: Image) -> Image | None:
         # IMREAD_COLOR would drop alpha and show whatever colour lies under it.
         raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and raw.dtype.kind == "u":
+            if header.format == "avif":
+                raw = (np.asarray(raw, np.uint16) >> (header.depth - 8)).astype(np.uint8)
             # libtiff multiplies 8-bit colour by alpha, nobody else does.
             multiplied = header.format == "tiff" and raw.dtype == np.uint8
             image = _add_white(np.asarray(raw, np.uint8)) if multiplied else to_bgr(raw)

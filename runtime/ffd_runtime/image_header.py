@@ -26,6 +26,7 @@ class ImageHeader:
         complete: False if the file certainly ends early.
         alpha: True if some of it may be transparent.
         orientation: as in EXIF, 1 to 8; of JPEG, PNG, WebP and AVIF.
+        depth: bits a sample; of AVIF, where OpenCV leaves 10 and 12 bits as they are.
     """
 
     format: str
@@ -34,6 +35,7 @@ class ImageHeader:
     complete: bool = True
     alpha: bool = False
     orientation: int = 1
+    depth: int = 8
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -74,7 +76,10 @@ def _jpeg(data: bytes) -> ImageHeader:
     position = 2
     while True:
         if data[position] != 0xFF:
-            raise ValueError("a marker is missing")
+            # Stray bytes between markers: libjpeg skips them too.
+            position = data.find(b"\xff", position)
+            if position < 0:
+                raise IndexError
         marker = data[position + 1]
         if marker == 0xFF:
             position += 1
@@ -207,7 +212,12 @@ def _avif(data: bytes) -> ImageHeader:
     turn, mirror = head.find(b"irot"), head.find(b"imir")
     turns = head[turn + 4] & 3 if turn >= 0 else 0
     axis = head[mirror + 4] & 1 if mirror >= 0 else None
-    return dataclasses.replace(header, orientation=_AVIF_ORIENTATION[turns, axis])
+    # In av1C the third byte holds high_bitdepth and twelve_bit.
+    config = head.find(b"av1C")
+    flags = head[config + 6] & 0x60 if config >= 0 else 0
+    depth = {0: 8, 0x40: 10, 0x60: 12}.get(flags, 8)
+    orientation = _AVIF_ORIENTATION[turns, axis]
+    return dataclasses.replace(header, orientation=orientation, depth=depth)
 
 
 def _boxes(name: str, tag: bytes, at: int, height_first: bool) -> Callable[[bytes], ImageHeader]:

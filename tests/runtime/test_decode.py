@@ -109,6 +109,19 @@ def test_alpha_blends_the_same_in_every_format() -> None:
         assert np.abs(image - expected).max() < 2, form
 
 
+@pytest.mark.parametrize("depth", [8, 10, 12])
+def test_avif_of_any_depth_blends(depth: int) -> None:
+    alpha = np.full((HEIGHT, WIDTH, 1), 255, np.uint8)
+    alpha[:, ::2] = 128
+    levels: Any = np.dstack([BGR, alpha]).astype(np.uint16 if depth > 8 else np.uint8)
+    options = [cv2.IMWRITE_AVIF_DEPTH, depth, cv2.IMWRITE_AVIF_QUALITY, 100]
+    ok, data = cv2.imencode(".avif", levels << (depth - 8), options)
+    assert ok
+    image = decode(data.tobytes())
+    assert np.abs(image[:, 1::2].astype(int) - BGR[:, 1::2]).mean() < 20
+    assert image[:, ::2].mean() > image[:, 1::2].mean() + 40
+
+
 def test_a_large_transparent_picture_needs_little_more_than_itself() -> None:
     import tracemalloc
 

@@ -39,6 +39,13 @@ def test_what_follows_a_jpeg_does_not_matter() -> None:
     assert read_header(FORMATS["jpeg"] + b"\0" * 5000 + b"trailer").complete
 
 
+def test_stray_bytes_between_markers_are_skipped() -> None:
+    data = FORMATS["jpeg"]
+    length = int.from_bytes(data[4:6], "big")
+    stray = data[: 4 + length] + b"\0\0" + data[4 + length :]
+    assert read_header(stray) == read_header(data)
+
+
 def test_alpha_is_announced() -> None:
     assert read_header(pillow(rgba())).alpha
     assert read_header(pillow(rgba(), "WEBP")).alpha

@@ -54,9 +54,21 @@ def test_deep_globs_find_what_a_shell_finds(
 ) -> None:
     touch(*(tmp_path / name for name in ("1.jpg", "a/2.jpg", "a/b/3.jpg", "a/b/4.png", ".h/5.jpg")))
     monkeypatch.chdir(tmp_path)
-    for pattern in ("**", "**/*.jpg", "a/**", "a/**/*.jpg", "**/b/*", "**/3.jpg", "*/**/*.png"):
+    for pattern in (
+        "**",
+        "**/*.jpg",
+        "a/**",
+        "a/**/*.jpg",
+        "**/b/*",
+        "**/3.jpg",
+        "*/**/*.png",
+        "**//*.jpg",
+    ):
         expected = [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
         assert sorted(names(pattern)) == sorted(expected), pattern
+    assert names("**/b") == ["a/b/3.jpg", "a/b/4.png"]
+    assert names("a/**/") == ["a/2.jpg", "a/b/3.jpg", "a/b/4.png"]
+    assert names("./**/./3.jpg") == ["./a/b/3.jpg"]
     assert names(f"{tmp_path}/**/4.png") == [f"{tmp_path}/a/b/4.png"]
 
 
@@ -143,6 +155,11 @@ def test_any_name_comes_through_standard_input(
     data = end.join(prefixed) + (end if ended else b"")
     monkeypatch.setattr(sys, "stdin", Stdin(data))
     assert [os.fsencode(name) for name in names("-", null=null)] == prefixed
+
+
+def test_a_nul_in_a_name_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"a\0b\n"))
+    assert names("-", leave_out={"/x"}) == ["a\0b"]
 
 
 def test_null_ended_names_may_hold_newlines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,9 @@ def test_the_heatmap_explains_the_probability_exactly() -> None:
 
 @given(st.sampled_from([*PARTS[1:], "all"]), st.integers(1, 999), st.floats(1e-8, 99))
 def test_stages_are_read_as_written(part: str, epochs: int, lr: float) -> None:
-    assert Stage.parse(f"{part}:{epochs}:{lr!r}") == Stage(part, epochs, lr)
+    stage = Stage.parse(f"{part}:{epochs}:{lr!r}")
+    assert stage == Stage(part, epochs, lr)
+    assert Stage.parse(str(stage)) == stage
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,10 @@ def open_folder(folder: Path, settings: Settings, data: FaceData) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).write_text(settings.to_json() + "\n")
-        write_manifest(folder / MANIFEST, data)
+        _write_whole(folder / SETTINGS, settings.to_json() + "\n")
+        partial = folder / (MANIFEST + ".partial")
+        write_manifest(partial, data)
+        os.replace(partial, folder / MANIFEST)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror}") from None
 
@@ -157,4 +159,11 @@ def keep_metrics(path: Path, epochs: int) -> None:
     """Drop the epochs that a resumed run is going to repeat."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(lines[: epochs + 1]))
+        _write_whole(path, "".join(lines[: epochs + 1]))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -53,7 +53,7 @@ class Stage:
         return cls(part, *numbers)
 
     def __str__(self) -> str:
-        return f"{self.part}:{self.epochs}:{self.lr:g}"
+        return f"{self.part}:{self.epochs}:{self.lr!r}"
 
 
 # The article's schedule: head, then the last stage with it, then everything, ten times slower.

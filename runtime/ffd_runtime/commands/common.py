@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -71,6 +72,8 @@ def _prepare_streams() -> None:
     """Names that a stream's encoding lacks are escaped instead of ending the run."""
     if sys.stdout is None:
         raise OutputError("standard output is closed: redirect it to a file or to /dev/null")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:

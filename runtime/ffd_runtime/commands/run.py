@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -90,6 +90,8 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
     output = Path(options["output"]) if options["output"] else None
     if output:
         check_file_sink(output)
+        if any(Path(s).resolve() == output.resolve() for s in sources if "\0" not in s):
+            raise click.UsageError(f"--output {output} is also a SOURCE: it would be overwritten")
     leave_out = _own_files(output) if output else frozenset()
     null = options["null"]
     with ExitStack() as stack:
@@ -202,10 +204,13 @@ def _progress(
     ) as progress:
         task = progress.add_task("", total=None)
         if count:
-            counter = threading.Thread(
-                target=lambda: progress.update(task, total=count()), daemon=True
-            )
-            counter.start()
+
+            def update() -> None:
+                # What goes wrong here goes wrong in the run too, and is said there.
+                with suppress(Exception):
+                    progress.update(task, total=count())
+
+            threading.Thread(target=update, daemon=True).start()
         yield lambda: progress.advance(task)
 
 

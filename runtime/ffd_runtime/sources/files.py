@@ -6,6 +6,7 @@ import errno
 import fnmatch
 import glob
 import os
+import select
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -65,26 +66,31 @@ def _match(pattern: str, leave_out: Collection[str]) -> Iterator[Item]:
         yield from _expand(sorted(glob.iglob(pattern)), leave_out)
         return
     deep = parts.index("**")
+    wanted = [part for part in parts[deep:] if part not in ("", ".")]
     top = "/".join(parts[:deep]) or ("/" if pattern.startswith("/") else ".")
     for folder in sorted(glob.iglob(top)) if glob.has_magic(top) else [top]:
         if not os.path.isdir(folder):
             continue
         for item in _walk(folder, leave_out):
             below = os.path.relpath(item.source, folder).split(os.sep)
-            if not item.error and _fits(below, parts[deep:]):
-                shown = "/".join(below) if deep == 0 else item.source
-                yield Item(shown)
+            loop = item.error is not None and item.error.code == "link_loop"
+            if not loop and (item.error or _fits(below, wanted)):
+                yield Item("/".join(below) if deep == 0 else item.source, item.error)
 
 
 def _fits(names: list[str], patterns: list[str]) -> bool:
-    """Whether a path fits a pattern, part by part; a leading dot must be written out."""
+    """Whether a path, or a folder that it lies in, fits a pattern, part by part.
+
+    As in a shell, a leading dot must be written out.
+    """
     if not patterns:
-        return not names
+        return True
     if patterns[0] == "**":
-        seen = [i for i in range(len(names) + 1) if not any(n[0] == "." for n in names[:i])]
-        last = patterns[1:] or ["*"]
-        return any(_fits(names[i:], last) for i in seen)
-    if not names or (names[0][0] == "." and patterns[0][0] != "."):
+        hidden = [name.startswith(".") for name in names]
+        if patterns == ["**"]:
+            return not any(hidden)
+        return any(_fits(names[i:], patterns[1:]) for i in range(len(names)) if not any(hidden[:i]))
+    if not names or (names[0].startswith(".") and not patterns[0].startswith(".")):
         return False
     return fnmatch.fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
 
@@ -99,7 +105,11 @@ def _stdin(null: bool) -> Iterator[str]:
         stream: RawIOBase | BinaryIO = FileIO(sys.stdin.fileno(), closefd=False)
     except UnsupportedOperation:
         stream = sys.stdin.buffer
-    while chunk := stream.read(1 << 16):
+    while (chunk := stream.read(1 << 16)) != b"":
+        if chunk is None:
+            # Somebody made it non-blocking: wait as if nobody had.
+            select.select([sys.stdin], [], [])
+            continue
         *lines, rest = (rest + chunk).split(end)
         yield from (os.fsdecode(line) for line in lines if line)
     if rest:
@@ -151,4 +161,8 @@ def _left_out(path: str, leave_out: Collection[str]) -> bool:
     if not leave_out:
         return False
     folder, name = os.path.split(path)
-    return os.path.join(os.path.realpath(folder or "."), name) in leave_out
+    try:
+        return os.path.join(os.path.realpath(folder or "."), name) in leave_out
+    except ValueError:
+        # A NUL: no file is called that, which reading it will say.
+        return False

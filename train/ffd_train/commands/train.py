@@ -115,7 +115,10 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
         # The data may have moved since; that it is the same is checked by content.
         settings = Settings.from_json((resume / SETTINGS).read_text(), data=str(data.absolute()))
     else:
-        settings = Settings(data=str(data.absolute()), **options)
+        weights = options.pop("weights")
+        if weights not in ("imagenet", "none"):
+            weights = str(Path(weights).absolute())
+        settings = Settings(data=str(data.absolute()), weights=weights, **options)
         folder = runs / (name or f"{settings.network}-{time.strftime('%Y%m%d-%H%M%S')}")
         if folder.exists():
             raise OutputError(f"{folder} exists: choose another --name, or --resume {folder}")
