@@ -21,7 +21,7 @@ class Parity:
     """How far two models are apart on the same images.
 
     Attributes:
-        images: how many both classified.
+        images: how many at least one of them could classify.
         largest: largest |Δp|, p being P(generated).
         mean: mean |Δp|.
         flips: images whose verdict differs.
