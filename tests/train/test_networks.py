@@ -167,6 +167,19 @@ def test_a_checkpoint_keeps_tensors_and_card(tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize("low_byte", [0x80, ord("P")])
+def test_no_length_of_a_header_looks_like_a_pickle(tmp_path: Path, low_byte: int) -> None:
+    path = tmp_path / "c.safetensors"
+    for padding in range(0, 2100, 8):
+        # Headers are padded to 8 bytes; only the name's length moves their own.
+        card = CARD.replace(name="x" * (padding + 1), metrics={})
+        save_checkpoint(path, build_tiny(), card)
+        if path.read_bytes()[0] == low_byte:
+            break
+    assert path.read_bytes()[0] == low_byte
+    assert load_card(path) == card
+
+
 class Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("code that a checkpoint must not run",)

@@ -43,9 +43,10 @@ def load_card(path: Path) -> ModelCard:
     if not path.is_file():
         raise ModelError(f"checkpoint {path}: no such file")
     with path.open("rb") as file:
-        head = file.read(4)
-    # A zip is what torch.save writes since 1.6, 0x80 the first byte of a bare pickle.
-    if head == b"PK\x03\x04" or head[:1] == b"\x80":
+        head = file.read(9)
+    # A zip is what torch.save writes since 1.6, 0x80 the first byte of a bare pickle; but a
+    # safetensors file may begin with any byte, the length of the JSON from its ninth byte on.
+    if head[8:] != b"{" and head.startswith((b"PK\x03\x04", b"\x80")):
         raise ModelError(
             f"checkpoint {path} is a pickle, which can run any code when it is read: "
             "ffd reads safetensors only (save the state dict with safetensors.torch.save_file)"
