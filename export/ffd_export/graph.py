@@ -6,16 +6,18 @@ import contextlib
 import dataclasses
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ffd_runtime.card import ModelCard
 from ffd_runtime.errors import ModelError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from torch import nn
 
 OPSET = 18
 
@@ -33,33 +35,46 @@ def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
         ModelError: the file is not one of our checkpoints, or the exporter fails.
     """
     import onnx
-    import torch
 
     from ffd_train.checkpoint import load_checkpoint, sha256_of
     from ffd_train.scoring import ScoringGraph
 
     net, card = load_checkpoint(path)
-    size = card.preprocess.size
-    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    batch = torch.export.Dim("N", min=1, max=4096)
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                ScoringGraph(net, card.temperature),
-                (example,),
-                input_names=["image"],
-                output_names=["probability", "heatmap"],
-                dynamic_shapes=({0: batch},),
-                opset_version=OPSET,
-                dynamo=True,
-            )
-        except Exception as error:
-            raise ModelError(f"{path} cannot be exported: {error}") from error
-    assert program is not None
-    model: ModelProto = program.model_proto
+    try:
+        with _quiet():
+            model = _trace(ScoringGraph(net, card.temperature), card.preprocess.size)
+    except Exception as error:
+        raise ModelError(f"{path} cannot be exported by PyTorch: {error}") from error
     onnx.checker.check_model(model, full_check=True)
     provenance = dataclasses.replace(card.provenance, checkpoint_sha256=sha256_of(path))
     return model, card.replace(provenance=provenance, precision="fp32")
+
+
+def _trace(graph: nn.Module, size: int) -> ModelProto:
+    """Export by the exporter that is the default of the PyTorch at hand."""
+    import onnx
+    import torch
+
+    names: dict[str, Any] = {
+        "input_names": ["image"],
+        "output_names": ["probability", "heatmap"],
+        "opset_version": OPSET,
+    }
+    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
+        # Before 2.9 the newer exporter does not get through BatchNorm with every onnxscript.
+        axes = {name: {0: "N"} for name in ("image", "probability", "heatmap")}
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/graph.onnx"
+            torch.onnx.export(graph, (example,), path, dynamic_axes=axes, dynamo=False, **names)
+            return onnx.load(path)
+    batch = torch.export.Dim("N", min=1, max=4096)
+    program = torch.onnx.export(
+        graph, (example,), dynamic_shapes=({0: batch},), dynamo=True, **names
+    )
+    assert program is not None
+    model: ModelProto = program.model_proto
+    return model
 
 
 @contextlib.contextmanager
