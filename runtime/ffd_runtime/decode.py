@@ -20,8 +20,6 @@ Image = npt.NDArray[np.uint8]
 MAX_PIXELS = 1 << 27
 MAX_BYTES = 1 << 29
 
-OPENCV = tuple(int(part) for part in cv2.__version__.split(".")[:2])
-
 # OpenCV reports what it cannot decode by exception or None; its own log would only repeat it in
 # the middle of the progress bar.
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
@@ -81,10 +79,6 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image:
     """
     header = read_header(data)
     check_header(header, max_pixels)
-    if header.format == "jp2" and OPENCV < (4, 11):
-        # Its decoder brings the process down on a file that ends early.
-        message = f"OpenCV {cv2.__version__} cannot read JPEG 2000 safely: install 4.11 or newer"
-        raise InputError("not_an_image", message)
     try:
         image = _decode_whole(header, np.frombuffer(data, np.uint8))
     except cv2.error as error:

@@ -49,6 +49,5 @@ FORMATS = {
     "tiff-lzw": pillow(form="TIFF", compression="tiff_lzw"),
     "bigtiff": pillow(form="TIFF", big_tiff=True),
     "avif": pillow(form="AVIF"),
-    "jp2": pillow(form="JPEG2000"),
     "pnm": opencv(".ppm"),
 }

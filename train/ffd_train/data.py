@@ -24,7 +24,7 @@ from .augment import Augmentation
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .avif .jp2 .ppm .pgm".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .avif .ppm .pgm".split()
 )
 
 
