@@ -102,7 +102,7 @@ def _explain(error: Exception) -> str:
 
 def say(message: str) -> None:
     """One line on stderr, safe to show."""
-    click.echo(printable(" ".join(message.split())), err=True)
+    click.echo(printable(" ".join(line.strip() for line in message.splitlines())), err=True)
 
 
 def verbose() -> bool:

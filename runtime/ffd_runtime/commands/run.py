@@ -107,7 +107,7 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         )
         say(classifier.description)
         if verbose():
-            say(classifier.card.to_json(indent=2))
+            click.echo(classifier.card.to_json(indent=2), err=True)
         sinks, console = _open_sinks(stack, output, options["as_json"])
         count = None if "-" in sources else lambda: _count(find_files(sources, leave_out=leave_out))
         items = find_files(sources, null=null, leave_out=leave_out)
