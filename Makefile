@@ -13,7 +13,7 @@ ifdef IMAGES
 demo: $(VENV)/runtime.stamp
 else
 demo: IMAGES = demo
-demo: $(VENV)/runtime.stamp $(VENV)/portraits.stamp
+demo: $(VENV)/runtime.stamp demo/astronaut.png
 endif
 	$(BIN)/ffd-run --table "$(IMAGES)"
 
@@ -39,9 +39,8 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ffd needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/portraits.stamp: tools/fetch_portraits.py | $(BIN)/python
+demo/astronaut.png: tools/fetch_portraits.py | $(BIN)/python
 	$(BIN)/python tools/fetch_portraits.py demo
-	touch $@
 
 clean:
 	rm -rf $(VENV) demo
