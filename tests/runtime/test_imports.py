@@ -50,7 +50,9 @@ def test_export_reads_no_torch_to_be_imported() -> None:
     assert not loaded_by(code) & {"torch", "torchvision", "lightning", "timm"}
 
 
-@pytest.mark.parametrize("module", ["ffd_runtime.card", "ffd_runtime.text", "ffd_train.stages"])
+@pytest.mark.parametrize(
+    "module", ["ffd_runtime.card", "ffd_runtime.classifier", "ffd_runtime.text", "ffd_train.stages"]
+)
 def test_examples_in_docstrings_run(module: str) -> None:
     from importlib import import_module
 
