@@ -215,6 +215,8 @@ def test_a_terminal_gets_colour_and_a_pipe_does_not(portraits: Path, colour_mode
 
 def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
     no_card = save_colour_model(tmp_path / "no-card.onnx", card=None)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "x").mkdir()
     for arguments, code, message in (
         ((portraits, "--model", tmp_path / "absent.onnx"), 1, "no such file"),
         ((portraits, "--model", no_card), 1, "has no model card"),
@@ -223,6 +225,8 @@ def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path:
         ((portraits, "--model", tmp_path / "\x1b[31m.onnx"), 1, "\\x1b[31m.onnx: no such file"),
         ((portraits, "--model", colour_model, "--output", "rows.txt"), 1, "must end with"),
         ((portraits, "--model", colour_model, "--output", "/proc/x.csv"), 1, "cannot write"),
+        ((portraits, "--output", tmp_path / "folder.csv"), 1, "is a folder: name a file"),
+        ((no_card, "--output", tmp_path / "x/../y.csv", tmp_path / "y.csv"), 2, "is also a SOURCE"),
         (("rtsp://camera/1",), 2, "rtsp:// is not a source"),
         ((), 2, "Missing argument"),
         ((portraits, "--batch", "0"), 2, "Invalid value for '--batch'"),
@@ -251,6 +255,27 @@ def test_closed_streams_and_poor_encodings_do_not_matter(
     code, out, _ = run(portraits, "--model", colour_model, "--table", env=environment)
     assert code == 0
     assert "\\xe9.png" in out
+
+
+def test_a_closed_stderr_loses_no_row(portraits: Path, colour_model: Path) -> None:
+    command = f'"{COMMAND}" "{portraits}" --model "{colour_model}" 2>&-'
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0
+    assert len(rows_of(done.stdout)) == 3
+
+
+def test_a_program_may_ask_for_one_verdict_at_a_time(portraits: Path, colour_model: Path) -> None:
+    ours, theirs = os.pipe()
+    # A producer may have made its pipe non-blocking, and it waits for each answer.
+    os.set_blocking(ours, False)
+    process = start("-", "--model", colour_model, stdin=ours)
+    os.close(ours)
+    assert process.stdout
+    for name, label in (("0-red.png", "generated"), ("1-blue.png", "groundtruth")):
+        os.write(theirs, f"{portraits}/{name}\n".encode())
+        assert json.loads(process.stdout.readline())["label"] == label
+    os.close(theirs)
+    assert process.wait(60) == 0
 
 
 def test_debug_shows_the_traceback(portraits: Path) -> None:
