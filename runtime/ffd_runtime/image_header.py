@@ -253,10 +253,6 @@ _FORMATS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], ImageHeade
     ("gif", _starts(b"GIF87a", b"GIF89a"), _gif),
     ("bmp", _starts(b"BM"), _bmp),
     ("tiff", _starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
-    (
-        "avif",
-        lambda data: data[4:12] in (b"ftypavif", b"ftypavis"),
-        _avif,
-    ),
+    ("avif", lambda data: data[4:12] in (b"ftypavif", b"ftypavis"), _avif),
     ("pnm", lambda data: _PNM.match(data) is not None, _pnm),
 )

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+import ffd_runtime
+
 from ..conftest import picture
 from ..models import save_colour_model
 
@@ -350,6 +352,11 @@ def test_help_shows_examples() -> None:
     code, out, _ = run("--help")
     assert code == 0
     assert "ffd-run portraits/" in out
-    assert (
-        run("--version")[1].startswith("ffd-run, version ") or "(ffd-edge)" in run("--version")[1]
-    )
+    assert run("--version")[1] == f"ffd-run {ffd_runtime.__version__} (ffd-edge)\n"
+
+
+def test_verbose_shows_the_card(portraits: Path, colour_model: Path) -> None:
+    quiet, loud = (run(portraits, "--model", colour_model, *option) for option in ((), ("-v",)))
+    assert quiet[1] == loud[1]
+    assert '"temperature": 1.0' in loud[2]
+    assert '"temperature"' not in quiet[2]

@@ -107,7 +107,6 @@ def build(network: str, weights: str = "none") -> FaceNet:
     """
     if network not in NETWORKS:
         raise ModelError(f"unknown network {network!r}: use one of {', '.join(NETWORKS)}")
-    # Anything but the two names is a file.
     return NETWORKS[network](network, weights)
 
 
@@ -119,9 +118,7 @@ def describe_weights(weights: str) -> str:
     """
     if weights in ("none", "imagenet"):
         return weights
-    path = Path(weights)
-    if not path.is_file():
-        raise ModelError(f"weights {path}: no such file (use imagenet, none or a file)")
+    path = _require_file(weights)
     return f"{path.name} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
@@ -196,7 +193,7 @@ def _load_file(net: FaceNet, model: nn.Module, classifier: str, weights: str) ->
     """
     if weights in ("none", "imagenet"):
         return
-    tensors = _read_tensors(Path(weights))
+    tensors = _read_tensors(_require_file(weights))
     if "head.weight" in tensors and "stem.0.weight" in tensors:
         _fit(net, tensors, weights)
         return
@@ -222,9 +219,14 @@ def _fit(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
         raise ModelError(f"{origin} does not fit this network: {first[0].strip()}") from None
 
 
-def _read_tensors(path: Path) -> Mapping[str, Tensor]:
+def _require_file(weights: str) -> Path:
+    path = Path(weights)
     if not path.is_file():
         raise ModelError(f"weights {path}: no such file (use imagenet, none or a file)")
+    return path
+
+
+def _read_tensors(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -162,7 +162,7 @@ def finish(
     """Fit temperature, threshold and unsure band on val, write them into the card, draw plots."""
     net, card = load_checkpoint(folder / BEST)
     samples = data.split("val")
-    device = "cuda" if choose_device(settings)[0] == "cuda" else "cpu"
+    device, _ = choose_device(settings)
     logits = predict_logits(net.to(device), data, samples, card.preprocess, settings.batch)
     generated = np.array([sample.label == 0 for sample in samples])
     fitted = calibrate(logits, generated)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ffd_runtime.commands.common import Command, say, version_option
+from ffd_runtime.commands.common import Command, say, say_more, version_option
 
 EPILOG = """\b
 Examples:
@@ -36,7 +36,7 @@ def main(model: Path | None, verify: str | None, output: Path | None, runs: Path
     """Export MODEL, a checkpoint or a run's folder, to one self-contained FP32 ONNX.
 
     Without MODEL, the newest run. The file is compared with the checkpoint on real images; if it
-    differs, the command fails and leaves no file.
+    differs, the command fails and writes no file.
     """
     from ffd_train.checkpoint import load_card
 
@@ -64,6 +64,7 @@ def _export(checkpoint: Path, images: list[str], path: Path) -> None:
     from ..parity import compare
 
     graph, card = export_checkpoint(checkpoint)
+    say_more(card.to_json(indent=2))
     if not images:
         say("not verified")
         write_onnx(graph, card.replace(metrics={**card.metrics, "parity": {"images": 0}}), path)

@@ -105,9 +105,10 @@ def say(message: str) -> None:
     click.echo(printable(" ".join(line.strip() for line in message.splitlines())), err=True)
 
 
-def verbose() -> bool:
-    """Whether -v was given to the running command."""
-    return bool(click.get_current_context().ensure_object(dict).get("verbose"))
+def say_more(text: str) -> None:
+    """Text of our own on stderr, as it is, if -v was given to the running command."""
+    if click.get_current_context().ensure_object(dict).get("verbose"):
+        click.echo(text, err=True)
 
 
 def version_option() -> Callable[[Any], Any]:

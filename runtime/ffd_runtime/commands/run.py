@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Command, device_option, format_option, say, verbose, version_option, wants_table
+from .common import (
+    Command,
+    device_option,
+    format_option,
+    say,
+    say_more,
+    version_option,
+    wants_table,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,8 +114,7 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
             )
         )
         say(classifier.description)
-        if verbose():
-            click.echo(classifier.card.to_json(indent=2), err=True)
+        say_more(classifier.card.to_json(indent=2))
         sinks, console = _open_sinks(stack, output, options["as_json"])
         count = None if "-" in sources else lambda: _count(find_files(sources, leave_out=leave_out))
         items = find_files(sources, null=null, leave_out=leave_out)

@@ -14,6 +14,7 @@ from ffd_runtime.commands.common import (
     device_option,
     format_option,
     say,
+    say_more,
     version_option,
     wants_table,
 )
@@ -68,6 +69,7 @@ def main(
     path = EMBEDDED if str(model) == "embedded" else model
     with Classifier(open_model(path, device), batch=batch) as classifier:
         say(f"{classifier.description}; {len(samples)} images")
+        say_more(classifier.card.to_json(indent=2))
         console = Console(stderr=True)
         with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=len(samples))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ffd_runtime.commands.common import Command, say, version_option
+from ffd_runtime.commands.common import Command, say, say_more, version_option
 
 NETWORKS = ("resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d", "tf_efficientnet_lite0")
 
@@ -126,10 +126,12 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     faces = scan(data, ("train", "val"))
     counts = ", ".join(f"{len(faces.split(split))} {split}" for split in ("train", "val", "test"))
     say(f"{len(faces.samples)} images: {counts}" + _ignored(faces.ignored))
+    say_more(settings.to_json())
     try:
         train(faces, settings, folder, resume=bool(resume), progress=sys.stderr.isatty(), say=say)
     except KeyboardInterrupt:
-        say(f"stopped; go on with --resume {folder}")
+        if (folder / SETTINGS).is_file():
+            say(f"stopped; go on with --resume {folder}")
         raise
     say(f"wrote {folder / BEST}")
 
