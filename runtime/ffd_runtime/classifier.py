@@ -64,8 +64,8 @@ class Classifier:
         """Load a model.
 
         Args:
-            model: an ONNX of `ffd-export`; None for the embedded model.
-            backend: `auto` or `onnxruntime`.
+            model: an ONNX or engine of `ffd-export`; None for the embedded model.
+            backend: `auto`, `onnxruntime` or `tensorrt`.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             batch: images that are inferred together.
             workers: threads that decode and preprocess; None for one a core.

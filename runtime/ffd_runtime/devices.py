@@ -6,6 +6,8 @@ import ctypes
 import os
 import re
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 from .errors import DeviceError
 
@@ -22,17 +24,57 @@ def parse_device(text: str) -> tuple[str, int]:
     return match[1], int(match[2] or 0)
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver names it.
+
+    Attributes:
+        name: such as `NVIDIA GeForce RTX 4090`.
+        compute_capability: such as `8.9`.
+    """
+
+    name: str
+    compute_capability: str
+
+
 def count_gpus() -> int:
     """How many GPUs NVIDIA's driver offers; asks the driver itself, needs no CUDA toolkit."""
+    driver = _driver()
+    count = ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def describe_gpu(index: int) -> Gpu:
+    """Name and compute capability of a GPU.
+
+    Raises:
+        DeviceError: the driver does not offer it.
+    """
+    driver = _driver()
+    device = ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGet(ctypes.byref(device), index) != 0:
+        raise DeviceError(f"NVIDIA's driver offers no GPU {index} here")
+    name = ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(name, len(name), device)
+    numbers = []
+    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in NVIDIA's cuda.h.
+    for attribute in (75, 76):
+        number = ctypes.c_int(0)
+        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+        numbers.append(str(number.value))
+    return Gpu(name.value.decode(errors="replace"), ".".join(numbers))
+
+
+def _driver() -> Any:
+    """NVIDIA's driver library, ready to be asked; None where there is none that works."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-            return 0
+        return driver if driver.cuInit(0) == 0 else None
     except (OSError, AttributeError):
-        return 0
-    return count.value
+        return None
 
 
 def count_cores() -> int:

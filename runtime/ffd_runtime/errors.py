@@ -20,6 +20,10 @@ class CardError(ModelError):
     """A model card is absent or breaks its schema; the message names the field."""
 
 
+class EngineError(ModelError):
+    """A TensorRT engine, or its manifest, is not fit to run here."""
+
+
 class BackendError(FfdError):
     """An inference backend is not installed, did not start, or failed while running."""
 

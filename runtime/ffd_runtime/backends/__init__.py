@@ -14,7 +14,9 @@ from ..card import ModelCard
 from ..errors import BackendError, ModelError
 
 # Name to module; each module has `open_model(path, device) -> Backend`.
-BACKENDS = {"onnxruntime": "onnxruntime"}
+BACKENDS = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
+# Which of them reads a file, by its suffix; all others are onnxruntime's.
+READS = {".engine": "tensorrt", ".plan": "tensorrt"}
 
 EMBEDDED = Path(__file__).parent.parent / "models" / "embedded.onnx"
 
@@ -64,8 +66,8 @@ def open_backend(
     """Load a model.
 
     Args:
-        model: an ONNX of `ffd-export`; None for the embedded model.
-        backend: `auto` or a key of `BACKENDS`.
+        model: an ONNX or engine of `ffd-export`; None for the embedded model.
+        backend: `auto` (what reads the file) or a key of `BACKENDS`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
@@ -79,8 +81,11 @@ def open_backend(
         raise ModelError(f"model {path}: no such file")
     if path.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
         raise ModelError(f"model {path} is a checkpoint: make an ONNX of it with ffd-export {path}")
-    name = "onnxruntime" if backend == "auto" else backend
+    reader = READS.get(path.suffix, "onnxruntime")
+    name = reader if backend == "auto" else backend
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}: use auto or one of {', '.join(BACKENDS)}")
+    if name != reader:
+        raise BackendError(f"--backend {name} does not read {path.name}: {reader} does")
     opened: Backend = import_module(f".{BACKENDS[name]}", __name__).open_model(path, device)
     return opened

@@ -17,6 +17,8 @@ from ..text import printable
 EXTRAS = {
     "train": "torch torchvision timm lightning torchmetrics sklearn scipy safetensors matplotlib",
     "export": "onnx onnxscript",
+    "tensorrt": "tensorrt cuda",
+    "rtx": "tensorrt_rtx",
 }
 
 

@@ -44,11 +44,11 @@ Exit codes:
 @click.option(
     "--model",
     type=click.Path(),
-    help="An ONNX made by ffd-export. Default: the embedded model.",
+    help="An ONNX or engine made by ffd-export. Default: the embedded model.",
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime"]),
+    type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
     default="auto",
     show_default=True,
 )
