@@ -12,8 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ffd_runtime.card import ModelCard
 from ffd_runtime.errors import ModelError
+
+from .layers import name_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -45,25 +50,73 @@ def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
             model = _trace(ScoringGraph(net, card.temperature), card.preprocess.size)
     except Exception as error:
         raise ModelError(f"{path} cannot be exported by PyTorch: {error}") from error
+    name_nodes(model)
     onnx.checker.check_model(model, full_check=True)
     provenance = dataclasses.replace(card.provenance, checkpoint_sha256=sha256_of(path))
     return model, card.replace(provenance=provenance, precision="fp32")
 
 
-def _trace(graph: nn.Module, size: int) -> ModelProto:
+def compare_parts(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """Where an exported network parts from PyTorch's.
+
+    Args:
+        path: of the checkpoint.
+        pixels: uint8 [N, size, size, 3], RGB.
+
+    Returns:
+        By part, in order: the root of the mean square difference of its features, relative to
+        PyTorch's.
+    """
+    import onnxruntime as ort
+    import torch
+
+    from ffd_train.checkpoint import load_checkpoint
+    from ffd_train.stages import PARTS
+
+    class UpTo(torch.nn.Module):
+        def __init__(self, net: Any, parts: tuple[str, ...]) -> None:
+            super().__init__()
+            self.net = net
+            self.parts = parts
+
+        def forward(self, image: Any) -> Any:
+            x = self.net.scale(image)
+            for part in self.parts:
+                x = self.net.get_submodule(part)(x)
+            return x
+
+    net, card = load_checkpoint(path)
+    found = {}
+    for count, part in enumerate(PARTS[:-1], 1):
+        graph = UpTo(net, PARTS[:count]).eval()
+        with _quiet():
+            model = _trace(graph, card.preprocess.size, ("features",))
+        session = ort.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        (exported,) = session.run(None, {"image": pixels})
+        with torch.inference_mode():
+            features = graph(torch.from_numpy(pixels)).numpy()
+        found[part] = float(np.linalg.norm(exported - features) / np.linalg.norm(features))
+    return found
+
+
+def _trace(
+    graph: nn.Module, size: int, outputs: tuple[str, ...] = ("probability", "heatmap")
+) -> ModelProto:
     """Export by the exporter that is the default of the PyTorch at hand."""
     import onnx
     import torch
 
     names: dict[str, Any] = {
         "input_names": ["image"],
-        "output_names": ["probability", "heatmap"],
+        "output_names": list(outputs),
         "opset_version": OPSET,
     }
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
         # Before 2.9 the newer exporter does not get through BatchNorm with every onnxscript.
-        axes = {name: {0: "N"} for name in ("image", "probability", "heatmap")}
+        axes = {name: {0: "N"} for name in ("image", *outputs)}
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/graph.onnx"
             torch.onnx.export(graph, (example,), path, dynamic_axes=axes, dynamo=False, **names)

@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ffd_runtime.card import CARD_KEY, ModelCard
-from ffd_runtime.errors import OutputError
+from ffd_runtime.errors import CardError, ModelError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, ValueInfoProto
 
 
-def write_onnx(model: ModelProto, card: ModelCard, path: Path) -> None:
-    """Write a model with its card, whole or not at all, all weights inside.
+def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
+    """Read an ONNX of ours.
+
+    Raises:
+        ModelError: the file is absent, not an ONNX, or not of the graph contract.
+        CardError: it has no card, or one that this version cannot read.
+    """
+    import onnx
+
+    if not path.is_file():
+        raise ModelError(f"model {path}: no such file")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's and onnx's exceptions share no other base
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model {path} is not an ONNX: {reason}") from None
+    cards = [entry.value for entry in model.metadata_props if entry.key == CARD_KEY]
+    if not cards:
+        raise CardError(f"model {path} has no model card: it was not written by ffd-export")
+    try:
+        card = ModelCard.from_json(cards[0])
+    except CardError as error:
+        raise CardError(f"model {path}: {error}") from None
+    _require_contract(model, card, path)
+    return model, card
+
+
+def to_bytes(model: ModelProto, card: ModelCard) -> bytes:
+    """The file's content, all weights inside; the same model and card give the same bytes.
 
     Args:
         model: changed in place.
         card: replaces the one inside, if any.
-        path: the file.
-
-    Raises:
-        OutputError: it cannot be written.
     """
     strip(model)
     del model.metadata_props[:]
     model.metadata_props.add(key=CARD_KEY, value=card.to_json())
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            # Deterministic: the same model gives the same bytes.
-            file.write(model.SerializeToString(deterministic=True))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def strip(model: ModelProto) -> None:
@@ -52,3 +65,27 @@ def strip(model: ModelProto) -> None:
         tensor.doc_string = ""
     del graph.value_info[:]
     del model.functions[:]
+
+
+def _require_contract(model: ModelProto, card: ModelCard, path: Path) -> None:
+    from onnx import TensorProto
+
+    size = card.preprocess.size
+    given = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
+    wanted = [
+        ("image", TensorProto.UINT8, (None, size, size, 3)),
+        ("probability", TensorProto.FLOAT, (None, 2)),
+    ]
+    last = given[2:]
+    if given[:2] != wanted or len(last) != 1 or last[0][0] != "heatmap" or len(last[0][2]) != 3:
+        raise ModelError(
+            f"model {path} does not keep the graph contract (image uint8[N,{size},{size},3] in; "
+            "probability and heatmap out): export it from its checkpoint with ffd-export"
+        )
+
+
+def _signature(value: ValueInfoProto) -> tuple[str, int, tuple[int | None, ...]]:
+    """Name, element type and shape, in which None stands for any size."""
+    kind = value.type.tensor_type
+    shape = tuple(side.dim_value if side.HasField("dim_value") else None for side in kind.shape.dim)
+    return value.name, kind.elem_type, shape

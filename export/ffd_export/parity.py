@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ffd_runtime.backends import Backend
-from ffd_runtime.classifier import Classifier
-from ffd_runtime.errors import DataError, ModelError
-from ffd_runtime.results import Result
-from ffd_runtime.sources import Item
+import numpy as np
+import numpy.typing as npt
 
-# Largest allowed |Δp| by precision, and how many verdicts may differ.
-LIMITS = {"fp32": (1e-4, 0)}
+from ffd_runtime.backends import Backend
+from ffd_runtime.card import Metric, ModelCard
+from ffd_runtime.errors import ModelError
+from ffd_runtime.pipeline import infer_prepared
+from ffd_runtime.results import Result
+
+from .images import Images
+
+NOT_VERIFIED: dict[str, Metric] = {"verified": "not verified"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an export may be from its checkpoint; None where there is no limit.
+
+    Attributes:
+        largest: largest |Δp|, p being P(generated).
+        flips: verdicts that differ.
+        accuracy: accuracy lost; without labels, share of two-way decisions that differ, which is
+            never less.
+    """
+
+    largest: float | None = None
+    flips: int | None = None
+    accuracy: float | None = None
+
+
+LIMITS = {
+    "fp32": Limits(largest=1e-4, flips=0),
+    "fp16": Limits(largest=1e-2),
+    "int8": Limits(accuracy=0.005),
+}
 
 
 @dataclass(frozen=True)
@@ -21,70 +48,136 @@ class Parity:
     """How far two models are apart on the same images.
 
     Attributes:
-        images: how many at least one of them could classify.
+        images: how many.
         largest: largest |Δp|, p being P(generated).
         mean: mean |Δp|.
         flips: images whose verdict differs.
+        decisions: images whose two-way decision, at the threshold, differs.
         worst: the image of the largest |Δp|.
+        accuracy: of the reference and of the export; None without labels.
+        auc: area under the ROC curve of the reference and of the export; None without labels.
     """
 
     images: int
     largest: float
     mean: float
     flips: int
+    decisions: int
     worst: str
+    accuracy: tuple[float, float] | None = None
+    auc: tuple[float, float] | None = None
 
-    def require(self, precision: str) -> None:
+    @property
+    def accuracy_lost(self) -> float:
+        """Accuracy lost, or, without labels, the most that can have been lost."""
+        if self.accuracy is None:
+            return self.decisions / self.images
+        return self.accuracy[0] - self.accuracy[1]
+
+    def failures(self, precision: str) -> list[str]:
+        """What is beyond the limits of a precision, in words."""
+        limits = LIMITS[precision]
+        found = []
+        if limits.largest is not None and not self.largest <= limits.largest:
+            found.append(
+                f"largest |Δp| {self.largest:.2e} (limit {limits.largest:g}, on {self.worst})"
+            )
+        if limits.flips is not None and self.flips > limits.flips:
+            found.append(f"{self.flips} verdict flips (limit {limits.flips})")
+        # One rounding below the limit is not beyond it: 0.985 - 0.980 is a little over 0.005.
+        if limits.accuracy is not None and not self.accuracy_lost <= limits.accuracy + 1e-9:
+            what = "accuracy lost" if self.accuracy else "two-way decisions changed"
+            lost = 100 * self.accuracy_lost
+            found.append(f"{lost:.2f} points of {what} (limit {100 * limits.accuracy:g})")
+        if not math.isfinite(self.largest) and not found:
+            found.append(f"no probability for {self.worst}")
+        return found
+
+    def require(self, precision: str, hint: str = "") -> None:
         """Enforce the limits of a precision.
+
+        Args:
+            precision: `fp32`, `fp16` or `int8`.
+            hint: said after what is wrong.
 
         Raises:
             ModelError: they are exceeded.
         """
-        limit, flips = LIMITS[precision]
-        if self.largest > limit or self.flips > flips:
+        failures = self.failures(precision)
+        if failures:
             raise ModelError(
-                f"the exported {precision} model differs from the checkpoint: largest |Δp| "
-                f"{self.largest:.2e} (limit {limit:g}, on {self.worst}), {self.flips} verdict "
-                f"flips (limit {flips}) on {self.images} images; nothing was written"
+                f"the exported {precision} model differs from the checkpoint on {self.images} "
+                f"images: {', '.join(failures)}; {hint}nothing was written"
             )
 
-    def summary(self) -> dict[str, float | int | str | None]:
+    def summary(self) -> dict[str, Metric]:
         """As the model card keeps it."""
-        return {
+        flat: dict[str, Metric] = {
+            "verified": "verified",
             "images": self.images,
             "largest_difference": self.largest,
             "mean_difference": self.mean,
             "verdict_flips": self.flips,
+            "decision_flips": self.decisions,
         }
+        if self.accuracy and self.auc:
+            flat["accuracy_reference"], flat["accuracy"] = self.accuracy
+            flat["roc_auc_reference"], flat["roc_auc"] = self.auc
+        return flat
 
 
-def compare(reference: Backend, exported: Backend, sources: Sequence[str]) -> Parity:
-    """Classify the same images with both.
+def classify(backend: Backend, images: Images, batch: int = 8) -> list[Result]:
+    """A row for every image, judged as the runtime does."""
+    rows: list[Result] = []
+    for start, pixels in zip(range(0, len(images), batch), images.batches(batch), strict=True):
+        prepared = list(zip(images.sources[start : start + batch], pixels, strict=True))
+        rows += infer_prepared(list(prepared), backend)
+    return rows
+
+
+def compare(
+    reference: Sequence[Result], exported: Sequence[Result], images: Images, card: ModelCard
+) -> Parity:
+    """Compare the rows of two models for the same images.
 
     Args:
-        reference: the checkpoint.
-        exported: the file.
-        sources: paths of images.
-
-    Raises:
-        DataError: not one of them can be read.
+        reference: the checkpoint's.
+        exported: the file's.
+        images: what both classified.
+        card: whose threshold decides.
     """
-    pairs = [
-        (a.source, _difference(a, b), a.label != b.label)
-        for a, b in zip(_rows(reference, sources), _rows(exported, sources), strict=True)
-        if a.score is not None or b.score is not None
-    ]
-    if not pairs:
-        raise DataError("none of the images to verify with can be read: give others by --verify")
-    differences = [difference for _, difference, _ in pairs]
+    differences = [_difference(a, b) for a, b in zip(reference, exported, strict=True)]
+    scores = [np.array([math.nan if r.score is None else r.score for r in rows], np.float64)
+              for rows in (reference, exported)]  # fmt: skip
+    decided = [score >= card.threshold for score in scores]
     largest = max(differences)
+    accuracy = auc = None
+    if images.labelled and not any(np.isnan(score).any() for score in scores):
+        generated = np.array(images.labels) == 0
+        accuracy = (_mean(decided[0] == generated), _mean(decided[1] == generated))
+        auc = (roc_auc(generated, scores[0]), roc_auc(generated, scores[1]))
     return Parity(
-        images=len(pairs),
+        images=len(images),
         largest=largest,
         mean=sum(differences) / len(differences),
-        flips=sum(flip for *_, flip in pairs),
-        worst=pairs[differences.index(largest)][0],
+        flips=sum(a.label != b.label for a, b in zip(reference, exported, strict=True)),
+        decisions=int((decided[0] != decided[1]).sum()),
+        worst=images.sources[differences.index(largest)],
+        accuracy=accuracy,
+        auc=auc,
     )
+
+
+def roc_auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
+    """Area under the ROC curve by the rank-sum of Mann and Whitney (1947), ties counted half.
+
+    Written out, as a device that builds an engine has no scikit-learn.
+    """
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    found = int(positive.sum())
+    rank_sum = float(ranks[positive].sum()) - found * (found + 1) / 2
+    return rank_sum / (found * (len(scores) - found))
 
 
 def _difference(a: Result, b: Result) -> float:
@@ -94,5 +187,5 @@ def _difference(a: Result, b: Result) -> float:
     return abs(a.score - b.score)
 
 
-def _rows(backend: Backend, sources: Sequence[str]) -> Iterator[Result]:
-    return Classifier(backend).classify_items(Item(source) for source in sources)
+def _mean(values: npt.NDArray[np.bool_]) -> float:
+    return float(values.mean())

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from ffd_runtime.errors import DataError, ModelError
-from ffd_runtime.sources import find_files
+
+from .images import balance, find_images
 
 CHECKPOINT = "best.safetensors"
 MOST = 512
@@ -37,38 +38,64 @@ def find_checkpoint(model: Path | None, runs: Path) -> Path:
     return model
 
 
-def find_verification(checkpoint: Path, folder: Path | None) -> list[str]:
-    """Images to verify an export with, at most `MOST`, spread evenly.
+def find_verification(model: Path, folder: Path | None) -> list[str]:
+    """Images to verify an export with, at most `MOST`, of both classes alike.
 
     Args:
-        checkpoint: the checkpoint; its run names its validation images.
+        model: the checkpoint, or an ONNX beside it; its run names its validation images.
         folder: a folder of images instead.
 
     Raises:
         DataError: there are none.
     """
     if folder:
-        found = [item.source for item in find_files([str(folder)])]
-        if not folder.is_dir() or not found:
-            raise DataError(f"--verify {folder}: no such folder, or nothing in it")
-    else:
-        found = _validation_images(checkpoint.parent)
-        if not found:
-            raise DataError(
-                "the run's validation images are not to be found: give a folder of images by "
-                "--verify DIR, or --verify none to leave the export unverified"
-            )
-    step = -(-len(found) // MOST)
-    return found[::step]
+        return _find("--verify", folder, MOST)
+    found = run_images(model.parent, "val")
+    if not found:
+        raise DataError(
+            "the run's validation images are not to be found: give a folder of images by "
+            "--verify DIR, or --verify none to leave the export unverified"
+        )
+    return balance(found, MOST)
 
 
-def _validation_images(run: Path) -> list[str]:
+def find_calibration(model: Path, folder: Path | None, count: int) -> list[str]:
+    """Images to calibrate with, at most `count`, of both classes alike.
+
+    Args:
+        model: the checkpoint, or an ONNX beside it; its run names its training images.
+        folder: a folder of images instead.
+        count: how many at most.
+
+    Raises:
+        DataError: there are none.
+    """
+    if folder:
+        return _find("--calibrate", folder, count)
+    found = run_images(model.parent, "train")
+    if not found:
+        raise DataError(
+            "--int8 is calibrated on real images, and the run's training images are not to be "
+            "found: give a folder of images by --calibrate DIR"
+        )
+    return balance(found, count)
+
+
+def run_images(run: Path, split: str) -> list[str]:
+    """Images of a run's data set that are still there; none where the run does not say."""
     try:
         root = Path(json.loads((run / "settings.json").read_text())["data"])
         with (run / "manifest.csv").open(
             newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
-            paths = [row["path"] for row in csv.DictReader(file) if row["split"] == "val"]
+            paths = [row["path"] for row in csv.DictReader(file) if row["split"] == split]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [str(root / path) for path in paths if (root / path).is_file()]
+
+
+def _find(option: str, folder: Path, count: int) -> list[str]:
+    try:
+        return find_images(folder, count)
+    except DataError:
+        raise DataError(f"{option} {folder}: no such folder, or nothing in it") from None

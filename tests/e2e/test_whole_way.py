@@ -62,7 +62,7 @@ def test_training_says_what_it_does(root: Path, trained: Path) -> None:
 def test_export_evaluate_and_run_agree(root: Path, trained: Path) -> None:
     outcome = call(ffd_export, "--runs", trained.parent)
     assert outcome.exit_code == 0, outcome.output
-    assert "12 images: largest |Δp|" in outcome.output
+    assert json.loads(outcome.stdout)["parity"]["images"] == 12
     exported = trained / "best.onnx"
 
     reports = []

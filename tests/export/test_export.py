@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from click.testing import CliRunner, Result
 
 from ffd_export.commands.export import main
 from ffd_export.graph import export_checkpoint
-from ffd_export.onnx_file import write_onnx
-from ffd_export.parity import Parity, compare
+from ffd_export.images import Images, prepare_images
+from ffd_export.output import write_files
+from ffd_export.parity import Parity, classify, compare
 from ffd_runtime.backends import Outputs, open_backend
-from ffd_runtime.card import CARD_KEY, ModelCard, Provenance
+from ffd_runtime.card import CARD_KEY, ModelCard, PreprocessSpec, Provenance
 from ffd_runtime.errors import DataError, ModelError, OutputError
 from ffd_train.checkpoint import load_checkpoint, save_checkpoint, sha256_of
 from ffd_train.networks import NETWORKS, FaceNet, build
@@ -44,8 +46,13 @@ def test_the_file_keeps_the_contract(tmp_path: Path, portraits: Path) -> None:
     checkpoint = save(tmp_path / "best.safetensors")
     outcome = run(checkpoint, "--verify", portraits)
     assert outcome.exit_code == 0, outcome.output
-    assert "3 images: largest |Δp|" in outcome.output
-    assert "0 verdict flips" in outcome.output
+    (row,) = map(json.loads, outcome.stdout.splitlines())
+    assert row["file"] == str(tmp_path / "best.onnx")
+    assert row["sha256"] == sha256_of(tmp_path / "best.onnx")
+    assert row["layers"] == {"float": 7}
+    assert row["parity"]["images"] == 3
+    assert row["parity"]["largest_difference"] < 1e-4
+    assert row["parity"]["verdict_flips"] == 0
     model = onnx.load(tmp_path / "best.onnx")
     onnx.checker.check_model(model, full_check=True)
     (first,) = (node for node in model.graph.node if "image" in node.input)
@@ -60,7 +67,7 @@ def test_the_file_keeps_the_contract(tmp_path: Path, portraits: Path) -> None:
     assert entry.key == CARD_KEY
     card = ModelCard.from_json(entry.value)
     assert card.provenance.checkpoint_sha256 == sha256_of(checkpoint)
-    assert card.metrics["parity"]["images"] == 3
+    assert card.metrics["parity"] == row["parity"]
     assert card.precision == "fp32"
 
 
@@ -119,16 +126,17 @@ def test_a_file_that_differs_is_not_left(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", "portraits"]
 
 
-@pytest.mark.parametrize(("largest", "flips"), [(1.1e-4, 0), (0, 1)])
-def test_the_limits_are_the_contracts(largest: float, flips: int) -> None:
-    with pytest.raises(ModelError, match="differs from the checkpoint"):
-        Parity(10, largest, 0, flips, "a.jpg").require("fp32")
-    Parity(10, 9e-5, 0, 0, "a.jpg").require("fp32")
+def prepared(folder: Path) -> Images:
+    return prepare_images(sorted(map(str, folder.iterdir())), PreprocessSpec())
+
+
+def compare_backends(reference: TorchBackend, other: TorchBackend, images: Images) -> Parity:
+    rows = [classify(backend, images) for backend in (reference, other)]
+    return compare(*rows, images, reference.card)
 
 
 def test_what_only_one_of_them_can_judge_is_a_difference(tmp_path: Path, portraits: Path) -> None:
     net, card = load_checkpoint(save(tmp_path / "a.safetensors"))
-    reference = TorchBackend(net, card)
 
     class Silent(TorchBackend):
         def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
@@ -136,22 +144,23 @@ def test_what_only_one_of_them_can_judge_is_a_difference(tmp_path: Path, portrai
             outputs.probability[:] = np.nan
             return outputs
 
-    parity = compare(reference, Silent(net, card), sorted(map(str, portraits.iterdir())))
+    parity = compare_backends(TorchBackend(net, card), Silent(net, card), prepared(portraits))
     assert parity.images == 3
     assert parity.flips == 3
-    with pytest.raises(ModelError, match="differs from the checkpoint"):
-        parity.require("fp32")
+    for precision in ("fp32", "fp16", "int8"):
+        with pytest.raises(ModelError, match="differs from the checkpoint"):
+            parity.require(precision)
 
 
 def test_differences_are_found(tmp_path: Path, portraits: Path) -> None:
     net, card = load_checkpoint(save(tmp_path / "a.safetensors"))
     first = TorchBackend(net, card)
     other = TorchBackend(net, card.replace(temperature=1.4, unsure=(0.0, 1.0)))
-    parity = compare(first, other, sorted(map(str, portraits.iterdir())))
+    parity = compare_backends(first, other, prepared(portraits))
     assert parity.images == 3
     assert parity.largest >= parity.mean > 1e-3
-    with pytest.raises(DataError, match="none of the images"):
-        compare(first, other, [str(tmp_path / "absent.jpg")])
+    with pytest.raises(DataError, match="none of the 1 files"):
+        prepare_images([str(tmp_path / "absent.jpg")], card.preprocess)
 
 
 def test_the_newest_run_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +194,7 @@ def test_the_runs_own_validation_images_are_used(tmp_path: Path) -> None:
     train(scan(root, ("train", "val")), settings, tmp_path / "run")
     outcome = run(tmp_path / "run")
     assert outcome.exit_code == 0, outcome.output
-    assert "on 4 images" in outcome.output
+    assert json.loads(outcome.stdout)["parity"]["images"] == 4
 
 
 def test_mistakes_end_in_one_line(tmp_path: Path, portraits: Path) -> None:
@@ -215,9 +224,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, portraits: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    graph, card = export_checkpoint(save(tmp_path / "best.safetensors"))
-    (tmp_path / "m.onnx.partial").symlink_to("/dev/full")
+    (tmp_path / "b.json.partial").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="No space left"):
-        write_onnx(graph, card, tmp_path / "m.onnx")
-    assert not (tmp_path / "m.onnx").exists()
-    assert not (tmp_path / "m.onnx.partial").is_symlink()
+        write_files({tmp_path / "new/a.onnx": b"whole", tmp_path / "b.json": b"lost"})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,120 @@
+"""From FP32 to a typed FP16 ONNX."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from .layers import ends_of, producers_of
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+# The largest finite half is 65504. The images at hand are a sample: those of tomorrow get twice
+# the room.
+MOST = 65504 / 2
+
+
+def to_fp16(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
+    """Convert by onnxruntime's converter; TensorRT's strongly typed networks then run it as it is.
+
+    `image`, `probability` and `heatmap` keep their types. So that a score loses nothing before and
+    after the network, the scaling of the image and the softmax stay FP32.
+
+    Args:
+        model: of the graph contract, FP32; not changed.
+        keep: names of nodes that stay FP32.
+    """
+    # In this order: the transformers package changes sys.path in a way that breaks the other.
+    import onnxruntime.quantization  # noqa: F401
+    from onnx import ModelProto as Model
+    from onnx import checker
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    copy = Model()
+    copy.CopyFrom(model)
+    ends = ends_of(copy.graph)
+    with warnings.catch_warnings():
+        # One line for each tensor with a weight under the smallest half.
+        warnings.simplefilter("ignore")
+        converted: Model = convert_float_to_float16(
+            copy,
+            keep_io_types=True,
+            node_block_list=[*ends.scaling, *ends.scores, *keep],
+        )
+    # Of before the casts were joined.
+    del converted.graph.value_info[:]
+    _join_casts(converted.graph)
+    OnnxModel.graph_topological_sort(converted.graph, is_deterministic=True)
+    checker.check_model(converted, full_check=True)
+    return converted
+
+
+def find_overflows(model: ModelProto, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Nodes that FP16 cannot hold: they read or make what goes beyond its range.
+
+    Args:
+        model: of the graph contract, FP32.
+        ranges: least and largest value of each tensor on real images.
+
+    Returns:
+        Their names, in the order of the graph.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    beyond = {name for name, (low, high) in ranges.items() if max(-low, high) > MOST}
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size and np.abs(values).max() > MOST:
+            beyond.add(tensor.name)
+    ends = ends_of(model.graph)
+    always = {*ends.scaling, *ends.scores}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.name not in always and beyond.intersection((*node.input, *node.output))
+    ]
+
+
+def _join_casts(graph: GraphProto) -> None:
+    """Let nodes that stay FP32 hand on FP32.
+
+    The converter casts what such a node makes to FP16 and back for the next one, which costs the
+    precision, and the range, that they were kept for.
+    """
+    from onnx import TensorProto
+
+    producers = producers_of(graph)
+    outputs = {value.name for value in graph.output}
+    instead: dict[str, str] = {}
+    for node in list(graph.node):
+        source = producers.get(node.input[0]) if _casts_to(node, TensorProto.FLOAT) else None
+        if source is None or not _casts_to(source, TensorProto.FLOAT16):
+            continue
+        before, after = source.input[0], node.output[0]
+        if after in outputs:
+            # An output keeps its name: what makes the value takes it over.
+            maker = producers[before]
+            maker.output[list(maker.output).index(before)] = after
+            instead[before] = after
+        else:
+            instead[after] = before
+        graph.node.remove(node)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            while name in instead:
+                name = instead[name]
+            node.input[i] = name
+    read = {name for node in graph.node for name in node.input} | outputs
+    for node in list(graph.node):
+        if node.op_type == "Cast" and node.output[0] not in read:
+            graph.node.remove(node)
+
+
+def _casts_to(node: NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and any(
+        attribute.name == "to" and attribute.i == kind for attribute in node.attribute
+    )

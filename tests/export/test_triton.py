@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ffd_export.output import write_files
+from ffd_export.triton import NAME, to_text, triton_files
+from ffd_runtime.backends import open_backend
+from ffd_runtime.card import CARD_KEY, CLASSES, ModelCard, PreprocessSpec, Provenance
+from ffd_runtime.decode import decode
+from ffd_runtime.errors import OutputError
+from ffd_runtime.preprocess import preprocess
+
+from ..conftest import picture
+from ..models import CARD
+
+Parse = Callable[[bytes], Any]
+
+SPEC = PreprocessSpec(
+    size=224,
+    face_scale=1.7,
+    target_mean=111.0,
+    target_deviation=44.0,
+    max_gain=2.5,
+    clahe_clip=1.25,
+    clahe_tiles=6,
+)
+UNUSUAL = CARD.replace(preprocess=SPEC, threshold=0.61, unsure=(0.37, 0.83))
+TEXT = st.text(min_size=1)
+
+
+@pytest.fixture(scope="module")
+def parse() -> Parse:
+    """Reads `config.pbtxt` as Triton does: a field that Triton does not know is an error."""
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    return lambda content: text_format.Parse(content, schema.ModelConfig())
+
+
+def files(
+    name: str = "colour",
+    card: ModelCard = CARD,
+    platform: str = "onnxruntime",
+    heatmap: tuple[int, int] = (13, 13),
+    max_batch: int = 8,
+) -> dict[str, bytes]:
+    """Content by path below the model's folder."""
+    written = triton_files(
+        Path("models"),
+        name,
+        b"a model",
+        card,
+        platform=platform,
+        heatmap=heatmap,
+        max_batch=max_batch,
+    )
+    home = Path("models") / name
+    return {path.relative_to(home).as_posix(): content for path, content in written.items()}
+
+
+def readme(**options: Any) -> str:
+    return files(**options)["README.md"].decode()
+
+
+def example(**options: Any) -> str:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", readme(**options), re.M | re.S)
+    assert isinstance(code, str)
+    return code
+
+
+@pytest.mark.parametrize("platform", ["onnxruntime", "tensorrt"])
+def test_triton_reads_what_was_asked(parse: Parse, platform: str) -> None:
+    config = parse(files(card=UNUSUAL, platform=platform, heatmap=(7, 9))["config.pbtxt"])
+    assert config.name == "colour"
+    assert config.max_batch_size == 8
+    kinds = type(config).DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_name
+    tensors = [(t.name, t.data_type, list(t.dims)) for t in (*config.input, *config.output)]
+    assert tensors == [
+        ("image", kinds["TYPE_UINT8"].number, [224, 224, 3]),
+        ("probability", kinds["TYPE_FP32"].number, [2]),
+        ("heatmap", kinds["TYPE_FP32"].number, [7, 9]),
+    ]
+    assert [output.label_filename for output in config.output] == ["labels.txt", ""]
+    assert config.version_policy.latest.num_versions == 1
+    assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
+    assert config.dynamic_batching.max_queue_delay_microseconds > 0
+    assert list(config.parameters) == [CARD_KEY]
+    assert ModelCard.from_json(config.parameters[CARD_KEY].string_value) == UNUSUAL
+
+
+def test_an_onnx_runs_with_and_without_a_gpu(parse: Parse) -> None:
+    config = parse(files(platform="onnxruntime")["config.pbtxt"])
+    assert (config.platform, config.backend) == ("", "onnxruntime")
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (1, group.KIND_AUTO)
+    (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert cuda.name == "cuda"
+    assert dict(cuda.parameters) == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+def test_an_engine_runs_on_a_gpu(parse: Parse) -> None:
+    config = parse(files(platform="tensorrt")["config.pbtxt"])
+    assert (config.platform, config.backend) == ("tensorrt_plan", "tensorrt")
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (1, group.KIND_GPU)
+    assert not config.HasField("optimization")
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "preferred", "warm"), [(1, [1], [1]), (2, [1, 2], [1, 2]), (5, [2, 5], [1, 5])]
+)
+def test_batches(parse: Parse, max_batch: int, preferred: list[int], warm: list[int]) -> None:
+    config = parse(files(max_batch=max_batch)["config.pbtxt"])
+    assert config.max_batch_size == max_batch
+    assert list(config.dynamic_batching.preferred_batch_size) == preferred
+    assert [sample.batch_size for sample in config.model_warmup] == warm
+    assert len({sample.name for sample in config.model_warmup}) == len(warm)
+    for sample in config.model_warmup:
+        assert list(sample.inputs) == ["image"]
+        image = sample.inputs["image"]
+        assert image.WhichOneof("input_data_type") == "zero_data"
+        assert (image.zero_data, list(image.dims)) == (True, [299, 299, 3])
+        assert image.data_type == config.input[0].data_type
+
+
+def test_shapes_are_those_of_the_model(parse: Parse, colour_model: Path) -> None:
+    config = parse(files()["config.pbtxt"])
+    graph = onnx.load(colour_model).graph
+    names = [value.name for value in (*graph.input, *graph.output)]
+    assert [t.name for t in (*config.input, *config.output)] == names
+    (image,) = graph.input
+    dims = [side.dim_value for side in image.type.tensor_type.shape.dim[1:]]
+    assert list(config.input[0].dims) == dims
+    backend = open_backend(colour_model, device="cpu")
+    given = backend.infer(np.zeros((3, *config.input[0].dims), np.uint8))
+    assert given.probability.shape == (3, *config.output[0].dims)
+    assert given.heatmap.shape == (3, *config.output[1].dims)
+
+
+@given(TEXT, TEXT)
+def test_any_text_survives(parse: Parse, key: str, value: str) -> None:
+    message = to_text([("parameters", [("key", key), ("value", [("string_value", value)])])])
+    assert message.isascii()
+    assert parse(message.encode()).parameters[key].string_value == value
+
+
+@pytest.mark.parametrize("text", ['"', "\\", "\\n", "\n\r\t\0", "\x01" + "7", "é1", "'", "#", "🙂"])
+def test_texts_that_a_naive_writer_breaks(parse: Parse, text: str) -> None:
+    assert parse(to_text([("name", text)]).encode()).name == text
+
+
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(ValueError, match="surrogates"):
+        to_text([("name", "\ud800")])
+
+
+@given(TEXT, TEXT, TEXT)
+def test_any_card_survives(parse: Parse, name: str, architecture: str, version: str) -> None:
+    card = CARD.replace(
+        name=name,
+        architecture=architecture,
+        provenance=Provenance(version),
+        metrics={name: {version: 0.1}},
+    )
+    config = parse(files(card=card)["config.pbtxt"])
+    assert ModelCard.from_json(config.parameters[CARD_KEY].string_value) == card
+    page = readme(card=card)
+    assert page.splitlines()[0] == "# colour"
+    # Whatever a model is called, it does not change what the page looks like.
+    assert page.count("\n") == readme().count("\n")
+
+
+@given(st.from_regex(NAME, fullmatch=True))
+def test_any_legal_name(parse: Parse, name: str) -> None:
+    assert parse(files(name)["config.pbtxt"]).name == name
+    assert f"MODEL = {name!r}".replace("'", '"') in example(name=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "-v",
+        "a/b",
+        "/a",
+        "../a",
+        "a\\b",
+        "a b",
+        "a\n",
+        "é",
+        "a:b",
+        "\ud800",
+    ],
+)
+def test_a_bad_name_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(OutputError) as caught:
+        files(name)
+    assert repr(name) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"platform": "pytorch"}, {"max_batch": 0}, {"heatmap": (0, 13)}, {"heatmap": (13, 0)}]
+)
+def test_what_triton_would_misread_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="platform|positive"):
+        files(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("platform", "model"), [("onnxruntime", "model.onnx"), ("tensorrt", "model.plan")]
+)
+def test_the_repository_as_written(tmp_path: Path, platform: str, model: str) -> None:
+    content = triton_files(
+        tmp_path / "models",
+        "colour",
+        b"a model",
+        CARD,
+        platform=platform,
+        heatmap=(13, 13),
+        max_batch=8,
+    )
+    write_files(content)
+    found = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    home = "models/colour"
+    assert sorted(found) == sorted(
+        f"{home}/{name}" for name in (f"1/{model}", "README.md", "config.pbtxt", "labels.txt")
+    )
+    assert (tmp_path / home / "1" / model).read_bytes() == b"a model"
+    assert str(tmp_path).encode() not in b"".join(content.values())
+
+
+def test_labels_are_in_the_order_of_the_classes() -> None:
+    # Triton splits at newlines, one label an index.
+    assert files()["labels.txt"].decode().splitlines() == list(CLASSES)
+
+
+def test_the_page_has_the_numbers_of_the_card() -> None:
+    page = " ".join(readme(card=UNUSUAL, heatmap=(7, 9), max_batch=16).split())
+    for phrase in (
+        "UINT8 [N, 224, 224, 3]",
+        "N at most 16",
+        "FP32 [N, 7, 9]",
+        "1.7 times as large",
+        "224 x 224",
+        "+ 111.0",
+        "44.0 / deviation but at most 2.5",
+        "clip limit 1.25 and 6 x 6 tiles",
+        "`generated` from 0.61 on",
+    ):
+        assert phrase in page
+    assert "$" not in page
+
+
+@pytest.mark.parametrize(
+    ("unsure", "lines"),
+    [
+        ((0.37, 0.83), ["groundtruth` below 0.37", "unsure` from 0.37 on, below 0.83",
+                        "generated` from 0.83 on"]),
+        ((0.5, 0.5), ["groundtruth` below 0.5", "generated` from 0.5 on"]),
+        ((0.0, 0.83), ["unsure` from 0.0 on, below 0.83", "generated` from 0.83 on"]),
+        ((0.37, 1.0), ["groundtruth` below 0.37", "unsure` from 0.37 on"]),
+    ],
+)  # fmt: skip
+def test_verdicts_in_words(unsure: tuple[float, float], lines: list[str]) -> None:
+    page = readme(card=CARD.replace(unsure=unsure))
+    assert re.findall(r"^- `(.*)$", page, re.M) == lines
+    # The same rule as the code's.
+    for line in lines:
+        label, rule = line.split("` ", 1)
+        edge = float(rule.split()[1].rstrip(","))
+        inside = edge - 1e-6 if rule.startswith("below") else edge
+        assert CARD.replace(unsure=unsure).verdict(inside) == label
+
+
+def test_the_example_prepares_a_picture(tmp_path: Path, colour_model: Path) -> None:
+    """Everything of the example but what asks a server."""
+    tree = ast.parse(example())
+    tree.body = [
+        node
+        for node in tree.body
+        if not isinstance(node, ast.If) and "tritonclient" not in ast.unparse(node)
+    ]
+    names: dict[str, Any] = {}
+    exec(compile(tree, "client.py", "exec"), names)
+    path = tmp_path / "red.png"
+    cv2.imwrite(str(path), picture("red"))
+    pixels = names["prepare"](path, CARD.preprocess)
+    assert (pixels.shape, pixels.dtype) == ((1, 299, 299, 3), np.uint8)
+    np.testing.assert_array_equal(pixels[0], preprocess(decode(path.read_bytes()), CARD.preprocess))
+    score = float(open_backend(colour_model, device="cpu").infer(pixels).probability[0, 0])
+    assert CARD.verdict(score) == "generated"
+    assert (names["MODEL"], names["CARD_KEY"]) == ("colour", CARD_KEY)
+
+
+def test_writing_a_repository_needs_no_other_package() -> None:
+    code = "import sys, ffd_export.triton; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"tritonclient", "onnx", "torch", "tensorrt", "google.protobuf"} & set(loaded)
