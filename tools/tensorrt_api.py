@@ -40,7 +40,7 @@ SYMBOLS = (
 ).split()
 PARTS = "Builder|Network|OnnxParser|Runtime|Engine|ExecutionContext|Logger|ProgressMonitor"
 WANTED = re.compile(
-    rf"I?(Cuda)?({PARTS})(Config|Definition|Inspector|Flag|CreationFlag)?|IOptimizationProfile"
+    rf"I?(Cuda)?({PARTS})(Config|Definition|Inspector|CreationFlag|Flag)*|IOptimizationProfile"
     r"|ITimingCache|IHostMemory|ILayer|ITensor|IDequantizeLayer|ParserError|LayerType|DataType"
     r"|MemoryPoolType|HardwareCompatibilityLevel|ComputeCapability|ProfilingVerbosity"
     r"|LayerInformationFormat|EngineCapability|TensorIOMode|ILogger.Severity|Dims|RuntimePlatform"
@@ -100,16 +100,20 @@ def _load_stand_ins(library: Path, scratch: Path) -> None:
 
 
 def _members(owner: type[Any]) -> dict[str, str]:
+    """Kind and type of every member: `method IHostMemory`, `property int`, `value`."""
     members = {}
     for name in dir(owner):
         if name.startswith("_"):
             continue
         value = inspect.getattr_static(owner, name)
+        kind = "property" if isinstance(value, property) else "method"
+        if isinstance(value, owner):
+            kind = "value"
         # pybind11 writes a signature on the first line of what it binds.
         getter = value.fget if isinstance(value, property) else value
         document = (getattr(getter, "__doc__", None) or "").split("\n")[0]
-        returned = re.search(r"-> (.+)$", document)
-        members[name] = returned[1].split(".", 1)[-1] if returned else ""
+        returned = re.search(r"-> (?:\w+[.:]+)*(\w+)$", document) if kind != "value" else None
+        members[name] = f"{kind} {returned[1]}" if returned else kind
     return members
 
 

@@ -319,15 +319,19 @@ def _run(trt: Any, builder: Any, network: Any, config: Any, progress: Progress |
             made.append(builder.build_serialized_network(network, config))
         except BaseException as error:
             failed.append(error)
+        finally:
+            ended.set()
 
+    # Not Thread.join: in Python 3.11 an interrupted join takes the thread for ended.
+    ended = threading.Event()
     thread = threading.Thread(target=work, name="ffd-build")
-    thread.start()
     try:
-        while thread.is_alive():
-            thread.join(0.1)
+        thread.start()
+        while not ended.wait(0.1):
+            pass
     except KeyboardInterrupt:
         monitor.cancelled = True
-        thread.join()
+        ended.wait()
         raise
     if failed:
         raise ModelError(f"TensorRT failed: {failed[0]}") from failed[0]

@@ -164,7 +164,7 @@ def make(
     model = source.model
     if wish.precision == "fp16":
         model, overflowing = _convert_fp16(source.model, named, verification, say, track)
-        facts["fp32_layers"] = ", ".join([*named, *overflowing]) or None
+        facts["overflowing"] = ", ".join(overflowing) or None
     elif wish.precision == "int8":
         assert calibration is not None
         model, kept, facts = _convert_int8(source, wish, calibration, say, track)
@@ -183,7 +183,7 @@ def make(
             parity.require(wish.precision, _where(source, model, wish.precision, verification))
     metrics = {**card.metrics, "parity": parity.summary() if parity else NOT_VERIFIED}
     counts: dict[str, Metric] = {f"{kind}_layers": n for kind, n in layers.counts().items()}
-    metrics["export"] = {**counts, **facts}
+    metrics["export"] = {**counts, "kept": ", ".join(kept) or None, **facts}
     card = card.replace(metrics=metrics)
     return Made(model, card, to_bytes(model, card), layers, parity)
 
@@ -221,7 +221,8 @@ def build(
             "export it with --int8 --target tensorrt"
         )
     engine = build_engine(trt, made.content, card.preprocess.size, options, progress)
-    engine.layers.require(card.precision, made.layers.others(card.precision))
+    wished = str(card.metrics.get("export", {}).get("kept") or "").split(", ")
+    engine.layers.require(card.precision, wished)
     manifest = EngineManifest(
         card=card.replace(metrics={**card.metrics, "engine_parity": NOT_VERIFIED}),
         engine_sha256=hashlib.sha256(engine.content).hexdigest(),
@@ -300,7 +301,6 @@ def _convert_int8(
         "target": wish.target,
         "calibration": best.method,
         "calibration_images": len(images),
-        "fp32_layers": ", ".join(kept) or None,
     }  # fmt: skip
 
 

@@ -85,6 +85,7 @@ def quantise(
         },
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()
     made: ModelProto = quantizer.model.model
     return made
 

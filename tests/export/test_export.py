@@ -131,8 +131,7 @@ def prepared(folder: Path) -> Images:
 
 
 def compare_backends(reference: TorchBackend, other: TorchBackend, images: Images) -> Parity:
-    rows = [classify(backend, images) for backend in (reference, other)]
-    return compare(*rows, images, reference.card)
+    return compare(classify(reference, images), classify(other, images), images, reference.card)
 
 
 def test_what_only_one_of_them_can_judge_is_a_difference(tmp_path: Path, portraits: Path) -> None:
