@@ -33,6 +33,7 @@ $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps 'tritonclient==2.73.0' # only for its schema; its gRPC wants an older protobuf
 	touch $@ $(VENV)/runtime.stamp
 
 $(BIN)/python:

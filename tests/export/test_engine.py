@@ -105,6 +105,23 @@ def test_real_engines_are_built_without_a_gpu(
 
 
 @needs_rtx
+def test_a_device_needs_no_torch(tmp_path: Path) -> None:
+    absent = "torch torchvision timm lightning sklearn scipy safetensors matplotlib onnxscript"
+    script = (
+        f"import sys\nsys.modules.update(dict.fromkeys({absent.split()!r}))\n"
+        "from ffd_export.commands.export import main\nmain()"
+    )
+    given = ["--fp16", "--verify", "none", "--engine", "rtx", "--compute-capability", "8.9"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(EMBEDDED), *given, "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "embedded.fp16.rtx.engine").is_file()
+
+
+@needs_rtx
 def test_one_engine_serves_several_gpus() -> None:
     content = EMBEDDED.read_bytes()
     one = build_engine(rtx(), content, 299, EngineOptions(compute_capabilities=("8.9",)))

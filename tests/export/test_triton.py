@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from ffd_export.output import write_files
 from ffd_export.triton import NAME, to_text, triton_files
-from ffd_runtime.backends import open_backend
+from ffd_runtime.backends import EMBEDDED, open_backend
 from ffd_runtime.card import CARD_KEY, CLASSES, ModelCard, PreprocessSpec, Provenance
 from ffd_runtime.decode import decode
 from ffd_runtime.errors import OutputError
@@ -44,8 +46,18 @@ TEXT = st.text(min_size=1)
 @pytest.fixture(scope="module")
 def parse() -> Parse:
     """Reads `config.pbtxt` as Triton does: a field that Triton does not know is an error."""
-    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    text_format = pytest.importorskip("google.protobuf.text_format")
+    package = importlib.util.find_spec("tritonclient")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("needs Triton's schema: pip install --no-deps tritonclient, as make does")
+    # By its file: the package around it wants gRPC, and an older protobuf than onnx's.
+    path = Path(package.submodule_search_locations[0]) / "grpc/model_config_pb2.py"
+    spec = importlib.util.spec_from_file_location("triton_model_config", path)
+    assert spec
+    assert spec.loader
+    schema: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(schema)
+    from google.protobuf import text_format
+
     return lambda content: text_format.Parse(content, schema.ModelConfig())
 
 
@@ -314,3 +326,46 @@ def test_writing_a_repository_needs_no_other_package() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"tritonclient", "onnx", "torch", "tensorrt", "google.protobuf"} & set(loaded)
+
+
+def run(*arguments: object) -> Any:
+    from click.testing import CliRunner
+
+    from ffd_export.commands.export import main
+
+    return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
+
+
+def test_the_command_writes_a_repository(parse: Parse, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    given = (EMBEDDED, "--verify", "none", "--output", tmp_path / "out", "--triton", repository)
+    outcome = run(*given, "--fp16", "--max-batch", 12)
+    assert outcome.exit_code == 0, outcome.output
+    home = repository / "ffd-lite0"
+    config = parse((home / "config.pbtxt").read_bytes())
+    assert config.max_batch_size == 12
+    assert config.backend == "onnxruntime"
+    served = (home / "1/model.onnx").read_bytes()
+    assert served == (tmp_path / "out/embedded.fp16.onnx").read_bytes()
+    with closing(open_backend(home / "1/model.onnx", device="cpu")) as backend:
+        image = np.zeros((2, 299, 299, 3), np.uint8)
+        heatmap = backend.infer(image).heatmap
+    assert list(config.output[1].dims) == list(heatmap.shape[1:])
+    # Another version there would be served instead of this one.
+    (home / "7").mkdir()
+    outcome = run(*given, "--fp16")
+    assert outcome.exit_code == 1
+    assert "7 would be served" in outcome.stderr.splitlines()[-1]
+
+
+def test_triton_does_not_serve_engines_of_rtx(tmp_path: Path) -> None:
+    outcome = run(EMBEDDED, "--engine", "rtx", "--triton", tmp_path)
+    assert outcome.exit_code == 2
+    assert "Triton does not serve" in outcome.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_onnx_is_served_as_it_is(tmp_path: Path) -> None:
+    outcome = run(EMBEDDED, "--triton", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    assert (tmp_path / "ffd-lite0/1/model.onnx").read_bytes() == EMBEDDED.read_bytes()

@@ -40,14 +40,15 @@ def test_help_waits_for_nothing_heavy(module: str) -> None:
 def test_the_runtime_stands_alone() -> None:
     code = (
         "import ffd_runtime.classifier, ffd_runtime.sinks.table, ffd_runtime.backends.onnxruntime\n"
+        "import ffd_runtime.backends.tensorrt\n"
         "import onnxruntime"
     )
     assert not loaded_by(code) & {*HEAVY, "ffd_train", "ffd_export"}
 
 
 def test_export_reads_no_torch_to_be_imported() -> None:
-    code = "import ffd_export.runs, ffd_export.graph, ffd_export.onnx_file, ffd_export.parity"
-    assert not loaded_by(code) & {"torch", "torchvision", "lightning", "timm"}
+    code = "import ffd_export.exporting, ffd_export.graph, ffd_export.runs, ffd_export.triton"
+    assert not loaded_by(code) & {"torch", "torchvision", "lightning", "timm", "onnx", "tensorrt"}
 
 
 @pytest.mark.parametrize(

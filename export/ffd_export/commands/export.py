@@ -152,6 +152,8 @@ def _check_usage(options: dict[str, Any]) -> None:
         raise click.UsageError("--exclude-lean-runtime is for --version-compatible")
     if options["target"] == "cpu" and options["engine"] in ("tensorrt", "rtx"):
         raise click.UsageError("--target cpu is INT8 that TensorRT does not take")
+    if options["triton"] and options["engine"] == "rtx":
+        raise click.UsageError("Triton does not serve engines of TensorRT for RTX")
     if options["opt_batch"] and options["opt_batch"] > options["max_batch"]:
         raise click.UsageError("--opt-batch is larger than --max-batch")
 
@@ -190,7 +192,7 @@ def _export(
     if as_is and trt is None and not options["triton"]:
         raise click.UsageError(f"{path} is an ONNX already: say what to make of it (--help)")
     if kind == "auto" and not as_is and _takes_engine(wish):
-        kind, trt = _find_builder()
+        kind, trt = _find_builder(served=bool(options["triton"]))
     verify = options["verify"]
     to_verify: list[str] = []
     if verify != "none" and (not as_is or _runs_here(trt)):
@@ -240,8 +242,12 @@ def _runs_here(trt: Any) -> bool:
     return trt is not None and count_gpus() > 0
 
 
-def _find_builder() -> tuple[str, Any]:
-    """TensorRT, or TensorRT for RTX, if it and a GPU are here; else why not, and None."""
+def _find_builder(served: bool) -> tuple[str, Any]:
+    """TensorRT, or TensorRT for RTX, if it and a GPU are here; else why not, and None.
+
+    Args:
+        served: whether Triton must be able to serve the engine.
+    """
     from ffd_runtime.devices import count_gpus
     from ffd_runtime.errors import BackendError
 
@@ -249,7 +255,7 @@ def _find_builder() -> tuple[str, Any]:
 
     if not count_gpus():
         return "there is no GPU here", None
-    for kind in ("tensorrt", "rtx"):
+    for kind in ("tensorrt",) if served else ("tensorrt", "rtx"):
         try:
             return kind, import_builder(kind)
         except BackendError:
@@ -329,8 +335,19 @@ def _add_triton(
     options: EngineOptions,
     files: dict[Path, bytes],
 ) -> None:
-    from ..triton import triton_files
+    from ffd_runtime.errors import OutputError
 
+    from ..triton import VERSION, triton_files
+
+    home = folder / made.card.name
+    newer = [
+        p.name for p in home.glob("[0-9]*") if p.name.isdecimal() and int(p.name) > int(VERSION)
+    ]
+    if newer:
+        raise OutputError(
+            f"--triton {folder}: {home} holds version {max(newer, key=int)} already, and version "
+            f"{max(newer, key=int)} would be served instead of this export: remove it first"
+        )
     files.update(
         triton_files(
             folder,

@@ -1,0 +1,120 @@
+"""What FP16 and INT8 cost and gain against FP32: size, parity, accuracy, and speed on the CPU.
+
+Usage: python benchmarks/export.py DATA RUN... > benchmarks/export.csv
+
+Each RUN is a folder of ffd-train, each precision is made as ffd-export makes it, verified on the
+run's validation images and evaluated on DATA's test images. Speeds are medians of rounds in which
+the precisions take turns; a speed-up is the median of the rounds' ratios to FP32.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe
+
+from ffd_export.exporting import Wish, make, open_source
+from ffd_export.images import prepare_images
+from ffd_export.layers import layers_of
+from ffd_export.runs import find_calibration, find_checkpoint, find_verification
+from ffd_runtime.backends import Backend, open_backend
+from ffd_runtime.classifier import Classifier
+from ffd_train.data import find_labelled
+from ffd_train.evaluation import evaluate
+
+ROUNDS = 10
+BATCHES = (1, 8)
+CALIBRATION = 256
+# Finding the layers to keep runs the network once for each: left out for deep ones.
+MOST_LAYERS_TO_WEIGH = 60
+COLUMNS = (
+    "network,precision,megabytes,layers,images,largest_dp,mean_dp,verdict_flips,"
+    "test_accuracy,test_auc,ms_an_image_batch_1,speedup_batch_1,ms_an_image_batch_8,speedup_batch_8"
+)
+
+
+def main() -> None:
+    """Print a CSV: a row for each network and precision."""
+    data, *runs = map(Path, sys.argv[1:])
+    print(f"# {describe()}; {ROUNDS} rounds; INT8 calibrated on {CALIBRATION} images")
+    print(COLUMNS)
+    for run in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(find_checkpoint(run, Path()), data, Path(folder))
+
+
+def measure(checkpoint: Path, data: Path, folder: Path) -> None:
+    """Export one network in every precision and print its rows."""
+    source = open_source(checkpoint)
+    spec = source.card.preprocess
+    verification = prepare_images(find_verification(checkpoint, None), spec)
+    calibration = prepare_images(find_calibration(checkpoint, None, CALIBRATION), spec)
+    made, backends, scores = {}, {}, {}
+    for precision in ("fp32", "fp16", "int8"):
+        weigh = precision == "int8" and len(layers_of(source.model.graph)) <= MOST_LAYERS_TO_WEIGH
+        wish = Wish(precision, keep=("auto",) if weigh else ())
+        print(f"{checkpoint}: {wish}", file=sys.stderr)
+        made[precision] = make(source, wish, verification, calibration, complain, silent_track)
+        path = folder / f"{precision}.onnx"
+        path.write_bytes(made[precision].content)
+        backends[precision] = open_backend(path, device="cpu")
+        classifier = Classifier(backends[precision])
+        scores[precision] = evaluate(classifier, data, find_labelled(data, "test")).report
+    speeds = {batch: time_rounds(backends, calibration.pixels[:batch]) for batch in BATCHES}
+    for precision, one in made.items():
+        assert one.parity
+        layers = " ".join(f"{count} {kind}" for kind, count in one.layers.counts().items())
+        row = [
+            source.card.architecture,
+            precision,
+            f"{len(one.content) / 1e6:.1f}",
+            layers,
+            str(one.parity.images),
+            f"{one.parity.largest:.1e}",
+            f"{one.parity.mean:.1e}",
+            str(one.parity.flips),
+            f"{scores[precision].accuracy:.4f}",
+            f"{scores[precision].roc_auc:.4f}",
+        ]
+        for batch in BATCHES:
+            own, base = speeds[batch][precision], speeds[batch]["fp32"]
+            ratio = statistics.median(b / o for o, b in zip(own, base, strict=True))
+            row += [f"{1000 * statistics.median(own) / batch:.1f}", f"{ratio:.2f}"]
+        print(",".join(row), flush=True)
+
+
+def time_rounds(backends: dict[str, Backend], images: Any) -> dict[str, list[float]]:
+    """Seconds of one inference, round by round."""
+    for backend in backends.values():
+        backend.infer(images)
+    seconds: dict[str, list[float]] = {name: [] for name in backends}
+    for _ in range(ROUNDS):
+        for name, backend in backends.items():
+            batch = np.ascontiguousarray(images)
+            start = time.perf_counter()
+            backend.infer(batch)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def complain(message: str) -> None:
+    """What a person would read, out of the table's way."""
+    print(message, file=sys.stderr)
+
+
+@contextmanager
+def silent_track(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """No progress bar."""
+    yield lambda count: None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,500 @@
+"""FP16 and INT8: what is converted, what is kept, and what the gates let through."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, numpy_helper
+from sklearn.metrics import roc_auc_score
+
+from ffd_export import int8
+from ffd_export.candidate import classify_candidate, open_candidate
+from ffd_export.commands.export import main
+from ffd_export.difference import compare_layers
+from ffd_export.fp16 import MOST, find_overflows, to_fp16
+from ffd_export.images import Images, balance, find_images, label_of, prepare_images, spread
+from ffd_export.int8 import choose_kept, find_sensitive, merge_groups, quantise, require_layers
+from ffd_export.layers import LayerTypes, ends_of, types_of
+from ffd_export.onnx_file import read_onnx, to_bytes
+from ffd_export.parity import Parity, classify, compare, roc_auc
+from ffd_export.ranges import calibrate, find_extremes
+from ffd_runtime.backends import EMBEDDED
+from ffd_runtime.card import ModelCard, PreprocessSpec
+from ffd_runtime.errors import DataError, ModelError
+
+from ..conftest import picture
+from ..models import CARD, save_colour_model
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
+
+
+@pytest.fixture(scope="module")
+def model() -> onnx.ModelProto:
+    """The embedded model; tests do not change it."""
+    return read_onnx(EMBEDDED)[0]
+
+
+@pytest.fixture(scope="module")
+def card() -> ModelCard:
+    return read_onnx(EMBEDDED)[1]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures in folders of the classes' names."""
+    root = tmp_path_factory.mktemp("labelled")
+    for label, colour in (("generated", "red"), ("groundtruth", "blue")):
+        (root / label).mkdir()
+        for number in range(6):
+            cv2.imwrite(str(root / label / f"{number}.png"), picture(colour, seed=number))
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(labelled: Path) -> Images:
+    return prepare_images(find_images(labelled, 12), PreprocessSpec())
+
+
+@pytest.fixture(scope="module")
+def ranges(model: onnx.ModelProto, images: Images) -> dict[str, Any]:
+    return calibrate(model, int8.OPERATORS_OF["cpu"], images)
+
+
+def test_layers_carry_the_names_of_their_weights(model: onnx.ModelProto) -> None:
+    layers = list(types_of(model).kinds)
+    assert layers[0] == "stem.0"
+    assert {"layer1.0.0.conv_dw", "head", "heatmap"} <= set(layers)
+    assert len(layers) == 51
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    ends = ends_of(model.graph)
+    assert ends.first == ("stem.0",)
+    assert ends.last == ("head",)
+
+
+def test_fp16_is_typed_and_keeps_both_ends(model: onnx.ModelProto, card: ModelCard) -> None:
+    before = model.SerializeToString(deterministic=True)
+    half = to_fp16(model)
+    assert model.SerializeToString(deterministic=True) == before
+    assert set(types_of(half).kinds.values()) == {"half"}
+    inferred = onnx.shape_inference.infer_shapes(half)
+    kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    kinds |= {v.name: v.type.tensor_type.elem_type for v in half.graph.output}
+    by_name = {node.name: node for node in half.graph.node}
+    ends = ends_of(model.graph)
+    for name in (*ends.scaling, *ends.scores):
+        assert kinds[by_name[name].output[0]] == TensorProto.FLOAT, name
+    assert kinds["probability"] == kinds["heatmap"] == TensorProto.FLOAT
+    # One cast in, one out to the scores, one to the heatmap: no value goes to FP16 and back.
+    assert sum(node.op_type == "Cast" for node in half.graph.node) == 4
+    assert len(to_bytes(half, card)) < 0.52 * EMBEDDED.stat().st_size
+
+
+def test_fp16_stays_near(model: onnx.ModelProto, card: ModelCard, images: Images) -> None:
+    rows = classify_candidate(model, card, images)
+    parity = compare(rows, classify_candidate(to_fp16(model), card, images), images, card)
+    assert 0 < parity.largest < 1e-2
+
+
+def loud(model: onnx.ModelProto, layer: str, factor: float) -> onnx.ModelProto:
+    """The same network, but one layer's output is larger, which the next layer takes back."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in copy.graph.initializer}
+    nodes = {node.name: node for node in copy.graph.node}
+    first = nodes[layer]
+    (after,) = (node for node in copy.graph.node if first.output[0] in node.input)
+    for node, scale, names in (
+        (first, factor, first.input[1:]),
+        (after, 1 / factor, after.input[1:2]),
+    ):
+        for name in names:
+            values = numpy_helper.to_array(stored[name]) * np.float32(scale)
+            stored[name].CopyFrom(numpy_helper.from_array(values, name))
+        del node
+    return copy
+
+
+def test_what_overflows_stays_fp32_and_is_named(model: onnx.ModelProto, images: Images) -> None:
+    assert find_overflows(model, find_extremes(model, images)) == []
+    # Its output goes to the next layer with no activation in between.
+    big = loud(model, "layer1.0.0.conv_pw", 1e6)
+    extremes = find_extremes(big, images)
+    assert max(max(-low, high) for low, high in extremes.values()) > MOST
+    overflowing = find_overflows(big, extremes)
+    assert overflowing == ["layer1.0.0.conv_pw", "layer1.1.0.conv_pw"]
+    pixels = images.pixels[:2]
+    assert not compare_layers(big, to_fp16(big), pixels)["layer1.1.0.conv_pw"] < 0.5
+    assert compare_layers(big, to_fp16(big, overflowing), pixels)["layer1.1.0.conv_pw"] < 0.01
+
+
+def test_the_command_keeps_what_overflows(
+    model: onnx.ModelProto, card: ModelCard, labelled: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "loud.onnx"
+    path.write_bytes(to_bytes(loud(model, "layer1.0.0.conv_pw", 1e6), card))
+    outcome = run(path, "--fp16", "--verify", labelled)
+    assert outcome.exit_code == 0, outcome.output
+    assert "FP32: layer1.0.0.conv_pw, layer1.1.0.conv_pw" in outcome.stderr
+    _, made = read_onnx(tmp_path / "loud.fp16.onnx")
+    assert made.precision == "fp16"
+    assert made.metrics["export"]["overflowing"] == "layer1.0.0.conv_pw, layer1.1.0.conv_pw"
+    assert made.metrics["export"]["half_layers"] == 49
+    assert made.metrics["export"]["float_layers"] == 2
+    assert made.metrics["parity"]["verified"] == "verified"
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_int8_has_the_flavour_of_its_target(
+    model: onnx.ModelProto, images: Images, card: ModelCard, ranges: dict[str, Any], target: str
+) -> None:
+    found = ranges if target == "cpu" else calibrate(model, ["Conv"], images)
+    quantised = quantise(model, target, found["percentile"])
+    layers = types_of(quantised)
+    assert layers.counts() == {"int8": 49, "float": 2}
+    assert layers.others("int8") == ["stem.0", "head"]
+    stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    kinds = set()
+    nodes = {output: node for node in quantised.graph.node for output in node.output}
+    for node in quantised.graph.node:
+        if node.op_type == "QuantizeLinear":
+            zero = stored[node.input[2]]
+            kinds.add(zero.data_type)
+            if target == "tensorrt":
+                assert not numpy_helper.to_array(zero).any()
+        if node.op_type == "Conv" and layers.kinds[node.name] == "int8":
+            weight = nodes[node.input[1]]
+            scales = numpy_helper.to_array(stored[weight.input[1]])
+            assert scales.shape == numpy_helper.to_array(stored[weight.input[0]]).shape[:1]
+            # A quantised bias comes dequantised; TensorRT wants it as it is.
+            assert (node.input[2] in nodes) == (target == "cpu")
+    assert kinds == {TensorProto.UINT8 if target == "cpu" else TensorProto.INT8}
+    with open_candidate(to_bytes(quantised, card)) as backend:
+        assert len(classify(backend, images)) == 12
+
+
+def test_int8_runs_in_8_bits_on_the_cpu(
+    model: onnx.ModelProto, card: ModelCard, ranges: dict[str, Any], tmp_path: Path
+) -> None:
+    """What onnxruntime really runs: integer convolutions, not floats between Q/DQ pairs."""
+    content = to_bytes(quantise(model, "cpu", ranges["percentile"]), card)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert operators.count("QLinearConv") == 49
+
+
+def test_layers_asked_for_stay_fp32(model: onnx.ModelProto, ranges: dict[str, Any]) -> None:
+    kept = quantise(model, "cpu", ranges["percentile"], ["layer1.0.0.conv_dw", "layer4.2"])
+    assert types_of(kept).others("int8") == ["stem.0", "layer1.0.0.conv_dw", "layer4.2", "head"]
+    require_layers(model, ["layer4.2"])
+    with pytest.raises(ModelError, match="--keep layer9: no such layer; the layers are stem.0"):
+        require_layers(model, ["layer9"])
+
+
+def test_the_sensitive_layer_is_found(
+    model: onnx.ModelProto, card: ModelCard, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer whose ranges are far too narrow costs most, and keeping it is worth it."""
+    found = calibrate(model, ["Conv"], images)["percentile"]
+    # The input of this layer is clipped to a thousandth of its range.
+    (node,) = (node for node in model.graph.node if node.name == "layer3.3.1.conv_pw")
+    low, high = found[node.input[0]].range_value
+    found.data[node.input[0]] = type(found[node.input[0]])(
+        lowest=low * np.float32(1e-3), highest=high * np.float32(1e-3)
+    )
+    names = ["layer3.3.0.conv_pw", "layer3.3.1.conv_pw", "layer4.2"]
+    monkeypatch.setattr(int8, "quantisable", lambda model: names * 4)
+    few = images.first(4)
+    rows = classify_candidate(model, card, few)
+    costs = find_sensitive(model, card, "tensorrt", found, few, rows)
+    assert costs[0][0] == "layer3.3.1.conv_pw"
+    kept = choose_kept(model, card, "tensorrt", found, few, rows)
+    assert kept == ["layer3.3.1.conv_pw"]
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    channels=st.sampled_from([1, 2, 4, 8, 16, 32, 48]),
+    groups=st.integers(1, 12),
+    outputs=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
+def test_merged_groups_compute_the_same(
+    channels: int, groups: int, outputs: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(groups * outputs, channels, 3, 3)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w"], ["y"], "conv", group=groups)],
+        "grouped",
+        [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels * groups, 5, 5])],
+        [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, groups * outputs, 3, 3])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    made = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
+    )
+    x = rng.normal(size=(1, channels * groups, 5, 5)).astype(np.float32)
+    expected = _run_graph(made, x)
+    merge_groups(made)
+    (attribute,) = made.graph.node[0].attribute
+    if channels > 1:
+        assert made.graph.initializer[0].dims[1] <= max(32, channels)
+    assert attribute.i * made.graph.initializer[0].dims[1] == channels * groups
+    assert np.allclose(_run_graph(made, x), expected, atol=1e-4)
+
+
+def _run_graph(model: onnx.ModelProto, x: Any) -> Any:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def test_layers_that_differ_are_found(model: onnx.ModelProto, images: Images) -> None:
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    for tensor in broken.graph.initializer:
+        if tensor.name == "net.layer3.3.2.conv_pw.weight":
+            values = numpy_helper.to_array(tensor) * np.float32(1.5)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    differences = compare_layers(model, broken, images.pixels[:2])
+    assert len(differences) == 51
+    assert differences["stem.0"] == 0
+    assert differences["layer3.3.2.conv_pw"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_beyond_the_limit_the_layers_are_named_and_nothing_is_left(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ffd_export import exporting
+
+    real = to_fp16
+
+    def wrong(model: onnx.ModelProto, keep: Any = ()) -> onnx.ModelProto:
+        made = real(model, keep)
+        for tensor in made.graph.initializer:
+            if tensor.name == "net.head.weight":
+                values = numpy_helper.to_array(tensor) * np.float16(-1)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        return made
+
+    monkeypatch.setattr(exporting, "to_fp16", wrong)
+    outcome = run(EMBEDDED, "--fp16", "--verify", labelled, "--output", tmp_path / "out")
+    assert outcome.exit_code == 1
+    last = outcome.stderr.splitlines()[-1]
+    assert "the exported fp16 model differs from the checkpoint on 12 images" in last
+    assert "layers that differ most: head" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoints_parts_are_compared(tmp_path: Path, images: Images) -> None:
+    from ffd_export.graph import compare_parts
+
+    from .test_export import save
+
+    parts = compare_parts(save(tmp_path / "best.safetensors"), images.pixels[:2])
+    assert list(parts) == ["stem", "layer1", "layer2", "layer3", "layer4"]
+    assert max(parts.values()) < 1e-5
+
+
+def test_the_same_export_gives_the_same_bytes(labelled: Path, tmp_path: Path) -> None:
+    """In two processes that hash differently, as sets and dictionaries must not decide."""
+    code = "from ffd_export.commands.export import main; main()"
+    for arguments, name in (
+        (("--fp16",), "embedded.fp16.onnx"),
+        (("--int8", "--calibrate", str(labelled)), "embedded.int8.onnx"),
+    ):
+        contents = []
+        for seed in ("1", "2"):
+            out = tmp_path / seed
+            command = [sys.executable, "-c", code, str(EMBEDDED), *arguments]
+            subprocess.run(
+                [*command, "--verify", "none", "--output", str(out)],
+                check=True,
+                capture_output=True,
+                env={**os.environ, "PYTHONHASHSEED": seed},
+            )
+            contents.append((out / name).read_bytes())
+        assert contents[0] == contents[1]
+
+
+def test_on_real_faces_both_precisions_pass_their_gates(faces: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some"
+    for path in find_images(faces / "val", 96):
+        link = some / Path(path).relative_to(faces)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    outcome = run(EMBEDDED, "--fp16", "--verify", some, "--output", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    outcome = run(
+        EMBEDDED, "--int8", "--calibrate", faces / "train", "--calibration-images", 48,
+        "--calibration", "percentile", "--verify", some, "--output", tmp_path,
+    )  # fmt: skip
+    (row,) = map(json.loads, outcome.stdout.splitlines() or ["null"])
+    # A calibration this small may miss the gate by a picture or two; then it must say so.
+    if outcome.exit_code:
+        assert "points of accuracy lost" in outcome.stderr.splitlines()[-1]
+        assert "layers that differ most" in outcome.stderr.splitlines()[-1]
+        assert not (tmp_path / "embedded.int8.onnx").exists()
+    else:
+        parity = row["parity"]
+        assert parity["images"] == 96
+        assert parity["accuracy_reference"] - parity["accuracy"] <= 0.005
+        assert parity["roc_auc"] > 0.99
+
+
+def test_mistakes_end_in_one_line(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "noise.onnx").write_bytes(os.urandom(1000))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/notes.txt").write_text("no image")
+    bare = save_colour_model(tmp_path / "bare.onnx", card=None)
+    half = tmp_path / "half.onnx"
+    half.write_bytes(to_bytes(*_as(EMBEDDED, "fp16")))
+    other = save_colour_model(tmp_path / "other.onnx", CARD.to_json(), size=224)
+    none = ("--verify", "none")
+    for arguments, message in (
+        ((tmp_path / "absent.onnx", "--fp16", *none), "no such file"),
+        ((tmp_path / "noise.onnx", "--fp16", *none), "is not an ONNX"),
+        ((bare, "--fp16", *none), "has no model card"),
+        ((other, "--fp16", *none), "does not keep the graph contract"),
+        ((half, "--int8", "--calibrate", labelled, *none), "is fp16 already"),
+        ((EMBEDDED, "--int8", *none), "training images are not to be found"),
+        ((EMBEDDED, "--int8", "--calibrate", tmp_path / "empty", *none), "nothing in it"),
+        ((EMBEDDED, "--int8", "--calibrate", tmp_path / "absent", *none), "no such folder"),
+        ((EMBEDDED, "--int8", "--calibrate", tmp_path / "text", *none), "is a readable image"),
+        ((EMBEDDED, "--fp16"), "validation images are not to be found"),
+        ((EMBEDDED, "--fp16", "--keep", "layer9", *none), "no such layer"),
+    ):
+        outcome = run(*arguments, "--output", tmp_path / "out")
+        assert outcome.exit_code == 1, outcome.output
+        last = outcome.stderr.splitlines()[-1]
+        assert last.startswith("ffd-export: error: ")
+        assert message in last
+        assert "Traceback" not in outcome.output
+    assert not (tmp_path / "out").exists()
+
+
+def _as(path: Path, precision: str) -> tuple[onnx.ModelProto, ModelCard]:
+    model, card = read_onnx(path)
+    return model, card.replace(precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--fp16", "--int8"), "two exports"),
+        (("--fp16", "--target", "cpu"), "--target is for --int8"),
+        (("--keep", "head"), "--keep is for"),
+        (("--fp16", "--keep", "auto"), "--keep auto is for --int8"),
+        (("--exclude-lean-runtime",), "is for --version-compatible"),
+        (("--int8", "--target", "cpu", "--engine", "rtx"), "does not take"),
+        (("--max-batch", "4", "--opt-batch", "8"), "larger than"),
+        ((), "is an ONNX already"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
+    outcome = run(EMBEDDED, *arguments)
+    assert outcome.exit_code == 2
+    assert message in outcome.stderr
+
+
+def test_the_precision_gate_names_layers() -> None:
+    kinds = {f"layer{i}": "half" for i in range(40)} | {"a": "float", "b": "float"}
+    LayerTypes(kinds).require("fp16")
+    more = LayerTypes({**kinds, "c": "float"})
+    with pytest.raises(ModelError, match="only 40 of 43 .* are half, too few for fp16: a, b, c"):
+        more.require("fp16")
+    more.require("fp16", ["c"])
+    with pytest.raises(ModelError, match="only 0 of 43"):
+        more.require("int8")
+    with pytest.raises(ModelError, match="none left"):
+        LayerTypes({"a": "float"}).require("fp16", ["a"])
+    assert str(more) == "43 layers: 40 half, 3 float"
+
+
+@pytest.mark.parametrize(
+    ("precision", "parity", "fault"),
+    [
+        ("fp32", Parity(10, 9e-5, 0, 0, 0, "a"), None),
+        ("fp32", Parity(10, 1.1e-4, 0, 0, 0, "a"), "largest"),
+        ("fp32", Parity(10, 0, 0, 1, 0, "a"), "1 verdict flips"),
+        ("fp16", Parity(10, 9e-3, 0, 3, 1, "a"), None),
+        ("fp16", Parity(10, 1.1e-2, 0, 0, 0, "a"), "largest"),
+        ("fp16", Parity(10, float("nan"), 0, 0, 0, "a"), "largest"),
+        ("int8", Parity(1000, 0.4, 0, 9, 9, "a", (0.980, 0.975), (1, 1)), None),
+        ("int8", Parity(1000, 0.1, 0, 9, 9, "a", (0.980, 0.974), (1, 1)), "0.60 points of accur"),
+        ("int8", Parity(1000, 0.1, 0, 5, 5, "a"), None),
+        ("int8", Parity(1000, 0.1, 0, 9, 6, "a"), "0.60 points of two-way decisions changed"),
+        ("int8", Parity(1000, float("inf"), 0, 0, 0, "a"), "no probability for a"),
+    ],
+)
+def test_the_limits_are_the_contracts(precision: str, parity: Parity, fault: str | None) -> None:
+    if fault is None:
+        parity.require(precision)
+        return
+    with pytest.raises(ModelError, match=fault):
+        parity.require(precision)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])), min_size=2
+    ).filter(lambda rows: len({positive for positive, _ in rows}) == 2)
+)
+def test_auc_is_scikit_learns(rows: list[tuple[bool, float]]) -> None:
+    positive = np.array([row[0] for row in rows])
+    scores = np.array([row[1] for row in rows])
+    assert roc_auc(positive, scores) == pytest.approx(roc_auc_score(positive, scores))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 10), st.integers(1, 40))
+def test_balance_takes_classes_alike(
+    generated: int, groundtruth: int, unlabelled: int, count: int
+) -> None:
+    paths = [f"x/generated/{i}" for i in range(generated)]
+    paths += [f"x/groundtruth/{i}" for i in range(groundtruth)]
+    paths += [f"x/other/{i}" for i in range(unlabelled)]
+    chosen = balance(paths, count)
+    assert len(chosen) == min(count, len(paths))
+    assert len(set(chosen)) == len(chosen)
+    assert set(chosen) <= set(paths)
+    if not unlabelled and count <= 2 * min(generated, groundtruth):
+        labels = [label_of(path) for path in chosen]
+        assert abs(labels.count(0) - labels.count(1)) <= 1
+
+
+def test_a_path_tells_its_label() -> None:
+    assert label_of("faces/val/generated/a.jpg") == 0
+    assert label_of("generated/groundtruth/deep/a.jpg") == 1
+    assert label_of("faces/generated.jpg") is None
+    assert spread(list(range(10)), 3) == [0, 3, 6]
+
+
+def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), picture())
+    (tmp_path / "b.png").write_bytes(b"broken")
+    images = prepare_images(find_images(tmp_path, 10), PreprocessSpec())
+    assert images.sources == [str(tmp_path / "a.png")]
+    assert not images.labelled
+    with pytest.raises(DataError, match="no such folder"):
+        find_images(tmp_path / "absent", 3)
