@@ -192,11 +192,14 @@ def _version_fault(manifest: EngineManifest, here: Here) -> str | None:
         return "the lean runtime runs version-compatible engines only (--version-compatible)"
     if built[:3] == current[:3]:
         return None
-    # Forward only, and within a major version: NVIDIA's TensorRT documentation, "Version
-    # Compatibility".
-    if manifest.version_compatible and built[0] == current[0] and current > built:
-        return None
-    return "it is of another version of TensorRT"
+    # Forward only, within a major version or from 10 to 11: NVIDIA's support matrix for TensorRT
+    # 11.4, "Engine Portability".
+    forward = current > built and (built[0] == current[0] or (built[0], current[0]) == (10, 11))
+    if not manifest.version_compatible or not forward:
+        return "it is of another version of TensorRT"
+    if not manifest.lean_runtime:
+        return "it was built without the lean runtime that another version needs to run it"
+    return None
 
 
 def _gpu_fault(manifest: EngineManifest, here: Here) -> str | None:

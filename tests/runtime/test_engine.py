@@ -46,6 +46,9 @@ MANIFEST = EngineManifest(
 HERE = Here("tensorrt", "10.13.3.9", "NVIDIA RTX A2000", "8.6")
 
 
+PORTABLE = dataclasses.replace(MANIFEST, version_compatible=True, lean_runtime=True)
+
+
 def change(**changes: Any) -> EngineManifest:
     return dataclasses.replace(MANIFEST, **changes)
 
@@ -114,11 +117,14 @@ def test_any_value_in_a_field_is_taken_or_refused(name: str, value: Any) -> None
         (MANIFEST, dataclasses.replace(HERE, version="10.13.3.12")),
         # Another GPU of the same capability.
         (MANIFEST, dataclasses.replace(HERE, gpu="NVIDIA GeForce RTX 3060")),
-        (change(version_compatible=True), dataclasses.replace(HERE, version="10.16.1.11")),
+        (PORTABLE, dataclasses.replace(HERE, version="10.16.1.11")),
+        (PORTABLE, dataclasses.replace(HERE, version="11.4.0.106")),
         (
-            change(version_compatible=True),
+            PORTABLE,
             dataclasses.replace(HERE, module="tensorrt_lean", version="10.14.1.48.post1"),
         ),
+        # Without it inside, the lean runtime of the same version runs it.
+        (change(version_compatible=True), dataclasses.replace(HERE, module="tensorrt_lean")),
         (
             change(hardware_compatibility="ampere_plus"),
             dataclasses.replace(HERE, compute_capability="12.0"),
@@ -143,15 +149,12 @@ def test_what_fits_is_let_through(manifest: EngineManifest, here: Here) -> None:
     [
         (MANIFEST, dataclasses.replace(HERE, version="11.4.0.106"), "another version of TensorRT"),
         (MANIFEST, dataclasses.replace(HERE, version="10.12.0.36"), "another version of TensorRT"),
+        (PORTABLE, dataclasses.replace(HERE, version="12.0.0.1"), "another version of TensorRT"),
+        (PORTABLE, dataclasses.replace(HERE, version="10.12.0.36"), "another version of TensorRT"),
         (
             change(version_compatible=True),
-            dataclasses.replace(HERE, version="11.0.0.114"),
-            "another version of TensorRT",
-        ),
-        (
-            change(version_compatible=True),
-            dataclasses.replace(HERE, version="10.12.0.36"),
-            "another version of TensorRT",
+            dataclasses.replace(HERE, version="10.16.1.11"),
+            "without the lean runtime",
         ),
         (MANIFEST, dataclasses.replace(HERE, module="tensorrt_lean"), "version-compatible"),
         (MANIFEST, dataclasses.replace(HERE, module="tensorrt_rtx"), "it needs tensorrt;"),
