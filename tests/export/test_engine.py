@@ -352,6 +352,26 @@ def test_the_stub_refuses_what_a_version_lacks() -> None:
     assert Stub("10.12.0.36").BuilderFlag.FP16
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_runtimes_backend_uses_only_what_a_version_has(version: str) -> None:
+    import ast
+
+    import ffd_runtime.backends.tensorrt as backend
+
+    owners = {"runtime": "Runtime", "engine": "ICudaEngine", "_context": "IExecutionContext"}
+    found = set()
+    for node in ast.walk(ast.parse(Path(backend.__file__).read_text())):
+        if isinstance(node, ast.Attribute):
+            value = node.value
+            name = getattr(value, "id", None) or getattr(value, "attr", None)
+            if name in owners:
+                found.add(f"{owners[name]}.{node.attr}")
+    # cuda.bindings has a `runtime` too.
+    found = {name for name in found if not name.startswith("Runtime.cuda")}
+    assert {"Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3"} <= found
+    assert found <= everything_in(version)
+
+
 def everything_in(version: str) -> set[str]:
     from .tensorrt_stub import FOLDER
 

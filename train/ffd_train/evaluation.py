@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ffd_runtime.backends import Backend, open_backend
+from ffd_runtime.backends import READS, Backend, open_backend
 from ffd_runtime.classifier import Classifier
 from ffd_runtime.errors import DataError
 from ffd_runtime.results import Result
@@ -27,17 +27,17 @@ class Evaluation:
 
 
 def open_model(path: Path, device: str = "auto") -> Backend:
-    """Open a checkpoint with PyTorch, or an ONNX with the runtime.
+    """Open a checkpoint with PyTorch, or an ONNX or engine with the runtime.
 
     Args:
-        path: a run's folder (its best checkpoint), a checkpoint or an ONNX.
+        path: a run's folder (its best checkpoint), a checkpoint, an ONNX or an engine.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         ModelError: the file is not one of ours.
         BackendError: the device does not start.
     """
-    if path.suffix == ".onnx":
+    if path.suffix in (".onnx", *READS):
         return open_backend(path, device=device)
     import torch
 

@@ -122,6 +122,12 @@ def open_model(path: Path, device: str = "auto") -> TensorRt:
         raise EngineError(
             f"TensorRT cannot load {path}{logger.quote()}; rebuild it with {manifest.command}"
         )
+    sizes = tuple(int(shape[0]) for shape in engine.get_tensor_profile_shape("image", 0))
+    if sizes != manifest.batch:
+        raise EngineError(
+            f"engine {path} takes batches of {sizes}, its manifest says {manifest.batch}; rebuild "
+            f"it with {manifest.command}"
+        )
     return TensorRt(trt, engine, logger, manifest, index)
 
 
