@@ -49,8 +49,8 @@ def main(
 ) -> None:
     """Measure MODEL on DATA, a folder with generated/ and groundtruth/.
 
-    MODEL is a checkpoint, a run's folder, an ONNX, an engine, or the word embedded. DATA may hold train/,
-    val/ and test/; its manifest.csv, where there is one, names each image's source.
+    MODEL is a checkpoint, a run's folder, an ONNX, an engine, or the word embedded. DATA may hold
+    train/, val/ and test/; its manifest.csv, where there is one, names each image's source.
     """
     import cv2
     from rich.console import Console
