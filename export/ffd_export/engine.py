@@ -116,23 +116,71 @@ class Engine:
     built_layers: Mapping[str, int] | None
 
 
-def import_builder(engine: str) -> Any:
-    """The module that builds, imported.
+@dataclass(frozen=True)
+class Builder:
+    """What builds engines, or why nothing does.
+
+    Attributes:
+        kind: `tensorrt` or `rtx`.
+        options: how to build.
+        module: `tensorrt` or `tensorrt_rtx`; None where no engine is to be built.
+        missing: why there is no module, where there could have been one.
+    """
+
+    kind: str
+    options: EngineOptions
+    module: Any = None
+    missing: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """What an engine's name ends with."""
+        return ".engine" if self.kind == "tensorrt" else ".rtx.engine"
+
+    @property
+    def verifies(self) -> bool:
+        """Whether an engine can be run where it is built."""
+        return (
+            self.module is not None and not self.options.compute_capabilities and count_gpus() > 0
+        )
+
+    def command(self, onnx: str) -> str:
+        """What builds the engine anew, in the folder that its ONNX is in."""
+        return shlex.join(["ffd-export", onnx, "--engine", self.kind, *self.options.arguments()])
+
+
+def open_builder(kind: str, options: EngineOptions) -> Builder:
+    """The builder that was asked for.
 
     Args:
-        engine: `tensorrt` or `rtx`.
+        kind: `tensorrt` or `rtx`.
+        options: how it is going to build.
 
     Raises:
         BackendError: it is not installed, or cannot be loaded.
+        DeviceError: it needs a GPU and there is none.
+        EngineError: an option is not of this builder.
     """
+    require_buildable(kind, options)
     try:
-        return import_module(MODULES[engine])
+        return Builder(kind, options, import_module(MODULES[kind]))
     except Exception as error:  # its own __init__ raises what the loader said, or worse
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(
-            f"--engine {engine} needs {MODULES[engine]}, which cannot be imported ({reason}): "
-            f"pip install 'ffd-edge[{engine}]', or use the one of JetPack"
+            f"--engine {kind} needs {MODULES[kind]}, which cannot be imported ({reason}): "
+            f"pip install 'ffd-edge[{kind}]', or use the one of JetPack"
         ) from None
+
+
+def find_builder(options: EngineOptions, kinds: tuple[str, ...]) -> Builder:
+    """The first of the builders that is here, if a GPU is."""
+    if not count_gpus():
+        return Builder("tensorrt", options, missing="there is no GPU here")
+    for kind in kinds:
+        with suppress(BackendError, EngineError):
+            return open_builder(kind, options)
+    names = " nor ".join(MODULES[kind] for kind in kinds)
+    return Builder("tensorrt", options, missing=f"{names} cannot be imported here")
 
 
 def require_buildable(engine: str, options: EngineOptions) -> None:
@@ -163,11 +211,6 @@ def require_buildable(engine: str, options: EngineOptions) -> None:
             "--engine tensorrt: TensorRT times its kernels on the GPU, and NVIDIA's driver offers "
             "none here; build on the device, from the ONNX"
         )
-
-
-def rebuild_command(onnx: str, engine: str, options: EngineOptions) -> str:
-    """What builds an engine anew, from the folder that its ONNX is in."""
-    return shlex.join(["ffd-export", onnx, "--engine", engine, *options.arguments()])
 
 
 def build_engine(

@@ -9,18 +9,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ffd_runtime.backends import Backend, open_backend
 from ffd_runtime.card import Metric, ModelCard
-from ffd_runtime.devices import count_gpus
 from ffd_runtime.engine import EngineManifest, manifest_path
 from ffd_runtime.errors import ModelError
 from ffd_runtime.results import Result
 
 from .candidate import classify_candidate, open_candidate
 from .difference import compare_layers, describe
-from .engine import MODULES, Engine, EngineOptions, Progress, build_engine, rebuild_command
+from .engine import MODULES, Builder, Engine, Progress, build_engine
 from .fp16 import find_overflows, to_fp16
 from .images import Images
 from .int8 import OPERATORS_OF, choose, choose_kept, quantise, require_layers
@@ -189,46 +188,41 @@ def make(
 
 
 def build(
+    source: Source,
     made: Made,
     onnx: str,
-    kind: str,
-    trt: Any,
-    options: EngineOptions,
+    builder: Builder,
     verification: Images | None,
-    reference: list[Result] | None,
     progress: Progress | None,
 ) -> tuple[Engine, EngineManifest, Parity | None]:
     """Build an engine of an ONNX; where there is a GPU, verify it there.
 
     Args:
+        source: what the ONNX was made of.
         made: the ONNX.
         onnx: its file's name.
-        kind: `tensorrt` or `rtx`.
-        trt: the builder's module.
-        options: how to build.
-        verification: images to compare on.
-        reference: the source's rows for them; both None to leave the engine unverified.
+        builder: what builds, and how.
+        verification: images to compare on; None to leave the engine unverified.
         progress: is told of the builder's phases.
 
     Raises:
         ModelError: it cannot be built, or precision or parity is not kept.
     """
-    card = made.card
-    target = card.metrics.get("export", {}).get("target")
-    if card.precision == "int8" and target == "cpu":
+    card, options = made.card, builder.options
+    facts = card.metrics.get("export", {})
+    if card.precision == "int8" and facts.get("target") == "cpu":
         raise ModelError(
             f"{onnx} is the INT8 flavour for onnxruntime on a CPU, which TensorRT does not take: "
             "export it with --int8 --target tensorrt"
         )
-    engine = build_engine(trt, made.content, card.preprocess.size, options, progress)
-    wished = str(card.metrics.get("export", {}).get("kept") or "").split(", ")
-    engine.layers.require(card.precision, wished)
+    engine = build_engine(builder.module, made.content, card.preprocess.size, options, progress)
+    engine.layers.require(card.precision, str(facts.get("kept") or "").split(", "))
     manifest = EngineManifest(
         card=card.replace(metrics={**card.metrics, "engine_parity": NOT_VERIFIED}),
         engine_sha256=hashlib.sha256(engine.content).hexdigest(),
         onnx=onnx,
         onnx_sha256=hashlib.sha256(made.content).hexdigest(),
-        builder=MODULES[kind],
+        builder=MODULES[builder.kind],
         builder_version=engine.builder_version,
         gpu=engine.gpu,
         compute_capabilities=engine.compute_capabilities,
@@ -236,7 +230,7 @@ def build(
         version_compatible=options.version_compatible,
         lean_runtime=options.version_compatible and options.lean_runtime,
         batch=options.batch,
-        command=rebuild_command(onnx, kind, options),
+        command=builder.command(onnx),
         options={
             "workspace": options.workspace,
             "optimization_level": options.optimization_level,
@@ -245,18 +239,14 @@ def build(
         float_layers=tuple(engine.layers.others(card.precision)),
         built_layers=engine.built_layers,
     )
-    if engine.gpu is None or verification is None or reference is None or not count_gpus():
+    if verification is None or not builder.verifies:
         return engine, manifest, None
+    reference = _classify(source.open_reference(), verification)
     rows = _classify_engine(engine, manifest, verification)
     parity = compare(reference, rows, verification, card)
     parity.require(card.precision)
     card = card.replace(metrics={**card.metrics, "engine_parity": parity.summary()})
     return engine, dataclasses.replace(manifest, card=card), parity
-
-
-def reference_rows(source: Source, images: Images) -> list[Result]:
-    """Rows of the source itself."""
-    return _classify(source.open_reference(), images)
 
 
 def _convert_fp16(

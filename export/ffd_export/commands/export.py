@@ -20,10 +20,10 @@ from ffd_runtime.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from ..engine import EngineOptions
+    from ..artefacts import Artefacts
+    from ..engine import Builder, EngineOptions
     from ..exporting import Made, Source, Wish
     from ..images import Images
-    from ..parity import Parity
 
 EPILOG = """\b
 Examples:
@@ -128,14 +128,11 @@ def main(model: Path | None, **options: Any) -> None:
     layers' types are counted; if either is not as asked, the command fails and writes nothing.
     """
     _check_usage(options)
-    wish = _wish(options)
-    files, rows = _export(model, wish, options)
-    from ..output import write_files
-
-    write_files(files)
-    for row in rows:
+    artefacts = _export(model, _wish(options), options)
+    artefacts.write()
+    for row in artefacts.rows:
         say(f"wrote {row['file']}, {row['bytes'] / 1e6:.1f} MB")
-    _print(rows, wants_table(options["as_json"]))
+    _print(artefacts.rows, wants_table(options["as_json"]))
 
 
 def _check_usage(options: dict[str, Any]) -> None:
@@ -171,101 +168,75 @@ def _wish(options: dict[str, Any]) -> Wish:
     )
 
 
-def _export(
-    model: Path | None, wish: Wish, options: dict[str, Any]
-) -> tuple[dict[Path, bytes], list[dict[str, Any]]]:
-    """Everything that is to be written, and a row about each artefact."""
-    from ..engine import import_builder, require_buildable
+def _export(model: Path | None, wish: Wish, options: dict[str, Any]) -> Artefacts:
+    """Everything that is to be written."""
+    from ..artefacts import Artefacts
     from ..exporting import make, open_source, take_as_is
     from ..images import prepare_images
     from ..runs import find_calibration, find_checkpoint, find_verification
 
     path = find_checkpoint(model, options["runs"])
-    kind = options["engine"]
-    engine_options = _engine_options(options)
-    trt = None
-    # What cannot end well ends here, before minutes of work.
-    if kind in ("tensorrt", "rtx"):
-        require_buildable(kind, engine_options)
-        trt = import_builder(kind)
     as_is = path.suffix == ".onnx" and wish.precision == "fp32"
-    if as_is and trt is None and not options["triton"]:
+    # What cannot end well ends here, before minutes of work.
+    builder = _choose_builder(wish, as_is, options)
+    if as_is and builder.module is None and not options["triton"]:
         raise click.UsageError(f"{path} is an ONNX already: say what to make of it (--help)")
-    if kind == "auto" and not as_is and _takes_engine(wish):
-        kind, trt = _find_builder(served=bool(options["triton"]))
-    verify = options["verify"]
-    to_verify: list[str] = []
-    if verify != "none" and (not as_is or _runs_here(trt)):
-        to_verify = find_verification(path, Path(verify) if verify else None)
-    to_calibrate: list[str] = []
+    verify = calibrate = None
+    if options["verify"] != "none" and (not as_is or builder.verifies):
+        verify = find_verification(path, Path(options["verify"]) if options["verify"] else None)
     if wish.precision == "int8":
-        to_calibrate = find_calibration(path, options["calibrate"], options["calibration_images"])
+        calibrate = find_calibration(path, options["calibrate"], options["calibration_images"])
     say(f"exporting {path}")
     _warn_of_uncalibrated(path)
     source = open_source(path)
     spec = source.card.preprocess
-    verification = prepare_images(to_verify, spec) if to_verify else None
-    calibration = prepare_images(to_calibrate, spec) if to_calibrate else None
-    made = (
-        take_as_is(source) if as_is else make(source, wish, verification, calibration, say, _track)
-    )
+    verification = prepare_images(verify, spec) if verify else None
+    if as_is:
+        made = take_as_is(source)
+    else:
+        calibration = prepare_images(calibrate, spec) if calibrate else None
+        made = make(source, wish, verification, calibration, say, _track)
     say_more(made.card.to_json(indent=2))
     folder = options["output"] or path.parent
-    onnx = path if as_is else folder / (path.name.split(".")[0] + wish.suffix)
-    files, rows = {}, []
+    onnx = path if as_is else folder / (path.name.removesuffix(path.suffix) + wish.suffix)
+    artefacts = Artefacts()
     if not as_is:
-        files[onnx] = made.content
-        rows.append(_row(onnx, made.content, made.card.precision, made.layers, made.parity))
-    plan: tuple[bytes, Path] | None = None
-    if trt is not None:
-        plan = _build(source, made, onnx, folder, kind, trt, engine_options, verification, files,
-                      rows)  # fmt: skip
-    elif options["engine"] == "auto" and not as_is and _takes_engine(wish):
+        artefacts.add(onnx, made.content, made.card.precision, made.layers, made.parity)
+    engine = None
+    if builder.module is not None:
+        engine = _build(source, made, onnx, folder, builder, verification, artefacts)
+    elif builder.missing:
         say(
-            f"no engine: {kind}; on the device run "
-            f"ffd-export {onnx.name} --engine tensorrt --verify DIR"
+            f"no engine: {builder.missing}; on the device run "
+            f"{builder.command(onnx.name)} --verify DIR"
         )
     if options["triton"]:
-        _add_triton(options["triton"], made, onnx, plan, engine_options, files)
+        artefacts.add_repository(options["triton"], made, engine, builder.options.max_batch)
         say(f"Triton model repository in {options['triton']}")
-    return files, rows
+    return artefacts
 
 
-def _takes_engine(wish: Wish) -> bool:
-    """Whether an engine is part of what --engine auto makes."""
-    return wish.precision == "fp16" or (wish.precision == "int8" and wish.target == "tensorrt")
+def _choose_builder(wish: Wish, as_is: bool, options: dict[str, Any]) -> Builder:
+    """The builder that was asked for, or the one that is here, or none."""
+    from ..engine import Builder, find_builder, open_builder
 
-
-def _runs_here(trt: Any) -> bool:
-    from ffd_runtime.devices import count_gpus
-
-    return trt is not None and count_gpus() > 0
-
-
-def _find_builder(served: bool) -> tuple[str, Any]:
-    """TensorRT, or TensorRT for RTX, if it and a GPU are here; else why not, and None.
-
-    Args:
-        served: whether Triton must be able to serve the engine.
-    """
-    from ffd_runtime.devices import count_gpus
-    from ffd_runtime.errors import BackendError
-
-    from ..engine import import_builder
-
-    if not count_gpus():
-        return "there is no GPU here", None
-    for kind in ("tensorrt",) if served else ("tensorrt", "rtx"):
-        try:
-            return kind, import_builder(kind)
-        except BackendError:
-            continue
-    return "neither tensorrt nor tensorrt_rtx is installed", None
+    asked = options["engine"]
+    settings = _engine_options(options)
+    if asked in ("tensorrt", "rtx"):
+        return open_builder(asked, settings)
+    for_tensorrt = wish.precision == "fp16" or (
+        wish.precision == "int8" and wish.target == "tensorrt"
+    )
+    if asked == "none" or as_is or not for_tensorrt:
+        return Builder("tensorrt", settings)
+    # Triton does not serve engines of TensorRT for RTX.
+    return find_builder(settings, ("tensorrt",) if options["triton"] else ("tensorrt", "rtx"))
 
 
 def _engine_options(options: dict[str, Any]) -> EngineOptions:
     from ..engine import EngineOptions, default_timing_cache
 
+    named = (options["compute_capability"] or "").replace(" ", "").split(",")
     return EngineOptions(
         max_batch=options["max_batch"],
         opt_batch=options["opt_batch"],
@@ -275,9 +246,7 @@ def _engine_options(options: dict[str, Any]) -> EngineOptions:
         version_compatible=options["version_compatible"],
         lean_runtime=not options["exclude_lean_runtime"],
         hardware_compatibility=options["hardware_compatibility"],
-        compute_capabilities=tuple(
-            filter(None, (options["compute_capability"] or "").replace(" ", "").split(","))
-        ),
+        compute_capabilities=tuple(dict.fromkeys(filter(None, named))),
     )
 
 
@@ -294,99 +263,27 @@ def _build(
     made: Made,
     onnx: Path,
     folder: Path,
-    kind: str,
-    trt: Any,
-    options: EngineOptions,
+    builder: Builder,
     verification: Images | None,
-    files: dict[Path, bytes],
-    rows: list[dict[str, Any]],
-) -> tuple[bytes, Path]:
-    """Build the engine; add it, its manifest and its row."""
+    artefacts: Artefacts,
+) -> bytes:
+    """Build the engine; add it and its manifest."""
     from ffd_runtime.engine import manifest_path
 
-    from ..exporting import build, reference_rows
+    from ..exporting import build
 
-    reference = None
-    if verification is not None and _runs_here(trt):
-        reference = reference_rows(source, verification)
     with _phases() as progress:
-        engine, manifest, parity = build(
-            made, onnx.name, kind, trt, options, verification, reference, progress
-        )
+        engine, manifest, parity = build(source, made, onnx.name, builder, verification, progress)
     say(f"engine: {engine.layers} by the parsed network")
     if engine.built_layers:
         told = ", ".join(f"{count} {name}" for name, count in engine.built_layers.items())
         say(f"engine: kernels {told} by TensorRT's inspector")
     if parity is None:
         say("engine: not verified on a GPU")
-    suffix = ".engine" if kind == "tensorrt" else ".rtx.engine"
-    path = folder / (onnx.name.removesuffix(".onnx") + suffix)
-    files[path] = engine.content
-    files[manifest_path(path)] = manifest.to_json().encode()
-    rows.append(_row(path, engine.content, made.card.precision, engine.layers, parity))
-    return engine.content, path
-
-
-def _add_triton(
-    folder: Path,
-    made: Made,
-    onnx: Path,
-    plan: tuple[bytes, Path] | None,
-    options: EngineOptions,
-    files: dict[Path, bytes],
-) -> None:
-    from ffd_runtime.errors import OutputError
-
-    from ..triton import VERSION, triton_files
-
-    home = folder / made.card.name
-    newer = [
-        p.name for p in home.glob("[0-9]*") if p.name.isdecimal() and int(p.name) > int(VERSION)
-    ]
-    if newer:
-        raise OutputError(
-            f"--triton {folder}: {home} holds version {max(newer, key=int)} already, and version "
-            f"{max(newer, key=int)} would be served instead of this export: remove it first"
-        )
-    files.update(
-        triton_files(
-            folder,
-            made.card.name,
-            plan[0] if plan else made.content,
-            made.card,
-            platform="tensorrt" if plan else "onnxruntime",
-            heatmap=_heatmap_size(made),
-            max_batch=options.max_batch,
-        )
-    )
-
-
-def _heatmap_size(made: Made) -> tuple[int, int]:
-    import numpy as np
-
-    from ..candidate import open_candidate
-
-    size = made.card.preprocess.size
-    with open_candidate(made.content) as backend:
-        heatmap = backend.infer(np.zeros((1, size, size, 3), np.uint8)).heatmap
-    return heatmap.shape[1], heatmap.shape[2]
-
-
-def _row(
-    path: Path, content: bytes, precision: str, layers: Any, parity: Parity | None
-) -> dict[str, Any]:
-    import hashlib
-
-    from ..parity import NOT_VERIFIED
-
-    return {
-        "file": str(path),
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "precision": precision,
-        "layers": layers.counts(),
-        "parity": parity.summary() if parity else NOT_VERIFIED,
-    }
+    path = folder / (onnx.name.removesuffix(".onnx") + builder.suffix)
+    artefacts.add(path, engine.content, made.card.precision, engine.layers, parity)
+    artefacts.files[manifest_path(path)] = manifest.to_json().encode()
+    return engine.content
 
 
 def _print(rows: list[dict[str, Any]], table: bool) -> None:
