@@ -63,7 +63,7 @@ class EngineOptions:
         return 1, min(self.opt_batch or 16, self.max_batch), self.max_batch
 
     def arguments(self) -> list[str]:
-        """As they stand on ffd-export's command line."""
+        """As they stand on ffd-export's command line, but for the GPUs, which may be others."""
         given: list[tuple[str, object]] = [("--max-batch", self.max_batch)]
         for option, value in (
             ("--opt-batch", self.opt_batch),
@@ -74,8 +74,6 @@ class EngineOptions:
                 given.append((option, value))
         if self.hardware_compatibility != "none":
             given.append(("--hardware-compatibility", self.hardware_compatibility))
-        if self.compute_capabilities:
-            given.append(("--compute-capability", ",".join(self.compute_capabilities)))
         flags = ["--version-compatible"] if self.version_compatible else []
         if self.version_compatible and not self.lean_runtime:
             flags.append("--exclude-lean-runtime")
@@ -145,8 +143,10 @@ class Builder:
         )
 
     def command(self, onnx: str) -> str:
-        """What builds the engine anew, in the folder that its ONNX is in."""
-        return shlex.join(["ffd-export", onnx, "--engine", self.kind, *self.options.arguments()])
+        """What builds the engine anew for the GPU of the machine, where its ONNX is."""
+        path = f"./{onnx}" if onnx.startswith("-") else onnx
+        arguments = ["--engine", self.kind, *self.options.arguments(), "--verify", "DIR"]
+        return shlex.join(["ffd-export", path, *arguments])
 
 
 def open_builder(kind: str, options: EngineOptions) -> Builder:
@@ -163,13 +163,16 @@ def open_builder(kind: str, options: EngineOptions) -> Builder:
     """
     require_buildable(kind, options)
     try:
-        return Builder(kind, options, import_module(MODULES[kind]))
+        module = import_module(MODULES[kind])
     except Exception as error:  # its own __init__ raises what the loader said, or worse
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(
             f"--engine {kind} needs {MODULES[kind]}, which cannot be imported ({reason}): "
             f"pip install 'ffd-edge[{kind}]', or use the one of JetPack"
         ) from None
+    for capability in options.compute_capabilities:
+        _find_capability(module, capability)
+    return Builder(kind, options, module)
 
 
 def find_builder(options: EngineOptions, kinds: tuple[str, ...]) -> Builder:
@@ -177,10 +180,10 @@ def find_builder(options: EngineOptions, kinds: tuple[str, ...]) -> Builder:
     if not count_gpus():
         return Builder("tensorrt", options, missing="there is no GPU here")
     for kind in kinds:
-        with suppress(BackendError, EngineError):
+        with suppress(BackendError):
             return open_builder(kind, options)
-    names = " nor ".join(MODULES[kind] for kind in kinds)
-    return Builder("tensorrt", options, missing=f"{names} cannot be imported here")
+    names = " or ".join(MODULES[kind] for kind in kinds)
+    return Builder("tensorrt", options, missing=f"there is no {names} here")
 
 
 def require_buildable(engine: str, options: EngineOptions) -> None:
@@ -201,11 +204,6 @@ def require_buildable(engine: str, options: EngineOptions) -> None:
                 "--engine rtx: there is no GPU here to build for; name the GPUs that it is for, "
                 "such as --compute-capability 8.6,8.9"
             )
-    elif options.compute_capabilities:
-        raise EngineError(
-            "--compute-capability is TensorRT for RTX's (--engine rtx): TensorRT builds for the "
-            "GPU that it runs on, or see --hardware-compatibility"
-        )
     elif not count_gpus():
         raise DeviceError(
             "--engine tensorrt: TensorRT times its kernels on the GPU, and NVIDIA's driver offers "
@@ -237,8 +235,12 @@ def build_engine(
         raise BackendError(f"TensorRT does not start: {error}{logger.quote()}") from None
     network, parser = _parse(trt, builder, onnx, logger)
     gpu = None if options.compute_capabilities else describe_gpu(0)
+    targets = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
     config = builder.create_builder_config()
-    _configure(trt, config, options, logger)
+    _configure(trt, config, options)
+    if trt.__name__ == "tensorrt_rtx":
+        # Its default is a list of its own, in which this machine's GPU need not be.
+        _name_gpus(trt, config, targets, logger)
     _add_profile(builder, config, size, options.batch)
     cache_path = _timing_cache_path(trt, options, gpu)
     cache = _load_timing_cache(config, cache_path)
@@ -253,8 +255,7 @@ def build_engine(
         content=content,
         builder_version=trt.__version__,
         gpu=gpu.name if gpu else None,
-        compute_capabilities=options.compute_capabilities
-        or ((gpu.compute_capability,) if gpu else ()),
+        compute_capabilities=targets,
         layers=types_of_network(trt, network),
         built_layers=inspect_engine(trt, content, logger) if gpu else None,
     )
@@ -270,7 +271,7 @@ def _parse(trt: Any, builder: Any, onnx: bytes, logger: Any) -> tuple[Any, Any]:
     return network, parser
 
 
-def _configure(trt: Any, config: Any, options: EngineOptions, logger: Any) -> None:
+def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
     # On by default, it would run an FP32 layer in 10 bits of mantissa.
     config.clear_flag(trt.BuilderFlag.TF32)
     # The inspector then names every layer's types; the kernels stay the same.
@@ -292,13 +293,15 @@ def _configure(trt: Any, config: Any, options: EngineOptions, logger: Any) -> No
                 f"{trt.__version__} does not have it; use one of {', '.join(COMPATIBILITIES)}"
             )
         config.hardware_compatibility_level = level
-    if options.compute_capabilities:
-        config.num_compute_capabilities = len(options.compute_capabilities)
-        for place, capability in enumerate(options.compute_capabilities):
-            if not config.set_compute_capability(_find_capability(trt, capability), place):
-                raise EngineError(
-                    f"TensorRT for RTX refuses compute capability {capability}{logger.quote()}"
-                )
+
+
+def _name_gpus(trt: Any, config: Any, capabilities: tuple[str, ...], logger: Any) -> None:
+    config.num_compute_capabilities = len(capabilities)
+    for place, capability in enumerate(capabilities):
+        if not config.set_compute_capability(_find_capability(trt, capability), place):
+            raise EngineError(
+                f"TensorRT for RTX refuses compute capability {capability}{logger.quote()}"
+            )
 
 
 def _find_capability(trt: Any, text: str) -> Any:
@@ -309,7 +312,7 @@ def _find_capability(trt: Any, text: str) -> Any:
     }
     if text not in known:
         raise EngineError(
-            f"--compute-capability {text}: TensorRT for RTX {trt.__version__} builds for "
+            f"compute capability {text}: TensorRT for RTX {trt.__version__} builds for "
             f"{', '.join(known)}"
         )
     return known[text]
@@ -374,7 +377,8 @@ def _run(trt: Any, builder: Any, network: Any, config: Any, progress: Progress |
             pass
     except KeyboardInterrupt:
         monitor.cancelled = True
-        ended.wait()
+        if thread.ident is not None:
+            ended.wait()
         raise
     if failed:
         raise ModelError(f"TensorRT failed: {failed[0]}") from failed[0]

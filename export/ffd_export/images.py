@@ -30,11 +30,13 @@ class Images:
         sources: path of each.
         pixels: uint8 [N, size, size, 3], RGB, what `preprocess` gives.
         labels: 0 generated, 1 groundtruth, None where a path does not say it.
+        unreadable: path and reason of each that could not be read.
     """
 
     sources: list[str]
     pixels: npt.NDArray[np.uint8]
     labels: list[int | None]
+    unreadable: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -43,6 +45,13 @@ class Images:
     def labelled(self) -> bool:
         """Whether every image has a label and both classes are there."""
         return set(self.labels) == {0, 1}
+
+    def describe(self) -> str:
+        """Such as `512 images (256 generated, 256 groundtruth)`."""
+        names = [*CLASSES, "unlabelled"]
+        counts = [self.labels.count(label) for label in (0, 1, None)]
+        parts = ", ".join(f"{n} {name}" for n, name in zip(counts, names, strict=True) if n)
+        return f"{len(self)} images ({parts})"
 
     def batches(self, size: int = 8) -> Iterator[npt.NDArray[np.uint8]]:
         """The pixels in parts of at most `size` images."""
@@ -60,7 +69,7 @@ class Images:
 
 
 def prepare_images(sources: Sequence[str], spec: PreprocessSpec) -> Images:
-    """Read, decode and preprocess as the runtime does; what cannot be read is left out.
+    """Read, decode and preprocess as the runtime does; what cannot be read is left out, and noted.
 
     Raises:
         DataError: not one can be read.
@@ -74,7 +83,12 @@ def prepare_images(sources: Sequence[str], spec: PreprocessSpec) -> Images:
             f"(the first is {sources[0]}): give other images"
         )
     names = [source for source, _ in good]
-    return Images(names, np.stack([pixels for _, pixels in good]), [label_of(n) for n in names])
+    return Images(
+        names,
+        np.stack([pixels for _, pixels in good]),
+        [label_of(name) for name in names],
+        tuple((s, error.message) for s, error in prepared if isinstance(error, InputError)),
+    )
 
 
 def find_images(folder: os.PathLike[str] | str, count: int) -> list[str]:

@@ -41,7 +41,7 @@ class LayerTypes:
 
         Args:
             precision: `fp32`, `fp16` or `int8`.
-            wished: layers that were asked by name to stay FP32; they do not count.
+            wished: layers that --keep named or chose to stay FP32; they do not count.
 
         Raises:
             ModelError: under 95 % of the layers are of the precision's type.

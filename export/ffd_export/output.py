@@ -17,18 +17,23 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         files: content by path; folders are made.
 
     Raises:
-        OutputError: one cannot be written; none has then changed.
+        OutputError: one cannot be written; none has then taken its place.
     """
-    partials = {path: path.with_name(path.name + ".partial") for path in files}
+    # Another export into the same folder at the same time has names of its own.
+    partials = {path: path.with_name(f"{path.name}.{os.getpid()}.partial") for path in files}
     current = Path()
     made: list[Path] = []
     try:
         for current, content in files.items():
-            made += _make_folder(current.parent)
+            _make_folder(current.parent, made)
             with partials[current].open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        for current in files:
+            # The one reason for which a rename in a folder that was just written to fails.
+            if current.is_dir():
+                raise IsADirectoryError(0, "a folder of that name is there")
         for current, partial in partials.items():
             os.replace(partial, current)
     except OSError as error:
@@ -43,8 +48,10 @@ def write_files(files: Mapping[Path, bytes]) -> None:
                 folder.rmdir()
 
 
-def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder; those that were not there before, outermost first."""
-    absent = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return absent[::-1]
+def _make_folder(folder: Path, made: list[Path]) -> None:
+    """Make a folder and those around it; notes those that were not there, outermost first."""
+    if folder.exists():
+        return
+    _make_folder(folder.parent, made)
+    folder.mkdir(exist_ok=True)
+    made.append(folder)

@@ -31,6 +31,10 @@ def find_checkpoint(model: Path | None, runs: Path) -> Path:
         if not found:
             raise ModelError(f"no finished run in {runs}/: train one with ffd-train, or give MODEL")
         return found[-1]
+    if not model.exists():
+        raise ModelError(f"{model}: no such file")
+    if model.suffix in (".engine", ".plan"):
+        raise ModelError(f"{model} is an engine already: give the ONNX that it was built from")
     if model.is_dir():
         if not (model / CHECKPOINT).is_file():
             raise ModelError(f"{model} is not a run: it has no {CHECKPOINT}")
@@ -98,4 +102,4 @@ def _find(option: str, folder: Path, count: int) -> list[str]:
     try:
         return find_images(folder, count)
     except DataError:
-        raise DataError(f"{option} {folder}: no such folder, or nothing in it") from None
+        raise DataError(f"{option} {folder}: no such folder, or no file in it") from None

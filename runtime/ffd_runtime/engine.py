@@ -44,7 +44,7 @@ class EngineManifest:
         layers: convolution and GEMM layers of the parsed network, by type.
         float_layers: those that are not of the card's precision, by name.
         built_layers: such layers of the engine by type, as TensorRT's inspector tells on a GPU.
-        command: builds it anew.
+        command: builds it anew for the GPU of the machine that it is run on, where the ONNX is.
     """
 
     card: ModelCard
@@ -70,6 +70,11 @@ class EngineManifest:
         for name, (valid, wanted) in _CHECKS.items():
             if not valid(getattr(self, name)):
                 raise EngineError(f"engine manifest: {name} must be {wanted}")
+
+    @property
+    def how_to_rebuild(self) -> str:
+        """The command, and where to run it."""
+        return f"rebuild it here, in a folder with {self.onnx}, by {self.command}"
 
     def to_json(self) -> str:
         """As it stands beside the engine."""
@@ -152,13 +157,13 @@ def read_manifest(engine: Path) -> EngineManifest:
     if _sha256(engine) != manifest.engine_sha256:
         raise EngineError(
             f"engine {engine} is not the one that {path.name} describes: copy both again, or "
-            f"rebuild it with {manifest.command}"
+            f"{manifest.how_to_rebuild}"
         )
     onnx = engine.with_name(manifest.onnx)
     if onnx.is_file() and _sha256(onnx) != manifest.onnx_sha256:
         raise EngineError(
-            f"engine {engine} was built from another {onnx.name} than the one beside it: rebuild "
-            f"it with {manifest.command}"
+            f"engine {engine} was built from another {onnx.name} than the one beside it: "
+            f"{manifest.how_to_rebuild}"
         )
     return manifest
 
@@ -178,8 +183,8 @@ def require_runnable(manifest: EngineManifest, here: Here) -> None:
     where = f" on {manifest.gpu}" if manifest.gpu else ""
     raise EngineError(
         f"the engine cannot run here: {reason}; it was built by {built}{where}; here are "
-        f"{here.module} {here.version} and {here.gpu} ({here.compute_capability}); rebuild it "
-        f"here with {manifest.command}"
+        f"{here.module} {here.version} and {here.gpu} ({here.compute_capability}); "
+        f"{manifest.how_to_rebuild}"
     )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -163,8 +164,6 @@ def test_differences_are_found(tmp_path: Path, portraits: Path) -> None:
 
 
 def test_the_newest_run_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     monkeypatch.chdir(tmp_path)
     older = save(tmp_path / "runs/a/best.safetensors")
     newer = save(tmp_path / "runs/b/best.safetensors")
@@ -207,8 +206,8 @@ def test_mistakes_end_in_one_line(tmp_path: Path, portraits: Path) -> None:
         ((tmp_path / "absent.safetensors", "--verify", "none"), "no such file"),
         ((pickle, "--verify", "none"), "is a pickle"),
         ((checkpoint,), "validation images are not to be found"),
-        ((checkpoint, "--verify", tmp_path / "empty"), "no such folder, or nothing in it"),
-        ((checkpoint, "--verify", tmp_path / "absent"), "no such folder, or nothing in it"),
+        ((checkpoint, "--verify", tmp_path / "empty"), "no such folder, or no file in it"),
+        ((checkpoint, "--verify", tmp_path / "absent"), "no such folder, or no file in it"),
         ((checkpoint, "--verify", "none", "--output", "/proc/x"), "cannot write"),
     ):
         outcome = run(*arguments)
@@ -223,7 +222,16 @@ def test_mistakes_end_in_one_line(tmp_path: Path, portraits: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "b.json.partial").symlink_to("/dev/full")
+    (tmp_path / f"b.json.{os.getpid()}.partial").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="No space left"):
         write_files({tmp_path / "new/a.onnx": b"whole", tmp_path / "b.json": b"lost"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "b.json").mkdir()
+    with pytest.raises(OutputError, match=r"b\.json: a folder of that name is there"):
+        write_files({tmp_path / "new/a.onnx": b"whole", tmp_path / "b.json": b"lost"})
+    with pytest.raises(OutputError, match="File name too long"):
+        write_files({tmp_path / "new/sub" / ("x" * 300) / "a.onnx": b"whole"})
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]

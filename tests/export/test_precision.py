@@ -366,6 +366,8 @@ def test_mistakes_end_in_one_line(labelled: Path, tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text/notes.txt").write_text("no image")
     bare = save_colour_model(tmp_path / "bare.onnx", card=None)
+    engine = tmp_path / "m.engine"
+    engine.touch()
     half = tmp_path / "half.onnx"
     half.write_bytes(to_bytes(*_as(EMBEDDED, "fp16")))
     other = save_colour_model(tmp_path / "other.onnx", CARD.to_json(), size=224)
@@ -373,11 +375,13 @@ def test_mistakes_end_in_one_line(labelled: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ((tmp_path / "absent.onnx", "--fp16", *none), "no such file"),
         ((tmp_path / "noise.onnx", "--fp16", *none), "is not an ONNX"),
-        ((bare, "--fp16", *none), "has no model card"),
+        ((tmp_path / "absent.onnx", "--fp16"), "no such file"),
+        ((bare, "--fp16"), "has no model card"),
+        ((engine, "--fp16", *none), "is an engine already"),
         ((other, "--fp16", *none), "does not keep the graph contract"),
         ((half, "--int8", "--calibrate", labelled, *none), "is fp16 already"),
         ((EMBEDDED, "--int8", *none), "training images are not to be found"),
-        ((EMBEDDED, "--int8", "--calibrate", tmp_path / "empty", *none), "nothing in it"),
+        ((EMBEDDED, "--int8", "--calibrate", tmp_path / "empty", *none), "no file in it"),
         ((EMBEDDED, "--int8", "--calibrate", tmp_path / "absent", *none), "no such folder"),
         ((EMBEDDED, "--int8", "--calibrate", tmp_path / "text", *none), "is a readable image"),
         ((EMBEDDED, "--fp16"), "validation images are not to be found"),
@@ -407,6 +411,9 @@ def _as(path: Path, precision: str) -> tuple[onnx.ModelProto, ModelCard]:
         (("--exclude-lean-runtime",), "is for --version-compatible"),
         (("--int8", "--target", "cpu", "--engine", "rtx"), "does not take"),
         (("--max-batch", "4", "--opt-batch", "8"), "larger than"),
+        (("--compute-capability", "8.9"), "is for --engine rtx"),
+        (("--engine", "tensorrt", "--compute-capability", "8.9"), "is for --engine rtx"),
+        (("--int8", "--workspace", "64"), "--workspace is for an engine"),
         ((), "is an ONNX already"),
     ],
 )
@@ -495,6 +502,10 @@ def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"broken")
     images = prepare_images(find_images(tmp_path, 10), PreprocessSpec())
     assert images.sources == [str(tmp_path / "a.png")]
+    ((path, reason),) = images.unreadable
+    assert path == str(tmp_path / "b.png")
+    assert reason.startswith("not an image")
+    assert images.describe() == "1 images (1 unlabelled)"
     assert not images.labelled
     with pytest.raises(DataError, match="no such folder"):
         find_images(tmp_path / "absent", 3)

@@ -195,7 +195,7 @@ def test_files_must_belong_together(tmp_path: Path) -> None:
     (tmp_path / "m.fp16.onnx").write_bytes(ONNX)
     assert read_manifest(path) == MANIFEST
     (tmp_path / "m.fp16.onnx").write_bytes(b"trained again")
-    with pytest.raises(EngineError, match="built from another m.fp16.onnx .* rebuild it with"):
+    with pytest.raises(EngineError, match="built from another m.fp16.onnx .* rebuild it here"):
         read_manifest(path)
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(EngineError, match="is not the one that m.fp16.engine.json describes"):

@@ -20,6 +20,8 @@ from ffd_runtime.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from ffd_runtime.card import PreprocessSpec
+
     from ..artefacts import Artefacts
     from ..engine import Builder, EngineOptions
     from ..exporting import Made, Source, Wish
@@ -30,10 +32,14 @@ Examples:
   ffd-export                          the newest run in runs/, as FP32 ONNX
   ffd-export --fp16                   as FP16 ONNX, and an engine where TensorRT and a GPU are
   ffd-export runs/mine --int8 --calibrate faces/train --keep auto
-  ffd-export best.fp16.onnx --engine tensorrt       on the device; needs no torch
+  ffd-export best.fp16.onnx --engine tensorrt --verify DIR    on the device; needs no torch
   ffd-export best.fp16.onnx --engine rtx --compute-capability 8.6,8.9
   ffd-export runs/mine --fp16 --triton models/
 """
+
+
+# Fewer images than these cannot tell half a point of accuracy.
+FEW = 200
 
 
 @click.command(cls=Command, epilog=EPILOG)
@@ -52,7 +58,13 @@ Examples:
     metavar="DIR",
     help="Images to calibrate INT8 with. Default: the run's training images.",
 )
-@click.option("--calibration-images", type=click.IntRange(8, 8192), default=512, show_default=True)
+@click.option(
+    "--calibration-images",
+    type=click.IntRange(8, 8192),
+    default=512,
+    show_default=True,
+    help="At most so many, of both classes alike.",
+)
 @click.option(
     "--calibration",
     type=click.Choice(["auto", "percentile", "entropy"]),
@@ -72,12 +84,22 @@ Examples:
     show_default=True,
     help="Build an engine; auto does with --fp16 where TensorRT and a GPU are.",
 )
-@click.option("--max-batch", type=click.IntRange(1, 1024), default=32, show_default=True)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    default=32,
+    show_default=True,
+    help="The largest batch that an engine takes.",
+)
 @click.option(
     "--opt-batch", type=click.IntRange(1, 1024), help="Batch to be fastest at. Default: 16."
 )
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="GPU memory for scratch.")
-@click.option("--optimization-level", type=click.IntRange(0, 5))
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="From 0, the quickest build, to 5, the fastest engine. Default: TensorRT's.",
+)
 @click.option("--version-compatible", is_flag=True, help="Let later versions of TensorRT run it.")
 @click.option(
     "--exclude-lean-runtime",
@@ -89,6 +111,7 @@ Examples:
     type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
     default="none",
     show_default=True,
+    help="Which other GPUs an engine of TensorRT may run on.",
 )
 @click.option(
     "--compute-capability",
@@ -118,7 +141,13 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the files. Default: beside MODEL.",
 )
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where the newest run is looked for.",
+)
 @format_option(" Lines")
 @version_option()
 def main(model: Path | None, **options: Any) -> None:
@@ -132,6 +161,8 @@ def main(model: Path | None, **options: Any) -> None:
     artefacts.write()
     for row in artefacts.rows:
         say(f"wrote {row['file']}, {row['bytes'] / 1e6:.1f} MB")
+    if options["triton"]:
+        say(f"wrote a Triton model repository to {options['triton']}")
     _print(artefacts.rows, wants_table(options["as_json"]))
 
 
@@ -149,6 +180,14 @@ def _check_usage(options: dict[str, Any]) -> None:
         raise click.UsageError("--exclude-lean-runtime is for --version-compatible")
     if options["target"] == "cpu" and options["engine"] in ("tensorrt", "rtx"):
         raise click.UsageError("--target cpu is INT8 that TensorRT does not take")
+    if options["compute_capability"] and options["engine"] != "rtx":
+        raise click.UsageError("--compute-capability is for --engine rtx: TensorRT builds for the "
+                               "GPU that it runs on, or see --hardware-compatibility")  # fmt: skip
+    builds = options["fp16"] or (options["int8"] and options["target"] == "tensorrt")
+    if options["engine"] == "none" or (options["engine"] == "auto" and not builds):
+        for option in ("workspace", "optimization_level", "version_compatible", "timing_cache"):
+            if options[option]:
+                raise click.UsageError(f"--{option.replace('_', '-')} is for an engine (--engine)")
     if options["triton"] and options["engine"] == "rtx":
         raise click.UsageError("Triton does not serve engines of TensorRT for RTX")
     if options["opt_batch"] and options["opt_batch"] > options["max_batch"]:
@@ -164,7 +203,7 @@ def _wish(options: dict[str, Any]) -> Wish:
         precision=precision,
         target=options["target"] or ("tensorrt" if named else "cpu"),
         method=options["calibration"],
-        keep=tuple(filter(None, (options["keep"] or "").split(","))),
+        keep=tuple(filter(None, map(str.strip, (options["keep"] or "").split(",")))),
     )
 
 
@@ -172,30 +211,32 @@ def _export(model: Path | None, wish: Wish, options: dict[str, Any]) -> Artefact
     """Everything that is to be written."""
     from ..artefacts import Artefacts
     from ..exporting import make, open_source, take_as_is
-    from ..images import prepare_images
     from ..runs import find_calibration, find_checkpoint, find_verification
 
     path = find_checkpoint(model, options["runs"])
-    as_is = path.suffix == ".onnx" and wish.precision == "fp32"
+    is_onnx = path.suffix.lower() == ".onnx"
+    as_is = is_onnx and wish.precision == "fp32"
     # What cannot end well ends here, before minutes of work.
     builder = _choose_builder(wish, as_is, options)
     if as_is and builder.module is None and not options["triton"]:
         raise click.UsageError(f"{path} is an ONNX already: say what to make of it (--help)")
+    # Read at once, so that a wrong file is said to be wrong; a checkpoint takes its time.
+    source = open_source(path) if is_onnx else None
     verify = calibrate = None
     if options["verify"] != "none" and (not as_is or builder.verifies):
         verify = find_verification(path, Path(options["verify"]) if options["verify"] else None)
     if wish.precision == "int8":
         calibrate = find_calibration(path, options["calibrate"], options["calibration_images"])
     say(f"exporting {path}")
-    _warn_of_uncalibrated(path)
-    source = open_source(path)
+    if source is None:
+        _warn_of_uncalibrated(path)
+        source = open_source(path)
     spec = source.card.preprocess
-    verification = prepare_images(verify, spec) if verify else None
+    verification = _prepare(verify, spec)
     if as_is:
         made = take_as_is(source)
     else:
-        calibration = prepare_images(calibrate, spec) if calibrate else None
-        made = make(source, wish, verification, calibration, say, _track)
+        made = make(source, wish, verification, _prepare(calibrate, spec), say, _track)
     say_more(made.card.to_json(indent=2))
     folder = options["output"] or path.parent
     onnx = path if as_is else folder / (path.name.removesuffix(path.suffix) + wish.suffix)
@@ -206,13 +247,9 @@ def _export(model: Path | None, wish: Wish, options: dict[str, Any]) -> Artefact
     if builder.module is not None:
         engine = _build(source, made, onnx, folder, builder, verification, artefacts)
     elif builder.missing:
-        say(
-            f"no engine: {builder.missing}; on the device run "
-            f"{builder.command(onnx.name)} --verify DIR"
-        )
+        say(f"no engine: {builder.missing}; on the device run {builder.command(onnx.name)}")
     if options["triton"]:
         artefacts.add_repository(options["triton"], made, engine, builder.options.max_batch)
-        say(f"Triton model repository in {options['triton']}")
     return artefacts
 
 
@@ -251,11 +288,28 @@ def _engine_options(options: dict[str, Any]) -> EngineOptions:
 
 
 def _warn_of_uncalibrated(path: Path) -> None:
-    if path.suffix != ".onnx":
-        from ffd_train.checkpoint import load_card
+    from ffd_train.checkpoint import load_card
 
-        if "val" not in load_card(path).metrics:
-            say("the checkpoint is not calibrated: its training has not ended (ffd-train --resume)")
+    if "val" not in load_card(path).metrics:
+        say("the checkpoint is not calibrated: its training has not ended (ffd-train --resume)")
+
+
+def _prepare(paths: list[str] | None, spec: PreprocessSpec) -> Images | None:
+    """The images; what could not be read is said."""
+    from ..images import prepare_images
+
+    if not paths:
+        return None
+    images = prepare_images(paths, spec)
+    if images.unreadable:
+        path, reason = images.unreadable[0]
+        say(
+            f"{len(images.unreadable)} of {len(paths)} files could not be read, "
+            f"the first: {path}: {reason}"
+        )
+    if len(images) < FEW:
+        say(f"only {images.describe()}: what is measured on so few says little")
+    return images
 
 
 def _build(
@@ -297,7 +351,7 @@ def _print(rows: list[dict[str, Any]], table: bool) -> None:
 
     from ffd_runtime.text import printable
 
-    grid = Table(title="against the checkpoint")
+    grid = Table(title="against what it was made from")
     grid.add_column("")
     for row in rows:
         grid.add_column(Text(printable(Path(row["file"]).name)), justify="right", overflow="fold")

@@ -39,7 +39,8 @@ class TensorRt:
                 raise BackendError(f"TensorRT gave no execution context{logger.quote()}")
             size = self.card.preprocess.size
             self._shapes = {"image": (self._most, size, size, 3)}
-            self._context.set_input_shape("image", self._shapes["image"])
+            if not self._context.set_input_shape("image", self._shapes["image"]):
+                raise BackendError(f"TensorRT refuses a batch of {self._most}{logger.quote()}")
             for name in ("probability", "heatmap"):
                 self._shapes[name] = tuple(self._context.get_tensor_shape(name))
             self._buffers = {
@@ -81,9 +82,10 @@ class TensorRt:
 
     def close(self) -> None:
         """Free context, engine and every buffer."""
-        self._context = None
-        self._engine = None
-        self._cuda.close()
+        with self._lock:
+            self._context = None
+            self._engine = None
+            self._cuda.close()
 
 
 def open_model(path: Path, device: str = "auto") -> TensorRt:
@@ -114,19 +116,17 @@ def open_model(path: Path, device: str = "auto") -> TensorRt:
     _Cuda(index).close()  # The engine is loaded onto the current device.
     logger = remembering_logger(trt)
     runtime = trt.Runtime(logger)
-    # The lean runtime inside an engine is code; it is run only where the manifest says that
-    # ffd-export put it there, and its hash says that nobody changed it.
+    # The lean runtime inside an engine is code. It is run only where the manifest says that
+    # ffd-export put it there; the hash tells damage, not malice, so docs/engines.md warns.
     runtime.engine_host_code_allowed = manifest.version_compatible and manifest.lean_runtime
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise EngineError(
-            f"TensorRT cannot load {path}{logger.quote()}; rebuild it with {manifest.command}"
-        )
+        raise EngineError(f"TensorRT cannot load {path}{logger.quote()}; {manifest.how_to_rebuild}")
     sizes = tuple(int(shape[0]) for shape in engine.get_tensor_profile_shape("image", 0))
     if sizes != manifest.batch:
         raise EngineError(
-            f"engine {path} takes batches of {sizes}, its manifest says {manifest.batch}; rebuild "
-            f"it with {manifest.command}"
+            f"engine {path} takes batches of {sizes}, its manifest says {manifest.batch}; "
+            f"{manifest.how_to_rebuild}"
         )
     return TensorRt(trt, engine, logger, manifest, index)
 
@@ -156,7 +156,8 @@ class _Cuda:
             from cuda.bindings import runtime
         except ImportError as error:
             raise BackendError(
-                f"cuda-bindings cannot be imported ({error}): pip install cuda-bindings"
+                f"cuda-bindings cannot be imported ({error}): pip install cuda-bindings, of the "
+                "major version of the CUDA here"
             ) from None
         self.api = runtime
         self._index = index
