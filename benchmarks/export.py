@@ -32,7 +32,8 @@ from ffd_train.evaluation import evaluate
 
 ROUNDS = 10
 BATCHES = (1, 8)
-CALIBRATION = 256
+CALIBRATION = 128
+VERIFICATION = 128
 # Finding the layers to keep runs the network once for each: left out for deep ones.
 MOST_LAYERS_TO_WEIGH = 60
 COLUMNS = (
@@ -44,7 +45,7 @@ COLUMNS = (
 def main() -> None:
     """Print a CSV: a row for each network and precision."""
     data, *runs = map(Path, sys.argv[1:])
-    print(f"# {describe()}; {ROUNDS} rounds; INT8 calibrated on {CALIBRATION} images")
+    print(f"# {describe()}; {ROUNDS} rounds; INT8 calibrated on {CALIBRATION} training images")
     print(COLUMNS)
     for run in runs:
         with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +56,7 @@ def measure(checkpoint: Path, data: Path, folder: Path) -> None:
     """Export one network in every precision and print its rows."""
     source = open_source(checkpoint)
     spec = source.card.preprocess
-    verification = prepare_images(find_verification(checkpoint, None), spec)
+    verification = prepare_images(find_verification(checkpoint, None)[::4][:VERIFICATION], spec)
     calibration = prepare_images(find_calibration(checkpoint, None, CALIBRATION), spec)
     made, backends, scores = {}, {}, {}
     for precision in ("fp32", "fp16", "int8"):

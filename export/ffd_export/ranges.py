@@ -72,6 +72,8 @@ def calibrate(
             advance(len(batch))
         collector = calibrator.collector
     collector.percentile = PERCENTILE
+    for name, histogram in collector.histogram_dict.items():
+        collector.histogram_dict[name] = _coarsen(*histogram)
     ranges = {}
     for name, method in zip(
         METHODS, (CalibrationMethod.Percentile, CalibrationMethod.Entropy), strict=True
@@ -80,6 +82,26 @@ def calibrate(
         with _quiet():
             ranges[name] = TensorsData(method, collector.compute_collection_result())
     return ranges
+
+
+def _coarsen(counts: Any, edges: Any, low: Any, high: Any, reach: Any) -> tuple[Any, ...]:
+    """A histogram of at most `BINS` bins, its middle still at 0.
+
+    A value beyond those of the first batch makes the collector append bins, thousands of them for
+    an outlier; the search for the least entropy takes their number squared.
+    """
+    import numpy as np
+
+    factor = -(-len(counts) // BINS)
+    if factor == 1:
+        return counts, edges, low, high, reach
+    half = len(counts) // 2
+    padding = -half % factor
+    width = float(edges[-1]) / half
+    summed = np.pad(counts, padding).reshape(-1, factor).sum(1)
+    reach = (half + padding) * width
+    wider = np.linspace(-reach, reach, len(summed) + 1).astype(edges.dtype)
+    return summed, wider, low, high, np.array(reach, edges.dtype)
 
 
 class _Reader:

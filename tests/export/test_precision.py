@@ -30,7 +30,7 @@ from ffd_export.int8 import choose_kept, find_sensitive, merge_groups, quantise,
 from ffd_export.layers import LayerTypes, ends_of, types_of
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_export.parity import Parity, classify, compare, roc_auc
-from ffd_export.ranges import calibrate, find_extremes
+from ffd_export.ranges import BINS, _coarsen, calibrate, find_extremes
 from ffd_runtime.backends import EMBEDDED
 from ffd_runtime.card import ModelCard, PreprocessSpec
 from ffd_runtime.errors import DataError, ModelError
@@ -207,6 +207,23 @@ def test_layers_asked_for_stay_fp32(model: onnx.ModelProto, ranges: dict[str, An
     require_layers(model, ["layer4.2"])
     with pytest.raises(ModelError, match="--keep layer9: no such layer; the layers are stem.0"):
         require_layers(model, ["layer9"])
+
+
+@settings(deadline=None)
+@given(half=st.integers(256, 5000), seed=st.integers(0, 5))
+def test_histograms_stay_small_whatever_outliers_come(half: int, seed: int) -> None:
+    counts = np.random.default_rng(seed).integers(0, 9, 2 * half)
+    edges = np.linspace(-3, 3, 2 * half + 1).astype(np.float32)
+    made, wider, *rest = _coarsen(counts, edges, -3.0, 3.0, 3.0)
+    assert rest[:2] == [-3.0, 3.0]
+    assert len(made) <= BINS + 2
+    assert len(made) % 2 == 0
+    assert len(wider) == len(made) + 1
+    assert made.sum() == counts.sum()
+    # What lies below 0 still does.
+    assert made[: len(made) // 2].sum() == counts[:half].sum()
+    assert wider[0] <= edges[0] * 0.9999
+    assert np.isclose(wider[len(made) // 2], 0, atol=1e-6)
 
 
 def test_the_sensitive_layer_is_found(
