@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,9 @@ import pytest
 from .models import save_colour_model
 
 Image = npt.NDArray[np.uint8]
+
+# A shell that starts the tests in the background has Ctrl-C ignored, which commands would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def picture(colour: str = "red", height: int = 120, width: int = 100, seed: int = 0) -> Image:
