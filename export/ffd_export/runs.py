@@ -52,15 +52,15 @@ def find_verification(model: Path, folder: Path | None) -> list[str]:
     Raises:
         DataError: there are none.
     """
-    if folder:
-        return _find("--verify", folder, MOST)
-    found = run_images(model.parent, "val")
-    if not found:
-        raise DataError(
-            "the run's validation images are not to be found: give a folder of images by "
-            "--verify DIR, or --verify none to leave the export unverified"
-        )
-    return balance(found, MOST)
+    return _find(
+        model,
+        "val",
+        "--verify",
+        folder,
+        MOST,
+        "the run's validation images are not to be found: give a folder of images by --verify DIR, "
+        "or --verify none to leave the export unverified",
+    )
 
 
 def find_calibration(model: Path, folder: Path | None, count: int) -> list[str]:
@@ -74,15 +74,15 @@ def find_calibration(model: Path, folder: Path | None, count: int) -> list[str]:
     Raises:
         DataError: there are none.
     """
-    if folder:
-        return _find("--calibrate", folder, count)
-    found = run_images(model.parent, "train")
-    if not found:
-        raise DataError(
-            "--int8 is calibrated on real images, and the run's training images are not to be "
-            "found: give a folder of images by --calibrate DIR"
-        )
-    return balance(found, count)
+    return _find(
+        model,
+        "train",
+        "--calibrate",
+        folder,
+        count,
+        "--int8 is calibrated on real images, and the run's training images are not to be found: "
+        "give a folder of images by --calibrate DIR",
+    )
 
 
 def run_images(run: Path, split: str) -> list[str]:
@@ -98,7 +98,15 @@ def run_images(run: Path, split: str) -> list[str]:
     return [str(root / path) for path in paths if (root / path).is_file()]
 
 
-def _find(option: str, folder: Path, count: int) -> list[str]:
+def _find(
+    model: Path, split: str, option: str, folder: Path | None, count: int, absent: str
+) -> list[str]:
+    """Images of the folder that an option names, else of a split of the model's run."""
+    if not folder:
+        found = run_images(model.parent, split)
+        if not found:
+            raise DataError(absent)
+        return balance(found, count)
     try:
         return find_images(folder, count)
     except DataError:

@@ -431,6 +431,8 @@ def _as(path: Path, precision: str) -> tuple[onnx.ModelProto, ModelCard]:
         (("--compute-capability", "8.9"), "is for --engine rtx"),
         (("--engine", "tensorrt", "--compute-capability", "8.9"), "is for --engine rtx"),
         (("--int8", "--workspace", "64"), "--workspace is for an engine"),
+        (("--int8", "--optimization-level", "0"), "--optimization-level is for an engine"),
+        (("--engine", "none", "--fp16", "--hardware-compatibility", "ampere_plus"), "is for an"),
         ((), "is an ONNX already"),
     ],
 )

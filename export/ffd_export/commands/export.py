@@ -185,8 +185,16 @@ def _check_usage(options: dict[str, Any]) -> None:
                                "GPU that it runs on, or see --hardware-compatibility")  # fmt: skip
     builds = options["fp16"] or (options["int8"] and options["target"] == "tensorrt")
     if options["engine"] == "none" or (options["engine"] == "auto" and not builds):
-        for option in ("workspace", "optimization_level", "version_compatible", "timing_cache"):
-            if options[option]:
+        given = {**options, "hardware_compatibility": options["hardware_compatibility"] != "none"}
+        for option in (
+            "workspace",
+            "optimization_level",
+            "version_compatible",
+            "hardware_compatibility",
+            "timing_cache",
+        ):
+            # Level 0 is a wish too.
+            if given[option] is not None and given[option] is not False:
                 raise click.UsageError(f"--{option.replace('_', '-')} is for an engine (--engine)")
     if options["triton"] and options["engine"] == "rtx":
         raise click.UsageError("Triton does not serve engines of TensorRT for RTX")
