@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -212,7 +212,12 @@ def require_buildable(engine: str, options: EngineOptions) -> None:
 
 
 def build_engine(
-    trt: Any, onnx: bytes, size: int, options: EngineOptions, progress: Progress | None = None
+    trt: Any,
+    onnx: bytes,
+    size: int,
+    options: EngineOptions,
+    progress: Progress | None = None,
+    require: Callable[[LayerTypes], None] = lambda layers: None,
 ) -> Engine:
     """Build.
 
@@ -222,6 +227,7 @@ def build_engine(
         size: side of its input, in pixels.
         options: how.
         progress: is told of the phases, from another thread.
+        require: refuses layers of the parsed network, before minutes of building.
 
     Raises:
         BackendError: TensorRT does not start; the message quotes it.
@@ -234,6 +240,8 @@ def build_engine(
     except Exception as error:  # pybind11: the factory gave no object
         raise BackendError(f"TensorRT does not start: {error}{logger.quote()}") from None
     network, parser = _parse(trt, builder, onnx, logger)
+    layers = types_of_network(trt, network)
+    require(layers)
     gpu = None if options.compute_capabilities else describe_gpu(0)
     targets = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
     config = builder.create_builder_config()
@@ -256,7 +264,7 @@ def build_engine(
         builder_version=trt.__version__,
         gpu=gpu.name if gpu else None,
         compute_capabilities=targets,
-        layers=types_of_network(trt, network),
+        layers=layers,
         built_layers=inspect_engine(trt, content, logger) if gpu else None,
     )
 

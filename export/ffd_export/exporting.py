@@ -217,8 +217,15 @@ def build(
             f"{onnx} is the INT8 flavour for onnxruntime on a CPU, which TensorRT does not take: "
             "export it with --int8 --target tensorrt"
         )
-    engine = build_engine(builder.module, made.content, card.preprocess.size, options, progress)
-    engine.layers.require(card.precision, str(facts.get("kept") or "").split(", "))
+    wished = str(facts.get("kept") or "").split(", ")
+    engine = build_engine(
+        builder.module,
+        made.content,
+        card.preprocess.size,
+        options,
+        progress,
+        lambda layers: layers.require(card.precision, wished),
+    )
     manifest = EngineManifest(
         card=card.replace(metrics={**card.metrics, "engine_parity": NOT_VERIFIED}),
         engine_sha256=hashlib.sha256(engine.content).hexdigest(),
