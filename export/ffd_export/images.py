@@ -76,7 +76,7 @@ def prepare_images(sources: Sequence[str], spec: PreprocessSpec) -> Images:
     """
     with ThreadPoolExecutor(count_cores()) as pool:
         prepared = list(pool.map(partial(prepare, spec=spec), map(Item, sources)))
-    good = [(source, pixels) for source, pixels in prepared if not isinstance(pixels, InputError)]
+    good = [(p.source, p.image) for p in prepared if not isinstance(p.image, InputError)]
     if not good:
         raise DataError(
             f"none of the {len(sources)} files to calibrate or verify with is a readable image "
@@ -87,7 +87,7 @@ def prepare_images(sources: Sequence[str], spec: PreprocessSpec) -> Images:
         names,
         np.stack([pixels for _, pixels in good]),
         [label_of(name) for name in names],
-        tuple((s, error.message) for s, error in prepared if isinstance(error, InputError)),
+        tuple((p.source, p.image.message) for p in prepared if isinstance(p.image, InputError)),
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ffd_runtime.backends import Backend
 from ffd_runtime.card import Metric, ModelCard
 from ffd_runtime.errors import ModelError
-from ffd_runtime.pipeline import infer_prepared
+from ffd_runtime.pipeline import Prepared, infer_prepared
 from ffd_runtime.results import Result
 
 from .images import Images
@@ -130,8 +130,8 @@ def classify(backend: Backend, images: Images, batch: int = 8) -> list[Result]:
     """A row for every image, judged as the runtime does."""
     rows: list[Result] = []
     for start, pixels in zip(range(0, len(images), batch), images.batches(batch), strict=True):
-        prepared = list(zip(images.sources[start : start + batch], pixels, strict=True))
-        rows += infer_prepared(list(prepared), backend)
+        sources = images.sources[start : start + batch]
+        rows += infer_prepared(list(map(Prepared, sources, pixels)), backend)
     return rows
 
 

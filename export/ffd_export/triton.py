@@ -275,7 +275,8 @@ MODEL = "$name"
 
 def prepare(path, spec):
     """Uint8 [1, size, size, 3], RGB."""
-    return preprocess(decode(read_file(path)), spec)[np.newaxis]
+    image = decode(read_file(path), at_least=spec.decode_side)
+    return preprocess(image, spec)[np.newaxis]
 
 
 def main():

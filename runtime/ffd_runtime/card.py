@@ -35,6 +35,8 @@ class PreprocessSpec:
         max_gain: limit of the contrast gain, so that flat images do not become noise.
         clahe_clip: clip limit of `cv2.createCLAHE`.
         clahe_tiles: tiles a side of `cv2.createCLAHE`.
+        reduced_decode: large JPEGs are decoded at a fraction of their size, as long as the shorter
+            side keeps twice `size`; False in cards from before it was known.
     """
 
     size: int = 299
@@ -44,6 +46,12 @@ class PreprocessSpec:
     max_gain: float = 3.0
     clahe_clip: float = 2.0
     clahe_tiles: int = 8
+    reduced_decode: bool = field(default=True, metadata={"absent": False})
+
+    @property
+    def decode_side(self) -> int:
+        """Pixels that a reduced decode must leave of the shorter side; 0 for none."""
+        return 2 * self.size if self.reduced_decode else 0
 
     def __post_init__(self) -> None:
         _require_int("preprocess.size", self.size, 16, 4096)
@@ -53,6 +61,8 @@ class PreprocessSpec:
         _require_number("preprocess.max_gain", self.max_gain, 1.0, 100.0)
         _require_number("preprocess.clahe_clip", self.clahe_clip, 0.1, 100.0)
         _require_int("preprocess.clahe_tiles", self.clahe_tiles, 1, 64)
+        if not isinstance(self.reduced_decode, bool):
+            raise CardError("model card: preprocess.reduced_decode must be true or false")
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,12 @@ def _fields(owner: type[Any], prefix: str, document: object) -> dict[str, Any]:
     names = {item.name for item in dataclasses.fields(owner)}
     for name in sorted(document.keys() - names):
         raise CardError(f"model card: unknown field {prefix}{name}")
+    absent = {
+        item.name: item.metadata["absent"]
+        for item in dataclasses.fields(owner)
+        if "absent" in item.metadata
+    }
+    document = {**absent, **document}
     for name in sorted(names - document.keys()):
         raise CardError(f"model card: field {prefix}{name} is missing")
     return dict(document)

@@ -15,7 +15,7 @@ from .card import ModelCard
 from .decode import MAX_PIXELS, decode, read_file, to_bgr
 from .devices import count_cores
 from .errors import InputError
-from .pipeline import classify_items, infer_prepared
+from .pipeline import Prepared, classify_items, infer_prepared
 from .preprocess import preprocess
 from .results import Result
 from .sources import Item, find_files
@@ -107,9 +107,9 @@ class Classifier:
             source, pixels = "<array>", to_bgr(image)
         else:
             source = os.fsdecode(image)
-            pixels = decode(read_file(source), self.max_pixels)
-        prepared = preprocess(pixels, self.card.preprocess)
-        result = next(infer_prepared([(source, prepared)], self.backend))
+            pixels = decode(read_file(source), self.max_pixels, self.card.preprocess.decode_side)
+        prepared = Prepared(source, preprocess(pixels, self.card.preprocess))
+        result = next(infer_prepared([prepared], self.backend))
         if result.error:
             raise InputError(result.error.code, result.error.message)
         return result
@@ -122,14 +122,22 @@ class Classifier:
         """
         return self.classify_items(find_files(os.fsdecode(source) for source in sources))
 
-    def classify_items(self, items: Iterable[Item]) -> Iterator[Result]:
-        """Classify what a source gives; a row for every item, in order."""
+    def classify_items(
+        self, items: Iterable[Item], *, keep_encoded: bool = False
+    ) -> Iterator[Result]:
+        """Classify what a source gives; a row for every item, in order.
+
+        Args:
+            items: read as rows are taken.
+            keep_encoded: rows carry the bytes of their files.
+        """
         return classify_items(
             items,
             self.backend,
             batch=self.batch,
             workers=self.workers,
             max_pixels=self.max_pixels,
+            keep_encoded=keep_encoded,
         )
 
     def predict(self, images: npt.NDArray[np.uint8]) -> Outputs:

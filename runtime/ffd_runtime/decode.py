@@ -20,6 +20,12 @@ Image = npt.NDArray[np.uint8]
 MAX_PIXELS = 1 << 27
 MAX_BYTES = 1 << 29
 
+REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+}
+
 # OpenCV reports what it cannot decode by exception or None; its own log would only repeat it in
 # the middle of the progress bar.
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
@@ -61,7 +67,7 @@ def os_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
     return InputError("read_failed", f"reading failed: {error.strerror or error}")
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Image:
     """Decode an image file to what a viewer would show.
 
     EXIF orientation is applied; grey and CMYK become BGR; 16 bits become 8; transparent parts
@@ -70,6 +76,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image:
     Args:
         data: the whole file.
         max_pixels: width times height above which a file is refused unread.
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side
+            keeps this many pixels; with 0, never.
 
     Returns:
         uint8 [height, width, 3], BGR.
@@ -80,7 +88,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image:
     header = read_header(data)
     check_header(header, max_pixels)
     try:
-        image = _decode_whole(header, np.frombuffer(data, np.uint8))
+        image = _decode_whole(header, np.frombuffer(data, np.uint8), at_least)
     except cv2.error as error:
         detail = " ".join(str(error.err or error).split())
         raise InputError("corrupt", f"broken {header.format.upper()}: {detail}") from None
@@ -135,7 +143,7 @@ def to_bgr(array: npt.NDArray[Any]) -> Image:
     return image
 
 
-def _decode_whole(header: ImageHeader, data: Image) -> Image | None:
+def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | None:
     if header.alpha:
         # IMREAD_COLOR would drop alpha and show whatever colour lies under it.
         raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -147,8 +155,22 @@ def _decode_whole(header: ImageHeader, data: Image) -> Image | None:
             image = _add_white(np.asarray(raw, np.uint8)) if multiplied else to_bgr(raw)
             return _turn(image, header.orientation)
     # OpenCV's versions differ in which formats they turn by EXIF, so all of it is done here.
-    colour = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = _reduction(header, at_least) | cv2.IMREAD_IGNORE_ORIENTATION
+    colour = cv2.imdecode(data, flags)
     return None if colour is None else _turn(np.asarray(colour, np.uint8), header.orientation)
+
+
+def _reduction(header: ImageHeader, at_least: int) -> int:
+    """OpenCV's flag for the smallest size at which enough pixels are left.
+
+    Only libjpeg skips work for it, by inverse transforms of fewer coefficients.
+    """
+    if header.format == "jpeg" and at_least:
+        shorter = min(header.width, header.height)
+        for factor, flag in REDUCED.items():
+            if shorter >= factor * at_least:
+                return flag
+    return cv2.IMREAD_COLOR
 
 
 def _turn(image: Image, orientation: int) -> Image:

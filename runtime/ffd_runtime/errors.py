@@ -32,6 +32,10 @@ class DeviceError(BackendError):
     """The device that was asked for is absent or cannot be used."""
 
 
+class DeviceMemoryError(BackendError):
+    """A batch did not fit the device's memory; a smaller one may."""
+
+
 class OutputError(FfdError):
     """Results cannot be written."""
 
@@ -54,6 +58,9 @@ class InputError(FfdError):
         "not_a_file",
         "link_loop",
         "read_failed",
+        "fetch_failed",
+        "timeout",
+        "refused",
         "empty",
         "not_an_image",
         "truncated",

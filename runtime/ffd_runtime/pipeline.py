@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import Empty, Queue
 from threading import Semaphore, Thread
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from .backends import Backend
+from .backends import Backend, Outputs
 from .card import ModelCard, PreprocessSpec
-from .decode import MAX_PIXELS, Image, decode, read_file
-from .errors import InputError
+from .decode import MAX_PIXELS, Image, decode
+from .errors import DeviceMemoryError, InputError
 from .preprocess import preprocess
 from .results import Result
 from .sources import Item
 
-Prepared = tuple[str, Image | InputError]
+log = logging.getLogger(__name__)
 
 # Seconds for which a batch that is not full waits for a source: longer than a disk needs.
 GRACE = 0.05
+# Seconds that the end of a run waits for the thread that reads the source.
+PATIENCE = 0.2
+
+
+class Prepared(NamedTuple):
+    """An input on its way to the network.
+
+    Attributes:
+        source: what its row is called.
+        image: uint8 [size, size, 3], RGB, or why there is none.
+        encoded: the file's bytes, where sinks want them.
+    """
+
+    source: str
+    image: Image | InputError
+    encoded: bytes | None = None
 
 
 def classify_items(
@@ -32,6 +50,7 @@ def classify_items(
     batch: int,
     workers: int,
     max_pixels: int = MAX_PIXELS,
+    keep_encoded: bool = False,
 ) -> Iterator[Result]:
     """A row for every item, in the order of the items.
 
@@ -44,43 +63,92 @@ def classify_items(
         batch: images that are inferred together; the last batch may be smaller.
         workers: threads that read, decode and preprocess.
         max_pixels: see `decode`.
+        keep_encoded: rows carry the bytes of their files, for sinks that show pictures.
     """
+    spec = backend.card.preprocess
+    work = partial(prepare, spec=spec, max_pixels=max_pixels, keep_encoded=keep_encoded)
+    batches = _Batches(backend, batch)
     waiting: list[Prepared] = []
-    with _PrepareAhead(items, backend.card.preprocess, max_pixels, workers, 2 * batch) as ahead:
+    with _PrepareAhead(items, work, workers, 2 * batch) as ahead:
         for prepared in ahead:
             if prepared is not None:
                 waiting.append(prepared)
             if prepared is None or len(waiting) == batch:
-                yield from infer_prepared(waiting, backend)
+                yield from batches.infer(waiting)
                 waiting = []
-        yield from infer_prepared(waiting, backend)
+        yield from batches.infer(waiting)
 
 
 def infer_prepared(prepared: list[Prepared], backend: Backend) -> Iterator[Result]:
     """Rows of one batch, errors at their places."""
-    images = [image for _, image in prepared if not isinstance(image, InputError)]
-    scores = iter(backend.infer(np.stack(images)).probability[:, 0].tolist() if images else ())
-    for source, image in prepared:
-        if isinstance(image, InputError):
-            yield Result.failed(source, image)
-        else:
-            yield _judge(source, next(scores), backend.card)
+    return _Batches(backend, len(prepared)).infer(prepared)
 
 
-def prepare(item: Item, spec: PreprocessSpec, max_pixels: int = MAX_PIXELS) -> Prepared:
+def prepare(
+    item: Item,
+    spec: PreprocessSpec,
+    max_pixels: int = MAX_PIXELS,
+    keep_encoded: bool = False,
+) -> Prepared:
     """Read, decode and preprocess one item; what goes wrong becomes part of the result."""
-    if item.error:
-        return item.source, item.error
     try:
-        image = decode(read_file(item.source), max_pixels)
-        return item.source, preprocess(image, spec)
+        encoded = item.read()
+        image = preprocess(decode(encoded, max_pixels, spec.decode_side), spec)
+        return Prepared(item.source, image, encoded if keep_encoded else None)
     except InputError as error:
-        return item.source, error
+        return Prepared(item.source, error)
     except MemoryError:
-        return item.source, InputError("too_large", "not enough memory for it")
+        return Prepared(item.source, InputError("too_large", "not enough memory for it"))
     except Exception as error:  # whatever one file does, the run goes on
         reason = f"{type(error).__name__}: {error}"
-        return item.source, InputError("corrupt", f"it cannot be processed ({reason})")
+        return Prepared(item.source, InputError("corrupt", f"it cannot be processed ({reason})"))
+
+
+class _Batches:
+    """Runs batches out of one buffer, and smaller ones once the device's memory was too small.
+
+    Args:
+        backend: the model.
+        most: images of the largest batch.
+    """
+
+    def __init__(self, backend: Backend, most: int) -> None:
+        self._backend = backend
+        self._most = most
+        size = backend.card.preprocess.size
+        self._pixels = np.empty((most, size, size, 3), np.uint8)
+
+    def infer(self, prepared: list[Prepared]) -> Iterator[Result]:
+        """Rows of at most `most` inputs, errors at their places."""
+        count = 0
+        for entry in prepared:
+            if not isinstance(entry.image, InputError):
+                self._pixels[count] = entry.image
+                count += 1
+        outputs = iter(self._within_memory(self._pixels[:count]))
+        for entry in prepared:
+            if isinstance(entry.image, InputError):
+                yield Result.failed(entry.source, entry.image)
+            else:
+                yield _judge(entry, *next(outputs), self._backend.card)
+
+    def _within_memory(
+        self, images: npt.NDArray[np.uint8]
+    ) -> Iterator[tuple[float, npt.NDArray[np.float32]]]:
+        """P(generated) and heatmap of each image."""
+        start = 0
+        while start < len(images):
+            part = images[start : start + self._most]
+            try:
+                outputs: Outputs = self._backend.infer(part)
+            except DeviceMemoryError as error:
+                if len(part) == 1:
+                    raise
+                self._most = len(part) // 2
+                log.warning("%s; going on with batches of %d", error, self._most)
+                continue
+            start += len(part)
+            yield from zip(outputs.probability[:, 0].tolist(), outputs.heatmap, strict=True)
 
 
 class _PrepareAhead:
@@ -91,22 +159,16 @@ class _PrepareAhead:
 
     Args:
         items: the source.
-        spec: preprocessing.
-        max_pixels: see `decode`.
+        work: what workers do with an item.
         workers: threads that prepare.
         ahead: items that may be under way or ready.
     """
 
     def __init__(
-        self,
-        items: Iterable[Item],
-        spec: PreprocessSpec,
-        max_pixels: int,
-        workers: int,
-        ahead: int,
+        self, items: Iterable[Item], work: Callable[[Item], Prepared], workers: int, ahead: int
     ) -> None:
         self._items = items
-        self._prepare = partial(prepare, spec=spec, max_pixels=max_pixels)
+        self._prepare = work
         self._pool = ThreadPoolExecutor(workers, "ffd-prepare")
         # None ends the queue; an exception is the source's own.
         self._queue: Queue[Future[Prepared] | BaseException | None] = Queue()
@@ -138,6 +200,8 @@ class _PrepareAhead:
         self._room.release()
         # However this ends, nothing that has not begun is waited for.
         self._pool.shutdown(cancel_futures=True)
+        # The reader may be waiting for its source, which nothing can hurry.
+        self._reader.join(PATIENCE)
 
     def _read(self) -> None:
         try:
@@ -151,9 +215,16 @@ class _PrepareAhead:
             self._queue.put(error)
 
 
-def _judge(source: str, score: float, card: ModelCard) -> Result:
+def _judge(
+    entry: Prepared, score: float, heatmap: npt.NDArray[np.float32], card: ModelCard
+) -> Result:
     if not 0 <= score <= 1:
-        return Result.failed(
-            source, InputError("bad_output", f"the model gave {score} instead of a probability")
-        )
-    return Result(source, label=card.verdict(score), score=score)
+        message = f"the model gave {score} instead of a probability"
+        return Result.failed(entry.source, InputError("bad_output", message))
+    return Result(
+        entry.source,
+        label=card.verdict(score),
+        score=score,
+        heatmap=heatmap,
+        encoded=entry.encoded,
+    )

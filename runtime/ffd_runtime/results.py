@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Box = tuple[int, int, int, int]
 
@@ -29,6 +33,10 @@ class Result:
         label: `generated`, `groundtruth`, `unsure`; None with an error.
         score: P(generated), 0 to 1; None with an error.
         error: None with a verdict.
+        heatmap: float32 [h, w], evidence for `generated` in log-odds over the square that was
+            classified; None with an error. Not part of the row.
+        encoded: the picture's file as it was read, for sinks that show it; None unless asked for.
+            Not part of the row.
     """
 
     source: str
@@ -37,6 +45,8 @@ class Result:
     label: str | None = None
     score: float | None = None
     error: RowError | None = None
+    heatmap: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    encoded: bytes | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def failed(cls, source: str, error: InputError) -> Result:

@@ -126,3 +126,12 @@ def test_what_is_no_card_is_refused(text: str) -> None:
 
 def test_the_class_order_is_the_contract() -> None:
     assert CLASSES == ("generated", "groundtruth")
+
+
+def test_cards_from_before_reduced_decoding_mean_a_whole_decode(document: dict[str, Any]) -> None:
+    assert ModelCard.from_json(json.dumps(document)).preprocess.decode_side == 598
+    del document["preprocess"]["reduced_decode"]
+    assert ModelCard.from_json(json.dumps(document)).preprocess.decode_side == 0
+    document["preprocess"]["reduced_decode"] = 1
+    with pytest.raises(CardError, match="reduced_decode must be true or false"):
+        ModelCard.from_json(json.dumps(document))

@@ -11,6 +11,7 @@ import pytest
 
 from ffd_runtime import Classifier, InputError, ModelCard
 from ffd_runtime.backends import Outputs
+from ffd_runtime.errors import DeviceMemoryError
 from ffd_runtime.pipeline import classify_items
 from ffd_runtime.sources import Item
 
@@ -146,3 +147,61 @@ def test_a_score_that_is_no_number_is_an_error_row(portraits: Path) -> None:
     assert [row.error.code for row in rows if row.error] == ["bad_output"] * 3
     with pytest.raises(InputError, match="instead of a probability"):
         Classifier(Broken()).classify(picture())
+
+
+class Small:
+    """A backend whose device holds `most` images; it remembers the batches that it was given."""
+
+    card: ModelCard = CARD
+    description = "small"
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.batches: list[int] = []
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        self.batches.append(len(images))
+        if len(images) > self.most:
+            raise DeviceMemoryError("out of memory")
+        score = images.mean((1, 2, 3), dtype=np.float64).astype(np.float32) / 255
+        return Outputs(np.stack([score, 1 - score], 1), images[:, :2, :2, 0].astype(np.float32))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_full_device_gets_smaller_batches(portraits: Path, tmp_path: Path) -> None:
+    items = [Item(str(path)) for path in sorted(portraits.iterdir())] * 5
+    whole, small = Small(8), Small(3)
+    expected = list(classify_items(items, whole, batch=8, workers=2))
+    rows = list(classify_items(items, small, batch=8, workers=2))
+    assert rows == expected
+    # Halved until it fits, and never tried larger again.
+    assert small.batches[:3] == [8, 4, 2]
+    assert max(small.batches[3:]) == 2
+    with pytest.raises(DeviceMemoryError):
+        list(classify_items(items, Small(0), batch=8, workers=2))
+
+
+def test_rows_carry_evidence_and_pictures_for_who_asks(
+    classifier: Classifier, portraits: Path
+) -> None:
+    path = str(portraits / "0-red.png")
+    (plain,) = classifier.classify_items([Item(path)])
+    (shown,) = classifier.classify_items([Item(path)], keep_encoded=True)
+    assert plain == shown
+    assert plain.encoded is None
+    assert shown.encoded == Path(path).read_bytes()
+    assert shown.heatmap is not None
+    assert shown.score is not None
+    assert 1 / (1 + np.exp(-shown.heatmap.mean())) == pytest.approx(shown.score, abs=1e-4)
+    assert set(shown.to_row()) == {"source", "frame", "face", "label", "score", "error"}
+
+
+def test_a_worker_that_dies_ends_the_run(classifier: Classifier, portraits: Path) -> None:
+    def die() -> bytes:
+        raise SystemExit("a library called exit")
+
+    rows = classifier.classify_items([Item(str(portraits / "0-red.png")), Item("x", fetch=die)])
+    with pytest.raises(SystemExit):
+        list(rows)

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
+from ffd_runtime.card import PreprocessSpec
 from ffd_runtime.decode import MAX_BYTES, decode, read_file, to_bgr
 from ffd_runtime.errors import InputError
+from ffd_runtime.preprocess import preprocess
 
 from .encoded import BGR, FORMATS, HEIGHT, WIDTH, opencv, pillow, rgba
 
@@ -239,3 +241,41 @@ def test_arrays_become_bgr() -> None:
     ):
         with pytest.raises(ValueError, match="image must"):
             to_bgr(wrong)
+
+
+def large_jpeg(width: int, height: int, **options: Any) -> bytes:
+    """A smooth picture: what a reduced decode must show as well as a whole one."""
+    rng = np.random.default_rng(5)
+    small = rng.integers(0, 256, (height // 64, width // 64, 3), np.uint8)
+    return pillow(
+        Pillow.fromarray(small).resize((width, height), Pillow.Resampling.BICUBIC),
+        "JPEG",
+        quality=92,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("side", "factor"), [(1195, 1), (1196, 2), (2391, 2), (2392, 4), (4783, 4), (4784, 8)]
+)
+def test_a_large_jpeg_keeps_the_pixels_that_were_asked_for(side: int, factor: int) -> None:
+    data = large_jpeg(side, side + 300)
+    image = decode(data, at_least=598)
+    assert image.shape == (-(-(side + 300) // factor), -(-side // factor), 3)
+    assert min(image.shape[:2]) >= 598
+    assert decode(data).shape == (side + 300, side, 3)
+
+
+def test_a_reduced_decode_shows_the_same_picture() -> None:
+    for orientation in (1, 6):
+        exif = Pillow.Exif()
+        exif[0x0112] = orientation
+        data = large_jpeg(2000, 1400, exif=exif)
+        whole = preprocess(decode(data), PreprocessSpec())
+        reduced = preprocess(decode(data, at_least=598), PreprocessSpec())
+        assert np.abs(whole.astype(int) - reduced).mean() < 1.5
+
+
+def test_only_jpegs_are_reduced() -> None:
+    data = pillow(Pillow.new("RGB", (1300, 1300)), "PNG")
+    assert decode(data, at_least=100).shape == (1300, 1300, 3)

@@ -25,7 +25,7 @@ def test_training_feeds_what_the_runtime_feeds(tmp_path: Path) -> None:
     data = scan(make_faces(tmp_path / "f", {"train": 3, "val": 1}), ("train",))
     dataset = FaceDataset(data, data.samples, SPEC)
     for index, sample in enumerate(data.samples):
-        _, fed = prepare(Item(str(data.root / sample.path)), SPEC)
+        fed = prepare(Item(str(data.root / sample.path)), SPEC).image
         assert isinstance(fed, np.ndarray)
         assert dataset[index][0].numpy().tobytes() == fed.tobytes()
 
@@ -36,7 +36,7 @@ def test_training_feeds_what_the_runtime_feeds_on_real_faces(faces: Path) -> Non
 
     dataset = FaceDataset(FaceData(faces, tuple(samples)), samples, SPEC)
     for index, sample in enumerate(samples):
-        _, fed = prepare(Item(str(faces / sample.path)), SPEC)
+        fed = prepare(Item(str(faces / sample.path)), SPEC).image
         assert isinstance(fed, np.ndarray)
         assert dataset[index][0].numpy().tobytes() == fed.tobytes()
 

@@ -299,7 +299,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         sample = self.samples[index]
         rng = np.random.default_rng((self.seed, self.epoch, index))
-        image = decode(read_file(self.root / sample.path))
+        image = decode(read_file(self.root / sample.path), at_least=self.spec.decode_side)
         if self.augmentation:
             image = self.augmentation(image, rng)
         pixels = preprocess(image, self.spec)

@@ -8,26 +8,39 @@ import glob
 import os
 import select
 import sys
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from io import FileIO, RawIOBase, UnsupportedOperation
 from typing import BinaryIO
 
-from ..decode import os_error
+from ..decode import os_error, read_file
 from ..errors import FfdError, InputError
 
 
 @dataclass(frozen=True)
 class Item:
-    """One input: a path to read, or the reason why there is none.
+    """One input: something to read, or the reason why there is nothing.
 
     Attributes:
         source: what the row will call it; undecodable bytes as surrogates (PEP 383).
         error: set if it is already known that it cannot be read.
+        fetch: gives the file's bytes, in a worker's thread, or raises `InputError`; None for a
+            file of this machine, whose path is `source`.
     """
 
     source: str
     error: InputError | None = None
+    fetch: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
+
+    def read(self) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        if self.error:
+            raise self.error
+        return self.fetch() if self.fetch else read_file(self.source)
 
 
 def find_files(
