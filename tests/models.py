@@ -54,9 +54,12 @@ def colour_model(size: int = 299, batch: int | str = "N", kind: int = TensorProt
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def save_colour_model(path: Path, card: str | None = CARD.to_json(), **options: Any) -> Path:
-    """Write the colour model, with a card's text, or without one."""
+def save_colour_model(
+    path: Path, card: str | None = CARD.to_json(), doc: str = "", **options: Any
+) -> Path:
+    """Write the colour model, with a card's text, or without one; `doc` makes it another file."""
     model = colour_model(**options)
+    model.doc_string = doc
     if card is not None:
         model.metadata_props.add(key=CARD_KEY, value=card)
     onnx.save(model, path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from queue import Empty, Queue
 from threading import Semaphore, Thread
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 
 # Seconds for which a batch that is not full waits for a source: longer than a disk needs.
 GRACE = 0.05
-# Seconds that the end of a run waits for the thread that reads the source.
-PATIENCE = 0.2
+# Seconds that the end of a run waits for images that are being prepared.
+PATIENCE = 2.0
 
 
 class Prepared(NamedTuple):
@@ -155,7 +156,8 @@ class _PrepareAhead:
     """Iterates over prepared items, in order; a None says that the source has nothing ready.
 
     A thread takes items from the source, so that a source that waits (a person, a program that
-    wants a verdict before it names the next file) holds up nothing that has come already.
+    wants a verdict before it names the next file) holds up nothing that has come already. All
+    threads are daemons: one that a dead server holds must not hold the end of the program.
 
     Args:
         items: the source.
@@ -168,16 +170,21 @@ class _PrepareAhead:
         self, items: Iterable[Item], work: Callable[[Item], Prepared], workers: int, ahead: int
     ) -> None:
         self._items = items
-        self._prepare = work
-        self._pool = ThreadPoolExecutor(workers, "ffd-prepare")
+        self._work = work
         # None ends the queue; an exception is the source's own.
         self._queue: Queue[Future[Prepared] | BaseException | None] = Queue()
+        self._tasks: Queue[tuple[Item, Future[Prepared]] | None] = Queue()
         self._room = Semaphore(ahead + workers)
         self._stop = False
         self._reader = Thread(target=self._read, name="ffd-read", daemon=True)
+        self._workers = [
+            Thread(target=self._prepare, name=f"ffd-prepare-{i}", daemon=True)
+            for i in range(workers)
+        ]
 
     def __enter__(self) -> Self:
-        self._reader.start()
+        for thread in (self._reader, *self._workers):
+            thread.start()
         return self
 
     def __iter__(self) -> Iterator[Prepared | None]:
@@ -196,12 +203,16 @@ class _PrepareAhead:
             self._room.release()
 
     def __exit__(self, *_: object) -> None:
+        # However this ends, nothing that has not begun is done any more.
         self._stop = True
         self._room.release()
-        # However this ends, nothing that has not begun is waited for.
-        self._pool.shutdown(cancel_futures=True)
-        # The reader may be waiting for its source, which nothing can hurry.
-        self._reader.join(PATIENCE)
+        for _worker in self._workers:
+            self._tasks.put(None)
+        deadline = time.monotonic() + PATIENCE
+        for thread in self._workers:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        # It may be waiting for its source, which nothing can hurry.
+        self._reader.join(GRACE)
 
     def _read(self) -> None:
         try:
@@ -209,10 +220,22 @@ class _PrepareAhead:
                 self._room.acquire()
                 if self._stop:
                     return
-                self._queue.put(self._pool.submit(self._prepare, item))
+                future: Future[Prepared] = Future()
+                self._tasks.put((item, future))
+                self._queue.put(future)
             self._queue.put(None)
         except BaseException as error:
             self._queue.put(error)
+
+    def _prepare(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            item, future = task
+            if self._stop:
+                continue
+            try:
+                future.set_result(self._work(item))
+            except BaseException as error:
+                future.set_exception(error)
 
 
 def _judge(

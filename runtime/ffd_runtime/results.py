@@ -53,6 +53,25 @@ class Result:
         """The row of an input that could not be classified."""
         return cls(source, error=RowError(error.code, error.message))
 
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Result:
+        """A result from what `to_row` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no row.
+        """
+        error, face = row["error"], row["face"]
+        if not isinstance(row["source"], str):
+            raise ValueError("source must be a text")
+        return cls(
+            row["source"],
+            frame=row["frame"],
+            face=face and tuple(face),
+            label=row["label"],
+            score=row["score"],
+            error=error and RowError(error["code"], error["message"]),
+        )
+
     def to_row(self) -> dict[str, Any]:
         """The row as JSON types, the score to six digits."""
         return {

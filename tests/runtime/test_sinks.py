@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from ffd_runtime.errors import InputError, OutputError
 from ffd_runtime.results import Result
-from ffd_runtime.sinks import JsonLines, open_file_sink
+from ffd_runtime.sinks import JsonLines, Origin, open_file_sink
 from ffd_runtime.sinks.table import Table
 from ffd_runtime.text import printable
 
@@ -96,27 +98,102 @@ def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "rows.jsonl.partial").read_text()) == row.to_row()
         raise KeyError
     assert path.read_text() == "older\n"
-    with open_file_sink(path) as sink:
+    with open_file_sink(path, resume=True) as sink:
+        assert list(sink.earlier()) == [row]
         sink.write(row)
-    assert json.loads(path.read_text()) == row.to_row()
-    assert not (tmp_path / "rows.jsonl.partial").exists()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [row.to_row()] * 2
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+ORIGIN = Origin("tiny (fp32)", "0" * 64, {"size": 299}, "1" * 64)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+@settings(deadline=None)
+@given(rows=st.lists(results, max_size=6), data=st.data())
+def test_an_interrupted_file_goes_on_wherever_it_broke_off(
+    tmp_path_factory: pytest.TempPathFactory, ending: str, rows: list[Result], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / f"rows.{ending}"
+    partial = path.with_name(path.name + ".partial")
+    with suppress(KeyboardInterrupt), open_file_sink(path, ORIGIN) as sink:
+        for row in rows:
+            sink.write(row)
+        raise KeyboardInterrupt
+    content = partial.read_bytes()
+    partial.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    rounded = [Result.from_row(row.to_row()) for row in rows]
+    with open_file_sink(path, ORIGIN, resume=True) as sink:
+        earlier = list(sink.earlier())
+        assert earlier == rounded[: len(earlier)]
+        for row in rows[len(earlier) :]:
+            sink.write(row)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    if ending == "parquet":
+        text = pyarrow.parquet.read_table(path).to_pylist()
+        for row, expected in zip(text, rows, strict=True):
+            assert row["source"] == expected.source.encode("utf-8", "backslashreplace").decode()
+            assert row["label"] == expected.label
+            assert row["face"] == (list(expected.face) if expected.face else None)
+    else:
+        assert path.read_bytes() == content
+
+
+def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+
+    def begin(origin: Origin | None, resume: bool = True) -> None:
+        with open_file_sink(path, origin, resume) as sink:
+            sink.write(Result("a.jpg", label="unsure", score=0.5))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(ORIGIN)
+    with pytest.raises(OutputError, match="continue it with --resume"):
+        begin(ORIGIN, resume=False)
+    for change, words in (
+        ({"model_sha256": "2" * 64}, "by the model tiny .fp32., not by this"),
+        ({"preprocess": {"size": 300}}, "with other preprocessing"),
+        ({"sources_sha256": "2" * 64}, "of other SOURCEs or in another folder"),
+    ):
+        with pytest.raises(OutputError, match=words):
+            begin(dataclasses.replace(ORIGIN, **change))
+    (tmp_path / "rows.csv.partial.json").write_text("{")
+    with pytest.raises(OutputError, match="delete them to begin again"):
+        begin(ORIGIN)
+    assert len((tmp_path / "rows.csv.partial").read_text().splitlines()) == 2
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    with (
+        open_file_sink(tmp_path / "rows.jsonl") as sink,
+        pytest.raises(OutputError, match="another run is writing"),
+    ):
+        open_file_sink(tmp_path / "rows.jsonl", resume=True)
+    assert sink.path.exists()
+
+
+def test_rows_that_are_none_are_said(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl.partial").write_text('{"source": "a.jpg"}\n')
+    with (
+        pytest.raises(OutputError, match="what is no row"),
+        open_file_sink(tmp_path / "rows.jsonl", resume=True) as sink,
+    ):
+        list(sink.earlier())
 
 
 def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"must end with .jsonl or .csv"):
+    with pytest.raises(OutputError, match=r"must end with .jsonl or .csv or .parquet"):
         open_file_sink(tmp_path / "rows.txt")
     with pytest.raises(OutputError, match="No such file or directory"):
         open_file_sink(tmp_path / "absent" / "rows.csv")
+    (tmp_path / "rows.csv.partial").symlink_to("/dev/null")
+    with pytest.raises(OutputError, match="not a regular file"):
+        open_file_sink(tmp_path / "rows.csv")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_an_error_not_a_lost_row(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv.partial").symlink_to("/dev/full")
-    with (
-        pytest.raises(OutputError, match="No space left"),
-        open_file_sink(tmp_path / "rows.csv") as sink,
-    ):
-        sink.write(Result("a.jpg", label="unsure", score=0.5))
+def test_a_full_disk_behind_standard_output_is_an_error() -> None:
     full = open("/dev/full", "w")
     with pytest.raises(OutputError, match="standard output"):
         JsonLines(full).write(Result("a.jpg", label="unsure", score=0.5))

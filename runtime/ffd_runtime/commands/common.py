@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -19,15 +22,21 @@ EXTRAS = {
     "export": "onnx onnxscript",
     "tensorrt": "tensorrt cuda",
     "rtx": "tensorrt_rtx",
+    "openvino": "openvino",
+    "parquet": "pyarrow",
 }
+
+
+class Terminated(BaseException):
+    """SIGTERM came: like Ctrl-C, everything open is closed on the way out."""
 
 
 class Command(click.Command):
     """A click command whose errors are one line each.
 
-    An `FfdError` ends with its exit code, wrong usage with 2, Ctrl-C with 130, a closed pipe
-    quietly; anything else is a defect of ours and says how to see the traceback. `--debug` lets
-    every error through.
+    An `FfdError` ends with its exit code, wrong usage with 2, Ctrl-C with 130, SIGTERM with 143, a
+    closed pipe quietly; anything else is a defect of ours and says how to see the traceback.
+    `--debug` lets every error through.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,7 +59,8 @@ class Command(click.Command):
         ctx.ensure_object(dict)["verbose"] = ctx.params.pop("verbose")
         try:
             _prepare_streams()
-            return super().invoke(ctx)
+            with _raising_on_sigterm():
+                return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort):
             raise
         except click.UsageError as error:
@@ -58,6 +68,9 @@ class Command(click.Command):
         except KeyboardInterrupt:
             say(f"{ctx.info_name}: interrupted")
             ctx.exit(130)
+        except Terminated:
+            say(f"{ctx.info_name}: terminated")
+            ctx.exit(143)
         except BrokenPipeError:
             # The reader has gone: nothing is left to say, and Python must not try at exit either.
             sys.stdout = None
@@ -68,6 +81,24 @@ class Command(click.Command):
             code = error.exit_code if isinstance(error, FfdError) else 1
             say(f"{ctx.info_name}: error: {_explain(error)}")
             ctx.exit(code)
+
+
+@contextmanager
+def _raising_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises `Terminated` in the main thread, once; a second one ends the process."""
+
+    def terminate(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _prepare_streams() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 
 from .common import (
     Command,
+    Terminated,
     device_option,
     format_option,
     say,
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ..sinks import Sink
+    from ..classifier import Classifier
+    from ..sinks import FileSink, Sink
+    from ..sources import Item
 
 EPILOG = """\b
 Examples:
@@ -60,8 +64,11 @@ Exit codes:
 @click.option(
     "--output",
     type=click.Path(),
-    metavar="FILE.{jsonl,csv}",
+    metavar="FILE.{jsonl,csv,parquet}",
     help="Write rows to a file; it takes its name when it is whole.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Continue the rows of an interrupted run, in FILE.partial."
 )
 @format_option(" Lines; nothing with --output")
 @click.option("-0", "--null", is_flag=True, help="Paths on standard input end with NUL.")
@@ -90,18 +97,19 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
     import cv2
 
     from ..classifier import Classifier
-    from ..sinks import check_file_sink
     from ..sources import find_files
 
     # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
     cv2.setNumThreads(1)
     output = Path(options["output"]) if options["output"] else None
+    if options["resume"] and output is None:
+        raise click.UsageError("--resume needs the --output that it continues")
     if output:
-        check_file_sink(output)
-        if any(Path(s).resolve() == output.resolve() for s in sources if "\0" not in s):
-            raise click.UsageError(f"--output {output} is also a SOURCE: it would be overwritten")
-    leave_out = _own_files(output) if output else frozenset()
-    null = options["null"]
+        _check_output(output, sources)
+        if options["resume"] and output.exists() and not _partial(output).exists():
+            say(f"{output} is whole: there is nothing to resume (delete it to run again)")
+            return
+    leave_out = _own_files(output)
     with ExitStack() as stack:
         classifier = stack.enter_context(
             Classifier.open(
@@ -115,30 +123,83 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         )
         say(classifier.description)
         say_more(classifier.card.to_json(indent=2))
-        sinks, console = _open_sinks(stack, output, options["as_json"])
+        file = _open_file(stack, output, sources, classifier, options) if output else None
+        sinks, console = _open_sinks(stack, file, options["as_json"])
+        tally: Counter[str] = Counter()
+        done = _take_up(file, tally) if file and options["resume"] else Counter()
+        items = find_files(sources, null=options["null"], leave_out=leave_out)
         count = None if "-" in sources else lambda: _count(find_files(sources, leave_out=leave_out))
-        items = find_files(sources, null=null, leave_out=leave_out)
-        tally: dict[str, int] = {}
-        with _progress(console, count) as advance, _say_where_rows_are(output):
-            for result in classifier.classify_items(items):
+        with _progress(console, count, done.total()) as advance, _say_where_rows_are(output):
+            for result in classifier.classify_items(_skip(items, done)):
                 for sink in sinks:
                     sink.write(result)
-                kind = result.label or "errors"
-                tally[kind] = tally.get(kind, 0) + 1
+                tally[result.label or "errors"] += 1
                 advance()
     say(_summary(tally))
-    if tally.get("errors"):
+    if tally["errors"]:
         click.get_current_context().exit(3)
+
+
+def _check_output(output: Path, sources: Iterable[str]) -> None:
+    from pathlib import Path
+
+    from ..sinks import check_file_sink
+
+    check_file_sink(output)
+    if any(Path(s).resolve() == output.resolve() for s in sources if "\0" not in s):
+        raise click.UsageError(f"--output {output} is also a SOURCE: it would be overwritten")
+
+
+def _open_file(
+    stack: ExitStack,
+    output: Path,
+    sources: tuple[str, ...],
+    classifier: Classifier,
+    options: dict[str, Any],
+) -> FileSink:
+    from pathlib import Path
+
+    from ..backends import EMBEDDED
+    from ..sinks import Origin, open_file_sink
+
+    origin = Origin.of(Path(options["model"] or EMBEDDED), classifier.card, sources)
+    file = open_file_sink(output, origin, options["resume"])
+    stack.enter_context(file)
+    return file
+
+
+def _take_up(file: FileSink, tally: Counter[str]) -> Counter[str]:
+    """What the interrupted run has done: how often each source has a row."""
+    done: Counter[str] = Counter()
+    for result in file.earlier():
+        done[result.source] += 1
+        tally[result.label or "errors"] += 1
+    if done:
+        say(f"going on after {done.total()} rows of {file.partial}")
+    return done
+
+
+def _skip(items: Iterable[Item], done: Counter[str]) -> Iterator[Item]:
+    """The items that have no row yet; one that is named twice has two rows."""
+    for item in items:
+        if done[item.source] > 0:
+            done[item.source] -= 1
+        else:
+            yield item
 
 
 @contextmanager
 def _say_where_rows_are(output: Path | None) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if output:
-            say(f"rows so far are in {output}.partial")
+            say(f"rows so far are in {_partial(output)}; --resume goes on with them")
         raise
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
 
 
 def _refuse_streams(sources: Iterable[str]) -> None:
@@ -148,17 +209,20 @@ def _refuse_streams(sources: Iterable[str]) -> None:
             raise click.UsageError(f"{scheme}:// is not a source that ffd-run reads: give files")
 
 
-def _own_files(output: Path) -> frozenset[str]:
+def _own_files(output: Path | None) -> frozenset[str]:
     """The files that this run writes, which must not be read as its input."""
-    path = str(output.parent.resolve() / output.name)
-    return frozenset((path, path + ".partial"))
+    from ..sinks import own_files
+
+    if output is None:
+        return frozenset()
+    return frozenset(map(str, own_files(output.parent.resolve() / output.name)))
 
 
 def _open_sinks(
-    stack: ExitStack, output: Path | None, as_json: bool | None
+    stack: ExitStack, file: FileSink | None, as_json: bool | None
 ) -> tuple[list[Sink], Console | None]:
     """Where rows go, and the terminal to draw on, if stdout or stderr is one."""
-    from ..sinks import JsonLines, open_file_sink
+    from ..sinks import JsonLines
 
     console: Console | None = None
     table = wants_table(as_json)
@@ -167,14 +231,12 @@ def _open_sinks(
 
         # Rows and progress bar must share a console, or they overwrite each other.
         console = Console(stderr=not table, highlight=False)
-    sinks: list[Sink] = []
-    if output:
-        sinks.append(stack.enter_context(open_file_sink(output)))
-    if table and console and (as_json is False or not output):
+    sinks: list[Sink] = [file] if file else []
+    if table and console and (as_json is False or not file):
         from ..sinks.table import Table
 
         sinks.append(stack.enter_context(Table(console)))
-    elif as_json or not (output or table):
+    elif as_json or not (file or table):
         sinks.append(JsonLines(sys.stdout))
     return sinks, console
 
@@ -185,7 +247,7 @@ def _count(items: Iterable[object]) -> int:
 
 @contextmanager
 def _progress(
-    console: Console | None, count: Callable[[], int] | None
+    console: Console | None, count: Callable[[], int] | None, done: int
 ) -> Iterator[Callable[[], None]]:
     """A progress bar where there is a terminal; its total is counted in the background."""
     if console is None or not console.is_terminal:
@@ -209,7 +271,7 @@ def _progress(
         console=console,
         transient=True,
     ) as progress:
-        task = progress.add_task("", total=None)
+        task = progress.add_task("", total=None, completed=done)
         if count:
 
             def update() -> None:
@@ -221,10 +283,10 @@ def _progress(
         yield lambda: progress.advance(task)
 
 
-def _summary(tally: dict[str, int]) -> str:
-    total = sum(tally.values())
+def _summary(tally: Counter[str]) -> str:
+    total = tally.total()
     if not total:
         return "no files found"
     kinds = ("generated", "groundtruth", "unsure", "errors")
-    parts = ", ".join(f"{tally.get(kind, 0)} {kind}" for kind in kinds)
+    parts = ", ".join(f"{tally[kind]} {kind}" for kind in kinds)
     return f"{total} {'input' if total == 1 else 'inputs'}: {parts}"

@@ -10,6 +10,9 @@ from ..errors import OutputError
 from ..results import Result
 from .csv import CsvFile
 from .jsonlines import JsonLines, JsonLinesFile
+from .origin import Origin
+from .parquet import ParquetFile
+from .partial import own_files
 
 
 class Sink(Protocol):
@@ -33,9 +36,12 @@ class Sink(Protocol):
     ) -> None: ...
 
 
-FILE_SINKS: dict[str, type[CsvFile] | type[JsonLinesFile]] = {
+FileSink = CsvFile | JsonLinesFile | ParquetFile
+
+FILE_SINKS: dict[str, type[FileSink]] = {
     ".jsonl": JsonLinesFile,
     ".csv": CsvFile,
+    ".parquet": ParquetFile,
 }
 
 
@@ -52,22 +58,31 @@ def check_file_sink(path: Path) -> None:
         raise OutputError(f"--output {path} is a folder: name a file")
 
 
-def open_file_sink(path: Path) -> CsvFile | JsonLinesFile:
+def open_file_sink(path: Path, origin: Origin | None = None, resume: bool = False) -> FileSink:
     """The sink for a file, by the end of its name.
 
+    Args:
+        path: the file to write.
+        origin: what makes the rows.
+        resume: continue the rows of an interrupted run, if there are any.
+
     Raises:
-        OutputError: as `check_file_sink`, or the file cannot be made.
+        OutputError: as `check_file_sink` and `PartialFile`.
     """
     check_file_sink(path)
-    return FILE_SINKS[path.suffix.lower()](path)
+    return FILE_SINKS[path.suffix.lower()](path, origin, resume)
 
 
 __all__ = [
     "FILE_SINKS",
     "CsvFile",
+    "FileSink",
     "JsonLines",
     "JsonLinesFile",
+    "Origin",
+    "ParquetFile",
     "Sink",
     "check_file_sink",
     "open_file_sink",
+    "own_files",
 ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from ..results import Result
+from .origin import Origin
 from .partial import PartialFile
 
 HEADER = (
@@ -25,10 +28,12 @@ HEADER = (
 class CsvFile(PartialFile):
     """Rows to a `.csv` file; None is an empty field."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, errors="surrogateescape")
+    def __init__(self, path: Path, origin: Origin | None = None, resume: bool = False) -> None:
+        super().__init__(path, origin, resume, errors="surrogateescape")
         self._rows = csv.writer(self.file)
-        self._rows.writerow(HEADER)
+
+    def _header(self) -> str:
+        return ",".join(HEADER) + "\r\n"
 
     def _write(self, result: Result) -> None:
         row = result.to_row()
@@ -44,3 +49,33 @@ class CsvFile(PartialFile):
                 error and error.message,
             ]
         )
+
+    def _whole_rows(self, file: IO[bytes]) -> int:
+        end = offset = 0
+        quoted = False
+        for line in file:
+            offset += len(line)
+            # Quotes inside a field are doubled, so an odd count means that one is open.
+            quoted ^= line.count(b'"') % 2 == 1
+            if not quoted and line.endswith(b"\r\n"):
+                end = offset
+        return end
+
+    def _read(self, lines: Iterable[str]) -> Iterator[Result]:
+        for fields in csv.DictReader(lines):
+            yield _to_result(fields)
+
+
+def _to_result(fields: dict[str, str]) -> Result:
+    face = [fields[f"face_{name}"] for name in ("x", "y", "width", "height")]
+    code = fields["error_code"]
+    return Result.from_row(
+        {
+            "source": fields["source"],
+            "frame": int(fields["frame"]) if fields["frame"] else None,
+            "face": [int(number) for number in face] if face[0] else None,
+            "label": fields["label"] or None,
+            "score": float(fields["score"]) if fields["score"] else None,
+            "error": {"code": code, "message": fields["error_message"]} if code else None,
+        }
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Self, TextIO
+from collections.abc import Iterable, Iterator
+from typing import IO, Self, TextIO
 
 from ..errors import OutputError
 from ..results import Result
 from .partial import PartialFile
+
+CHUNK = 1 << 20
 
 
 def to_line(result: Result) -> str:
@@ -46,8 +48,19 @@ class JsonLines:
 class JsonLinesFile(PartialFile):
     """Rows to a `.jsonl` file."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-
     def _write(self, result: Result) -> None:
         self.file.write(to_line(result))
+
+    def _whole_rows(self, file: IO[bytes]) -> int:
+        end = 0
+        offset = 0
+        while chunk := file.read(CHUNK):
+            last = chunk.rfind(b"\n")
+            if last >= 0:
+                end = offset + last + 1
+            offset += len(chunk)
+        return end
+
+    def _read(self, lines: Iterable[str]) -> Iterator[Result]:
+        for line in lines:
+            yield Result.from_row(json.loads(line))

@@ -1,0 +1,86 @@
+"""What a file of rows was made by: a run may continue another only if nothing of it has changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ..card import ModelCard
+from ..errors import OutputError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Model, preprocessing and inputs of a run.
+
+    Attributes:
+        model: the model's name, for people.
+        model_sha256: of its file.
+        preprocess: the card's `PreprocessSpec`, as a mapping.
+        sources_sha256: of the words that name the inputs, and of the folder they are relative to.
+            A digest, because addresses may hold passwords.
+    """
+
+    model: str
+    model_sha256: str
+    preprocess: dict[str, Any]
+    sources_sha256: str
+
+    @classmethod
+    def of(cls, model: Path, card: ModelCard, sources: Iterable[str]) -> Self:
+        """The origin of a run.
+
+        Args:
+            model: the file.
+            card: of the model.
+            sources: as on the command line.
+        """
+        with model.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        words = json.dumps([os.getcwd(), *sources]).encode()
+        return cls(
+            model=f"{card.name} ({card.precision})",
+            model_sha256=digest,
+            preprocess=dataclasses.asdict(card.preprocess),
+            sources_sha256=hashlib.sha256(words).hexdigest(),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        draft = path.with_name(path.name + ".draft")
+        draft.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        draft.replace(path)
+
+    def require_same(self, path: Path) -> None:
+        """Compare with what `save` wrote.
+
+        Raises:
+            OutputError: it differs, or cannot be read; the message says in what.
+        """
+        try:
+            values = json.loads(path.read_text())
+            # Only what decides is compared: a name may be put better in a later version.
+            then = {name: values[name] for name in ("model_sha256", "preprocess", "sources_sha256")}
+            model = str(values["model"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise OutputError(
+                f"{path} does not say what the rows so far were made by: "
+                "delete them to begin again without --resume"
+            ) from None
+        now = dataclasses.asdict(self)
+        if then["model_sha256"] != now["model_sha256"]:
+            changed = f"by the model {model}, not by this {self.model}: give that one with --model"
+        elif then["preprocess"] != now["preprocess"]:
+            changed = "with other preprocessing"
+        elif then["sources_sha256"] != now["sources_sha256"]:
+            changed = "of other SOURCEs or in another folder: give the same, written the same way"
+        else:
+            return
+        rows = str(path).removesuffix(".json")
+        raise OutputError(f"the rows in {rows} were made {changed}, or delete them to begin again")

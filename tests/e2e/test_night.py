@@ -1,0 +1,337 @@
+"""A night's run: killed, interrupted, out of disk, its folder gone; and what is left of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from ..conftest import picture
+from ..models import save_colour_model
+from ..runtime.encoded import FORMATS
+from .test_run import rows_of, run, start
+
+# Nothing here may hang: what takes longer than this is killed, and the test fails.
+WATCHDOG = 120
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A folder of 500 pictures, every tenth of them broken."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    ok, encoded = cv2.imencode(".jpg", picture())
+    assert ok
+    good, broken = tmp_path / "good.jpg", tmp_path / "broken.jpg"
+    good.write_bytes(encoded.tobytes())
+    broken.write_bytes(encoded.tobytes()[:500])
+    for number in range(500):
+        os.link(broken if number % 10 == 3 else good, folder / f"{number:03}.jpg")
+    return folder
+
+
+def sources_in(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        return [str(row["source"]) for row in pyarrow.parquet.read_table(path).to_pylist()]
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return [row["source"] for row in csv.DictReader(file)]
+    return [row["source"] for row in rows_of(path.read_text())]
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.parametrize(("ending", "kills"), [("jsonl", 8), ("csv", 6), ("parquet", 6)])
+def test_killed_at_any_moment_every_input_has_one_row(
+    many: Path, colour_model: Path, tmp_path: Path, ending: str, kills: int
+) -> None:
+    output = tmp_path / f"rows.{ending}"
+    partial = tmp_path / f"rows.{ending}.partial"
+    # The folder twice: a source that is named twice has two rows.
+    command = (many, many, "--model", colour_model, "--batch", "3", "--output", output, "--resume")
+    rng = random.Random(ending)
+    for number in range(kills):
+        process = start(*command)
+        # In the middle of writing rows, or, each third time, at any moment of the start.
+        grown = size_of(partial) + rng.randrange(1, 6000)
+        deadline = time.monotonic() + (rng.random() if number % 3 == 2 else WATCHDOG)
+        while process.poll() is None and time.monotonic() < deadline and size_of(partial) < grown:
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not output.exists()
+    code, _, err = run(*command)
+    assert code == 3, err
+    files = sorted(map(str, many.iterdir()))
+    assert sources_in(output) == files + files
+    assert "1000 inputs: 900 generated, 0 groundtruth, 0 unsure, 100 errors" in err
+    assert not list(tmp_path.glob("rows.*.partial*"))
+    code, _, err = run(*command)
+    assert (code, "is whole: there is nothing to resume" in err) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_leaves_whole_rows(
+    many: Path, colour_model: Path, tmp_path: Path, number: int, code: int, said: str
+) -> None:
+    output = tmp_path / "rows.jsonl"
+    command = (many, "--model", colour_model, "--batch", "2", "--output", output)
+    process = start(*command)
+    partial = tmp_path / "rows.jsonl.partial"
+    deadline = time.monotonic() + WATCHDOG
+    while size_of(partial) < 2000 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=WATCHDOG)
+    assert process.returncode == code
+    assert err.decode().splitlines()[-1] == f"ffd-run: {said}"
+    assert f"rows so far are in {partial}; --resume goes on with them" in err.decode()
+    text = partial.read_text()
+    assert text.endswith("\n")
+    files = sorted(map(str, many.iterdir()))
+    assert [row["source"] for row in rows_of(text)] == files[: len(rows_of(text))]
+    # A run that would throw these rows away is refused, one with another model too.
+    ended, _, err_text = run(*command)
+    assert (ended, "continue it with --resume" in err_text) == (1, True)
+    other = save_colour_model(tmp_path / "other.onnx", doc="another file")
+    ended, _, err_text = run(*command, "--resume", "--model", other)
+    assert (ended, "not by this" in err_text) == (1, True)
+    assert partial.read_text() == text
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_full_disk_ends_the_run_and_loses_nothing(
+    many: Path, colour_model: Path, tmp_path: Path, ending: str
+) -> None:
+    output = tmp_path / f"rows.{ending}"
+    command = (many, "--model", colour_model, "--output", output)
+    # A limit on the size of files: writing fails half way through a row, as on a full disk.
+    code, _, err = run(*command, preexec_fn=limit_files)
+    assert code == 1
+    assert "cannot write" in err.splitlines()[-1]
+    assert "rows so far are in" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not output.exists()
+    code, _, err = run(*command, "--resume")
+    assert code == 3, err
+    assert sources_in(output) == sorted(map(str, many.iterdir()))
+
+
+def test_a_folder_that_vanishes_gives_rows(many: Path, colour_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    files = sorted(map(str, many.iterdir()))
+    process = start(many, "--model", colour_model, "--batch", "2", "--output", output)
+    deadline = time.monotonic() + WATCHDOG
+    while size_of(tmp_path / "rows.jsonl.partial") < 500 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    shutil.rmtree(many)
+    process.communicate(timeout=WATCHDOG)
+    assert process.returncode == 3
+    rows = rows_of(output.read_text())
+    assert [row["source"] for row in rows] == files
+    kinds = Counter(row["error"]["code"] for row in rows if row["error"])
+    assert kinds["not_found"] > 0
+    assert kinds.keys() <= {"not_found", "truncated"}
+
+
+def test_files_that_change_while_they_are_read_are_rows(
+    many: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    process = start(many, many, "--model", colour_model, "--output", tmp_path / "rows.jsonl")
+    content = (tmp_path / "good.jpg").read_bytes()
+    rng = random.Random(7)
+    changed = 0
+    # All names are links of one file, so each change meets whatever is being read.
+    while process.poll() is None:
+        (tmp_path / "good.jpg").write_bytes(content[: rng.randrange(len(content))])
+        (tmp_path / "good.jpg").write_bytes(content)
+        changed += 1
+    assert process.returncode in (0, 3)
+    assert changed > 10
+    rows = rows_of((tmp_path / "rows.jsonl").read_text())
+    assert len(rows) == 1000
+    assert all((row["label"] is None) != (row["error"] is None) for row in rows)
+
+
+THROWING = """
+import sys, threading
+import ffd_runtime.backends.onnxruntime as backend
+calls = 0
+def infer(self, images, infer=backend.OnnxRuntime.infer):
+    global calls
+    calls += 1
+    if calls > 3:
+        {what}
+    return infer(self, images)
+backend.OnnxRuntime.infer = infer
+from ffd_runtime.commands.run import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("raise backend.BackendError('the driver is gone')", "the driver is gone"),
+        ("raise RuntimeError('a defect')", "unexpected RuntimeError: a defect"),
+        ("sys.exit(9)", ""),
+    ],
+)
+def test_a_backend_that_throws_ends_the_run(
+    many: Path, colour_model: Path, tmp_path: Path, what: str, said: str
+) -> None:
+    output = tmp_path / "rows.jsonl"
+    program = [sys.executable, "-c", THROWING.format(what=what)]
+    done = subprocess.run(
+        [*program, str(many), "--model", str(colour_model), "--output", str(output)],
+        capture_output=True,
+        timeout=WATCHDOG,
+        text=True,
+    )
+    assert done.returncode == (1 if said else 9)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    rows = rows_of((tmp_path / "rows.jsonl.partial").read_text())
+    assert [row["source"] for row in rows] == sorted(map(str, many.iterdir()))[: len(rows)]
+    assert len(rows) == 48
+    code, _, _ = run(many, "--model", colour_model, "--output", output, "--resume")
+    assert code == 3
+    assert len(sources_in(output)) == 500
+
+
+def test_a_worker_that_dies_ends_the_run(many: Path, colour_model: Path, tmp_path: Path) -> None:
+    program = """
+import ffd_runtime.pipeline as pipeline
+def preprocess(*arguments):
+    raise SystemExit(9)
+pipeline.preprocess = preprocess
+from ffd_runtime.commands.run import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(many), "--model", str(colour_model)],
+        capture_output=True,
+        timeout=WATCHDOG,
+        text=True,
+    )
+    assert done.returncode == 9
+
+
+def test_resume_is_for_a_file() -> None:
+    code, _, err = run("x", "--resume")
+    assert (code, "--resume needs the --output" in err) == (2, True)
+
+
+def test_threads_are_gone_after_a_signal(many: Path, colour_model: Path) -> None:
+    program = """
+import json, os, signal, sys, threading, time
+from ffd_runtime.commands.run import main
+def interrupt():
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    main()
+finally:
+    print(json.dumps([t.name for t in threading.enumerate()]), file=sys.stderr)
+"""
+    listed: dict[str, Any] = {"capture_output": True, "timeout": WATCHDOG, "text": True}
+    sources = [str(many)] * 200
+    done = subprocess.run(
+        [sys.executable, "-c", program, *sources, "--model", str(colour_model)], **listed
+    )
+    assert done.returncode == 143
+    left = json.loads(done.stderr.splitlines()[-1])
+    assert not [name for name in left if name.startswith("ffd-")]
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """A file as a bad disk, a broken upload or an attacker leaves it."""
+    changed = bytearray(data)
+    for _ in range(rng.choice((0, 1, 1, 3, 20))):
+        at = rng.randrange(len(changed))
+        changed[at] ^= 1 << rng.randrange(8)
+    kind = rng.randrange(5)
+    if kind == 0:
+        del changed[rng.randrange(len(changed)) :]
+    elif kind == 1:
+        at = rng.randrange(len(changed))
+        del changed[at : at + rng.randrange(1, 64)]
+    elif kind == 2:
+        # Headers keep sizes in their first bytes, as 16 or 32 bits.
+        at = rng.randrange(min(len(changed), 64))
+        changed[at : at + 2] = rng.randbytes(2)
+    elif kind == 3:
+        at = rng.randrange(min(len(changed), 64))
+        changed[at : at + 4] = rng.choice((b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"))
+    return bytes(changed)
+
+
+def test_2000_mutated_images_give_2000_rows(colour_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mutated"
+    folder.mkdir()
+    rng = random.Random(2000)
+    names = sorted(FORMATS)
+    for number in range(2000):
+        name = names[number % len(names)]
+        (folder / f"{number:04}.{name}").write_bytes(mutate(FORMATS[name], rng))
+    output = tmp_path / "rows.jsonl"
+    # A header that lies may ask for as many pixels as are allowed, in each of two workers.
+    limits = ("--max-pixels", "20000000", "--workers", "2")
+    process = start(folder, "--model", colour_model, "--output", output, *limits)
+    _, err = process.communicate(timeout=WATCHDOG)
+    assert process.returncode == 3, err
+    rows = rows_of(output.read_text())
+    assert [row["source"] for row in rows] == sorted(map(str, folder.iterdir()))
+    codes = Counter(row["error"]["code"] if row["error"] else "verdict" for row in rows)
+    assert codes["verdict"] > 200
+    assert {"corrupt", "truncated", "not_an_image", "too_large"} <= codes.keys()
+
+
+def test_memory_is_bounded_by_the_limits(colour_model: Path, tmp_path: Path) -> None:
+    """What the mutated images may cost at most, measured by the system on a process of its own."""
+    folder = tmp_path / "bombs"
+    folder.mkdir()
+    rng = random.Random(3)
+    ok, encoded = cv2.imencode(".png", np.zeros((4000, 4000, 3), np.uint8))
+    assert ok
+    for number in range(60):
+        (folder / f"{number}.png").write_bytes(encoded.tobytes())
+        (folder / f"{number}.bad.png").write_bytes(mutate(encoded.tobytes(), rng))
+
+    def peak(*arguments: object) -> int:
+        process = start(folder, "--model", colour_model, *arguments)
+        assert process.stdout
+        process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_maxrss
+
+    refused = peak("--max-pixels", "1000", "--workers", "1")
+    # 48 MB each as BGR, and what a decoder and colour conversion hold beside it.
+    assert peak("--workers", "2") < refused + 2 * 3 * 48 * 1024
