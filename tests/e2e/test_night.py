@@ -334,4 +334,4 @@ def test_memory_is_bounded_by_the_limits(colour_model: Path, tmp_path: Path) -> 
 
     refused = peak("--max-pixels", "1000", "--workers", "1")
     # 48 MB each as BGR, and what a decoder and colour conversion hold beside it.
-    assert peak("--workers", "2") < refused + 2 * 3 * 48 * 1024
+    assert peak("--workers", "2") < refused + 2 * 4 * 48 * 1024
