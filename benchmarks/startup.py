@@ -14,7 +14,7 @@ from pathlib import Path
 from machine import describe
 
 BARE = [sys.executable, "-c", "import click"]
-COMMANDS = ("ffd-run", "ffd-train", "ffd-eval", "ffd-export")
+COMMANDS = ("ffd-run", "ffd-bench", "ffd-doctor", "ffd-train", "ffd-eval", "ffd-export")
 
 
 def seconds(command: list[str]) -> float:

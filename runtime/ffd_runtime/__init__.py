@@ -10,6 +10,7 @@ Importing this package loads nothing heavy: OpenCV and onnxruntime come with the
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from .results import Result
 
 __version__ = "0.1.0"
+
+# onnxruntime's own packages (1.31's, for Linux) report to their maker by default and leave an
+# identifier in the home folder; only this, before they are imported, keeps them from it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Classifier",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,8 @@ def test_the_package_is_light() -> None:
     "module",
     [
         "ffd_runtime.commands.run",
+        "ffd_runtime.commands.bench",
+        "ffd_runtime.commands.doctor",
         "ffd_train.commands.train",
         "ffd_train.commands.eval",
         "ffd_export.commands.export",
@@ -35,6 +39,16 @@ def test_the_package_is_light() -> None:
 def test_help_waits_for_nothing_heavy(module: str) -> None:
     code = f"from {module} import main\nmain(['--help'], standalone_mode=False)"
     assert not loaded_by(code) & {*HEAVY, *RUNTIME}
+
+
+def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
+    # It writes its session there before it sends anything.
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+    code = "from ffd_runtime import Classifier\nClassifier.open()"
+    subprocess.run(
+        [sys.executable, "-c", code], env={**environment, "TMPDIR": str(tmp_path)}, check=True
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_runtime_stands_alone() -> None:

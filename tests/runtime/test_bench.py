@@ -1,0 +1,197 @@
+"""What ffd-bench computes: percentiles, floors, distances, and what it measures with."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ffd_runtime.backends import open_backend
+from ffd_runtime.bench import (
+    MOST_PICTURES,
+    Bench,
+    Samples,
+    choose_pictures,
+    find_floors,
+    make_pictures,
+    percentile,
+)
+from ffd_runtime.decode import decode
+from ffd_runtime.errors import FfdError
+from ffd_runtime.sources import find_files
+
+from .test_imports import HEAVY, RUNTIME, loaded_by
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    code = "from ffd_runtime.commands.bench import main\nmain(['--help'], standalone_mode=False)"
+    assert not loaded_by(code) & {*HEAVY, *RUNTIME}
+
+
+def test_percentiles_need_enough_times() -> None:
+    times = [0.001 * number for number in range(1, 101)]
+    assert percentile(times[:1], 50) == 1
+    assert percentile(times[:19], 95) is None
+    assert percentile(times[:20], 95) == pytest.approx(19.05)
+    assert percentile(times[:99], 99) is None
+    assert percentile(times, 99) == pytest.approx(99.01)
+
+
+def test_floors_of_known_stages() -> None:
+    floors = find_floors(decode=0.004, preprocess=0.006, infer=0.004, threads=2)
+    assert floors["slowest_stage"] == ("infer", 0.004)
+    assert floors["sum_of_stages"][1] == pytest.approx(0.009)
+    assert find_floors(0.004, 0.006, 0.004, threads=1)["slowest_stage"] == ("preprocess", 0.006)
+
+
+TIME = st.floats(1e-6, 10)
+
+
+@given(TIME, TIME, TIME, st.integers(1, 256))
+def test_the_sum_is_never_below_the_slowest(
+    decode: float, preprocess: float, infer: float, threads: int
+) -> None:
+    floors = find_floors(decode, preprocess, infer, threads)
+    slowest, total = floors["slowest_stage"][1], floors["sum_of_stages"][1]
+    assert slowest <= total <= 3 * slowest * (1 + 1e-9)
+    assert slowest >= infer
+
+
+def test_a_row_counts_calls_and_pictures() -> None:
+    samples = Samples("infer", 8, "onnxruntime", 8)
+    samples.add([0.1, 0.3])
+    samples.add([0.2])
+    assert samples.each() == pytest.approx([0.025, 0.025])
+    assert samples.to_row() == {
+        "stage": "infer",
+        "backend": "onnxruntime",
+        "batch": 8,
+        "pictures_per_call": 8,
+        "n": 3,
+        "p50_ms": 200.0,
+        "p95_ms": None,
+        "p99_ms": None,
+        "images_per_second": 40.0,
+    }
+
+
+def test_made_pictures_are_like_profile_pictures_and_the_same_each_time(tmp_path: Path) -> None:
+    first, again = (make_pictures(_folder(tmp_path, name), count=2) for name in "ab")
+    for one, other in zip(first, again, strict=True):
+        data = one.read()
+        assert data == other.read()
+        assert decode(data).shape == (1024, 1024, 3)
+        # Photographs of this size have 100 to 600 kB; smooth pictures would decode too fast.
+        assert 100_000 < len(data) < 600_000
+    assert first[0].read() != first[1].read()
+
+
+def _folder(parent: Path, name: str) -> Path:
+    (parent / name).mkdir()
+    return parent / name
+
+
+def test_the_unreadable_are_counted_and_left_out(portraits: Path) -> None:
+    (portraits / "0-broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    (portraits / "notes.txt").write_text("no picture")
+    chosen = choose_pictures(find_files([str(portraits), "absent.jpg"]))
+    assert [Path(item.source).name for item in chosen.items] == [
+        "0-red.png",
+        "1-blue.png",
+        "2-red.png",
+    ]
+    assert chosen.unreadable == 3
+    assert chosen.pixels == 120 * 100
+    sizes = [Path(item.source).stat().st_size for item in chosen.items]
+    assert chosen.size == statistics.fmean(sizes)
+
+
+def test_no_more_pictures_than_a_round_needs(portraits: Path) -> None:
+    names = [str(portraits / "0-red.png")] * (MOST_PICTURES + 5) + ["absent.jpg"]
+    chosen = choose_pictures(find_files(names))
+    assert len(chosen.items) == MOST_PICTURES
+    assert chosen.unreadable == 0
+
+
+def test_nothing_readable_says_so(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(FfdError, match=r"no readable picture among the sources \(1 unreadable\)"):
+        choose_pictures(find_files([str(tmp_path)]))
+
+
+def test_every_stage_of_every_batch_is_measured(colour_model: Path, portraits: Path) -> None:
+    backend = open_backend(colour_model, "onnxruntime", "cpu")
+    pictures = choose_pictures(find_files([str(portraits)]))
+    bench = Bench({"onnxruntime": backend}, pictures, [1, 5], workers=2)
+    assert bench.run(rounds=2) == 2
+    rows = {(row["stage"], row["batch"]): row for row in bench.stages()}
+    assert {key: row["n"] for key, row in rows.items()} == {
+        ("decode", None): 6,
+        ("preprocess", None): 6,
+        ("infer", 1): 32,
+        ("end_to_end", 1): 2,
+        ("infer", 5): 6,
+        ("end_to_end", 5): 2,
+    }
+    # Three pictures, so often that there are at least 32, and 8 batches.
+    assert rows["end_to_end", 1]["pictures_per_call"] == 33
+    assert rows["end_to_end", 5]["pictures_per_call"] == 42
+    assert all(row["images_per_second"] > 0 for row in rows.values())
+    assert [(row["backend"], row["batch"]) for row in bench.distances()] == [
+        ("onnxruntime", 1),
+        ("onnxruntime", 5),
+    ]
+
+
+def test_a_distance_is_that_of_its_own_round(colour_model: Path, portraits: Path) -> None:
+    backend = open_backend(colour_model, "onnxruntime", "cpu")
+    pictures = choose_pictures(find_files([str(portraits)]))
+    bench = Bench({"auto": backend}, pictures, [2], workers=1)
+    bench.run(rounds=1)
+    (row,) = bench.distances()
+    for floor in row["floors"].values():
+        expected = 100 * (row["ms_per_picture"] / floor["ms_per_picture"] - 1)
+        assert floor["above_percent"] == pytest.approx(expected, rel=0.01, abs=0.2)
+    means = {
+        (stage["stage"]): 1000 / stage["images_per_second"]
+        for stage in bench.stages()
+        if stage["stage"] != "end_to_end"
+    }
+    total = row["floors"]["sum_of_stages"]["ms_per_picture"]
+    assert total == pytest.approx(sum(means.values()), rel=0.02)
+
+
+def test_rounds_end_when_their_time_is_over(colour_model: Path, portraits: Path) -> None:
+    backend = open_backend(colour_model, "onnxruntime", "cpu")
+    pictures = choose_pictures(find_files([str(portraits)]))
+    told: list[str] = []
+    bench = Bench({"auto": backend}, pictures, [1], workers=1)
+    assert bench.run(seconds=1e-9, tell=told.append) == 1
+    assert told == ["warming up", "round 1"]
+
+
+def test_a_picture_that_vanishes_is_named(colour_model: Path, portraits: Path) -> None:
+    backend = open_backend(colour_model, "onnxruntime", "cpu")
+    pictures = choose_pictures(find_files([str(portraits)]))
+    (portraits / "1-blue.png").unlink()
+    with pytest.raises(FfdError, match=r"1-blue\.png was readable a moment ago: no such file"):
+        Bench({"auto": backend}, pictures, [1], workers=1).run(rounds=1)
+
+
+def test_peak_memory_is_this_process_s_own() -> None:
+    """Started by a process that holds more, it tells what it holds itself."""
+    held = np.ones(1 << 28, np.uint8)
+    code = (
+        "from ffd_runtime.bench import peak_memory\n"
+        "before = peak_memory()\nheld = b'x' * (1 << 26)\nprint(before, peak_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert 1 << 24 < before < held.nbytes
+    assert after - before > 0.9 * (1 << 26)
