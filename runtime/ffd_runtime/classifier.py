@@ -65,7 +65,7 @@ class Classifier:
 
         Args:
             model: an ONNX or engine of `ffd-export`; None for the embedded model.
-            backend: `auto`, `onnxruntime` or `tensorrt`.
+            backend: `auto`, `onnxruntime`, `openvino` or `tensorrt`.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             batch: images that are inferred together.
             workers: threads that decode and preprocess; None for one a core.

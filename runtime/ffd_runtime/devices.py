@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import DeviceError
+from .errors import DeviceError, DeviceMemoryError
 
 
 def parse_device(text: str) -> tuple[str, int]:
@@ -75,6 +75,51 @@ def _driver() -> Any:
         return driver if driver.cuInit(0) == 0 else None
     except (OSError, AttributeError):
         return None
+
+
+class PinnedMemory:
+    """Page-locked memory of the host, which a GPU copies from and to without a detour.
+
+    Taken from NVIDIA's driver itself, so it needs no CUDA toolkit.
+
+    Args:
+        index: of the GPU.
+        size: in bytes.
+
+    Raises:
+        DeviceError: the driver does not offer the GPU.
+        DeviceMemoryError: there is not that much.
+    """
+
+    def __init__(self, index: int, size: int) -> None:
+        self._driver = _driver()
+        self._device = ctypes.c_int(0)
+        context = ctypes.c_void_p()
+        if (
+            self._driver is None
+            or self._driver.cuDeviceGet(ctypes.byref(self._device), index) != 0
+            # The context that CUDA's runtime, and so onnxruntime, uses too.
+            or self._driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), self._device) != 0
+        ):
+            raise DeviceError(f"NVIDIA's driver cannot start GPU {index} here")
+        address = ctypes.c_void_p()
+        self._driver.cuCtxPushCurrent_v2(context)
+        # CU_MEMHOSTALLOC_PORTABLE in NVIDIA's cuda.h: page-locked for every context.
+        error = self._driver.cuMemHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), 1)
+        self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        self.address = address.value or 0
+        if error or not self.address:
+            self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
+            raise DeviceMemoryError(
+                f"NVIDIA's driver gives no {size} bytes of page-locked memory (CUDA error {error})"
+            )
+
+    def close(self) -> None:
+        """Free it; a second time does nothing."""
+        if self.address:
+            self._driver.cuMemFreeHost(ctypes.c_void_p(self.address))
+            self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
+            self.address = 0
 
 
 def count_cores() -> int:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -360,3 +361,55 @@ def test_verbose_shows_the_card(portraits: Path, colour_model: Path) -> None:
     assert quiet[1] == loud[1]
     assert '"temperature": 1.0' in loud[2]
     assert '"temperature"' not in quiet[2]
+
+
+def test_a_report_and_annotated_copies(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+    (portraits / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    before = {path: path.read_bytes() for path in portraits.iterdir()}
+    page, shown = tmp_path / "night.html", tmp_path / "shown"
+    code, out, _ = run(
+        portraits, "--model", colour_model, "--report", page, "--annotate", shown, "--heatmap"
+    )
+    assert code == 3
+    assert len(rows_of(out)) == 4
+    assert {path: path.read_bytes() for path in portraits.iterdir()} == before
+    assert sorted(path.name for path in shown.iterdir()) == [
+        "0-red.png",
+        "1-blue.png",
+        "2-red.png",
+    ]
+    text = page.read_text()
+    for name in ("0-red.png", "1-blue.png", "2-red.png", "broken.jpg"):
+        assert name in text
+    assert text.count("data:image/jpeg") >= 3
+
+
+def test_a_report_of_a_continued_run_counts_all(
+    portraits: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    output, page = tmp_path / "rows.jsonl", tmp_path / "night.html"
+    for number in range(20):
+        shutil.copy(portraits / "0-red.png", portraits / f"more-{number}.png")
+    command = (portraits, "--model", colour_model, "--output", output)
+    limit = (resource.RLIMIT_FSIZE, (2000, 2000))
+    code, _, err = run(*command, preexec_fn=lambda: resource.setrlimit(*limit))
+    assert (code, "cannot write" in err) == (1, True)
+    code, _, err = run(*command, "--resume", "--report", page)
+    assert code == 0
+    assert "going on after" in err
+    assert "23 inputs" in page.read_text()
+
+
+def test_written_files_are_no_sources(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+    for options, said in (
+        (("--report", portraits / "0-red.png"), "is also a SOURCE"),
+        (("--report", tmp_path / "page.txt"), "must end with .html"),
+        (("--annotate", portraits), "--annotate"),
+        (("--heatmap",), "--heatmap needs the --annotate DIR"),
+    ):
+        before = sorted(portraits.iterdir())
+        code, _, err = run(portraits / "0-red.png", portraits, "--model", colour_model, *options)
+        assert code in (1, 2)
+        assert said in err
+        assert len(err.splitlines()) <= 2
+        assert sorted(portraits.iterdir()) == before

@@ -54,7 +54,8 @@ def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
 def test_the_runtime_stands_alone() -> None:
     code = (
         "import ffd_runtime.classifier, ffd_runtime.sinks.table, ffd_runtime.backends.onnxruntime\n"
-        "import ffd_runtime.backends.tensorrt\n"
+        "import ffd_runtime.backends.tensorrt, ffd_runtime.backends.openvino\n"
+        "import ffd_runtime.sinks.report, ffd_runtime.sinks.annotate\n"
         "import onnxruntime"
     )
     assert not loaded_by(code) & {*HEAVY, "ffd_train", "ffd_export"}
@@ -66,7 +67,14 @@ def test_export_reads_no_torch_to_be_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["ffd_runtime.card", "ffd_runtime.classifier", "ffd_runtime.text", "ffd_train.stages"]
+    "module",
+    [
+        "ffd_runtime.backends.tensorrt",
+        "ffd_runtime.card",
+        "ffd_runtime.classifier",
+        "ffd_runtime.text",
+        "ffd_train.stages",
+    ],
 )
 def test_examples_in_docstrings_run(module: str) -> None:
     from importlib import import_module

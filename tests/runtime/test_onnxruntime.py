@@ -1,20 +1,31 @@
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
 import ffd_runtime.backends.onnxruntime as backend
-from ffd_runtime.backends import open_backend
+import ffd_runtime.devices as devices
+from ffd_runtime.backends import EMBEDDED, Outputs, open_backend
+from ffd_runtime.backends.onnxruntime import OnnxRuntime, Staging
 from ffd_runtime.card import CARD_KEY
-from ffd_runtime.devices import count_gpus, parse_device
-from ffd_runtime.errors import BackendError, CardError, DeviceError, ModelError
+from ffd_runtime.devices import PinnedMemory, count_gpus, parse_device
+from ffd_runtime.errors import (
+    BackendError,
+    CardError,
+    DeviceError,
+    DeviceMemoryError,
+    ModelError,
+)
 
 from ..models import CARD, colour_model, save_colour_model
 
@@ -34,6 +45,8 @@ def test_a_model_runs_at_any_batch(colour_model: Path) -> None:
         log_odds = outputs.heatmap.mean((1, 2))
         assert np.allclose(outputs.probability[:, 0], 1 / (1 + np.exp(-log_odds)))
     with_model.close()
+    with pytest.raises(BackendError, match="was closed"):
+        with_model.infer(BATCH)
 
 
 def test_a_batch_of_another_shape_is_an_error_not_a_crash(colour_model: Path) -> None:
@@ -126,3 +139,162 @@ def test_cuda_is_used_where_it_is(colour_model: Path) -> None:
     assert "CUDA device 0" in opened.description
     on_cpu = open_backend(colour_model, device="cpu")
     assert np.allclose(opened.infer(BATCH).probability, on_cpu.infer(BATCH).probability, atol=1e-4)
+
+
+class Heap:
+    """Memory of the host as a session on CUDA would get page-locked memory."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.open = 0
+        self.left = 1 << 40
+
+    def allocate(self, size: int) -> Any:
+        if size > self.left:
+            raise DeviceMemoryError("no memory")
+        self.sizes.append(size)
+        self.open += 1
+        return Block(self, size)
+
+
+class Block:
+    def __init__(self, heap: Heap, size: int) -> None:
+        self._heap = heap
+        self._memory = ctypes.create_string_buffer(size)
+        self.address = ctypes.addressof(self._memory)
+
+    def close(self) -> None:
+        self._heap.open -= 1
+        # A view that outlived it would show.
+        ctypes.memset(self.address, 0x5A, len(self._memory))
+
+
+def open_staged(heap: Heap) -> OnnxRuntime:
+    """The embedded model as on CUDA, but in a session on the CPU."""
+    session = ort.InferenceSession(str(EMBEDDED), providers=["CPUExecutionProvider"])
+    one = session.run(["probability", "heatmap"], {"image": BATCH[:1]})
+    card = open_backend(EMBEDDED, device="cpu").card
+    return OnnxRuntime(session, card, "staged", Staging(Outputs(*one), heap.allocate))
+
+
+def noise(count: int) -> Any:
+    return np.random.default_rng(count).integers(0, 256, (count, 299, 299, 3), np.uint8)
+
+
+def test_staged_batches_are_those_of_a_plain_run() -> None:
+    plain = open_backend(EMBEDDED, "onnxruntime", "cpu")
+    heap = Heap()
+    staged = open_staged(heap)
+    kept = []
+    for count in (2, 1, 5, 3, 5):
+        images = noise(count)[:, ::-1]  # not contiguous either
+        expected = plain.infer(np.ascontiguousarray(images))
+        kept.append((expected, staged.infer(images)))
+    staged.close()
+    # Still theirs after later batches and after the buffers are gone.
+    for expected, outputs in kept:
+        assert np.array_equal(outputs.probability, expected.probability)
+        assert np.array_equal(outputs.heatmap, expected.heatmap)
+    # Three buffers for the first batch and three for the only one that was larger than any before.
+    assert len(heap.sizes) == 6
+    assert heap.open == 0
+    with pytest.raises(BackendError, match="was closed"):
+        staged.infer(BATCH)
+
+
+@pytest.mark.parametrize("bytes_left", [0, 100, 5 * 299 * 299 * 3 - 1])
+def test_a_batch_that_staging_has_no_memory_for_leaves_the_smaller_ones(bytes_left: int) -> None:
+    heap = Heap()
+    staged = open_staged(heap)
+    expected = staged.infer(noise(1))
+    heap.left = bytes_left
+    with pytest.raises(DeviceMemoryError, match="no memory"):
+        staged.infer(noise(5))
+    assert heap.open == 0
+    heap.left = 299 * 299 * 3
+    assert np.array_equal(staged.infer(noise(1)).heatmap, expected.heatmap)
+    with pytest.raises(BackendError, match="onnxruntime failed"):
+        staged.infer(np.zeros((1, 10, 10, 3), np.uint8))
+    assert np.array_equal(staged.infer(noise(1)).heatmap, expected.heatmap)
+
+
+def test_staged_threads_get_their_own_outputs() -> None:
+    staged = open_staged(Heap())
+    plain = open_backend(EMBEDDED, "onnxruntime", "cpu")
+    found: dict[int, Outputs] = {}
+
+    def infer(count: int) -> None:
+        for _ in range(3):
+            found[count] = staged.infer(noise(count))
+
+    threads = [Thread(target=infer, args=(count,)) for count in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for count, outputs in found.items():
+        assert np.array_equal(outputs.probability, plain.infer(noise(count)).probability)
+
+
+class Driver:
+    """NVIDIA's driver, of which only the host's memory is asked."""
+
+    def __init__(self) -> None:
+        self.contexts = 0
+        self.pushed = 0
+        self.blocks: dict[int, Any] = {}
+        self.error = 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:
+        return 0 if index == 0 else 101
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
+        self.contexts += 1
+        return 0
+
+    def cuDevicePrimaryCtxRelease_v2(self, device: Any) -> int:
+        self.contexts -= 1
+        return 0
+
+    def cuCtxPushCurrent_v2(self, context: Any) -> int:
+        self.pushed += 1
+        return 0
+
+    def cuCtxPopCurrent_v2(self, context: Any) -> int:
+        self.pushed -= 1
+        return 0
+
+    def cuMemHostAlloc(self, address: Any, size: Any, flags: int) -> int:
+        assert self.pushed == 1
+        if not self.error:
+            block = ctypes.create_string_buffer(size.value)
+            address._obj.value = ctypes.addressof(block)
+            self.blocks[address._obj.value] = block
+        return self.error
+
+    def cuMemFreeHost(self, address: Any) -> int:
+        del self.blocks[address.value]
+        return 0
+
+
+def test_page_locked_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(devices, "_driver", lambda: driver)
+    memory = PinnedMemory(0, 1000)
+    assert len(driver.blocks[memory.address]) == 1000
+    memory.close()
+    memory.close()
+    driver.error = 2
+    with pytest.raises(DeviceMemoryError, match="no 1000 bytes of page-locked memory"):
+        PinnedMemory(0, 1000)
+    with pytest.raises(DeviceError, match="cannot start GPU 1"):
+        PinnedMemory(1, 1000)
+    assert (driver.contexts, driver.pushed, driver.blocks) == (0, 0, {})
+
+
+@pytest.mark.skipif(count_gpus() == 0, reason="needs a GPU")
+def test_page_locked_memory_is_memory() -> None:
+    memory = PinnedMemory(0, 1 << 20)
+    ctypes.memset(memory.address, 7, 1 << 20)
+    assert ctypes.string_at(memory.address + (1 << 20) - 1, 1) == b"\x07"
+    memory.close()

@@ -37,7 +37,7 @@ def open_model(path: Path, device: str = "auto") -> Backend:
         ModelError: the file is not one of ours.
         BackendError: the device does not start.
     """
-    if path.suffix in (".onnx", *READS):
+    if path.suffix in READS:
         return open_backend(path, device=device)
     import torch
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,14 +13,29 @@ import numpy as np
 import numpy.typing as npt
 
 from ..card import ModelCard
-from ..errors import BackendError, ModelError
+from ..errors import BackendError, CardError, DeviceMemoryError, ModelError
 
-# Name to module; each module has `open_model(path, device) -> Backend`.
-BACKENDS = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}
-# Which of them reads a file, by its suffix; all others are onnxruntime's.
-READS = {".engine": "tensorrt", ".plan": "tensorrt"}
+# Name of each, which is its module's, to the files that it reads; of two that read a file, the
+# first does unless the other is asked for. Each module has `open_model(path, device) -> Backend`.
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "onnxruntime": (".onnx",),
+    "openvino": (".onnx",),
+    "tensorrt": (".engine", ".plan"),
+}
+# Every suffix of a model that runs; a file of any other is taken for an ONNX.
+READS = tuple(dict.fromkeys(suffix for suffixes in BACKENDS.values() for suffix in suffixes))
 
 EMBEDDED = Path(__file__).parent.parent / "models" / "embedded.onnx"
+
+# A larger batch is no faster on a CPU, takes more memory, and makes Ctrl-C wait.
+MOST_ON_CPU = 32
+
+# How onnxruntime, OpenVINO, TensorRT, CUDA, cuDNN, cuBLAS and C++ say that memory has run out.
+OUT_OF_MEMORY = re.compile(
+    r"out ?of ?memory|out_of_memory|failed to allocate|alloc(ation)?_failed|cuda failure 2\b"
+    r"|bad[ _]alloc|cannot allocate memory",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -47,12 +64,13 @@ class Backend(Protocol):
     description: str
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch.
+        """Run one batch; may be called from several threads.
 
         Args:
             images: uint8 [N, size, size, 3], RGB, as `preprocess` returns them, stacked.
 
         Raises:
+            DeviceMemoryError: it does not fit the device's memory; a smaller one may.
             BackendError: inference failed; the message quotes the backend.
         """
 
@@ -67,7 +85,7 @@ def open_backend(
 
     Args:
         model: an ONNX or engine of `ffd-export`; None for the embedded model.
-        backend: `auto` (what reads the file) or a key of `BACKENDS`.
+        backend: `auto` (the first that reads the file) or a key of `BACKENDS`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
@@ -81,11 +99,74 @@ def open_backend(
         raise ModelError(f"model {path}: no such file")
     if path.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
         raise ModelError(f"model {path} is a checkpoint: make an ONNX of it with ffd-export {path}")
-    reader = READS.get(path.suffix, "onnxruntime")
-    name = reader if backend == "auto" else backend
+    suffix = path.suffix if path.suffix in READS else ".onnx"
+    readers = [name for name, suffixes in BACKENDS.items() if suffix in suffixes]
+    name = readers[0] if backend == "auto" else backend
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}: use auto or one of {', '.join(BACKENDS)}")
-    if name != reader:
-        raise BackendError(f"--backend {name} does not read {path.name}: {reader} does")
-    opened: Backend = import_module(f".{BACKENDS[name]}", __name__).open_model(path, device)
+    if name not in readers:
+        does = f"{readers[0]} does" if len(readers) == 1 else f"{' and '.join(readers)} do"
+        raise BackendError(f"--backend {name} does not read {path.name}: {does}")
+    opened: Backend = import_module(f".{name}", __name__).open_model(path, device)
     return opened
+
+
+def read_card(
+    path: Path, text: str | None, inputs: list[str], outputs: Collection[str]
+) -> ModelCard:
+    """The card of an ONNX, once card and graph are known to agree.
+
+    Args:
+        path: the file, for messages.
+        text: what its metadata hold under `CARD_KEY`; None for nothing.
+        inputs: signatures, such as `image uint8[N,299,299,3]`, N where the size is open.
+        outputs: likewise, such as `probability float[N,2]`.
+
+    Raises:
+        CardError: there is no card, or this version cannot read it.
+        ModelError: inputs or outputs break the graph contract.
+    """
+    if text is None:
+        raise CardError(f"model {path} has no model card: it was not written by ffd-export")
+    try:
+        card = ModelCard.from_json(text)
+    except CardError as error:
+        raise CardError(f"model {path}: {error}") from None
+    size = card.preprocess.size
+    if inputs != [f"image uint8[N,{size},{size},3]"]:
+        raise ModelError(
+            f"model {path} takes {'; '.join(inputs)}, not image uint8[N,{size},{size},3]: "
+            "export it with ffd-export"
+        )
+    if "probability float[N,2]" not in outputs or not any(
+        output.startswith("heatmap float[N,") and output.count(",") == 2 for output in outputs
+    ):
+        raise ModelError(
+            f"model {path} gives {'; '.join(sorted(outputs))}, "
+            "not probability float[N,2] and heatmap float[N,h,w]: export it with ffd-export"
+        )
+    return card
+
+
+def infer_in_parts(
+    run: Callable[[npt.NDArray[np.uint8]], Outputs], images: npt.NDArray[np.uint8], most: int
+) -> Outputs:
+    """Run a batch, at most so many images at a time."""
+    parts = [run(images[i : i + most]) for i in range(0, len(images), most)]
+    if len(parts) == 1:
+        return parts[0]
+    return Outputs(
+        np.concatenate([part.probability for part in parts]),
+        np.concatenate([part.heatmap for part in parts]),
+    )
+
+
+def failure(message: str, said: str = "") -> BackendError:
+    """The error for a run that failed: `DeviceMemoryError` where that was the reason.
+
+    Args:
+        message: of the error.
+        said: all that the backend said, where that is more.
+    """
+    kind = DeviceMemoryError if OUT_OF_MEMORY.search(f"{message}\n{said}") else BackendError
+    return kind(message)

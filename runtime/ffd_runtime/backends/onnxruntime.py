@@ -3,55 +3,145 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..card import CARD_KEY, ModelCard
-from ..devices import count_cores, count_gpus, parse_device
-from ..errors import BackendError, CardError, DeviceError, ModelError
-from . import Outputs
+from ..devices import PinnedMemory, count_cores, count_gpus, parse_device
+from ..errors import BackendError, DeviceError, ModelError
+from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
 
 log = logging.getLogger(__name__)
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
-# A larger batch is no faster on a CPU, takes more memory, and makes Ctrl-C wait.
-MOST_ON_CPU = 32
+OUTPUTS = ("probability", "heatmap")
 INSTALL = "install the CUDA and cuDNN libraries with pip install 'ffd-edge[cuda]'"
 
 
 class OnnxRuntime:
-    """A model in an onnxruntime session; made by `open_model`."""
+    """A model in an onnxruntime session; made by `open_model`.
 
-    def __init__(self, session: Any, card: ModelCard, description: str, most: int) -> None:
+    Args:
+        session: what runs it.
+        card: of the model.
+        description: see `Backend`.
+        staging: buffers between host and GPU; None on a CPU.
+    """
+
+    def __init__(
+        self, session: Any, card: ModelCard, description: str, staging: Staging | None = None
+    ) -> None:
         self._session = session
-        self._most = most
+        self._staging = staging
         self.card = card
         self.description = description
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run one batch; see `Backend.infer`."""
-        parts = [self._run(images[i : i + self._most]) for i in range(0, len(images), self._most)]
-        if len(parts) == 1:
-            return Outputs(*parts[0])
-        return Outputs(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-    def _run(self, images: npt.NDArray[np.uint8]) -> tuple[Any, Any]:
+        session = self._session
+        if session is None:
+            raise BackendError("the model was closed")
         try:
-            probability, heatmap = self._session.run(["probability", "heatmap"], {"image": images})
+            if self._staging:
+                return self._staging.run(session, images)
+            return infer_in_parts(partial(_run, session), images, MOST_ON_CPU)
+        except BackendError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no other base
-            raise BackendError(f"onnxruntime failed: {_first_line(error)}") from error
-        return probability, heatmap
+            raise failure(f"onnxruntime failed: {_first_line(error)}", str(error)) from error
 
     def close(self) -> None:
-        """Free the session."""
+        """Free the session and its buffers."""
         self._session = None
+        if self._staging:
+            self._staging.close()
+
+
+class Memory(Protocol):
+    """Memory of the host at an address, until it is closed."""
+
+    address: int
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Staging:
+    """Page-locked buffers that a session on CUDA copies from and to, for the largest batch so far.
+
+    onnxruntime's Python module hands out no page-locked memory itself, but copies to and from any
+    address that is bound to it.
+
+    Args:
+        outputs: of one image; their shapes but for the batch hold for every batch.
+        allocate: gives memory of that many bytes; on CUDA, page-locked.
+    """
+
+    def __init__(self, outputs: Outputs, allocate: Callable[[int], Memory]) -> None:
+        self._lock = Lock()
+        self._allocate = allocate
+        self._shapes = [outputs.probability.shape[1:], outputs.heatmap.shape[1:]]
+        self._memories: list[Memory] = []
+        self._image: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._outputs: list[npt.NDArray[np.float32]] = []
+
+    def run(self, session: Any, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run one batch; threads take turns."""
+        count = len(images)
+        with self._lock:
+            if count > len(self._image):
+                self._grow(images.shape)
+            self._image[:count] = images
+            binding = session.io_binding()
+            binding.bind_input("image", "cpu", 0, np.uint8, images.shape, self._image.ctypes.data)
+            for name, buffer in zip(OUTPUTS, self._outputs, strict=True):
+                shape = (count, *buffer.shape[1:])
+                binding.bind_output(name, "cpu", 0, np.float32, shape, buffer.ctypes.data)
+            # Binding has copied the images to the GPU, on a stream of its own.
+            binding.synchronize_inputs()
+            session.run_with_iobinding(binding, _quietly())
+            binding.synchronize_outputs()
+            # Copies: the next batch overwrites the buffers.
+            return Outputs(*(buffer[:count].copy() for buffer in self._outputs))
+
+    def _grow(self, shape: tuple[int, ...]) -> None:
+        """Take larger buffers, once the smaller ones are given back."""
+        self._free()
+        try:
+            outputs = [self._take((shape[0], *rest), np.float32) for rest in self._shapes]
+            self._image, self._outputs = self._take(shape, np.uint8), outputs
+        except BaseException:
+            self._free()
+            raise
+
+    def _take(self, shape: tuple[int, ...], kind: type[np.generic]) -> npt.NDArray[Any]:
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        memory = self._allocate(size)
+        self._memories.append(memory)
+        block = (ctypes.c_uint8 * size).from_address(memory.address)
+        return np.frombuffer(memoryview(block), kind).reshape(shape)
+
+    def _free(self) -> None:
+        # What has no memory any more must not be written to: the next batch takes some first.
+        self._image = np.empty(0, np.uint8)
+        self._outputs = []
+        while self._memories:
+            self._memories.pop().close()
+
+    def close(self) -> None:
+        """Free the buffers, once no thread uses them."""
+        with self._lock:
+            self._free()
 
 
 def open_model(path: Path, device: str = "auto") -> OnnxRuntime:
@@ -78,26 +168,21 @@ def open_model(path: Path, device: str = "auto") -> OnnxRuntime:
     if kind == "cuda" and index >= gpus:
         there = f"NVIDIA's driver offers {gpus}" if gpus else "NVIDIA's driver offers no GPU here"
         raise DeviceError(f"--device {device}: {there}; use --device cpu or auto")
-    session = None
-    where = ""
     if gpus:
-        session, reason = _open_cuda(ort, path, index)
-        where = f"CUDA device {index}"
-        if session is None:
-            message = f"there is a GPU, but onnxruntime cannot use it: {reason}"
-            if kind == "cuda":
-                raise DeviceError(f"--device {device}: {message}")
-            log.warning("%s; running on the CPU", message)
-    if session is None:
-        session = _open(ort, path, [CPU])
-        where = f"CPU, {count_cores()} threads"
-    card = read_card(session, path)
-    most = MOST_ON_CPU if where.startswith("CPU") else sys.maxsize
-    return OnnxRuntime(session, card, f"onnxruntime {ort.__version__}, {where}", most)
+        opened, reason = _open_cuda(ort, path, index)
+        if opened:
+            return opened
+        message = f"there is a GPU, but onnxruntime cannot use it: {reason}"
+        if kind == "cuda":
+            raise DeviceError(f"--device {device}: {message}")
+        log.warning("%s; running on the CPU", message)
+    session = _open(ort, path, [CPU])
+    description = f"onnxruntime {ort.__version__}, CPU, {count_cores()} threads"
+    return OnnxRuntime(session, _read_card(session, path), description)
 
 
-def _open_cuda(ort: Any, path: Path, index: int) -> tuple[Any, str]:
-    """A session that really runs on CUDA, or None and why not."""
+def _open_cuda(ort: Any, path: Path, index: int) -> tuple[OnnxRuntime | None, str]:
+    """The model where it really runs on CUDA, or None and why not."""
     if CUDA not in ort.get_available_providers():
         return None, f"this onnxruntime is built for the CPU only; {INSTALL}"
     # It prints what it misses to stdout, where rows go.
@@ -121,7 +206,16 @@ def _open_cuda(ort: Any, path: Path, index: int) -> tuple[Any, str]:
     if session.get_providers()[0] != CUDA:
         return None, f"its CUDA provider did not start; {INSTALL}"
     session.disable_fallback()
-    return session, ""
+    card = _read_card(session, path)
+    try:
+        # A GPU that this build has no kernels for only shows when something runs.
+        size = card.preprocess.size
+        outputs = _run(session, np.zeros((1, size, size, 3), np.uint8))
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        return None, f"a first image failed: {_first_line(error)}"
+    staging = Staging(outputs, partial(PinnedMemory, index))
+    description = f"onnxruntime {ort.__version__}, CUDA device {index}"
+    return OnnxRuntime(session, card, description, staging), ""
 
 
 def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
@@ -134,36 +228,26 @@ def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
         raise ModelError(f"model {path} cannot be loaded: {_first_line(error)}") from None
 
 
-def read_card(session: Any, path: Path) -> ModelCard:
-    """The card of a session's model, once card and graph are known to agree.
+def _run(session: Any, images: npt.NDArray[np.uint8]) -> Outputs:
+    return Outputs(*session.run(list(OUTPUTS), {"image": images}, _quietly()))
 
-    Raises:
-        CardError: there is none, or this version cannot read it.
-        ModelError: inputs or outputs break the graph contract.
-    """
-    text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
-    if text is None:
-        raise CardError(f"model {path} has no model card: it was not written by ffd-export")
-    try:
-        card = ModelCard.from_json(text)
-    except CardError as error:
-        raise CardError(f"model {path}: {error}") from None
-    size = card.preprocess.size
-    inputs = [_signature(tensor) for tensor in session.get_inputs()]
-    outputs = {_signature(tensor) for tensor in session.get_outputs()}
-    if inputs != [f"image uint8[N,{size},{size},3]"]:
-        raise ModelError(
-            f"model {path} takes {'; '.join(inputs)}, not image uint8[N,{size},{size},3]: "
-            "export it with ffd-export"
-        )
-    if "probability float[N,2]" not in outputs or not any(
-        output.startswith("heatmap float[N,") and output.count(",") == 2 for output in outputs
-    ):
-        raise ModelError(
-            f"model {path} gives {'; '.join(sorted(outputs))}, "
-            "not probability float[N,2] and heatmap float[N,h,w]: export it with ffd-export"
-        )
-    return card
+
+def _quietly() -> Any:
+    """Options of a run that prints nothing where it fails: the exception says it all."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def _read_card(session: Any, path: Path) -> ModelCard:
+    return read_card(
+        path,
+        session.get_modelmeta().custom_metadata_map.get(CARD_KEY),
+        [_signature(tensor) for tensor in session.get_inputs()],
+        {_signature(tensor) for tensor in session.get_outputs()},
+    )
 
 
 def _signature(tensor: Any) -> str:

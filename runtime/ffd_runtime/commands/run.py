@@ -28,12 +28,16 @@ if TYPE_CHECKING:
 
     from ..classifier import Classifier
     from ..sinks import FileSink, Sink
+    from ..sinks.annotate import Annotate
+    from ..sinks.report import Report
     from ..sources import Item
 
 EPILOG = """\b
 Examples:
   ffd-run portraits/
   ffd-run 'uploads/**/*.jpg' --output verdicts.csv
+  ffd-run portraits/ --output verdicts.parquet --resume --report night.html
+  ffd-run portraits/ --annotate shown/ --heatmap
   ffd-run portraits/ --model runs/mine/best.onnx --device cuda
   find . -name '*.png' -print0 | ffd-run --null - | jq .label
 
@@ -52,7 +56,7 @@ Exit codes:
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", "tensorrt"]),
+    type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
     default="auto",
     show_default=True,
 )
@@ -69,6 +73,19 @@ Exit codes:
 )
 @click.option(
     "--resume", is_flag=True, help="Continue the rows of an interrupted run, in FILE.partial."
+)
+@click.option(
+    "--annotate",
+    type=click.Path(),
+    metavar="DIR",
+    help="Write copies with verdict and score drawn into a folder; originals stay as they are.",
+)
+@click.option("--heatmap", is_flag=True, help="Draw the evidence over the copies of --annotate.")
+@click.option(
+    "--report",
+    type=click.Path(),
+    metavar="FILE.html",
+    help="Write one page: counts, scores, the most suspicious and uncertain pictures.",
 )
 @format_option(" Lines; nothing with --output")
 @click.option("-0", "--null", is_flag=True, help="Paths on standard input end with NUL.")
@@ -97,6 +114,7 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
     import cv2
 
     from ..classifier import Classifier
+    from ..sinks import check_file_sink
     from ..sources import find_files
 
     # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
@@ -104,12 +122,17 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
     output = Path(options["output"]) if options["output"] else None
     if options["resume"] and output is None:
         raise click.UsageError("--resume needs the --output that it continues")
+    if options["heatmap"] and not options["annotate"]:
+        raise click.UsageError("--heatmap needs the --annotate DIR that it draws into")
+    report = Path(options["report"]) if options["report"] else None
+    for written in filter(None, (output, report)):
+        _refuse_sources(written, sources)
     if output:
-        _check_output(output, sources)
+        check_file_sink(output)
         if options["resume"] and output.exists() and not _partial(output).exists():
             say(f"{output} is whole: there is nothing to resume (delete it to run again)")
             return
-    leave_out = _own_files(output)
+    leave_out = _own_files(output, report)
     with ExitStack() as stack:
         classifier = stack.enter_context(
             Classifier.open(
@@ -125,12 +148,16 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         say_more(classifier.card.to_json(indent=2))
         file = _open_file(stack, output, sources, classifier, options) if output else None
         sinks, console = _open_sinks(stack, file, options["as_json"])
+        page = _open_report(stack, report, classifier) if report else None
+        shown = _open_annotate(stack, sources, classifier, options)
+        sinks += [sink for sink in (page, shown) if sink]
         tally: Counter[str] = Counter()
-        done = _take_up(file, tally) if file and options["resume"] else Counter()
+        done = _take_up(file, tally, page) if file and options["resume"] else Counter()
         items = find_files(sources, null=options["null"], leave_out=leave_out)
         count = None if "-" in sources else lambda: _count(find_files(sources, leave_out=leave_out))
         with _progress(console, count, done.total()) as advance, _say_where_rows_are(output):
-            for result in classifier.classify_items(_skip(items, done)):
+            keep = bool(page or shown)
+            for result in classifier.classify_items(_skip(items, done), keep_encoded=keep):
                 for sink in sinks:
                     sink.write(result)
                 tally[result.label or "errors"] += 1
@@ -140,14 +167,11 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         click.get_current_context().exit(3)
 
 
-def _check_output(output: Path, sources: Iterable[str]) -> None:
+def _refuse_sources(written: Path, sources: Iterable[str]) -> None:
     from pathlib import Path
 
-    from ..sinks import check_file_sink
-
-    check_file_sink(output)
-    if any(Path(s).resolve() == output.resolve() for s in sources if "\0" not in s):
-        raise click.UsageError(f"--output {output} is also a SOURCE: it would be overwritten")
+    if any(Path(s).resolve() == written.resolve() for s in sources if "\0" not in s):
+        raise click.UsageError(f"{written} is also a SOURCE: it would be overwritten")
 
 
 def _open_file(
@@ -168,12 +192,41 @@ def _open_file(
     return file
 
 
-def _take_up(file: FileSink, tally: Counter[str]) -> Counter[str]:
+def _open_report(stack: ExitStack, path: Path, classifier: Classifier) -> Report:
+    from ..sinks.report import Report
+
+    page = Report(path, model=classifier.description, card=classifier.card)
+    stack.enter_context(page)
+    return page
+
+
+def _open_annotate(
+    stack: ExitStack, sources: Iterable[str], classifier: Classifier, options: dict[str, Any]
+) -> Annotate | None:
+    if not options["annotate"]:
+        return None
+    from pathlib import Path
+
+    from ..sinks.annotate import Annotate
+
+    copies = Annotate(
+        Path(options["annotate"]),
+        sources,
+        heatmap=options["heatmap"],
+        face_scale=classifier.card.preprocess.face_scale,
+    )
+    stack.enter_context(copies)
+    return copies
+
+
+def _take_up(file: FileSink, tally: Counter[str], page: Report | None) -> Counter[str]:
     """What the interrupted run has done: how often each source has a row."""
     done: Counter[str] = Counter()
     for result in file.earlier():
         done[result.source] += 1
         tally[result.label or "errors"] += 1
+        if page:
+            page.add_row(result)
     if done:
         say(f"going on after {done.total()} rows of {file.partial}")
     return done
@@ -209,13 +262,13 @@ def _refuse_streams(sources: Iterable[str]) -> None:
             raise click.UsageError(f"{scheme}:// is not a source that ffd-run reads: give files")
 
 
-def _own_files(output: Path | None) -> frozenset[str]:
+def _own_files(output: Path | None, report: Path | None) -> frozenset[str]:
     """The files that this run writes, which must not be read as its input."""
     from ..sinks import own_files
 
-    if output is None:
-        return frozenset()
-    return frozenset(map(str, own_files(output.parent.resolve() / output.name)))
+    written = filter(None, (output, report))
+    paths = (own_files(path.parent.resolve() / path.name) for path in written)
+    return frozenset(str(path) for group in paths for path in group)
 
 
 def _open_sinks(

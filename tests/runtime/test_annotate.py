@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from ffd_runtime.errors import InputError, OutputError
+from ffd_runtime.image_header import read_header
+from ffd_runtime.results import Result
+from ffd_runtime.sinks.annotate import Annotate, Names, is_annotated
+
+from ..conftest import picture
+
+names = st.binary(min_size=1).map(os.fsdecode) | st.text(min_size=1)
+HEATMAP = np.linspace(-30, 30, 100, dtype=np.float32).reshape(10, 10)
+
+
+def encoded(suffix: str = ".jpg", seed: int = 0, side: int = 240) -> bytes:
+    done, data = cv2.imencode(suffix, np.ascontiguousarray(picture("red", side, side, seed)))
+    assert done
+    return data.tobytes()
+
+
+JPEG = encoded()
+
+
+def seen(source: object, data: bytes = JPEG) -> Result:
+    return Result(str(source), label="generated", score=0.98, heatmap=HEATMAP, encoded=data)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with pictures on two levels, as a user has it."""
+    folder = tmp_path / "source"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(JPEG)
+    (folder / "deep" / "a.jpg").write_bytes(encoded(seed=1))
+    (folder / "b.png").write_bytes(encoded(".png"))
+    (folder / "c.webp").write_bytes(encoded(".webp"))
+    return folder
+
+
+def annotate(folder: Path, *sources: Path, heatmap: bool = False) -> None:
+    with Annotate(folder, map(str, sources), heatmap=heatmap) as sink:
+        for top in sources:
+            for path in sorted([top] if top.is_file() else top.rglob("*.*")):
+                sink.write(seen(path, path.read_bytes()))
+
+
+def test_copies_mirror_the_source(source: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in source.rglob("*.*")}
+    out = tmp_path / "out"
+    for _ in range(2):  # a second run replaces its own copies
+        annotate(out, source)
+        a, b, webp, deep = files(out)
+        assert (a, b, deep) == ("a.jpg", "b.png", "deep/a.jpg")
+        assert webp.startswith("c.webp-")
+        assert webp.endswith(".jpg")
+    assert {path: path.read_bytes() for path in source.rglob("*.*")} == before
+    for name, kind in ((a, "jpeg"), (b, "png"), (deep, "jpeg"), (webp, "jpeg")):
+        data = (out / name).read_bytes()
+        assert read_header(data).format == kind
+        assert is_annotated(out / name)
+        with Pillow.open(out / name) as image:
+            image.load()
+            assert image.size == (240, 240)
+        assert cv2.imdecode(np.frombuffer(data, np.uint8), 1) is not None
+    corner = cv2.imread(str(out / "b.png"))
+    assert corner is not None
+    assert corner[2, 2].max() < 40  # the panel
+
+
+def test_the_heatmap_is_drawn_if_it_is_asked_for(source: Path, tmp_path: Path) -> None:
+    for heatmap in (False, True):
+        annotate(tmp_path / str(heatmap), source, heatmap=heatmap)
+    plain, laid = (
+        np.asarray(cv2.imread(str(tmp_path / str(on) / "b.png")), int)[60:] for on in (False, True)
+    )
+    redder = (laid - plain)[..., 2] - (laid - plain)[..., 0]
+    assert redder[-20:].mean() > 50
+    assert (plain == picture("red", 240, 240)[60:]).all()
+
+
+def test_two_sources_share_a_folder_without_colliding(source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    annotate(tmp_path / "out", source, other)
+    names = files(tmp_path / "out")
+    assert len(names) == 8
+    assert {"source/deep/a.jpg", "other/a.jpg"} < set(names)
+
+
+def test_rows_without_a_picture_are_left_out(source: Path, tmp_path: Path) -> None:
+    with Annotate(tmp_path / "out", [str(source)]) as sink:
+        sink.write(Result.failed("x.jpg", InputError("empty", "the file is empty")))
+        sink.write(Result("y.jpg", label="unsure", score=0.5))
+    assert files(tmp_path / "out") == []
+
+
+def test_what_jpeg_cannot_hold_becomes_png(tmp_path: Path) -> None:
+    long = tmp_path / "long.bmp"
+    cv2.imwrite(str(long), np.zeros((2, 65_600, 3), np.uint8))
+    annotate(tmp_path / "out", long)
+    (name,) = files(tmp_path / "out")
+    assert name.endswith(".png")
+
+
+def test_a_source_folder_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    for folder, given_ in (
+        (source, source),
+        (source / "deep" / "out", source),
+        (Path("link"), source),
+        (source, source / "a.jpg"),
+        (source, source / "*.jpg"),
+        (source / "out", source / "**" / "*.jpg"),
+        (tmp_path, "-"),
+    ):
+        with pytest.raises(OutputError, match="name a folder outside of it"):
+            Annotate(folder, [str(given_)])
+    assert not (source / "out").exists()
+    with Annotate(source / "copies", [str(source / "a.jpg"), "http://host/x.jpg"]) as sink:
+        sink.write(seen(source / "a.jpg"))
+    assert files(source / "copies") == ["a.jpg"]
+
+
+def test_only_its_own_files_are_replaced(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.jpg").write_bytes(JPEG)
+    with (
+        pytest.raises(OutputError, match="is no annotated picture"),
+        Annotate(out, [str(source)]) as sink,
+    ):
+        sink.write(seen(source / "a.jpg"))
+    assert (out / "a.jpg").read_bytes() == JPEG
+    assert files(out) == ["a.jpg"]
+
+
+def test_a_link_out_of_the_folder_is_not_followed(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "deep").symlink_to(tmp_path / "elsewhere")
+    for name in ("deep/a.jpg", "deep/er/a.jpg"):
+        with (
+            pytest.raises(OutputError, match="is a link that leaves"),
+            Annotate(tmp_path / "out", [str(source)]) as sink,
+        ):
+            sink.write(seen(source / name))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_interrupted_run_leaves_whole_files_only(tmp_path: Path) -> None:
+    pictures = [encoded(".png", seed=number) for number in range(4)]
+    with pytest.raises(KeyboardInterrupt), Annotate(tmp_path / "out", ["in/x.png"]) as sink:
+        for number in range(60):
+            sink.write(seen(f"in/{number}.png", pictures[number % 4]))
+        raise KeyboardInterrupt
+    written = files(tmp_path / "out")
+    assert 0 < len(written) <= 60
+    for name in written:
+        assert name.endswith(".png")
+        with Pillow.open(tmp_path / "out" / name) as image:
+            image.load()
+
+
+def test_all_that_was_given_is_written_at_the_end(tmp_path: Path) -> None:
+    with Annotate(tmp_path / "out", ["in/x.jpg"]) as sink:
+        for number in range(100):
+            sink.write(seen(f"in/{number}.jpg"))
+    assert len(files(tmp_path / "out")) == 100
+
+
+@contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """What a full disk does, by the kernel's own hand: writing fails midway."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_up_is_said_by_the_next_write_or_at_the_end(tmp_path: Path) -> None:
+    with (
+        files_limited_to(1000),
+        pytest.raises(OutputError, match="cannot write .*: File too large"),
+        Annotate(tmp_path / "out", ["in/x.jpg"]) as sink,
+    ):
+        for _ in range(1000):
+            sink.write(seen("in/x.jpg"))
+        pytest.fail("a thousand pictures were taken without a word")
+    with (
+        files_limited_to(1000),
+        pytest.raises(OutputError, match="File too large"),
+        Annotate(tmp_path / "out", ["in/x.jpg"]) as sink,
+    ):
+        sink.write(seen("in/x.jpg"))
+    assert files(tmp_path / "out") == []
+
+
+def test_where_no_folder_can_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"--annotate .*: (Not a directory|File exists)"):
+        Annotate(tmp_path / "file" / "out", [])
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("in/a.jpg", "a.jpg"),
+        ("in//sub/a.JPEG", "sub/a.JPEG"),
+        ("in/a.zip!/dir/x.jpg", "a.zip!/dir/x.jpg"),
+        ("in/a.zip!/../../x.jpg", None),
+        ("in/a.zip!//x.jpg", None),
+        ("in/../x.jpg", None),
+        ("in/..", None),
+        ("in/x.jpg/y.jpg", None),  # x.jpg could be a picture's copy
+        ("elsewhere/a.jpg", None),
+        ("/etc/a.jpg", None),
+        ("https://host/in/a.jpg?size=2", None),
+        ("https://host/", None),
+        ("in/new\nline\x1b.jpg", None),
+        (os.fsdecode(b"in/\xff.jpg"), None),
+        ("in/" + "x" * 300 + ".jpg", None),
+        ("in/" + "é" * 120 + ".jpg", None),
+        ("in/" + "deep/" * 300 + "x.jpg", None),
+        ("in/a:b.jpg", None),
+        ("in/a\0b.jpg", None),
+    ],
+)
+def test_names(source: str, kept: str | None, tmp_path: Path) -> None:
+    name = Names(["in/*.jpg"]).of(seen(source), ".jpg")
+    if kept:
+        assert name == Path(kept)
+    else:
+        assert re.search(r"-[0-9a-f]{10}\.jpg$", name.name)
+        assert len(name.parts) == 1
+    with Annotate(tmp_path / "out", ["in/*.jpg"]) as sink:
+        sink.write(seen(source))
+    assert files(tmp_path / "out") == [str(name)]
+
+
+@given(st.lists(names, unique=True, max_size=6), st.sampled_from([".jpg", ".png"]))
+def test_names_are_possible_stay_inside_and_differ(sources: list[str], suffix: str) -> None:
+    given_ = ["in", "in/other/*.jpg", "-", "/srv/x.png"]
+    found = [
+        Names(given_).of(seen(prefix + source), suffix)
+        for prefix in ("in/", "/srv/", "")
+        for source in sources
+    ]
+    for name in found:
+        assert not name.is_absolute()
+        assert ".." not in name.parts
+        assert len(os.fsencode(name)) < 2000
+        assert all(0 < len(part.encode()) <= 255 and part.isprintable() for part in name.parts)
+        assert not any(part.lower().endswith((".jpg", ".jpeg", ".png")) for part in name.parts[:-1])
+        assert name.suffix.lower() in ((".jpg", ".jpeg") if suffix == ".jpg" else (".png",))
+    inside = [prefix + source for prefix in ("in/", "/srv/", "") for source in sources]
+    # Two spellings of one path are one picture.
+    assert len({str(name) for name in found}) >= len({os.path.normpath(name) for name in inside})
+
+
+def test_results_of_one_source_differ() -> None:
+    names = Names(["in"])
+    results = [
+        Result("in/a.jpg", frame=frame, face=face, label="unsure", score=0.5)
+        for frame in (None, 0, 1)
+        for face in (None, (1, 2, 3, 4), (-1, 2, 3, 4))
+    ]
+    assert len({names.of(result, ".jpg") for result in results}) == len(results)
