@@ -1,0 +1,33 @@
+"""The examples of docs/api.md, run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from ..conftest import picture
+
+PAGE = Path(__file__).parents[2] / "docs" / "api.md"
+
+
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 8
+    (tmp_path / "portraits").mkdir()
+    for number, colour in enumerate(("red", "blue", "red")):
+        cv2.imwrite(str(tmp_path / "portraits" / f"{number}.jpg"), picture(colour, 320, 300))
+    (tmp_path / "portraits" / "broken.png").write_bytes(b"\x89PNG")
+    cv2.imwrite(str(tmp_path / "portrait.jpg"), picture("blue", 400, 300))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    assert len((tmp_path / "verdicts.csv").read_text().splitlines()) == 4
+    assert [result.source for result in names["results"]] == [str(p) for p in names["paths"]]
+    assert names["shown"].shape == (400, 300, 3)
+    with pytest.raises(Exception, match="closed"):
+        names["classifier"].predict(names["outputs"].heatmap)
