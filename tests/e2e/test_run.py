@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import http.server
 import io
 import json
 import os
@@ -12,6 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -413,3 +416,34 @@ def test_written_files_are_no_sources(portraits: Path, colour_model: Path, tmp_p
         assert said in err
         assert len(err.splitlines()) <= 2
         assert sorted(portraits.iterdir()) == before
+
+
+def test_archives_and_addresses(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "all"), "zip", portraits))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(portraits))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://me:secret@127.0.0.1:{server.server_port}"
+        sources = [archive, f"{url}/1-blue.png", f"{url}/absent.png"]
+        model = ("--model", colour_model)
+        code, out, err = run(*sources, *model, "--allow-private", "--annotate", tmp_path / "shown")
+        refused, lines, _ = run("-", *model, input=f"{url}/1-blue.png\n".encode())
+        server.shutdown()
+    assert code == 3
+    # Members come in the archive's own order, which is the folder's.
+    rows = rows_of(out)
+    assert [row["source"].startswith("http") for row in rows] == [False] * 3 + [True] * 2
+    assert sorted((row["source"], row["label"]) for row in rows[:3]) + [
+        (row["source"], row["label"]) for row in rows[3:]
+    ] == [
+        (f"{archive}!/0-red.png", "generated"),
+        (f"{archive}!/1-blue.png", "groundtruth"),
+        (f"{archive}!/2-red.png", "generated"),
+        (f"http://***@127.0.0.1:{server.server_port}/1-blue.png", "groundtruth"),
+        (f"http://***@127.0.0.1:{server.server_port}/absent.png", None),
+    ]
+    assert len(list((tmp_path / "shown").rglob("*.png"))) == 4
+    # This machine's own network is out of bounds unless it is allowed.
+    assert refused == 3
+    assert rows_of(lines)[0]["error"]["code"] == "refused"
+    assert "secret" not in out + err + lines

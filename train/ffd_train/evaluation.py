@@ -10,7 +10,7 @@ import numpy as np
 
 from ffd_runtime.backends import READS, Backend, open_backend
 from ffd_runtime.classifier import Classifier
-from ffd_runtime.errors import DataError
+from ffd_runtime.errors import BackendError, DataError
 from ffd_runtime.results import Result
 from ffd_runtime.sources import Item
 
@@ -20,25 +20,33 @@ from .metrics import Report, measure_scores
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over the images that could be read, and the rows of those that could not."""
+    """Metrics over the images that could be read, and a row for every image."""
 
     report: Report
-    unreadable: tuple[Result, ...]
+    rows: tuple[Result, ...]
+
+    @property
+    def unreadable(self) -> list[Result]:
+        """The rows of images that could not be read."""
+        return [row for row in self.rows if row.error]
 
 
-def open_model(path: Path, device: str = "auto") -> Backend:
+def open_model(path: Path, device: str = "auto", backend: str = "auto") -> Backend:
     """Open a checkpoint with PyTorch, or an ONNX or engine with the runtime.
 
     Args:
         path: a run's folder (its best checkpoint), a checkpoint, an ONNX or an engine.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        backend: of the runtime, for what it reads; `auto` for a checkpoint.
 
     Raises:
         ModelError: the file is not one of ours.
-        BackendError: the device does not start.
+        BackendError: the backend or device does not start.
     """
     if path.suffix in READS:
-        return open_backend(path, device=device)
+        return open_backend(path, backend, device)
+    if backend != "auto":
+        raise BackendError(f"--backend {backend}: {path} is a checkpoint, which PyTorch runs")
     import torch
 
     from ffd_runtime.devices import parse_device
@@ -85,4 +93,4 @@ def evaluate(
         classifier.card,
         [sample.source for sample, _ in read],
     )
-    return Evaluation(report, tuple(row for row in rows if row.error))
+    return Evaluation(report, tuple(rows))

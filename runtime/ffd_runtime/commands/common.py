@@ -174,6 +174,18 @@ def device_option() -> Callable[[Any], Any]:
     )
 
 
+def backend_option() -> Callable[[Any], Any]:
+    """`--backend`."""
+    return click.option(
+        "--backend",
+        # Those of `backends.BACKENDS`, which --help must not wait for.
+        type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
+        default="auto",
+        show_default=True,
+        help="A backend asked for by name is used or is an error.",
+    )
+
+
 def format_option(default: str) -> Callable[[Any], Any]:
     """`--json` or `--table`, None where neither is given.
 

@@ -13,6 +13,7 @@ import click
 from .common import (
     Command,
     Terminated,
+    backend_option,
     device_option,
     format_option,
     say,
@@ -40,6 +41,7 @@ Examples:
   ffd-run portraits/ --annotate shown/ --heatmap
   ffd-run portraits/ --model runs/mine/best.onnx --device cuda
   find . -name '*.png' -print0 | ffd-run --null - | jq .label
+  ffd-run uploads.zip https://example.org/portrait.jpg
 
 \b
 Exit codes:
@@ -54,12 +56,7 @@ Exit codes:
     type=click.Path(),
     help="An ONNX or engine made by ffd-export. Default: the embedded model.",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
-    default="auto",
-    show_default=True,
-)
+@backend_option()
 @device_option()
 @click.option("--batch", type=click.IntRange(1, 1024), default=16, show_default=True)
 @click.option(
@@ -96,12 +93,21 @@ Exit codes:
     show_default=True,
     help="Refuse larger images.",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 86400, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="Seconds for one web address.",
+)
+@click.option("--allow-private", is_flag=True, help="Fetch from addresses that are not public too.")
 @version_option()
 def main(sources: tuple[str, ...], **options: Any) -> None:
     """Say of each image whether its face is generated or a photograph.
 
-    SOURCE is a file, a folder (with all below it), a glob, or - for paths on standard input. Every
-    input gives one row, in order; what cannot be read gives a row that says why.
+    SOURCE is a file, a folder (with all below it), a glob, a zip or tar archive, an http or https
+    address of a picture, or - for paths and addresses on standard input. Every input gives one row,
+    in order; what cannot be read gives a row that says why.
     """
     _run(sources, options)
 
@@ -115,7 +121,7 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
 
     from ..classifier import Classifier
     from ..sinks import check_file_sink
-    from ..sources import find_files
+    from ..sources import FetchPolicy, find_files
 
     # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
     cv2.setNumThreads(1)
@@ -153,7 +159,8 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         sinks += [sink for sink in (page, shown) if sink]
         tally: Counter[str] = Counter()
         done = _take_up(file, tally, page) if file and options["resume"] else Counter()
-        items = find_files(sources, null=options["null"], leave_out=leave_out)
+        policy = FetchPolicy(options["timeout"], allow_private=options["allow_private"])
+        items = find_files(sources, null=options["null"], leave_out=leave_out, policy=policy)
         count = None if "-" in sources else lambda: _count(find_files(sources, leave_out=leave_out))
         with _progress(console, count, done.total()) as advance, _say_where_rows_are(output):
             keep = bool(page or shown)
@@ -258,8 +265,10 @@ def _partial(output: Path) -> Path:
 def _refuse_streams(sources: Iterable[str]) -> None:
     for source in sources:
         scheme, found, _ = source.partition("://")
-        if found and scheme.isalnum():
-            raise click.UsageError(f"{scheme}:// is not a source that ffd-run reads: give files")
+        if found and scheme.isalnum() and scheme.lower() not in ("http", "https"):
+            raise click.UsageError(
+                f"{scheme}:// is not a source that ffd-run reads: give files or http addresses"
+            )
 
 
 def _own_files(output: Path | None, report: Path | None) -> frozenset[str]:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .files import Item, find_files
+from .policy import FetchPolicy
 
-__all__ = ["Item", "find_files"]
+__all__ = ["FetchPolicy", "Item", "find_files"]

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from ..decode import os_error, read_file
 from ..errors import FfdError, InputError
+from .policy import FetchPolicy
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,29 @@ class Item:
 
 
 def find_files(
-    sources: Iterable[str], *, null: bool = False, leave_out: Collection[str] = ()
+    sources: Iterable[str],
+    *,
+    null: bool = False,
+    leave_out: Collection[str] = (),
+    policy: FetchPolicy | None = None,
 ) -> Iterator[Item]:
     """Every input that the sources stand for, lazily and in a fixed order.
 
     A folder gives every file below it, sorted by name, links followed; whatever cannot be a picture
     gets its row when it is read. A source that does not exist and looks like a pattern is a glob.
-    `-` gives the paths on standard input.
+    An archive that is named gives its members. `-` gives the paths and addresses on standard input.
 
     Args:
-        sources: files, folders, patterns, `-`.
+        sources: files, folders, patterns, archives, http and https addresses, `-`.
         null: paths on standard input end with NUL instead of a newline.
         leave_out: paths never given, absolute and without links in their folders, such as the
             file that results are written to.
+        policy: how addresses are fetched; None for `FetchPolicy`'s defaults.
     """
     for source in sources:
         if source == "-":
-            yield from _expand(_stdin(null), leave_out)
-        elif not os.path.lexists(source) and glob.has_magic(source):
+            yield from _expand(_stdin(null), leave_out, policy)
+        elif "://" not in source and not os.path.lexists(source) and glob.has_magic(source):
             empty = True
             for item in _match(source, leave_out):
                 empty = False
@@ -69,7 +75,7 @@ def find_files(
             if empty:
                 yield Item(source, InputError("not_found", "no file matches this pattern"))
         else:
-            yield from _expand([source], leave_out)
+            yield from _expand([source], leave_out, policy)
 
 
 def _match(pattern: str, leave_out: Collection[str]) -> Iterator[Item]:
@@ -88,7 +94,8 @@ def _match(pattern: str, leave_out: Collection[str]) -> Iterator[Item]:
             below = os.path.relpath(item.source, folder).split(os.sep)
             loop = item.error is not None and item.error.code == "link_loop"
             if not loop and (item.error or _fits(below, wanted)):
-                yield Item("/".join(below) if deep == 0 else item.source, item.error)
+                path = "/".join(below) if deep == 0 else item.source
+                yield from [Item(path, item.error)] if item.error else _open(path)
 
 
 def _fits(names: list[str], patterns: list[str]) -> bool:
@@ -129,12 +136,33 @@ def _stdin(null: bool) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def _expand(paths: Iterable[str], leave_out: Collection[str]) -> Iterator[Item]:
+def _expand(
+    paths: Iterable[str], leave_out: Collection[str], policy: FetchPolicy | None = None
+) -> Iterator[Item]:
     for path in paths:
-        if os.path.isdir(path):
+        address = _address(path, policy) if "://" in path else None
+        if address:
+            yield address
+        elif os.path.isdir(path):
             yield from _walk(path, leave_out)
         elif not _left_out(path, leave_out):
-            yield Item(path)
+            yield from _open(path)
+
+
+def _address(text: str, policy: FetchPolicy | None) -> Item | None:
+    from .urls import is_url, url_item
+
+    return url_item(text, policy or FetchPolicy()) if is_url(text) else None
+
+
+def _open(path: str) -> Iterator[Item]:
+    """A file that was named: an archive stands for its members."""
+    from .archives import find_in_archive, is_archive
+
+    if is_archive(path):
+        yield from find_in_archive(path)
+    else:
+        yield Item(path)
 
 
 def _walk(top: str, leave_out: Collection[str]) -> Iterator[Item]:

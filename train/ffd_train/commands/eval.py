@@ -11,6 +11,7 @@ import click
 
 from ffd_runtime.commands.common import (
     Command,
+    backend_option,
     device_option,
     format_option,
     say,
@@ -40,12 +41,13 @@ Examples:
     help="Default: test where DATA has split folders, else all of it. A DATA without them is "
     "split as ffd-train does.",
 )
+@backend_option()
 @device_option()
 @click.option("--batch", type=click.IntRange(1, 1024), default=16, show_default=True)
 @format_option("")
 @version_option()
 def main(
-    model: Path, data: Path, split: str | None, device: str, batch: int, as_json: bool | None
+    model: Path, data: Path, split: str | None, backend: str, device: str, batch: int, as_json: bool | None
 ) -> None:
     """Measure MODEL on DATA, a folder with generated/ and groundtruth/.
 
@@ -67,7 +69,7 @@ def main(
     if not split and not any(sample.split for sample in samples):
         say(f"{data} has no test/: all of it is measured, also what a model was perhaps trained on")
     path = EMBEDDED if str(model) == "embedded" else model
-    with Classifier(open_model(path, device), batch=batch) as classifier:
+    with Classifier(open_model(path, device, backend), batch=batch) as classifier:
         say(f"{classifier.description}; {len(samples)} images")
         say_more(classifier.card.to_json(indent=2))
         console = Console(stderr=True)

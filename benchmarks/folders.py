@@ -1,0 +1,182 @@
+"""How near ffd-run comes to what its parts cost: throughput, preprocessing, cold start, memory.
+
+Usage: python benchmarks/folders.py FACES [ROUNDS] > benchmarks/folders.csv
+
+Each row is a ratio of two things measured in turns in one run, and its limit.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from machine import describe
+
+from ffd_runtime import Classifier
+from ffd_runtime.backends import EMBEDDED
+from ffd_runtime.decode import decode, read_file
+from ffd_runtime.preprocess import preprocess
+from ffd_runtime.sources import Item, find_files
+
+IMAGES = 600
+BATCH = 16
+FILES = (2_000, 20_000)
+
+BARE_START = f"""
+import cv2, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = {len(os.sched_getaffinity(0))}
+session = onnxruntime.InferenceSession({str(EMBEDDED)!r}, options, ["CPUExecutionProvider"])
+session.run(None, {{"image": numpy.zeros((1, 299, 299, 3), numpy.uint8)}})
+"""
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def throughput(classifier: Classifier, items: list[Item], rounds: int) -> tuple[float, float]:
+    """Images a second end to end, and 1 / (decode + preprocess + infer)."""
+    spec = classifier.card.preprocess
+    images = [decode(read_file(item.source), at_least=spec.decode_side) for item in items]
+    pixels = np.stack([preprocess(image, spec) for image in images])
+
+    def decode_all() -> None:
+        for item in items:
+            decode(read_file(item.source), at_least=spec.decode_side)
+
+    def preprocess_all() -> None:
+        for image in images:
+            preprocess(image, spec)
+
+    def infer_all() -> None:
+        for start in range(0, len(pixels), BATCH):
+            classifier.predict(pixels[start : start + BATCH])
+
+    def end_to_end() -> None:
+        rows = list(classifier.classify_items(items))
+        assert all(row.label for row in rows), "a picture could not be read"
+
+    parts = (decode_all, preprocess_all, infer_all, end_to_end)
+    infer_all()
+    times = [[seconds(part) for part in parts] for _ in range(rounds)]
+    *stages, whole = (statistics.median(column) for column in zip(*times, strict=True))
+    return len(items) / whole, len(items) / sum(stages)
+
+
+def preprocessing(classifier: Classifier, items: list[Item], rounds: int) -> tuple[float, float]:
+    """Milliseconds of `preprocess`, and of the bare sequence of OpenCV calls."""
+    spec = classifier.card.preprocess
+    images = [decode(read_file(item.source)) for item in items[:200]]
+    clahe = cv2.createCLAHE(spec.clahe_clip, (spec.clahe_tiles, spec.clahe_tiles))
+
+    def bare(image: np.ndarray) -> np.ndarray:
+        side = min(image.shape[:2])
+        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+        square = image[top : top + side, left : left + side]
+        method = cv2.INTER_AREA if side > spec.size else cv2.INTER_LINEAR_EXACT
+        lab = cv2.cvtColor(
+            cv2.resize(square, (spec.size, spec.size), interpolation=method), cv2.COLOR_BGR2LAB
+        )
+        lightness, a, b = cv2.split(lab)
+        mean, deviation = cv2.meanStdDev(lightness)
+        gain = min(spec.max_gain, spec.target_deviation / max(float(deviation[0, 0]), 1e-6))
+        offset = spec.target_mean - float(mean[0, 0]) * gain
+        lightness = clahe.apply(cv2.convertScaleAbs(lightness, alpha=gain, beta=offset))
+        return cv2.cvtColor(cv2.merge((lightness, a, b)), cv2.COLOR_LAB2RGB)
+
+    def ours() -> None:
+        for image in images:
+            preprocess(image, spec)
+
+    def theirs() -> None:
+        for image in images:
+            bare(image)
+
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    milliseconds = [1000 * statistics.median(side) / len(images) for side in zip(*pairs)]  # noqa: B905
+    return milliseconds[0], milliseconds[1]
+
+
+def cold_start(picture: str, rounds: int) -> tuple[float, float]:
+    """Seconds of `ffd-run picture` as a process, and of the imports, session and run it needs."""
+    ours = [str(Path(sys.executable).with_name("ffd-run")), picture, "--device", "cpu"]
+    theirs = [sys.executable, "-c", BARE_START]
+
+    def run(command: list[str]) -> None:
+        subprocess.run(command, check=True, capture_output=True)
+
+    run(ours), run(theirs)
+    pairs = [(seconds(lambda: run(ours)), seconds(lambda: run(theirs))) for _ in range(rounds)]
+    medians = [statistics.median(side) for side in zip(*pairs, strict=True)]
+    return medians[0], medians[1]
+
+
+def memory(items: list[Item]) -> tuple[float, float]:
+    """Peak resident MiB of ffd-run over `FILES[1]` files, and over `FILES[0]`."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in FILES:
+            folder = Path(scratch, str(count))
+            folder.mkdir()
+            for number in range(count):
+                # Links: the run opens as many files, the disk holds few.
+                target = Path(items[number % len(items)].source).resolve()
+                (folder / f"{number:05}.jpg").symlink_to(target)
+            command = [str(Path(sys.executable).with_name("ffd-run")), str(folder)]
+            output = Path(scratch, f"{count}.jsonl")
+            process = subprocess.Popen(
+                [*command, "--output", str(output)], stderr=subprocess.DEVNULL
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            assert process.returncode == 0, "a picture could not be read"
+            peaks.append(usage.ru_maxrss / 1024)
+    return peaks[1], peaks[0]
+
+
+def main() -> None:
+    """Print a CSV: what, ours, the bare or smaller one, their ratio, and what it must be."""
+    faces = sys.argv[1]
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    cv2.setNumThreads(1)
+    found = list(find_files([faces]))
+    items = found[:: max(1, len(found) // IMAGES)][:IMAGES]
+    print(f"# {describe()}; {len(items)} faces, batch {BATCH}; {rounds} rounds")
+    print("what,ours,reference,ratio,must_be")
+
+    def report(what: str, pair: tuple[float, float], limit: str) -> None:
+        print(f"{what},{pair[0]:.2f},{pair[1]:.2f},{pair[0] / pair[1]:.3f},{limit}", flush=True)
+
+    with Classifier.open(device="cpu", batch=BATCH) as classifier:
+        report(
+            "images a second / (1 / (decode + preprocess + infer))",
+            throughput(classifier, items, rounds),
+            ">= 0.95",
+        )
+        report(
+            "preprocess ms / bare OpenCV calls ms",
+            preprocessing(classifier, items, 4 * rounds),
+            "<= 1.10",
+        )
+    report(
+        "cold ffd-run one.jpg s / bare imports and session s",
+        cold_start(items[0].source, 4 * rounds),
+        "<= 1.5",
+    )
+    report(f"peak MiB over {FILES[1]} files / over {FILES[0]}", memory(items), "<= 1.05")
+
+
+if __name__ == "__main__":
+    main()

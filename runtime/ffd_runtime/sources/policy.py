@@ -1,0 +1,34 @@
+"""How pictures behind web addresses are fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FetchPolicy:
+    """What a fetch may cost, and where it may go.
+
+    Attributes:
+        timeout: seconds for all of it: names, connections, redirects and body; up to a day.
+        max_bytes: of the body.
+        max_redirects: followed in a row.
+        allow_private: also connect to addresses that are not public, such as 127.0.0.1, 10.0.0.1
+            or fe80::1.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    timeout: float = 20.0
+    max_bytes: int = 1 << 26
+    max_redirects: int = 5
+    allow_private: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout <= 86400:
+            raise ValueError(f"timeout must be above 0 and at most 86400 s, not {self.timeout}")
+        if self.max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {self.max_bytes}")
+        if self.max_redirects < 0:
+            raise ValueError(f"max_redirects must not be negative, not {self.max_redirects}")

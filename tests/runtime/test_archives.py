@@ -1,0 +1,539 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import random
+import shutil
+import struct
+import subprocess
+import tarfile
+import tracemalloc
+import warnings
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffd_runtime.decode import MAX_BYTES, decode
+from ffd_runtime.errors import InputError
+from ffd_runtime.sources import members, tars
+from ffd_runtime.sources.archives import find_in_archive, is_archive
+from ffd_runtime.sources.files import Item
+
+from .encoded import BGR, FORMATS
+
+# What no compressor shortens, as pictures are.
+NOISE = random.Random(0).randbytes(3000)
+MEMBERS = {
+    "1.jpg": FORMATS["jpeg"],
+    "folder/2.png": FORMATS["png"],
+    "folder/empty": b"",
+    "long" * 30 + "/" + "name" * 40 + ".jpg": NOISE,
+    "häuser 東京.png": FORMATS["png"][:512],
+    "last.webp": FORMATS["webp"],
+}
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "tar": bytes,
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+}
+
+
+def zipped(
+    members: dict[str, bytes] | list[tuple[str, bytes]] = MEMBERS,
+    method: int = zipfile.ZIP_DEFLATED,
+) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
+        # It warns of names that come twice.
+        warnings.simplefilter("ignore")
+        for name, data in members.items() if isinstance(members, dict) else members:
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def tarred(members: dict[str, bytes] = MEMBERS, form: int = tarfile.PAX_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for name, data in members.items():
+            add(archive, name, data)
+    return buffer.getvalue()
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields: object) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    archive.addfile(info, io.BytesIO(data) if data else None)
+
+
+def outcome(item: Item) -> bytes | str:
+    """An item's bytes, or the code of its error."""
+    try:
+        return item.read()
+    except InputError as error:
+        return error.code
+
+
+def contents(path: Path | str, data: bytes | None = None) -> list[tuple[str, bytes | str]]:
+    """Each row's name without the archive's, and its outcome."""
+    if data is not None:
+        Path(path).write_bytes(data)
+    return [
+        (item.source.removeprefix(str(path)).removeprefix("!/"), outcome(item))
+        for item in find_in_archive(str(path))
+    ]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "archive"
+
+
+ALL = list(MEMBERS.items())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_every_member_of_a_zip_is_an_item(path: Path, method: int) -> None:
+    assert contents(path, zipped(method=method)) == ALL
+    assert is_archive(str(path))
+    (first, *_) = find_in_archive(str(path))
+    assert first.source == f"{path}!/1.jpg"
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_member_of_a_tar_is_an_item(path: Path, form: int, compression: str) -> None:
+    # A ustar header has room for 100 bytes behind the last slash.
+    fit = form != tarfile.USTAR_FORMAT
+    members = {name if fit else name.replace("name" * 20, ""): data for name, data in ALL}
+    assert contents(path, COMPRESS[compression](tarred(members, form))) == [*members.items()]
+    assert is_archive(str(path))
+
+
+def test_pictures_come_out_as_they_went_in(path: Path) -> None:
+    pictures = {name: data for name, data in FORMATS.items() if "alpha" not in name}
+    for data in (zipped(pictures), tarred(pictures)):
+        for name, found in contents(path, data):
+            assert found == pictures[name]
+    assert (decode(dict(contents(path))["png"]) == BGR).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not shutil.which("tar"), reason="there is no tar command")
+def test_what_the_tar_command_packs(tmp_path: Path, path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep/a.png").write_bytes(FORMATS["png"])
+    (folder / "link.png").symlink_to("deep/a.png")
+    os.link(folder / "deep/a.png", folder / "hard.png")
+    os.mkfifo(folder / "pipe")
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"x")
+    with (folder / "holes").open("wb") as file:
+        for at in range(0, 40 << 20, 1 << 20):
+            file.seek(at)
+            file.write(b"x")
+    for form in ("gnu", "posix", "ustar"):
+        # A map of 40 holes needs more room than GNU tar's header has.
+        sparse = [] if form == "ustar" else ["--sparse"]
+        options = [f"--format={form}", "--sort=name", *sparse, f"--directory={folder}"]
+        subprocess.run(["tar", "cf", str(path), *options, "."], check=True)
+        assert contents(path)[:-1] == [
+            ("./deep/a.png", FORMATS["png"]),
+            ("./hard.png", "refused"),
+            *(
+                [("./holes", "refused")]
+                if sparse
+                else [("./holes", (folder / "holes").read_bytes())]
+            ),
+            ("./link.png", "refused"),
+            ("./pipe", "refused"),
+        ]
+        assert contents(path)[-1] == (os.fsdecode(b"./\xff.png"), b"x")
+
+
+def test_archives_without_members(path: Path) -> None:
+    folder = io.BytesIO()
+    with tarfile.open(fileobj=folder, mode="w") as archive:
+        add(archive, "folder", type=tarfile.DIRTYPE)
+    for data in (zipped({}), folder.getvalue(), gzip.compress(folder.getvalue())):
+        assert contents(path, data) == []
+
+
+def test_names_may_come_twice_and_need_not_be_utf8(path: Path) -> None:
+    data = zipped([("a", b"1"), ("a", b"2"), ("é", b"3")])
+    assert contents(path, data) == [("a", b"1"), ("a", b"2"), ("é", b"3")]
+    # Without the flag for UTF-8, names are in code page 437.
+    flag = struct.pack("<H", 0x800)
+    assert contents(path, data.replace(flag, b"\0\0"))[2] == ("├⌐", b"3")
+    broken = data.replace("é".encode(), b"\xff\xfe")
+    assert contents(path, broken)[2] == (os.fsdecode(b"\xff\xfe"), b"3")
+
+
+def test_zip64(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 8)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
+    data = zipped()
+    assert b"PK\6\6" in data
+    assert contents(path, data) == ALL
+
+
+def test_a_comment_or_something_before_a_zip_is_no_hindrance(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"1")
+        archive.comment = b"a comment that says PK\5\6 and goes on for a while"
+    assert contents(path) == [("a", b"1")]
+    assert contents(path, zipped({"b": b"2"}) + path.read_bytes()) == [("a", b"1")]
+
+
+def test_parallel_compressors_write_several_streams(path: Path) -> None:
+    data = tarred()
+    for compress in (gzip.compress, bz2.compress, lzma.compress):
+        parts = compress(data[:4000]) + compress(data[4000:])
+        assert contents(path, parts + bytes(512)) == ALL
+
+
+LEAVES = ["../a", "a/../../b", "/etc/passwd", "C:\\a", "C:a", "a\\..\\b", "\\\\host\\a"]
+
+
+def test_members_that_lead_out_are_refused(path: Path) -> None:
+    members = [*((name, b"x") for name in LEAVES), ("good", b"x")]
+    expected = [*((name, "refused") for name in LEAVES), ("good", b"x")]
+    assert contents(path, zipped(members)) == expected
+    assert contents(path, tarred(dict(members))) == expected
+    assert os.listdir(path.parent) == ["archive"]
+
+
+def test_links_and_devices_are_refused_and_folders_left_out(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        add(archive, "folder", type=tarfile.DIRTYPE)
+        # A link may claim a size: no data follows all the same.
+        add(archive, "soft", type=tarfile.SYMTYPE, linkname="/etc/passwd", size=5000)
+        add(archive, "hard", type=tarfile.LNKTYPE, linkname="good")
+        add(archive, "pipe", type=tarfile.FIFOTYPE)
+        add(archive, "null", type=tarfile.CHRTYPE)
+        add(archive, "good", b"x")
+    refused = [(name, "refused") for name in ("soft", "hard", "pipe", "null")]
+    assert contents(path) == [*refused, ("good", b"x")]
+    with zipfile.ZipFile(path, "w") as zip_archive:
+        zip_archive.mkdir("folder")
+        link = zipfile.ZipInfo("soft")
+        link.external_attr = 0o120777 << 16
+        zip_archive.writestr(link, "/etc/passwd")
+        zip_archive.writestr("good", b"x")
+    assert contents(path) == [("soft", "refused"), ("good", b"x")]
+
+
+def directory_of(data: bytes, name: str) -> int:
+    """Where the directory's entry of a member begins."""
+    at = data.index(b"PK\1\2")
+    return data.rindex(b"PK\1\2", at, data.index(name.encode(), at))
+
+
+def patched(data: bytes, at: int, form: str, *values: int) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into("<" + form, changed, at, *values)
+    return bytes(changed)
+
+
+THREE = {"1": FORMATS["png"], "2": NOISE, "3": FORMATS["jpeg"]}
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value", "code"),
+    [
+        (8, "H", 1, "refused"),  # encrypted
+        (10, "H", 99, "corrupt"),  # a method that nobody knows
+        (10, "H", 14, "corrupt"),  # LZMA
+        (16, "I", 1, "corrupt"),  # checksum
+        (20, "I", 1 << 31, "corrupt"),  # packed size
+        (24, "I", 10, "corrupt"),  # unpacked size
+        (24, "I", MAX_BYTES + 1, "too_large"),
+        (42, "I", 1 << 31, "corrupt"),  # offset
+        (42, "I", 7, "corrupt"),
+    ],
+)
+def test_one_bad_member_of_a_zip_does_not_hide_the_others(
+    path: Path, offset: int, form: str, value: int, code: str
+) -> None:
+    data = zipped(THREE)
+    changed = patched(data, directory_of(data, "2") + offset, form, value)
+    expected = [("1", THREE["1"]), ("2", code), ("3", THREE["3"])]
+    assert contents(path, changed) == expected
+
+
+def test_damaged_data_in_a_zip(path: Path) -> None:
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+        data = bytearray(zipped(THREE, method))
+        data[directory_of(bytes(data), "2") // 2] ^= 0x10
+        rows = contents(path, bytes(data))
+        assert rows[0] == ("1", THREE["1"])
+        assert rows[1][1] in ("corrupt", "truncated")
+        assert rows[2] == ("3", THREE["3"])
+
+
+def test_a_broken_directory_ends_with_a_row_that_says_so(path: Path) -> None:
+    data = zipped(THREE)
+    broken = patched(data, directory_of(data, "2"), "I", 0)
+    assert contents(path, broken) == [("1", THREE["1"]), ("", "corrupt")]
+    assert contents(path, data[:-30]) == [("", "truncated")]
+
+
+def test_a_zip_that_changes_between_search_and_reading(path: Path) -> None:
+    path.write_bytes(zipped(THREE, zipfile.ZIP_STORED))
+    items = list(find_in_archive(str(path)))
+    end = path.read_bytes().index(NOISE[:8]) + 2000
+    path.write_bytes(path.read_bytes()[:end])
+    assert [outcome(item) for item in items] == [THREE["1"], "truncated", "corrupt"]
+    path.unlink()
+    assert {outcome(item) for item in items} == {"not_found"}
+
+
+def test_bombs_in_a_zip(path: Path) -> None:
+    rows = contents(path, zipped({"bomb": bytes(64 << 20), "good": b"x"}))
+    assert rows == [("bomb", "too_large"), ("good", b"x")]
+    # Flat pictures shrink as much, as long as they are small.
+    flat = bytes(8 << 20)
+    assert contents(path, zipped({"flat": flat})) == [("flat", flat)]
+
+
+def test_what_shrinks_well_comes_out_to_its_last_byte(path: Path) -> None:
+    # The last of what comes in may give more than is taken out at once.
+    for size in range(65500, 65800, 7):
+        assert contents(path, zipped({"flat": bytes(size)})) == [("flat", bytes(size))]
+
+
+def test_a_bomb_that_lies_about_its_size_is_not_unpacked(path: Path) -> None:
+    data = zipped({"bomb": bytes(64 << 20)})
+    changed = patched(data, directory_of(data, "bomb") + 24, "I", 1000)
+    path.write_bytes(changed)
+    (item,) = find_in_archive(str(path))
+    tracemalloc.start()
+    assert outcome(item) == "corrupt"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_members_of_a_zip_that_share_their_bytes(path: Path) -> None:
+    data = zipped({"1": NOISE})
+    at = data.index(b"PK\1\2")
+    entry, end = data[at : data.index(b"PK\5\6")], data.index(b"PK\5\6")
+    many = data[:at] + entry * 100 + patched(data[end:], 12, "I", 100 * len(entry))
+    rows = contents(path, many)
+    assert rows[0] == ("1", NOISE)
+    assert rows[-1] == ("", "refused")
+    assert len(rows) < 6
+
+
+def test_too_many_members(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "MAX_MEMBERS", 2)
+    for data in (zipped(THREE), tarred(THREE)):
+        assert [code for _, code in contents(path, data)] == [THREE["1"], NOISE, "too_large"]
+    monkeypatch.setattr(members, "MAX_MEMBERS", 3)
+    assert len(contents(path, zipped(THREE))) == 3
+
+
+def test_bombs_in_a_tar(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "STREAM_RATIO_FROM", 4 << 20)
+    bomb = tarred({"good": NOISE, "bomb": bytes(16 << 20), "never": b"x"})
+    for compress in (gzip.compress, bz2.compress, lzma.compress):
+        rows = contents(path, compress(bomb))
+        assert rows == [("good", NOISE), ("bomb", "too_large"), ("", "too_large")]
+
+
+def test_members_too_large_to_carry(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "MAX_CARRIED", 2000)
+    data = gzip.compress(tarred({"1": b"x", "large": NOISE, "3": b"x"}))
+    assert contents(path, data) == [("1", b"x"), ("large", "too_large"), ("3", b"x")]
+    monkeypatch.setattr(tars, "MAX_BYTES", 2000)
+    data = tarred({"1": b"x", "large": NOISE, "3": b"x"})
+    assert contents(path, data) == [("1", b"x"), ("large", "too_large"), ("3", b"x")]
+
+
+def test_a_dictionary_larger_than_memory_should_be(path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 28}]
+    data = lzma.compress(tarred(THREE), filters=filters)
+    assert contents(path, data) == [("", "not_an_image")]
+    assert not is_archive(str(path))
+
+
+def test_a_damaged_tar_header_costs_one_member(path: Path) -> None:
+    data = bytearray(tarred(THREE, tarfile.GNU_FORMAT))
+    data[data.index(b"2".ljust(100, b"\0"))] ^= 1
+    assert contents(path, bytes(data)) == [
+        ("1", THREE["1"]),
+        ("", "corrupt"),
+        ("3", THREE["3"]),
+    ]
+
+
+def test_junk_behind_a_damaged_tar_header_is_not_read_for_ever(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tars, "MAX_JUNK", 4096)
+    good = tarred({"1": b"x"}, tarfile.GNU_FORMAT)[:1024]
+    assert contents(path, good + b"j" * (1 << 20)) == [
+        ("1", b"x"),
+        ("", "corrupt"),
+        ("", "corrupt"),
+    ]
+
+
+def test_a_tar_without_its_end_mark_may_lack_members(path: Path) -> None:
+    whole = tarred(THREE, tarfile.GNU_FORMAT)
+    for compress in (bytes, gzip.compress):
+        # Cut between two members, where everything looks right.
+        cut = whole[: whole.index(b"3".ljust(100, b"\0"))]
+        assert contents(path, compress(cut)) == [
+            ("1", THREE["1"]),
+            ("2", NOISE),
+            ("", "truncated"),
+        ]
+
+
+def test_wrong_extended_headers(path: Path) -> None:
+    def with_pax(body: bytes, claimed: int | None = None) -> bytes:
+        header = tarfile.TarInfo("pax")
+        header.type = tarfile.XHDTYPE
+        header.size = len(body) if claimed is None else claimed
+        block = header.tobuf(tarfile.GNU_FORMAT)
+        return block + body.ljust(-(-len(body) // 512) * 512, b"\0") + tarred({"a": b"x"})
+
+    assert contents(path, with_pax(b"13 path=name\n")) == [("name", b"x")]
+    assert contents(path, with_pax(b"14 path=../up\n")) == [("../up", "refused")]
+    assert contents(path, with_pax(b"22 GNU.sparse.major=1\n")) == [("a", "refused")]
+    for body in (b"no record", b"99 path=a\n", b"0 path=a\n", b"10 size=x\n", b"11 size=-1\n"):
+        assert contents(path, with_pax(body))[0] == ("", "corrupt"), body
+    assert contents(path, with_pax(b"19 size=9999999999\n"))[0] == ("a", "truncated")
+    assert contents(path, with_pax(b"", 1 << 40)) == [("", "truncated")]
+    assert contents(path, with_pax(b"", -512)) == [("", "corrupt"), ("a", b"x")]
+    large = with_pax(bytes(3 << 20))
+    assert contents(path, large) == [("", "corrupt"), ("a", b"x")]
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_a_tar_cut_anywhere(path: Path, compression: str) -> None:
+    # Without the end mark, in which a cut would do no harm.
+    data = COMPRESS[compression](tarred(THREE).rstrip(b"\0"))
+    for end in range(600, len(data), max(1, len(data) // 40)):
+        rows = contents(path, data[:end])
+        assert rows[-1][1] in ("truncated", "not_an_image"), end
+        assert all(found == THREE[name] for name, found in rows[:-1])
+
+
+def test_a_wrong_checksum_behind_a_tar_is_told(path: Path) -> None:
+    # Larger than what is unpacked at once.
+    members = {**THREE, "4": random.Random(1).randbytes(100_000)}
+    data = bytearray(gzip.compress(tarred(members)))
+    data[-6] ^= 1
+    assert contents(path, bytes(data)) == [*THREE.items(), ("4", "corrupt")]
+    data = bytearray(gzip.compress(tarred(members) + bytes(200_000)))
+    data[-6] ^= 1
+    assert contents(path, bytes(data)) == [*members.items(), ("", "corrupt")]
+
+
+def test_archives_in_archives_are_not_opened(path: Path) -> None:
+    inner = zipped(THREE)
+    assert contents(path, zipped({"inner.zip": inner})) == [("inner.zip", inner)]
+
+
+def test_what_is_an_archive_is_told_by_content(path: Path) -> None:
+    def is_one(data: bytes) -> bool:
+        path.write_bytes(data)
+        return is_archive(str(path))
+
+    assert is_one(zipped())
+    assert is_one(zipped({}))
+    assert all(is_one(compress(tarred())) for compress in COMPRESS.values())
+    # A tar whose first member is called like a bitmap begins.
+    assert is_one(tarred({"BMW.jpg": b"x"}))
+    for form, data in FORMATS.items():
+        assert not is_one(data), form
+        assert not is_one(data + zipped()), form
+    assert not is_one(FORMATS["gif"].ljust(257, b"\0")[:257] + tarred()[257:])
+    assert not any(is_one(compress(b"text")) for compress in COMPRESS.values())
+    assert not any(is_one(data) for data in (b"", b"P", b"PK", b"\x1f\x8b\x08", b"BZh9", b"text"))
+    assert contents(path, b"text") == [("", "not_an_image")]
+
+
+def test_what_cannot_be_opened_is_no_archive(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    expected = {"pipe": "not_a_file", "absent": "not_found", ".": "not_a_file", "a\0b": "not_found"}
+    for name, code in expected.items():
+        source = f"{tmp_path}/{name}"
+        assert not is_archive(source)
+        assert contents(source) == [("", code)], name
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files cannot be counted")
+def test_nothing_stays_open_when_the_search_is_given_up(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for data in (zipped(THREE), tarred(THREE), gzip.compress(tarred(THREE))):
+        path.write_bytes(data)
+        found = find_in_archive(str(path))
+        items = list(islice(found, 2))
+        found.close()  # type: ignore[attr-defined]
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert [item.read() for item in items] == [THREE["1"], NOISE]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_threads_read_one_archive_at_once(path: Path) -> None:
+    members = {str(n): random.Random(n).randbytes(20_000) for n in range(200)}
+    for data in (zipped(members), tarred(members)):
+        path.write_bytes(data)
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(Item.read, find_in_archive(str(path)))
+            assert list(found) == list(members.values())
+
+
+def test_a_directory_of_any_length_is_not_held_in_memory(path: Path) -> None:
+    path.write_bytes(zipped({f"folder/{n}.jpg": b"x" for n in range(5000)}))
+    tracemalloc.start()
+    assert sum(1 for _ in find_in_archive(str(path))) == 5000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+SMALL = {"a.png": FORMATS["png"][:700], "b/c.jpg": NOISE[:600], "d" * 120: b"d"}
+BASES = [
+    zipped(SMALL),
+    zipped(SMALL, zipfile.ZIP_STORED),
+    tarred(SMALL),
+    tarred(SMALL, tarfile.GNU_FORMAT),
+    *(compress(tarred(SMALL)) for compress in (gzip.compress, bz2.compress, lzma.compress)),
+]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(st.sampled_from(BASES)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        piece = draw(st.binary(max_size=8))
+        data[at : at + draw(st.sampled_from((0, len(piece), 100)))] = piece
+    return bytes(data[: draw(st.integers(1, len(data) + 1))] if draw(st.booleans()) else data)
+
+
+@settings(max_examples=500, deadline=None)
+@given(damaged() | st.binary(max_size=600).map(lambda tail: b"PK\3\4" + tail))
+def test_whatever_is_damaged_gives_bytes_or_input_errors(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(data)
+    is_archive(str(path))
+    for item in find_in_archive(str(path)):
+        assert item.source.startswith(str(path))
+        outcome(item)
