@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from ..sinks.annotate import Annotate
     from ..sinks.report import Report
     from ..sources import Item
+
+# Options that name files to write.
+OUTPUTS = ("output", "report")
 
 EPILOG = """\b
 Examples:
@@ -119,59 +123,76 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
 
     import cv2
 
-    from ..classifier import Classifier
-    from ..sinks import check_file_sink
-    from ..sources import FetchPolicy, find_files
-
     # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
     cv2.setNumThreads(1)
-    output = Path(options["output"]) if options["output"] else None
-    if options["resume"] and output is None:
-        raise click.UsageError("--resume needs the --output that it continues")
-    if options["heatmap"] and not options["annotate"]:
-        raise click.UsageError("--heatmap needs the --annotate DIR that it draws into")
-    report = Path(options["report"]) if options["report"] else None
-    for written in filter(None, (output, report)):
-        _refuse_sources(written, sources)
-    if output:
-        check_file_sink(output)
-        if options["resume"] and output.exists() and not _partial(output).exists():
-            say(f"{output} is whole: there is nothing to resume (delete it to run again)")
-            return
-    leave_out = _own_files(output, report)
+    output, report = (Path(options[name]) if options[name] else None for name in OUTPUTS)
+    _check_outputs(sources, options, output, report)
+    if options["resume"] and output and output.exists() and not _partial(output).exists():
+        say(f"{output} is whole: there is nothing to resume (delete it to run again)")
+        return
+    tally: Counter[str] = Counter()
+    begin = time.monotonic()
     with ExitStack() as stack:
-        classifier = stack.enter_context(
-            Classifier.open(
-                options["model"],
-                backend=options["backend"],
-                device=options["device"],
-                batch=options["batch"],
-                workers=options["workers"],
-                max_pixels=options["max_pixels"],
-            )
-        )
-        say(classifier.description)
-        say_more(classifier.card.to_json(indent=2))
+        classifier = _open_classifier(stack, options)
         file = _open_file(stack, output, sources, classifier, options) if output else None
-        sinks, console = _open_sinks(stack, file, options["as_json"])
         page = _open_report(stack, report, classifier) if report else None
-        shown = _open_annotate(stack, sources, classifier, options)
-        sinks += [sink for sink in (page, shown) if sink]
-        tally: Counter[str] = Counter()
-        done = _take_up(file, tally, page) if file and options["resume"] else Counter()
-        policy = FetchPolicy(options["timeout"], allow_private=options["allow_private"])
-        items = find_files(sources, null=options["null"], leave_out=leave_out, policy=policy)
-        count = None if "-" in sources else lambda: _count(find_files(sources, leave_out=leave_out))
-        with _progress(console, count, done.total()) as advance, _say_where_rows_are(output):
-            keep = bool(page or shown)
-            for result in classifier.classify_items(_skip(items, done), keep_encoded=keep):
+        copies = _open_annotate(stack, sources, classifier, options)
+        done = _take_up(file, tally, page) if file and options["resume"] else Counter[str]()
+        earlier = done.total()
+        sinks, console = _open_sinks(stack, file, options["as_json"])
+        sinks += [sink for sink in (page, copies) if sink]
+        items, count = _find(sources, options, _own_files(output, report))
+        with _progress(console, count, earlier) as advance, _say_where_rows_are(output):
+            for result in classifier.classify_items(
+                _skip(items, done), keep_encoded=bool(page or copies)
+            ):
                 for sink in sinks:
                     sink.write(result)
                 tally[result.label or "errors"] += 1
                 advance()
-    say(_summary(tally))
+    say(_summary(tally, earlier, time.monotonic() - begin))
     if tally["errors"]:
         click.get_current_context().exit(3)
+
+
+def _check_outputs(
+    sources: Iterable[str], options: dict[str, Any], output: Path | None, report: Path | None
+) -> None:
+    """Refuse early what could only fail after a night's work."""
+    from ..sinks import check_file_sink
+
+    if options["resume"] and output is None:
+        raise click.UsageError("--resume needs the --output that it continues")
+    if options["heatmap"] and not options["annotate"]:
+        raise click.UsageError("--heatmap needs the --annotate DIR that it draws into")
+    for written in filter(None, (output, report)):
+        _refuse_sources(written, sources)
+    if output:
+        check_file_sink(output)
+
+
+def _open_classifier(stack: ExitStack, options: dict[str, Any]) -> Classifier:
+    from ..classifier import Classifier
+
+    names = ("model", "backend", "device", "batch", "workers", "max_pixels")
+    classifier = Classifier.open(**{name: options[name] for name in names})
+    stack.enter_context(classifier)
+    say(classifier.description)
+    say_more(classifier.card.to_json(indent=2))
+    return classifier
+
+
+def _find(
+    sources: tuple[str, ...], options: dict[str, Any], leave_out: frozenset[str]
+) -> tuple[Iterator[Item], Callable[[], int] | None]:
+    """The inputs, and what counts them; standard input cannot be read twice."""
+    from ..sources import FetchPolicy, find_files
+
+    policy = FetchPolicy(options["timeout"], allow_private=options["allow_private"])
+    items = find_files(sources, null=options["null"], leave_out=leave_out, policy=policy)
+    if "-" in sources:
+        return items, None
+    return items, lambda: _count(find_files(sources, leave_out=leave_out))
 
 
 def _refuse_sources(written: Path, sources: Iterable[str]) -> None:
@@ -322,13 +343,21 @@ def _progress(
         MofNCompleteColumn,
         Progress,
         SpinnerColumn,
+        Task,
+        TextColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Rate(TextColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "", "progress.data.speed")
 
     with Progress(
         SpinnerColumn(),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(""),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -345,10 +374,12 @@ def _progress(
         yield lambda: progress.advance(task)
 
 
-def _summary(tally: Counter[str]) -> str:
+def _summary(tally: Counter[str], earlier: int, seconds: float) -> str:
+    """Counts of all rows, and the rate of those that are new."""
     total = tally.total()
     if not total:
         return "no files found"
     kinds = ("generated", "groundtruth", "unsure", "errors")
     parts = ", ".join(f"{tally[kind]} {kind}" for kind in kinds)
-    return f"{total} {'input' if total == 1 else 'inputs'}: {parts}"
+    rate = (total - earlier) / max(seconds, 1e-3)
+    return f"{total} {'input' if total == 1 else 'inputs'}: {parts} ({rate:.1f} a second)"

@@ -1,0 +1,93 @@
+"""Images a second of ffd-run's pipeline on a CPU against the straightforward PyTorch script.
+
+Usage: python benchmarks/against_pytorch.py FACES RUN ONNX... > benchmarks/against_pytorch.csv
+
+RUN is a run of ffd-train; each ONNX is what ffd-export made of it. The script is what people write
+first: eager FP32, one image at a time, OpenCV's preprocessing. All take turns within one run.
+Accuracy is of the test split, by the runtime.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import torch
+from machine import describe
+
+from ffd_runtime import Classifier
+from ffd_runtime.decode import decode, read_file
+from ffd_runtime.preprocess import preprocess
+from ffd_runtime.sources import Item
+from ffd_train.checkpoint import load_checkpoint
+from ffd_train.data import find_labelled
+from ffd_train.evaluation import evaluate
+
+IMAGES = 48
+ROUNDS = 5
+BACKENDS = ("onnxruntime", "openvino")
+
+
+def straightforward(run: Path, paths: list[str]) -> Callable[[], None]:
+    """The script that is compared with."""
+    net, card = load_checkpoint(run / "best.safetensors")
+    net.eval()
+
+    def classify() -> None:
+        with torch.inference_mode():
+            for path in paths:
+                image = preprocess(decode(read_file(path)), card.preprocess)
+                net(torch.from_numpy(image)[None]).softmax(1)
+
+    return classify
+
+
+def ours(classifier: Classifier, paths: list[str]) -> Callable[[], None]:
+    """What ffd-run does."""
+
+    def classify() -> None:
+        rows = list(classifier.classify_items(map(Item, paths)))
+        assert all(row.label for row in rows), "a picture could not be read"
+
+    return classify
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print a CSV: what runs, its images a second, how many times the script's, its accuracy."""
+    faces, run, *models = map(Path, sys.argv[1:])
+    cv2.setNumThreads(1)
+    samples = find_labelled(faces, "test")
+    paths = [str(faces / s.path) for s in samples[:: max(1, len(samples) // IMAGES)]][:IMAGES]
+    work = {("PyTorch script", "fp32"): straightforward(run, paths)}
+    accuracy: dict[tuple[str, str], float] = {}
+    for model in models:
+        for backend in BACKENDS:
+            classifier = Classifier.open(model, backend=backend, device="cpu")
+            name = (backend, f"{classifier.card.precision} {model.name}")
+            work[name] = ours(classifier, paths)
+            accuracy[name] = evaluate(classifier, faces, samples).report.accuracy
+    for one in work.values():
+        one()
+    times = [[seconds(one) for one in work.values()] for _ in range(ROUNDS)]
+    print(f"# {describe()}, torch {torch.__version__}; {len(paths)} faces, {ROUNDS} rounds")
+    print("runs,model,images_a_second,times_the_script,test_accuracy")
+    for column, name in enumerate(work):
+        taken = statistics.median(row[column] for row in times)
+        ratio = statistics.median(row[0] / row[column] for row in times)
+        right = f"{accuracy[name]:.4f}" if name in accuracy else ""
+        print(f"{name[0]},{name[1]},{len(paths) / taken:.2f},{ratio:.2f},{right}")
+
+
+if __name__ == "__main__":
+    main()
