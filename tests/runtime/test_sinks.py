@@ -16,7 +16,8 @@ from rich.console import Console
 
 from ffd_runtime.errors import InputError, OutputError
 from ffd_runtime.results import Result
-from ffd_runtime.sinks import JsonLines, Origin, open_file_sink
+from ffd_runtime.sinks import JsonLines, open_file_sink
+from ffd_runtime.sinks.origin import Origin
 from ffd_runtime.sinks.table import Table
 from ffd_runtime.text import printable
 

@@ -31,10 +31,9 @@ EMBEDDED = Path(__file__).parent.parent / "models" / "embedded.onnx"
 MOST_ON_CPU = 32
 
 # How onnxruntime, OpenVINO, TensorRT, CUDA, cuDNN, cuBLAS and C++ say that memory has run out.
-OUT_OF_MEMORY = re.compile(
-    r"out ?of ?memory|out_of_memory|failed to allocate|alloc(ation)?_failed|cuda failure 2\b"
-    r"|bad[ _]alloc|cannot allocate memory",
-    re.IGNORECASE,
+OUT_OF_MEMORY = (
+    r"(?i)out ?of ?memory|out_of_memory|failed to allocate|alloc(ation)?_failed|cuda failure 2\b"
+    r"|bad[ _]alloc|cannot allocate memory"
 )
 
 
@@ -168,5 +167,5 @@ def failure(message: str, said: str = "") -> BackendError:
         message: of the error.
         said: all that the backend said, where that is more.
     """
-    kind = DeviceMemoryError if OUT_OF_MEMORY.search(f"{message}\n{said}") else BackendError
+    kind = DeviceMemoryError if re.search(OUT_OF_MEMORY, f"{message}\n{said}") else BackendError
     return kind(message)

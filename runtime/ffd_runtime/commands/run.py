@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..classifier import Classifier
-    from ..sinks import FileSink, Sink
+    from ..sinks import Sink
     from ..sinks.annotate import Annotate
+    from ..sinks.partial import PartialFile
     from ..sinks.report import Report
     from ..sources import Item
 
@@ -118,13 +119,9 @@ def main(sources: tuple[str, ...], **options: Any) -> None:
 
 def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
     _refuse_streams(sources)
-    # Imported here, so that --help does not wait for OpenCV and onnxruntime.
+    # Imported here and below, so that --help does not wait for OpenCV and onnxruntime.
     from pathlib import Path
 
-    import cv2
-
-    # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
-    cv2.setNumThreads(1)
     output, report = (Path(options[name]) if options[name] else None for name in OUTPUTS)
     _check_outputs(sources, options, output, report)
     if options["resume"] and output and output.exists() and not _partial(output).exists():
@@ -172,10 +169,17 @@ def _check_outputs(
 
 
 def _open_classifier(stack: ExitStack, options: dict[str, Any]) -> Classifier:
-    from ..classifier import Classifier
+    import cv2
 
-    names = ("model", "backend", "device", "batch", "workers", "max_pixels")
-    classifier = Classifier.open(**{name: options[name] for name in names})
+    from ..preprocess import warming_up
+
+    # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
+    cv2.setNumThreads(1)
+    with warming_up():
+        from ..classifier import Classifier
+
+        names = ("model", "backend", "device", "batch", "workers", "max_pixels")
+        classifier = Classifier.open(**{name: options[name] for name in names})
     stack.enter_context(classifier)
     say(classifier.description)
     say_more(classifier.card.to_json(indent=2))
@@ -208,11 +212,12 @@ def _open_file(
     sources: tuple[str, ...],
     classifier: Classifier,
     options: dict[str, Any],
-) -> FileSink:
+) -> PartialFile:
     from pathlib import Path
 
     from ..backends import EMBEDDED
-    from ..sinks import Origin, open_file_sink
+    from ..sinks import open_file_sink
+    from ..sinks.origin import Origin
 
     origin = Origin.of(Path(options["model"] or EMBEDDED), classifier.card, sources)
     file = open_file_sink(output, origin, options["resume"])
@@ -247,7 +252,7 @@ def _open_annotate(
     return copies
 
 
-def _take_up(file: FileSink, tally: Counter[str], page: Report | None) -> Counter[str]:
+def _take_up(file: PartialFile, tally: Counter[str], page: Report | None) -> Counter[str]:
     """What the interrupted run has done: how often each source has a row."""
     done: Counter[str] = Counter()
     for result in file.earlier():
@@ -294,15 +299,17 @@ def _refuse_streams(sources: Iterable[str]) -> None:
 
 def _own_files(output: Path | None, report: Path | None) -> frozenset[str]:
     """The files that this run writes, which must not be read as its input."""
-    from ..sinks import own_files
+    written = list(filter(None, (output, report)))
+    if not written:
+        return frozenset()
+    from ..sinks.partial import own_files
 
-    written = filter(None, (output, report))
     paths = (own_files(path.parent.resolve() / path.name) for path in written)
     return frozenset(str(path) for group in paths for path in group)
 
 
 def _open_sinks(
-    stack: ExitStack, file: FileSink | None, as_json: bool | None
+    stack: ExitStack, file: PartialFile | None, as_json: bool | None
 ) -> tuple[list[Sink], Console | None]:
     """Where rows go, and the terminal to draw on, if stdout or stderr is one."""
     from ..sinks import JsonLines

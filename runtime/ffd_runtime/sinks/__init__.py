@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import OutputError
 from ..results import Result
-from .csv import CsvFile
-from .jsonlines import JsonLines, JsonLinesFile
-from .origin import Origin
-from .parquet import ParquetFile
-from .partial import own_files
+from .jsonlines import JsonLines
+
+if TYPE_CHECKING:
+    from .origin import Origin
+    from .partial import PartialFile
 
 
 class Sink(Protocol):
@@ -36,12 +37,11 @@ class Sink(Protocol):
     ) -> None: ...
 
 
-FileSink = CsvFile | JsonLinesFile | ParquetFile
-
-FILE_SINKS: dict[str, type[FileSink]] = {
-    ".jsonl": JsonLinesFile,
-    ".csv": CsvFile,
-    ".parquet": ParquetFile,
+# By the end of a file's name: module and class, imported when such a file is written.
+FILE_SINKS = {
+    ".jsonl": ("jsonlines_file", "JsonLinesFile"),
+    ".csv": ("csv", "CsvFile"),
+    ".parquet": ("parquet", "ParquetFile"),
 }
 
 
@@ -58,7 +58,7 @@ def check_file_sink(path: Path) -> None:
         raise OutputError(f"--output {path} is a folder: name a file")
 
 
-def open_file_sink(path: Path, origin: Origin | None = None, resume: bool = False) -> FileSink:
+def open_file_sink(path: Path, origin: Origin | None = None, resume: bool = False) -> PartialFile:
     """The sink for a file, by the end of its name.
 
     Args:
@@ -70,19 +70,9 @@ def open_file_sink(path: Path, origin: Origin | None = None, resume: bool = Fals
         OutputError: as `check_file_sink` and `PartialFile`.
     """
     check_file_sink(path)
-    return FILE_SINKS[path.suffix.lower()](path, origin, resume)
+    module, name = FILE_SINKS[path.suffix.lower()]
+    sink: PartialFile = getattr(import_module(f".{module}", __name__), name)(path, origin, resume)
+    return sink
 
 
-__all__ = [
-    "FILE_SINKS",
-    "CsvFile",
-    "FileSink",
-    "JsonLines",
-    "JsonLinesFile",
-    "Origin",
-    "ParquetFile",
-    "Sink",
-    "check_file_sink",
-    "open_file_sink",
-    "own_files",
-]
+__all__ = ["FILE_SINKS", "JsonLines", "Sink", "check_file_sink", "open_file_sink"]

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from typing import IO, Self, TextIO
+from typing import Self, TextIO
 
 from ..errors import OutputError
 from ..results import Result
-from .partial import PartialFile
-
-CHUNK = 1 << 20
 
 
 def to_line(result: Result) -> str:
@@ -43,24 +39,3 @@ class JsonLines:
 
     def __exit__(self, *_: object) -> None:
         return None
-
-
-class JsonLinesFile(PartialFile):
-    """Rows to a `.jsonl` file."""
-
-    def _write(self, result: Result) -> None:
-        self.file.write(to_line(result))
-
-    def _whole_rows(self, file: IO[bytes]) -> int:
-        end = 0
-        offset = 0
-        while chunk := file.read(CHUNK):
-            last = chunk.rfind(b"\n")
-            if last >= 0:
-                end = offset + last + 1
-            offset += len(chunk)
-        return end
-
-    def _read(self, lines: Iterable[str]) -> Iterator[Result]:
-        for line in lines:
-            yield Result.from_row(json.loads(line))

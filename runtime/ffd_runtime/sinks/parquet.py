@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from .jsonlines import JsonLinesFile
+from .jsonlines_file import JsonLinesFile
 from .origin import Origin
 
 ROWS_A_GROUP = 1 << 16
