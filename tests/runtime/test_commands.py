@@ -1,0 +1,89 @@
+"""The commands in this process, so that their lines count as tested; tests/e2e starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from ffd_runtime.commands.bench import main as ffd_bench
+from ffd_runtime.commands.doctor import main as ffd_doctor
+from ffd_runtime.commands.run import main as ffd_run
+from ffd_runtime.doctor import QUESTIONS
+
+
+def call(command: click.Command, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def test_a_run_with_everything(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.parquet"
+    command = (portraits, "--model", colour_model, "--output", output, "--resume")
+    page, shown = tmp_path / "page.html", tmp_path / "shown"
+    done = call(ffd_run, *command, "--report", page, "--annotate", shown, "--heatmap", "--table")
+    assert done.exit_code == 0, done.output
+    assert "generated" in done.stdout
+    assert page.exists()
+    assert len(list(shown.iterdir())) == 3
+    done = call(ffd_run, *command)
+    assert "is whole: there is nothing to resume" in done.stderr
+
+
+def test_a_run_that_goes_on(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    command = (portraits, "--model", colour_model, "--output", output)
+    call(ffd_run, *command)
+    lines = output.read_bytes().splitlines(keepends=True)
+    # As a killed run would have left it: its record is written before the first row.
+    output.unlink()
+    partial = tmp_path / "rows.csv.partial"
+    call(ffd_run, portraits / "absent", *command[1:3], "--output", output)
+    output.rename(partial)
+    done = call(ffd_run, *command)
+    assert done.exit_code == 1
+    assert "continue it with --resume" in done.stderr
+    done = call(ffd_run, *command, "--resume")
+    assert done.exit_code == 1
+    assert "delete them to begin again" in done.stderr
+    assert partial.exists()
+    partial.write_bytes(b"".join(lines[:1]))
+    done = call(ffd_run, *command, "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert output.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize("form", ["--json", "--table"])
+def test_a_benchmark(portraits: Path, colour_model: Path, form: str) -> None:
+    options = ("--model", colour_model, "--batch", "2", "--rounds", "1", "--device", "cpu")
+    done = call(ffd_bench, portraits, *options, form)
+    assert done.exit_code == 0, done.output
+    if form == "--json":
+        document = json.loads(done.stdout)
+        assert [row["stage"] for row in document["stages"]] == [
+            "decode",
+            "preprocess",
+            "infer",
+            "end_to_end",
+        ]
+    else:
+        assert "end to end" in done.stdout
+
+
+def test_a_look_at_the_machine() -> None:
+    done = call(ffd_doctor, "--table")
+    assert done.exit_code == 0, done.output
+    assert "onnxruntime cpu started" in done.stdout
+
+
+@pytest.mark.parametrize("question", ["gpu", "opencv", "onnxruntime", "openvino", "model"])
+def test_what_the_doctor_asks(question: str) -> None:
+    assert json.dumps(QUESTIONS[question]())
+
+
+def test_the_doctor_starts_backends() -> None:
+    facts = QUESTIONS["start"]("auto", "cpu")
+    assert 0 <= facts["score"] <= 1
+    assert "onnxruntime" in facts["description"]
