@@ -47,7 +47,13 @@ Examples:
 @format_option("")
 @version_option()
 def main(
-    model: Path, data: Path, split: str | None, backend: str, device: str, batch: int, as_json: bool | None
+    model: Path,
+    data: Path,
+    split: str | None,
+    backend: str,
+    device: str,
+    batch: int,
+    as_json: bool | None,
 ) -> None:
     """Measure MODEL on DATA, a folder with generated/ and groundtruth/.
 
