@@ -45,6 +45,8 @@ class Classifier:
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        if batch < 1 or (workers is not None and workers < 1):
+            raise ValueError(f"batch and workers must be at least 1, not {batch} and {workers}")
         self.backend = backend
         self.batch = batch
         self.workers = workers or count_cores()

@@ -47,7 +47,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
             size = f"{status.st_size >> 20} MiB, over the limit of {MAX_BYTES >> 20}"
             raise InputError("too_large", size)
         with open(path, "rb") as file:
-            return file.read(MAX_BYTES)
+            # Exactly its size: asked for more, Python would allocate all of that first.
+            return file.read(status.st_size)
     except OSError as error:
         raise os_error(error, path) from None
     except ValueError:
@@ -90,6 +91,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
     try:
         image = _decode_whole(header, np.frombuffer(data, np.uint8), at_least)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise InputError("too_large", "not enough memory to decode it") from None
         detail = " ".join(str(error.err or error).split())
         raise InputError("corrupt", f"broken {header.format.upper()}: {detail}") from None
     except MemoryError:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Seconds for which a batch that is not full waits for a source: longer than a disk needs.
 GRACE = 0.05
+# Bytes of a file that are kept for sinks which show it: batches of large ones would fill memory.
+MOST_KEPT = 1 << 23
 # Seconds that the end of a run waits for images that are being prepared.
 PATIENCE = 2.0
 
@@ -36,7 +38,7 @@ class Prepared(NamedTuple):
     Attributes:
         source: what its row is called.
         image: uint8 [size, size, 3], RGB, or why there is none.
-        encoded: the file's bytes, where sinks want them.
+        encoded: the file's bytes, where sinks want them and they are at most `MOST_KEPT`.
     """
 
     source: str
@@ -95,7 +97,8 @@ def prepare(
     try:
         encoded = item.read()
         image = preprocess(decode(encoded, max_pixels, spec.decode_side), spec)
-        return Prepared(item.source, image, encoded if keep_encoded else None)
+        keep = keep_encoded and len(encoded) <= MOST_KEPT
+        return Prepared(item.source, image, encoded if keep else None)
     except InputError as error:
         return Prepared(item.source, error)
     except MemoryError:

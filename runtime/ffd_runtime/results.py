@@ -35,8 +35,8 @@ class Result:
         error: None with a verdict.
         heatmap: float32 [h, w], evidence for `generated` in log-odds over the square that was
             classified; None with an error. Not part of the row.
-        encoded: the picture's file as it was read, for sinks that show it; None unless asked for.
-            Not part of the row.
+        encoded: the picture's file as it was read, for sinks that show it; None unless asked for,
+            and for files above 8 MiB. Not part of the row.
     """
 
     source: str

@@ -65,7 +65,10 @@ def test_killed_at_any_moment_every_input_has_one_row(
     output = tmp_path / f"rows.{ending}"
     partial = tmp_path / f"rows.{ending}.partial"
     # The folder twice: a source that is named twice has two rows.
-    command = (many, many, "--model", colour_model, "--batch", "3", "--output", output, "--resume")
+    command: tuple[object, ...] = (many, many, "--output", output, "--resume")
+    command += ("--model", colour_model, "--batch", "3")
+    if ending == "jsonl":
+        command += ("--annotate", tmp_path / "shown")
     rng = random.Random(ending)
     for number in range(kills):
         process = start(*command)
@@ -84,6 +87,10 @@ def test_killed_at_any_moment_every_input_has_one_row(
     assert sources_in(output) == files + files
     assert "1000 inputs: 900 generated, 0 groundtruth, 0 unsure, 100 errors" in err
     assert not list(tmp_path.glob("rows.*.partial*"))
+    if ending == "jsonl":
+        # A row is only there if its copy is.
+        copies = [path.name for path in (tmp_path / "shown").glob("[!.]*")]
+        assert len(copies) == 450
     code, _, err = run(*command)
     assert (code, "is whole: there is nothing to resume" in err) == (0, True)
 
@@ -118,6 +125,52 @@ def test_a_signal_leaves_whole_rows(
     ended, _, err_text = run(*command, "--resume", "--model", other)
     assert (ended, "not by this" in err_text) == (1, True)
     assert partial.read_text() == text
+
+
+def test_a_whole_file_is_not_taken_for_another_runs(
+    many: Path, portraits: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "rows.jsonl"
+    model = ("--model", colour_model, "--output", output)
+    assert run(portraits, *model)[0] == 0
+    code, _, err = run(portraits, *model, "--resume")
+    assert (code, "is whole" in err) == (0, True)
+    code, _, err = run(many, *model, "--resume")
+    assert (code, "of other SOURCEs" in err) == (1, True)
+
+
+def test_a_terminal_that_goes_away_takes_nothing_with_it(
+    many: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    import pty
+
+    output = tmp_path / "rows.jsonl"
+    parent, child = pty.openpty()
+    process = start(
+        many,
+        *("--model", colour_model, "--batch", "2", "--output", output),
+        stdout=child,
+        stderr=child,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    os.close(child)
+    deadline = time.monotonic() + WATCHDOG
+    while size_of(tmp_path / "rows.jsonl.partial") < 500 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.close(parent)
+    process.wait(WATCHDOG)
+    assert sources_in(output) == sorted(map(str, many.iterdir()))
+
+
+def test_a_link_loop_is_a_row_with_an_output_too(
+    portraits: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    output = tmp_path / "rows.jsonl"
+    code, _, err = run(loop, portraits, "--model", colour_model, "--output", output)
+    assert code == 3, err
+    assert len(sources_in(output)) == 4
 
 
 def limit_files() -> None:

@@ -111,7 +111,7 @@ ORIGIN = Origin("tiny (fp32)", "0" * 64, {"size": 299}, "1" * 64)
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 @settings(deadline=None)
-@given(rows=st.lists(results, max_size=6), data=st.data())
+@given(rows=st.lists(results, min_size=1, max_size=6), data=st.data())
 def test_an_interrupted_file_goes_on_wherever_it_broke_off(
     tmp_path_factory: pytest.TempPathFactory, ending: str, rows: list[Result], data: st.DataObject
 ) -> None:
@@ -129,7 +129,10 @@ def test_an_interrupted_file_goes_on_wherever_it_broke_off(
         assert earlier == rounded[: len(earlier)]
         for row in rows[len(earlier) :]:
             sink.write(row)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        path.name,
+        f"{path.name}.origin.json",
+    ]
     if ending == "parquet":
         text = pyarrow.parquet.read_table(path).to_pylist()
         for row, expected in zip(text, rows, strict=True):
@@ -159,8 +162,8 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
     ):
         with pytest.raises(OutputError, match=words):
             begin(dataclasses.replace(ORIGIN, **change))
-    (tmp_path / "rows.csv.partial.json").write_text("{")
-    with pytest.raises(OutputError, match="delete them to begin again"):
+    (tmp_path / "rows.csv.partial.origin.json").write_text("{")
+    with pytest.raises(OutputError, match="does not say what"):
         begin(ORIGIN)
     assert len((tmp_path / "rows.csv.partial").read_text().splitlines()) == 2
 
@@ -172,6 +175,32 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     ):
         open_file_sink(tmp_path / "rows.jsonl", resume=True)
     assert sink.path.exists()
+
+
+def test_a_file_that_was_taken_away_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(OutputError, match="removed or replaced"), open_file_sink(path) as sink:
+        sink.partial.unlink()
+        # What another run has begun meanwhile.
+        sink.partial.write_text("half")
+    assert not path.exists()
+    assert sink.partial.read_text() == "half"
+
+
+def test_a_run_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "rows.csv"):
+        with pytest.raises(KeyError), open_file_sink(tmp_path / name, ORIGIN):
+            raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_very_long_name_can_be_read_back(tmp_path: Path) -> None:
+    row = Result("data:" + "x" * 200_000, label="unsure", score=0.5)
+    with suppress(KeyboardInterrupt), open_file_sink(tmp_path / "rows.csv", ORIGIN) as sink:
+        sink.write(row)
+        raise KeyboardInterrupt
+    with open_file_sink(tmp_path / "rows.csv", ORIGIN, resume=True) as sink:
+        assert list(sink.earlier()) == [row]
 
 
 def test_rows_that_are_none_are_said(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
@@ -67,10 +67,10 @@ class Command(click.Command):
             _end_usage(ctx.info_name, error)
         except KeyboardInterrupt:
             say(f"{ctx.info_name}: interrupted")
-            ctx.exit(130)
+            _leave(ctx, 130)
         except Terminated:
             say(f"{ctx.info_name}: terminated")
-            ctx.exit(143)
+            _leave(ctx, 143)
         except BrokenPipeError:
             # The reader has gone: nothing is left to say, and Python must not try at exit either.
             sys.stdout = None
@@ -80,7 +80,19 @@ class Command(click.Command):
                 raise
             code = error.exit_code if isinstance(error, FfdError) else 1
             say(f"{ctx.info_name}: error: {_explain(error)}")
-            ctx.exit(code)
+            _leave(ctx, code)
+
+
+def _leave(ctx: click.Context, code: int) -> None:
+    """Exit; everything open is closed by now."""
+    if any(thread.name.startswith("ffd-prepare") for thread in threading.enumerate()):
+        # A worker is still in a decoder. Coming back into an interpreter that ends, it would abort
+        # the process, and the exit code would be another.
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    ctx.exit(code)
 
 
 @contextmanager
@@ -134,8 +146,9 @@ def _explain(error: Exception) -> str:
 
 
 def say(message: str) -> None:
-    """One line on stderr, safe to show."""
-    click.echo(printable(" ".join(line.strip() for line in message.splitlines())), err=True)
+    """One line on stderr, safe to show; lost if the terminal is gone."""
+    with suppress(OSError):
+        click.echo(printable(" ".join(line.strip() for line in message.splitlines())), err=True)
 
 
 def say_more(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import OutputError
 from .common import (
     Command,
-    Terminated,
     backend_option,
     device_option,
     format_option,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ..classifier import Classifier
     from ..sinks import Sink
     from ..sinks.annotate import Annotate
+    from ..sinks.origin import Origin
     from ..sinks.partial import PartialFile
     from ..sinks.report import Report
     from ..sources import Item
@@ -124,25 +126,27 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
 
     output, report = (Path(options[name]) if options[name] else None for name in OUTPUTS)
     _check_outputs(sources, options, output, report)
-    if options["resume"] and output and output.exists() and not _partial(output).exists():
-        say(f"{output} is whole: there is nothing to resume (delete it to run again)")
-        return
     tally: Counter[str] = Counter()
     begin = time.monotonic()
     with ExitStack() as stack:
         classifier = _open_classifier(stack, options)
-        file = _open_file(stack, output, sources, classifier, options) if output else None
-        page = _open_report(stack, report, classifier) if report else None
+        if options["resume"] and output and output.exists() and not _partial(output).exists():
+            _require_same_run(output, sources, classifier, options)
+            say(f"{output} is whole: there is nothing to resume (delete it to run again)")
+            return
+        # What may refuse comes before what leaves files.
         copies = _open_annotate(stack, sources, classifier, options)
+        page = _open_report(stack, report, classifier) if report else None
+        file = _open_file(stack, output, sources, classifier, options) if output else None
         done = _take_up(file, tally, page) if file and options["resume"] else Counter[str]()
         earlier = done.total()
         sinks, console = _open_sinks(stack, file, options["as_json"])
-        sinks += [sink for sink in (page, copies) if sink]
+        sinks += [page] if page else []
         items, count = _find(sources, options, _own_files(output, report))
         with _progress(console, count, earlier) as advance, _say_where_rows_are(output):
-            for result in classifier.classify_items(
-                _skip(items, done), keep_encoded=bool(page or copies)
-            ):
+            keep = bool(page or copies)
+            results = classifier.classify_items(_skip(items, done), keep_encoded=keep)
+            for result in copies.follow(results, "-" in sources) if copies else results:
                 for sink in sinks:
                     sink.write(result)
                 tally[result.label or "errors"] += 1
@@ -200,10 +204,26 @@ def _find(
 
 
 def _refuse_sources(written: Path, sources: Iterable[str]) -> None:
+    target = os.path.realpath(written)
+    if any(os.path.realpath(source) == target for source in sources if "\0" not in source):
+        raise click.UsageError(f"{written} is also a SOURCE: it would be overwritten")
+
+
+def _origin(sources: tuple[str, ...], classifier: Classifier, options: dict[str, Any]) -> Origin:
     from pathlib import Path
 
-    if any(Path(s).resolve() == written.resolve() for s in sources if "\0" not in s):
-        raise click.UsageError(f"{written} is also a SOURCE: it would be overwritten")
+    from ..backends import EMBEDDED
+    from ..sinks.origin import Origin
+
+    return Origin.of(Path(options["model"] or EMBEDDED), classifier.card, sources)
+
+
+def _require_same_run(
+    output: Path, sources: tuple[str, ...], classifier: Classifier, options: dict[str, Any]
+) -> None:
+    from ..sinks.partial import record_of
+
+    _origin(sources, classifier, options).require_same(record_of(output), output)
 
 
 def _open_file(
@@ -213,14 +233,9 @@ def _open_file(
     classifier: Classifier,
     options: dict[str, Any],
 ) -> PartialFile:
-    from pathlib import Path
-
-    from ..backends import EMBEDDED
     from ..sinks import open_file_sink
-    from ..sinks.origin import Origin
 
-    origin = Origin.of(Path(options["model"] or EMBEDDED), classifier.card, sources)
-    file = open_file_sink(output, origin, options["resume"])
+    file = open_file_sink(output, _origin(sources, classifier, options), options["resume"])
     stack.enter_context(file)
     return file
 
@@ -278,7 +293,10 @@ def _skip(items: Iterable[Item], done: Counter[str]) -> Iterator[Item]:
 def _say_where_rows_are(output: Path | None) -> Iterator[None]:
     try:
         yield
-    except (KeyboardInterrupt, Terminated):
+    except OutputError:
+        # It says so itself.
+        raise
+    except BaseException:
         if output:
             say(f"rows so far are in {_partial(output)}; --resume goes on with them")
         raise
@@ -302,9 +320,11 @@ def _own_files(output: Path | None, report: Path | None) -> frozenset[str]:
     written = list(filter(None, (output, report)))
     if not written:
         return frozenset()
+    from pathlib import Path
+
     from ..sinks.partial import own_files
 
-    paths = (own_files(path.parent.resolve() / path.name) for path in written)
+    paths = (own_files(Path(os.path.realpath(path.parent), path.name)) for path in written)
     return frozenset(str(path) for group in paths for path in group)
 
 
@@ -360,15 +380,10 @@ def _progress(
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:.1f}/s" if task.speed else "", "progress.data.speed")
 
-    with Progress(
-        SpinnerColumn(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(""),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
+    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True)
+    progress.start()
+    try:
         task = progress.add_task("", total=None, completed=done)
         if count:
 
@@ -379,6 +394,10 @@ def _progress(
 
             threading.Thread(target=update, daemon=True).start()
         yield lambda: progress.advance(task)
+    finally:
+        # The terminal may be gone in the morning; the rows must not go with it.
+        with suppress(OSError):
+            progress.stop()
 
 
 def _summary(tally: Counter[str], earlier: int, seconds: float) -> str:

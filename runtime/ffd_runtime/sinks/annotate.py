@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import logging
 import os
 import struct
 import sys
 import zlib
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -20,13 +22,15 @@ import cv2
 import numpy as np
 
 from ..card import PreprocessSpec
-from ..decode import Image, decode
+from ..decode import Image, decode, read_file
 from ..devices import count_cores
 from ..draw import draw_verdict, overlay_heatmap
 from ..errors import InputError, OutputError
 from ..image_header import read_header
 from ..results import Result
 from ..text import printable
+
+log = logging.getLogger(__name__)
 
 QUALITY = 90
 
@@ -84,22 +88,43 @@ class Annotate:
             raise OutputError(f"--annotate {folder}: {error.strerror}") from None
         workers = count_cores()
         self._pool = ThreadPoolExecutor(workers, "ffd-annotate")
-        self._room = BoundedSemaphore(3 * workers)
+        self._most = 3 * workers
+        self._room = BoundedSemaphore(self._most)
         self._numbers = itertools.count()
         self._failure: BaseException | None = None
 
-    def write(self, result: Result) -> None:
+    def write(self, result: Result) -> Future[None] | None:
         """Have one picture drawn and written in the background.
+
+        Returns:
+            What is done once the copy is there; None for a row without a picture.
 
         Raises:
             OutputError: an earlier one could not be written.
         """
         if self._failure:
             raise self._failure
-        if result.error or result.encoded is None:
-            return
+        if result.error or result.heatmap is None:
+            return None
         self._room.acquire()
-        self._pool.submit(self._save, result, result.encoded).add_done_callback(self._finish)
+        copy = self._pool.submit(self._save, result)
+        copy.add_done_callback(self._finish)
+        return copy
+
+    def follow(self, results: Iterable[Result], at_once: bool = False) -> Iterator[Result]:
+        """Pass rows on in order, each once its copy is there: a row says that all is done.
+
+        Args:
+            results: rows with their pictures.
+            at_once: wait for each copy, for a source that waits for each row.
+        """
+        pending: deque[tuple[Result, Future[None] | None]] = deque()
+        for result in results:
+            pending.append((result, self.write(result)))
+            while pending and (at_once or len(pending) > self._most or _is_done(pending[0][1])):
+                yield _wait_for(*pending.popleft())
+        while pending:
+            yield _wait_for(*pending.popleft())
 
     def __enter__(self) -> Self:
         return self
@@ -120,20 +145,24 @@ class Annotate:
         if not done.cancelled() and self._failure is None:
             self._failure = done.exception()
 
-    def _save(self, result: Result, encoded: bytes) -> None:
-        header = read_header(encoded)
+    def _save(self, result: Result) -> None:
+        try:
+            # Of a large file, the bytes were not kept.
+            encoded = result.encoded or read_file(result.source)
+            header = read_header(encoded)
+            # It was decoded before, so whatever limit there is has been kept.
+            image = self._draw(decode(encoded, sys.maxsize), result)
+        except (InputError, MemoryError) as error:
+            # It has its verdict, and a run of a night does not end for its copy.
+            log.warning("no annotated copy of %s: %s", printable(result.source), error)
+            return
         png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE
         suffix = ".png" if png else ".jpg"
         target = self.folder / self._names.of(result, suffix)
         try:
-            # It was decoded before, so whatever limit there is has been kept.
-            image = self._draw(decode(encoded, sys.maxsize), result)
             self._replace(target, encode(image, suffix))
         except OSError as error:
             raise OutputError(f"cannot write {target}: {error.strerror}") from None
-        except InputError as error:
-            source = printable(result.source)
-            raise OutputError(f"cannot annotate {source}: {error.message}") from None
 
     def _draw(self, image: Image, result: Result) -> Image:
         if self.heatmap and result.heatmap is not None:
@@ -165,6 +194,16 @@ class Annotate:
                     f"--annotate {self.folder} is in {top or 'the current folder'}, which is read "
                     "as a source: name a folder outside of it"
                 )
+
+
+def _is_done(copy: Future[None] | None) -> bool:
+    return copy is None or copy.done()
+
+
+def _wait_for(result: Result, copy: Future[None] | None) -> Result:
+    if copy:
+        copy.result()
+    return result
 
 
 class Names:

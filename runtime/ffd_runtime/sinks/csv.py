@@ -62,8 +62,13 @@ class CsvFile(PartialFile):
         return end
 
     def _read(self, lines: Iterable[str]) -> Iterator[Result]:
-        for fields in csv.DictReader(lines):
-            yield _to_result(fields)
+        # A line on standard input may be longer than any path.
+        csv.field_size_limit(1 << 30)
+        try:
+            for fields in csv.DictReader(lines):
+                yield _to_result(fields)
+        except csv.Error as error:
+            raise ValueError(str(error)) from None
 
 
 def _to_result(fields: dict[str, str]) -> Result:

@@ -21,7 +21,7 @@ class Origin:
 
     Attributes:
         model: the model's name, for people.
-        model_sha256: of its file.
+        model_sha256: of its file and card.
         preprocess: the card's `PreprocessSpec`, as a mapping.
         sources_sha256: of the words that name the inputs, and of the folder they are relative to.
             A digest, because addresses may hold passwords.
@@ -42,11 +42,13 @@ class Origin:
             sources: as on the command line.
         """
         with model.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256")
+        # An engine's card, and with it the threshold, stands in another file.
+        digest.update(card.to_json().encode())
         words = json.dumps([os.getcwd(), *sources]).encode()
         return cls(
             model=f"{card.name} ({card.precision})",
-            model_sha256=digest,
+            model_sha256=digest.hexdigest(),
             preprocess=dataclasses.asdict(card.preprocess),
             sources_sha256=hashlib.sha256(words).hexdigest(),
         )
@@ -54,33 +56,39 @@ class Origin:
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         draft = path.with_name(path.name + ".draft")
-        draft.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        with draft.open("w") as file:
+            file.write(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
 
-    def require_same(self, path: Path) -> None:
+    def require_same(self, record: Path, rows: Path) -> None:
         """Compare with what `save` wrote.
+
+        Args:
+            record: where it wrote it.
+            rows: the file that it is about, for messages.
 
         Raises:
             OutputError: it differs, or cannot be read; the message says in what.
         """
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(record.read_text())
             # Only what decides is compared: a name may be put better in a later version.
             then = {name: values[name] for name in ("model_sha256", "preprocess", "sources_sha256")}
             model = str(values["model"])
         except (OSError, ValueError, KeyError, TypeError):
             raise OutputError(
-                f"{path} does not say what the rows so far were made by: "
-                "delete them to begin again without --resume"
+                f"{record} does not say what {rows} was made by: "
+                "delete the rows to begin again without --resume"
             ) from None
         now = dataclasses.asdict(self)
-        if then["model_sha256"] != now["model_sha256"]:
-            changed = f"by the model {model}, not by this {self.model}: give that one with --model"
-        elif then["preprocess"] != now["preprocess"]:
+        if then["preprocess"] != now["preprocess"]:
             changed = "with other preprocessing"
+        elif then["model_sha256"] != now["model_sha256"]:
+            changed = f"by the model {model}, not by this {self.model}: give that one with --model"
         elif then["sources_sha256"] != now["sources_sha256"]:
             changed = "of other SOURCEs or in another folder: give the same, written the same way"
         else:
             return
-        rows = str(path).removesuffix(".json")
         raise OutputError(f"the rows in {rows} were made {changed}, or delete them to begin again")

@@ -38,6 +38,8 @@ class ParquetFile(JsonLinesFile):
             ):
                 while rows := [_to_arrow(line) for line in islice(lines, ROWS_A_GROUP)]:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
             os.replace(draft, self.path)
         except pa.ArrowException as error:
             draft.unlink(missing_ok=True)

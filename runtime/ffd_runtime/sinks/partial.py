@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -16,15 +17,22 @@ from .origin import Origin
 
 def own_files(path: Path) -> list[Path]:
     """The files that writing `path` makes, whose pictures must not be looked for."""
-    endings = ("", ".partial", ".partial.json", ".partial.json.draft", ".partial.draft")
+    partial = ("", ".draft", ".origin.json", ".origin.json.draft")
+    endings = ("", ".origin.json", *(f".partial{ending}" for ending in partial))
     return [path.with_name(path.name + ending) for ending in endings]
+
+
+def record_of(path: Path) -> Path:
+    """Where it is recorded what a file of rows was made by."""
+    return path.with_name(path.name + ".origin.json")
 
 
 class PartialFile:
     """Base of the sinks that write files.
 
     A run that fails leaves its rows in NAME.partial; NAME itself is only ever whole. What they were
-    made by is in NAME.partial.json, so that a later run can continue them.
+    made by is in NAME.partial.origin.json, so that a later run can continue them, and in the end in
+    NAME.origin.json.
 
     Args:
         path: the file to write.
@@ -46,7 +54,7 @@ class PartialFile:
     ) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
-        self._record = path.with_name(path.name + ".partial.json")
+        self._record = record_of(self.partial)
         self._errors = errors
         if self.partial.exists() and not self.partial.is_file():
             raise OutputError(f"{self.partial} is not a regular file: give another --output")
@@ -54,17 +62,18 @@ class PartialFile:
             self.file = open(self.partial, "a", encoding="utf-8", errors=errors, newline="")
         except OSError as error:
             raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
+        self._lock: int | None = None
         try:
             self._begin(origin, resume)
         except OSError as error:
-            self.file.close()
+            self._close()
             raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
         except BaseException:
-            self.file.close()
+            self._close()
             raise
 
     def _begin(self, origin: Origin | None, resume: bool) -> None:
-        _lock(self.file, self.partial)
+        self._lock = _lock(self.file, self.partial)
         with self.partial.open("rb") as file:
             self._whole = self._whole_rows(file)
         begun = self._whole > len(self._header())
@@ -74,9 +83,10 @@ class PartialFile:
                 "continue it with --resume, or delete it to begin again"
             )
         if begun and origin:
-            origin.require_same(self._record)
+            origin.require_same(self._record, self.partial)
         elif origin:
             origin.save(self._record)
+        self._recorded = origin is not None
         # What follows the last whole row was being written when the run ended.
         self.file.truncate(self._whole if begun else 0)
         if not begun:
@@ -135,16 +145,45 @@ class PartialFile:
         trace: TracebackType | None,
     ) -> None:
         try:
+            self.file.flush()
+            empty = os.fstat(self.file.fileno()).st_size <= len(self._header())
             if kind is None:
-                self.file.flush()
                 os.fsync(self.file.fileno())
+                self._require_there()
             self.file.close()
             if kind is None:
                 self._finish()
+                if self._recorded:
+                    os.replace(self._record, record_of(self.path))
+            elif empty:
+                # Nothing to continue: a run that was refused leaves nothing behind.
+                self.partial.unlink(missing_ok=True)
                 self._record.unlink(missing_ok=True)
         except OSError as failure:
             if kind is None:
                 raise OutputError(self._failure(failure)) from None
+        finally:
+            self._close()
+
+    def _require_there(self) -> None:
+        """The rows must still be what NAME.partial names."""
+        written = os.fstat(self.file.fileno())
+        try:
+            there = os.stat(self.partial)
+        except OSError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (written.st_dev, written.st_ino):
+            raise OutputError(
+                f"{self.partial} was removed or replaced while rows were written to it: run again"
+            )
+
+    def _close(self) -> None:
+        """Close the file, and only then let other runs have it."""
+        with suppress(OSError):
+            self.file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _failure(self, error: OSError) -> str:
         reason = error.strerror or error
@@ -166,15 +205,17 @@ class _Lines:
             yield line.decode("utf-8", self._errors)
 
 
-def _lock(file: IO[str], path: Path) -> None:
-    """Hold the file until it is closed, where the system has such locks."""
+def _lock(file: IO[str], path: Path) -> int | None:
+    """Hold the file until the descriptor is closed, where the system has such locks."""
     try:
         import fcntl
     except ImportError:
-        return
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         # Some network file systems know no locks; a run there is not refused for it.
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise OutputError(f"another run is writing {path}: give another --output") from None
+    # The lock belongs to all descriptors of one opening, so it outlives the file's own.
+    return os.dup(file.fileno())
