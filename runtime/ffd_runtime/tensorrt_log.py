@@ -37,8 +37,9 @@ def remembering_logger(trt: Any) -> Any:
                 log.debug("TensorRT warns: %s", message)
 
         def quote(self) -> str:
-            """Such as `; TensorRT said: ...`."""
+            """Such as `; TensorRT said: ...`; said once, it is forgotten."""
             said = [printable(" ".join(message.split())) for message in dict.fromkeys(self._errors)]
+            self._errors.clear()
             return f"; TensorRT said: {' | '.join(said[:3])}" if said else ""
 
     return Remembering()
