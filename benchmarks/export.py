@@ -29,6 +29,7 @@ from ffd_export.layers import layers_of
 from ffd_export.runs import find_calibration, find_checkpoint, find_verification
 from ffd_runtime.backends import Backend, open_backend
 from ffd_runtime.classifier import Classifier
+from ffd_runtime.errors import FfdError
 from ffd_train.data import find_labelled
 from ffd_train.evaluation import evaluate
 
@@ -71,7 +72,11 @@ def measure(checkpoint: Path, data: Path, folder: Path) -> None:
         weigh = precision == "int8" and len(layers_of(source.model.graph)) <= MOST_LAYERS_TO_WEIGH
         wish = Wish(precision, keep=("auto",) if weigh and not only_speed else ())
         print(f"{checkpoint}: {wish}", file=sys.stderr)
-        made[precision] = make(source, wish, verification, calibration, complain, silent_track)
+        try:
+            made[precision] = make(source, wish, verification, calibration, complain, silent_track)
+        except FfdError as error:
+            print(f"# {source.card.architecture} {precision} refused: {error}", flush=True)
+            continue
         path = folder / f"{precision}.onnx"
         path.write_bytes(made[precision].content)
         backends[precision] = open_backend(path, device="cpu")

@@ -127,7 +127,6 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
     output, report = (Path(options[name]) if options[name] else None for name in OUTPUTS)
     _check_outputs(sources, options, output, report)
     tally: Counter[str] = Counter()
-    begin = time.monotonic()
     with ExitStack() as stack:
         classifier = _open_classifier(stack, options)
         if options["resume"] and output and output.exists() and not _partial(output).exists():
@@ -143,6 +142,7 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         sinks, console = _open_sinks(stack, file, options["as_json"])
         sinks += [page] if page else []
         items, count = _find(sources, options, _own_files(output, report))
+        begin = time.monotonic()
         with _progress(console, count, earlier) as advance, _say_where_rows_are(output):
             keep = bool(page or copies)
             results = classifier.classify_items(_skip(items, done), keep_encoded=keep)
