@@ -27,8 +27,8 @@ from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import find_labelled
 from ffd_train.evaluation import evaluate
 
-IMAGES = 48
-ROUNDS = 5
+IMAGES = 32
+ROUNDS = 4
 BACKENDS = ("onnxruntime", "openvino")
 
 
