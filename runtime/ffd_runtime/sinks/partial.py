@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ def record_of(path: Path) -> Path:
     return path.with_name(path.name + ".origin.json")
 
 
-class PartialFile:
+class PartialFile(ABC):
     """Base of the sinks that write files.
 
     A run that fails leaves its rows in NAME.partial; NAME itself is only ever whole. What they were
@@ -120,16 +121,17 @@ class PartialFile:
         """What stands before the first row; ASCII."""
         return ""
 
+    @abstractmethod
     def _whole_rows(self, file: IO[bytes]) -> int:
         """Bytes up to the end of the last whole row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, lines: Iterable[str]) -> Iterator[Result]:
         """Rows from the file's lines, header included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _write(self, result: Result) -> None:
-        raise NotImplementedError
+        """Hand one row to the file's buffer."""
 
     def _finish(self) -> None:
         """Give the file its name."""
