@@ -76,6 +76,8 @@ def measure(checkpoint: Path, data: Path, folder: Path) -> None:
             made[precision] = make(source, wish, verification, calibration, complain, silent_track)
         except FfdError as error:
             print(f"# {source.card.architecture} {precision} refused: {error}", flush=True)
+            if precision == "fp32":
+                return  # What the others are compared with.
             continue
         path = folder / f"{precision}.onnx"
         path.write_bytes(made[precision].content)

@@ -11,6 +11,7 @@ from queue import Empty, Queue
 from threading import Semaphore, Thread
 from typing import NamedTuple, Self
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -57,8 +58,10 @@ def classify_items(
 ) -> Iterator[Result]:
     """A row for every item, in the order of the items.
 
-    At most three batches and one image a worker are held in memory, however many items there are. A
-    batch is not waited for: when the source has nothing ready, what has come is inferred.
+    At most three batches and one image a worker are held in memory, however many items there are,
+    with `keep_encoded` each with up to `MOST_KEPT` bytes of its file. A batch is not waited for:
+    when the source has nothing ready, what has come is inferred. Meanwhile OpenCV uses one thread a
+    call.
 
     Args:
         items: read as rows are taken.
@@ -186,6 +189,9 @@ class _PrepareAhead:
         ]
 
     def __enter__(self) -> Self:
+        # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
+        self._opencv_threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
         for thread in (self._reader, *self._workers):
             thread.start()
         return self
@@ -216,6 +222,7 @@ class _PrepareAhead:
             thread.join(max(0.0, deadline - time.monotonic()))
         # It may be waiting for its source, which nothing can hurry.
         self._reader.join(GRACE)
+        cv2.setNumThreads(self._opencv_threads)
 
     def _read(self) -> None:
         try:

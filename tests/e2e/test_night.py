@@ -297,6 +297,34 @@ main()
     assert done.returncode == 9
 
 
+def test_a_worker_that_does_not_come_back_does_not_hold_the_end(
+    many: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    program = """
+import os, signal, threading, time
+import ffd_runtime.pipeline as pipeline
+def decode(*arguments):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    time.sleep(3600)
+pipeline.decode = decode
+from ffd_runtime.commands.run import main
+main()
+"""
+    output = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-c", program, str(many), "--model", str(colour_model)]
+    done = subprocess.run(
+        [*command, "--workers", "1", "--output", str(output)],
+        capture_output=True,
+        timeout=WATCHDOG,
+        text=True,
+    )
+    assert done.returncode == 143
+    assert done.stderr.splitlines()[-1].endswith("terminated")
+    # There is no row, so nothing is left and nothing is said of rows.
+    assert "rows so far" not in done.stderr
+    assert not list(tmp_path.glob("rows*"))
+
+
 def test_resume_is_for_a_file() -> None:
     code, _, err = run("x", "--resume")
     assert (code, "--resume needs the --output" in err) == (2, True)

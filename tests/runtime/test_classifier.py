@@ -101,6 +101,21 @@ def test_no_thread_is_left(classifier: Classifier, portraits: Path) -> None:
     assert threading.active_count() == before
 
 
+def test_opencvs_own_threads_are_off_while_workers_decode(
+    classifier: Classifier, portraits: Path
+) -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        rows = classifier.classify_files(portraits)
+        next(rows)
+        assert cv2.getNumThreads() == 1
+        list(rows)
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
+
+
 def test_a_source_that_fails_ends_the_run(classifier: Classifier, portraits: Path) -> None:
     def items() -> Iterator[Item]:
         yield Item(str(portraits / "0-red.png"))

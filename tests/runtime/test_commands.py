@@ -9,6 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from ffd_runtime.backends import BACKENDS
 from ffd_runtime.commands.bench import main as ffd_bench
 from ffd_runtime.commands.doctor import main as ffd_doctor
 from ffd_runtime.commands.run import main as ffd_run
@@ -53,6 +54,12 @@ def test_a_run_that_goes_on(portraits: Path, colour_model: Path, tmp_path: Path)
     done = call(ffd_run, *command, "--resume")
     assert done.exit_code == 0, done.stderr
     assert output.read_bytes() == b"".join(lines)
+
+
+def test_every_backend_can_be_asked_for() -> None:
+    (option,) = [parameter for parameter in ffd_run.params if parameter.name == "backend"]
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == ["auto", *BACKENDS]
 
 
 @pytest.mark.parametrize("form", ["--json", "--table"])

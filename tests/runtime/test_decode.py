@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -279,3 +281,30 @@ def test_a_reduced_decode_shows_the_same_picture() -> None:
 def test_only_jpegs_are_reduced() -> None:
     data = pillow(Pillow.new("RGB", (1300, 1300)), "PNG")
     assert decode(data, at_least=100).shape == (1300, 1300, 3)
+
+
+SQUEEZED = """
+import resource, sys
+import cv2, numpy as np
+from ffd_runtime.decode import decode, read_file
+from ffd_runtime.errors import InputError
+cv2.setNumThreads(1)
+picture = cv2.imencode(".png", np.zeros((6000, 6000, 3), np.uint8))[1].tobytes()
+with open("/proc/self/status") as status:
+    used = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))
+assert len(read_file(sys.argv[1])) == 5
+try:
+    decode(picture)
+except InputError as error:
+    print(error.code, error.message)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_little_memory_is_not_called_a_broken_picture(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"small")
+    done = subprocess.run(
+        [sys.executable, "-c", SQUEEZED, str(tmp_path / "small")], capture_output=True, text=True
+    )
+    assert done.stdout == "too_large not enough memory to decode it\n", done.stderr

@@ -168,6 +168,15 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
     assert len((tmp_path / "rows.csv.partial").read_text().splitlines()) == 2
 
 
+def test_a_record_of_another_origin_does_not_stay(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with open_file_sink(path, ORIGIN) as sink:
+        sink.write(Result("a.jpg", label="unsure", score=0.5))
+    with open_file_sink(path) as sink:
+        sink.write(Result("b.jpg", label="unsure", score=0.5))
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     with (
         open_file_sink(tmp_path / "rows.jsonl") as sink,

@@ -143,7 +143,7 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         sinks += [page] if page else []
         items, count = _find(sources, options, _own_files(output, report))
         begin = time.monotonic()
-        with _progress(console, count, earlier) as advance, _say_where_rows_are(output):
+        with _progress(console, count, earlier) as advance, _say_where_rows_are(output, tally):
             keep = bool(page or copies)
             results = classifier.classify_items(_skip(items, done), keep_encoded=keep)
             for result in copies.follow(results, "-" in sources) if copies else results:
@@ -173,12 +173,8 @@ def _check_outputs(
 
 
 def _open_classifier(stack: ExitStack, options: dict[str, Any]) -> Classifier:
-    import cv2
-
     from ..preprocess import warming_up
 
-    # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
-    cv2.setNumThreads(1)
     with warming_up():
         from ..classifier import Classifier
 
@@ -290,14 +286,14 @@ def _skip(items: Iterable[Item], done: Counter[str]) -> Iterator[Item]:
 
 
 @contextmanager
-def _say_where_rows_are(output: Path | None) -> Iterator[None]:
+def _say_where_rows_are(output: Path | None, tally: Counter[str]) -> Iterator[None]:
     try:
         yield
     except OutputError:
         # It says so itself.
         raise
     except BaseException:
-        if output:
+        if output and tally:
             say(f"rows so far are in {_partial(output)}; --resume goes on with them")
         raise
 

@@ -157,6 +157,8 @@ class PartialFile(ABC):
                 self._finish()
                 if self._recorded:
                     os.replace(self._record, record_of(self.path))
+                else:
+                    record_of(self.path).unlink(missing_ok=True)
             elif empty:
                 # Nothing to continue: a run that was refused leaves nothing behind.
                 self.partial.unlink(missing_ok=True)

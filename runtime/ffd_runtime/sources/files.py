@@ -7,7 +7,6 @@ import fnmatch
 import glob
 import os
 import select
-import stat
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,9 +16,6 @@ from typing import BinaryIO
 from ..decode import os_error, read_file
 from ..errors import FfdError, InputError
 from .policy import FetchPolicy
-
-# First bytes of zip, gzip, bzip2 and xz; those of a plain tar are a file's name.
-PACKED = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7z")
 
 
 @dataclass(frozen=True)
@@ -161,26 +157,12 @@ def _address(text: str, policy: FetchPolicy | None) -> Item | None:
 
 def _open(path: str) -> Iterator[Item]:
     """A file that was named: an archive stands for its members."""
-    if _looks_packed(path):
-        # Imported only for these: most files that are named are pictures.
-        from .archives import find_in_archive, is_archive
+    from .archives import find_in_archive, is_archive
 
-        if is_archive(path):
-            yield from find_in_archive(path)
-            return
-    yield Item(path)
-
-
-def _looks_packed(path: str) -> bool:
-    try:
-        # Opening a pipe would wait for somebody to write into it.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
-        with open(path, "rb") as file:
-            head = file.read(262)
-    except (OSError, ValueError):
-        return False
-    return head.startswith(PACKED) or head[257:] == b"ustar"
+    if is_archive(path):
+        yield from find_in_archive(path)
+    else:
+        yield Item(path)
 
 
 def _walk(top: str, leave_out: Collection[str]) -> Iterator[Item]:
