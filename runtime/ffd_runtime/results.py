@@ -23,6 +23,22 @@ class RowError:
 
 
 @dataclass(frozen=True)
+class Track:
+    """One face through a stream, up to now.
+
+    Attributes:
+        number: from 1, never used again in a stream.
+        label: `generated`, `groundtruth` or `unsure`: smoothed over time, so that it does not
+            flicker.
+        score: the P(generated) that it is judged by; None before the first clear view.
+    """
+
+    number: int
+    label: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
 class Result:
     """The verdict on one input, or the reason why there is none.
 
@@ -33,6 +49,10 @@ class Result:
         label: `generated`, `groundtruth`, `unsure`; None with an error.
         score: P(generated), 0 to 1; None with an error.
         error: None with a verdict.
+        reason: why the label is `unsure` whatever the score, one of `faces.REASONS`; None else.
+        time: of a stream's frame: seconds since its start for a video file, since 1970 (UTC) for
+            a live one; None for still images.
+        track: of a stream's face; None for still images.
         heatmap: float32 [h, w], evidence for `generated` in log-odds over the square that was
             classified; None with an error. Not part of the row.
         encoded: the picture's file as it was read, for sinks that show it; None unless asked for,
@@ -45,6 +65,9 @@ class Result:
     label: str | None = None
     score: float | None = None
     error: RowError | None = None
+    reason: str | None = None
+    time: float | None = None
+    track: Track | None = None
     heatmap: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     encoded: bytes | None = field(default=None, compare=False, repr=False)
 
@@ -60,7 +83,7 @@ class Result:
         Raises:
             KeyError, TypeError, ValueError: it is no row.
         """
-        error, face = row["error"], row["face"]
+        error, face, track = row["error"], row["face"], row["track"]
         if not isinstance(row["source"], str):
             raise ValueError("source must be a text")
         return cls(
@@ -70,15 +93,30 @@ class Result:
             label=row["label"],
             score=row["score"],
             error=error and RowError(error["code"], error["message"]),
+            reason=row["reason"],
+            time=row["time"],
+            track=track and Track(track["number"], track["label"], track["score"]),
         )
 
     def to_row(self) -> dict[str, Any]:
-        """The row as JSON types, the score to six digits."""
+        """The row as JSON types: scores to six digits, times to milliseconds."""
         return {
             "source": self.source,
             "frame": self.frame,
             "face": list(self.face) if self.face else None,
             "label": self.label,
-            "score": None if self.score is None else round(self.score, 6),
+            "score": _rounded(self.score, 6),
             "error": self.error and {"code": self.error.code, "message": self.error.message},
+            "reason": self.reason,
+            "time": _rounded(self.time, 3),
+            "track": self.track
+            and {
+                "number": self.track.number,
+                "label": self.track.label,
+                "score": _rounded(self.track.score, 6),
+            },
         }
+
+
+def _rounded(number: float | None, digits: int) -> float | None:
+    return None if number is None else round(number, digits)

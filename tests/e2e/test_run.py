@@ -30,6 +30,7 @@ import ffd_runtime
 from ..conftest import picture
 from ..models import save_colour_model
 
+ROW = "source frame face label score error reason time track".split()
 COMMAND = Path(sys.executable).with_name("ffd-run")
 
 
@@ -144,7 +145,7 @@ def test_a_folder_of_everything(mixed: tuple[Path, dict[str, str]], colour_model
     assert len(rows) == len(expected)
     assert [row["source"] for row in rows] == sorted(row["source"] for row in rows)
     for row in rows:
-        assert set(row) == {"source", "frame", "face", "label", "score", "error"}
+        assert list(row) == ROW
         assert (row["error"] is None) == (row["score"] is not None)
         assert row["error"] is None or row["error"]["message"]
     assert done.stdout.isascii()

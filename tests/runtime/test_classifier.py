@@ -210,7 +210,7 @@ def test_rows_carry_evidence_and_pictures_for_who_asks(
     assert shown.heatmap is not None
     assert shown.score is not None
     assert 1 / (1 + np.exp(-shown.heatmap.mean())) == pytest.approx(shown.score, abs=1e-4)
-    assert set(shown.to_row()) == {"source", "frame", "face", "label", "score", "error"}
+    assert not {"heatmap", "encoded"} & set(shown.to_row())
 
 
 def test_a_worker_that_dies_ends_the_run(classifier: Classifier, portraits: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ffd_runtime.errors import InputError, OutputError
-from ffd_runtime.results import Result
+from ffd_runtime.results import Result, Track
 from ffd_runtime.sinks import JsonLines, open_file_sink
 from ffd_runtime.sinks.origin import Origin
 from ffd_runtime.sinks.table import Table
@@ -31,6 +31,15 @@ results = st.one_of(
         face=st.none() | st.tuples(*[st.integers(0, 9999)] * 4),
         label=st.sampled_from(["generated", "groundtruth", "unsure"]),
         score=st.floats(0, 1),
+        reason=st.sampled_from([None, "small"]),
+        time=st.none() | st.floats(0, 1e10),
+        track=st.none()
+        | st.builds(
+            Track,
+            number=st.integers(1, 10**9),
+            label=st.sampled_from(["generated", "unsure"]),
+            score=st.none() | st.floats(0, 1),
+        ),
     ),
     st.builds(
         lambda source, code, message: Result.failed(source, InputError(code, message)),

@@ -22,6 +22,11 @@ HEADER = (
     "score",
     "error_code",
     "error_message",
+    "reason",
+    "time",
+    "track_number",
+    "track_label",
+    "track_score",
 )
 
 
@@ -37,7 +42,7 @@ class CsvFile(PartialFile):
 
     def _write(self, result: Result) -> None:
         row = result.to_row()
-        error = result.error
+        error, track = result.error, row["track"]
         self._rows.writerow(
             [
                 row["source"],
@@ -47,6 +52,9 @@ class CsvFile(PartialFile):
                 row["score"],
                 error and error.code,
                 error and error.message,
+                row["reason"],
+                row["time"],
+                *(track.values() if track else (None,) * 3),
             ]
         )
 
@@ -73,14 +81,26 @@ class CsvFile(PartialFile):
 
 def _to_result(fields: dict[str, str]) -> Result:
     face = [fields[f"face_{name}"] for name in ("x", "y", "width", "height")]
-    code = fields["error_code"]
+    code, number = fields["error_code"], fields["track_number"]
+    track = {
+        "number": int(number or 0),
+        "label": fields["track_label"],
+        "score": _number(fields["track_score"]),
+    }
     return Result.from_row(
         {
             "source": fields["source"],
             "frame": int(fields["frame"]) if fields["frame"] else None,
             "face": [int(number) for number in face] if face[0] else None,
             "label": fields["label"] or None,
-            "score": float(fields["score"]) if fields["score"] else None,
+            "score": _number(fields["score"]),
             "error": {"code": code, "message": fields["error_message"]} if code else None,
+            "reason": fields["reason"] or None,
+            "time": _number(fields["time"]),
+            "track": track if number else None,
         }
     )
+
+
+def _number(field: str) -> float | None:
+    return float(field) if field else None

@@ -68,6 +68,14 @@ def _schema(pa: Any) -> Any:
             pa.field("label", pa.string()),
             pa.field("score", pa.float64()),
             pa.field("error", pa.struct([("code", pa.string()), ("message", pa.string())])),
+            pa.field("reason", pa.string()),
+            pa.field("time", pa.float64()),
+            pa.field(
+                "track",
+                pa.struct(
+                    [("number", pa.int64()), ("label", pa.string()), ("score", pa.float64())]
+                ),
+            ),
         ]
     )
 
