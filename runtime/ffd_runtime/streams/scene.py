@@ -91,6 +91,10 @@ class Scene:
     inference: float = 0.0
 
 
+class Quit(Exception):  # noqa: N818 (nothing is wrong)
+    """A person has seen enough: the run ends as if its sources had."""
+
+
 class SceneSink(Protocol):
     """Shows or keeps scenes; a context manager. All its methods are called from one thread."""
 
@@ -99,10 +103,15 @@ class SceneSink(Protocol):
 
         Raises:
             OutputError: it cannot be shown or kept; the run ends.
+            Quit: a person has asked for the end.
         """
 
     def tick(self, sources: Sequence[Health]) -> None:
-        """Take how all sources are: about four times a second, also when no frame comes."""
+        """Take how all sources are: about four times a second, also when no frame comes.
+
+        Raises:
+            OutputError, Quit: as `show`.
+        """
 
     def __enter__(self) -> SceneSink: ...
 
