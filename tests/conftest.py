@@ -27,6 +27,13 @@ def picture(colour: str = "red", height: int = 120, width: int = 100, seed: int 
     return image.clip(0, 255).astype(np.uint8)
 
 
+def load(path: Path, side: int = 300) -> Image:
+    """A square picture in a size: uint8 [side, side, 3], BGR."""
+    image = cv2.imread(str(path))
+    assert image is not None
+    return np.asarray(cv2.resize(image, (side, side)), np.uint8)
+
+
 @pytest.fixture(scope="session")
 def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ONNX that keeps the graph contract: P(generated) is how much redder than blue."""
@@ -50,3 +57,12 @@ def faces() -> Path:
     if not folder:
         pytest.skip("FFD_FACES does not name a folder of real faces")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def face_model() -> Path:
+    """The face detector's model, where a machine has it."""
+    path = os.environ.get("FFD_FACE_MODEL")
+    if not path:
+        pytest.skip("FFD_FACE_MODEL does not name a YuNet model")
+    return Path(path)

@@ -66,6 +66,7 @@ class InputError(FfdError):
         "truncated",
         "corrupt",
         "too_large",
+        "no_face",
         "bad_output",
     )
 
