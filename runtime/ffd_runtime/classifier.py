@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from .preprocess import preprocess
 from .results import Result
 from .sources import Item, find_files
 
+if TYPE_CHECKING:
+    from .faces import FaceDetector
+
 
 class Classifier:
     """Tells generated faces from photographs. Its methods may be called from several threads.
@@ -29,6 +32,7 @@ class Classifier:
         batch: images that are inferred together.
         workers: threads that decode and preprocess.
         max_pixels: larger images are refused.
+        detector: finds faces, each of which is judged; None to judge pictures as they are.
 
     Example:
         >>> from ffd_runtime import Classifier
@@ -44,6 +48,7 @@ class Classifier:
         batch: int = 16,
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        detector: FaceDetector | None = None,
     ) -> None:
         if batch < 1 or (workers is not None and workers < 1):
             raise ValueError(f"batch and workers must be at least 1, not {batch} and {workers}")
@@ -51,6 +56,7 @@ class Classifier:
         self.batch = batch
         self.workers = workers or count_cores()
         self.max_pixels = max_pixels
+        self.detector = detector
 
     @classmethod
     def open(
@@ -62,6 +68,7 @@ class Classifier:
         batch: int = 16,
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        detector: FaceDetector | None = None,
     ) -> Self:
         """Load a model.
 
@@ -72,13 +79,14 @@ class Classifier:
             batch: images that are inferred together.
             workers: threads that decode and preprocess; None for one a core.
             max_pixels: larger images are refused.
+            detector: finds faces, each of which is judged; None to judge pictures as they are.
 
         Raises:
             ModelError: the file is absent or not one of ours.
             BackendError: what was asked for by name does not start.
         """
         opened = open_backend(model, backend, device)
-        return cls(opened, batch=batch, workers=workers, max_pixels=max_pixels)
+        return cls(opened, batch=batch, workers=workers, max_pixels=max_pixels, detector=detector)
 
     @property
     def card(self) -> ModelCard:
@@ -93,7 +101,7 @@ class Classifier:
         )
 
     def classify(self, image: str | os.PathLike[str] | npt.NDArray[Any]) -> Result:
-        """Classify one image.
+        """Classify one image as it is, also with a detector.
 
         Args:
             image: a path, or an array as OpenCV has it: uint8 [height, width, 3], BGR.
@@ -127,7 +135,7 @@ class Classifier:
     def classify_items(
         self, items: Iterable[Item], *, keep_encoded: bool = False
     ) -> Iterator[Result]:
-        """Classify what a source gives; a row for every item, in order.
+        """Classify what a source gives; a row for every item or face in it, in order.
 
         Args:
             items: read as rows are taken.
@@ -140,6 +148,7 @@ class Classifier:
             workers=self.workers,
             max_pixels=self.max_pixels,
             keep_encoded=keep_encoded,
+            detector=self.detector,
         )
 
     def predict(self, images: npt.NDArray[np.uint8]) -> Outputs:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, Queue
 from threading import Semaphore, Thread
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import cv2
 import numpy as np
@@ -20,8 +20,11 @@ from .card import ModelCard, PreprocessSpec
 from .decode import MAX_PIXELS, Image, decode
 from .errors import DeviceMemoryError, InputError
 from .preprocess import preprocess
-from .results import Result
+from .results import Box, Result
 from .sources import Item
+
+if TYPE_CHECKING:
+    from .faces import Face, FaceDetector
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ log = logging.getLogger(__name__)
 GRACE = 0.05
 # Bytes of a file that are kept for sinks which show it: batches of large ones would fill memory.
 MOST_KEPT = 1 << 23
+# Faces of one picture that are judged: a crowd's would fill memory.
+MOST_FACES = 64
 # Seconds that the end of a run waits for images that are being prepared.
 PATIENCE = 2.0
 
@@ -38,13 +43,21 @@ class Prepared(NamedTuple):
 
     Attributes:
         source: what its row is called.
-        image: uint8 [size, size, 3], RGB, or why there is none.
+        image: uint8 [size, size, 3], RGB, or why there is none; for `prepare_faces` as decoded.
         encoded: the file's bytes, where sinks want them and they are at most `MOST_KEPT`.
+        frame: see `Result`, as for those below.
+        face: of the face that was cut out.
+        reason: why the verdict is `unsure` whatever the score.
+        time: of the frame.
     """
 
     source: str
     image: Image | InputError
     encoded: bytes | None = None
+    frame: int | None = None
+    face: Box | None = None
+    reason: str | None = None
+    time: float | None = None
 
 
 def classify_items(
@@ -55,8 +68,9 @@ def classify_items(
     workers: int,
     max_pixels: int = MAX_PIXELS,
     keep_encoded: bool = False,
+    detector: FaceDetector | None = None,
 ) -> Iterator[Result]:
-    """A row for every item, in the order of the items.
+    """A row for every item, or for every face in it, in the order of the items.
 
     At most three batches and one image a worker are held in memory, however many items there are,
     with `keep_encoded` each with up to `MOST_KEPT` bytes of its file. A batch is not waited for:
@@ -70,16 +84,24 @@ def classify_items(
         workers: threads that read, decode and preprocess.
         max_pixels: see `decode`.
         keep_encoded: rows carry the bytes of their files, for sinks that show pictures.
+        detector: faces are found by it and judged each; None to judge pictures as they are.
     """
-    spec = backend.card.preprocess
-    work = partial(prepare, spec=spec, max_pixels=max_pixels, keep_encoded=keep_encoded)
+    work = partial(
+        prepare_views,
+        spec=backend.card.preprocess,
+        max_pixels=max_pixels,
+        keep_encoded=keep_encoded,
+        detector=detector,
+    )
     batches = _Batches(backend, batch)
     waiting: list[Prepared] = []
     with _PrepareAhead(items, work, workers, 2 * batch) as ahead:
         for prepared in ahead:
-            if prepared is not None:
-                waiting.append(prepared)
-            if prepared is None or len(waiting) == batch:
+            waiting += prepared or ()
+            while len(waiting) >= batch:
+                yield from batches.infer(waiting[:batch])
+                del waiting[:batch]
+            if prepared is None:
                 yield from batches.infer(waiting)
                 waiting = []
         yield from batches.infer(waiting)
@@ -90,25 +112,59 @@ def infer_prepared(prepared: list[Prepared], backend: Backend) -> Iterator[Resul
     return _Batches(backend, len(prepared)).infer(prepared)
 
 
-def prepare(
+def prepare(item: Item, spec: PreprocessSpec) -> Prepared:
+    """Read, decode and preprocess one item; what goes wrong becomes part of the result."""
+    (prepared,) = prepare_views(item, spec)
+    return prepared
+
+
+def prepare_views(
     item: Item,
     spec: PreprocessSpec,
     max_pixels: int = MAX_PIXELS,
     keep_encoded: bool = False,
-) -> Prepared:
-    """Read, decode and preprocess one item; what goes wrong becomes part of the result."""
+    detector: FaceDetector | None = None,
+) -> list[Prepared]:
+    """What is to be seen in one item: its faces, or without a detector all of it.
+
+    There is always something: what goes wrong, too, and that no face was found.
+    """
     try:
         encoded = item.read()
-        image = preprocess(decode(encoded, max_pixels, spec.decode_side), spec)
-        keep = keep_encoded and len(encoded) <= MOST_KEPT
-        return Prepared(item.source, image, encoded if keep else None)
+        # A face in a large picture needs its pixels.
+        image = decode(encoded, max_pixels, 0 if detector else spec.decode_side)
+        kept = encoded if keep_encoded and len(encoded) <= MOST_KEPT else None
+        if detector is None:
+            return [Prepared(item.source, preprocess(image, spec), kept)]
+        picture, faces = Prepared(item.source, image, kept), detector.detect(image)
+        if not faces:
+            raise InputError("no_face", "no face was found in it")
+        return prepare_faces(picture, faces, spec)
     except InputError as error:
-        return Prepared(item.source, error)
+        failure = error
     except MemoryError:
-        return Prepared(item.source, InputError("too_large", "not enough memory for it"))
+        failure = InputError("too_large", "not enough memory for it")
     except Exception as error:  # whatever one file does, the run goes on
         reason = f"{type(error).__name__}: {error}"
-        return Prepared(item.source, InputError("corrupt", f"it cannot be processed ({reason})"))
+        failure = InputError("corrupt", f"it cannot be processed ({reason})")
+    return [Prepared(item.source, failure)]
+
+
+def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec) -> list[Prepared]:
+    """The faces of a picture, cut out and preprocessed: at most `MOST_FACES`.
+
+    Args:
+        picture: `image` as it was decoded.
+        faces: what the detector found in it.
+        spec: the card's.
+    """
+    assert not isinstance(picture.image, InputError)
+    return [
+        picture._replace(
+            image=preprocess(picture.image, spec, face.box), face=face.box, reason=face.reason
+        )
+        for face in faces[:MOST_FACES]
+    ]
 
 
 class _Batches:
@@ -173,13 +229,17 @@ class _PrepareAhead:
     """
 
     def __init__(
-        self, items: Iterable[Item], work: Callable[[Item], Prepared], workers: int, ahead: int
+        self,
+        items: Iterable[Item],
+        work: Callable[[Item], list[Prepared]],
+        workers: int,
+        ahead: int,
     ) -> None:
         self._items = items
         self._work = work
         # None ends the queue; an exception is the source's own.
-        self._queue: Queue[Future[Prepared] | BaseException | None] = Queue()
-        self._tasks: Queue[tuple[Item, Future[Prepared]] | None] = Queue()
+        self._queue: Queue[Future[list[Prepared]] | BaseException | None] = Queue()
+        self._tasks: Queue[tuple[Item, Future[list[Prepared]]] | None] = Queue()
         self._room = Semaphore(ahead + workers)
         self._stop = False
         self._reader = Thread(target=self._read, name="ffd-read", daemon=True)
@@ -196,7 +256,7 @@ class _PrepareAhead:
             thread.start()
         return self
 
-    def __iter__(self) -> Iterator[Prepared | None]:
+    def __iter__(self) -> Iterator[list[Prepared] | None]:
         while True:
             try:
                 entry = self._queue.get(timeout=GRACE)
@@ -230,7 +290,7 @@ class _PrepareAhead:
                 self._room.acquire()
                 if self._stop:
                     return
-                future: Future[Prepared] = Future()
+                future: Future[list[Prepared]] = Future()
                 self._tasks.put((item, future))
                 self._queue.put(future)
             self._queue.put(None)
@@ -256,8 +316,12 @@ def _judge(
         return Result.failed(entry.source, InputError("bad_output", message))
     return Result(
         entry.source,
-        label=card.verdict(score),
+        frame=entry.frame,
+        face=entry.face,
+        label="unsure" if entry.reason else card.verdict(score),
         score=score,
+        reason=entry.reason,
+        time=entry.time,
         heatmap=heatmap,
         encoded=entry.encoded,
     )

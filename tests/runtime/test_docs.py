@@ -22,6 +22,11 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         cv2.imwrite(str(tmp_path / "portraits" / f"{number}.jpg"), picture(colour, 320, 300))
     (tmp_path / "portraits" / "broken.png").write_bytes(b"\x89PNG")
     cv2.imwrite(str(tmp_path / "portrait.jpg"), picture("blue", 400, 300))
+    code = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.CAP_FFMPEG, code, 25, (160, 120))
+    for number in range(20):
+        writer.write(picture("red", 120, 160, seed=number))
+    writer.release()
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "notebook"}
     for block in blocks:
@@ -29,5 +34,6 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len((tmp_path / "verdicts.csv").read_text().splitlines()) == 4
     assert [result.source for result in names["results"]] == [str(p) for p in names["paths"]]
     assert names["shown"].shape == (400, 300, 3)
+    assert names["watch"].summary() == "clip.mp4: 20 of 20 frames"
     with pytest.raises(Exception, match="closed"):
         names["classifier"].predict(names["outputs"].heatmap)

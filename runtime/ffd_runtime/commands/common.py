@@ -24,6 +24,7 @@ EXTRAS = {
     "rtx": "tensorrt_rtx",
     "openvino": "openvino",
     "parquet": "pyarrow",
+    "web": "starlette uvicorn",
 }
 
 
@@ -60,8 +61,11 @@ class Command(click.Command):
         try:
             _prepare_streams()
             with _raising_on_sigterm():
-                return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort):
+                super().invoke(ctx)
+            _leave(ctx, 0)
+        except click.exceptions.Exit as ended:
+            _leave(ctx, ended.exit_code)
+        except click.Abort:
             raise
         except click.UsageError as error:
             _end_usage(ctx.info_name, error)
@@ -85,9 +89,9 @@ class Command(click.Command):
 
 def _leave(ctx: click.Context, code: int) -> None:
     """Exit; everything open is closed by now."""
-    if any(thread.name.startswith("ffd-prepare") for thread in threading.enumerate()):
-        # A worker is still in a decoder. Coming back into an interpreter that ends, it would abort
-        # the process, and the exit code would be another.
+    if any(thread.name.startswith("ffd-") for thread in threading.enumerate()):
+        # A worker is still in a decoder, or a stream's thread waits for a server. Coming back into
+        # an interpreter that ends, it would abort the process, and the exit code would be another.
         with suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import OutputError
+from ..errors import FfdError, OutputError
 from .common import (
     Command,
     backend_option,
@@ -23,6 +23,7 @@ from .common import (
     version_option,
     wants_table,
 )
+from .streams import open_detector, stream_options, wants_streams, watch_streams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..classifier import Classifier
+    from ..results import Result
     from ..sinks import Sink
     from ..sinks.annotate import Annotate
     from ..sinks.origin import Origin
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from ..sinks.report import Report
     from ..sources import Item
 
+# Seconds for a picture on the web.
+TIMEOUT = 20.0
 # Options that name files to write.
 OUTPUTS = ("output", "report")
 
@@ -49,6 +53,9 @@ Examples:
   ffd-run portraits/ --model runs/mine/best.onnx --device cuda
   find . -name '*.png' -print0 | ffd-run --null - | jq .label
   ffd-run uploads.zip https://example.org/portrait.jpg
+  ffd-run 0 --show
+  ffd-run door=rtsp://10.0.0.5/live --events --serve 8080
+  ffd-run clip.mp4 --record annotated.mp4 --output rows.csv
 
 \b
 Exit codes:
@@ -57,7 +64,14 @@ Exit codes:
 
 
 @click.command(cls=Command, epilog=EPILOG)
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, metavar="SOURCE...")
+@click.option(
+    "--sources",
+    "listed",
+    type=click.Path(),
+    metavar="FILE",
+    help="More SOURCEs from a file, one a line: passwords in them are not in the process list.",
+)
 @click.option(
     "--model",
     type=click.Path(),
@@ -91,6 +105,22 @@ Exit codes:
     metavar="FILE.html",
     help="Write one page: counts, scores, the most suspicious and uncertain pictures.",
 )
+@click.option(
+    "--faces/--no-faces",
+    default=None,
+    help="Find faces and judge each. Default: for streams, not for pictures.",
+)
+@click.option(
+    "--face-model",
+    type=click.Path(),
+    envvar="FFD_FACE_MODEL",
+    show_envvar=True,
+    help="The YuNet face detector. Default: fetched once from OpenCV's model zoo.",
+)
+@click.option(
+    "--min-face", type=click.IntRange(1), metavar="PIXELS", help="Smaller faces are unsure."
+)
+@stream_options()
 @format_option(" Lines; nothing with --output")
 @click.option("-0", "--null", is_flag=True, help="Paths on standard input end with NUL.")
 @click.option(
@@ -103,9 +133,7 @@ Exit codes:
 @click.option(
     "--timeout",
     type=click.FloatRange(0, 86400, min_open=True),
-    default=20.0,
-    show_default=True,
-    help="Seconds for one web address.",
+    help="Seconds for a web address (default 20), for a stream to open and for each frame (10).",
 )
 @click.option("--allow-private", is_flag=True, help="Fetch from addresses that are not public too.")
 @version_option()
@@ -115,8 +143,31 @@ def main(sources: tuple[str, ...], **options: Any) -> None:
     SOURCE is a file, a folder (with all below it), a glob, a zip or tar archive, an http or https
     address of a picture, or - for paths and addresses on standard input. Every input gives one row,
     in order; what cannot be read gives a row that says why.
+
+    Or it is a stream: a camera's number, an rtsp address, a video file; NAME= before an address
+    names it. A row for each face in each frame; a camera that breaks is tried again.
     """
-    _run(sources, options)
+    sources += _listed(options.pop("listed"))
+    if not sources:
+        raise click.UsageError("Missing argument 'SOURCE...'.")
+    if wants_streams(sources, options):
+        options["faces"] = options["faces"] is not False
+        watch_streams(sources, options)
+    else:
+        _run(sources, options)
+
+
+def _listed(path: str | None) -> tuple[str, ...]:
+    """The sources in a file; empty lines and those that begin with # are none."""
+    if path is None:
+        return ()
+    try:
+        with open(path, "rb") as file:
+            lines = [os.fsdecode(line).strip() for line in file.read().splitlines()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FfdError(f"--sources {path}: {reason}") from None
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
@@ -137,15 +188,19 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         copies = _open_annotate(stack, sources, classifier, options)
         page = _open_report(stack, report, classifier) if report else None
         file = _open_file(stack, output, sources, classifier, options) if output else None
-        done = _take_up(file, tally, page) if file and options["resume"] else Counter[str]()
+        done, last = _take_up(file, tally, page) if file and options["resume"] else (Counter(), "")
         earlier = done.total()
+        # A picture has as many rows as faces, so the last one may lack some: it is judged again.
+        known = done.pop(last, 0) if classifier.detector else 0
         sinks, console = _open_sinks(stack, file, options["as_json"])
         sinks += [page] if page else []
         items, count = _find(sources, options, _own_files(output, report))
         begin = time.monotonic()
         with _progress(console, count, earlier) as advance, _say_where_rows_are(output, tally):
             keep = bool(page or copies)
-            results = classifier.classify_items(_skip(items, done), keep_encoded=keep)
+            items = _skip(items, done, once=classifier.detector is None)
+            results = classifier.classify_items(items, keep_encoded=keep)
+            results = _leave_out(results, last, known)
             for result in copies.follow(results, "-" in sources) if copies else results:
                 for sink in sinks:
                     sink.write(result)
@@ -179,7 +234,8 @@ def _open_classifier(stack: ExitStack, options: dict[str, Any]) -> Classifier:
         from ..classifier import Classifier
 
         names = ("model", "backend", "device", "batch", "workers", "max_pixels")
-        classifier = Classifier.open(**{name: options[name] for name in names})
+        detector = open_detector(options) if options["faces"] else None
+        classifier = Classifier.open(**{name: options[name] for name in names}, detector=detector)
     stack.enter_context(classifier)
     say(classifier.description)
     say_more(classifier.card.to_json(indent=2))
@@ -192,7 +248,7 @@ def _find(
     """The inputs, and what counts them; standard input cannot be read twice."""
     from ..sources import FetchPolicy, find_files
 
-    policy = FetchPolicy(options["timeout"], allow_private=options["allow_private"])
+    policy = FetchPolicy(options["timeout"] or TIMEOUT, allow_private=options["allow_private"])
     items = find_files(sources, null=options["null"], leave_out=leave_out, policy=policy)
     if "-" in sources:
         return items, None
@@ -211,7 +267,13 @@ def _origin(sources: tuple[str, ...], classifier: Classifier, options: dict[str,
     from ..backends import EMBEDDED
     from ..sinks.origin import Origin
 
-    return Origin.of(Path(options["model"] or EMBEDDED), classifier.card, sources)
+    detector = classifier.detector
+    return Origin.of(
+        Path(options["model"] or EMBEDDED),
+        classifier.card,
+        sources,
+        faces=detector.settings if detector else None,
+    )
 
 
 def _require_same_run(
@@ -263,26 +325,45 @@ def _open_annotate(
     return copies
 
 
-def _take_up(file: PartialFile, tally: Counter[str], page: Report | None) -> Counter[str]:
-    """What the interrupted run has done: how often each source has a row."""
+def _take_up(
+    file: PartialFile, tally: Counter[str], page: Report | None
+) -> tuple[Counter[str], str]:
+    """What the interrupted run has done: how often each source has a row, and the last one."""
     done: Counter[str] = Counter()
+    last = ""
     for result in file.earlier():
-        done[result.source] += 1
+        last = result.source
+        done[last] += 1
         tally[result.label or "errors"] += 1
         if page:
             page.add_row(result)
     if done:
         say(f"going on after {done.total()} rows of {file.partial}")
-    return done
+    return done, last
 
 
-def _skip(items: Iterable[Item], done: Counter[str]) -> Iterator[Item]:
-    """The items that have no row yet; one that is named twice has two rows."""
+def _skip(items: Iterable[Item], done: Counter[str], once: bool) -> Iterator[Item]:
+    """The items that have no row yet.
+
+    Args:
+        items: all.
+        done: rows by source.
+        once: each has one row, so one that is named twice has two.
+    """
     for item in items:
-        if done[item.source] > 0:
-            done[item.source] -= 1
-        else:
+        if done[item.source] <= 0:
             yield item
+        elif once:
+            done[item.source] -= 1
+
+
+def _leave_out(results: Iterable[Result], source: str, count: int) -> Iterator[Result]:
+    """Results without the first of a source."""
+    for result in results:
+        if count and result.source == source:
+            count -= 1
+        else:
+            yield result
 
 
 @contextmanager
@@ -306,9 +387,7 @@ def _refuse_streams(sources: Iterable[str]) -> None:
     for source in sources:
         scheme, found, _ = source.partition("://")
         if found and scheme.isalnum() and scheme.lower() not in ("http", "https"):
-            raise click.UsageError(
-                f"{scheme}:// is not a source that ffd-run reads: give files or http addresses"
-            )
+            raise click.UsageError(f"{scheme}:// is not a source that ffd-run reads")
 
 
 def _own_files(output: Path | None, report: Path | None) -> frozenset[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Self, TextIO
 
 from ..errors import OutputError
@@ -19,10 +21,12 @@ class JsonLines:
 
     Args:
         stream: not closed here.
+        name: what messages call it.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, name: str = "standard output") -> None:
         self.stream = stream
+        self.name = name
 
     def write(self, result: Result) -> None:
         """Write one row and flush it, for a program that reads along."""
@@ -32,10 +36,37 @@ class JsonLines:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise OutputError(f"cannot write to standard output: {error.strerror}") from None
+            raise OutputError(f"cannot write to {self.name}: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+class AppendedJsonLines(JsonLines):
+    """Rows to the end of a file that grows, for what has no end of its own.
+
+    Args:
+        path: made if it is absent. A program that rotates it must truncate it or restart us.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            stream = path.open("a+", encoding="ascii")
+            # What was being written when the machine went down must not spoil the first row.
+            end = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, end - 1))
+            if stream.read(1) not in ("", "\n"):
+                stream.write("\n")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise OutputError(f"cannot write {path}: {reason}") from None
+        super().__init__(stream, str(path))
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()

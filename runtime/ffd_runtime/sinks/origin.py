@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,7 @@ class Origin:
     Attributes:
         model: the model's name, for people.
         model_sha256: of its file and card.
-        preprocess: the card's `PreprocessSpec`, as a mapping.
+        preprocess: the card's `PreprocessSpec`, as a mapping, and how faces are found.
         sources_sha256: of the words that name the inputs, and of the folder they are relative to.
             A digest, because addresses may hold passwords.
     """
@@ -33,13 +33,20 @@ class Origin:
     sources_sha256: str
 
     @classmethod
-    def of(cls, model: Path, card: ModelCard, sources: Iterable[str]) -> Self:
+    def of(
+        cls,
+        model: Path,
+        card: ModelCard,
+        sources: Iterable[str],
+        faces: Mapping[str, Any] | None = None,
+    ) -> Self:
         """The origin of a run.
 
         Args:
             model: the file.
             card: of the model.
             sources: as on the command line.
+            faces: the detector's settings; None without one.
         """
         with model.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
@@ -49,7 +56,7 @@ class Origin:
         return cls(
             model=f"{card.name} ({card.precision})",
             model_sha256=digest.hexdigest(),
-            preprocess=dataclasses.asdict(card.preprocess),
+            preprocess=dataclasses.asdict(card.preprocess) | {"faces": faces and dict(faces)},
             sources_sha256=hashlib.sha256(words).hexdigest(),
         )
 

@@ -32,10 +32,13 @@ class Table:
                 (f"  {result.error.code}: {printable(result.error.message)}", "magenta"),
             )
         else:
+            label = result.track.label if result.track else result.label
+            score = result.track.score if result.track else result.score
             line = Text.assemble(
-                (f"{result.label:<13}", STYLES.get(result.label or "", "")),
-                f"{result.score:<8.3f}",
+                (f"{label:<13}", STYLES.get(label or "", "")),
+                f"{'':<8}" if score is None else f"{score:<8.3f}",
                 printable(result.source),
+                _where(result),
             )
         self.console.print(line, soft_wrap=True)
 
@@ -45,3 +48,18 @@ class Table:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+def _where(result: Result) -> str:
+    """What tells several verdicts on one source apart."""
+    parts = []
+    if result.track and result.face:
+        parts.append(f"face {result.track.number}")
+    elif result.face:
+        x, y, width, height = result.face
+        parts.append(f"face {width}x{height} at {x},{y}")
+    if result.frame is not None:
+        parts.append(f"frame {result.frame}")
+    if result.reason:
+        parts.append(result.reason)
+    return "  " + ", ".join(parts) if parts else ""

@@ -245,6 +245,9 @@ def _body(response: HTTPResponse, max_bytes: int) -> bytes:
         phrase = responses.get(response.status, "")
         status = f"{response.status} {phrase}".strip()
         raise InputError("fetch_failed", f"the server answered {status}")
+    kind = response.headers.get_content_type()
+    if kind == "multipart/x-mixed-replace" or kind.startswith("video/"):
+        raise InputError("fetch_failed", "it is a video stream: run it with --stream")
     for header, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
         value = response.headers.get(header, plain)
         if value.strip().lower() != plain:

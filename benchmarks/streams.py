@@ -1,0 +1,128 @@
+"""How late verdicts come beside what the networks take: 640x480 at 25 frames a second.
+
+    python benchmarks/streams.py PORTRAIT FACE_MODEL > benchmarks/streams.csv
+
+A frame's age is measured from its capture to its verdict; the face detector's and the classifier's
+time are subtracted: what is left is ours (waiting for the frame's turn, cutting out, preprocessing,
+tracking). The source is synthetic, so that its frames are captured when we say.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from machine import describe
+
+from ffd_runtime import Classifier
+from ffd_runtime.faces import FaceDetector
+from ffd_runtime.streams.address import to_streams
+from ffd_runtime.streams.analyse import Analyser
+from ffd_runtime.streams.feed import Feed
+from ffd_runtime.streams.policy import StreamPolicy
+from ffd_runtime.streams.scene import Health, Scene
+from ffd_runtime.streams.watch import Watch
+
+FRAMES = 1000
+WARM_UP = 50
+FPS = 25
+
+
+class Camera:
+    """Portraits that move over a grey frame."""
+
+    fps = 0.0
+    count = 0
+
+    def __init__(self, portrait: npt.NDArray[np.uint8], faces: int) -> None:
+        side = 480 if faces == 1 else 240
+        self._portrait = cv2.resize(portrait, (side, side), interpolation=cv2.INTER_AREA)
+        self._places = [(0, 0), (240, 0), (0, 240), (240, 240)][:faces]
+        self._side = side
+        self._number = 0
+        self._due = time.monotonic()
+
+    def grab(self) -> bool:
+        self._number += 1
+        self._due += 1 / FPS
+        time.sleep(max(0.0, self._due - time.monotonic()))
+        return self._number <= FRAMES + WARM_UP
+
+    def timestamp(self) -> float:
+        return self._number / FPS
+
+    def retrieve(self) -> npt.NDArray[np.uint8]:
+        frame = np.full((480, 640, 3), 128, np.uint8)
+        shift = self._number % 100
+        for top, left in self._places:
+            right = left + shift
+            frame[top : top + self._side, right : right + self._side] = self._portrait
+        return frame
+
+    def close(self) -> None:
+        pass
+
+
+class Ages:
+    """A scene sink that notes what each frame waited for."""
+
+    def __init__(self) -> None:
+        self.inference: list[float] = []
+        self.added: list[float] = []
+        self.faces: list[int] = []
+
+    def show(self, scene: Scene) -> None:
+        assert scene.health.age is not None
+        self.inference.append(scene.inference)
+        self.added.append(scene.health.age - scene.inference)
+        self.faces.append(len(scene.results))
+
+    def tick(self, sources: Sequence[Health]) -> None:
+        pass
+
+    def __enter__(self) -> Ages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def measure(portrait: Any, detector: FaceDetector | None, faces: int, name: str) -> None:
+    ages = Ages()
+    policy = StreamPolicy(retries=0)
+    with (
+        Classifier.open(device="cpu") as classifier,
+        Feed(to_streams(["0"]), policy, lambda *_: Camera(portrait, faces)) as feed,
+    ):
+        analyser = Analyser(classifier.backend, detector)
+        Watch(feed, analyser, classifier.card, scenes=[ages], whole=detector is None).run()
+        dropped = feed.readers[0].health().dropped
+    added = 1000 * np.array(ages.added[WARM_UP:])
+    inference = 1000 * np.array(ages.inference[WARM_UP:])
+    found = np.mean(ages.faces[WARM_UP:])
+    p50, p99 = np.percentile(added, [50, 99])
+    print(
+        f"{name},{len(added)},{dropped},{found:.2f},{np.median(inference):.1f},"
+        f"{p50:.2f},{p99:.2f},{added.max():.2f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    portrait = cv2.imread(sys.argv[1])
+    detector = FaceDetector(Path(sys.argv[2]))
+    print(f"# {describe()}; 640x480 at {FPS} frames a second, embedded model on the CPU")
+    print("case,frames,dropped,faces,networks_ms,added_p50_ms,added_p99_ms,added_max_ms")
+    measure(portrait, None, 1, "whole picture")
+    measure(portrait, detector, 1, "one face")
+    measure(portrait, detector, 4, "four faces")
+
+
+if __name__ == "__main__":
+    main()

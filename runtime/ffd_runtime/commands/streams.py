@@ -1,0 +1,272 @@
+"""ffd-run on cameras, servers and video files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import OutputError
+from .common import say, wants_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..classifier import Classifier
+    from ..faces import FaceDetector
+    from ..sinks import Sink
+    from ..streams.address import Stream
+    from ..streams.analyse import Analyser
+    from ..streams.policy import StreamPolicy
+    from ..streams.scene import SceneSink
+    from ..web.address import Address
+
+# Options of ffd-run that say nothing about a picture, and those that say nothing about a stream.
+STREAMS_ALONE = "gst stream every fps retries show record events serve".split()
+PICTURES_ALONE = "resume annotate report null".split()
+# Seconds that a stream may take for its connection, and for each frame.
+TIMEOUT = 10.0
+
+
+def stream_options() -> Callable[[Any], Any]:
+    """The options that are about streams alone."""
+    options = [
+        click.option("--gst", is_flag=True, help="SOURCEs are GStreamer pipelines."),
+        click.option("--stream", is_flag=True, help="http addresses are streams, not pictures."),
+        click.option("--every", type=click.IntRange(1), metavar="N", help="Each Nth frame only."),
+        click.option(
+            "--fps",
+            type=click.FloatRange(0, 1000, min_open=True),
+            help="At most so many frames a second.",
+        ),
+        click.option(
+            "--retries",
+            type=click.IntRange(0),
+            help="Give a live stream up after so many tries. Default: never.",
+        ),
+        click.option("--show", is_flag=True, help="Show a window; q ends, h shows the evidence."),
+        click.option(
+            "--record",
+            type=click.Path(),
+            metavar="FILE.{mp4,mkv}",
+            help="Write the annotated video; a name that is taken gets a number.",
+        ),
+        click.option("--events", is_flag=True, help="Rows only where the verdict changes."),
+        click.option("--serve", metavar="[HOST:]PORT", help="Serve a page, /healthz and /metrics."),
+        click.option(
+            "--token",
+            envvar="FFD_TOKEN",
+            show_envvar=True,
+            help="What --serve asks for; needed unless it serves this machine alone.",
+        ),
+    ]
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def wants_streams(sources: Sequence[str], options: dict[str, Any]) -> bool:
+    """Whether the sources are streams.
+
+    Raises:
+        click.UsageError: some are and some are not, or an option is not for what they are.
+    """
+    from ..streams.address import is_stream, redact
+
+    if options["gst"]:
+        return _check_options(True, options)
+    # Beside a camera, an address is hardly a picture's.
+    web = options["stream"] or any(map(is_stream, sources))
+    others = [source for source in sources if not is_stream(source, web)]
+    if web and others:
+        raise click.UsageError(
+            f"{redact(others[0])} is no stream: run pictures and streams one after the other"
+        )
+    return _check_options(web, options)
+
+
+def _check_options(streams: bool, options: dict[str, Any]) -> bool:
+    for name in PICTURES_ALONE if streams else STREAMS_ALONE:
+        if options[name]:
+            raise click.UsageError(f"--{name} is for {'pictures' if streams else 'streams'} alone")
+    if streams and options["heatmap"] and not (options["record"] or options["show"]):
+        raise click.UsageError("--heatmap needs the --show or --record that it is drawn into")
+    return streams
+
+
+def watch_streams(sources: Sequence[str], options: dict[str, Any]) -> None:
+    """Classify streams until they end or somebody ends them."""
+    from ..streams.address import to_streams
+    from ..streams.feed import Feed
+    from ..streams.watch import Watch
+
+    streams = to_streams(sources, options["gst"])
+    _check_outputs(streams, options)
+    server = _parse_server(options["serve"])
+    with ExitStack() as stack:
+        classifier, analyser = _open_analyser(stack, options)
+        console = _open_console(options["as_json"])
+        rows = [stack.enter_context(sink) for sink in _rows(streams, options, console)]
+        scenes = [
+            stack.enter_context(sink)
+            for sink in _scenes(streams, options, console, classifier, server)
+        ]
+        feed = stack.enter_context(Feed(streams, _policy(options)))
+        watch = Watch(
+            feed,
+            analyser,
+            classifier.card,
+            rows=rows,
+            scenes=scenes,
+            # A person who reads along wants to know what is new.
+            changes=options["events"] or (console is not None and wants_table(options["as_json"])),
+            whole=not options["faces"],
+            say=say,
+        )
+        stack.callback(lambda: say(watch.summary()))
+        watch.run()
+    if watch.errors:
+        click.get_current_context().exit(3)
+
+
+def _check_outputs(streams: Sequence[Stream], options: dict[str, Any]) -> None:
+    """Refuse early what could only fail after the models were loaded."""
+    from ..sinks import check_file_sink
+
+    output = options["output"]
+    if output:
+        check_file_sink(Path(output))
+        if any(stream.live for stream in streams) and not output.endswith(".jsonl"):
+            raise OutputError(
+                f"--output {output}: rows of live streams go to a .jsonl, which grows"
+            )
+    if options["record"]:
+        from ..sinks.record import check_record
+
+        check_record(Path(options["record"]))
+    if options["gst"]:
+        from ..streams.capture import require_gstreamer
+
+        require_gstreamer()
+
+
+def _parse_server(text: str | None) -> Address | None:
+    """Where to serve, if at all; refused before the models are loaded."""
+    if text is None:
+        return None
+    from ..web.address import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise click.UsageError(f"--serve: {error}") from None
+
+
+def _open_analyser(stack: ExitStack, options: dict[str, Any]) -> tuple[Classifier, Analyser]:
+    from ..preprocess import warming_up
+
+    with warming_up():
+        from ..classifier import Classifier
+        from ..streams.analyse import Analyser
+
+        detector = None
+        if options["faces"]:
+            detector = open_detector(options)
+        names = ("model", "backend", "device")
+        classifier = Classifier.open(**{name: options[name] for name in names})
+    stack.enter_context(classifier)
+    say(classifier.description + ("" if detector else ", whole pictures"))
+    return classifier, Analyser(classifier.backend, detector)
+
+
+def open_detector(options: dict[str, Any]) -> FaceDetector:
+    """The face detector that the options ask for."""
+    from ..face_model import find_face_model
+    from ..faces import FaceDetector
+
+    given = options["face_model"]
+    model = find_face_model(Path(given) if given else None)
+    sides = {} if options["min_face"] is None else {"min_side": options["min_face"]}
+    return FaceDetector(model, **sides)
+
+
+def _open_console(as_json: bool | None) -> Console | None:
+    table = wants_table(as_json)
+    if not (table or sys.stderr.isatty()):
+        return None
+    from rich.console import Console
+
+    return Console(stderr=not table, highlight=False)
+
+
+def _rows(
+    streams: Sequence[Stream], options: dict[str, Any], console: Console | None
+) -> Iterator[Sink]:
+    from ..sinks import JsonLines, open_file_sink
+
+    as_json, output = options["as_json"], options["output"]
+    if output:
+        from ..sinks.jsonlines import AppendedJsonLines
+
+        live = any(stream.live for stream in streams)
+        yield AppendedJsonLines(Path(output)) if live else open_file_sink(Path(output))
+    if console and wants_table(as_json):
+        from ..sinks.table import Table
+
+        yield Table(console)
+    elif as_json or not output:
+        yield JsonLines(sys.stdout)
+
+
+def _scenes(
+    streams: Sequence[Stream],
+    options: dict[str, Any],
+    console: Console | None,
+    classifier: Classifier,
+    server: Address | None,
+) -> Iterator[SceneSink]:
+    from ..streams.systemd import Notify
+
+    names = [stream.name for stream in streams]
+    looks = {
+        "heatmap": options["heatmap"],
+        "face_scale": classifier.card.preprocess.face_scale,
+    }
+    if server:
+        from ..web.server import Serve
+
+        yield Serve(
+            server, card=classifier.card, model=classifier.description, token=options["token"]
+        )
+    if options["record"]:
+        from ..sinks.record import Record
+
+        yield Record(Path(options["record"]), names, **looks)
+    if options["show"]:
+        from ..sinks.window import Window
+
+        yield Window(names, **looks)
+    if console and console.is_terminal:
+        from ..sinks.status import StatusLine
+
+        yield StatusLine(console)
+    yield Notify()
+
+
+def _policy(options: dict[str, Any]) -> StreamPolicy:
+    from ..streams.policy import StreamPolicy
+
+    return StreamPolicy(
+        timeout=options["timeout"] or TIMEOUT,
+        retries=options["retries"],
+        every=options["every"] or 1,
+        fps=options["fps"],
+    )

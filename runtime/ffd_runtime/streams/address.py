@@ -1,0 +1,134 @@
+"""Which sources are streams, and what they may be called where anybody can read it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+Kind = Literal["file", "camera", "server", "pipeline"]
+
+# What OpenCV's FFmpeg can play from a network, besides http.
+SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
+WEB = ("http", "https")
+VIDEO_ENDINGS = tuple(
+    ".3gp .avi .flv .m2ts .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm"
+    " .wmv".split()
+)
+PLAYLIST_ENDINGS = (".m3u8", ".mpd")
+
+# Names of what only its owner should know, in a query, a path or a GStreamer pipeline.
+_SECRET = re.compile(
+    r"([\w-]*(?:user|usr|login|account|pas|pwd|pw|token|key|auth|secret|sig|cred)[\w-]*\s*=\s*)"
+    r"(?:\"[^\"]*\"|[^&\s]*)",
+    re.IGNORECASE,
+)
+_USERINFO = re.compile(r"://\S*@")
+_NAMED = re.compile(r"([\w-]+)=(?=[a-z][a-z0-9+.-]*://|/dev/|\d+$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A source of frames.
+
+    Attributes:
+        name: what rows, pictures and messages call it; without credentials.
+        target: what is opened: a path, an address, a camera's number or a GStreamer pipeline. It
+            may hold a password, so it is not part of the representation.
+        kind: `file`, `camera`, `server` or `pipeline`.
+    """
+
+    name: str
+    target: str | int = field(repr=False)
+    kind: Kind
+
+    @property
+    def live(self) -> bool:
+        """Whether it goes on without us, so that frames have to be dropped when we are late."""
+        return self.kind != "file"
+
+
+def is_stream(source: str, web: bool = False) -> bool:
+    """Whether a source is a stream and not pictures.
+
+    Args:
+        source: as on the command line.
+        web: every http and https address is a stream, whatever its ending.
+    """
+    target = _NAMED.sub("", source, count=1)
+    scheme = _scheme(target)
+    if scheme in WEB:
+        return web or urlsplit(target).path.lower().endswith(VIDEO_ENDINGS + PLAYLIST_ENDINGS)
+    if scheme:
+        return scheme in SCHEMES
+    return _is_camera(target) or (target.lower().endswith(VIDEO_ENDINGS) and _is_file(target))
+
+
+def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
+    """Streams, each under a name of its own.
+
+    Args:
+        sources: as on the command line; `NAME=ADDRESS` gives a name.
+        gst: they are GStreamer pipelines.
+    """
+    streams: list[Stream] = []
+    seen: Counter[str] = Counter()
+    for source in sources:
+        stream = _to_stream(source, gst)
+        seen[stream.name] += 1
+        if seen[stream.name] > 1:
+            # Two addresses may differ in their credentials alone.
+            stream = Stream(f"{stream.name}#{seen[stream.name]}", stream.target, stream.kind)
+        streams.append(stream)
+    return streams
+
+
+def redact(text: str) -> str:
+    """An address, or a text with addresses in it, with `***` for all that may be a credential.
+
+    User and password before the host go, and the values of parameters whose names say so, wherever
+    a camera's maker put them.
+
+    Example:
+        >>> redact("rtsp://admin:secret@10.0.0.5/live?channel=1&token=abc")
+        'rtsp://***@10.0.0.5/live?channel=1&token=***'
+    """
+    # A password may hold an unescaped @ or /, so all up to the last @ goes.
+    return _SECRET.sub(r"\1***", _USERINFO.sub("://***@", text))
+
+
+def _to_stream(source: str, gst: bool) -> Stream:
+    if gst:
+        return Stream(redact(source), source, "pipeline")
+    named = _NAMED.match(source)
+    target = source[named.end() :] if named else source
+    if _is_camera(target):
+        return Stream(named[1] if named else target, _camera(target), "camera")
+    if _scheme(target):
+        return Stream(named[1] if named else redact(target), target, "server")
+    return Stream(source, source, "file")
+
+
+def _scheme(text: str) -> str:
+    scheme, found, _ = text.partition("://")
+    return scheme.lower() if found and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) else ""
+
+
+def _is_camera(text: str) -> bool:
+    number = text.isascii() and text.isdigit() and len(text) < 4 and not os.path.lexists(text)
+    return number or text.startswith("/dev/video")
+
+
+def _camera(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return os.path.isfile(path)
+    except ValueError:
+        return False

@@ -1,0 +1,72 @@
+"""How streams are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StreamPolicy:
+    """Limits and choices of reading.
+
+    Attributes:
+        timeout: seconds that opening a stream, and then each frame, may take.
+        retries: how often a live stream is tried again in a row; None for ever.
+        every: only each so-manieth frame is classified.
+        fps: at most so many frames a second are classified; None for all.
+        first_wait: seconds before a stream is tried again, at most.
+        most_wait: seconds that a wait grows to.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    timeout: float = 10.0
+    retries: int | None = None
+    every: int = 1
+    fps: float | None = None
+    first_wait: float = 0.5
+    most_wait: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout <= 3600:
+            raise ValueError(f"timeout must be above 0 and at most 3600 s, not {self.timeout}")
+        if self.retries is not None and self.retries < 0:
+            raise ValueError(f"retries must not be negative, not {self.retries}")
+        if self.every < 1 or (self.fps is not None and self.fps <= 0):
+            raise ValueError(f"every and fps must be positive, not {self.every} and {self.fps}")
+        if not 0 < self.first_wait <= self.most_wait:
+            raise ValueError(
+                f"waits must be positive and grow: {self.first_wait}, {self.most_wait}"
+            )
+
+
+class Sampler:
+    """Which frames are classified.
+
+    Args:
+        policy: its `every` and `fps`.
+    """
+
+    def __init__(self, policy: StreamPolicy) -> None:
+        self._every = policy.every
+        self._gap = 1 / policy.fps if policy.fps else 0.0
+        self._due: float | None = None
+
+    def takes(self, number: int, at: float) -> bool:
+        """Whether a frame is one of them.
+
+        Args:
+            number: of the frame, from 0.
+            at: its time in seconds, in frames' order.
+        """
+        if number % self._every:
+            return False
+        if not self._gap:
+            return True
+        # Half a millisecond, as timestamps are rounded.
+        if self._due is not None and self._due - self._gap < at < self._due - 5e-4:
+            return False
+        late = self._due is None or abs(at - self._due) > self._gap
+        self._due = (at if late or self._due is None else self._due) + self._gap
+        return True

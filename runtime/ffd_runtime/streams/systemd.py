@@ -1,0 +1,56 @@
+"""Tells systemd that the run goes on, where it was started as a service of `Type=notify`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Self
+
+from .scene import Health, Scene
+
+
+class Notify:
+    """A sink that sends systemd's notifications; it does nothing where nobody listens.
+
+    `READY=1` comes with the first tick, `WATCHDOG=1` with each: a loop that hangs is noticed by
+    `WatchdogSec=`. Protocol: sd_notify(3).
+    """
+
+    def __init__(self) -> None:
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        self._socket: socket.socket | None = None
+        self._status = ""
+        if address[:1] in ("/", "@") and hasattr(socket, "AF_UNIX"):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            # An @ stands for the NUL of an abstract name.
+            self._address = address.replace("@", "\0", 1) if address[0] == "@" else address
+
+    def show(self, scene: Scene) -> None:
+        """Nothing: a tick follows soon."""
+
+    def tick(self, sources: Sequence[Health]) -> None:
+        """Say that the loop goes on, and how many sources play."""
+        if self._socket is None:
+            return
+        playing = sum(health.state == "playing" for health in sources)
+        status = f"STATUS={playing} of {len(sources)} streams play"
+        lines = ["WATCHDOG=1"] if status == self._status else ["READY=1", "WATCHDOG=1", status]
+        self._status = status
+        self._send("\n".join(lines))
+
+    def _send(self, text: str) -> None:
+        assert self._socket is not None
+        try:
+            self._socket.sendto(text.encode(), self._address)
+        except OSError:
+            # Nobody listens any more; the next tick tries again.
+            return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._socket is not None:
+            self._send("STOPPING=1")
+            self._socket.close()

@@ -1,0 +1,199 @@
+"""The loop: frames in; rows, pictures and news of the sources out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..card import ModelCard
+from ..errors import InputError
+from ..results import Result, RowError
+from ..sinks import Sink
+from .analyse import Analyser
+from .feed import TICK, Feed
+from .reader import Reader
+from .scene import Frame, Health, Quit, Scene, SceneSink
+from .tracking import Tracker
+
+# Tracks of a source whose verdicts are remembered, the latest: more than it can show at once.
+REMEMBERED = 256
+LABELS = ("generated", "groundtruth", "unsure")
+
+
+@dataclass
+class _Source:
+    """What is remembered of a source.
+
+    Attributes:
+        tracker: of its faces.
+        said: how it was when that was last said.
+        since: when that was, in seconds of `time.monotonic`.
+        labels: verdicts by track.
+        tally: tracks by their last verdict.
+    """
+
+    tracker: Tracker
+    said: Health
+    since: float
+    labels: dict[int, str] = field(default_factory=dict)
+    tally: Counter[str] = field(default_factory=Counter)
+
+    def note(self, result: Result) -> bool:
+        """Take in a result; whether its track is new or its verdict another."""
+        assert result.track is not None
+        number, label = result.track.number, result.track.label
+        before = self.labels.pop(number, None)
+        self.labels[number] = label
+        if len(self.labels) > REMEMBERED:
+            del self.labels[next(iter(self.labels))]
+        if label == before:
+            return False
+        if before is not None:
+            self.tally[before] -= 1
+        self.tally[label] += 1
+        return True
+
+
+class Watch:
+    """Classifies what a feed gives, and tells it to sinks.
+
+    Args:
+        feed: the streams, entered.
+        analyser: classifies their frames.
+        card: of its model.
+        rows: take a row a face and frame, and one each time that a stream breaks.
+        scenes: show or keep pictures.
+        changes: rows only where the verdict on a face changes.
+        whole: pictures are classified as a whole, not by face.
+        say: takes a line for a person when a source breaks or comes back.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        analyser: Analyser,
+        card: ModelCard,
+        *,
+        rows: Sequence[Sink] = (),
+        scenes: Sequence[SceneSink] = (),
+        changes: bool = False,
+        whole: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._feed = feed
+        self._analyser = analyser
+        self._rows = rows
+        self._scenes = scenes
+        self._changes = changes
+        self._whole = whole
+        self._say = say
+        self._sources = {
+            reader.stream.name: _Source(
+                Tracker(card),
+                Health(reader.stream.name, reader.stream.live, "connecting"),
+                time.monotonic(),
+            )
+            for reader in feed.readers
+        }
+        self.errors = 0
+        """Rows with an error so far."""
+
+    def run(self) -> None:
+        """Go on until all streams have ended, or a person has had enough.
+
+        Raises:
+            OutputError: a sink cannot do its work.
+            BackendError: inference failed.
+        """
+        ticked = 0.0
+        try:
+            for taken in self._feed:
+                if taken:
+                    self._take(taken)
+                if time.monotonic() - ticked >= TICK:
+                    self._tick()
+                    ticked = time.monotonic()
+            self._tick()
+        except Quit:
+            return
+
+    def summary(self) -> str:
+        """What was seen, on one line."""
+        return "; ".join(self._summary(health) for health in self._feed.health())
+
+    def _summary(self, health: Health) -> str:
+        text = f"{health.source}: {health.analysed} of {health.frames} frames"
+        if health.dropped:
+            text += f", {health.dropped} dropped"
+        if self._whole:
+            return text
+        tally = self._sources[health.source].tally
+        total = tally.total()
+        kinds = ", ".join(f"{tally[label]} {label}" for label in LABELS if tally[label])
+        return f"{text}, {total} {'face' if total == 1 else 'faces'}" + (kinds and f" ({kinds})")
+
+    def _take(self, taken: Sequence[tuple[Reader, Frame]]) -> None:
+        analysed = self._analyser.analyse([frame for _, frame in taken])
+        for (reader, frame), (results, inference) in zip(taken, analysed, strict=True):
+            source = self._sources[frame.source]
+            clock = frame.captured if reader.stream.live else frame.time
+            results = source.tracker.update(results, clock)
+            health = reader.count_analysed(time.monotonic() - frame.captured + frame.lag)
+            for result in results:
+                if source.note(result) or not self._changes:
+                    self._write(result)
+            scene = Scene(frame, results, health, inference)
+            for sink in self._scenes:
+                sink.show(scene)
+
+    def _tick(self) -> None:
+        states = self._feed.health()
+        for reader, health in zip(self._feed.readers, states, strict=True):
+            self._tell(reader, health, self._sources[health.source])
+        for sink in self._scenes:
+            sink.tick(states)
+
+    def _tell(self, reader: Reader, health: Health, source: _Source) -> None:
+        """Say and write how a source has changed, if it has."""
+        said = source.said
+        same = (health.state, health.error) == (said.state, said.error)
+        if (same and health.reconnects == said.reconnects) or health.state == "connecting":
+            return
+        sentence = _sentence(health, said, time.monotonic() - source.since)
+        if sentence:
+            self._say(f"{health.source}: {sentence}")
+        if health.state in ("waiting", "failed"):
+            code = reader.failure.code if reader.failure else "timeout"
+            self._write(Result(health.source, error=RowError(code, health.error or "")))
+        elif health.state == "ended" and not (self._whole or source.tally.total()):
+            error = InputError("no_face", "no face was found in it")
+            self._write(Result.failed(health.source, error))
+        if "playing" in (said.state, health.state):
+            source.since = time.monotonic()
+        source.said = health
+
+    def _write(self, result: Result) -> None:
+        self.errors += result.error is not None
+        for sink in self._rows:
+            sink.write(result)
+
+
+def _sentence(health: Health, said: Health, seconds: float) -> str | None:
+    """What a person is told of a source that has changed.
+
+    Args:
+        health: how it is.
+        said: how it was.
+        seconds: since it began or ceased to play.
+    """
+    if health.state == "waiting":
+        return f"{health.error}; it is tried again"
+    if health.state == "failed":
+        return f"{health.error}" + ("; given up" if health.live else "")
+    if health.reconnects > said.reconnects:
+        return f"back after {seconds:.1f} s"
+    if health.state == "playing" and health.size:
+        return f"playing, {health.size[0]}x{health.size[1]}"
+    return None

@@ -1,0 +1,258 @@
+"""ffd-run on streams, as a user starts it: real servers, real signals, real files."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from ..conftest import load, picture
+from ..servers import RtspServer, free_port, rtsp, say_nothing, send_pictures, serving
+
+__all__ = ["rtsp"]
+
+COMMAND = str(Path(sys.executable).with_name("ffd-run"))
+WATCHDOG = 60
+FRAMES = 125
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([COMMAND, *map(str, arguments)], text=True, **{**pipes, **options})
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]], str]:
+    out, err = process.communicate(timeout=WATCHDOG)
+    return process.returncode, [json.loads(line) for line in out.splitlines()], err
+
+
+def run(*arguments: object) -> tuple[int, list[dict[str, Any]], str]:
+    return finish(start(*arguments))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second of red, then four of blue."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    code = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 25, (160, 120))
+    for number in range(FRAMES):
+        writer.write(picture("red" if number < 25 else "blue", 120, 160, seed=number))
+    writer.release()
+    return path
+
+
+def test_a_video_file_gives_a_row_a_frame(clip: Path, colour_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    code, rows, err = run(clip, "--no-faces", "--model", colour_model, "--json", "--output", output)
+    assert code == 0, err
+    assert [row["frame"] for row in rows] == list(range(FRAMES))
+    assert [row["label"] for row in rows] == ["generated"] * 25 + ["groundtruth"] * 100
+    assert [row["time"] for row in rows] == [round(n / 25, 3) for n in range(FRAMES)]
+    assert {row["track"]["number"] for row in rows} == {1}
+    labels = [row["track"]["label"] for row in rows]
+    # Smoothed: it changes by way of unsure, and not at once.
+    assert sum(a != b for a, b in itertools.pairwise(labels)) <= 2
+    assert labels[26] == "generated"
+    assert labels[-1] == "groundtruth"
+    with output.open() as file:
+        written = list(csv.DictReader(file))
+    assert [int(row["frame"]) for row in written] == list(range(FRAMES))
+    assert written[-1]["track_label"] == "groundtruth"
+    assert f"{FRAMES} of {FRAMES} frames" in err
+
+
+def test_events_are_the_changes_alone(clip: Path, colour_model: Path) -> None:
+    options = ("--no-faces", "--model", colour_model, "--events", "--every", 2)
+    code, rows, err = run(clip, *options)
+    assert code == 0, err
+    labels = [row["track"]["label"] for row in rows]
+    assert len(labels) <= 3
+    assert all(a != b for a, b in itertools.pairwise(labels))
+    assert (labels[0], labels[-1]) == ("generated", "groundtruth")
+    assert all(row["frame"] % 2 == 0 for row in rows)
+
+
+def test_a_video_that_is_none_has_its_row(clip: Path, colour_model: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"text " * 100)
+    code, rows, err = run(bad, clip, "--no-faces", "--model", colour_model)
+    assert code == 3
+    assert len(rows) == FRAMES + 1
+    (error,) = [row for row in rows if row["error"]]
+    assert (error["source"], error["error"]["code"]) == (str(bad), "corrupt")
+    assert "Traceback" not in err
+
+
+def test_no_password_is_shown_anywhere(rtsp: RtspServer, colour_model: Path) -> None:
+    rtsp.start()
+    dead = f"rtsp://admin:hunter2secret@127.0.0.1:{free_port()}/live?password=hunter2secret"
+    live = rtsp.address.replace("rtsp://", "rtsp://admin:hunter2secret@")
+    process = start(
+        live, dead, "--no-faces", "--model", colour_model, "--timeout", 1, "--debug", "-v"
+    )
+    assert process.stdout
+    lines = [process.stdout.readline() for _ in range(30)]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=WATCHDOG)
+    assert process.returncode == 130, err
+    assert "hunter2secret" not in "".join(lines) + out + err
+    assert "refused" in err
+    assert any(json.loads(line)["label"] for line in lines)
+
+
+def test_sigterm_ends_within_two_seconds_with_whole_files(
+    rtsp: RtspServer, colour_model: Path, tmp_path: Path
+) -> None:
+    rtsp.start(width=320, height=240, fps=50)
+    film, rows = tmp_path / "film.mp4", tmp_path / "rows.jsonl"
+    rows.write_text('{"cut": tr')
+    with serving(say_nothing) as hanging:
+        process = start(
+            *(rtsp.address, f"rtsp://127.0.0.1:{hanging}/x", "--no-faces"),
+            *("--model", colour_model, "--record", film, "--output", rows),
+        )
+        begin = time.monotonic()
+        while rows.stat().st_size < 20_000:
+            time.sleep(0.05)
+            assert time.monotonic() - begin < WATCHDOG
+        process.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        _, err = process.communicate(timeout=WATCHDOG)
+        assert time.monotonic() - begin < 2
+    assert process.returncode == 143, err
+    torn, *whole = rows.read_text().splitlines()
+    assert torn == '{"cut": tr'
+    assert len([json.loads(line) for line in whole]) > 50
+    (recorded,) = tmp_path.glob("film*.mp4")
+    capture = cv2.VideoCapture(str(recorded))
+    frames = 0
+    while capture.read()[0]:
+        frames += 1
+    assert frames > 10
+
+
+def test_what_cannot_be_run_together(clip: Path, portraits: Path, tmp_path: Path) -> None:
+    for arguments, said in [
+        ((clip, portraits), "is no stream"),
+        ((clip, "--resume", "--output", tmp_path / "a.jsonl"), "--resume is for pictures alone"),
+        ((portraits, "--show"), "--show is for streams alone"),
+        ((portraits, "--every", 2), "--every is for streams alone"),
+        (("http://127.0.0.1:1/a.jpg", "--events"), "--events is for streams alone"),
+        ((clip, "--serve", "nonsense:port"), "--serve"),
+        (("ftp://a/b",), "is not a source"),
+    ]:
+        code, rows, err = run(*arguments)
+        assert (code, rows) == (2, []), err
+        assert said in err
+        assert len(err.splitlines()) <= 2
+
+
+def test_what_cannot_be_opened_ends_the_run_in_one_line(clip: Path, tmp_path: Path) -> None:
+    for arguments, said in [
+        (("0", "--output", tmp_path / "a.csv"), "go to a .jsonl"),
+        (("videotestsrc ! appsink", "--gst"), "without GStreamer"),
+        ((clip, "--record", tmp_path / "a.gif"), "a.gif"),
+        ((clip, "--face-model", tmp_path / "absent.onnx"), "absent.onnx"),
+    ]:
+        code, rows, err = run(*arguments)
+        assert (code, rows) == (1, []), err
+        assert said in err
+        assert "Traceback" not in err
+
+
+def test_mjpeg_over_http_and_pictures_are_told_apart(colour_model: Path) -> None:
+    with serving(send_pictures) as port:
+        address = f"http://127.0.0.1:{port}/picture"
+        code, rows, _ = run(address, "--allow-private", "--model", colour_model)
+        assert code == 3
+        assert "--stream" in rows[0]["error"]["message"]
+        process = start(address, "--stream", "--no-faces", "--model", colour_model)
+        assert process.stdout
+        assert json.loads(process.stdout.readline())["frame"] is not None
+        process.terminate()
+        process.communicate(timeout=WATCHDOG)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
+def test_systemd_is_told(colour_model: Path, tmp_path: Path) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(address))
+        listener.settimeout(WATCHDOG)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(address)}
+        process = start(
+            f"rtsp://127.0.0.1:{free_port()}/x",
+            *("--no-faces", "--model", colour_model),
+            env=environment,
+        )
+        first = listener.recv(1000).decode().splitlines()
+        assert {"READY=1", "WATCHDOG=1", "STATUS=0 of 1 streams play"} == set(first)
+        assert listener.recv(1000) == b"WATCHDOG=1"
+        process.terminate()
+        while listener.recv(1000) != b"STOPPING=1":
+            pass
+        process.communicate(timeout=WATCHDOG)
+
+
+def test_a_full_pipe_ends_it_quietly(clip: Path, colour_model: Path) -> None:
+    process = start(clip, "--no-faces", "--model", colour_model)
+    assert process.stdout
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr
+    err = process.stderr.read()
+    assert process.wait(WATCHDOG) == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 5])
+def test_a_picture_whose_faces_were_half_written_is_finished(
+    faces: Path, face_model: Path, colour_model: Path, tmp_path: Path, kept: int
+) -> None:
+    folder, output = tmp_path / "groups", tmp_path / "rows.jsonl"
+    folder.mkdir()
+    photographs = sorted((faces / "test" / "groundtruth").iterdir())[:3]
+    group = np.hstack([load(path) for path in photographs])
+    for name in "ab":
+        cv2.imwrite(str(folder / f"{name}.png"), group)
+    command = [folder, "--faces", "--face-model", face_model, "--model", colour_model]
+    command += ["--output", output]
+    code, _, err = run(*command)
+    assert code == 0, err
+    whole = output.read_text()
+    assert len(whole.splitlines()) == 6
+    # As a kill leaves it after some rows.
+    partial = tmp_path / "rows.jsonl.partial"
+    partial.write_text("".join(whole.splitlines(keepends=True)[:kept]))
+    (tmp_path / "rows.jsonl.origin.json").rename(tmp_path / "rows.jsonl.partial.origin.json")
+    output.unlink()
+    code, _, err = run(*command, "--resume")
+    assert code == 0, err
+    assert output.read_text() == whole
+    code, _, err = run(*command, "--resume", "--min-face", 20)
+    assert code == 1
+    assert "other preprocessing" in err
+
+
+def test_sources_from_a_file(clip: Path, colour_model: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "sources"
+    listed.write_text(f"# cameras\n\n{clip}\n")
+    code, rows, _ = run("--sources", listed, "--no-faces", "--model", colour_model, "--every", 50)
+    assert (code, [row["frame"] for row in rows]) == (0, [0, 50, 100])
+    code, _, err = run("--sources", tmp_path / "absent")
+    assert code == 1
+    assert "absent: No such file" in err
+    assert run()[0] == 2

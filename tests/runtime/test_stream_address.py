@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ffd_runtime.streams.address import is_stream, redact, to_streams
+from ffd_runtime.streams.backoff import Backoff
+from ffd_runtime.streams.lag import JUMP, Lag
+from ffd_runtime.streams.policy import Sampler, StreamPolicy
+
+# Nothing that stands in the rest of an address anyway.
+secrets = st.text(string.ascii_uppercase + string.digits + "@:/%!$'()*+,;=._~-", min_size=6)
+words = st.text(string.ascii_uppercase + string.digits + "-_.~", min_size=6)
+
+
+@given(secrets, secrets)
+def test_no_user_and_no_password_is_shown(user: str, password: str) -> None:
+    shown = redact(f"rtsp://{user}:{password}@camera.example:554/live?channel=1")
+    assert shown == "rtsp://***@camera.example:554/live?channel=1"
+
+
+@given(
+    st.sampled_from(
+        [
+            "rtsp://camera.example/live?user={0}&password={1}&channel=1",
+            "rtsp://camera.example/user={0}&passwd={1}_channel=1_stream=0.sdp",
+            "http://camera.example/cgi/mjpg?loginuse={0}&loginpas={1}",
+            "http://camera.example/video?access_token={0}&sig={1}",
+            'rtspsrc location=rtsp://camera.example/live user-id={0} user-pw="{1}" ! appsink',
+            "rtspsrc location=rtsp://{0}:{1}@camera.example/live ! decodebin ! appsink",
+        ]
+    ),
+    words,
+    words,
+)
+def test_no_credential_is_shown_wherever_its_maker_put_it(form: str, user: str, word: str) -> None:
+    shown = redact(form.format(user, word))
+    assert user not in shown
+    assert word not in shown
+    assert "camera.example" in shown
+
+
+@given(st.lists(st.sampled_from(["rtsp://a:b@c/d", "rtsp://x:y@c/d", "rtsp://c/d", "0"])))
+def test_every_stream_has_a_name_of_its_own(sources: list[str]) -> None:
+    streams = to_streams(sources)
+    assert len({stream.name for stream in streams}) == len(sources)
+    assert not any("x:y" in repr(stream) for stream in streams)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "target"),
+    [
+        ("0", "camera", 0),
+        ("/dev/video2", "camera", "/dev/video2"),
+        ("rtsp://camera/live", "server", "rtsp://camera/live"),
+        ("RTSP://camera/live", "server", "RTSP://camera/live"),
+        ("srt://camera:9000", "server", "srt://camera:9000"),
+        ("http://camera/video.mjpg?x=1", "server", "http://camera/video.mjpg?x=1"),
+        ("door=rtsp://camera/live", "server", "rtsp://camera/live"),
+        ("desk=1", "camera", 1),
+    ],
+)
+def test_what_is_a_stream(source: str, kind: str, target: str | int) -> None:
+    assert is_stream(source)
+    (stream,) = to_streams([source])
+    assert (stream.kind, stream.target, stream.live) == (kind, target, True)
+
+
+def test_what_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip.MP4", "0", "a=b.mp4"):
+        Path(name).write_bytes(b"?")
+    assert is_stream("clip.MP4")
+    assert is_stream("a=b.mp4")
+    # Pictures: a file that is called like a camera, a folder, what is absent.
+    assert not is_stream("0")
+    assert not is_stream("folder.mp4")
+    assert not is_stream("http://example.org/a.jpg")
+    assert is_stream("http://example.org/a.jpg", web=True)
+    assert not is_stream("a\0b")
+    (stream,) = to_streams(["clip.MP4"])
+    assert (stream.kind, stream.live, stream.name) == ("file", False, "clip.MP4")
+
+
+@given(st.floats(0.01, 10), st.floats(1, 100), st.integers(1, 50))
+def test_waits_grow_to_their_limit(first: float, times: float, count: int) -> None:
+    backoff = Backoff(first, first * times)
+    waits = [backoff.wait() for _ in range(count)]
+    whole = [min(first * 2**n, first * times) for n in range(count)]
+    assert all(most / 2 <= wait <= most for wait, most in zip(waits, whole, strict=True))
+    backoff.played(first / 2)
+    assert backoff.wait() >= min(first * 2**count, first * times) / 2
+    backoff.played(first * times * 2 + 1)
+    assert backoff.wait() <= first
+
+
+def test_lag_is_what_piles_up() -> None:
+    lag = Lag()
+    # A burst of old frames at first, then one every 40 ms.
+    assert lag.measure(10.0, 100.0) == 0
+    assert lag.measure(10.4, 100.1) == 0
+    assert lag.measure(10.8, 100.5) == pytest.approx(0, abs=0.01)
+    assert lag.measure(11.8, 103.5) == pytest.approx(2, abs=0.05)
+    # The camera's clock was set: nothing has piled up.
+    assert lag.measure(11.8 + 2 * JUMP, 103.6) == 0
+    assert lag.measure(0.0, 103.7) == 0
+
+
+def test_a_slow_clock_is_not_a_lag() -> None:
+    lag = Lag()
+    for second in range(0, 100_000, 10):
+        assert lag.measure(second * 0.999, float(second)) < 0.05
+
+
+@given(st.integers(1, 9), st.integers(0, 100))
+def test_every_nth_frame(every: int, count: int) -> None:
+    sampler = Sampler(StreamPolicy(every=every))
+    assert [n for n in range(count) if sampler.takes(n, 0.0)] == list(range(0, count, every))
+
+
+@given(st.floats(0.1, 60), st.sampled_from([24.0, 25.0, 29.97, 60.0]))
+def test_frames_a_second(wanted: float, rate: float) -> None:
+    sampler = Sampler(StreamPolicy(fps=wanted))
+    seconds = 20
+    taken = sum(sampler.takes(n, round(n / rate, 3)) for n in range(round(rate * seconds)))
+    assert abs(taken - min(wanted, rate) * seconds) <= 2
+    # The clock goes back: it begins anew.
+    assert sampler.takes(0, -1000.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"timeout": 0}, {"retries": -1}, {"every": 0}, {"fps": 0.0}, {"first_wait": 31.0}]
+)
+def test_a_policy_is_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        StreamPolicy(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ffd_runtime.errors import BackendError
+from ffd_runtime.streams.address import to_streams
+from ffd_runtime.streams.capture import OpenCVCapture
+from ffd_runtime.streams.feed import Feed
+from ffd_runtime.streams.policy import StreamPolicy
+from ffd_runtime.streams.scene import Frame, Health
+
+from ..servers import (
+    RtspServer,
+    free_port,
+    rtsp,
+    say_nothing,
+    send_garbage,
+    send_pictures,
+    serving,
+    stop_in_mid_frame,
+)
+
+__all__ = ["rtsp"]
+
+# Seconds: only to end a test that would not end.
+WATCHDOG = 30
+QUICK = StreamPolicy(timeout=1.0, first_wait=0.05, most_wait=0.2)
+
+
+def frames_until(feed: Feed, enough: Callable[[Frame], bool]) -> list[Frame]:
+    """Frames up to the first that is enough."""
+    begin = time.monotonic()
+    frames: list[Frame] = []
+    for taken in feed:
+        for _, frame in taken:
+            frames.append(frame)
+            if enough(frame):
+                return frames
+        assert time.monotonic() - begin < WATCHDOG, feed.health()
+    return frames
+
+
+def wait_for(feed: Feed, what: Callable[[list[Health]], bool]) -> list[Health]:
+    """Read on until the sources are so."""
+    begin = time.monotonic()
+    for _ in feed:
+        if what(feed.health()):
+            return feed.health()
+        assert time.monotonic() - begin < WATCHDOG, feed.health()
+    return feed.health()
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ffd-stream")]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of 60 numbered frames at 25 a second."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write(path, "mp4v")
+    return path
+
+
+def write(path: Path, code: str) -> None:
+    """A video whose frames show their numbers as six bars, black or white."""
+    fourcc = cv2.VideoWriter.fourcc(*code)
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, fourcc, 25, (192, 32))
+    for number in range(60):
+        bits = [255 * (number >> bit & 1) for bit in range(6)]
+        row = np.repeat(np.array(bits, np.uint8), 32)
+        writer.write(np.tile(row[None, :, None], (32, 1, 3)))
+    writer.release()
+
+
+def shown(image: npt.NDArray[np.uint8]) -> int:
+    """The number that a frame shows."""
+    return sum(int(image[16, 32 * bit + 16, 0] > 127) << bit for bit in range(6))
+
+
+def numbers_of(path: Path, policy: StreamPolicy | None = None, slow: float = 0.0) -> list[int]:
+    numbers = []
+    with Feed(to_streams([str(path)]), policy) as feed:
+        for taken in feed:
+            for _, frame in taken:
+                assert shown(frame.image) == frame.number
+                assert frame.time == pytest.approx(frame.number / 25, abs=1e-3)
+                numbers.append(frame.number)
+                time.sleep(slow)
+    assert feed.readers[0].failure is None
+    assert not threads()
+    return numbers
+
+
+def test_every_frame_of_a_file_in_order_however_slow_we_are(clip: Path) -> None:
+    assert numbers_of(clip, slow=0.005) == list(range(60))
+
+
+def test_some_frames_of_a_file(clip: Path) -> None:
+    assert numbers_of(clip, StreamPolicy(every=7)) == list(range(0, 60, 7))
+    assert numbers_of(clip, StreamPolicy(fps=5)) == list(range(0, 60, 5))
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (lambda data: b"", "empty"),
+        (lambda data: b"text " * 1000, "corrupt"),
+        (lambda data: data[: len(data) // 2], "corrupt"),
+        (None, "not_found"),
+    ],
+    ids=["empty", "text", "half", "absent"],
+)
+def test_a_file_that_is_no_video(
+    clip: Path, tmp_path: Path, damage: Callable[[bytes], bytes] | None, code: str
+) -> None:
+    path = tmp_path / "bad.mp4"
+    if damage:
+        path.write_bytes(damage(clip.read_bytes()))
+    with Feed(to_streams([str(path)])) as feed:
+        assert not any(feed)
+        assert feed.readers[0].health().state == "failed"
+        assert feed.readers[0].failure is not None
+        assert feed.readers[0].failure.code == code
+
+
+def test_a_file_that_ends_early_is_no_silent_success(clip: Path, tmp_path: Path) -> None:
+    # An .avi says at its beginning how many frames it has.
+    whole, cut = tmp_path / "whole.avi", tmp_path / "cut.avi"
+    write(whole, "MJPG")
+    data = whole.read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    with Feed(to_streams([str(cut)])) as feed:
+        frames = [frame for taken in feed for _, frame in taken]
+        failure = feed.readers[0].failure
+    assert 10 < len(frames) < 50
+    assert failure is not None
+    assert failure.code == "truncated"
+    assert f"after {len(frames)} of about 60" in failure.message
+
+
+class Synthetic:
+    """A camera that gives frames at a rate, or as fast as it is asked."""
+
+    fps = 0.0
+    count = 0
+
+    def __init__(self, gap: float, frames: int) -> None:
+        self.gap = gap
+        self.left = frames
+        self.due = time.monotonic()
+
+    def grab(self) -> bool:
+        self.due += self.gap
+        if self.gap:
+            time.sleep(max(0.0, self.due - time.monotonic()))
+        self.left -= 1
+        return self.left >= 0
+
+    def timestamp(self) -> float:
+        return 0.0
+
+    def retrieve(self) -> npt.NDArray[np.uint8]:
+        return np.full((48, 64, 3), self.left % 200, np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_newest_frame_wins_and_drops_are_counted() -> None:
+    gap, inference = 0.01, 0.02
+    policy = StreamPolicy(retries=0)
+    ages, numbers = [], []
+    with Feed(to_streams(["0"]), policy, lambda *_: Synthetic(gap, 200)) as feed:
+        for taken in feed:
+            for _, frame in taken:
+                time.sleep(inference)
+                ages.append(time.monotonic() - frame.captured)
+                numbers.append(frame.number)
+        health = feed.readers[0].health()
+    assert numbers == sorted(set(numbers))
+    assert health.frames == 200
+    assert health.dropped == 200 - len(numbers) > 50
+    assert health.state == "failed"
+    # The median, as this machine may stand still for a moment.
+    assert sorted(ages)[len(ages) // 2] < inference + gap
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_memory_is_flat_over_100000_frames() -> None:
+    policy = StreamPolicy(retries=0)
+    with Feed(to_streams(["0"]), policy, lambda *_: Synthetic(0.0, 100_000)) as feed:
+        early = 0
+        for taken in feed:
+            if not early and taken and taken[0][1].number > 5_000:
+                early = resident()
+        frames = feed.readers[0].health().frames
+    assert frames == 100_000
+    assert resident() - early < 4 << 20
+
+
+def test_real_rtsp_gives_a_thousand_frames(rtsp: RtspServer) -> None:
+    rtsp.start(width=320, height=240, fps=200)
+    with Feed(to_streams([rtsp.address]), QUICK) as feed:
+        frames = frames_until(feed, lambda frame: frame.number >= 1000)
+        health = feed.readers[0].health()
+    assert health.size == (320, 240)
+    assert health.reconnects == 0
+    assert len(frames) + health.dropped >= 1000
+    # A ball moves.
+    assert not np.array_equal(frames[0].image, frames[-1].image)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_a_server_that_is_killed_and_comes_back_otherwise_fifty_times(rtsp: RtspServer) -> None:
+    sizes = [(160, 120), (96, 64)]
+    rtsp.start(*sizes[0], fps=200)
+    with Feed(to_streams([rtsp.address]), QUICK) as feed:
+        frames_until(feed, lambda _: True)
+        for cycle in range(1, 51):
+            rtsp.kill()
+            wait_for(feed, lambda states: states[0].state == "waiting")
+            width, height = sizes[cycle % 2]
+            rtsp.start(width, height, fps=200)
+            begin = time.monotonic()
+            while feed.readers[0].health().size != (width, height):
+                frames_until(feed, lambda _: True)
+            assert time.monotonic() - begin < QUICK.most_wait + 2
+            if cycle == 5:
+                threads_then, descriptors_then = threading.active_count(), descriptors()
+        assert feed.readers[0].health().reconnects == 50
+        assert threading.active_count() == threads_then
+        assert descriptors() <= descriptors_then
+    assert not threads()
+
+
+@pytest.mark.parametrize("form", ["rtsp://127.0.0.1:{}/door", "http://127.0.0.1:{}/a.mjpg"])
+@pytest.mark.parametrize(
+    ("answer", "codes"),
+    [(say_nothing, {"timeout"}), (send_garbage, {"fetch_failed", "timeout"})],
+)
+def test_a_bad_server_holds_nothing_up(
+    form: str, answer: Callable[..., None], codes: set[str]
+) -> None:
+    with serving(answer) as bad, serving(send_pictures) as good:
+        addresses = [form.format(bad), f"http://127.0.0.1:{good}/cam.mjpg"]
+        with Feed(to_streams(addresses), QUICK) as feed:
+            begin = time.monotonic()
+            states = wait_for(feed, lambda states: states[0].state == "waiting")
+            # Opening, and the look for the reason.
+            assert time.monotonic() - begin < 2 * QUICK.timeout + 1
+            assert states[0].error
+            assert feed.readers[0].failure is not None
+            assert feed.readers[0].failure.code in codes
+            seen = feed.readers[1].health().frames
+            wait_for(feed, lambda states: states[1].frames > seen + 10)
+            assert feed.readers[1].health().state == "playing"
+        # One may be held for its timeout.
+        feed.readers[0].join(2 * QUICK.timeout)
+    assert not threads()
+
+
+def test_a_server_that_stops_in_mid_frame(rtsp: RtspServer) -> None:
+    rtsp.start(fps=100)
+    with serving(stop_in_mid_frame) as stopping:
+        addresses = [f"http://127.0.0.1:{stopping}/cam.mjpg", rtsp.address]
+        with Feed(to_streams(addresses), QUICK) as feed:
+            wait_for(feed, lambda states: states[0].frames >= 15)
+            begin = time.monotonic()
+            wait_for(feed, lambda states: states[0].state == "waiting")
+            assert time.monotonic() - begin < QUICK.timeout + 1
+            # And it is tried again.
+            wait_for(feed, lambda states: states[0].reconnects >= 1)
+            assert feed.readers[1].health().state == "playing"
+
+
+def test_a_server_that_freezes_is_left_within_the_timeout(rtsp: RtspServer) -> None:
+    import signal
+
+    rtsp.start(fps=100)
+    assert rtsp.process
+    with Feed(to_streams([rtsp.address]), QUICK) as feed:
+        frames_until(feed, lambda frame: frame.number > 20)
+        rtsp.process.send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        wait_for(feed, lambda states: states[0].state == "waiting")
+        assert time.monotonic() - begin < QUICK.timeout + 1
+        assert feed.readers[0].failure is not None
+        assert feed.readers[0].failure.code == "timeout"
+
+
+def test_a_server_that_is_not_there_is_given_up_after_its_retries() -> None:
+    address = f"rtsp://me:secret@127.0.0.1:{free_port()}/door"
+    policy = StreamPolicy(timeout=1.0, retries=2, first_wait=0.05)
+    with Feed(to_streams([address]), policy) as feed:
+        assert not any(feed)
+        health = feed.readers[0].health()
+    assert health.state == "failed"
+    assert health.error is not None
+    assert "refused" in health.error
+    assert "secret" not in repr(health) + repr(feed.readers[0].stream)
+
+
+@pytest.mark.parametrize(
+    ("status", "user", "said"),
+    [
+        (b"401 Unauthorized", "", "wants a user and password"),
+        (b"401 Unauthorized", "me:secret@", "does not accept this user and password"),
+        (b"404 Not Found", "", "wrong path?"),
+    ],
+)
+def test_why_a_server_gives_no_video(status: bytes, user: str, said: str) -> None:
+    def refuse(connection: object) -> None:
+        request = connection.recv(4096)  # type: ignore[attr-defined]
+        protocol = b"RTSP" if b"RTSP" in request else b"HTTP"
+        number = [line for line in request.split(b"\r\n") if line.startswith(b"CSeq")]
+        answer = [protocol + b"/1.0 " + status, *number, b"", b""]
+        connection.sendall(b"\r\n".join(answer))  # type: ignore[attr-defined]
+
+    with serving(refuse) as port:
+        address = f"rtsp://{user}127.0.0.1:{port}/door"
+        with Feed(to_streams([address]), StreamPolicy(timeout=1.0, retries=0)) as feed:
+            assert not any(feed)
+            assert said in (feed.readers[0].health().error or "")
+
+
+def test_a_camera_that_is_not_there() -> None:
+    policy = StreamPolicy(timeout=1.0, retries=0)
+    with Feed(to_streams(["/dev/video977"]), policy) as feed:
+        assert not any(feed)
+        assert feed.readers[0].health().error == "there is no camera /dev/video977"
+
+
+@pytest.mark.skipif(
+    cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER), reason="this OpenCV has GStreamer"
+)
+def test_without_gstreamer_it_is_said() -> None:
+    from ffd_runtime.streams.capture import require_gstreamer
+
+    with pytest.raises(BackendError, match="built without GStreamer"):
+        require_gstreamer()
+
+
+def test_a_reader_that_cannot_be_interrupted_is_shown_and_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ffd_runtime.streams.reader.MARGIN", 0.1)
+    release = threading.Event()
+
+    def hang(*_: object) -> OpenCVCapture:
+        release.wait(WATCHDOG)
+        raise AssertionError
+
+    policy = StreamPolicy(timeout=0.2)
+    with Feed(to_streams(["0"]), policy, hang) as feed:
+        states = wait_for(feed, lambda states: states[0].state == "waiting")
+        assert "hangs" in (states[0].error or "")
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 2
+    release.set()

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import cv2
+import numpy as np
+import pytest
+
+from ffd_runtime import Classifier
+from ffd_runtime.faces import FaceDetector
+from ffd_runtime.results import Result
+from ffd_runtime.streams.address import to_streams
+from ffd_runtime.streams.analyse import Analyser
+from ffd_runtime.streams.feed import Feed
+from ffd_runtime.streams.policy import StreamPolicy
+from ffd_runtime.streams.scene import Health, Quit, Scene
+from ffd_runtime.streams.watch import Watch
+
+from ..conftest import Image, load, picture
+
+FRAMES = 50
+
+
+class Kept:
+    """A sink of rows, and of scenes."""
+
+    def __init__(self, quit_after: int | None = None) -> None:
+        self.rows: list[Result] = []
+        self.scenes: list[Scene] = []
+        self.ticks: list[Sequence[Health]] = []
+        self.quit_after = quit_after
+
+    def write(self, result: Result) -> None:
+        self.rows.append(result)
+
+    def show(self, scene: Scene) -> None:
+        self.scenes.append(scene)
+        if len(self.scenes) == self.quit_after:
+            raise Quit
+
+    def tick(self, sources: Sequence[Health]) -> None:
+        self.ticks.append(sources)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def write(path: Path, frames: Sequence[Image]) -> Path:
+    height, width = frames[0].shape[:2]
+    code = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 25, (width, height))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def watch(
+    sources: Sequence[Path],
+    model: Path | None,
+    detector: FaceDetector | None = None,
+    changes: bool = False,
+    quit_after: int | None = None,
+) -> tuple[Kept, Watch, list[str]]:
+    kept, said = Kept(quit_after), list[str]()
+    with (
+        Classifier.open(model, device="cpu") as classifier,
+        Feed(to_streams(map(str, sources)), StreamPolicy()) as feed,
+    ):
+        watch = Watch(
+            feed,
+            Analyser(classifier.backend, detector),
+            classifier.card,
+            rows=[kept],
+            scenes=[kept],
+            changes=changes,
+            whole=detector is None,
+            say=said.append,
+        )
+        watch.run()
+    return kept, watch, said
+
+
+@pytest.fixture(scope="module")
+def crowd(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, str]]:
+    """A video of four faces that move, and which of them is of which kind, by their quarter."""
+    kinds = ["generated", "groundtruth", "groundtruth", "generated"]
+    paths = {kind: sorted((faces / "test" / kind).iterdir()) for kind in set(kinds)}
+    tiles = []
+    for number, kind in enumerate(kinds):
+        tiles.append(load(paths[kind][100 * number]))
+    frames = []
+    for number in range(FRAMES):
+        frame = np.full((640, 640, 3), 90, np.uint8)
+        for index, tile in enumerate(tiles):
+            top, left = 320 * (index // 2), 320 * (index % 2)
+            left += round(10 + 10 * np.sin(number / 5 + index))
+            # Light that flickers, so that single frames differ.
+            shade = cv2.convertScaleAbs(tile, alpha=1 + 0.25 * np.sin(number + index))
+            frame[top + 10 : top + 310, left : left + 300] = shade
+        frames.append(frame)
+    return write(tmp_path_factory.mktemp("crowd") / "crowd.mp4", frames), dict(enumerate(kinds))
+
+
+def test_faces_keep_their_numbers_and_their_verdicts(
+    crowd: tuple[Path, dict[int, str]], face_model: Path
+) -> None:
+    path, kinds = crowd
+    kept, watched, _ = watch([path], None, FaceDetector(face_model, min_side=60))
+    tracks: dict[int, list[Result]] = defaultdict(list)
+    for row in kept.rows:
+        assert row.track is not None
+        tracks[row.track.number].append(row)
+    assert len(tracks) == len(kinds)
+    right = 0
+    for rows in tracks.values():
+        quarters = set()
+        for row in rows:
+            assert row.face is not None
+            x, y, width, height = row.face
+            quarters.add(int((y + height / 2) // 320 * 2 + (x + width / 2) // 320))
+        # A face is one track from its first frame to its last.
+        (quarter,) = quarters
+        assert len(rows) == FRAMES
+        (majority, _), *_ = Counter(row.label for row in rows).most_common()
+        labels = [row.track.label for row in rows if row.track]
+        assert sum(a != b for a, b in itertools.pairwise(labels)) <= 1
+        if majority == kinds[quarter]:
+            right += 1
+            assert labels[-1] == kinds[quarter]
+    # Or there would be nothing to see here.
+    assert right >= 3
+    assert watched.summary().startswith(f"{path}: {FRAMES} of {FRAMES} frames, 4 faces")
+
+
+def test_all_faces_of_all_streams_are_one_batch(
+    crowd: tuple[Path, dict[int, str]], face_model: Path, colour_model: Path
+) -> None:
+    kept, _, _ = watch([crowd[0]] * 2, colour_model, FaceDetector(face_model), quit_after=8)
+    assert {scene.frame.source for scene in kept.scenes} == {str(crowd[0]), f"{crowd[0]}#2"}
+    for scene in kept.scenes:
+        assert len(scene.results) == 4
+        for result in scene.results:
+            assert result.heatmap is not None
+            assert (result.frame, result.time) == (scene.frame.number, scene.frame.time)
+        assert 0 < scene.inference < (scene.health.age or 0)
+
+
+def test_a_black_frame_is_not_judged(colour_model: Path, tmp_path: Path) -> None:
+    black = np.zeros((120, 160, 3), np.uint8)
+    clip = write(tmp_path / "black.mp4", [black] * 5 + [picture("red", 120, 160)] * 5)
+    kept, _, _ = watch([clip], colour_model)
+    assert [row.reason for row in kept.rows] == ["blank"] * 5 + [None] * 5
+    assert [row.label for row in kept.rows] == ["unsure"] * 5 + ["generated"] * 5
+
+
+def test_a_video_without_a_face_has_its_row(
+    face_model: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    clip = write(tmp_path / "empty.mp4", [picture("red", 120, 160)] * 5)
+    kept, watched, _ = watch([clip], colour_model, FaceDetector(face_model))
+    (row,) = kept.rows
+    assert row.error is not None
+    assert row.error.code == "no_face"
+    assert watched.errors == 1
+
+
+def test_changes_alone(colour_model: Path, tmp_path: Path) -> None:
+    frames = [picture("red", 120, 160, seed) for seed in range(20)]
+    frames += [picture("blue", 120, 160, seed) for seed in range(100)]
+    clip = write(tmp_path / "turn.mp4", frames)
+    kept, _, said = watch([clip], colour_model, changes=True)
+    labels = [row.track.label for row in kept.rows if row.track]
+    assert labels in (["generated", "unsure", "groundtruth"], ["generated", "groundtruth"])
+    # What a file does is no news.
+    assert said in ([], [f"{clip}: playing, 160x120"])
+
+
+def test_a_person_ends_it(colour_model: Path, tmp_path: Path) -> None:
+    clip = write(tmp_path / "long.mp4", [picture("red", 120, 160)] * 50)
+    kept, _, _ = watch([clip], colour_model, quit_after=3)
+    assert len(kept.scenes) == 3
+
+
+def test_pictures_are_judged_by_face(
+    faces: Path, face_model: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    photographs = sorted((faces / "test" / "groundtruth").iterdir())[:4]
+    group = np.hstack([load(path) for path in photographs])
+    cv2.imwrite(str(tmp_path / "group.png"), group)
+    cv2.imwrite(str(tmp_path / "none.png"), picture())
+    with Classifier.open(
+        colour_model, device="cpu", batch=3, detector=FaceDetector(face_model)
+    ) as classifier:
+        rows = list(classifier.classify_files(tmp_path))
+    *group_rows, none = rows
+    assert [Path(row.source).name for row in rows] == ["group.png"] * 4 + ["none.png"]
+    assert len({row.face for row in group_rows}) == 4
+    assert none.error is not None
+    assert none.error.code == "no_face"
+    assert all(json.dumps(row.to_row()) for row in rows)

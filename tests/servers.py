@@ -1,0 +1,129 @@
+"""Servers on loopback that streams are tested against: a real one, and bad ones."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+# The interpreter that Debian's packages install for.
+PYTHON = "/usr/bin/python3"
+SCRIPT = Path(__file__).with_name("rtsp_server.py")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RtspServer:
+    """GStreamer's RTSP server in a process of its own, which can be killed and come back."""
+
+    def __init__(self) -> None:
+        look = "import gi; gi.require_version('GstRtspServer', '1.0')"
+        try:
+            subprocess.run([PYTHON, "-c", look], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("GStreamer's RTSP server is not installed (tools/test-packages.txt)")
+        self.port = free_port()
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"rtsp://127.0.0.1:{self.port}/door"
+
+    def start(self, width: int = 160, height: int = 120, fps: int = 100) -> None:
+        numbers = map(str, (self.port, width, height, fps))
+        command = [PYTHON, str(SCRIPT), *numbers]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        assert self.process.stdout.readline() == "listening\n"
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+@pytest.fixture
+def rtsp() -> Iterator[RtspServer]:
+    server = RtspServer()
+    yield server
+    server.kill()
+
+
+@contextmanager
+def serving(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A port whose every connection is given to `answer`, in a thread of its own."""
+    server = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                connections.append(connection)
+                threading.Thread(target=handle, args=(connection,), daemon=True).start()
+
+    def handle(connection: socket.socket) -> None:
+        with suppress(OSError):
+            answer(connection)
+        connection.close()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield int(server.getsockname()[1])
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def say_nothing(connection: socket.socket) -> None:
+    """Take the connection and never answer."""
+    while connection.recv(1024):
+        pass
+
+
+def send_garbage(connection: socket.socket) -> None:
+    """Answer with random bytes."""
+    connection.recv(1024)
+    for _ in range(64):
+        connection.sendall(os.urandom(1 << 12))
+
+
+def send_pictures(connection: socket.socket, stop_after: int | None = None) -> None:
+    """MJPEG over http: 50 pictures a second; or some, then half of one, then nothing more."""
+    connection.recv(1024)
+    connection.sendall(
+        b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=next\r\n\r\n"
+    )
+    for number in range(1_000_000):
+        picture = np.full((120, 160, 3), number % 200, np.uint8)
+        jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+        head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+        if number == stop_after:
+            connection.sendall(head + jpeg[: len(jpeg) // 2])
+            say_nothing(connection)
+            return
+        connection.sendall(head + jpeg + b"\r\n")
+        time.sleep(0.02)
+
+
+def stop_in_mid_frame(connection: socket.socket) -> None:
+    """MJPEG that stops for ever in the middle of a picture."""
+    send_pictures(connection, stop_after=20)
