@@ -24,8 +24,8 @@ VERDICT_COLOURS: dict[str | None, Colour] = {
 }
 _GENERATED: Colour = (0, 60, 235)
 _GROUNDTRUTH: Colour = (235, 95, 0)
-_PANEL: Colour = (28, 22, 20)
-_TEXT: Colour = (250, 250, 250)
+PANEL: Colour = (28, 22, 20)
+TEXT: Colour = (250, 250, 250)
 
 # Log-odds at which the evidence of one place is drawn at full strength. It is fixed, so that two
 # pictures can be compared; about one place in ten of the embedded model's heatmaps lies beyond.
@@ -37,9 +37,9 @@ _OPACITY = 0.62
 _MIN_SIDE = 192
 _MAX_SIDE = 4096
 
-_FONT = cv2.FONT_HERSHEY_DUPLEX
+FONT = cv2.FONT_HERSHEY_DUPLEX
 # Height of that font's capitals at scale 1, in pixels.
-_CAPITAL = 22
+CAPITAL = 22
 
 
 def draw_verdict(
@@ -57,14 +57,22 @@ def draw_verdict(
         too small to read (up to 4096 pixels a side), else with k = 1.
     """
     height, width = image.shape[:2]
-    factor = min(math.ceil(_MIN_SIDE / min(height, width)), max(1, _MAX_SIDE // max(height, width)))
+    factor = enlargement(image)
     size = (width * factor, height * factor)
     out = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
     if height != width or result.face:
         left, top, side = classified_square(image, result.face, face_scale)
-        _mark_square(out, left * factor, top * factor, side * factor)
+        side *= factor
+        stroke, arm = max(1, round(side / 300)), max(1, side // 16)
+        mark_corners(out, (left * factor, top * factor, side, side), arm, stroke, TEXT)
     _draw_label(out, result)
     return out
+
+
+def enlargement(image: Image) -> int:
+    """How many times a picture is enlarged before it is drawn on, or nobody could read it."""
+    shorter, longer = sorted(map(int, image.shape[:2]))
+    return min(math.ceil(_MIN_SIDE / shorter), max(1, _MAX_SIDE // longer))
 
 
 def overlay_heatmap(
@@ -88,6 +96,17 @@ def overlay_heatmap(
         uint8 [height, width, 3]: a copy.
     """
     out = image.copy()
+    lay_heatmap(out, heatmap, face, face_scale)
+    return out
+
+
+def lay_heatmap(
+    image: Image,
+    heatmap: npt.NDArray[np.float32],
+    face: Box | None = None,
+    face_scale: float = PreprocessSpec.face_scale,
+) -> None:
+    """What `overlay_heatmap` does, on the picture itself."""
     height, width = image.shape[:2]
     left, top, side = classified_square(image, face, face_scale)
     levels = _evidence_levels(heatmap, side)
@@ -97,10 +116,8 @@ def overlay_heatmap(
     for start in range(max(top, 0), min(top + side, height), 128):
         rows = slice(start, min(start + 128, top + side, height))
         strip = levels[rows.start - top : rows.stop - top, first - left : columns.stop - left]
-        tint = _TINTS[strip].astype(np.uint16)
-        alpha = tint[..., 3:]
-        out[rows, columns] = (out[rows, columns] * (255 - alpha) + tint[..., :3] * alpha) // 255
-    return out
+        if strip.size:
+            image[rows, columns] = _tint(image[rows, columns], strip)
 
 
 def evidence_layer(heatmap: npt.NDArray[np.float32], side: int) -> Image:
@@ -153,18 +170,36 @@ def _make_tints() -> Image:
 
 
 _TINTS = _make_tints()
+# What a level adds to a picture, and what it leaves of it, times 255: uint16 [1, 256, 3].
+_ADDED = (_TINTS[None, :, :3].astype(np.uint16) * _TINTS[None, :, 3:]).astype(np.uint16)
+_LEFT = np.repeat(255 - _TINTS[None, :, 3:].astype(np.uint16), 3, axis=2)
 
 
-def _mark_square(image: Image, left: int, top: int, side: int) -> None:
-    """Marks at the four corners: light on dark, so that they show on any picture."""
-    stroke = max(1, round(side / 300))
-    arm = max(1, side // 16)
-    right, bottom = left + side - 1, top + side - 1
-    for thickness, colour in ((3 * stroke, _PANEL), (stroke, _TEXT)):
+def _tint(image: Image, levels: Image) -> Image:
+    """The picture with the evidence of each place laid over it, in whole numbers throughout."""
+    each = cv2.merge([levels] * 3)
+    kept = cv2.multiply(image, cv2.LUT(each, _LEFT), dtype=cv2.CV_16U)
+    blended: Image = ((kept + cv2.LUT(each, _ADDED)) // 255).astype(np.uint8)
+    return blended
+
+
+def mark_corners(image: Image, box: Box, arm: int, stroke: int, colour: Colour) -> None:
+    """Marks at a box's four corners: edged in dark, so that they show on any picture.
+
+    Args:
+        image: uint8 [height, width, 3], BGR; drawn on.
+        box: in pixels; it may leave the picture.
+        arm: length of each line, in pixels.
+        stroke: its thickness, in pixels; a dark edge of the same thickness is added on each side.
+        colour: of the lines.
+    """
+    left, top, width, height = box
+    right, bottom = left + width - 1, top + height - 1
+    for thickness, ink in ((3 * stroke, PANEL), (stroke, colour)):
         for x, inward in ((left, arm), (right, -arm)):
             for y, down in ((top, arm), (bottom, -arm)):
-                cv2.line(image, (x, y), (x + inward, y), colour, thickness)
-                cv2.line(image, (x, y), (x, y + down), colour, thickness)
+                cv2.line(image, (x, y), (x + inward, y), ink, thickness)
+                cv2.line(image, (x, y), (x, y + down), ink, thickness)
 
 
 def _draw_label(image: Image, result: Result) -> None:
@@ -173,18 +208,25 @@ def _draw_label(image: Image, result: Result) -> None:
     text = f"{result.label} {result.score:.3f}" if result.label else "no verdict"
     capital = max(9.0, 0.042 * min(height, width))
     # A panel is 2.6 capitals high, and its shape and margins are 3.8 wide.
-    across = cv2.getTextSize(text, _FONT, 1, 1)[0][0] / _CAPITAL
+    across = cv2.getTextSize(text, FONT, 1, 1)[0][0] / CAPITAL
     capital = min(capital, width / (across + 3.8), height / 2.6)
     stroke = max(1, round(capital / 9))
     right, bottom = math.ceil((across + 3.8) * capital), math.ceil(2.6 * capital)
-    cv2.rectangle(image, (0, 0), (right, bottom), _PANEL, cv2.FILLED)
-    _draw_shape(image, result.label, (1.5 * capital, 1.3 * capital), 0.72 * capital)
+    cv2.rectangle(image, (0, 0), (right, bottom), PANEL, cv2.FILLED)
+    draw_shape(image, result.label, (1.5 * capital, 1.3 * capital), 0.72 * capital)
     origin = (round(2.8 * capital), round(1.8 * capital))
-    cv2.putText(image, text, origin, _FONT, capital / _CAPITAL, _TEXT, stroke, cv2.LINE_AA)
+    cv2.putText(image, text, origin, FONT, capital / CAPITAL, TEXT, stroke, cv2.LINE_AA)
 
 
-def _draw_shape(image: Image, label: str | None, centre: tuple[float, float], size: float) -> None:
-    """A triangle for generated, a disc for groundtruth, a diamond for unsure, a bar for none."""
+def draw_shape(image: Image, label: str | None, centre: tuple[float, float], size: float) -> None:
+    """A triangle for generated, a disc for groundtruth, a diamond for unsure, a bar for none.
+
+    Args:
+        image: uint8 [height, width, 3], BGR; drawn on.
+        label: a result's, or a track's.
+        centre: in pixels.
+        size: half of its width, in pixels.
+    """
     x, y = centre
     outlines: dict[str | None, list[tuple[float, float]]] = {
         "generated": [(-1, 0.8), (0, -0.9), (1, 0.8)],

@@ -1,0 +1,1 @@
+"""One page for a box without a screen: live pictures, verdicts, health and metrics, over HTTP."""

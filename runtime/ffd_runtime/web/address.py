@@ -1,0 +1,49 @@
+"""Where the page is served: `HOST:PORT`, as a person writes it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+LOOPBACK = "127.0.0.1"
+
+_PARTS = re.compile(r"(?:(?P<host>\[[^\[\]]+\]|[^\[\]:]*):)?(?P<port>[^:]*)")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and a port to listen on.
+
+    Attributes:
+        host: name or number, an IPv6 one without its brackets.
+        port: 0 for any free one.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read `HOST:PORT`, `[IPv6]:PORT`, or `:PORT` and `PORT` for this machine alone.
+
+    Raises:
+        ValueError: it is none of these; the message says what is wrong.
+
+    Example:
+        >>> [str(parse_address(text)) for text in ("8080", "0.0.0.0:80", "[::1]:8080")]
+        ['127.0.0.1:8080', '0.0.0.0:80', '[::1]:8080']
+    """
+    found = _PARTS.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no HOST:PORT: an IPv6 address needs brackets, [::1]:8080")
+    host, port = found["host"] or LOOPBACK, found["port"]
+    if found["host"] is None and not port.isdecimal():
+        raise ValueError(f"{text!r} names no port: write HOST:PORT, for example {LOOPBACK}:8080")
+    if any(character.isspace() or character in "/@?#" for character in host):
+        raise ValueError(f"{text!r} is no HOST:PORT: write {LOOPBACK}:8080, for example")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
+        raise ValueError(f"{text!r}: the port must be a number from 0 to 65535")
+    return Address(host.strip("[]"), int(port))

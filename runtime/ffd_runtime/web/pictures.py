@@ -1,0 +1,161 @@
+"""JPEGs for viewers: drawn once for all of them, when one is ready for it, and never else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from ..decode import Image
+from ..streams.draw import draw_no_signal, draw_scene, shrink_scene
+from .board import Board, View
+
+# Longer side in pixels, and pictures a second of each source: enough to see what goes on. For
+# 1920x1080, drawing and serving them took a tenth of a workstation's core.
+SIDE = 960
+RATE = 15.0
+QUALITY = 80
+# A viewer that has the newest picture waits so long for another, in seconds.
+HOLD = 2.0
+
+_NO_SIZE = (640, 360)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A JPEG, and the `View.number` that it shows."""
+
+    number: int
+    jpeg: bytes = field(repr=False)
+
+
+@dataclass
+class _Feed:
+    """The newest JPEG of one source in one kind; whoever needs a newer one draws it for all."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    picture: Picture | None = None
+    drawn: float = 0.0
+
+
+class Pictures:
+    """Newest pictures, for the server's event loop; `changed` and `stop` are for other threads.
+
+    Args:
+        board: where scenes are.
+        face_scale: the card's `preprocess.face_scale`.
+    """
+
+    def __init__(self, board: Board, face_scale: float) -> None:
+        self.drawn = 0
+        self.waiting = 0
+        self._board = board
+        self._face_scale = face_scale
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._feeds: defaultdict[tuple[int, bool], _Feed] = defaultdict(_Feed)
+        self._events: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        self._stopped = False
+
+    def __enter__(self) -> Pictures:
+        self._loop = asyncio.get_running_loop()
+        # One thread: viewers get fewer pictures rather than the run less of the processor.
+        self._drawer = ThreadPoolExecutor(1, thread_name_prefix="ffd-serve-draw")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop = None
+        self._drawer.shutdown()
+
+    def changed(self, index: int) -> None:
+        """A source has another picture."""
+        if self.waiting:
+            self._call(self._wake, index)
+
+    def stop(self) -> None:
+        """Let go of those who wait."""
+        self._stopped = True
+        self._call(self._wake_all)
+
+    def _call(self, action: Callable[..., None], *values: int) -> None:
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(action, *values)
+
+    def _wake(self, index: int) -> None:
+        self._events.pop(index, asyncio.Event()).set()
+
+    def _wake_all(self) -> None:
+        for index in list(self._events):
+            self._wake(index)
+
+    async def newest(self, index: int, heatmap: bool, after: int | None) -> Picture | None:
+        """The newest picture of a source.
+
+        Args:
+            index: of the source, which the board knows.
+            heatmap: with the evidence drawn over each face.
+            after: number of the picture that the viewer has; None if it has none.
+
+        Returns:
+            None where there is no newer one within `HOLD`.
+        """
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(HOLD):
+                while (view := self._board.view(index)) and view.number == after:
+                    if self._stopped:
+                        return None
+                    await self._events[index].wait()
+        except TimeoutError:
+            return None
+        finally:
+            self.waiting -= 1
+        return await self._draw(index, heatmap, after)
+
+    async def _draw(self, index: int, heatmap: bool, after: int | None) -> Picture | None:
+        feed = self._feeds[index, heatmap]
+        async with feed.lock:
+            pause = feed.drawn + 1 / RATE - time.monotonic()
+            if feed.picture and feed.picture.number != after and pause > 0:
+                return feed.picture
+            await asyncio.sleep(max(pause, 0))
+            view = self._board.view(index)
+            if view is None or self._stopped:
+                return None
+            if feed.picture is None or feed.picture.number != view.number:
+                loop = asyncio.get_running_loop()
+                jpeg = await loop.run_in_executor(self._drawer, self._encode, view, heatmap)
+                feed.picture = Picture(view.number, jpeg)
+                feed.drawn = time.monotonic()
+                self.drawn += 1
+            return feed.picture
+
+    def _encode(self, view: View, heatmap: bool) -> bytes:
+        if view.scene is None:
+            width, height = view.health.size or _NO_SIZE
+            scale = min(1.0, SIDE / max(width, height))
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            image = draw_no_signal(size, view.health)
+        else:
+            scene = shrink_scene(view.scene, SIDE, SIDE)
+            image = draw_scene(scene, heatmap=heatmap, face_scale=self._face_scale)
+        return encode(image)
+
+
+def encode(image: Image) -> bytes:
+    """A picture as JPEG.
+
+    Args:
+        image: uint8 [height, width, 3], BGR.
+    """
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    assert done, image.shape
+    return np.asarray(data, np.uint8).tobytes()

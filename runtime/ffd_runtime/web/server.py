@@ -1,0 +1,227 @@
+"""`--serve`: the page's server, beside a run in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from threading import Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from .. import __version__
+from ..card import ModelCard
+from ..errors import OutputError
+from ..streams.scene import Health, Scene
+from ..text import printable
+from .address import Address
+from .board import Board
+from .metrics import Metrics
+from .pictures import Pictures
+
+if TYPE_CHECKING:
+    import uvicorn
+
+MIN_TOKEN = 16
+
+# Seconds: for the server to begin, and for answers under way when the run ends.
+_START = 10.0
+_FAREWELL = 0.4
+
+
+class Serve:
+    """A sink that shows scenes on a page, to browsers.
+
+    The page is drawn for viewers alone, in threads of its own: without one, a scene costs the run
+    some microseconds.
+
+    Args:
+        address: where to listen. On a loopback address everybody on the machine may look; any
+            other needs a token.
+        card: the model's.
+        model: model, backend and device that really run, on one line.
+        token: that viewers must give; at least 16 printable ASCII characters.
+
+    Raises:
+        OutputError: on entry: the extra `web` is not installed, the address cannot be listened
+            on, or its token is absent or too short.
+    """
+
+    def __init__(
+        self, address: Address, *, card: ModelCard, model: str, token: str | None = None
+    ) -> None:
+        self.address = address
+        self._token = token
+        self._facts = {
+            "run": secrets.token_hex(8),
+            "version": __version__,
+            "model": printable(model),
+            "name": printable(card.name),
+        }
+        labels = {
+            "version": __version__,
+            "model": printable(card.name),
+            "precision": card.precision,
+        }
+        self._board = Board(Metrics(labels), card.preprocess.face_scale)
+        self._pictures = Pictures(self._board, card.preprocess.face_scale)
+        self._failure: BaseException | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the page is, with the port that is really listened on."""
+        host = self.address.host
+        if _is_wildcard(host):
+            host = socket.gethostname()
+        return f"http://{Address(host, self.address.port)}/"
+
+    def show(self, scene: Scene) -> None:
+        """Keep a scene for those who look."""
+        self._pictures.changed(self._board.show(scene))
+
+    def tick(self, sources: Sequence[Health]) -> None:
+        """Take how all sources are.
+
+        Raises:
+            OutputError: the server has ended by itself.
+        """
+        if not self._thread.is_alive():
+            raise OutputError(f"--serve {self.address}: the server ended: {self._failure}")
+        for index in self._board.tick(sources):
+            self._pictures.changed(index)
+
+    def __enter__(self) -> Self:
+        if self._token is not None:
+            _check_token(self._token)
+        _check_extra()
+        listener = self._listen()
+        self._server = self._make_server(_is_loopback(listener))
+        self._thread = Thread(target=self._run, args=(listener,), name="ffd-serve", daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + _START
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                reason = self._failure or f"it did not begin within {_START:g} s"
+                raise OutputError(f"--serve {self.address}: the server did not start: {reason}")
+            time.sleep(0.005)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.should_exit = True
+        self._pictures.stop()
+        self._thread.join(_FAREWELL)
+        # Viewers that do not take what they asked for are not waited for.
+        self._server.force_exit = True
+        self._thread.join(_START)
+
+    def _make_server(self, local: bool) -> uvicorn.Server:
+        import uvicorn
+
+        from .connection import Connection
+        from .guard import Guard
+        from .site import Site
+
+        site = Site(self._board, self._pictures, self._facts)
+        guard = Guard(site.app, token=self._token, host=self.address.host if local else None)
+        config = uvicorn.Config(
+            guard,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            # Its lines would have tokens in them.
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+        )
+        return uvicorn.Server(config)
+
+    def _listen(self) -> socket.socket:
+        try:
+            listener = _bind(self.address)
+        except OSError as error:
+            raise OutputError(f"--serve {self.address}: {_explain(error)}") from None
+        if self._token is None and not _is_loopback(listener):
+            listener.close()
+            raise OutputError(
+                f"--serve {self.address}: others can reach this address, so it needs --token or "
+                f"FFD_TOKEN; 127.0.0.1:{self.address.port} is for this machine alone and needs none"
+            )
+        self.address = Address(self.address.host, listener.getsockname()[1])
+        return listener
+
+    def _run(self, listener: socket.socket) -> None:
+        try:
+            with listener:
+                asyncio.run(_serve(self._server, self._pictures, listener))
+        except BaseException as error:
+            self._failure = error
+
+
+async def _serve(server: uvicorn.Server, pictures: Pictures, listener: socket.socket) -> None:
+    with pictures:
+        await server.serve(sockets=[listener])
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        # Their requests end when they hear of it, in the loop's next turns.
+        while server.server_state.tasks:
+            await asyncio.sleep(0.005)
+
+
+def _bind(address: Address) -> socket.socket:
+    family, _, _, _, where = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    both = family == socket.AF_INET6 and where[0] == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(where, family=family, backlog=128, dualstack_ipv6=both)
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    host: Any = listener.getsockname()[0]
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _check_extra() -> None:
+    try:
+        for name in ("starlette", "uvicorn"):
+            import_module(name)
+    except ImportError as error:
+        raise OutputError(
+            f"--serve needs starlette and uvicorn ({error}): pip install 'ffd-edge[web]'"
+        ) from None
+
+
+def _check_token(token: str) -> None:
+    if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise OutputError(
+            f"the token must be at least {MIN_TOKEN} ASCII characters without spaces: "
+            "take what `openssl rand -hex 16` prints"
+        )
+
+
+def _explain(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "no address is known by this name"
+    return {
+        errno.EADDRINUSE: "another program listens there: take another port, or 0 for a free one",
+        errno.EADDRNOTAVAIL: "this machine has no such address: take 127.0.0.1, or 0.0.0.0 for all",
+        errno.EACCES: "ports below 1024 need root: take 8080, for example",
+    }.get(error.errno or 0, f"cannot listen there: {error.strerror or error}")

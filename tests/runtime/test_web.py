@@ -1,0 +1,732 @@
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from ffd_runtime.errors import OutputError
+from ffd_runtime.results import Result, Track
+from ffd_runtime.streams.scene import Frame, Health, Scene
+from ffd_runtime.web import board, connection, pictures, site
+from ffd_runtime.web.address import Address, parse_address
+from ffd_runtime.web.metrics import LABELS
+from ffd_runtime.web.server import Serve
+
+from ..conftest import picture
+from ..models import CARD
+
+TOKEN = "0123456789abcdef-token"
+HOSTILE = (
+    'a"b\\c\nd{e="f"} 1',
+    "<script>alert(1)</script>",
+    "photo\u202egpj.exe",
+    os.fsdecode(b"bytes-\xff"),
+    "\N{SNOWMAN} \x1b[31m",
+)
+
+
+def serve(host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> Serve:
+    return Serve(Address(host, port), card=CARD, model="colour (colour, fp32), CPU", token=token)
+
+
+def health(source: str = "door", **facts: Any) -> Health:
+    return Health(source, **{"live": True, "state": "playing", "size": (200, 100), **facts})
+
+
+def scene(number: int = 0, source: str = "door", *labels: str, **facts: Any) -> Scene:
+    """A frame with a face for each label, each a track of its own."""
+    image = picture("red" if number % 2 else "blue", 100, 200, number)
+    faces = [
+        Result(
+            source,
+            frame=number,
+            face=(10 + 60 * at, 20, 40, 40),
+            label=label,
+            score=0.5,
+            track=Track(at + 1, label, 0.75),
+            heatmap=np.full((4, 4), 30, np.float32),
+        )
+        for at, label in enumerate(labels)
+    ]
+    frame = Frame(source, number, image, time.monotonic(), 1.7e9 + number)
+    facts = {"frames": number + 1, "analysed": number + 1, "age": 0.03, **facts}
+    return Scene(frame, faces, health(source, **facts), inference=0.02)
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes = field(repr=False)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def image(self) -> Any:
+        return cv2.imdecode(np.frombuffer(self.body, np.uint8), cv2.IMREAD_COLOR)
+
+
+def ask(
+    served: Serve, path: str, method: str = "GET", host: str = "127.0.0.1", **headers: str
+) -> Answer:
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    with closing(http.client.HTTPConnection(host, served.address.port, timeout=10)) as connection:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+
+
+@pytest.fixture
+def served() -> Iterator[Serve]:
+    with serve() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("8080", Address("127.0.0.1", 8080)),
+        (":8080", Address("127.0.0.1", 8080)),
+        ("0.0.0.0:0", Address("0.0.0.0", 0)),
+        ("box.local:80", Address("box.local", 80)),
+        ("[::1]:8080", Address("::1", 8080)),
+        ("[fe80::1%eth0]:65535", Address("fe80::1%eth0", 65535)),
+    ],
+)
+def test_addresses(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no port"),
+        ("localhost", "names no port"),
+        ("localhost:", "must be a number"),
+        ("localhost:65536", "must be a number"),
+        ("localhost:-1", "must be a number"),
+        ("1.5", "names no port"),
+        ("a:٣", "must be a number"),
+        ("::1", "needs brackets"),
+        ("::1:8080", "needs brackets"),
+        ("[::1]", "no HOST:PORT"),
+        ("http://localhost:80", "no HOST:PORT"),
+        ("user@box:80", "no HOST:PORT"),
+        ("two words:80", "no HOST:PORT"),
+    ],
+)
+def test_what_is_no_address(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_address(text)
+
+
+def test_a_port_that_is_taken_is_said_before_the_run(served: Serve) -> None:
+    with pytest.raises(OutputError, match="another program listens there"):
+        serve(port=served.address.port).__enter__()
+    with pytest.raises(OutputError, match="has no such address"):
+        serve("192.0.2.1", token=TOKEN).__enter__()
+    with pytest.raises(OutputError, match="no address is known"):
+        serve("no-such-host.invalid").__enter__()
+    assert ask(served, "/").status == 200
+    assert served.url == f"http://127.0.0.1:{served.address.port}/"
+
+
+def test_the_same_port_again_at_once() -> None:
+    with serve() as first:
+        ask(first, "/")
+    with serve(port=first.address.port) as second:
+        assert ask(second, "/").status == 200
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(OutputError, match=re.escape("pip install 'ffd-edge[web]'")):
+        serve().__enter__()
+
+
+def test_nothing_heavy_is_loaded_before_it_serves() -> None:
+    code = (
+        "import sys, ffd_runtime.web.address\na = set(sys.modules)\nimport ffd_runtime.web.server"
+    )
+    code += "\nprint('cv2' in a, {'starlette', 'uvicorn', 'torch'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "set()"]
+
+
+def test_others_need_a_token() -> None:
+    with pytest.raises(OutputError, match="needs --token or FFD_TOKEN; 127.0.0.1:0 is for"):
+        serve("0.0.0.0").__enter__()
+    for bad in ("", "short", "x" * 15, "with a space in it all", "ünsicher" * 3, "line\n" * 5):
+        with pytest.raises(OutputError, match="at least 16 ASCII characters"):
+            serve("0.0.0.0", token=bad).__enter__()
+    with serve("127.0.0.2") as local:
+        assert ask(local, "/state", host="127.0.0.2").status == 200
+
+
+def test_no_token_no_data() -> None:
+    with serve("0.0.0.0", token=TOKEN) as served:
+        served.show(scene(0, "secret-door", "generated"))
+        served.tick([health("secret-door", state="waiting", error="secret-reason")])
+        bad = {"Authorization": f"Bearer {TOKEN}x"}
+        for path in ("/", "/state", "/picture/0.jpg", "/verdict/1.jpg", "/metrics", "/none"):
+            for given in ({}, bad, {"Cookie": f"ffd={TOKEN}"}, {"Authorization": TOKEN}):
+                for method in ("GET", "HEAD"):
+                    answer = ask(served, path, method, **given)
+                    assert answer.status == 401
+                    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+                    assert b"secret" not in answer.body
+            good = ask(served, path, Authorization=f"bearer {TOKEN}")
+            assert good.status == (404 if path == "/none" else 200)
+        wrong = ask(served, "/?token=wrong-but-long-enough")
+        assert wrong.status == 401
+        assert b"That is not it" in wrong.body
+        assert ask(served, f"/state?token={TOKEN}").status == 401
+        assert ask(served, "/healthz").json == {"status": "ok"}
+        assert ask(served, "/healthz?strict=1").status == 503
+        open_to = ask(served, "/healthz", Authorization=f"Bearer {TOKEN}").json
+        assert open_to["not_playing"][0]["error"] == "secret-reason"
+
+
+def test_the_token_is_given_once() -> None:
+    with serve("0.0.0.0", token=TOKEN) as served:
+        answer = ask(served, f"/?token={TOKEN}")
+        assert answer.status == 303
+        assert answer.headers["Location"] == "/"
+        cookie = answer.headers["Set-Cookie"]
+        assert TOKEN not in cookie
+        assert "httponly" in cookie.lower()
+        assert "samesite=strict" in cookie.lower()
+        pair = cookie.partition(";")[0]
+        assert ask(served, "/state", Cookie=pair).status == 200
+        name, _, value = pair.partition("=")
+        assert ask(served, "/state", Cookie=f"{name}={value[:-1]}").status == 401
+    with serve("0.0.0.0", token=TOKEN) as again:
+        assert ask(again, "/state", Cookie=pair).status == 200
+    with serve("0.0.0.0", token=TOKEN[::-1]) as other:
+        assert ask(other, "/state", Cookie=pair).status == 401
+
+
+def test_a_token_on_loopback_is_asked_for_too() -> None:
+    with serve(token=TOKEN) as served:
+        assert ask(served, "/").status == 401
+        assert ask(served, "/", Authorization=f"Bearer {TOKEN}").status == 200
+        assert ask(served, "/", Authorization=f"Bearer {TOKEN}", Host="evil.example").status == 421
+
+
+def test_on_loopback_other_names_are_refused(served: Serve) -> None:
+    port = served.address.port
+    served.show(scene())
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST", "[::1]"):
+        assert ask(served, "/state", Host=host).status == 200
+    # A tunnel (ssh -L) has a port of its own.
+    assert ask(served, "/state", Host="localhost:9999").status == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1", ""):
+        for path in ("/", "/state", "/picture/0.jpg", "/healthz", "/metrics"):
+            assert ask(served, path, Host=host).status == 421
+
+
+def test_every_answer_is_kept_to_itself(served: Serve) -> None:
+    served.show(scene(0, "door", "generated"))
+    for path, status in (
+        ("/", 200),
+        ("/state", 200),
+        ("/picture/0.jpg", 200),
+        ("/picture/1.jpg", 404),
+        ("/picture/-1.jpg", 404),
+        ("/verdict/1.jpg", 200),
+        ("/verdict/2.jpg", 404),
+        ("/metrics", 200),
+        ("/../../etc/passwd", 404),
+        ("/page.html", 404),
+    ):
+        answer = ask(served, path)
+        assert answer.status == status, path
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE"):
+        assert ask(served, "/state", method).status == 405
+
+
+def test_the_page_refers_to_nothing_outside(served: Serve) -> None:
+    html = ask(served, "/").body.decode()
+    assert "http" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "innerHTML" not in html
+    assert set(re.findall(r'(?:href|src)="(.*?)"', html)) == {"data:,", "#sources"}
+
+
+def test_a_picture_comes_when_there_is_another(served: Serve) -> None:
+    served.show(scene(1))
+    first = ask(served, "/picture/0.jpg")
+    assert first.headers["Content-Type"] == "image/jpeg"
+    assert first.image[30, 100, 2] > first.image[30, 100, 0] + 20
+    number = first.headers["FFD-Picture"]
+    late = threading.Timer(0.2, served.show, [scene(2)])
+    late.start()
+    began = time.monotonic()
+    second = ask(served, f"/picture/0.jpg?after={number}")
+    assert time.monotonic() - began > 0.1
+    late.join()
+    assert second.headers["FFD-Picture"] != number
+    assert second.image[30, 100, 0] > second.image[30, 100, 2] + 20
+    # What a viewer has of another run is another picture.
+    assert ask(served, "/picture/0.jpg?after=1234567").status == 200
+    assert ask(served, "/picture/0.jpg?after=junk").status == 200
+
+
+def test_no_other_picture_for_a_while(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "HOLD", 0.1)
+    served.show(scene())
+    number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
+    assert ask(served, f"/picture/0.jpg?after={number}").status == 204
+    assert ask(served, f"/picture/0.jpg?after={number}&heatmap=1").status == 204
+
+
+def test_large_pictures_are_made_smaller_and_evidence_is_laid_over(served: Serve) -> None:
+    large = scene(0, "door", "generated")
+    image = np.full((1500, 3000, 3), 128, np.uint8)
+    face = replace(large.results[0], face=(1000, 500, 600, 600))
+    served.show(replace(large, frame=replace(large.frame, image=image), results=[face]))
+    plain, laid = ask(served, "/picture/0.jpg"), ask(served, "/picture/0.jpg?heatmap=1")
+    assert plain.image.shape == (480, 960, 3)
+    middle = (800 * 960 // 3000, 1300 * 960 // 3000)
+    assert abs(plain.image[middle].astype(int) - 128).max() < 10
+    assert laid.image[middle][2] > 180
+
+
+def test_a_dead_source_has_no_picture(served: Serve) -> None:
+    served.tick([health(state="connecting", size=None)])
+    absent = ask(served, "/picture/0.jpg")
+    assert absent.image.shape == (360, 640, 3)
+    served.show(scene(1, "door", "generated"))
+    alive = ask(served, f"/picture/0.jpg?after={absent.headers['FFD-Picture']}")
+    number = alive.headers["FFD-Picture"]
+    assert len(ask(served, "/state").json["sources"][0]["faces"]) == 1
+    served.tick([health(state="waiting", error="it does not answer", next_try=3.0)])
+    # The long wait ends with the signal, not with the next frame.
+    dead = ask(served, f"/picture/0.jpg?after={number}")
+    assert dead.status == 200
+    assert dead.image.mean() < alive.image.mean() - 20
+    source = ask(served, "/state").json["sources"][0]
+    assert source["faces"] == []
+    assert source["error"] == "it does not answer"
+    served.show(scene(3))
+    served.tick([health(state="ended")])
+    last = ask(served, f"/picture/0.jpg?after={dead.headers['FFD-Picture']}")
+    assert last.image.mean() > dead.image.mean() + 20
+
+
+def test_without_a_viewer_nothing_is_drawn(served: Serve) -> None:
+    for number in range(100):
+        served.show(scene(number, "door", "generated"))
+        served.tick([health()])
+    for path in ("/", "/state", "/metrics", "/healthz"):
+        assert ask(served, path).status == 200
+    assert values(served)["ffd_page_pictures_total", ()] == 0
+    assert "ffd-serve-draw_0" not in {thread.name for thread in threading.enumerate()}
+    ask(served, "/picture/0.jpg")
+    ask(served, "/picture/0.jpg")
+    assert values(served)["ffd_page_pictures_total", ()] == 1
+
+
+def test_pictures_are_drawn_once_for_all_and_not_faster_than_their_rate(served: Serve) -> None:
+    served.show(scene())
+    done = threading.Event()
+    fetched = []
+
+    def look() -> None:
+        number, count = "-", 0
+        while not done.is_set():
+            number = ask(served, f"/picture/0.jpg?after={number}").headers["FFD-Picture"]
+            count += 1
+        fetched.append(count)
+
+    viewers = [threading.Thread(target=look) for _ in range(4)]
+    began = time.monotonic()
+    for viewer in viewers:
+        viewer.start()
+    for number in range(100):
+        served.show(scene(number))
+        time.sleep(0.01)
+    done.set()
+    served.show(scene(101))
+    for viewer in viewers:
+        viewer.join()
+    took = time.monotonic() - began
+    drawn = values(served)["ffd_page_pictures_total", ()]
+    assert drawn <= took * pictures.RATE + 2
+    assert drawn >= 4
+    assert min(fetched) >= 2
+    assert sum(fetched) > drawn
+
+
+def hold(served: Serve, path: str) -> socket.socket:
+    """A viewer that asks and does not read."""
+    opened = socket.create_connection(("127.0.0.1", served.address.port), 10)
+    opened.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    return opened
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_viewers_are_limited(served: Serve) -> None:
+    served.show(scene())
+    number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
+    path = f"/picture/0.jpg?after={number}"
+    with ExitStack() as stack:
+        held = [stack.enter_context(hold(served, path)) for _ in range(site.MAX_PICTURES)]
+        wait_for(lambda: served._pictures.waiting == site.MAX_PICTURES)
+        refused = ask(served, path)
+        assert refused.status == 503
+        assert refused.headers["Retry-After"]
+        assert ask(served, "/state").status == 200
+        served.tick([health()])
+        assert ask(served, "/healthz").status == 200
+        served.show(scene(1))
+        for viewer in held:
+            assert viewer.recv(12) == b"HTTP/1.1 200"
+    assert ask(served, "/picture/0.jpg").status == 200
+
+
+def test_a_viewer_that_does_not_read_holds_up_nobody() -> None:
+    threads = threading.active_count()
+    with ExitStack() as stack, serve() as served:
+        large = scene()
+        noise = np.random.default_rng(0).integers(0, 255, (720, 960, 3), np.uint8)
+        large = replace(large, frame=replace(large.frame, image=noise))
+        served.show(large)
+        for _ in range(4):
+            slow = stack.enter_context(hold(served, "/picture/0.jpg"))
+            slow.sendall(b"GET /picture/0.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        for number in range(5):
+            began = time.monotonic()
+            served.show(replace(large, frame=replace(large.frame, number=number)))
+            assert ask(served, "/picture/0.jpg").status == 200
+            assert time.monotonic() - began < 5
+        kept = sum(
+            connection.transport.get_write_buffer_size()
+            for connection in list(served._server.server_state.connections)
+        )
+        assert kept < 4 * 3_000_000
+        began = time.monotonic()
+    assert time.monotonic() - began < 3
+    assert threading.active_count() == threads
+
+
+def test_connections_are_limited_and_silent_ones_closed(
+    served: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "PATIENCE", 0.5)
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 20)
+    with ExitStack() as stack:
+        for number in range(20):
+            silent = stack.enter_context(
+                socket.create_connection(("127.0.0.1", served.address.port))
+            )
+            silent.sendall(b"GET /state HTTP/1.1\r\nX: " if number % 2 else b"")
+        with pytest.raises(ConnectionError):
+            ask(served, "/state")
+        silent.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert silent.recv(1) == b""
+        wait_for(lambda: not served._server.server_state.connections)
+        assert ask(served, "/state").status == 200
+
+
+def test_a_page_that_fails_is_said_on_one_line(
+    served: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = scene()
+    served.show(replace(broken, frame=replace(broken.frame, image=None)))  # type: ignore[arg-type]
+    assert ask(served, "/picture/0.jpg").status == 500
+    assert [record.getMessage()[:40] for record in caplog.records] == [
+        "--serve: /picture/0.jpg failed: AttributeE"[:40]
+    ]
+    served.show(scene())
+    assert ask(served, "/picture/0.jpg").status == 200
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_ipv6() -> None:
+    try:
+        with serve("::1") as served:
+            assert served.url == f"http://[::1]:{served.address.port}/"
+            assert ask(served, "/state", host="::1").status == 200
+    except OutputError:
+        pytest.skip("this machine has no ::1")
+
+
+def test_it_ends_at_once_with_viewers_and_leaves_nothing() -> None:
+    with serve() as warm:
+        warm.show(scene())
+        ask(warm, "/picture/0.jpg")
+    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        with serve() as served:
+            served.show(scene())
+            number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
+            path = f"/picture/0.jpg?after={number}"
+            held = [stack.enter_context(hold(served, path)) for _ in range(3)]
+            stack.enter_context(hold(served, "/state"))
+            wait_for(lambda: served._pictures.waiting == 3)
+            began = time.monotonic()
+        assert time.monotonic() - began < 2
+        for viewer in held:
+            viewer.settimeout(5)
+            assert viewer.recv(100)[:12] == b"HTTP/1.1 204"
+    assert threading.active_count() == threads
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+def test_the_run_hears_of_a_server_that_ended(served: Serve) -> None:
+    served.tick([health()])
+    served._server.should_exit = True
+    served._thread.join(10)
+    with pytest.raises(OutputError, match="the server ended"):
+        served.tick([health()])
+    served.show(scene())
+
+
+def test_history(served: Serve) -> None:
+    for number, label in enumerate(("unsure", "generated", "generated", "unsure", "groundtruth")):
+        served.show(scene(number, "door", label))
+    state = ask(served, "/state").json
+    assert [(v["before"], v["label"], v["time"] - 1.7e9) for v in state["history"]] == [
+        ("unsure", "generated", 1),
+        ("generated", "unsure", 3),
+        ("unsure", "groundtruth", 4),
+    ]
+    assert [v["number"] for v in ask(served, "/state?after=2").json["history"]] == [3]
+    face = state["sources"][0]["faces"][0]
+    assert face == {
+        "track": 1,
+        "label": "groundtruth",
+        "score": 0.75,
+        "reason": None,
+        "since": 1.7e9 + 4,
+    }
+    thumbnail = ask(served, "/verdict/1.jpg").image
+    assert thumbnail.shape[:2] == (board.THUMBNAIL, board.THUMBNAIL)
+    assert thumbnail[..., 2].mean() > thumbnail[..., 0].mean() + 20
+
+
+def test_whole_pictures_have_verdicts_too(served: Serve) -> None:
+    whole = scene()
+    row = Result("door", frame=0, label="generated", score=0.9)
+    served.show(replace(whole, results=[row]))
+    served.show(replace(whole, results=[replace(row, face=(500, 500, 20, 20), label="unsure")]))
+    served.show(replace(whole, results=[row, replace(row, face=(190, 90, 50, 50))]))
+    state = ask(served, "/state").json
+    assert len(state["history"]) == 1
+    assert state["sources"][0]["faces"][0]["track"] is None
+    outside = replace(row, face=(900, 900, 20, 20), track=Track(7, "generated", 0.9))
+    served.show(replace(whole, results=[outside]))
+    assert ask(served, "/verdict/2.jpg").image.shape == (1, 1, 3)
+
+
+def test_history_does_not_grow(served: Serve) -> None:
+    first = scene(0, "door", "generated")
+    for number in range(3000):
+        track = Track(number + 1, "generated", 0.9)
+        served.show(replace(first, results=[replace(first.results[0], track=track)]))
+    state = ask(served, "/state").json
+    assert [v["number"] for v in state["history"]] == list(range(2951, 3001))
+    assert ask(served, "/verdict/2950.jpg").status == 404
+    assert ask(served, "/verdict/3000.jpg").status == 200
+    kept = served._board._sources["door"]
+    assert len(kept.verdicts) == 256
+    assert sum(v.thumbnail.nbytes for v in served._board._history) <= 50 * 96 * 96 * 3
+    assert all(v.thumbnail.base is None for v in served._board._history)
+
+
+def test_a_face_that_stays_is_not_forgotten(served: Serve) -> None:
+    first = scene(0, "door", "generated", "generated")
+    one, other = first.results
+    for number in range(600):
+        track = Track(number + 2, "generated", 0.9)
+        served.show(replace(first, results=[one, replace(other, track=track)]))
+    changes = "ffd_verdict_changes_total", (("source", "door"), ("label", "generated"))
+    assert values(served)[changes] == 601
+
+
+SAMPLE = re.compile(
+    r"([a-zA-Z_:][a-zA-Z0-9_:]*)"
+    r"(?:\{((?:[a-zA-Z_][a-zA-Z0-9_]*=\"(?:[^\"\\\n]|\\[\\\"n])*\",?)*)\})? "
+    r"([-+0-9.eE]+|\+Inf|-Inf|NaN)"
+)
+LABEL = re.compile(r"([a-zA-Z_]\w*)=\"((?:[^\"\\]|\\.)*)\"")
+Labels = tuple[tuple[str, str], ...]
+
+
+def unescape(text: str) -> str:
+    escapes = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
+    return re.sub(r"\\.", lambda escape: escapes[escape[0]], text)
+
+
+def values(served: Serve) -> dict[tuple[str, Labels], float]:
+    """What /metrics says, read by the letter of the text format."""
+    answer = ask(served, "/metrics")
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    text = answer.body.decode()
+    assert text.endswith("\n")
+    found: dict[tuple[str, Labels], float] = {}
+    kinds: dict[str, str] = {}
+    current = ""
+    for line in text[:-1].split("\n"):
+        if line.startswith("# HELP "):
+            current = line.split(" ")[2]
+            assert current not in kinds
+        elif line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            assert name == current
+            assert (kind == "counter") == name.endswith("_total")
+            kinds[name] = kind
+        else:
+            parsed = SAMPLE.fullmatch(line)
+            assert parsed, line
+            name, inside, number = parsed[1], parsed[2] or "", parsed[3]
+            family = re.sub(r"_(bucket|sum|count)$", "", name)
+            assert current == (family if kinds.get(family) == "histogram" else name)
+            labels = tuple((key, unescape(text)) for key, text in LABEL.findall(inside))
+            assert (name, labels) not in found
+            found[name, labels] = float(number)
+    return found
+
+
+def test_metrics(served: Serve) -> None:
+    served.tick([health("gate", state="waiting", error="gone", reconnects=4)])
+    for number in range(10):
+        served.show(scene(number, "door", "generated", "unsure", dropped=3, age=0.03 + number))
+    found = values(served)
+    door, gate = ("source", "door"), ("source", "gate")
+    assert found["ffd_build_info", tuple(served_facts(found))] == 1
+    assert found["ffd_source_up", (door,)] == 1
+    assert found["ffd_source_up", (gate,)] == 0
+    assert found["ffd_reconnects_total", (gate,)] == 4
+    assert found["ffd_frames_total", (door,)] == 10
+    assert found["ffd_frames_dropped_total", (door,)] == 3
+    assert found["ffd_frames_analysed_total", (door,)] == 10
+    assert found["ffd_frame_age_seconds", (door,)] == pytest.approx(9.03)
+    assert ("ffd_frame_age_seconds", (gate,)) not in found
+    for label, faces, changes in zip(LABELS, (10, 0, 10), (1, 0, 0), strict=True):
+        assert found["ffd_faces_total", (door, ("label", label))] == faces
+        assert found["ffd_verdict_changes_total", (door, ("label", label))] == changes
+    assert found["ffd_verdict_delay_seconds_count", (door,)] == 10
+    assert found["ffd_verdict_delay_seconds_sum", (door,)] == pytest.approx(45.3)
+    edges = [
+        (float(labels[1][1]), value)
+        for (name, labels), value in found.items()
+        if name == "ffd_verdict_delay_seconds_bucket" and labels[0] == door
+    ]
+    assert edges == sorted(edges)
+    for edge, value in edges:
+        assert value == sum(0.03 + number <= edge for number in range(10))
+    assert edges[-1][0] == float("inf")
+
+
+def served_facts(found: dict[tuple[str, Labels], float]) -> Labels:
+    labels = next(labels for name, labels in found if name == "ffd_build_info")
+    assert [key for key, _ in labels] == ["version", "model", "precision"]
+    return labels
+
+
+def test_counters_never_go_back(served: Serve) -> None:
+    served.show(scene(100, reconnects=2, dropped=50))
+    before = values(served)
+    served.tick([health(frames=3, analysed=1, dropped=0, reconnects=0, state="waiting")])
+    after = values(served)
+    for (name, labels), value in before.items():
+        if name.endswith(("_total", "_count", "_sum", "_bucket")):
+            assert after[name, labels] >= value
+
+
+def test_names_from_outside_are_only_names(served: Serve) -> None:
+    for name in HOSTILE:
+        served.show(scene(1, name, "generated"))
+    served.tick([health(name, state="failed", error=name) for name in HOSTILE])
+    state = ask(served, "/state").json
+    names = [source["name"] for source in state["sources"]]
+    assert len(set(names)) == len(HOSTILE)
+    assert all(source["name"].isprintable() for source in state["sources"])
+    assert all(source["error"].isprintable() for source in state["sources"])
+    labelled = {labels[0][1] for name, labels in values(served) if name == "ffd_source_up"}
+    assert labelled == set(names)
+    assert ask(served, "/healthz").json["not_playing"][3]["source"] == "bytes-\\xff"
+    for number in range(len(HOSTILE)):
+        assert ask(served, f"/picture/{number}.jpg").status == 200
+
+
+def test_healthz(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask(served, "/healthz").status == 503
+    served.tick([health(), health("gate", state="waiting", error="gone"), health(state="ended")])
+    answer = ask(served, "/healthz")
+    assert answer.status == 200
+    assert answer.json["status"] == "ok"
+    assert answer.json["not_playing"] == [{"source": "gate", "state": "waiting", "error": "gone"}]
+    assert ask(served, "/healthz?strict=1").status == 503
+    served.tick([health(), health("gate")])
+    assert ask(served, "/healthz?strict=1").status == 200
+    monkeypatch.setattr(site, "STALLED", 0.05)
+    time.sleep(0.1)
+    assert ask(served, "/healthz").status == 503
+    served.tick([health()])
+    assert served._board.health()[0] is not None
+
+
+def test_many_threads(served: Serve) -> None:
+    """The run goes on while everything is asked for at once."""
+    done = threading.Event()
+    failures: list[object] = []
+
+    def look(path: str) -> None:
+        while not done.is_set():
+            try:
+                status = ask(served, path).status
+            except OSError as error:
+                failures.append(error)
+                return
+            if status not in (200, 204):
+                failures.append((path, status))
+
+    served.show(scene(0, "door", "generated"))
+    served.tick([health()])
+    paths = ("/state", "/metrics", "/picture/0.jpg", "/picture/0.jpg?heatmap=1", "/healthz")
+    lookers = [threading.Thread(target=look, args=[path]) for path in paths]
+    for looker in lookers:
+        looker.start()
+    for number in range(400):
+        served.show(scene(number, f"door-{number % 7}", "generated", LABELS[number % 3]))
+        served.tick([health(f"door-{source}") for source in range(7)])
+    done.set()
+    for looker in lookers:
+        looker.join()
+    assert failures == []
+    assert sum(v for (name, _), v in values(served).items() if name == "ffd_faces_total") == 801
