@@ -52,10 +52,10 @@ _MOST_FACES = 200
 
 # Side of the grey square in which sharpness is measured.
 _SHARPNESS_SIDE = 96
-# Least sharpness, see `_sharpness`: 10 of the 840 validation faces have less, nine of them from one
-# source of enlarged photographs. Blurred by a Gaussian of 0.005 times the face's side, 32 % have
-# less, 71 % at 0.006, 96 % at 0.007 and all at 0.01. In between the network fails: of generated
-# faces it calls 6 % photographs unblurred, 15 % at 0.005, 97 % at 0.01.
+# Least sharpness, see `_sharpness`: 118 of the 8,400 faces have less, photographs all of them, most
+# from one source of enlarged ones. Of validation faces blurred by a Gaussian of 0.005 times the
+# face's side 32 % have less, 71 % at 0.006, 96 % at 0.007 and all at 0.01. In between the network
+# fails: of generated faces it calls 6 % photographs unblurred, 15 % at 0.005, 97 % at 0.01.
 _LEAST_SHARPNESS = 0.4
 
 # How far the nose may lie from the middle between the eyes, in distances of the eyes: to the one or

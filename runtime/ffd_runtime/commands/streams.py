@@ -243,9 +243,11 @@ def _scenes(
     if server:
         from ..web.server import Serve
 
-        yield Serve(
+        page = Serve(
             server, card=classifier.card, model=classifier.description, token=options["token"]
         )
+        yield page
+        say(f"{page.url} shows it")
     if options["record"]:
         from ..sinks.record import Record
 
