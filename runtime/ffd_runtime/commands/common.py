@@ -60,7 +60,7 @@ class Command(click.Command):
         ctx.ensure_object(dict)["verbose"] = ctx.params.pop("verbose")
         try:
             _prepare_streams()
-            with _raising_on_sigterm():
+            with _raising_on_sigterm(), _saying_what_is_logged():
                 super().invoke(ctx)
             _leave(ctx, 0)
         except click.exceptions.Exit as ended:
@@ -115,6 +115,28 @@ def _raising_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _saying_what_is_logged() -> Iterator[None]:
+    """What the runtime logs for a person is said, as everything else is."""
+    # --help must not wait for it.
+    import logging
+
+    class Say(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    logger = logging.getLogger("ffd_runtime")
+    handler = Say()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def _prepare_streams() -> None:

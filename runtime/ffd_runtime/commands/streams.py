@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -139,6 +138,8 @@ def watch_streams(sources: Sequence[str], options: dict[str, Any]) -> None:
 
 def _check_outputs(streams: Sequence[Stream], options: dict[str, Any]) -> None:
     """Refuse early what could only fail after the models were loaded."""
+    from pathlib import Path
+
     from ..sinks import check_file_sink
 
     output = options["output"]
@@ -189,6 +190,8 @@ def _open_analyser(stack: ExitStack, options: dict[str, Any]) -> tuple[Classifie
 
 def open_detector(options: dict[str, Any]) -> FaceDetector:
     """The face detector that the options ask for."""
+    from pathlib import Path
+
     from ..face_model import find_face_model
     from ..faces import FaceDetector
 
@@ -210,6 +213,8 @@ def _open_console(as_json: bool | None) -> Console | None:
 def _rows(
     streams: Sequence[Stream], options: dict[str, Any], console: Console | None
 ) -> Iterator[Sink]:
+    from pathlib import Path
+
     from ..sinks import JsonLines, open_file_sink
 
     as_json, output = options["as_json"], options["output"]
@@ -233,6 +238,8 @@ def _scenes(
     classifier: Classifier,
     server: Address | None,
 ) -> Iterator[SceneSink]:
+    from pathlib import Path
+
     from ..streams.systemd import Notify
 
     names = [stream.name for stream in streams]
