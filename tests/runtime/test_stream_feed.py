@@ -199,6 +199,32 @@ def test_the_newest_frame_wins_and_drops_are_counted() -> None:
     assert sorted(ages)[len(ages) // 2] < inference + gap
 
 
+def test_a_decoder_that_is_too_slow_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffd_runtime.streams.reader.MOST_LAG", 0.5)
+
+    class Behind(Synthetic):
+        """As fast as it can go, the stream's clock runs much faster."""
+
+        def grab(self) -> bool:
+            begin = time.thread_time()
+            while time.thread_time() - begin < 0.005:
+                pass
+            return super().grab()
+
+        def timestamp(self) -> float:
+            return (400 - self.left) * 1e-4
+
+    policy = StreamPolicy(retries=0)
+    late = 0.0
+    with Feed(to_streams(["rtsp://127.0.0.1:9/x"]), policy, lambda *_: Behind(0.0, 4000)) as feed:
+        for taken in feed:
+            for _, frame in taken:
+                late = max(late, frame.lag)
+        health = feed.readers[0].health()
+    assert "late" in (health.error or "")
+    assert 0.4 < late <= 0.5
+
+
 def resident() -> int:
     """Bytes of this process in memory."""
     with open("/proc/self/statm") as file:

@@ -1,37 +1,46 @@
-"""How old frames are when they come, by the stream's own clock."""
+"""How old frames are when they come, because they have piled up."""
 
 from __future__ import annotations
 
-# Seconds a second by which a camera's clock may run slower than ours without being called late: ten
-# times a bad crystal's 200 parts in a million.
-DRIFT = 0.002
 # Seconds: a jump of the stream's clock, not a delay.
 JUMP = 30.0
+# Share of the time that a reader spends waiting for frames at which nothing has piled up.
+IDLE = 0.2
+# Share of an average that is its newest value: it looks back about a second of video.
+NEWEST = 0.05
 
 
 class Lag:
-    """Compares a stream's timestamps with the clock.
+    """Compares a stream's timestamps with the clock while its reader is busy.
 
-    The quickest frame so far tells what a frame without delay would show; whatever comes later than
-    that has waited on the way: in the camera, the network, or because the decoder is too slow.
+    A reader that has to wait for frames has what there is: they are not late, whatever their
+    timestamps say, and those of many cameras run too fast or too slow. One that never waits decodes
+    more slowly than frames come: they pile up on the way, and how much later than at first they
+    are, their timestamps tell.
     """
 
     def __init__(self) -> None:
         self._quickest: float | None = None
         self._last = 0.0
+        self._gap = 0.0
+        self._waited = 0.0
 
-    def measure(self, timestamp: float, now: float) -> float:
+    def measure(self, timestamp: float, now: float, waited: float) -> float:
         """Seconds by which a frame is late.
 
         Args:
             timestamp: of the frame, in seconds of the stream's clock.
-            now: when it came, in seconds of `time.monotonic`.
+            now: when it was read, in seconds of `time.monotonic`.
+            waited: seconds for which it was waited for.
         """
         offset = now - timestamp
-        if self._quickest is None or abs(offset - self._quickest) > JUMP:
-            self._quickest = offset
-        else:
-            allowed = self._quickest + DRIFT * (now - self._last)
-            self._quickest = min(offset, allowed)
+        if self._quickest is None:
+            self._last = now
+        self._gap += NEWEST * (now - self._last - self._gap)
+        self._waited += NEWEST * (waited - self._waited)
         self._last = now
+        idle = self._waited > IDLE * self._gap
+        if self._quickest is None or idle or abs(offset - self._quickest) > JUMP:
+            self._quickest = offset
+        self._quickest = min(self._quickest, offset)
         return offset - self._quickest

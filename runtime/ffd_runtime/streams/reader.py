@@ -297,15 +297,17 @@ class LiveReader(Reader):
         Raises:
             InputError: there is none.
         """
-        begin, timeout = time.monotonic(), self._policy.timeout
+        begin, busy, timeout = time.monotonic(), time.thread_time(), self._policy.timeout
         grabbed = self._grab(capture)
         now = time.monotonic()
+        waited = now - begin - (time.thread_time() - busy)
         if now - begin >= timeout:
             # Even if there was one: interrupted, FFmpeg gives what it had kept back.
             raise InputError("timeout", f"no frame within {timeout:g} s")
         if not grabbed:
             raise InputError("fetch_failed", "the stream broke off")
-        late = lag.measure(capture.timestamp(), now) if self.stream.kind == "server" else 0.0
+        timed = self.stream.kind == "server"
+        late = lag.measure(capture.timestamp(), now, waited) if timed else 0.0
         if late > MOST_LAG:
             raise InputError("fetch_failed", f"its frames came {late:.1f} s late")
         if not self._sampler.takes(self._number, now):

@@ -25,8 +25,7 @@ class Frame:
         image: uint8 [height, width, 3], BGR; read only.
         captured: when the decoder gave it, in seconds of `time.monotonic`.
         time: seconds since the start for a video file, since 1970 (UTC) for a live one.
-        lag: seconds by which it was old when it was captured, as far as its stream's own clock
-            says: what piled up on the way.
+        lag: seconds by which it was old when it was captured, because frames had piled up.
     """
 
     source: str
