@@ -6,12 +6,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from torch import nn
 
 from ffd_train import networks
 from ffd_train.networks import FaceNet
 
 from .conftest import picture
+
+# Threads that wait for each other cost such networks more than they give, most of all where others
+# use the cores too.
+torch.set_num_threads(1)
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ffd_export.parity import LIMITS
 from ffd_runtime.backends import BACKENDS, EMBEDDED
+from ffd_runtime.card import CLASSES
 from ffd_runtime.classifier import Classifier
+from ffd_runtime.results import Result
 from ffd_train.data import Sample
 from ffd_train.evaluation import evaluate, open_model
 
@@ -22,17 +25,31 @@ PRESENT = [
 ]
 
 
-@pytest.mark.parametrize("backend", PRESENT)
-def test_every_verdict_agrees(faces: Path, tmp_path: Path, backend: str) -> None:
-    folder = tmp_path / "faces"
-    samples = []
-    for label, name in enumerate(("generated", "groundtruth")):
-        (folder / name).mkdir(parents=True)
+@pytest.fixture(scope="module")
+def folder(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every seventh face of the test split."""
+    folder = tmp_path_factory.mktemp("faces")
+    for name in CLASSES:
+        (folder / name).mkdir()
         for path in sorted((faces / "test" / name).iterdir())[::7]:
             (folder / name / path.name).symlink_to(path)
-            samples.append(Sample(f"{name}/{path.name}", label, "test", ""))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> Sequence[Result]:
+    """What ffd-eval says of them."""
+    samples = [
+        Sample(f"{name}/{path.name}", label, "test", "")
+        for label, name in enumerate(CLASSES)
+        for path in sorted((folder / name).iterdir())
+    ]
     with Classifier(open_model(EMBEDDED, "cpu")) as classifier:
-        expected = evaluate(classifier, folder, samples).rows
+        return evaluate(classifier, folder, samples).rows
+
+
+@pytest.mark.parametrize("backend", PRESENT)
+def test_every_verdict_agrees(folder: Path, expected: Sequence[Result], backend: str) -> None:
     limit = LIMITS["fp32"].largest
     code, out, err = run(folder, "--backend", backend, "--device", "cpu", "--batch", "7")
     assert code == 0, err

@@ -30,7 +30,7 @@ def last_error(outcome: Result) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    splits = {"train": 12, "val": 6, "test": 4}
+    splits = {"train": 8, "val": 4, "test": 4}
     return make_faces(tmp_path_factory.mktemp("whole") / "faces", splits, sources=True)
 
 
@@ -42,7 +42,7 @@ def trained(root: Path) -> Path:
         ffd_train,
         root,
         *("--network", "tf_efficientnet_lite0", "--weights", "none", "--batch", 8),
-        *("--stage", "head:1:1e-3", "--stage", "all:2:3e-3", "--optimizer", "adamw"),
+        *("--stage", "head:1:1e-3", "--stage", "all:1:3e-3", "--optimizer", "adamw"),
         *("--crop", 64, "--workers", 0, "--runs", runs, "--name", "small"),
     )
     assert outcome.exit_code == 0, outcome.output
@@ -53,16 +53,16 @@ def test_training_says_what_it_does(root: Path, trained: Path) -> None:
     card = ModelCard.from_json((trained / "card.json").read_text())
     assert card.name == "small"
     assert card.architecture == "tf_efficientnet_lite0"
-    assert len((trained / "metrics.csv").read_text().splitlines()) == 4
+    assert len((trained / "metrics.csv").read_text().splitlines()) == 3
     settings = json.loads((trained / "settings.json").read_text())
     assert settings["data"] == str(root)
-    assert settings["stages"] == ["head:1:0.001", "all:2:0.003"]
+    assert settings["stages"] == ["head:1:0.001", "all:1:0.003"]
 
 
 def test_export_evaluate_and_run_agree(root: Path, trained: Path) -> None:
     outcome = call(ffd_export, "--runs", trained.parent)
     assert outcome.exit_code == 0, outcome.output
-    assert json.loads(outcome.stdout)["parity"]["images"] == 12
+    assert json.loads(outcome.stdout)["parity"]["images"] == 8
     exported = trained / "best.onnx"
 
     reports = []
@@ -151,6 +151,7 @@ def test_the_embedded_model_fits_the_wheel_and_says_where_it_is_from() -> None:
     assert card.metrics["parity"]["verdict_flips"] == 0
 
 
+@pytest.mark.no_cover
 def test_the_embedded_model_holds_what_its_card_says(faces: Path) -> None:
     outcome = call(ffd_eval, "embedded", faces, "--split", "test", "--json", "--device", "cpu")
     assert outcome.exit_code == 0, outcome.output

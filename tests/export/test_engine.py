@@ -43,27 +43,6 @@ def rtx() -> Any:
     return tensorrt_rtx
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model as FP16 and as TensorRT's INT8, calibrated on noise."""
-    import cv2
-
-    from ..conftest import picture
-
-    folder = tmp_path_factory.mktemp("exports")
-    images = folder / "images"
-    images.mkdir()
-    for number in range(8):
-        colour = "red" if number % 2 else "blue"
-        cv2.imwrite(str(images / f"{number}.png"), picture(colour, seed=number))
-    given = (EMBEDDED, "--verify", "none", "--engine", "none", "--output", folder)
-    int8 = ("--int8", "--target", "tensorrt", "--calibrate", images, "--calibration", "percentile")
-    for arguments in (("--fp16",), int8):
-        outcome = run(*given, *arguments)
-        assert outcome.exit_code == 0, outcome.output
-    return folder
-
-
 @needs_rtx
 @pytest.mark.parametrize(
     ("name", "layers"),

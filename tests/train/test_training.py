@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import cv2
@@ -101,54 +103,48 @@ def test_bfloat16_trains_on_a_cpu(data: FaceData, tmp_path: Path) -> None:
     assert card.precision == "fp32"
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests import tiny
-from ffd_train.data import scan
-from ffd_train.settings import Settings
-from ffd_train.training import train
-root, folder = Path(sys.argv[1]), Path(sys.argv[2])
-settings = Settings.from_json(Path(sys.argv[3]).read_text())
-train(scan(root, ("train", "val")), settings, folder, resume=sys.argv[4] == "resume",
-      say=lambda line: print(line, flush=True))
-"""
+# Of one process that has imported PyTorch, which takes seconds, and trained nothing.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.tiny", "ffd_train.training"])
 
 
-def run(data: FaceData, folder: Path, settings: Path, how: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, str(data.root), str(folder), str(settings), how]
-    repository = Path(__file__).parents[2]
-    return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True)
+def train_and_tell(told: Connection, data: FaceData, settings: Settings, folder: Path) -> None:
+    """Train in a process of its own; go on with the run if there is one."""
+    try:
+        train(data, settings, folder, resume=folder.exists(), say=told.send)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def start(data: FaceData, settings: Settings, folder: Path) -> tuple[ForkServerProcess, Connection]:
+    heard, told = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=train_and_tell, args=(told, data, settings, folder))
+    process.start()
+    told.close()
+    return process, heard
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(data: FaceData, tmp_path: Path) -> None:
-    settings = tmp_path / "settings.json"
     # One-cycle and momentum: both have a memory that must survive.
-    long = (Stage("head", 2, 1e-2), Stage("all", 4, 1e-2))
-    settings.write_text(
-        Settings(**{**vars(SETTINGS), "stages": long, "schedule": "one-cycle"}).to_json()
-    )
-    unbroken = run(data, tmp_path / "unbroken", settings, "new")
-    assert unbroken.communicate()[0]
-    assert unbroken.returncode == 0
+    long = (Stage("head", 2, 1e-2), Stage("all", 5, 1e-2))
+    settings = Settings(**{**vars(SETTINGS), "stages": long, "schedule": "one-cycle"})
+    train(data, settings, tmp_path / "unbroken")
 
     # Killed after the first epoch of the first stage, then within the second stage.
-    how = "new"
     for epochs in (1, 4):
-        process = run(data, tmp_path / "killed", settings, how)
+        process, _ = start(data, settings, tmp_path / "killed")
         path = tmp_path / "killed" / "metrics.csv"
         deadline = time.monotonic() + 120
         while not path.exists() or len(path.read_text().splitlines()) < epochs + 1:
-            assert process.poll() is None, "it ended before it was killed"
+            assert process.is_alive(), "it ended before it was killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        how = "resume"
-    resumed = run(data, tmp_path / "killed", settings, "resume")
-    said = resumed.communicate()[0]
-    assert resumed.returncode == 0
-    assert "stage 1 of 2" not in said
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    said: list[str] = []
+    train(data, settings, tmp_path / "killed", resume=True, say=said.append)
+    assert not any("stage 1 of 2" in line for line in said)
 
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "unbroken")
     first, _ = load_checkpoint(tmp_path / "unbroken" / "best.safetensors")
@@ -158,16 +154,15 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(data: FaceData, tmp_path: Pa
 
 
 def test_ctrl_c_is_passed_on(data: FaceData, tmp_path: Path) -> None:
-    settings = tmp_path / "settings.json"
-    long = (Stage("all", 500, 1e-2),)
-    settings.write_text(Settings(**{**vars(SETTINGS), "stages": long}).to_json())
-    process = run(data, tmp_path / "run", settings, "new")
-    assert process.stdout
-    assert "stage 1 of 1" in process.stdout.readline()
-    assert "epoch 1" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT)
+    settings = Settings(**{**vars(SETTINGS), "stages": (Stage("all", 500, 1e-2),)})
+    process, heard = start(data, settings, tmp_path / "run")
+    for line in ("stage 1 of 1", "epoch 1"):
+        assert heard.poll(60)
+        assert line in heard.recv()
+    assert process.pid
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
 
 
 def test_resuming_needs_the_same_data_and_a_sound_state(data: FaceData, tmp_path: Path) -> None:
