@@ -46,12 +46,14 @@ class Camera:
         self._places = [(0, 0), (240, 0), (0, 240), (240, 240)][:faces]
         self._side = side
         self._number = 0
-        self._due = time.monotonic()
+        self._due = self.grabbed = time.monotonic()
+        self.waited = 1 / FPS
 
     def grab(self) -> bool:
         self._number += 1
         self._due += 1 / FPS
         time.sleep(max(0.0, self._due - time.monotonic()))
+        self.grabbed = time.monotonic()
         return self._number <= FRAMES + WARM_UP
 
     def timestamp(self) -> float:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from queue import Empty, Queue
 from threading import Semaphore, Thread
@@ -313,7 +314,8 @@ def _judge(
 ) -> Result:
     if not 0 <= score <= 1:
         message = f"the model gave {score} instead of a probability"
-        return Result.failed(entry.source, InputError("bad_output", message))
+        failed = Result.failed(entry.source, InputError("bad_output", message))
+        return replace(failed, frame=entry.frame, face=entry.face, time=entry.time)
     return Result(
         entry.source,
         frame=entry.frame,

@@ -21,6 +21,11 @@ class RowError:
     code: str
     message: str
 
+    @classmethod
+    def of(cls, error: InputError) -> RowError:
+        """What a row says of an error."""
+        return cls(error.code, error.message)
+
 
 @dataclass(frozen=True)
 class Track:
@@ -74,7 +79,7 @@ class Result:
     @classmethod
     def failed(cls, source: str, error: InputError) -> Result:
         """The row of an input that could not be classified."""
-        return cls(source, error=RowError(error.code, error.message))
+        return cls(source, error=RowError.of(error))
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Result:

@@ -15,20 +15,23 @@ Kind = Literal["file", "camera", "server", "pipeline"]
 # What OpenCV's FFmpeg can play from a network, besides http.
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
 WEB = ("http", "https")
-VIDEO_ENDINGS = tuple(
-    ".3gp .avi .flv .m2ts .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm"
-    " .wmv".split()
+FILE_ENDINGS = tuple(
+    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
+# In a path of this machine a video without timestamps; at an address, a camera.
+MJPEG_ENDINGS = (".mjpeg", ".mjpg")
 PLAYLIST_ENDINGS = (".m3u8", ".mpd")
 
 # Names of what only its owner should know, in a query, a path or a GStreamer pipeline.
 _SECRET = re.compile(
-    r"([\w-]*(?:user|usr|login|account|pas|pwd|pw|token|key|auth|secret|sig|cred)[\w-]*\s*=\s*)"
-    r"(?:\"[^\"]*\"|[^&\s]*)",
+    r"([\w-]*(?:user|usr|login|account|pas|pwd|pw|token|key|auth|secret|sig|cred|jwt|session|code"
+    r"|streamid|header)[\w-]*\s*=\s*)"
+    r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^&\s]*)""",
     re.IGNORECASE,
 )
-_USERINFO = re.compile(r"://\S*@")
-_NAMED = re.compile(r"([\w-]+)=(?=[a-z][a-z0-9+.-]*://|/dev/|\d+$)", re.IGNORECASE)
+# A password may hold anything, so all up to the last @ goes.
+_USERINFO = re.compile("://.*@")
+_NAMED = re.compile(r"\s*([^/=]*[^/=\s])\s*=\s*(?=[a-z][a-z0-9+.-]*://|/dev/|\d+$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,19 @@ def is_stream(source: str, web: bool = False) -> bool:
         source: as on the command line.
         web: every http and https address is a stream, whatever its ending.
     """
-    target = _NAMED.sub("", source, count=1)
+    _, target = _split(source)
     scheme = _scheme(target)
     if scheme in WEB:
-        return web or urlsplit(target).path.lower().endswith(VIDEO_ENDINGS + PLAYLIST_ENDINGS)
+        endings = FILE_ENDINGS + MJPEG_ENDINGS + PLAYLIST_ENDINGS
+        return web or urlsplit(target).path.lower().endswith(endings)
     if scheme:
         return scheme in SCHEMES
-    return _is_camera(target) or (target.lower().endswith(VIDEO_ENDINGS) and _is_file(target))
+    return _is_camera(target) or is_video_file(source)
+
+
+def is_video_file(path: str) -> bool:
+    """Whether a source is a file of this machine that is called like a video."""
+    return path.lower().endswith(FILE_ENDINGS + MJPEG_ENDINGS) and _is_file(path)
 
 
 def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
@@ -97,20 +106,30 @@ def redact(text: str) -> str:
         >>> redact("rtsp://admin:secret@10.0.0.5/live?channel=1&token=abc")
         'rtsp://***@10.0.0.5/live?channel=1&token=***'
     """
-    # A password may hold an unescaped @ or /, so all up to the last @ goes.
     return _SECRET.sub(r"\1***", _USERINFO.sub("://***@", text))
 
 
 def _to_stream(source: str, gst: bool) -> Stream:
     if gst:
         return Stream(redact(source), source, "pipeline")
-    named = _NAMED.match(source)
-    target = source[named.end() :] if named else source
+    name, target = _split(source)
     if _is_camera(target):
-        return Stream(named[1] if named else target, _camera(target), "camera")
+        return Stream(name or target, _camera(target), "camera")
     if _scheme(target):
-        return Stream(named[1] if named else redact(target), target, "server")
+        return Stream(name or redact(target), target, "file" if _is_download(target) else "server")
     return Stream(source, source, "file")
+
+
+def _split(source: str) -> tuple[str, str]:
+    """The name before an address, empty without one, and the address."""
+    named = None if os.path.lexists(source.partition("\0")[0]) else _NAMED.match(source)
+    return (named[1], source[named.end() :]) if named else ("", source)
+
+
+def _is_download(address: str) -> bool:
+    """Whether an address is a file's, which has an end, and frames that wait for us."""
+    path = urlsplit(address).path.lower()
+    return _scheme(address) in WEB and path.endswith(FILE_ENDINGS)
 
 
 def _scheme(text: str) -> str:

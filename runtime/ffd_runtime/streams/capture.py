@@ -13,7 +13,7 @@ import numpy as np
 from ..decode import Image
 from ..errors import BackendError, InputError
 from .address import Stream
-from .probe import explain, require_answer
+from .probe import explain
 
 # What FFmpeg and OpenCV print names addresses, passwords included, and repeats itself for months.
 # FFmpeg's level is read when the first capture is opened.
@@ -23,6 +23,8 @@ if "OPENCV_LOG_LEVEL" not in os.environ:
     _set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
     _set_level(0)
 
+# Pictures of a live stream, one after the other, that may be broken.
+TRIES = 5
 # Seconds that a look for the reason takes at most, after a server could not be opened.
 LOOK = 2.0
 
@@ -34,9 +36,17 @@ class Capture(Protocol):
     """Frames a second that it says to have; 0 where it does not say."""
     count: int
     """Frames that it says to have in all; 0 for live ones and where it does not say."""
+    grabbed: float
+    """When the last frame was, in seconds of `time.monotonic`."""
+    waited: float
+    """Seconds for which it was waited for and nothing was done."""
 
     def grab(self) -> bool:
-        """Go to the next frame; False at the end or where it broke."""
+        """Go to the next frame; False at the end or where it broke.
+
+        Raises:
+            InputError: it broke, and it is known why.
+        """
 
     def timestamp(self) -> float:
         """Of this frame, in seconds of the stream's own clock."""
@@ -62,6 +72,10 @@ class OpenCVCapture:
 
     def __init__(self, stream: Stream, timeout: float) -> None:
         begin = time.monotonic()
+        self._timeout = timeout
+        # A broken picture among good ones is left out; at a file's end there is no next one.
+        self._tries = TRIES if stream.live else 1
+        self.grabbed, self.waited = begin, 0.0
         self._capture = _open(stream, timeout)
         if not self._capture.isOpened():
             self._capture.release()
@@ -72,6 +86,20 @@ class OpenCVCapture:
         )
 
     def grab(self) -> bool:
+        begin, busy = time.monotonic(), _busy()
+        done = False
+        for _ in range(self._tries):
+            # When its limit interrupts FFmpeg, it gives what it had kept back.
+            if done or time.monotonic() - begin >= self._timeout:
+                break
+            done = self._grab()
+        self.grabbed = time.monotonic()
+        self.waited = max(0.0, self.grabbed - begin - (_busy() - busy))
+        if self.grabbed - begin >= self._timeout:
+            raise InputError("timeout", f"no frame within {self._timeout:g} s")
+        return done
+
+    def _grab(self) -> bool:
         try:
             return self._capture.grab()
         except cv2.error:
@@ -115,6 +143,12 @@ def require_gstreamer() -> None:
 
 
 def _open(stream: Stream, timeout: float) -> cv2.VideoCapture:
+    try:
+        str(stream.target).encode()
+    except UnicodeEncodeError:
+        # OpenCV 5 would end the process.
+        reason = "OpenCV cannot open a name that is not UTF-8: rename it"
+        raise InputError("read_failed", reason) from None
     milliseconds = max(1, round(timeout * 1000))
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds]
     limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
@@ -125,15 +159,14 @@ def _open(stream: Stream, timeout: float) -> cv2.VideoCapture:
             system = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             return cv2.VideoCapture(stream.target, system)
         if stream.kind == "pipeline":
+            require_gstreamer()
             capture = cv2.VideoCapture(str(stream.target), cv2.CAP_GSTREAMER, limits)
             if capture.isOpened():
                 return capture
             # An older OpenCV, a Jetson's perhaps, refuses limits here, and waits 30 s at most.
             return cv2.VideoCapture(str(stream.target), cv2.CAP_GSTREAMER)
         if stream.kind == "server":
-            require_answer(str(stream.target), timeout)
-            # Each of FFmpeg's threads would hold a frame back, and once more wait for the next one
-            # when it is flushed.
+            # Each of FFmpeg's threads would hold a frame back.
             limits += [cv2.CAP_PROP_N_THREADS, 1]
         return cv2.VideoCapture(str(stream.target), cv2.CAP_FFMPEG, limits)
     except cv2.error as error:
@@ -146,7 +179,7 @@ def _failure(stream: Stream, timeout: float, took: float) -> InputError:
         return _camera_failure(stream.target)
     if stream.kind == "pipeline":
         return InputError("fetch_failed", "the pipeline does not start; try it with gst-launch-1.0")
-    if stream.kind == "file":
+    if stream.kind == "file" and "://" not in str(stream.target):
         return _file_failure(str(stream.target))
     if took >= timeout:
         return InputError("timeout", f"no video within {timeout:g} s")
@@ -154,10 +187,16 @@ def _failure(stream: Stream, timeout: float, took: float) -> InputError:
 
 
 def _camera_failure(target: str | int) -> InputError:
+    if sys.platform != "linux":
+        return InputError(
+            "read_failed",
+            f"camera {target} gives no picture: it is absent, another program has it, or the "
+            "system does not let this one",
+        )
     path = f"/dev/video{target}" if isinstance(target, int) else target
-    if sys.platform == "linux" and not os.path.exists(path):
+    if not os.path.exists(path):
         return InputError("not_found", f"there is no camera {path}")
-    if sys.platform == "linux" and not os.access(path, os.R_OK | os.W_OK):
+    if not os.access(path, os.R_OK | os.W_OK):
         return InputError(
             "permission_denied", f"no permission for {path}: add this user to the group video"
         )
@@ -177,6 +216,16 @@ def _file_failure(path: str) -> InputError:
     if empty:
         return InputError("empty", "the file is empty")
     return InputError("corrupt", "no video that can be decoded: it is damaged or something else")
+
+
+def _busy() -> float:
+    """Seconds for which this thread computed, or could have if there were a processor for it."""
+    seconds = time.thread_time()
+    try:
+        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+            return seconds + int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return seconds
 
 
 def _positive(number: float) -> float:

@@ -8,9 +8,9 @@ from threading import Condition
 from typing import Self
 
 from .address import Stream
-from .capture import OpenCVCapture
 from .policy import StreamPolicy
 from .reader import FileReader, LiveReader, OpenCapture, Reader
+from .remote import open_capture
 from .scene import Frame, Health
 
 # Seconds without a frame after which an empty round is given.
@@ -38,7 +38,7 @@ class Feed:
         self,
         streams: Iterable[Stream],
         policy: StreamPolicy | None = None,
-        open_capture: OpenCapture = OpenCVCapture,
+        open_capture: OpenCapture = open_capture,
     ) -> None:
         self._news = Condition()
         policy = policy or StreamPolicy()

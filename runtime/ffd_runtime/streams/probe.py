@@ -1,8 +1,4 @@
-"""A short look at a server before OpenCV opens it, and after OpenCV could not.
-
-OpenCV opens one stream at a time: a server that takes a connection and says nothing would keep all
-others, and recordings, from being opened. And it does not say why it failed.
-"""
+"""Why a server gives no video: asked only after OpenCV has failed, which does not say."""
 
 from __future__ import annotations
 
@@ -48,7 +44,7 @@ class _Server:
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         return cls(scheme, host, port or PORTS[scheme], path, bool(parts.username))
 
-    def ask(self, method: str, timeout: float) -> int | None:
+    def ask(self, timeout: float) -> int | None:
         """The status of a request without credentials; None where it is encrypted or has none.
 
         Raises:
@@ -57,7 +53,7 @@ class _Server:
         try:
             with socket.create_connection((self.host, self.port), timeout) as connection:
                 connection.settimeout(timeout)
-                return self._ask(connection, method)
+                return self._ask(connection)
         except TimeoutError:
             raise InputError("timeout", f"{self} does not answer") from None
         except socket.gaierror:
@@ -66,9 +62,9 @@ class _Server:
             reason = getattr(error, "strerror", None) or "no connection"
             raise InputError("fetch_failed", f"{self}: {reason.lower()}") from None
 
-    def _ask(self, connection: socket.socket, method: str) -> int | None:
+    def _ask(self, connection: socket.socket) -> int | None:
         if self.scheme == "rtsp":
-            text = f"{method} rtsp://{self}{self.path} RTSP/1.0\r\nCSeq: 1\r\n\r\n"
+            text = f"DESCRIBE rtsp://{self}{self.path} RTSP/1.0\r\nCSeq: 1\r\n\r\n"
         elif self.scheme == "http":
             # Not HEAD, which some cameras leave unanswered.
             text = f"GET {self.path or '/'} HTTP/1.1\r\nHost: {self}\r\nConnection: close\r\n\r\n"
@@ -87,23 +83,8 @@ class _Server:
         return f"{host}:{self.port}"
 
 
-def require_answer(address: str, timeout: float) -> None:
-    """Check that there is a server that says something.
-
-    Args:
-        address: the stream's.
-        timeout: seconds for its connection, and for its answer.
-
-    Raises:
-        InputError: there is none; nothing of the address's credentials is in the error.
-    """
-    server = _Server.of(address)
-    if server:
-        server.ask("OPTIONS", timeout)
-
-
 def explain(address: str, timeout: float) -> InputError:
-    """The error of a server that answers, but could not be opened.
+    """The error of a server that could not be opened, as far as a short look tells.
 
     Args:
         address: the stream's; nothing of its credentials is in the error.
@@ -111,7 +92,7 @@ def explain(address: str, timeout: float) -> InputError:
     """
     try:
         server = _Server.of(address)
-        status = server.ask("DESCRIBE", timeout) if server else None
+        status = server.ask(timeout) if server else None
     except InputError as error:
         return error
     where = f"{server} " if server else "it "

@@ -6,17 +6,18 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from threading import Condition, Event, Thread
 
 from ..decode import Image
 from ..errors import FfdError, InputError
+from ..results import RowError
 from .address import Stream
 from .backoff import Backoff
-from .capture import Capture, OpenCVCapture
+from .capture import Capture
 from .lag import Lag
 from .policy import Sampler, StreamPolicy
+from .remote import open_capture
 from .scene import Frame, Health, State
 
 # Frames of a file that are decoded ahead.
@@ -27,8 +28,8 @@ RATE_OVER = 5.0
 MOST_LAG = 5.0
 # Seconds beyond its timeout at which a wait is called one that nothing can interrupt.
 MARGIN = 2.0
-# Share of a file's frames that may be missing: in some formats their number is an estimate.
-MISSING = 0.1
+# Of a file's length, what may be missing: formats round it.
+MISSING_SECONDS, MISSING_SHARE = 0.5, 0.01
 # Of a file that does not say its rate.
 USUAL_FPS = 25.0
 
@@ -50,10 +51,9 @@ class Reader(ABC):
         stream: Stream,
         policy: StreamPolicy,
         news: Condition,
-        open_capture: OpenCapture = OpenCVCapture,
+        open_capture: OpenCapture = open_capture,
     ) -> None:
         self.stream = stream
-        self.failure: InputError | None = None
         self._policy = policy
         self._news = news
         self._open_capture = open_capture
@@ -106,16 +106,16 @@ class Reader(ABC):
         """How the stream is now."""
         now = time.monotonic()
         with self._news:
-            while self._arrivals and now - self._arrivals[0] > RATE_OVER:
-                self._arrivals.popleft()
-            span = self._arrivals[-1] - self._arrivals[0] if self._arrivals else 0.0
+            self._forget_arrivals(now)
+            span = now - self._arrivals[0] if self._arrivals else 0.0
             fps = (len(self._arrivals) - 1) / span if span else 0.0
             left = None if self._next_try is None else max(0.0, self._next_try - now)
             health = replace(self._health, fps=fps, next_try=left)
             since = self._blocked_since
         if since is not None and now - since > self._policy.timeout + MARGIN:
             # A driver or a name server that says neither yes nor no.
-            return replace(health, state="waiting", error="it hangs: the system does not answer")
+            error = "it hangs: the system does not answer"
+            return replace(health, state="waiting", error=error, code="timeout")
         return health
 
     def count_analysed(self, age: float) -> Health:
@@ -158,17 +158,32 @@ class Reader(ABC):
         finally:
             self._blocked_since = None
 
+    def _close(self, capture: Capture) -> None:
+        self._blocked_since = time.monotonic()
+        try:
+            capture.close()
+        finally:
+            self._blocked_since = None
+
+    def _forget_arrivals(self, now: float) -> None:
+        """Under `news`."""
+        while self._arrivals and now - self._arrivals[0] > RATE_OVER:
+            self._arrivals.popleft()
+
     def _change(self, **values: object) -> None:
         """Under `news`."""
         self._health = replace(self._health, **values)  # type: ignore[arg-type]
 
     def _count(self, image: Image | None) -> None:
         """A frame has come, and was decoded if it is to be classified; under `news`."""
-        self._arrivals.append(time.monotonic())
+        now = time.monotonic()
+        self._forget_arrivals(now)
+        self._arrivals.append(now)
         size = self._health.size if image is None else (image.shape[1], image.shape[0])
         self._change(
             state="playing",
             error=None,
+            code=None,
             size=size,
             frames=self._health.frames + 1,
             last_frame=time.time(),
@@ -176,8 +191,8 @@ class Reader(ABC):
 
     def _end(self, state: State, failure: InputError | None = None) -> None:
         with self._news:
-            self.failure = failure
-            self._change(state=state, error=failure.message if failure else None)
+            error, code = (failure.message, failure.code) if failure else (None, None)
+            self._change(state=state, error=error, code=code)
             self._news.notify_all()
 
 
@@ -189,7 +204,7 @@ class FileReader(Reader):
         stream: Stream,
         policy: StreamPolicy,
         news: Condition,
-        open_capture: OpenCapture = OpenCVCapture,
+        open_capture: OpenCapture = open_capture,
     ) -> None:
         super().__init__(stream, policy, news, open_capture)
         self._frames: deque[Frame] = deque()
@@ -206,33 +221,42 @@ class FileReader(Reader):
 
     def _read(self) -> None:
         try:
-            with closing(self._open()) as capture:
-                number = self._read_frames(capture)
+            capture = self._open()
+            try:
+                self._read_frames(capture)
+            finally:
+                self._close(capture)
         except InputError as error:
             self._end("failed", error)
-            return
-        if number == 0:
-            self._end("failed", InputError("corrupt", "it holds no frame that can be decoded"))
-        elif number < capture.count * (1 - MISSING) and not self._stop.is_set():
-            message = f"it ends after {number} of about {capture.count} frames"
-            self._end("failed", InputError("truncated", message))
         else:
             self._end("ended")
 
-    def _read_frames(self, capture: Capture) -> int:
+    def _read_frames(self, capture: Capture) -> None:
+        """Read to the end.
+
+        Raises:
+            InputError: it is not where it should be.
+        """
         number, at = 0, 0.0
+        # Some formats do not say how long a frame lasts, or when it is shown.
+        step = 1 / (capture.fps or USUAL_FPS)
         while not self._stop.is_set() and self._grab(capture):
             timestamp = capture.timestamp()
-            # Some formats have no timestamps.
-            step = 1 / (capture.fps or USUAL_FPS)
             at = timestamp if number == 0 or timestamp > at else at + step
             image = capture.retrieve() if self._sampler.takes(number, at) else None
             with self._news:
                 self._count(image)
             if image is not None:
-                self._give(Frame(self.stream.name, number, image, time.monotonic(), at))
+                self._give(Frame(self.stream.name, number, image, capture.grabbed, at))
             number += 1
-        return number
+        if self._stop.is_set():
+            return
+        if number == 0:
+            raise InputError("corrupt", "it holds no frame that can be decoded")
+        # Formats that do not count their frames say how long they last.
+        length = capture.count * step
+        if length - (at + step) > max(MISSING_SECONDS, MISSING_SHARE * length):
+            raise InputError("truncated", f"it ends after {at + step:.1f} of {length:.1f} s")
 
     def _give(self, frame: Frame) -> None:
         with self._news:
@@ -250,11 +274,12 @@ class LiveReader(Reader):
         stream: Stream,
         policy: StreamPolicy,
         news: Condition,
-        open_capture: OpenCapture = OpenCVCapture,
+        open_capture: OpenCapture = open_capture,
     ) -> None:
         super().__init__(stream, policy, news, open_capture)
         self._newest: Frame | None = None
         self._number = 0
+        self._broken_at: float | None = None
 
     def has_frame(self) -> bool:
         return self._newest is not None
@@ -278,15 +303,18 @@ class LiveReader(Reader):
                 return
             backoff.played(time.monotonic() - begin if self._number > first else 0.0)
             self._wait(failure, backoff.wait())
-        self._end("ended", self.failure)
+        self._end("ended")
 
     def _play(self) -> InputError:
         """Read until it breaks; the reason."""
         try:
-            with closing(self._open()) as capture:
+            capture = self._open()
+            try:
                 lag = Lag()
                 while not self._stop.is_set():
                     self._read_frame(capture, lag)
+            finally:
+                self._close(capture)
         except InputError as error:
             return error
         return InputError("fetch_failed", "stopped")
@@ -297,34 +325,28 @@ class LiveReader(Reader):
         Raises:
             InputError: there is none.
         """
-        begin, busy, timeout = time.monotonic(), time.thread_time(), self._policy.timeout
-        grabbed = self._grab(capture)
-        now = time.monotonic()
-        waited = now - begin - (time.thread_time() - busy)
-        if now - begin >= timeout:
-            # Even if there was one: interrupted, FFmpeg gives what it had kept back.
-            raise InputError("timeout", f"no frame within {timeout:g} s")
-        if not grabbed:
+        if not self._grab(capture):
             raise InputError("fetch_failed", "the stream broke off")
+        now = capture.grabbed
         timed = self.stream.kind == "server"
-        late = lag.measure(capture.timestamp(), now, waited) if timed else 0.0
+        late = lag.measure(capture.timestamp(), now, capture.waited) if timed else 0.0
         if late > MOST_LAG:
             raise InputError("fetch_failed", f"its frames came {late:.1f} s late")
-        if not self._sampler.takes(self._number, now):
-            self._give(None)
-        elif (image := capture.retrieve()) is not None:
-            name = self.stream.name
-            self._give(Frame(name, self._number, image, time.monotonic(), time.time(), late))
-        else:
-            raise InputError("fetch_failed", "a frame could not be decoded")
+        frame = None
+        if self._sampler.takes(self._number, now):
+            image = capture.retrieve()
+            if image is None:
+                raise InputError("fetch_failed", "a frame could not be decoded")
+            frame = Frame(self.stream.name, self._number, image, now, time.time(), late)
+        self._give(frame)
         self._number += 1
 
     def _give(self, frame: Frame | None) -> None:
         with self._news:
-            back = self._health.frames > 0 and self._health.state != "playing"
-            self.failure = None
+            if self._broken_at is not None:
+                self._change(outage=time.monotonic() - self._broken_at)
+                self._broken_at = None
             self._count(frame.image if frame else None)
-            self._change(reconnects=self._health.reconnects + back)
             if frame is None:
                 return
             if self._newest is not None:
@@ -334,9 +356,12 @@ class LiveReader(Reader):
 
     def _wait(self, failure: InputError, seconds: float) -> None:
         with self._news:
-            self.failure = failure
+            if self._health.state == "playing":
+                self._broken_at = time.monotonic()
+                broken = RowError.of(failure)
+                self._change(breaks=self._health.breaks + 1, broken=broken, outage=None)
             self._next_try = time.monotonic() + seconds
-            self._change(state="waiting", error=failure.message)
+            self._change(state="waiting", error=failure.message, code=failure.code)
         self._stop.wait(seconds)
         with self._news:
             self._next_try = None

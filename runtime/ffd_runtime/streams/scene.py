@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 from ..decode import Image
-from ..results import Result
+from ..results import Result, RowError
 
 # connecting: being opened, or open without a frame yet; playing: frames come; waiting: it failed
 # and is tried again; failed: given up; ended: a file's end, or the end of the run.
@@ -45,12 +45,15 @@ class Health:
         live: a camera or server; False for a video file.
         state: see `State`.
         error: why it does not play, for a person; None while it does.
+        code: the same as one of `InputError.CODES`.
         size: width and height of the last frame, in pixels; None before the first.
         fps: frames a second that came lately.
         frames: that came.
         analysed: that were classified.
         dropped: that were not, because a newer one had come.
-        reconnects: times that it came back after it had failed.
+        breaks: times that it ceased to play.
+        broken: why, the last time; None before the first.
+        outage: seconds until it played again then; None before the first time.
         age: seconds from capture to verdict of the frame that was analysed last, `lag` included;
             None before the first.
         last_frame: when the last frame came, in seconds since 1970 (UTC); None before the first.
@@ -61,15 +64,23 @@ class Health:
     live: bool
     state: State
     error: str | None = None
+    code: str | None = None
     size: tuple[int, int] | None = None
     fps: float = 0.0
     frames: int = 0
     analysed: int = 0
     dropped: int = 0
-    reconnects: int = 0
+    breaks: int = 0
+    broken: RowError | None = None
+    outage: float | None = None
     age: float | None = None
     last_frame: float | None = None
     next_try: float | None = None
+
+    @property
+    def reconnects(self) -> int:
+        """Times that it played again after a break."""
+        return self.breaks if self.outage is not None else max(0, self.breaks - 1)
 
 
 @dataclass(frozen=True)

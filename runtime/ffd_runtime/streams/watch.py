@@ -29,14 +29,12 @@ class _Source:
     Attributes:
         tracker: of its faces.
         said: how it was when that was last said.
-        since: when that was, in seconds of `time.monotonic`.
         labels: verdicts by track.
         tally: tracks by their last verdict.
     """
 
     tracker: Tracker
     said: Health
-    since: float
     labels: dict[int, str] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
 
@@ -93,7 +91,6 @@ class Watch:
             reader.stream.name: _Source(
                 Tracker(card),
                 Health(reader.stream.name, reader.stream.live, "connecting"),
-                time.monotonic(),
             )
             for reader in feed.readers
         }
@@ -150,28 +147,29 @@ class Watch:
 
     def _tick(self) -> None:
         states = self._feed.health()
-        for reader, health in zip(self._feed.readers, states, strict=True):
-            self._tell(reader, health, self._sources[health.source])
+        for health in states:
+            self._tell(health, self._sources[health.source])
         for sink in self._scenes:
             sink.tick(states)
 
-    def _tell(self, reader: Reader, health: Health, source: _Source) -> None:
+    def _tell(self, health: Health, source: _Source) -> None:
         """Say and write how a source has changed, if it has."""
-        said = source.said
-        same = (health.state, health.error) == (said.state, said.error)
-        if (same and health.reconnects == said.reconnects) or health.state == "connecting":
+        said, name = source.said, health.source
+        broke = health.breaks > said.breaks
+        if health.state == "connecting" or (
+            not broke and (health.state, health.error) == (said.state, said.error)
+        ):
             return
-        sentence = _sentence(health, said, time.monotonic() - source.since)
+        sentence = _sentence(health, said)
         if sentence:
-            self._say(f"{health.source}: {sentence}")
-        if health.state in ("waiting", "failed"):
-            code = reader.failure.code if reader.failure else "timeout"
-            self._write(Result(health.source, error=RowError(code, health.error or "")))
+            self._say(f"{name}: {sentence}")
+        if health.error and health.code:
+            self._write(Result(name, error=RowError(health.code, health.error)))
+        elif broke:
+            # It was back before anybody looked.
+            self._write(Result(name, error=health.broken))
         elif health.state == "ended" and not (self._whole or source.tally.total()):
-            error = InputError("no_face", "no face was found in it")
-            self._write(Result.failed(health.source, error))
-        if "playing" in (said.state, health.state):
-            source.since = time.monotonic()
+            self._write(Result.failed(name, InputError("no_face", "no face was found in it")))
         source.said = health
 
     def _write(self, result: Result) -> None:
@@ -180,20 +178,20 @@ class Watch:
             sink.write(result)
 
 
-def _sentence(health: Health, said: Health, seconds: float) -> str | None:
+def _sentence(health: Health, said: Health) -> str | None:
     """What a person is told of a source that has changed.
 
     Args:
         health: how it is.
         said: how it was.
-        seconds: since it began or ceased to play.
     """
-    if health.state == "waiting":
-        return f"{health.error}; it is tried again"
-    if health.state == "failed":
-        return f"{health.error}" + ("; given up" if health.live else "")
-    if health.reconnects > said.reconnects:
-        return f"back after {seconds:.1f} s"
+    if health.state == "waiting" and health.error:
+        return f"{health.error}; trying again"
+    if health.state == "failed" and health.error:
+        return health.error + ("; given up" if health.live else "")
+    if health.state == "playing" and health.outage is not None:
+        short = f"{health.broken.message}; " if said.state == "playing" and health.broken else ""
+        return f"{short}back after {health.outage:.1f} s"
     if health.state == "playing" and health.size:
         return f"playing, {health.size[0]}x{health.size[1]}"
     return None

@@ -1,0 +1,161 @@
+"""A server's stream, read by a process of its own; see `worker`."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from ..decode import Image
+from ..errors import InputError
+from .address import Stream
+from .capture import Capture, OpenCVCapture
+from .worker import FAILED, HEAD, OPENED
+
+# Seconds that the process may take beyond the limit of what it does.
+MARGIN = 2.0
+# Bytes in the pipe on their way, where the system lets us say so: a frame takes fewer turns.
+PIPE_BYTES = 1 << 20
+
+
+def open_capture(stream: Stream, timeout: float) -> Capture:
+    """Open a stream: a server by a process of its own, everything else in this one."""
+    return (RemoteCapture if stream.kind == "server" else OpenCVCapture)(stream, timeout)
+
+
+class RemoteCapture:
+    """What a `worker` reads. One that crashes, or hangs for good, is an error like any other.
+
+    Args:
+        stream: a server.
+        timeout: seconds that opening it, and then each frame, may take.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+
+    count = 0
+
+    def __init__(self, stream: Stream, timeout: float) -> None:
+        self._timeout = timeout
+        self._process = _start()
+        try:
+            assert self._process.stdin
+            order = {"target": stream.target, "timeout": timeout}
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+            # Beside its own limit, the process has to start, and looks for the reason of a failure.
+            kind, _, _, self.fps, _, _ = self._receive(2 * MARGIN)
+            assert kind == OPENED
+        except OSError:
+            self.close()
+            raise InputError("fetch_failed", "its process ended") from None
+        except BaseException:
+            self.close()
+            raise
+        self.grabbed, self.waited = time.monotonic(), 0.0
+        self._timestamp = 0.0
+        self._image: Image | None = None
+
+    def grab(self) -> bool:
+        _, height, width, self._timestamp, self.grabbed, self.waited = self._receive()
+        self._image = np.empty((height, width, 3), np.uint8)
+        self._fill(memoryview(self._image.data).cast("B"), self._timeout)
+        return True
+
+    def timestamp(self) -> float:
+        return self._timestamp
+
+    def retrieve(self) -> Image | None:
+        return self._image
+
+    def close(self) -> None:
+        self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            with suppress(OSError):
+                pipe.close()
+        self._process.wait()
+
+    def _receive(self, more: float = 0.0) -> tuple[bytes, int, int, float, float, float]:
+        """The next message's head.
+
+        Raises:
+            InputError: it is the last one, or there is none.
+        """
+        head = bytearray(HEAD.size)
+        self._fill(memoryview(head), self._timeout + MARGIN + more)
+        kind, length, width, *numbers = HEAD.unpack(head)
+        if kind == FAILED:
+            text = bytearray(length)
+            self._fill(memoryview(text), self._timeout)
+            raise InputError(*json.loads(text))
+        return kind, length, width, *numbers
+
+    def _fill(self, into: memoryview, seconds: float) -> None:
+        """Read as many bytes as there is room for.
+
+        Raises:
+            InputError: they do not come.
+        """
+        assert self._process.stdout
+        source, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
+        while into:
+            if not _readable(source, deadline - time.monotonic()):
+                raise InputError("timeout", f"nothing within {seconds:g} s")
+            count = os.readv(source, [into]) if hasattr(os, "readv") else _read(source, into)
+            if not count:
+                raise InputError("fetch_failed", _how_it_ended(self._process.wait()))
+            into = into[count:]
+
+
+def _start() -> subprocess.Popen[bytes]:
+    package = Path(__file__).parents[1]
+    process = subprocess.Popen(  # noqa: S603 (our own module)
+        [sys.executable, "-m", __name__.replace("remote", "worker")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        env={**os.environ, "PYTHONPATH": _search_path(package.parent)},
+        # Ctrl-C is for us: the process ends with its input.
+        start_new_session=True,
+    )
+    if sys.platform == "linux":
+        import fcntl
+
+        assert process.stdout
+        with suppress(OSError):
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return process
+
+
+def _search_path(folder: Path) -> str:
+    """Where the process finds this package, also if it was not installed."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+def _readable(source: int, seconds: float) -> bool:
+    if not hasattr(select, "poll"):
+        # Windows cannot wait for a pipe: the process's own limits have to do.
+        return True
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
+
+
+def _read(source: int, into: memoryview) -> int:
+    data = os.read(source, min(len(into), PIPE_BYTES))
+    into[: len(data)] = data
+    return len(data)
+
+
+def _how_it_ended(code: int) -> str:
+    return f"its decoder crashed (signal {-code})" if code < 0 else "its process ended"
