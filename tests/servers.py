@@ -99,6 +99,13 @@ def say_nothing(connection: socket.socket) -> None:
         pass
 
 
+def answer_options_alone(connection: socket.socket) -> None:
+    """An RTSP server that answers the first request, and never the second."""
+    connection.recv(1024)
+    connection.sendall(b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nPublic: DESCRIBE, SETUP, PLAY\r\n\r\n")
+    say_nothing(connection)
+
+
 def send_garbage(connection: socket.socket) -> None:
     """Answer with random bytes."""
     connection.recv(1024)
@@ -106,8 +113,16 @@ def send_garbage(connection: socket.socket) -> None:
         connection.sendall(os.urandom(1 << 12))
 
 
-def send_pictures(connection: socket.socket, stop_after: int | None = None) -> None:
-    """MJPEG over http: 50 pictures a second; or some, then half of one, then nothing more."""
+def send_pictures(
+    connection: socket.socket, stop_after: int | None = None, broken: int | None = None
+) -> None:
+    """MJPEG over http: 50 pictures a second.
+
+    Args:
+        connection: to send them over.
+        stop_after: send so many, then half of one, then nothing more.
+        broken: each so-manieth is no picture.
+    """
     connection.recv(1024)
     connection.sendall(
         b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=next\r\n\r\n"
@@ -115,6 +130,8 @@ def send_pictures(connection: socket.socket, stop_after: int | None = None) -> N
     for number in range(1_000_000):
         picture = np.full((120, 160, 3), number % 200, np.uint8)
         jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+        if broken and number % broken == broken - 1:
+            jpeg = os.urandom(len(jpeg))
         head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
         if number == stop_after:
             connection.sendall(head + jpeg[: len(jpeg) // 2])

@@ -57,7 +57,12 @@ def find_face_model(path: Path | None = None) -> Path:
         return _given(path, "--face-model")
     if named := os.environ.get(VARIABLE):
         return _given(Path(named), VARIABLE)
-    cached = _cache_folder() / NAME
+    try:
+        cached = _cache_folder() / NAME
+    except RuntimeError:
+        raise ModelError(
+            f"this user has no home folder for the face detector: set XDG_CACHE_HOME or {VARIABLE}"
+        ) from None
     if _is_ours(cached):
         return cached
     log.warning("fetching the face detector (230 kB) from %s, once", BASE_URL.split("/")[2])

@@ -146,13 +146,15 @@ def test_sigterm_ends_within_two_seconds_with_whole_files(
 
 def test_what_cannot_be_run_together(clip: Path, portraits: Path, tmp_path: Path) -> None:
     for arguments, said in [
-        ((clip, portraits), "is no stream"),
+        (("0", portraits), "is no stream"),
         ((clip, "--resume", "--output", tmp_path / "a.jsonl"), "--resume is for pictures alone"),
         ((portraits, "--show"), "--show is for streams alone"),
         ((portraits, "--every", 2), "--every is for streams alone"),
         (("http://127.0.0.1:1/a.jpg", "--events"), "--events is for streams alone"),
         ((clip, "--serve", "nonsense:port"), "--serve"),
-        (("ftp://a/b",), "is not a source"),
+        (("ftp://a/b",), "is not an address"),
+        ((clip, "--batch", 2), "--batch is for pictures alone"),
+        ((portraits, "--token", "x" * 16), "--token is for streams alone"),
     ]:
         code, rows, err = run(*arguments)
         assert (code, rows) == (2, []), err
@@ -245,6 +247,75 @@ def test_a_picture_whose_faces_were_half_written_is_finished(
     code, _, err = run(*command, "--resume", "--min-face", 20)
     assert code == 1
     assert "other preprocessing" in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\ufeffrtsp://admin:hunter2secret@127.0.0.1:9/x",
+        '"rtsp://admin:hunter2secret@127.0.0.1:9/x"',
+        "front.door = rtsp://admin:hunter2secret@127.0.0.1:9/x",
+        "a/b=rtsp://admin:hunter2secret@127.0.0.1:9/x",
+        "rtsp://admin:hunter2secret with a space@127.0.0.1:9/x",
+        "rtps://admin:hunter2secret@127.0.0.1:9/x",
+    ],
+)
+def test_no_password_is_shown_however_its_line_is_written(
+    line: str, colour_model: Path, tmp_path: Path
+) -> None:
+    listed = tmp_path / "sources"
+    listed.write_text(line + "\n", encoding="utf-8")
+    options = ("--model", colour_model, "--debug")
+    code, rows, err = run("--sources", listed, *options, "--retries", 0, "--no-faces")
+    if code == 2:
+        # Not a stream's address, for which --retries is: as a path it would be a row.
+        code, rows, err = run("--sources", listed, *options)
+    assert code in (2, 3)
+    assert "hunter2" not in json.dumps(rows) + err
+    with listed.open("rb") as file:
+        done = subprocess.run(
+            [COMMAND, "-", "--model", str(colour_model)], stdin=file, capture_output=True
+        )
+    assert b"hunter2" not in done.stdout + done.stderr
+
+
+def test_no_process_is_left_behind(rtsp: RtspServer, colour_model: Path) -> None:
+    rtsp.start()
+    process = start(rtsp.address, "--no-faces", "--model", colour_model)
+    assert process.stdout
+    process.stdout.readline()
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    (worker,) = [int(number) for path in children for number in path.read_text().split()]
+    process.kill()
+    process.communicate(timeout=WATCHDOG)
+    begin = time.monotonic()
+    while Path(f"/proc/{worker}").exists():
+        time.sleep(0.02)
+        assert time.monotonic() - begin < WATCHDOG
+
+
+def test_a_full_disk_is_said(clip: Path, colour_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    output.symlink_to("/dev/full")
+    code, _, err = run(
+        f"http://127.0.0.1:{free_port()}/x.mjpg",
+        "--model",
+        colour_model,
+        "--no-faces",
+        "--output",
+        output,
+    )
+    assert code == 1
+    assert f"cannot write to {output}: No space left on device" in err
+
+
+def test_a_video_among_pictures_does_not_end_the_run(
+    clip: Path, portraits: Path, colour_model: Path
+) -> None:
+    code, rows, err = run(clip, portraits, "--model", colour_model)
+    assert code == 3
+    assert [row["error"] and row["error"]["code"] for row in rows] == ["not_an_image"] + [None] * 3
+    assert "run videos by themselves" in err
 
 
 def test_sources_from_a_file(clip: Path, colour_model: Path, tmp_path: Path) -> None:

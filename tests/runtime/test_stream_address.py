@@ -32,6 +32,11 @@ def test_no_user_and_no_password_is_shown(user: str, password: str) -> None:
             "http://camera.example/video?access_token={0}&sig={1}",
             'rtspsrc location=rtsp://camera.example/live user-id={0} user-pw="{1}" ! appsink',
             "rtspsrc location=rtsp://{0}:{1}@camera.example/live ! decodebin ! appsink",
+            "rtspsrc location=rtsp://camera.example/live user-pw='{0} {1}' ! appsink",
+            'souphttpsrc location=http://camera.example extra-headers="a,Authorization=(string)'
+            '\\"Basic {0} {1}\\"" ! appsink',
+            "rtsp://camera.example/live?jwt={0}&session={1}",
+            "rtsp://admin:{0} {1}@camera.example/live",
         ]
     ),
     words,
@@ -62,6 +67,7 @@ def test_every_stream_has_a_name_of_its_own(sources: list[str]) -> None:
         ("http://camera/video.mjpg?x=1", "server", "http://camera/video.mjpg?x=1"),
         ("door=rtsp://camera/live", "server", "rtsp://camera/live"),
         ("desk=1", "camera", 1),
+        ("front.door = rtsp://camera/live", "server", "rtsp://camera/live"),
     ],
 )
 def test_what_is_a_stream(source: str, kind: str, target: str | int) -> None:
@@ -72,6 +78,9 @@ def test_what_is_a_stream(source: str, kind: str, target: str | int) -> None:
 
 def test_what_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # As tools name folders by what is in them.
+    Path("day=12").mkdir()
+    assert not is_stream("day=12")
     for name in ("clip.MP4", "0", "a=b.mp4"):
         Path(name).write_bytes(b"?")
     assert is_stream("clip.MP4")
@@ -82,6 +91,9 @@ def test_what_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert not is_stream("http://example.org/a.jpg")
     assert is_stream("http://example.org/a.jpg", web=True)
     assert not is_stream("a\0b")
+    # An address of a file, which has an end.
+    (stream,) = to_streams(["http://example.org/clip.mp4"])
+    assert (stream.kind, stream.live) == ("file", False)
     (stream,) = to_streams(["clip.MP4"])
     assert (stream.kind, stream.live, stream.name) == ("file", False, "clip.MP4")
 

@@ -1,25 +1,36 @@
 from __future__ import annotations
 
+import functools
+import http.server
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ffd_runtime.errors import BackendError
+from ffd_runtime import Classifier
+from ffd_runtime.errors import BackendError, InputError
+from ffd_runtime.results import Result
 from ffd_runtime.streams.address import to_streams
+from ffd_runtime.streams.analyse import Analyser
 from ffd_runtime.streams.capture import OpenCVCapture
 from ffd_runtime.streams.feed import Feed
 from ffd_runtime.streams.policy import StreamPolicy
-from ffd_runtime.streams.scene import Frame, Health
+from ffd_runtime.streams.remote import RemoteCapture
+from ffd_runtime.streams.scene import Frame, Health, Scene
+from ffd_runtime.streams.watch import Watch
 
 from ..servers import (
     RtspServer,
+    answer_options_alone,
     free_port,
     rtsp,
     say_nothing,
@@ -57,6 +68,22 @@ def wait_for(feed: Feed, what: Callable[[list[Health]], bool]) -> list[Health]:
             return feed.health()
         assert time.monotonic() - begin < WATCHDOG, feed.health()
     return feed.health()
+
+
+class Kept:
+    """A scene sink that keeps nothing."""
+
+    def show(self, scene: Scene) -> None:
+        pass
+
+    def tick(self, sources: Sequence[Health]) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def threads() -> list[str]:
@@ -226,6 +253,35 @@ def test_a_decoder_that_is_too_slow_begins_anew(monkeypatch: pytest.MonkeyPatch)
     assert 0.4 < late <= 0.5
 
 
+def test_a_frame_is_never_older_than_an_inference_and_a_frame(colour_model: Path) -> None:
+    """The source is twice as fast as the network."""
+    gap, inference = 0.02, 0.04
+
+    class Slow(Analyser):
+        def analyse(self, frames: Sequence[Frame]) -> list[tuple[list[Result], float]]:
+            found = super().analyse(frames)
+            time.sleep(inference)
+            return [(results, seconds + inference) for results, seconds in found]
+
+    class Ages(Kept):
+        def show(self, scene: Scene) -> None:
+            assert scene.health.age is not None
+            over.append(scene.health.age - scene.inference - gap)
+
+    over: list[float] = []
+    with (
+        Classifier.open(colour_model, device="cpu") as classifier,
+        Feed(to_streams(["0"]), StreamPolicy(retries=0), lambda *_: Synthetic(gap, 150)) as feed,
+    ):
+        watch = Watch(feed, Slow(classifier.backend), classifier.card, scenes=[Ages()], whole=True)
+        watch.run()
+        health = feed.readers[0].health()
+    assert health.dropped + health.analysed == health.frames == 150
+    assert health.dropped > 50
+    # Preprocessing, and a machine that stands still for a moment.
+    assert sorted(over)[round(0.9 * len(over))] < 0.02
+
+
 def resident() -> int:
     """Bytes of this process in memory."""
     with open("/proc/self/statm") as file:
@@ -233,16 +289,27 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_memory_is_flat_over_100000_frames() -> None:
-    policy = StreamPolicy(retries=0)
-    with Feed(to_streams(["0"]), policy, lambda *_: Synthetic(0.0, 100_000)) as feed:
+def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
+    class Watched(Kept):
         early = 0
-        for taken in feed:
-            if not early and taken and taken[0][1].number > 5_000:
-                early = resident()
-        frames = feed.readers[0].health().frames
-    assert frames == 100_000
-    assert resident() - early < 4 << 20
+
+        def show(self, scene: Scene) -> None:
+            if not self.early and scene.frame.number > 20_000:
+                self.early = resident()
+
+    kept = Watched()
+    with (
+        Classifier.open(colour_model, device="cpu") as classifier,
+        Feed(
+            to_streams(["0"]), StreamPolicy(retries=0), lambda *_: Synthetic(0.0, 100_000)
+        ) as feed,
+    ):
+        analyser = Analyser(classifier.backend)
+        Watch(feed, analyser, classifier.card, scenes=[kept], whole=True).run()
+        health = feed.readers[0].health()
+    assert health.frames == 100_000
+    assert health.analysed > 100
+    assert resident() - kept.early < 2 << 20
 
 
 def test_real_rtsp_gives_a_thousand_frames(rtsp: RtspServer) -> None:
@@ -255,6 +322,66 @@ def test_real_rtsp_gives_a_thousand_frames(rtsp: RtspServer) -> None:
     assert len(frames) + health.dropped >= 1000
     # A ball moves.
     assert not np.array_equal(frames[0].image, frames[-1].image)
+
+
+def test_a_decoder_that_crashes_is_a_stream_that_breaks(rtsp: RtspServer) -> None:
+    rtsp.start()
+    (stream,) = to_streams([rtsp.address])
+    capture = RemoteCapture(stream, timeout=5.0)
+    assert capture.grab()
+    assert capture.retrieve() is not None
+    os.kill(capture.process, signal.SIGSEGV)
+    with pytest.raises(InputError, match="crashed"):
+        while capture.grab():
+            pass
+    capture.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(capture.process, 0)
+
+
+def test_servers_that_are_silent_hold_no_other_up(rtsp: RtspServer) -> None:
+    rtsp.start()
+    with ExitStack() as stack:
+        ports = [stack.enter_context(serving(answer_options_alone)) for _ in range(3)]
+        addresses = [f"rtsp://127.0.0.1:{port}/x" for port in ports]
+        # None of them is given up while the good one begins.
+        policy = StreamPolicy(timeout=WATCHDOG)
+        with Feed(to_streams([*addresses, rtsp.address]), policy) as feed:
+            begin = time.monotonic()
+            frames_until(feed, lambda frame: frame.number > 10)
+            assert time.monotonic() - begin < 5
+            assert [health.state for health in feed.health()] == ["connecting"] * 3 + ["playing"]
+
+
+def test_a_broken_picture_among_good_ones_is_left_out() -> None:
+    with (
+        serving(lambda connection: send_pictures(connection, broken=10)) as port,
+        Feed(to_streams([f"http://127.0.0.1:{port}/cam.mjpg"]), QUICK) as feed,
+    ):
+        wait_for(feed, lambda states: states[0].frames > 50)
+        assert feed.readers[0].health().breaks == 0
+
+
+def test_a_file_on_the_web_is_read_once_and_whole(clip: Path) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(clip.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{clip.name}"
+        with Feed(to_streams([address])) as feed:
+            numbers = [frame.number for taken in feed for _, frame in taken]
+        with Feed(to_streams([address + "x.mp4"])) as feed:
+            assert not any(feed)
+            assert "404" in (feed.readers[0].health().error or "")
+        server.shutdown()
+    assert numbers == list(range(60))
+
+
+def test_a_name_that_is_not_utf8_is_an_error(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"cl\xffip.mp4")
+    path.write_bytes(clip.read_bytes())
+    with Feed(to_streams([str(path)])) as feed:
+        assert not any(feed)
+        assert "UTF-8" in (feed.readers[0].health().error or "")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
@@ -320,8 +447,6 @@ def test_a_server_that_stops_in_mid_frame(rtsp: RtspServer) -> None:
 
 
 def test_a_server_that_freezes_is_left_within_the_timeout(rtsp: RtspServer) -> None:
-    import signal
-
     rtsp.start(fps=100)
     assert rtsp.process
     with Feed(to_streams([rtsp.address]), QUICK) as feed:

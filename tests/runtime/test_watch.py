@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from ffd_runtime.streams.address import to_streams
 from ffd_runtime.streams.analyse import Analyser
 from ffd_runtime.streams.feed import Feed
 from ffd_runtime.streams.policy import StreamPolicy
-from ffd_runtime.streams.scene import Health, Quit, Scene
+from ffd_runtime.streams.scene import Frame, Health, Quit, Scene
 from ffd_runtime.streams.watch import Watch
 
 from ..conftest import Image, load, picture
@@ -120,7 +121,7 @@ def test_faces_keep_their_numbers_and_their_verdicts(
         assert row.track is not None
         tracks[row.track.number].append(row)
     assert len(tracks) == len(kinds)
-    right = 0
+    clear = 0
     for rows in tracks.values():
         quarters = set()
         for row in rows:
@@ -130,14 +131,15 @@ def test_faces_keep_their_numbers_and_their_verdicts(
         # A face is one track from its first frame to its last.
         (quarter,) = quarters
         assert len(rows) == FRAMES
-        (majority, _), *_ = Counter(row.label for row in rows).most_common()
+        (majority, count), *_ = Counter(row.label for row in rows).most_common()
         labels = [row.track.label for row in rows if row.track]
         assert sum(a != b for a, b in itertools.pairwise(labels)) <= 1
-        if majority == kinds[quarter]:
-            right += 1
+        # Half of the frames on either side of a border would be no majority.
+        if count > 0.6 * FRAMES and majority == kinds[quarter]:
+            clear += 1
             assert labels[-1] == kinds[quarter]
     # Or there would be nothing to see here.
-    assert right >= 3
+    assert clear >= 3
     assert watched.summary().startswith(f"{path}: {FRAMES} of {FRAMES} frames, 4 faces")
 
 
@@ -182,6 +184,57 @@ def test_changes_alone(colour_model: Path, tmp_path: Path) -> None:
     assert labels in (["generated", "unsure", "groundtruth"], ["generated", "groundtruth"])
     # What a file does is no news.
     assert said in ([], [f"{clip}: playing, 160x120"])
+
+
+class Flaky:
+    """A camera that breaks after some frames, and is back at once."""
+
+    fps = 0.0
+    count = 0
+
+    def __init__(self) -> None:
+        self.left = 10
+        self.waited = 0.02
+        self.grabbed = time.monotonic()
+
+    def grab(self) -> bool:
+        time.sleep(0.02)
+        self.grabbed = time.monotonic()
+        self.left -= 1
+        return self.left >= 0
+
+    def timestamp(self) -> float:
+        return 0.0
+
+    def retrieve(self) -> Image:
+        return picture("red", 48, 64)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_break_that_nobody_saw_has_its_row(colour_model: Path) -> None:
+    class Slow(Analyser):
+        def analyse(self, frames: Sequence[Frame]) -> list[tuple[list[Result], float]]:
+            # Longer than the break.
+            time.sleep(0.5)
+            return super().analyse(frames)
+
+    kept, said = Kept(quit_after=3), list[str]()
+    policy = StreamPolicy(first_wait=0.01, most_wait=0.01)
+    with (
+        Classifier.open(colour_model, device="cpu") as classifier,
+        Feed(to_streams(["0"]), policy, lambda *_: Flaky()) as feed,
+    ):
+        analyser = Slow(classifier.backend)
+        watch = Watch(
+            feed, analyser, classifier.card, rows=[kept], scenes=[kept], whole=True, say=said.append
+        )
+        watch.run()
+    assert watch.errors >= 1
+    assert all(row.error.code == "fetch_failed" for row in kept.rows if row.error)
+    (first, *_) = [line for line in said if "back after" in line]
+    assert first.startswith("0: the stream broke off; back after 0.")
 
 
 def test_a_person_ends_it(colour_model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -23,6 +24,7 @@ from ffd_runtime.results import Result, Track
 from ffd_runtime.streams.scene import Frame, Health, Scene
 from ffd_runtime.web import board, connection, pictures, site
 from ffd_runtime.web.address import Address, parse_address
+from ffd_runtime.web.guard import Guard
 from ffd_runtime.web.metrics import LABELS
 from ffd_runtime.web.server import Serve
 
@@ -178,6 +180,27 @@ def test_others_need_a_token() -> None:
             serve("0.0.0.0", token=bad).__enter__()
     with serve("127.0.0.2") as local:
         assert ask(local, "/state", host="127.0.0.2").status == 200
+
+
+@pytest.mark.parametrize("host", ["x/healthz?", "x/healthz#", "[", "x:80/healthz?a="])
+def test_no_host_header_opens_a_path(host: str) -> None:
+    """Some versions of starlette make a request's address of it."""
+    reached = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["path"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent: list[Any] = []
+    guard = Guard(app, token=TOKEN, host=None)
+    headers = [(b"host", host.encode())]
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/state", "headers": headers}
+    scope |= {"query_string": b"", "scheme": "http", "server": ("127.0.0.1", 80)}
+    asyncio.run(guard(scope, None, send))  # type: ignore[arg-type]
+    assert not reached
+    assert sent[0]["status"] == 401
 
 
 def test_no_token_no_data() -> None:
@@ -622,7 +645,7 @@ def values(served: Serve) -> dict[tuple[str, Labels], float]:
 
 
 def test_metrics(served: Serve) -> None:
-    served.tick([health("gate", state="waiting", error="gone", reconnects=4)])
+    served.tick([health("gate", state="waiting", error="gone", breaks=5)])
     for number in range(10):
         served.show(scene(number, "door", "generated", "unsure", dropped=3, age=0.03 + number))
     found = values(served)
@@ -659,9 +682,9 @@ def served_facts(found: dict[tuple[str, Labels], float]) -> Labels:
 
 
 def test_counters_never_go_back(served: Serve) -> None:
-    served.show(scene(100, reconnects=2, dropped=50))
+    served.show(scene(100, breaks=2, outage=1.0, dropped=50))
     before = values(served)
-    served.tick([health(frames=3, analysed=1, dropped=0, reconnects=0, state="waiting")])
+    served.tick([health(frames=3, analysed=1, dropped=0, breaks=0, state="waiting")])
     after = values(served)
     for (name, labels), value in before.items():
         if name.endswith(("_total", "_count", "_sum", "_bucket")):

@@ -162,8 +162,9 @@ def _listed(path: str | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        with open(path, "rb") as file:
-            lines = [os.fsdecode(line).strip() for line in file.read().splitlines()]
+        # An editor may have put a mark before the text.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            lines = [line.strip() for line in file]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FfdError(f"--sources {path}: {reason}") from None
@@ -384,10 +385,13 @@ def _partial(output: Path) -> Path:
 
 
 def _refuse_streams(sources: Iterable[str]) -> None:
+    """Refuse what is meant for an address and is none: as a path, its password would be shown."""
     for source in sources:
-        scheme, found, _ = source.partition("://")
-        if found and scheme.isalnum() and scheme.lower() not in ("http", "https"):
-            raise click.UsageError(f"{scheme}:// is not a source that ffd-run reads")
+        if "://" in source and not source.lower().startswith(("http://", "https://")):
+            from ..streams.address import redact
+
+            if not os.path.lexists(source.partition("\0")[0]):
+                raise click.UsageError(f"{redact(source)!r} is not an address that ffd-run reads")
 
 
 def _own_files(output: Path | None, report: Path | None) -> frozenset[str]:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ..web.address import Address
 
 # Options of ffd-run that say nothing about a picture, and those that say nothing about a stream.
-STREAMS_ALONE = "gst stream every fps retries show record events serve".split()
-PICTURES_ALONE = "resume annotate report null".split()
+STREAMS_ALONE = "gst stream every fps retries show record events serve token".split()
+PICTURES_ALONE = "resume annotate report null batch workers max_pixels allow_private".split()
 # Seconds that a stream may take for its connection, and for each frame.
 TIMEOUT = 10.0
 
@@ -78,24 +78,32 @@ def wants_streams(sources: Sequence[str], options: dict[str, Any]) -> bool:
     Raises:
         click.UsageError: some are and some are not, or an option is not for what they are.
     """
-    from ..streams.address import is_stream, redact
+    from ..streams.address import is_stream, is_video_file, redact
 
     if options["gst"]:
         return _check_options(True, options)
+    found = list(filter(is_stream, sources))
     # Beside a camera, an address is hardly a picture's.
-    web = options["stream"] or any(map(is_stream, sources))
+    web = options["stream"] or not all(map(is_video_file, found))
     others = [source for source in sources if not is_stream(source, web)]
-    if web and others:
+    if found and others and not web:
+        # What a shell's pattern gave: a video among pictures is a file that is no picture.
+        say(f"{found[0]} is taken for a picture: run videos by themselves")
+        return _check_options(False, options)
+    if others and web:
         raise click.UsageError(
             f"{redact(others[0])} is no stream: run pictures and streams one after the other"
         )
-    return _check_options(web, options)
+    return _check_options(not others, options)
 
 
 def _check_options(streams: bool, options: dict[str, Any]) -> bool:
+    """Refuse an option that says nothing about what is run."""
+    given = click.get_current_context().get_parameter_source
     for name in PICTURES_ALONE if streams else STREAMS_ALONE:
-        if options[name]:
-            raise click.UsageError(f"--{name} is for {'pictures' if streams else 'streams'} alone")
+        if given(name) is click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} is for {'pictures' if streams else 'streams'} alone")
     if streams and options["heatmap"] and not (options["record"] or options["show"]):
         raise click.UsageError("--heatmap needs the --show or --record that it is drawn into")
     return streams

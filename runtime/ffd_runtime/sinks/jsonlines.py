@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -69,4 +70,6 @@ class AppendedJsonLines(JsonLines):
         super().__init__(stream, str(path))
 
     def __exit__(self, *_: object) -> None:
-        self.stream.close()
+        # Each row was handed over when it was written.
+        with suppress(OSError):
+            self.stream.close()

@@ -79,9 +79,9 @@ class PartialFile(ABC):
             self._whole = self._whole_rows(file)
         begun = self._whole > len(self._header())
         if begun and not resume:
+            way = "continue it with --resume, or delete" if origin else "delete"
             raise OutputError(
-                f"{self.partial} holds the rows of an interrupted run: "
-                "continue it with --resume, or delete it to begin again"
+                f"{self.partial} holds the rows of an interrupted run: {way} it to begin again"
             )
         if begun and origin:
             origin.require_same(self._record, self.partial)

@@ -152,7 +152,13 @@ def _expand(
 def _address(text: str, policy: FetchPolicy | None) -> Item | None:
     from .urls import is_url, url_item
 
-    return url_item(text, policy or FetchPolicy()) if is_url(text) else None
+    if is_url(text):
+        return url_item(text, policy or FetchPolicy())
+    if os.path.lexists(text.partition("\0")[0]):
+        return None
+    from ..streams.address import redact
+
+    return Item(redact(text), InputError("not_found", "no such file, and no picture's address"))
 
 
 def _open(path: str) -> Iterator[Item]:

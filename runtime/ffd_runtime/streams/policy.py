@@ -29,8 +29,8 @@ class StreamPolicy:
     most_wait: float = 30.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.timeout <= 3600:
-            raise ValueError(f"timeout must be above 0 and at most 3600 s, not {self.timeout}")
+        if not 0 < self.timeout <= 86400:
+            raise ValueError(f"timeout must be above 0 and at most 86400 s, not {self.timeout}")
         if self.retries is not None and self.retries < 0:
             raise ValueError(f"retries must not be negative, not {self.retries}")
         if self.every < 1 or (self.fps is not None and self.fps <= 0):

@@ -64,6 +64,11 @@ class RemoteCapture:
         self._timestamp = 0.0
         self._image: Image | None = None
 
+    @property
+    def process(self) -> int:
+        """The number of the process that reads."""
+        return self._process.pid
+
     def grab(self) -> bool:
         _, height, width, self._timestamp, self.grabbed, self.waited = self._receive()
         self._image = np.empty((height, width, 3), np.uint8)

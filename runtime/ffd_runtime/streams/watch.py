@@ -190,8 +190,8 @@ def _sentence(health: Health, said: Health) -> str | None:
     if health.state == "failed" and health.error:
         return health.error + ("; given up" if health.live else "")
     if health.state == "playing" and health.outage is not None:
-        short = f"{health.broken.message}; " if said.state == "playing" and health.broken else ""
-        return f"{short}back after {health.outage:.1f} s"
+        unsaid = f"{health.broken.message}; " if said.state != "waiting" and health.broken else ""
+        return f"{unsaid}back after {health.outage:.1f} s"
     if health.state == "playing" and health.size:
         return f"playing, {health.size[0]}x{health.size[1]}"
     return None

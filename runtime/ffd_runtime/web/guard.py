@@ -95,22 +95,24 @@ class Guard:
         except Exception as error:
             # It was answered with 500; the run is worth more than the page.
             debug = log.isEnabledFor(logging.DEBUG)
-            log.warning("--serve: %s failed: %r", request.url.path, error, exc_info=debug)
+            log.warning("--serve: %s failed: %r", scope["path"], error, exc_info=debug)
 
     def _answer(self, request: Request) -> Response | None:
         """What is answered in the site's place; None if it may answer."""
+        # Not `request.url`: that is made of the Host header, too, which may hold a path.
+        path = request.scope["path"]
         if self._host is not None and not self._is_here(request.headers.get("host", "")):
             text = "open this page by the name localhost: through this one it is not served\n"
             return PlainTextResponse(text, 421)
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("only GET\n", 405, {"Allow": "GET, HEAD"})
-        given = request.query_params.get("token") if request.url.path == "/" else None
+        given = request.query_params.get("token") if path == "/" else None
         if self._token is not None and given is not None and _same(given, self._token):
             return self._welcome()
-        if request.scope["authorised"] or request.url.path in OPEN_PATHS:
+        if request.scope["authorised"] or path in OPEN_PATHS:
             return None
         headers = {"WWW-Authenticate": 'Bearer realm="ffd"'}
-        if request.url.path == "/":
+        if path == "/":
             headers["Content-Security-Policy"] = policy(
                 _STYLE, "img-src data:", "form-action 'self'"
             )
