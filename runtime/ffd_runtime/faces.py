@@ -63,8 +63,8 @@ _LEAST_SHARPNESS = 0.4
 # generated, so the network has not learned to tell them apart.
 _MOST_TURNED = 0.5
 
-# Standard deviation of the levels (0 to 255) of a picture reduced to 64 x 64, in its most varied
-# channel, below which there is nothing to see. Of the 8,400 portraits the flattest has 23.
+# Standard deviation of the levels (0 to 255) of a picture reduced to some 64 pixels, in its most
+# varied channel, below which there is nothing to see. Of the 8,400 portraits the flattest has 23.
 _LEAST_DEVIATION = 2.0
 
 
@@ -196,10 +196,12 @@ def is_blank(image: Image) -> bool:
     Args:
         image: uint8 [height, width, 3], BGR.
     """
-    # Some 256 pixels a side are enough to average, and soon taken from the largest frame.
-    step = max(1, min(image.shape[:2]) // 256)
-    few = np.ascontiguousarray(image[::step, ::step])
-    small = cv2.resize(few, (64, 64), interpolation=cv2.INTER_AREA)
+    height, width = image.shape[:2]
+    # By a whole number, which OpenCV does three times as fast.
+    step = max(1, min(height, width) // 64)
+    whole = image[: height // step * step, : width // step * step]
+    size = width // step, height // step
+    small = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
     return bool(cv2.meanStdDev(small)[1].max() < _LEAST_DEVIATION)
 
 

@@ -159,11 +159,10 @@ def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec
         faces: what the detector found in it.
         spec: the card's.
     """
-    assert not isinstance(picture.image, InputError)
+    image = picture.image
+    assert not isinstance(image, InputError)
     return [
-        picture._replace(
-            image=preprocess(picture.image, spec, face.box), face=face.box, reason=face.reason
-        )
+        picture._replace(image=preprocess(image, spec, face.box), face=face.box, reason=face.reason)
         for face in faces[:MOST_FACES]
     ]
 

@@ -63,9 +63,16 @@ def crop_face(image: Image, face: Box, scale: float) -> Image:
     x, y, width, height = face
     side = max(1, round(max(width, height) * scale))
     left, top = x + width // 2 - side // 2, y + height // 2 - side // 2
-    rows = np.clip(np.arange(top, top + side), 0, image.shape[0] - 1)
-    columns = np.clip(np.arange(left, left + side), 0, image.shape[1] - 1)
-    return np.ascontiguousarray(image[rows[:, None], columns])
+    bottom, right = top + side - image.shape[0], left + side - image.shape[1]
+    inside = image[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
+    if not inside.size:
+        # A face beside the picture: its nearest edge or corner is repeated.
+        rows = np.clip(np.arange(top, top + side), 0, image.shape[0] - 1)
+        columns = np.clip(np.arange(left, left + side), 0, image.shape[1] - 1)
+        return np.ascontiguousarray(image[rows[:, None], columns])
+    above, below, before, after = (max(0, edge) for edge in (-top, bottom, -left, right))
+    square = cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_REPLICATE)
+    return np.asarray(square, np.uint8)
 
 
 def resize(square: Image, size: int) -> Image:
