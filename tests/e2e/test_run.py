@@ -234,7 +234,7 @@ def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path:
         ((portraits, "--model", colour_model, "--output", "/proc/x.csv"), 1, "cannot write"),
         ((portraits, "--output", tmp_path / "folder.csv"), 1, "is a folder: name a file"),
         ((no_card, "--output", tmp_path / "x/../y.csv", tmp_path / "y.csv"), 2, "is also a SOURCE"),
-        (("rtsp://camera/1",), 2, "rtsp:// is not a source"),
+        (("ftp://camera/1",), 2, "is not an address that ffd-run reads"),
         ((), 2, "Missing argument"),
         ((portraits, "--batch", "0"), 2, "Invalid value for '--batch'"),
     ):

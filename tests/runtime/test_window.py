@@ -175,6 +175,18 @@ def shows(screen: Screen, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
         child.communicate(timeout=20)
 
 
+def press_until(screen: Screen, key: str, holds: Callable[[], bool]) -> None:
+    """Press a key, again if it is lost, as it can be where no window manager gives the focus."""
+    for _ in range(4):
+        screen.press(key)
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            if holds():
+                return
+            time.sleep(0.05)
+    pytest.fail(f"{key} did nothing")
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + 15
     while not holds():
@@ -191,17 +203,14 @@ def test_a_person_sees_the_stream_and_uses_its_keys(
     before = screen.count(GREEN)
     window = ["xdotool", "windowfocus", "--sync", str(screen.window())]
     subprocess.run(window, env=screen.environment(), check=True)
-    screen.press("h")
     # The square of a face is 117 pixels wide.
-    wait_until(lambda: screen.count(GREEN) < before - 3000)
+    press_until(screen, "h", lambda: screen.count(GREEN) < before - 3000)
     evidence = screen.count(GREEN)
-    screen.press("h")
-    wait_until(lambda: screen.count(GREEN) == before)
-    screen.press("question")
-    wait_until(lambda: screen.count(GREEN) < before - 3000)
+    press_until(screen, "h", lambda: screen.count(GREEN) > before - 1000)
+    press_until(screen, "question", lambda: screen.count(GREEN) < before - 3000)
     assert screen.count(GREEN) != evidence
-    screen.press("s")
-    wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob("ffd-*.png")))
+    saves = tmp_path.glob
+    press_until(screen, "s", lambda: any(path.stat().st_size for path in saves("ffd-*.png")))
     time.sleep(0.1)
     saved = cv2.imread(str(next(tmp_path.glob("ffd-*.png"))))
     assert saved is not None
