@@ -42,7 +42,7 @@ class Reader(ABC):
     Args:
         stream: what to read.
         policy: how.
-        news: notified when there is a frame, and when none will come any more.
+        news: notified when there is a frame, and when there will be none for a while.
         open_capture: opens the stream.
     """
 
@@ -362,6 +362,7 @@ class LiveReader(Reader):
                 self._change(breaks=self._health.breaks + 1, broken=broken, outage=None)
             self._next_try = time.monotonic() + seconds
             self._change(state="waiting", error=failure.message, code=failure.code)
+            self._news.notify_all()
         self._stop.wait(seconds)
         with self._news:
             self._next_try = None
