@@ -501,6 +501,20 @@ def test_why_a_server_gives_no_video(status: bytes, user: str, said: str) -> Non
             assert said in (feed.readers[0].health().error or "")
 
 
+def test_what_nobody_expected_is_tried_again() -> None:
+    tries = []
+
+    def fail(*_: object) -> Synthetic:
+        tries.append(1)
+        raise BlockingIOError("no more processes")
+
+    policy = StreamPolicy(retries=2, first_wait=0.02)
+    with Feed(to_streams(["0"]), policy, fail) as feed:
+        assert not any(feed)
+        assert "no more processes" in (feed.readers[0].health().error or "")
+    assert len(tries) == 3
+
+
 def test_a_camera_that_is_not_there() -> None:
     policy = StreamPolicy(timeout=1.0, retries=0)
     with Feed(to_streams(["/dev/video977"]), policy) as feed:

@@ -317,6 +317,11 @@ class LiveReader(Reader):
                 self._close(capture)
         except InputError as error:
             return error
+        except FfdError:
+            raise
+        except Exception as error:  # such as no more processes; it may pass
+            reason = f"it cannot be read ({type(error).__name__}: {error})"
+            return InputError("read_failed", reason)
         return InputError("fetch_failed", "stopped")
 
     def _read_frame(self, capture: Capture, lag: Lag) -> None:

@@ -9,18 +9,23 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
 from ..decode import Image
 from ..errors import InputError
+from . import worker
 from .address import Stream
 from .capture import Capture, OpenCVCapture
 from .worker import FAILED, HEAD, OPENED
 
 # Seconds that the process may take beyond the limit of what it does.
 MARGIN = 2.0
+# What the process runs: it finds modules where we do.
+_BEGIN = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    f"from {worker.__name__} import main; main()"
+)
 # Bytes in the pipe on their way, where the system lets us say so: a frame takes fewer turns.
 PIPE_BYTES = 1 << 20
 
@@ -117,19 +122,24 @@ class RemoteCapture:
                 raise InputError("timeout", f"nothing within {seconds:g} s")
             count = os.readv(source, [into]) if hasattr(os, "readv") else _read(source, into)
             if not count:
-                raise InputError("fetch_failed", _how_it_ended(self._process.wait()))
+                raise InputError("fetch_failed", self._how_it_ended())
             into = into[count:]
+
+    def _how_it_ended(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(MARGIN)
+            if code < 0:
+                return f"its decoder crashed (signal {-code})"
+        return "its process ended"
 
 
 def _start() -> subprocess.Popen[bytes]:
-    package = Path(__file__).parents[1]
     process = subprocess.Popen(  # noqa: S603 (our own module)
-        [sys.executable, "-m", __name__.replace("remote", "worker")],
+        [sys.executable, "-P", "-c", _BEGIN, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         bufsize=0,
-        env={**os.environ, "PYTHONPATH": _search_path(package.parent)},
         # Ctrl-C is for us: the process ends with its input.
         start_new_session=True,
     )
@@ -140,11 +150,6 @@ def _start() -> subprocess.Popen[bytes]:
         with suppress(OSError):
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     return process
-
-
-def _search_path(folder: Path) -> str:
-    """Where the process finds this package, also if it was not installed."""
-    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 def _readable(source: int, seconds: float) -> bool:
@@ -160,7 +165,3 @@ def _read(source: int, into: memoryview) -> int:
     data = os.read(source, min(len(into), PIPE_BYTES))
     into[: len(data)] = data
     return len(data)
-
-
-def _how_it_ended(code: int) -> str:
-    return f"its decoder crashed (signal {-code})" if code < 0 else "its process ended"

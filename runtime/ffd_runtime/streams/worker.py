@@ -65,7 +65,3 @@ def _end_with_parent() -> None:
     """Wait for the end of standard input, then end, whatever FFmpeg waits for."""
     sys.stdin.read()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
