@@ -85,6 +85,20 @@ def test_events_are_the_changes_alone(clip: Path, colour_model: Path) -> None:
     assert all(row["frame"] % 2 == 0 for row in rows)
 
 
+def test_a_person_reads_the_changes_and_the_file_has_all(
+    clip: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "rows.csv"
+    process = start(clip, "--no-faces", "--model", colour_model, "--table", "--output", output)
+    out, err = process.communicate(timeout=WATCHDOG)
+    assert process.returncode == 0, err
+    assert len(out.splitlines()) <= 1 + 3
+    assert "generated" in out
+    assert "groundtruth" in out
+    with output.open() as file:
+        assert len(list(csv.DictReader(file))) == FRAMES
+
+
 def test_a_video_that_is_none_has_its_row(clip: Path, colour_model: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"text " * 100)

@@ -80,9 +80,9 @@ def watch(
             feed,
             Analyser(classifier.backend, detector),
             classifier.card,
-            rows=[kept],
+            rows=[] if changes else [kept],
+            changes=[kept] if changes else [],
             scenes=[kept],
-            changes=changes,
             whole=detector is None,
             say=said.append,
         )

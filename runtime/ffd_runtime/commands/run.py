@@ -153,6 +153,8 @@ def main(sources: tuple[str, ...], **options: Any) -> None:
     if wants_streams(sources, options):
         options["faces"] = options["faces"] is not False
         watch_streams(sources, options)
+    elif options["min_face"] and not options["faces"]:
+        raise click.UsageError("--min-face needs --faces")
     else:
         _run(sources, options)
 

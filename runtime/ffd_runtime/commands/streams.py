@@ -121,7 +121,9 @@ def watch_streams(sources: Sequence[str], options: dict[str, Any]) -> None:
     with ExitStack() as stack:
         classifier, analyser = _open_analyser(stack, options)
         console = _open_console(options["as_json"])
-        rows = [stack.enter_context(sink) for sink in _rows(streams, options, console)]
+        rows = [stack.enter_context(sink) for sink in _rows(streams, options)]
+        # A person who reads along wants to know what is new.
+        table = [stack.enter_context(sink) for sink in _table(options, console)]
         scenes = [
             stack.enter_context(sink)
             for sink in _scenes(streams, options, console, classifier, server)
@@ -131,10 +133,9 @@ def watch_streams(sources: Sequence[str], options: dict[str, Any]) -> None:
             feed,
             analyser,
             classifier.card,
-            rows=rows,
+            rows=[] if options["events"] else rows,
+            changes=[*rows, *table] if options["events"] else table,
             scenes=scenes,
-            # A person who reads along wants to know what is new.
-            changes=options["events"] or (console is not None and wants_table(options["as_json"])),
             whole=not options["faces"],
             say=say,
         )
@@ -218,9 +219,7 @@ def _open_console(as_json: bool | None) -> Console | None:
     return Console(stderr=not table, highlight=False)
 
 
-def _rows(
-    streams: Sequence[Stream], options: dict[str, Any], console: Console | None
-) -> Iterator[Sink]:
+def _rows(streams: Sequence[Stream], options: dict[str, Any]) -> Iterator[Sink]:
     from pathlib import Path
 
     from ..sinks import JsonLines, open_file_sink
@@ -231,12 +230,15 @@ def _rows(
 
         live = any(stream.live for stream in streams)
         yield AppendedJsonLines(Path(output)) if live else open_file_sink(Path(output))
-    if console and wants_table(as_json):
+    if as_json or not (output or wants_table(as_json)):
+        yield JsonLines(sys.stdout)
+
+
+def _table(options: dict[str, Any], console: Console | None) -> Iterator[Sink]:
+    if console and wants_table(options["as_json"]):
         from ..sinks.table import Table
 
         yield Table(console)
-    elif as_json or not output:
-        yield JsonLines(sys.stdout)
 
 
 def _scenes(

@@ -62,8 +62,8 @@ class Watch:
         analyser: classifies their frames.
         card: of its model.
         rows: take a row a face and frame, and one each time that a stream breaks.
+        changes: take these rows only where the verdict on a face is new or another.
         scenes: show or keep pictures.
-        changes: rows only where the verdict on a face changes.
         whole: pictures are classified as a whole, not by face.
         say: takes a line for a person when a source breaks or comes back.
     """
@@ -75,8 +75,8 @@ class Watch:
         card: ModelCard,
         *,
         rows: Sequence[Sink] = (),
+        changes: Sequence[Sink] = (),
         scenes: Sequence[SceneSink] = (),
-        changes: bool = False,
         whole: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -139,8 +139,7 @@ class Watch:
             results = source.tracker.update(results, clock)
             health = reader.count_analysed(time.monotonic() - frame.captured + frame.lag)
             for result in results:
-                if source.note(result) or not self._changes:
-                    self._write(result)
+                self._write(result, source.note(result))
             scene = Scene(frame, results, health, inference)
             for sink in self._scenes:
                 sink.show(scene)
@@ -172,9 +171,9 @@ class Watch:
             self._write(Result.failed(name, InputError("no_face", "no face was found in it")))
         source.said = health
 
-    def _write(self, result: Result) -> None:
+    def _write(self, result: Result, changed: bool = True) -> None:
         self.errors += result.error is not None
-        for sink in self._rows:
+        for sink in (*self._rows, *self._changes) if changed else self._rows:
             sink.write(result)
 
 
