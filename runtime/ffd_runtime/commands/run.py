@@ -98,7 +98,11 @@ Exit codes:
     metavar="DIR",
     help="Write copies with verdict and score drawn into a folder; originals stay as they are.",
 )
-@click.option("--heatmap", is_flag=True, help="Draw the evidence over the copies of --annotate.")
+@click.option(
+    "--heatmap",
+    is_flag=True,
+    help="Draw the evidence into what --annotate, --show and --record make.",
+)
 @click.option(
     "--report",
     type=click.Path(),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from threading import Condition, Event, Thread
 
@@ -61,6 +62,7 @@ class Reader(ABC):
         self._stop = Event()
         # Below: written by the thread, read by others, under `news`.
         self._health = Health(stream.name, stream.live, "connecting")
+        self._frames: deque[Frame] = deque()
         self._arrivals: deque[float] = deque()
         self._blocked_since: float | None = None
         self._next_try: float | None = None
@@ -81,13 +83,18 @@ class Reader(ABC):
         """Wait for the thread, which may be held by what nothing can interrupt."""
         self._thread.join(timeout)
 
-    @abstractmethod
     def has_frame(self) -> bool:
         """Whether `take` would give one. Called under `news`."""
+        return bool(self._frames)
 
-    @abstractmethod
     def take(self) -> Frame | None:
         """The frame whose turn it is, if there is one."""
+        with self._news:
+            if not self._frames:
+                return None
+            # There is room for another.
+            self._news.notify_all()
+            return self._frames.popleft()
 
     def require_fit(self) -> None:
         """Raise what shows that this machine cannot read such streams at all.
@@ -144,24 +151,31 @@ class Reader(ABC):
     def _read(self) -> None:
         """Read until the end, or until `stop`."""
 
-    def _open(self) -> Capture:
-        self._blocked_since = time.monotonic()
+    @contextmanager
+    def _opened(self) -> Iterator[Capture]:
+        """The stream, open.
+
+        Raises:
+            InputError: it cannot be opened.
+        """
+        with self._blocked():
+            capture = self._open_capture(self.stream, self._policy.timeout)
         try:
-            return self._open_capture(self.stream, self._policy.timeout)
+            yield capture
         finally:
-            self._blocked_since = None
+            with self._blocked():
+                capture.close()
 
     def _grab(self, capture: Capture) -> bool:
-        self._blocked_since = time.monotonic()
-        try:
+        with self._blocked():
             return capture.grab()
-        finally:
-            self._blocked_since = None
 
-    def _close(self, capture: Capture) -> None:
+    @contextmanager
+    def _blocked(self) -> Iterator[None]:
+        """Notes since when something is waited for that may never come back."""
         self._blocked_since = time.monotonic()
         try:
-            capture.close()
+            yield
         finally:
             self._blocked_since = None
 
@@ -199,33 +213,10 @@ class Reader(ABC):
 class FileReader(Reader):
     """Reads a video file: every frame in order, some ahead."""
 
-    def __init__(
-        self,
-        stream: Stream,
-        policy: StreamPolicy,
-        news: Condition,
-        open_capture: OpenCapture = open_capture,
-    ) -> None:
-        super().__init__(stream, policy, news, open_capture)
-        self._frames: deque[Frame] = deque()
-
-    def has_frame(self) -> bool:
-        return bool(self._frames)
-
-    def take(self) -> Frame | None:
-        with self._news:
-            if not self._frames:
-                return None
-            self._news.notify_all()
-            return self._frames.popleft()
-
     def _read(self) -> None:
         try:
-            capture = self._open()
-            try:
+            with self._opened() as capture:
                 self._read_frames(capture)
-            finally:
-                self._close(capture)
         except InputError as error:
             self._end("failed", error)
         else:
@@ -269,25 +260,8 @@ class FileReader(Reader):
 class LiveReader(Reader):
     """Reads a camera or server: its newest frame wins, and it is brought back when it breaks."""
 
-    def __init__(
-        self,
-        stream: Stream,
-        policy: StreamPolicy,
-        news: Condition,
-        open_capture: OpenCapture = open_capture,
-    ) -> None:
-        super().__init__(stream, policy, news, open_capture)
-        self._newest: Frame | None = None
-        self._number = 0
-        self._broken_at: float | None = None
-
-    def has_frame(self) -> bool:
-        return self._newest is not None
-
-    def take(self) -> Frame | None:
-        with self._news:
-            frame, self._newest = self._newest, None
-            return frame
+    _number = 0
+    _broken_at: float | None = None
 
     def _read(self) -> None:
         backoff = Backoff(self._policy.first_wait, self._policy.most_wait)
@@ -308,13 +282,10 @@ class LiveReader(Reader):
     def _play(self) -> InputError:
         """Read until it breaks; the reason."""
         try:
-            capture = self._open()
-            try:
+            with self._opened() as capture:
                 lag = Lag()
                 while not self._stop.is_set():
                     self._read_frame(capture, lag)
-            finally:
-                self._close(capture)
         except InputError as error:
             return error
         except FfdError:
@@ -354,9 +325,10 @@ class LiveReader(Reader):
             self._count(frame.image if frame else None)
             if frame is None:
                 return
-            if self._newest is not None:
+            if self._frames:
+                self._frames.clear()
                 self._change(dropped=self._health.dropped + 1)
-            self._newest = frame
+            self._frames.append(frame)
             self._news.notify_all()
 
     def _wait(self, failure: InputError, seconds: float) -> None:
