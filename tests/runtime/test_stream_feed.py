@@ -303,8 +303,9 @@ def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
         early = 0
 
         def show(self, scene: Scene) -> None:
-            if not self.early and scene.frame.number > 20_000:
-                self.early = resident()
+            # What comes and goes with the threads' own heaps is seen in this many.
+            if 10_000 < scene.frame.number < 40_000:
+                self.early = max(self.early, resident())
 
     kept = Watched()
     with (
