@@ -317,7 +317,7 @@ def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
         health = feed.readers[0].health()
     assert health.frames == 100_000
     assert health.analysed > 100
-    assert resident() - kept.early < 2 << 20
+    assert resident() - kept.early < 1 << 20
 
 
 def test_real_rtsp_gives_a_thousand_frames(rtsp: RtspServer) -> None:

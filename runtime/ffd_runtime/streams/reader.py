@@ -23,8 +23,9 @@ from .scene import Frame, Health, State
 
 # Frames of a file that are decoded ahead.
 AHEAD = 4
-# Seconds over which the frame rate is counted.
+# Seconds, and frames, over which the frame rate is counted.
 RATE_OVER = 5.0
+RATE_FRAMES = 600
 # Seconds of lag at which a connection is given up: a new one begins with what is now.
 MOST_LAG = 5.0
 # Seconds beyond its timeout at which a wait is called one that nothing can interrupt.
@@ -63,7 +64,7 @@ class Reader(ABC):
         # Below: written by the thread, read by others, under `news`.
         self._health = Health(stream.name, stream.live, "connecting")
         self._frames: deque[Frame] = deque()
-        self._arrivals: deque[float] = deque()
+        self._arrivals: deque[float] = deque(maxlen=RATE_FRAMES)
         self._blocked_since: float | None = None
         self._next_try: float | None = None
         self._fatal: FfdError | None = None
