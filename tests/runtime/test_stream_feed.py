@@ -347,6 +347,20 @@ def test_a_decoder_that_crashes_is_a_stream_that_breaks(rtsp: RtspServer) -> Non
         os.kill(capture.process, 0)
 
 
+def test_what_ffmpeg_prints_does_not_come_between_frames(
+    rtsp: RtspServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "48")
+    rtsp.start()
+    capture = RemoteCapture(to_streams([rtsp.address])[0], timeout=5.0)
+    for _ in range(50):
+        assert capture.grab()
+        image = capture.retrieve()
+        assert image is not None
+        assert image.shape == (120, 160, 3)
+    capture.close()
+
+
 def test_servers_that_are_silent_hold_no_other_up(rtsp: RtspServer) -> None:
     rtsp.start()
     with ExitStack() as stack:

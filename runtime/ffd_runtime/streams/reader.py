@@ -28,8 +28,9 @@ RATE_OVER = 5.0
 RATE_FRAMES = 600
 # Seconds of lag at which a connection is given up: a new one begins with what is now.
 MOST_LAG = 5.0
-# Seconds beyond its timeout at which a wait is called one that nothing can interrupt.
-MARGIN = 2.0
+# Seconds beyond its timeout at which a wait is called one that nothing can interrupt: more than a
+# stream's process may take.
+MARGIN = 5.0
 # Of a file's length, what may be missing: formats round it.
 MISSING_SECONDS, MISSING_SHARE = 0.5, 0.01
 # Of a file that does not say its rate.

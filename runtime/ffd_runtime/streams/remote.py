@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -17,10 +18,16 @@ from ..errors import InputError
 from . import worker
 from .address import Stream
 from .capture import Capture, OpenCVCapture
-from .worker import FAILED, HEAD, OPENED
+from .worker import FAILED, FRAME, HEAD, OPENED
 
 # Seconds that the process may take beyond the limit of what it does.
 MARGIN = 2.0
+# How a process ends by its own fault; Windows has fewer of them.
+CRASHES = {
+    number
+    for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
+    if (number := getattr(signal, name, None)) is not None
+}
 # What the process runs: it finds modules where we do.
 _BEGIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -57,8 +64,7 @@ class RemoteCapture:
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
             # Beside its own limit, the process has to start, and looks for the reason of a failure.
-            kind, _, _, self.fps, _, _ = self._receive(2 * MARGIN)
-            assert kind == OPENED
+            _, _, self.fps, _, _ = self._receive(OPENED, 2 * MARGIN)
         except OSError:
             self.close()
             raise InputError("fetch_failed", "its process ended") from None
@@ -75,7 +81,7 @@ class RemoteCapture:
         return self._process.pid
 
     def grab(self) -> bool:
-        _, height, width, self._timestamp, self.grabbed, self.waited = self._receive()
+        height, width, self._timestamp, self.grabbed, self.waited = self._receive(FRAME)
         self._image = np.empty((height, width, 3), np.uint8)
         self._fill(memoryview(self._image.data).cast("B"), self._timeout)
         return True
@@ -94,7 +100,7 @@ class RemoteCapture:
                 pipe.close()
         self._process.wait()
 
-    def _receive(self, more: float = 0.0) -> tuple[bytes, int, int, float, float, float]:
+    def _receive(self, expected: bytes, more: float = 0.0) -> tuple[int, int, float, float, float]:
         """The next message's head.
 
         Raises:
@@ -107,7 +113,9 @@ class RemoteCapture:
             text = bytearray(length)
             self._fill(memoryview(text), self._timeout)
             raise InputError(*json.loads(text))
-        return kind, length, width, *numbers
+        if kind != expected:
+            raise InputError("fetch_failed", "its process says what is no frame")
+        return length, width, *numbers
 
     def _fill(self, into: memoryview, seconds: float) -> None:
         """Read as many bytes as there is room for.
@@ -119,7 +127,7 @@ class RemoteCapture:
         source, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
         while into:
             if not _readable(source, deadline - time.monotonic()):
-                raise InputError("timeout", f"nothing within {seconds:g} s")
+                raise InputError("timeout", f"nothing within {self._timeout:g} s")
             count = os.readv(source, [into]) if hasattr(os, "readv") else _read(source, into)
             if not count:
                 raise InputError("fetch_failed", self._how_it_ended())
@@ -128,8 +136,10 @@ class RemoteCapture:
     def _how_it_ended(self) -> str:
         with suppress(subprocess.TimeoutExpired):
             code = self._process.wait(MARGIN)
-            if code < 0:
+            if -code in CRASHES:
                 return f"its decoder crashed (signal {-code})"
+            if code < 0:
+                return f"its process was ended (signal {-code}): out of memory?"
         return "its process ended"
 
 
@@ -140,6 +150,8 @@ def _start() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         bufsize=0,
+        # A decoder that a stranger's stream has taken over need not know it.
+        env={name: value for name, value in os.environ.items() if name != "FFD_TOKEN"},
         # Ctrl-C is for us: the process ends with its input.
         start_new_session=True,
     )

@@ -32,9 +32,11 @@ def main() -> None:
     """Send frames until the stream breaks or nobody wants them any more."""
     # A service manager ends all processes at once; the one that wants our frames goes first.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # What FFmpeg or a library prints must not come between frames.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     order = json.loads(sys.stdin.readline())
     Thread(target=_end_with_parent, daemon=True).start()
-    out = sys.stdout.buffer
     try:
         _send_frames(order, out)
     except FfdError as error:
