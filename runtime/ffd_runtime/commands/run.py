@@ -87,7 +87,7 @@ Exit codes:
     "--output",
     type=click.Path(),
     metavar="FILE.{jsonl,csv,parquet}",
-    help="Write rows to a file; it takes its name when it is whole.",
+    help="Write rows to a file; it takes its name when it is whole. Live streams add to a .jsonl.",
 )
 @click.option(
     "--resume", is_flag=True, help="Continue the rows of an interrupted run, in FILE.partial."

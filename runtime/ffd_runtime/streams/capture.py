@@ -39,7 +39,7 @@ class Capture(Protocol):
     grabbed: float
     """When the last frame was, in seconds of `time.monotonic`."""
     waited: float
-    """Seconds for which it was waited for and nothing was done."""
+    """Seconds for which it was waited for and nothing was done; told of servers alone."""
 
     def grab(self) -> bool:
         """Go to the next frame; False at the end or where it broke.
@@ -75,6 +75,7 @@ class OpenCVCapture:
         self._timeout = timeout
         # A broken picture among good ones is left out; at a file's end there is no next one.
         self._tries = TRIES if stream.live else 1
+        self._timed = stream.kind == "server"
         self.grabbed, self.waited = begin, 0.0
         self._capture = _open(stream, timeout)
         if not self._capture.isOpened():
@@ -86,7 +87,7 @@ class OpenCVCapture:
         )
 
     def grab(self) -> bool:
-        begin, busy = time.monotonic(), _busy()
+        begin, busy = time.monotonic(), _busy() if self._timed else 0.0
         done = False
         for _ in range(self._tries):
             # When its limit interrupts FFmpeg, it gives what it had kept back.
@@ -94,7 +95,8 @@ class OpenCVCapture:
                 break
             done = self._grab()
         self.grabbed = time.monotonic()
-        self.waited = max(0.0, self.grabbed - begin - (_busy() - busy))
+        if self._timed:
+            self.waited = max(0.0, self.grabbed - begin - (_busy() - busy))
         if self.grabbed - begin >= self._timeout:
             raise InputError("timeout", f"no frame within {self._timeout:g} s")
         return done
