@@ -488,6 +488,8 @@ def test_a_page_that_fails_is_said_on_one_line(
     broken = scene()
     served.show(replace(broken, frame=replace(broken.frame, image=None)))  # type: ignore[arg-type]
     assert ask(served, "/picture/0.jpg").status == 500
+    # It is logged after it was answered.
+    wait_for(lambda: caplog.records)
     assert [record.getMessage()[:40] for record in caplog.records] == [
         "--serve: /picture/0.jpg failed: AttributeE"[:40]
     ]
