@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffd_runtime.errors import DataError
+from ffd_train import launder
+from ffd_train.recipe import CHANGES, Recipe
+
+from ..conftest import Image, picture
+
+
+def only(name: str, **ranges: object) -> Recipe:
+    return Recipe.from_tables({name: {"probability": 1.0, **ranges}})
+
+
+def apply(recipe: Recipe, image: Image, seed: int = 0) -> Image:
+    return recipe(image, np.random.default_rng(seed))
+
+
+def test_the_default_names_every_change_and_repeats() -> None:
+    recipe = Recipe.default()
+    assert {change.name for change in recipe.changes + recipe.laundering} == set(CHANGES)
+    image = picture("red", 80, 70)
+    before = image.copy()
+    changed = set()
+    for seed in range(60):
+        once, again = apply(recipe, image, seed), apply(recipe, image, seed)
+        assert (once == again).all()
+        assert once.dtype == np.uint8
+        assert once.ndim == 3
+        assert once.flags.c_contiguous
+        changed.add(once.tobytes())
+    assert (image == before).all()
+    assert len(changed) > 50
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(sorted(CHANGES)),
+)
+def test_every_change_takes_any_picture(height: int, width: int, seed: int, name: str) -> None:
+    tables = Recipe.default().to_tables()
+    table = {**tables.get(name, tables["laundering"].get(name)), "probability": 1.0}
+    out = apply(Recipe.from_tables({name: table}), picture("blue", height, width), seed)
+    assert out.dtype == np.uint8
+    assert min(out.shape[:2]) >= 1
+    assert out.shape[2] == 3
+
+
+def test_a_share_of_the_pictures_is_laundered() -> None:
+    gamma = {"probability": 1.0, "exponent": [2.0, 2.0]}
+    recipe = Recipe.from_tables({"laundering": {"probability": 0.3, "gamma": gamma}})
+    image = picture("red", 20, 20)
+    dark = sum(apply(recipe, image, seed).mean() < image.mean() - 5 for seed in range(400))
+    assert 90 < dark < 150
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("horizontal_flip", lambda i: i[:, ::-1]), ("vertical_flip", lambda i: i[::-1])],
+)
+def test_flips(name: str, expected: object) -> None:
+    image = picture("red", 20, 30)
+    assert (apply(only(name), image) == expected(image)).all()  # type: ignore[operator]
+
+
+def test_crops_are_parts_of_the_picture() -> None:
+    image = picture("red", 40, 60)
+    part = apply(only("crop", side=[0.5, 0.5]), image)
+    assert part.shape == (20, 20, 3)
+    found = cv2.matchTemplate(image, part, cv2.TM_SQDIFF)
+    assert found.min() == 0
+
+
+def test_changes_change_what_they_say() -> None:
+    image = np.asarray(cv2.GaussianBlur(picture("red", 96, 96), (0, 0), 1.5), np.uint8)
+
+    def sharpness(of: Image) -> float:
+        return float(cv2.Laplacian(of, cv2.CV_64F).var())
+
+    assert sharpness(apply(only("blur", sigma=[2, 2]), image)) < sharpness(image) / 3
+    assert sharpness(apply(only("noise", deviation=[9, 9]), image)) > sharpness(image) * 2
+    assert apply(only("gamma", exponent=[2, 2]), image).mean() < image.mean() - 10
+    small = {apply(only("rescale", factor=[0.5, 0.5]), image, seed).shape for seed in range(30)}
+    assert small == {(96, 96, 3), (48, 48, 3)}
+    framed = apply(only("screenshot", zoom=[1, 1], border=[0.5, 0.5], quality=[90, 90]), image)
+    assert framed.shape == (192, 192, 3)
+    errors = [
+        float(np.abs(apply(only(codec, quality=[q, q]), image).astype(int) - image).mean())
+        for codec in ("jpeg", "webp")
+        for q in (95, 30)
+    ]
+    assert errors[0] < errors[1]
+    assert errors[2] < errors[3]
+    jittered = only(
+        "jitter", brightness=[30, 30], contrast=[1, 1], balance=[1, 1], saturation=[1, 1]
+    )
+    assert apply(jittered, image).mean() == pytest.approx(image.mean() + 30, abs=3)
+
+
+def test_both_jpeg_encoders_are_used() -> None:
+    image = np.asarray(cv2.GaussianBlur(picture("red", 64, 64), (0, 0), 1.0), np.uint8)
+    recipe = only("jpeg", quality=[50, 50])
+    made = {apply(recipe, image, seed).tobytes() for seed in range(40)}
+    assert launder.jpeg(image, 50).tobytes() in made
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
+        assert launder.jpeg_by_pillow(image, 50, subsampling).tobytes() in made
+
+
+def test_a_recipe_survives_the_settings() -> None:
+    recipe = Recipe.default()
+    assert Recipe.from_tables(recipe.to_tables()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[blurr]\nprobability = 1", r"\[blurr\] is unknown: use crop, "),
+        ("[blur]\nprobability = 2\nsigma = [1, 2]", r"\[blur\] needs a probability from 0 to 1"),
+        ("[blur]\nsigma = [1, 2]", r"\[blur\] needs a probability"),
+        ("[blur]\nprobability = 1", r"\[blur\] needs probability, sigma, and no more"),
+        ("[blur]\nprobability = 1\nsigma = 2", r"\[blur\] sigma must be \[low, high\]"),
+        ("[blur]\nprobability = 1\nsigma = [2, 1]", r"within 0.01 and 100"),
+        ("[blur]\nprobability = 1\nsigma = [nan, 1]", r"within 0.01 and 100"),
+        ("[jpeg]\nprobability = 1\nquality = [0, 90]", r"within 1 and 100"),
+        ("[laundering.crop]\nprobability = 1", r"\[laundering\] needs a probability"),
+        ("laundering = 3", r"\[laundering\] must be a table"),
+        ("blur = 3", r"\[blur\] must be a table"),
+        ("[blur", r"this is no TOML"),
+    ],
+)
+def test_what_is_no_recipe_is_said(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        Recipe.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        Recipe.load(tmp_path / "absent.toml")
+    (tmp_path / "latin.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="it is not UTF-8"):
+        Recipe.load(tmp_path / "latin.toml")
