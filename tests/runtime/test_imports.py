@@ -33,6 +33,7 @@ def test_the_package_is_light() -> None:
         "ffd_runtime.commands.doctor",
         "ffd_train.commands.train",
         "ffd_train.commands.eval",
+        "ffd_train.commands.data",
         "ffd_export.commands.export",
     ],
 )

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +11,11 @@ import pytest
 import torch
 
 from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.errors import DataError
+from ffd_runtime.errors import DataError, InputError
 from ffd_runtime.pipeline import prepare
 from ffd_runtime.sources import Item
-from ffd_train.augment import Augmentation
-from ffd_train.data import FaceDataset, find_labelled, scan, write_manifest
+from ffd_train.data import FaceDataset, find_labelled, leave_out, list_samples, scan, write_manifest
 
-from ..conftest import picture
 from ..tiny import make_faces
 
 SPEC = PreprocessSpec()
@@ -31,10 +31,10 @@ def test_training_feeds_what_the_runtime_feeds(tmp_path: Path) -> None:
 
 
 def test_training_feeds_what_the_runtime_feeds_on_real_faces(faces: Path) -> None:
-    samples = find_labelled(faces, "val")[::40]
+    samples = find_labelled(faces, "val").samples[::40]
     from ffd_train.data import FaceData
 
-    dataset = FaceDataset(FaceData(faces, tuple(samples)), samples, SPEC)
+    dataset = FaceDataset(FaceData(faces, samples), samples, SPEC)
     for index, sample in enumerate(samples):
         fed = prepare(Item(str(faces / sample.path)), SPEC).image
         assert isinstance(fed, np.ndarray)
@@ -138,20 +138,93 @@ def test_any_file_name_can_be_trained_on(tmp_path: Path) -> None:
 
 def test_evaluation_takes_test_or_everything(tmp_path: Path) -> None:
     split = make_faces(tmp_path / "split", {"train": 2, "val": 3})
-    assert len(find_labelled(split, "val")) == 6
-    assert len(find_labelled(split, "train")) == 4
+    assert len(find_labelled(split, "val").samples) == 6
+    assert len(find_labelled(split, "train").samples) == 4
     with pytest.raises(DataError, match=r"no images in test/ \(it has train, val\)"):
         find_labelled(split)
     flat = make_faces(tmp_path / "flat", {".": 30})
-    assert len(find_labelled(flat)) == 60
+    assert len(find_labelled(flat).samples) == 60
     for name in ("train", "val", "test"):
-        ours = [sample.path for sample in find_labelled(flat, name)]
+        ours = [sample.path for sample in find_labelled(flat, name).samples]
         assert ours == [sample.path for sample in scan(flat).split(name)]
     held_out = make_faces(tmp_path / "held", {"train": 30, "test": 2})
-    ours = [sample.path for sample in find_labelled(held_out, "val")]
+    ours = [sample.path for sample in find_labelled(held_out, "val").samples]
     assert ours == [sample.path for sample in scan(held_out).split("val")]
     with pytest.raises(DataError, match="no such folder"):
         find_labelled(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+@pytest.mark.parametrize(
+    ("generated", "groundtruth", "found"),
+    [("fake", "real", "fake/, {0}real/"), ("generated", "Real", "Real/"), ("", "groundtruth", "")],
+)
+def test_a_class_that_is_called_otherwise_is_named(
+    tmp_path: Path, split: str, generated: str, groundtruth: str, found: str
+) -> None:
+    root = make_faces(tmp_path / "f", {split or ".": 2})
+    for ours, theirs in (("generated", generated), ("groundtruth", groundtruth)):
+        if theirs:
+            (root / split / ours).rename(root / split / theirs)
+        else:
+            shutil.rmtree(root / split / ours)
+    # A file that cannot be read would be named, had the class that is there been read.
+    if (root / split / "groundtruth").exists():
+        (root / split / "groundtruth/a.png").write_bytes(b"")
+    for read in (partial(scan, root, ("train",)), partial(find_labelled, root, "train")):
+        with pytest.raises(DataError) as raised:
+            read()
+        hint = f" (it has {split}{found.format(split)}; if that is one of the classes, rename it)"
+        assert ("both classes are needed" in str(raised.value)) == (generated != "fake")
+        assert ("has no images: expected the folders" in str(raised.value)) == (generated == "fake")
+        assert str(raised.value).endswith(hint) == bool(found)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("validation", "val"), ("Test", "test")])
+def test_a_split_that_is_called_otherwise_is_named(tmp_path: Path, name: str, meant: str) -> None:
+    root = make_faces(tmp_path / "f", {"train": 20, name: 2})
+    with pytest.raises(DataError, match=f"{name} would not be read: rename it to {meant}/"):
+        scan(root)
+
+
+def test_a_picture_in_two_splits_or_classes_is_refused(tmp_path: Path) -> None:
+    root = make_faces(tmp_path / "f", {"train": 3, "val": 2, "test": 2})
+    shutil.copy(root / "train/generated/red1.png", root / "test/generated/again.png")
+    with pytest.raises(
+        DataError,
+        match=r"a picture is in two splits, such as train/generated/red1.png and "
+        r"test/generated/again.png: remove .*ffd-data prepare",
+    ):
+        # Also where the test split is not used: the model would be measured with it later.
+        scan(root, ("train", "val"))
+    shutil.copy(root / "train/generated/red2.png", root / "val/generated/again.png")
+    with pytest.raises(DataError, match="2 pictures are in two splits"):
+        scan(root)
+    shutil.copy(root / "train/generated/red0.png", root / "train/groundtruth/too.png")
+    with pytest.raises(DataError, match="a picture is in both classes, such as train/generated"):
+        scan(root)
+
+
+def test_the_identity_of_a_folder_is_what_it_was(tmp_path: Path) -> None:
+    for path in ("train/generated/a.png", "val/groundtruth/b.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_bytes(b"P5 1 1 255 " + path.encode()[-5:-4])
+    data = scan(tmp_path, ())
+    # Runs remember it, to refuse going on with other data.
+    known = "bd651659285e6f2095285e36d4fd767246956e071ff9e3429d87c4e8e0254840"
+    assert data.manifest_sha256 == known
+
+
+def test_listing_reads_nothing_and_asks_for_nothing(tmp_path: Path) -> None:
+    root = make_faces(tmp_path / "f", {"train": 2, "val": 1}, sources=True)
+    shutil.rmtree(root / "val/groundtruth")
+    (root / "train/generated/broken.png").write_bytes(b"")
+    data = list_samples(root)
+    assert len(data.samples) == 6
+    assert {(s.split, s.label) for s in data.samples} == {("train", 0), ("train", 1), ("val", 0)}
+    with pytest.raises(InputError, match="no such file"):
+        data.read(replace(data.samples[0], path="absent.png"))
 
 
 def test_crops_come_from_the_preprocessed_image(tmp_path: Path) -> None:
@@ -168,36 +241,14 @@ def test_crops_come_from_the_preprocessed_image(tmp_path: Path) -> None:
     assert not torch.equal(crops[0][0], crop)
 
 
-def test_augmentation_repeats_and_does_not_touch_its_input() -> None:
-    image = picture("red", 60, 50)
-    before = image.copy()
-    changed = set()
-    for seed in range(40):
-        once = Augmentation()(image, np.random.default_rng(seed))
-        again = Augmentation()(image, np.random.default_rng(seed))
-        assert once.shape == image.shape
-        assert once.dtype == np.uint8
-        assert (once == again).all()
-        changed.add(once.tobytes())
-    assert (image == before).all()
-    assert len(changed) > 15
-
-
-@pytest.mark.parametrize(
-    ("only", "expected"),
-    [("horizontal_flip", lambda i: i[:, ::-1]), ("vertical_flip", lambda i: i[::-1])],
-)
-def test_flips(only: str, expected: object) -> None:
-    chances = dict.fromkeys(("horizontal_flip", "vertical_flip", "jitter", "jpeg"), 0.0)
-    image = picture("red", 20, 30)
-    out = Augmentation(**{**chances, only: 1.0})(image, np.random.default_rng(0))  # type: ignore[arg-type]
-    assert (out == expected(image)).all()  # type: ignore[operator]
-
-
-def test_recompression_and_jitter_change_the_picture_a_little() -> None:
-    chances = dict.fromkeys(("horizontal_flip", "vertical_flip", "jitter", "jpeg"), 0.0)
-    image = picture("red", 60, 60)
-    for only in ("jitter", "jpeg"):
-        out = Augmentation(**{**chances, only: 1.0})(image, np.random.default_rng(0))  # type: ignore[arg-type]
-        difference = np.abs(out.astype(int) - image).mean()
-        assert 0.5 < difference < 60
+def test_sources_can_be_left_out(tmp_path: Path) -> None:
+    root = make_faces(tmp_path / "f", {"train": 4, "val": 2, "test": 2}, sources=True)
+    data = scan(root)
+    kept = leave_out(data, ("red-1",))
+    assert {s.source for s in kept.samples} == {"red-0", "blue-0", "blue-1"}
+    assert kept.manifest_sha256 != data.manifest_sha256
+    assert leave_out(data, ()) == data
+    with pytest.raises(DataError, match=r"no source 'red-2' to leave out: it has blue-0, blue-1, "):
+        leave_out(data, ("red-2",))
+    with pytest.raises(DataError, match="no generated image in train: both classes"):
+        leave_out(data, ("red-0", "red-1"))

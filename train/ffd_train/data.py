@@ -5,22 +5,25 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ffd_runtime.card import CLASSES, PreprocessSpec
 from ffd_runtime.decode import decode, read_file
 from ffd_runtime.errors import DataError, InputError
 from ffd_runtime.preprocess import preprocess
+from ffd_runtime.sources import Item
 
-from .augment import Augmentation
+from .recipe import Recipe
+from .shards import ShardReader, is_packed, read_index
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset(
@@ -33,11 +36,15 @@ class Sample:
     """One labelled image.
 
     Attributes:
-        path: relative to the data set's root, with forward slashes.
+        path: relative to the data set's root, with forward slashes; of a packed one,
+            `train-000000.tar!/KEY.jpg`.
         label: index into `CLASSES`: 0 generated, 1 groundtruth.
         split: `train`, `val` or `test`.
-        sha256: of the file.
+        sha256: of the file; empty where it was not read.
         source: where it came from, by manifest.csv; None where that does not say.
+        shard: number of the shard that holds it; None for a file of its own.
+        offset: of its bytes in the shard.
+        size: of its bytes in the shard.
     """
 
     path: str
@@ -45,25 +52,45 @@ class Sample:
     split: str
     sha256: str
     source: str | None = None
+    shard: int | None = None
+    offset: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True)
 class FaceData:
-    """A scanned data set: every image was read and decoded once.
+    """The samples of a data set, and how they are read.
 
     Attributes:
         root: the folder.
-        samples: in the order of their paths.
+        samples: split by split and class by class, by path; packed ones as they lie in the shards.
         ignored: files left out because their names do not end like an image's.
+        shards: reads a packed data set; None for a folder of pictures.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     ignored: int = 0
+    shards: ShardReader | None = field(default=None, compare=False, repr=False)
 
     def split(self, name: str) -> list[Sample]:
         """The samples of one split."""
         return [sample for sample in self.samples if sample.split == name]
+
+    def read(self, sample: Sample) -> bytes:
+        """The file of a sample.
+
+        Raises:
+            InputError: it cannot be read any more, or its shard was changed.
+        """
+        if self.shards and sample.shard is not None:
+            return self.shards.read(sample.shard, sample.offset, sample.size, sample.sha256)
+        return read_file(self.root / sample.path)
+
+    def item(self, sample: Sample) -> Item:
+        """A sample as the runtime's pipeline takes it, named by its whole path."""
+        fetch = None if sample.shard is None else partial(self.read, sample)
+        return Item(str(self.root / sample.path), fetch=fetch)
 
     @property
     def manifest_sha256(self) -> str:
@@ -77,30 +104,68 @@ class FaceData:
 
 
 def scan(root: str | Path, splits: Sequence[str] = SPLITS) -> FaceData:
-    """Find, read and decode every image of a data set once.
+    """Find every image of a data set; read and decode each once, unless they are packed.
 
-    `root` holds `generated/` and `groundtruth/`, or `train/`, `val/` and `test/` with those two in
-    each. Without split folders, 80/10/10 by content, so that copies of a picture stay together;
-    with `train/` but no `val/`, a tenth of train becomes val. `manifest.csv` in the root, where
-    there is one, names each path's source.
+    `root` holds the shards of `ffd-data prepare`, whose pictures were checked when they were packed
+    and are compared with their sha256 whenever they are read. Or it holds `generated/` and
+    `groundtruth/`, or `train/`, `val/` and `test/` with those two in each. Without split folders,
+    80/10/10 by content, so that copies of a picture stay together; with `train/` but no `val/`, a
+    tenth of train becomes val. `manifest.csv` in the root, where there is one, names each path's
+    source.
 
     Args:
         root: the folder.
         splits: splits that will be used, each of which must hold both classes.
 
     Raises:
-        DataError: the layout is another one, a class is empty, or images cannot be read.
+        DataError: the layout is another one, a class is empty, images cannot be read, or the same
+            picture is in two splits or in both classes.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
+    data = _open_packed(root) if is_packed(root) else _scan_folders(root)
+    for split in splits:
+        _require_both_classes(root, {sample.label for sample in data.split(split)}, split)
+    _refuse_leaks(data)
+    return data
+
+
+def leave_out(data: FaceData, sources: Sequence[str]) -> FaceData:
+    """A data set for training without some of its sources.
+
+    Raises:
+        DataError: there is no such source, or a class has no image left to train or validate on.
+    """
+    if not sources:
+        return data
+    there = sorted({sample.source for sample in data.samples if sample.source})
+    for source in sources:
+        if source not in there:
+            names = (
+                f"it has {', '.join(there)}" if there else "it has no manifest.csv that names any"
+            )
+            raise DataError(f"{data.root}: no source {source!r} to leave out: {names}")
+    kept = tuple(sample for sample in data.samples if sample.source not in sources)
+    for split in ("train", "val"):
+        _require_both_classes(data.root, {s.label for s in kept if s.split == split}, split)
+    return replace(data, samples=kept)
+
+
+def _open_packed(root: Path) -> FaceData:
+    """A data set of shards, none of them read."""
+    reader, members = read_index(root)
+    samples = tuple(
+        Sample(m.path, CLASSES.index(m.label), m.split, m.sha256, m.source, n, m.offset, m.size)
+        for n, m in members
+    )
+    return FaceData(root, samples, shards=reader)
+
+
+def _scan_folders(root: Path) -> FaceData:
+    """A data set of single files, each read and decoded."""
     sources = _read_sources(root / "manifest.csv")
-    found, ignored = _find(root)
-    if not found:
-        raise DataError(
-            f"{root} has no images: expected the folders {CLASSES[0]}/ and {CLASSES[1]}/, "
-            "or train/, val/ and test/ with these two in each"
-        )
+    found, ignored = find_images(root)
+    # Before all of one class is read in vain.
+    _require_both_classes(root, {label for _, label, _ in found}, "it")
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda item: _check(root / item[0]), found))
     _refuse_unreadable([(found[i][0], d) for i, d in enumerate(digests) if not _is_digest(d)])
@@ -110,10 +175,7 @@ def scan(root: str | Path, splits: Sequence[str] = SPLITS) -> FaceData:
             found, _assign(found, digests), digests, strict=True
         )
     )
-    data = FaceData(root, samples, ignored)
-    for split in splits:
-        _require_both_classes(root, data.split(split), split)
-    return data
+    return FaceData(root, samples, ignored)
 
 
 def write_manifest(path: Path, data: FaceData) -> None:
@@ -125,20 +187,34 @@ def write_manifest(path: Path, data: FaceData) -> None:
             rows.writerow([s.path, CLASSES[s.label], s.split, s.source, s.sha256])
 
 
-def find_labelled(root: Path, split: str | None = None) -> list[Sample]:
+def find_labelled(root: Path, split: str | None = None) -> FaceData:
     """Labelled images for evaluation, not decoded.
 
     Args:
         root: laid out as for `scan`, and split like there.
-        split: `train`, `val` or `test`; None for test where there are split folders, else for
+        split: `train`, `val` or `test`; None for test where the images are split already, else for
             everything.
+
+    Returns:
+        The wanted samples alone. Those of folders have no sha256, and where they are not split and
+        all are wanted, no split.
 
     Raises:
         DataError: there are none, one class has none, or the split is not there.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    found, _ = _find(root)
+    if is_packed(root):
+        packed = _open_packed(root)
+        samples = packed.split(split or "test")
+        data = FaceData(root, tuple(samples), shards=packed.shards)
+    else:
+        data = _find_in_folders(root, split)
+    labels = {sample.label for sample in data.samples}
+    _require_both_classes(root, labels, split or "what is measured")
+    return data
+
+
+def _find_in_folders(root: Path, split: str | None) -> FaceData:
+    found, ignored = find_images(root)
     given = {folder for _, _, folder in found if folder}
     wanted = split or ("test" if given else None)
     made = _makes(given)
@@ -149,17 +225,80 @@ def find_labelled(root: Path, split: str | None = None) -> list[Sample]:
     if wanted in made:
         folders = _assign(found, [_identity(root / path) for path, _, _ in found])
     sources = _read_sources(root / "manifest.csv")
-    samples = [
+    samples = tuple(
         Sample(path, label, folder, "", sources.get(path))
         for (path, label, _), folder in zip(found, folders, strict=True)
         if wanted in (None, folder)
-    ]
-    _require_both_classes(root, samples, wanted or "it")
-    return samples
+    )
+    return FaceData(root, samples, ignored)
 
 
 # Path, label, and the split folder if there is one.
 Found = tuple[str, int, str | None]
+
+
+def list_samples(root: Path) -> FaceData:
+    """Every labelled image, none of them read, also where a class has none.
+
+    Samples of folders have no sha256, and where the folders are not split, no split.
+
+    Raises:
+        DataError: there are none, or the layout is another one.
+    """
+    if is_packed(root):
+        return _open_packed(root)
+    found, ignored = find_images(root)
+    sources = _read_sources(root / "manifest.csv")
+    samples = [Sample(path, label, at or "", "", sources.get(path)) for path, label, at in found]
+    return FaceData(root, tuple(samples), ignored)
+
+
+def find_images(root: Path) -> tuple[list[Found], int]:
+    """As `_find`; refuses a folder with another layout.
+
+    Raises:
+        DataError: there is no such folder, no image, or a split's folder is named otherwise.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    for name in _folders(root):
+        meant = _MEANT.get(name.lower(), name.lower())
+        if meant in SPLITS and name not in SPLITS and set(CLASSES) & set(_folders(root / name)):
+            raise DataError(f"{root / name} would not be read: rename it to {meant}/")
+    found, ignored = _find(root)
+    if not found:
+        if any(root.glob("*.tar*")):
+            raise DataError(
+                f"{root} has shards but no dataset.json: run its ffd-data prepare again"
+            )
+        raise DataError(
+            f"{root} has no images: expected the folders {CLASSES[0]}/ and {CLASSES[1]}/, "
+            "or train/, val/ and test/ with these two in each" + _instead(root)
+        )
+    return found, ignored
+
+
+# What others call the splits.
+_MEANT = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir())
+
+
+def _instead(root: Path) -> str:
+    """The end of an error: which folders are there in place of a class's."""
+    places = [root / split for split in SPLITS if (root / split).is_dir()] or [root]
+    others = {
+        f"{(place / name).relative_to(root).as_posix()}/"
+        for place in places
+        for name in _folders(place)
+        if name not in CLASSES and not name.startswith(".")
+    }
+    if not others:
+        return ""
+    shown = ", ".join(sorted(others)[:4]) + (", ..." if len(others) > 4 else "")
+    return f" (it has {shown}; if that is one of the classes, rename it)"
 
 
 def _find(root: Path) -> tuple[list[Found], int]:
@@ -239,10 +378,36 @@ def _identity(path: Path) -> str:
         return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
-def _require_both_classes(root: Path, samples: list[Sample], where: str) -> None:
+def _require_both_classes(root: Path, labels: Collection[int], where: str) -> None:
     for label, name in enumerate(CLASSES):
-        if not any(sample.label == label for sample in samples):
-            raise DataError(f"{root}: no {name} image in {where}: both classes are needed")
+        if label not in labels:
+            raise DataError(
+                f"{root}: no {name} image in {where}: both classes are needed" + _instead(root)
+            )
+
+
+def _refuse_leaks(data: FaceData) -> None:
+    """A picture that is trained on and measured with, or that is of both classes.
+
+    Raises:
+        DataError: there are such, byte for byte.
+    """
+    first: dict[str, Sample] = {}
+    classes, splits = [], []
+    for sample in data.samples:
+        other = first.setdefault(sample.sha256, sample)
+        if other.label != sample.label:
+            classes.append((other, sample))
+        elif other.split != sample.split:
+            splits.append((other, sample))
+    for pairs, places in ((classes, "both classes"), (splits, "two splits")):
+        if pairs:
+            one, two = pairs[0]
+            count = f"{len(pairs)} pictures are" if len(pairs) > 1 else "a picture is"
+            raise DataError(
+                f"{data.root}: {count} in {places}, such as {one.path} and {two.path}: remove "
+                "them from one, or pack the folder with ffd-data prepare, which does"
+            )
 
 
 def _read_sources(path: Path) -> dict[str, str]:
@@ -263,16 +428,19 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
     """Samples as the network takes them.
 
     An item is a uint8 tensor [size, size, 3], RGB, equal byte for byte to what the runtime feeds,
-    and its label.
+    and its label. It is asked for by the sample's index, or, where training draws a sample more
+    than once, by the position of the draw and the index.
 
     Args:
         data: a scanned data set.
         samples: which of it.
         spec: preprocessing.
-        augmentation: None to leave images as they are.
+        recipe: of augmentation; None to leave images as they are.
         crop: side of a random crop of the preprocessed image, in pixels; None for the whole.
-        seed: with `epoch` and the index, decides every random choice.
-        epoch: set it before each epoch.
+        sizes: the preprocessed image's side is drawn from low to high, both included, so that faces
+            are seen at several scales; None for the spec's. Low is at least `crop`.
+        seed: with `epoch` and the draw, decides every random choice.
+        epoch: over all stages.
     """
 
     def __init__(
@@ -280,51 +448,36 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         data: FaceData,
         samples: Sequence[Sample],
         spec: PreprocessSpec,
-        augmentation: Augmentation | None = None,
+        recipe: Recipe | None = None,
         crop: int | None = None,
+        sizes: tuple[int, int] | None = None,
         seed: int = 0,
         epoch: int = 0,
     ) -> None:
-        self.root = data.root
+        self.data = data
         self.samples = samples
         self.spec = spec
-        self.augmentation = augmentation
+        self.recipe = recipe
         self.crop = crop
+        self.sizes = sizes
         self.seed = seed
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        draw, index = key if isinstance(key, tuple) else (key, key)
         sample = self.samples[index]
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        image = decode(read_file(self.root / sample.path), at_least=self.spec.decode_side)
-        if self.augmentation:
-            image = self.augmentation(image, rng)
-        pixels = preprocess(image, self.spec)
+        rng = np.random.default_rng((self.seed, self.epoch, draw))
+        image = decode(self.data.read(sample), at_least=self.spec.decode_side)
+        if self.recipe:
+            image = self.recipe(image, rng)
+        spec = self.spec
+        if self.sizes:
+            spec = replace(spec, size=int(rng.integers(self.sizes[0], self.sizes[1] + 1)))
+        pixels = preprocess(image, spec)
         if self.crop:
-            top, left = rng.integers(0, self.spec.size - self.crop + 1, size=2)
+            top, left = rng.integers(0, spec.size - self.crop + 1, size=2)
             pixels = pixels[top : top + self.crop, left : left + self.crop]
         return torch.from_numpy(np.ascontiguousarray(pixels)), sample.label
-
-
-class Shuffled(Sampler[int]):
-    """The order of an epoch: the same however often it is asked for, unlike a generator's.
-
-    Args:
-        size: how many samples.
-        seed: of the run.
-        epoch: over all stages.
-    """
-
-    def __init__(self, size: int, seed: int, epoch: int) -> None:
-        self.size = size
-        self.seed = seed
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        yield from np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()

@@ -18,7 +18,8 @@ from ..text import printable
 
 # Modules of the extras, for who has installed the runtime alone.
 EXTRAS = {
-    "train": "torch torchvision timm lightning torchmetrics sklearn scipy safetensors matplotlib",
+    "train": "torch torchvision timm lightning torchmetrics sklearn scipy safetensors matplotlib "
+    "PIL tensorboard",
     "export": "onnx onnxscript",
     "tensorrt": "tensorrt cuda",
     "rtx": "tensorrt_rtx",
@@ -53,7 +54,7 @@ class Command(click.Command):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            _end_usage(info_name, error)
+            _end_usage(f"{parent.command_path} {info_name}" if parent else info_name, error)
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
@@ -68,12 +69,12 @@ class Command(click.Command):
         except click.Abort:
             raise
         except click.UsageError as error:
-            _end_usage(ctx.info_name, error)
+            _end_usage(ctx.command_path, error)
         except KeyboardInterrupt:
-            say(f"{ctx.info_name}: interrupted")
+            say(f"{ctx.command_path}: interrupted")
             _leave(ctx, 130)
         except Terminated:
-            say(f"{ctx.info_name}: terminated")
+            say(f"{ctx.command_path}: terminated")
             _leave(ctx, 143)
         except BrokenPipeError:
             # The reader has gone: nothing is left to say, and Python must not try at exit either.
@@ -83,7 +84,7 @@ class Command(click.Command):
             if debug:
                 raise
             code = error.exit_code if isinstance(error, FfdError) else 1
-            say(f"{ctx.info_name}: error: {_explain(error)}")
+            say(f"{ctx.command_path}: error: {_explain(error)}")
             _leave(ctx, code)
 
 

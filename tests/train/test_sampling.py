@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ffd_train.data import Sample
+from ffd_train.sampling import WINDOW, Batches, draw_epoch
+
+
+def samples(*groups: tuple[int, str, int], shards: int = 0) -> list[Sample]:
+    made = [
+        Sample(f"{source}/{i}.png", label, "train", "", source)
+        for label, source, count in groups
+        for i in range(count)
+    ]
+    if not shards:
+        return made
+    return [
+        Sample(s.path, s.label, s.split, "", s.source, shard=i % shards) for i, s in enumerate(made)
+    ]
+
+
+def test_sources_are_drawn_by_the_root_of_their_size() -> None:
+    given_samples = samples((0, "a", 400), (0, "b", 100), (1, "c", 90), (1, "d", 10))
+    drawn = Counter(given_samples[i].source for i in draw_epoch(given_samples, "source", 0, 0))
+    assert drawn == {"a": 200, "b": 100, "c": 225, "d": 75}
+
+
+def test_classes_can_be_drawn_alone_or_as_they_are() -> None:
+    given_samples = samples((0, "a", 30), (1, "b", 90))
+    by_class = draw_epoch(given_samples, "class", 0, 0)
+    assert Counter(given_samples[i].label for i in by_class) == {0: 60, 1: 60}
+    as_they_are = draw_epoch(given_samples, "none", 0, 0)
+    assert sorted(as_they_are) == list(range(120))
+
+
+@given(st.integers(0, 9), st.sampled_from(["source", "class", "none"]), st.integers(1, 40))
+def test_an_epoch_repeats_and_wears_nothing_out(seed: int, balance: str, small: int) -> None:
+    given_samples = samples((0, "a", 40), (0, "b", small), (1, "c", 25))
+    order = draw_epoch(given_samples, balance, seed, 1)
+    assert len(order) == len(given_samples)
+    assert (order == draw_epoch(given_samples, balance, seed, 1)).all()
+    assert not np.array_equal(order, draw_epoch(given_samples, balance, seed, 2))
+    times = np.bincount(order, minlength=len(given_samples))
+    for source in "abc":
+        own = [times[i] for i, s in enumerate(given_samples) if s.source == source]
+        if balance == "source":
+            assert max(own) - min(own) <= 1
+
+
+def test_shards_are_read_a_few_at_a_time() -> None:
+    given_samples = samples((0, "a", 200), (1, "b", 200), shards=20)
+    order = draw_epoch(given_samples, "source", 0, 0)
+    assert Counter(order) == Counter(range(400))
+    seen = [given_samples[i].shard for i in order]
+    for start in range(0, 400, 20 * WINDOW):
+        assert len(set(seen[start : start + 20 * WINDOW])) == WINDOW
+    first = seen[: 20 * WINDOW]
+    assert first != sorted(first, key=str)
+    assert {given_samples[i].label for i in order[:20]} == {0, 1}
+
+
+@given(st.integers(2, 70), st.integers(2, 20), st.integers(1, 3), st.integers(1, 3))
+def test_processes_and_parts_share_a_step(
+    count: int, batch: int, parts: int, processes: int
+) -> None:
+    order = np.random.default_rng(0).permutation(count)
+    whole = list(Batches(order, batch))
+    if min(count, batch) < parts * processes:
+        return
+    shared = [list(Batches(order, batch, parts, rank, processes)) for rank in range(processes)]
+    assert len({len(batches) for batches in shared}) == 1
+    assert len(shared[0]) == len(Batches(order, batch, parts, 0, processes))
+    assert shared[0]
+    steps = len(shared[0]) // parts
+    for step in range(steps):
+        together = [
+            draw
+            for batches in shared
+            for part in batches[step * parts : (step + 1) * parts]
+            for draw in part
+        ]
+        # Nothing twice, nothing of another step, and all of it but a remainder.
+        assert len(set(together)) == len(together)
+        assert set(together) <= set(whole[step])
+        assert len(together) > len(whole[step]) - parts * processes
+    assert all(order[at] == index for batches in shared for part in batches for at, index in part)
+
+
+def test_a_single_image_is_left_out_unless_it_is_all() -> None:
+    assert [len(b) for b in Batches(np.arange(9), 4)] == [4, 4]
+    assert [len(b) for b in Batches(np.arange(1), 4)] == [1]
+
+
+@pytest.mark.parametrize("balance", ["source", "class"])
+def test_one_class_alone_is_drawn_whole(balance: str) -> None:
+    given_samples = samples((1, "a", 12))
+    assert sorted(draw_epoch(given_samples, balance, 0, 0)) == list(range(12))

@@ -1,0 +1,1 @@
+"""What a data set gives away besides faces, measured before a network learns it."""

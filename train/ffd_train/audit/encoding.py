@@ -1,0 +1,170 @@
+"""What a file's bytes say about how it was made, without decoding the picture."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from ffd_runtime.image_header import read_header
+
+# Luminance quantisation, ITU-T T.81 table K.1; libjpeg scales it by quality.
+_LUMINANCE = np.array(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ]
+).ravel()
+# Tables are stored along the diagonals, up and down in turn (T.81, figure A.6).
+_ZIGZAG = sorted(
+    range(64), key=lambda at: (sum(divmod(at, 8)), at if sum(divmod(at, 8)) % 2 else -at)
+)
+# By how many times the first component's sampling factors exceed the second's.
+_SUBSAMPLING = {
+    (1, 1): "4:4:4",
+    (1, 2): "4:4:0",
+    (2, 1): "4:2:2",
+    (2, 2): "4:2:0",
+    (4, 1): "4:1:1",
+    (4, 2): "4:1:0",
+}
+# Start-of-frame markers; C4, C8 and CC are tables and extensions (T.81, table B.1).
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a picture is stored.
+
+    Attributes:
+        format: as `ImageHeader.format`.
+        width: in pixels, as a viewer shows it.
+        height: in pixels, as a viewer shows it.
+        bytes: size of the file.
+        quality: of a JPEG, 1 to 100 on the scale of libjpeg; None for other formats.
+        subsampling: of a JPEG's chroma, such as `4:2:0`, or `grey`; empty for other formats.
+        progressive: True for a progressive JPEG.
+        exif: True if there is an EXIF block.
+    """
+
+    format: str
+    width: int
+    height: int
+    bytes: int
+    quality: int | None = None
+    subsampling: str = ""
+    progressive: bool = False
+    exif: bool = False
+
+
+def read_encoding(data: bytes) -> Encoding:
+    """Read how an image file is stored.
+
+    Args:
+        data: the whole file.
+
+    Raises:
+        InputError: it is no image, or its header is broken.
+    """
+    header = read_header(data)
+    width, height = header.width, header.height
+    if header.orientation >= 5:
+        width, height = height, width
+    if header.format != "jpeg":
+        block = {"png": b"eXIf", "webp": b"EXIF", "avif": b"Exif"}.get(header.format)
+        exif = block is not None and block in data
+        return Encoding(header.format, width, height, len(data), exif=exif)
+    tables: dict[int, npt.NDArray[np.int64]] = {}
+    sampling: list[tuple[int, int]] = []
+    table = 0
+    progressive = exif = False
+    for marker, content in _segments(data):
+        if marker == 0xDB:
+            tables.update(_quantisation(content))
+        elif marker == 0xE1:
+            exif = exif or content.startswith(b"Exif\0")
+        elif marker in _SOF:
+            progressive = marker in _PROGRESSIVE
+            # Eight bits of precision, the size, a count; then number, factors and table of each.
+            components = [content[at : at + 3] for at in range(6, len(content) - 2, 3)]
+            sampling = [(factors >> 4, factors & 15) for _, factors, _ in components]
+            table = components[0][2] if components else 0
+    quality = estimate_quality(tables[table]) if table in tables else None
+    kind = _chroma(sampling)
+    return Encoding("jpeg", width, height, len(data), quality, kind, progressive, exif)
+
+
+def estimate_quality(table: npt.NDArray[np.int64]) -> int:
+    """The quality at which libjpeg's luminance table is nearest.
+
+    Exact for files by libjpeg and its kin; encoders with tables of their own get the quality that
+    loses about as much.
+
+    Args:
+        table: [64], luminance quantisation as it is stored, in zigzag order.
+
+    Returns:
+        1 to 100, by the least sum of absolute differences.
+    """
+    return int(np.abs(_ijg_tables() - table).sum(axis=1).argmin()) + 1
+
+
+@cache
+def _ijg_tables() -> npt.NDArray[np.int64]:
+    """Luminance tables of qualities 1 to 100, scaled as `jpeg_quality_scaling` of libjpeg does."""
+    quality = np.arange(1, 101)
+    percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    scaled = (_LUMINANCE[_ZIGZAG] * percent[:, None] + 50) // 100
+    return np.asarray(np.clip(scaled, 1, 255), np.int64)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Markers before the first scan, with what they hold; ends where the bytes make no sense."""
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker in (0xFF, 0):
+            at += 1
+        elif marker in _STANDALONE:
+            at += 2
+        elif marker in (0xD9, 0xDA):
+            return
+        else:
+            (length,) = struct.unpack_from(">H", data, at + 2)
+            yield marker, data[at + 4 : at + 2 + length]
+            at += 2 + max(length, 2)
+
+
+def _quantisation(content: bytes) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """The tables in one segment, by number; of 8 or 16 bits (T.81, B.2.4.1)."""
+    at = 0
+    while at < len(content):
+        wide, number = divmod(content[at], 16)
+        size = 128 if wide else 64
+        values = content[at + 1 : at + 1 + size]
+        if len(values) < size:
+            return
+        yield number, np.frombuffer(values, ">u2" if wide else np.uint8).astype(np.int64)
+        at += 1 + size
+
+
+def _chroma(sampling: list[tuple[int, int]]) -> str:
+    if len(sampling) == 1:
+        return "grey"
+    if len(sampling) != 3:
+        return f"{len(sampling)} components"
+    (wide, high), (chroma_wide, chroma_high) = sampling[:2]
+    ratio = wide // max(chroma_wide, 1), high // max(chroma_high, 1)
+    return _SUBSAMPLING.get(ratio, "{}x{}".format(*ratio))

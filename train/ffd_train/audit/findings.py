@@ -1,0 +1,272 @@
+"""What an audit has to say, in plain words, the worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ffd_runtime.card import CLASSES
+
+from .copies import Copies
+from .facts import Table, Unreadable
+from .groups import Group
+from .probe import SIGHTS, Probe, SourceProbe, Telling
+
+SEVERITIES = ("high", "medium", "low")
+# AUC from which a shortcut is called so; below the last it is low.
+_AUC = {"high": 0.9, "medium": 0.75}
+# Facts named in one finding.
+_NAMED = 3
+# Differences between shares of images, from which they are said.
+_FRAMED = 0.05
+_PLAIN = 0.25
+# Grey levels below and above which a bar is called black or white.
+_BLACK, _WHITE = 24, 240
+# A frame of fewer images than this is the motif's.
+_FEWEST_FRAMED = 5
+# Facts that follow from a picture as well as from how it was saved.
+_BYTES = {"bytes_per_pixel", "kilobytes"}
+
+_ADVICE = {
+    "file": "ffd-data prepare --match gives both classes the same size and encoding",
+    "bytes": "where both classes were made alike (ffd-data prepare --match), bytes follow from "
+    "what is in the pictures: look at sharpness and backgrounds",
+    "border": "cut frames off, and take photographs with like backgrounds for both classes; "
+    "ffd-train's crops help a little",
+    "thumbnail": "take sources of like framing, light and colour for both classes",
+    "detail": "ffd-data prepare --match gives both classes the same size and encoding; "
+    "do not train without augmentation",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a data set.
+
+    Attributes:
+        severity: one of `SEVERITIES`.
+        kind: for programs, such as `shortcut-file` or `copies-across-splits`.
+        text: what was found.
+        advice: what to do about it.
+    """
+
+    severity: str
+    kind: str
+    text: str
+    advice: str
+
+
+def find(
+    table: Table,
+    groups: Sequence[Group],
+    copies: Sequence[Copies],
+    probes: Sequence[Probe],
+    sources: Sequence[SourceProbe],
+) -> list[Finding]:
+    """Everything that stands out, the worst first."""
+    findings = [
+        *_classes(table),
+        *_unreadable(table.unreadable),
+        *_copies(table, copies),
+        *_frames(table),
+        *(_shortcut(probe) for probe in probes if probe.score.stands_out or probe.telling),
+        *_encoding_by_source(sources),
+        *_framing_by_source(sources),
+        *_plain_sources(groups),
+    ]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _classes(table: Table) -> Iterator[Finding]:
+    counts = np.bincount(table.labels, minlength=len(CLASSES))
+    for name, count in zip(CLASSES, counts.tolist(), strict=True):
+        if not count:
+            yield Finding(
+                "high",
+                "class-empty",
+                f"no {name} image could be read: shortcuts between the classes were not looked for",
+                f"put {name} images into {name}/",
+            )
+
+
+def _unreadable(unreadable: Sequence[Unreadable]) -> Iterator[Finding]:
+    if unreadable:
+        named = ", ".join(f"{one.sample.path} ({one.code})" for one in unreadable[:_NAMED])
+        yield Finding(
+            "medium",
+            "unreadable",
+            f"{_images(len(unreadable))} cannot be read: {named}{_more(len(unreadable))}",
+            "remove or replace them: ffd-train refuses them",
+        )
+
+
+def _copies(table: Table, copies: Sequence[Copies]) -> Iterator[Finding]:
+    def across(place: str) -> list[Copies]:
+        return [
+            group
+            for group in copies
+            if len({getattr(table.samples[i], place) for i in group.members}) > 1
+        ]
+
+    if leaks := across("split"):
+        yield Finding(
+            "high",
+            "copies-across-splits",
+            f"{_pictures(leaks)} in more than one split, so what is tested was trained on: "
+            f"{_examples(table, leaks)}",
+            "keep one of each: ffd-data prepare removes copies before it splits",
+        )
+    if torn := across("label"):
+        yield Finding(
+            "high",
+            "copies-across-classes",
+            f"{_pictures(torn)} in both classes: {_examples(table, torn)}",
+            "remove them from the class where they do not belong",
+        )
+    if rest := [group for group in copies if group not in leaks and group not in torn]:
+        yield Finding(
+            "low",
+            "copies",
+            f"{_pictures(rest)} there more than once: {_examples(table, rest)}",
+            "ffd-data prepare keeps one of each",
+        )
+
+
+def _pictures(groups: Sequence[Copies]) -> str:
+    exact = sum(group.exact for group in groups)
+    kinds = f"{exact} as the same file, {len(groups) - exact} saved again or nearly alike"
+    return f"{len(groups)} pictures ({kinds}) are" if len(groups) > 1 else "1 picture is"
+
+
+def _examples(table: Table, groups: Sequence[Copies]) -> str:
+    shown = (
+        " = ".join(table.samples[i].path for i in group.members[:_NAMED])
+        for group in groups[:_NAMED]
+    )
+    return "; ".join(shown) + _more(len(groups))
+
+
+def _frames(table: Table) -> Iterator[Finding]:
+    """Bars of one colour that one class has more of than the other."""
+    if len(set(table.labels.tolist())) < len(CLASSES):
+        return
+    framed, grey = table.columns["frame"] > 0, table.columns["frame_grey"]
+    for colour, fits in (("black", grey < _BLACK), ("white", grey > _WHITE)):
+        has = framed & fits
+        shares = [float(has[table.labels == label].mean()) for label in range(len(CLASSES))]
+        more, less = max(shares), min(shares)
+        count = int(has[table.labels == shares.index(more)].sum())
+        if more - less < _FRAMED or count < _FEWEST_FRAMED:
+            continue
+        told = ", ".join(
+            f"{100 * share:.0f} % of {name}" for name, share in zip(CLASSES, shares, strict=True)
+        )
+        yield Finding(
+            _severity(0.5 + (more - less) / 2),
+            "frame",
+            f"a model can cheat by a {colour} border: {told}",
+            _ADVICE["border"],
+        )
+
+
+def _shortcut(probe: Probe) -> Finding:
+    best = max([probe.score, *(one.score for one in probe.telling)], key=lambda s: s.auc)
+    named = "; ".join(_told(one) for one in probe.telling[:_NAMED])
+    if probe.sight == "detail":
+        text = f"a model can cheat by {named or 'sharpness'}"
+    else:
+        text = f"a model can cheat by {SIGHTS[probe.sight]} (AUC {_auc(probe)})"
+        text += f": {named}" if named else ": no single fact tells, but all of it together"
+    only_bytes = probe.sight == "file" and {one.fact.name for one in probe.telling} <= _BYTES
+    advice = _ADVICE["bytes" if only_bytes else probe.sight]
+    return Finding(_severity(best.auc), f"shortcut-{probe.sight}", text, advice)
+
+
+def _auc(probe: Probe) -> str:
+    return f"{probe.score.auc:.2f} ± {probe.score.deviation:.2f}"
+
+
+def _told(one: Telling) -> str:
+    values = ", ".join(f"{name} {value}" for name, value in one.values.items())
+    return f"{one.fact.title}: {values} (AUC {one.score.auc:.2f})"
+
+
+def _encoding_by_source(sources: Sequence[SourceProbe]) -> Iterator[Finding]:
+    told: dict[str, list[SourceProbe]] = {}
+    for one in sources:
+        if one.file.stands_out and one.telling:
+            title = f"{one.telling[0].fact.title} of {CLASSES[one.label]}"
+            told.setdefault(title, []).append(one)
+    if told:
+        named = "; ".join(
+            f"{title}: " + ", ".join(f"{one.source} {_own(one)}" for one in group)
+            for title, group in told.items()
+        )
+        aucs = [one.file.auc for group in told.values() for one in group]
+        yield Finding(
+            _by_source(aucs),
+            "source-file",
+            f"size or encoding differs by source (AUC up to {max(aucs):.2f}); {named}",
+            _ADVICE["file"],
+        )
+
+
+def _own(one: SourceProbe) -> str:
+    """What is typical of the source itself."""
+    return one.telling[0].values[one.source]
+
+
+def _framing_by_source(sources: Sequence[SourceProbe]) -> Iterator[Finding]:
+    told = sorted(
+        (one for one in sources if one.framing.stands_out), key=lambda one: -one.framing.auc
+    )
+    if told:
+        named = ", ".join(
+            f"{one.source} in {CLASSES[one.label]} (AUC {one.framing.auc:.2f})" for one in told
+        )
+        yield Finding(
+            _by_source([one.framing.auc for one in told]),
+            "source-framing",
+            "framing differs by source; an 8x8 grey thumbnail without its light and contrast "
+            f"finds {named}",
+            "crop all sources alike, and watch each source's own accuracy (ffd-eval shows it)",
+        )
+
+
+def _by_source(aucs: Sequence[float]) -> str:
+    """A source tells the class only by way of what else is in that class."""
+    return "medium" if max(aucs) >= _AUC["high"] else "low"
+
+
+def _plain_sources(groups: Sequence[Group]) -> Iterator[Finding]:
+    """Sources whose backgrounds are plain where the others' are not."""
+    sources = [group for group in groups if group.source and group.plain is not None]
+    for group in sources:
+        others = [other for other in sources if other.source != group.source]
+        images = sum(other.images for other in others)
+        if group.images < _FEWEST_FRAMED or not images:
+            continue
+        rest = sum((other.plain or 0) * other.images for other in others) / images
+        share = group.plain or 0
+        if share - rest >= _PLAIN:
+            yield Finding(
+                "medium",
+                "source-background",
+                f"plain backgrounds: {100 * share:.0f} % of {group.source} ({group.label}), "
+                f"{100 * rest:.0f} % of the other sources",
+                "add portraits with plain backgrounds to the other class, or leave some out",
+            )
+
+
+def _severity(auc: float) -> str:
+    return next((name for name, least in _AUC.items() if auc >= least), "low")
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _more(count: int) -> str:
+    return f" and {count - _NAMED} more" if count > _NAMED else ""

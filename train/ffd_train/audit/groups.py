@@ -1,0 +1,168 @@
+"""The facts summed up: of each class, of each source of a class, and of each split of a class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ffd_runtime.card import CLASSES
+
+from ..data import SPLITS, Sample
+from .facts import FACTS, PLAIN, Fact, Table
+
+# Values of a smaller share are not named beside more frequent ones.
+_RARE = 0.05
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some images of one class.
+
+    Attributes:
+        label: `generated` or `groundtruth`.
+        source: by name, where the group is a source.
+        split: by name, where the group is a split.
+        images: how many were measured.
+        unreadable: how many could not be.
+        facts: by name: `median`, `p5` and `p95` of a number, how often each value of a category.
+        plain: share of images with a plain background.
+        variety: how much backgrounds differ from image to image: standard deviation of their mean
+            colour, in units of Lab.
+    """
+
+    label: str
+    source: str | None
+    split: str | None
+    images: int
+    unreadable: int
+    facts: dict[str, dict[str, float]]
+    plain: float | None
+    variety: float | None
+
+    @property
+    def name(self) -> str:
+        """Its own name, without its class's where it is part of one."""
+        return self.source or self.split or self.label
+
+
+def summarise(table: Table) -> list[Group]:
+    """The groups that have images: a class, then its sources and its splits."""
+    there = _Places.of(table.samples)
+    lost = _Places.of([failed.sample for failed in table.unreadable])
+    groups = []
+    for label, name in enumerate(CLASSES):
+        wanted: list[tuple[str | None, str | None]] = [(None, None)]
+        wanted += [
+            (source, None) for source in sorted(there.sources_of(label) | lost.sources_of(label))
+        ]
+        wanted += [(None, split) for split in SPLITS]
+        for source, split in wanted:
+            chosen = there.chosen(label, source, split)
+            unreadable = int(lost.chosen(label, source, split).sum())
+            if chosen.any() or unreadable:
+                groups.append(_summarise(table, chosen, unreadable, name, source, split))
+    return groups
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where each of N samples belongs."""
+
+    labels: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.str_]
+    splits: npt.NDArray[np.str_]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> _Places:
+        return cls(
+            np.array([sample.label for sample in samples], np.int64),
+            np.array([sample.source or "" for sample in samples], np.str_),
+            np.array([sample.split for sample in samples], np.str_),
+        )
+
+    def sources_of(self, label: int) -> set[str]:
+        """Names of a class's sources."""
+        return set(self.sources[self.labels == label].tolist()) - {""}
+
+    def chosen(self, label: int, source: str | None, split: str | None) -> npt.NDArray[np.bool_]:
+        """Which samples are of a class, and of a source or a split where one is named."""
+        mask: npt.NDArray[np.bool_] = self.labels == label
+        if source is not None:
+            mask &= self.sources == source
+        if split is not None:
+            mask &= self.splits == split
+        return mask
+
+
+def _summarise(
+    table: Table,
+    chosen: npt.NDArray[np.bool_],
+    unreadable: int,
+    name: str,
+    source: str | None,
+    split: str | None,
+) -> Group:
+    images = int(chosen.sum())
+    if not images:
+        return Group(name, source, split, 0, unreadable, {}, None, None)
+    return Group(
+        name,
+        source,
+        split,
+        images,
+        unreadable,
+        {fact.name: describe(table.columns[fact.name][chosen], fact) for fact in FACTS},
+        float((table.columns["texture"][chosen] < PLAIN).mean()),
+        _variety(table, chosen),
+    )
+
+
+def describe(values: npt.NDArray[Any], fact: Fact) -> dict[str, float]:
+    """A column in a few numbers."""
+    if fact.digits is None:
+        return {str(value) or "none": n for value, n in Counter(values.tolist()).most_common()}
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return {}
+    low, median, high = np.percentile(known, [5, 50, 95])
+    return {"median": float(median), "p5": float(low), "p95": float(high)}
+
+
+def shown(summary: dict[str, float], fact: Fact) -> str:
+    """A summary in a word: the median, or the most frequent value."""
+    if not summary:
+        return "none"
+    if fact.digits is None:
+        value, count = max(summary.items(), key=lambda item: item[1])
+        share = count / sum(summary.values())
+        return value if share > 0.995 else f"{value} ({100 * share:.0f} %)"
+    return f"{summary['median']:.{fact.digits}f}"
+
+
+def typical(values: npt.NDArray[Any], fact: Fact) -> str:
+    """A column in a few words: its most frequent values, or where the middle 90 % lie."""
+    if fact.digits is None:
+        texts = [str(value) or "none" for value in values]
+    else:
+        texts = ["none" if np.isnan(value) else f"{value:.{fact.digits}f}" for value in values]
+    frequent = Counter(texts).most_common(3)
+    shares = [count / len(texts) for _, count in frequent]
+    if shares[0] > 0.995:
+        return frequent[0][0]
+    if fact.digits is None or (fact.sight == "file" and sum(shares) >= 0.8):
+        told = zip(frequent, shares, strict=True)
+        return " / ".join(
+            f"{value} ({100 * share:.0f} %)" for (value, _), share in told if share >= _RARE
+        )
+    low, median, high = (f"{q:.{fact.digits}f}" for q in np.nanpercentile(values, [5, 50, 95]))
+    return f"{median} ({low} to {high})"
+
+
+def _variety(table: Table, chosen: npt.NDArray[np.bool_]) -> float:
+    names = ("background_lightness", "background_redness", "background_yellowness")
+    return float(np.sqrt(sum(table.columns[name][chosen].var() for name in names)))

@@ -1,0 +1,286 @@
+"""How well simple classifiers tell images apart by what is not the face.
+
+AUC is the area under the ROC curve: 0.5 is guessing, 1.0 is certain. All is cross-validated, so
+none of it is learned by heart, and the same every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.tree import DecisionTreeClassifier
+
+from .facts import Fact, Table, of_sight
+from .groups import typical
+from .picture import SMALL
+
+Values = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+FOLDS = 5
+# Fewer of a kind say nothing.
+FEWEST = 20
+# More of a kind would only take longer: the AUC is known to a hundredth by then.
+MOST = 2000
+# Sources of a class that are told from the others, the largest first.
+SOURCES = 12
+SOURCE_MOST = 1000
+# An AUC stands out if a difference so large would matter, and chance would hardly make it.
+NOTABLE = 0.6
+DEVIATIONS = 3.5
+
+SIGHTS = {
+    "file": "file facts alone",
+    "border": "the border alone",
+    "thumbnail": "an 8x8 thumbnail",
+    "detail": "sharpness alone",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A cross-validated AUC.
+
+    Attributes:
+        auc: mean over the folds.
+        deviation: standard deviation over the folds.
+        chance: standard error of the mean where a classifier only guesses, with so many images.
+    """
+
+    auc: float
+    deviation: float
+    chance: float
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether it is large enough to matter, and not by chance."""
+        return self.auc >= max(NOTABLE, 0.5 + DEVIATIONS * self.chance)
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What one fact tells.
+
+    Attributes:
+        fact: which.
+        score: of a tree that sees only this fact.
+        values: what is typical of each side, such as `{"generated": "75", "groundtruth": "95"}`.
+    """
+
+    fact: Fact
+    score: Score
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a classifier tells that sees one thing only.
+
+    Attributes:
+        sight: what it sees, a key of `SIGHTS`.
+        score: of a forest that sees all of that.
+        telling: the single facts that stand out, the most telling first.
+    """
+
+    sight: str
+    score: Score
+    telling: tuple[Telling, ...]
+
+
+@dataclass(frozen=True)
+class SourceProbe:
+    """What tells a source from the others of its class.
+
+    Attributes:
+        source: by name.
+        label: index of its class.
+        file: by file facts.
+        framing: by an 8x8 grey thumbnail without its light and contrast.
+        telling: the single file facts that stand out.
+    """
+
+    source: str
+    label: int
+    file: Score
+    framing: Score
+    telling: tuple[Telling, ...]
+
+
+def probe_classes(
+    table: Table, copy_of: npt.NDArray[np.int64], names: Sequence[str]
+) -> list[Probe]:
+    """Tell the classes apart by file facts, border, thumbnail and sharpness.
+
+    Args:
+        table: of N images.
+        copy_of: [N], number of the picture that each is a copy of; copies share a fold.
+        names: of the classes.
+
+    Returns:
+        One for each of `SIGHTS`; none if a class has fewer than `FEWEST` pictures.
+    """
+    generated = table.labels == 0
+    chosen = _choose(table, generated, ~generated, MOST)
+    trial = _Trial.prepare(table, chosen, generated, copy_of)
+    if trial is None:
+        return []
+    sides = dict(zip(names, (generated, ~generated), strict=True))
+    return [
+        Probe(sight, trial.score(_seen(table, sight)), _telling(table, trial, sight, sides))
+        for sight in SIGHTS
+    ]
+
+
+def probe_sources(table: Table, copy_of: npt.NDArray[np.int64]) -> list[SourceProbe]:
+    """Tell each source from the others of its class; those with too few images are left out."""
+    probes = []
+    names, counts = np.unique(table.sources, return_counts=True)
+    largest = sorted(zip(counts.tolist(), names.tolist(), strict=True), reverse=True)[:SOURCES]
+    for source in sorted(name for _, name in largest if name):
+        for label in (0, 1):
+            own = (table.sources == source) & (table.labels == label)
+            others = (table.sources != source) & (table.labels == label)
+            chosen = _choose(table, own, others, SOURCE_MOST)
+            trial = _Trial.prepare(table, chosen, own, copy_of)
+            if trial:
+                sides = {source: own, "the others": others}
+                probes.append(
+                    SourceProbe(
+                        source,
+                        label,
+                        trial.score(_seen(table, "file")),
+                        trial.score(_framing(table)),
+                        _telling(table, trial, "file", sides),
+                    )
+                )
+    return probes
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Images that a question is asked of, and their folds."""
+
+    chosen: npt.NDArray[np.int64]
+    positive: Mask
+    folds: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+    chance: float
+
+    @classmethod
+    def prepare(
+        cls, table: Table, chosen: npt.NDArray[np.int64], asked: Mask, copy_of: Any
+    ) -> _Trial | None:
+        """None if there are too few pictures of a kind."""
+        positive, groups = asked[chosen], copy_of[chosen]
+        ours, others = (len(np.unique(groups[side])) for side in (positive, ~positive))
+        if min(ours, others) < FEWEST:
+            return None
+        splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+        folds = [
+            (train, test)
+            for train, test in splitter.split(positive, positive, groups)
+            # Where nearly all are copies of one picture, a fold may hold one kind only.
+            if 0 < positive[train].sum() < len(train) and 0 < positive[test].sum() < len(test)
+        ]
+        if not folds:
+            return None
+        return cls(chosen, positive, folds, _chance(ours, others))
+
+    def score(self, values: Values, alone: bool = False) -> Score:
+        """Cross-validate.
+
+        Args:
+            values: [N, F], of all images of the table.
+            alone: judge a single fact by a small tree instead of a forest.
+        """
+        seen = values[self.chosen]
+        aucs = []
+        for train, test in self.folds:
+            model = _tree(len(train)) if alone else _forest()
+            model.fit(seen[train], self.positive[train])
+            scores = model.predict_proba(seen[test])[:, 1]
+            aucs.append(roc_auc_score(self.positive[test], scores))
+        return Score(float(np.mean(aucs)), float(np.std(aucs)), self.chance)
+
+
+def _chance(ours: int, others: int) -> float:
+    """Standard error of a cross-validated AUC of a classifier that guesses.
+
+    The variance of one AUC is Mann and Whitney's (On a test of whether one of two random variables
+    is stochastically larger, 1947). Folds share what they train on, so their mean varies more than
+    that of independent ones: by the correction of Nadeau and Bengio (Inference for the
+    generalization error, 2003).
+    """
+    variance = (ours + others + 1) / (12 * ours * others)
+    return float(np.sqrt(variance * FOLDS * (1 / FOLDS + 1 / (FOLDS - 1))))
+
+
+def _forest() -> ExtraTreesClassifier:
+    return ExtraTreesClassifier(40, min_samples_leaf=3, random_state=0)
+
+
+def _tree(images: int) -> DecisionTreeClassifier:
+    leaf = max(5, images // 100)
+    return DecisionTreeClassifier(max_depth=3, min_samples_leaf=leaf, random_state=0)
+
+
+def _choose(table: Table, ours: Mask, others: Mask, most: int) -> npt.NDArray[np.int64]:
+    """At most so many of each side; by digest, which is as good as by lot."""
+    order = np.lexsort(table.digests.T[:8])
+    sides = (order[side[order]][:most] for side in (ours, others))
+    return np.sort(np.concatenate(list(sides)))
+
+
+def _telling(
+    table: Table, trial: _Trial, sight: str, sides: dict[str, Mask]
+) -> tuple[Telling, ...]:
+    """The facts that stand out, the most telling first and one of each family."""
+    found: dict[str, Telling] = {}
+    for fact in of_sight(sight):
+        score = trial.score(_numbers(table, fact), alone=True)
+        known = found.get(fact.family)
+        if score.stands_out and (known is None or score.auc > known.score.auc + 0.005):
+            values = {
+                name: typical(table.columns[fact.name][side], fact) for name, side in sides.items()
+            }
+            found[fact.family] = Telling(fact, score, values)
+    return tuple(sorted(found.values(), key=lambda one: -round(one.score.auc, 2)))
+
+
+def _seen(table: Table, sight: str) -> Values:
+    """What a classifier sees: float32 [N, F]."""
+    facts = [_numbers(table, fact) for fact in of_sight(sight)]
+    if sight == "border":
+        ring = np.ones((SMALL, SMALL), bool)
+        ring[1:-1, 1:-1] = False
+        facts.append(table.smalls[:, ring].reshape(len(table.smalls), -1).astype(np.float32))
+    elif sight == "thumbnail":
+        # The facts of a thumbnail are in its pixels.
+        return _thumbnails(table).reshape(len(table.smalls), -1)
+    return np.concatenate(facts, axis=1)
+
+
+def _framing(table: Table) -> Values:
+    grey = _thumbnails(table).mean(axis=3).reshape(len(table.smalls), -1)
+    grey -= grey.mean(axis=1, keepdims=True)
+    return np.asarray(grey / np.maximum(grey.std(axis=1, keepdims=True), 1e-3), np.float32)
+
+
+def _thumbnails(table: Table) -> Values:
+    half = SMALL // 2
+    cells = table.smalls.reshape(-1, half, 2, half, 2, 3)
+    return np.asarray(cells.mean(axis=(2, 4)), np.float32)
+
+
+def _numbers(table: Table, fact: Fact) -> Values:
+    """A fact as a forest takes it: float32 [N, 1], or [N, values] of a category."""
+    column = table.columns[fact.name]
+    if fact.digits is None:
+        return np.asarray(column[:, None] == np.unique(column), np.float32)
+    return np.asarray(np.nan_to_num(column, nan=-1.0), np.float32)[:, None]

@@ -1,0 +1,84 @@
+"""An audit on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from ffd_runtime.card import CLASSES
+from ffd_runtime.text import printable
+
+from .audit import Audit
+from .facts import FACTS
+from .groups import shown
+from .probe import SIGHTS, Score
+
+_STYLES = {"high": "bold red", "medium": "yellow", "low": "dim"}
+# What fits on 80 columns; the page and --json have the rest.
+_FACTS = ("format", "quality", "width", "sharpness")
+
+
+def show(audit: Audit) -> None:
+    """Print numbers first and verdicts last, where a terminal stays."""
+    console = Console(highlight=False)
+    console.print(_groups(audit))
+    if audit.probes:
+        console.print(_probes(audit))
+    if audit.sources:
+        console.print(_sources(audit))
+    if not audit.findings:
+        console.print("Nothing stands out.")
+    for one in audit.findings:
+        head = Text.assemble((f"{one.severity:<8}", _STYLES[one.severity]), printable(one.text))
+        console.print(head, soft_wrap=True)
+        console.print(Text(f"{'':<8}{printable(one.advice)}", "dim"), soft_wrap=True)
+
+
+def _grid(title: str, texts: Iterable[str], numbers: Iterable[str] = ()) -> Grid:
+    grid = Grid(title=Text(printable(title)))
+    for name in texts:
+        grid.add_column(name, overflow="fold", min_width=12)
+    for name in numbers:
+        grid.add_column(name, justify="right")
+    return grid
+
+
+def _groups(audit: Audit) -> Grid:
+    facts = [next(fact for fact in FACTS if fact.name == name) for name in _FACTS]
+    names = ["images", *_FACTS, "plain"]
+    title = (
+        f"{audit.table.data.root}: {len(audit.table.samples)} images, medians and plain backgrounds"
+    )
+    grid = _grid(title, ["group"], names)
+    for group in audit.groups:
+        values = [shown(group.facts[fact.name], fact) if group.facts else "" for fact in facts]
+        plain = "" if group.plain is None else f"{100 * group.plain:.0f} %"
+        indent = "" if group.name == group.label else "  "
+        grid.add_row(
+            Text(indent + printable(group.name)), str(group.images), *map(Text, values), plain
+        )
+    return grid
+
+
+def _probes(audit: Audit) -> Grid:
+    grid = _grid("How well the classes are told apart", ["by"], ["AUC"])
+    for probe in audit.probes:
+        grid.add_row(SIGHTS[probe.sight], _auc(probe.score))
+    return grid
+
+
+def _sources(audit: Audit) -> Grid:
+    title = "How well a source is told from the others of its class"
+    grid = _grid(title, ["source", "class"], ["AUC by file facts", "AUC by framing"])
+    for probe in audit.sources:
+        scores = (_auc(probe.file), _auc(probe.framing))
+        grid.add_row(Text(printable(probe.source)), CLASSES[probe.label], *scores)
+    return grid
+
+
+def _auc(score: Score) -> Text:
+    style = "bold red" if score.stands_out and score.auc >= 0.9 else ""
+    return Text(f"{score.auc:.3f} ± {score.deviation:.3f}", style)

@@ -1,0 +1,55 @@
+"""ffd-data: what a data set is worth before a network sees it, and how it is made ready."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ffd_runtime.commands.common import say, version_option
+
+# Each module has a command of the same name.
+COMMANDS = {
+    "audit": "ffd_train.commands.data_audit",
+    "prepare": "ffd_train.commands.data_prepare",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is named, and whose errors are one line each."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            say(f"{info_name}: error: {error.format_message()} ({info_name} --help)")
+            raise click.exceptions.Exit(2) from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            say(f"{ctx.info_name}: error: {error.format_message()} ({ctx.info_name} --help)")
+            raise click.exceptions.Exit(2) from None
+
+
+@click.group(cls=LazyGroup)
+@version_option()
+def main() -> None:
+    """Look at a data set of generated faces and photographs, and make it ready to train on."""
