@@ -36,6 +36,19 @@ def build_tiny(network: str = "tiny", weights: str = "none") -> FaceNet:
 networks.NETWORKS.setdefault("tiny", build_tiny)
 
 
+def build_plain(network: str = "plain", weights: str = "none") -> FaceNet:
+    """Without BatchNorm and dropout, whose results depend on how a batch is shared out."""
+
+    def block(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU())
+
+    return FaceNet(block(3, 4), block(4, 4), block(4, 8), block(8, 8), block(8, 16), 16)
+
+
+networks.NETWORKS.setdefault("plain", build_plain)
+NAMES = {"tiny", "plain"}
+
+
 def make_faces(root: Path, splits: dict[str, int], *, sources: bool = False) -> Path:
     """Red pictures are generated, blue ones photographs; `splits` says how many of each class."""
     rows = ["path,label,split,source"]

@@ -18,6 +18,7 @@ from ffd_train.networks import NETWORKS, FaceNet, build, describe_weights
 from ffd_train.scoring import ScoringGraph
 from ffd_train.stages import ARTICLE, PARTS, Stage
 
+from .. import tiny
 from ..tiny import build_tiny
 
 CARD = ModelCard("tiny", "tiny", Provenance("0"), temperature=2.5)
@@ -75,7 +76,7 @@ def test_a_later_stage_unfreezes() -> None:
     assert not any(torch.equal(after[name], before[name]) for name in running)
 
 
-@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "tiny"])
+@pytest.mark.parametrize("name", OFFERED)
 def test_every_network_has_its_parts_at_the_strides_of_a_resnet(name: str) -> None:
     with torch.device("meta"):
         net = build(name)
@@ -87,7 +88,7 @@ def test_every_network_has_its_parts_at_the_strides_of_a_resnet(name: str) -> No
 
 
 def test_the_command_offers_the_networks_there_are() -> None:
-    assert set(OFFERED) == {name for name in NETWORKS if name != "tiny"}
+    assert set(OFFERED) == set(NETWORKS) - tiny.NAMES
 
 
 def test_an_unknown_network_is_refused() -> None:

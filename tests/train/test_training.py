@@ -3,22 +3,31 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import random
 import signal
+import subprocess
 import sys
-import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import cv2
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ffd_runtime.errors import DataError, ModelError, OutputError
+from ffd_train import networks
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import FaceData, scan
+from ffd_train.module import StagedTraining, distance
+from ffd_train.networks import FaceNet
 from ffd_train.predict import predict_logits
+from ffd_train.processes import Processes
 from ffd_train.settings import Settings, choose_device
 from ffd_train.stages import Stage
 from ffd_train.training import train
@@ -39,7 +48,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        del row["seconds"]
+        del row["seconds"], row["waited"]
     return rows
 
 
@@ -55,6 +64,7 @@ def test_a_run_learns_and_leaves_what_it_should(data: FaceData, tmp_path: Path) 
         "metrics.csv",
         "resume.ckpt",
         "settings.json",
+        "tensorboard",
     }
     rows = metrics(tmp_path / "run")
     assert [row["part"] for row in rows] == ["head", "layer4", "all", "all", "all"]
@@ -84,7 +94,7 @@ def test_the_best_epoch_is_kept_not_the_last(data: FaceData, tmp_path: Path) -> 
     assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_every_optimizer_and_schedule_trains(
     data: FaceData, tmp_path: Path, optimizer: str, schedule: str
@@ -105,7 +115,7 @@ def test_bfloat16_trains_on_a_cpu(data: FaceData, tmp_path: Path) -> None:
 
 # Of one process that has imported PyTorch, which takes seconds, and trained nothing.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.tiny", "ffd_train.training"])
+FORKS.set_forkserver_preload(["tests.tiny", "ffd_train.training", "torch.utils.tensorboard"])
 
 
 def train_and_tell(told: Connection, data: FaceData, settings: Settings, folder: Path) -> None:
@@ -130,21 +140,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(data: FaceData, tmp_path: Pa
     settings = Settings(**{**vars(SETTINGS), "stages": long, "schedule": "one-cycle"})
     train(data, settings, tmp_path / "unbroken")
 
-    # Killed after the first epoch of the first stage, then within the second stage.
-    for epochs in (1, 4):
-        process, _ = start(data, settings, tmp_path / "killed")
-        path = tmp_path / "killed" / "metrics.csv"
-        deadline = time.monotonic() + 120
-        while not path.exists() or len(path.read_text().splitlines()) < epochs + 1:
-            assert process.is_alive(), "it ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    # At any moment: while it loads, trains, writes, between stages, while it calibrates.
+    moments = random.Random(0)
+    kills = 0
+    while True:
+        process, heard = start(data, settings, tmp_path / "killed")
+        assert heard.poll(60), "it says nothing"
+        process.join(moments.uniform(0.05, 0.5) + 0.1 * kills)
+        if process.exitcode is not None:
+            break
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
-    said: list[str] = []
-    train(data, settings, tmp_path / "killed", resume=True, say=said.append)
-    assert not any("stage 1 of 2" in line for line in said)
+        kills += 1
+    assert process.exitcode == 0
+    assert kills >= 3
 
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "unbroken")
     first, _ = load_checkpoint(tmp_path / "unbroken" / "best.safetensors")
@@ -191,6 +200,167 @@ def test_a_loss_that_is_no_number_ends_the_run(data: FaceData, tmp_path: Path) -
     assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
+def test_a_loss_that_is_no_number_is_noticed_within_the_epoch(
+    data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image * float("nan")
+
+    def build_broken(network: str, weights: str) -> FaceNet:
+        net = tiny.build_tiny()
+        net.layer4.append(Broken())  # type: ignore[operator]
+        return net
+
+    monkeypatch.setitem(networks.NETWORKS, "broken", build_broken)
+    options = {"network": "broken", "stages": (Stage("all", 3, 1e-2),)}
+    with pytest.raises(ModelError, match="in epoch 1: lower .*no epoch was finished"):
+        train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "run")
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+class SmallMemory(nn.Module):
+    """Fails as a GPU does that cannot hold more images than a few where gradients are kept."""
+
+    holds = 4
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if len(image) > self.holds and image.requires_grad:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return image
+
+
+def build_hungry(network: str, weights: str) -> FaceNet:
+    net = tiny.build_plain()
+    net.layer4.append(SmallMemory())  # type: ignore[operator]
+    return net
+
+
+def test_a_batch_too_large_for_the_memory_is_taken_in_parts(
+    data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "hungry", build_hungry)
+    # While the head alone trains, the memory is enough.
+    stages = (Stage("head", 1, 1e-2), Stage("all", 2, 1e-2))
+    options = {"batch": 12, "stages": stages, "network": "hungry"}
+    said: list[str] = []
+    settings = Settings(**{**vars(SETTINGS), **options})
+    train(data, settings, tmp_path / "hungry", say=said.append)
+    assert [line for line in said if "memory" in line] == [
+        "the GPU's memory is too small for 12 images at once: going on with 2 parts of a batch",
+        "the GPU's memory is too small for 12 images at once: going on with 4 parts of a batch",
+    ]
+    assert sum("stage 1 of 2" in line for line in said) == 1
+    kept = Settings.from_json((tmp_path / "hungry" / "settings.json").read_text())
+    assert kept == Settings(**{**vars(settings), "accumulate": 4})
+    # It is what a large memory trains.
+    train(data, Settings(**{**vars(settings), "network": "plain"}), tmp_path / "plain")
+    first, _ = load_checkpoint(tmp_path / "plain" / "best.safetensors")
+    second, _ = load_checkpoint(tmp_path / "hungry" / "best.safetensors")
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_memory_too_small_for_two_images_is_an_error(
+    data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "hungry", build_hungry)
+    monkeypatch.setattr(SmallMemory, "holds", 1)
+    options = {"batch": 4, "stages": (Stage("all", 1, 1e-2),), "network": "hungry"}
+    with pytest.raises(ModelError, match="too small for two images: use a smaller --crop"):
+        train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "run")
+
+
+def test_the_average_is_what_is_validated_and_kept(data: FaceData, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"stages": (Stage("all", 1, 1e-2),), "batch": 24, "clip": 0.0}
+    options |= {"network": "plain", "schedule": "constant"}
+    made = {}
+    for decay in (0.0, 0.5):
+        settings = Settings(**{**vars(SETTINGS), **options, "ema": decay})
+        train(data, settings, tmp_path / str(decay))
+        state = torch.load(tmp_path / str(decay) / "resume.ckpt", weights_only=True)["state_dict"]
+        net, _ = load_checkpoint(tmp_path / str(decay) / "best.safetensors")
+        made[decay] = net.head.weight, state["net.head.weight"]
+    # Two steps: the average begins with the first one's weights and follows by 1 - 2 / 11 at most.
+    assert torch.equal(*made[0.0])
+    assert torch.equal(made[0.0][1], made[0.5][1])
+    assert not torch.allclose(*made[0.5])
+
+
+def test_label_smoothing_and_clipping_do_what_they_say(data: FaceData, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"stages": (Stage("all", 1, 1e-2),), "ema": 0.0, "batch": 48}
+    options |= {"network": "plain", "schedule": "constant", "crop": None, "recipe": None}
+    moved = {}
+    for clip in (0.0, 1e-3):
+        settings = Settings(**{**vars(SETTINGS), **options, "clip": clip})
+        train(data, settings, tmp_path / str(clip))
+        net, _ = load_checkpoint(tmp_path / str(clip) / "best.safetensors")
+        torch.manual_seed(0)
+        L.seed_everything(0, verbose=False)
+        start = tiny.build_plain()
+        step = torch.cat(
+            [(a - b).flatten() for a, b in zip(net.parameters(), start.parameters(), strict=True)]
+        )
+        moved[clip] = float(step.detach().norm())
+    # One step of the learning rate times a gradient of the clipped norm.
+    assert moved[1e-3] == pytest.approx(1e-2 * 1e-3, rel=0.02)
+    assert moved[0.0] > 2 * moved[1e-3]
+    module = StagedTraining(tiny.build_tiny(), Settings(label_smoothing=0.2), STAGES[0], 0)
+    sure = torch.tensor([[20.0, -20.0]])
+    assert module.loss(sure, torch.tensor([0])) == pytest.approx(0.1 * 40, rel=1e-3)
+
+
+def test_a_teacher_is_imitated(data: FaceData, tmp_path: Path) -> None:
+    options = {"stages": (Stage("all", 2, 1e-2),)}
+    train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "teacher")
+    taught = {**options, "network": "plain", "teacher": str(tmp_path / "teacher")}
+    settings = Settings(**{**vars(SETTINGS), **taught, "teacher_weight": 1.0, "recipe": None})
+    train(data, settings, tmp_path / "student")
+    state = torch.load(tmp_path / "student" / "resume.ckpt", weights_only=True)["state_dict"]
+    assert not any("teacher" in name for name in state)
+    # Labels have no part in the loss: what it learned, it learned from the teacher.
+    losses = [float(row["train_loss"]) for row in metrics(tmp_path / "student")]
+    assert losses[1] < losses[0]
+    with pytest.raises(ModelError, match="no such file"):
+        train(data, replace(settings, teacher=str(tmp_path / "absent")), tmp_path / "x")
+    aim = torch.tensor([[3.0, -1.0], [0.5, 0.7]])
+    assert distance(aim + 5, aim, 2.0) == pytest.approx(0, abs=1e-6)
+    softened = (aim / 2).softmax(1)
+    other = torch.zeros(2, 2).softmax(1)
+    expected = 4 * (softened * (softened / other).log()).sum(1).mean()
+    assert distance(torch.zeros(2, 2), aim, 2.0) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_disk_too_small_is_an_error_before_the_first_step(data: FaceData, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        said: list[str] = []
+        with pytest.raises(OutputError, match="needs 0 MB .* make room, or choose another disk"):
+            train(data, SETTINGS, disk / "runs" / "run", say=said.append)
+        assert not said
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_tensorboard_shows_the_run(data: FaceData, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(data, SETTINGS, tmp_path / "run")
+    shown = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    shown.Reload()
+    epochs = [(event.step, event.value) for event in shown.Scalars("epoch/val_auc")]
+    rows = metrics(tmp_path / "run")
+    assert [step for step, _ in epochs] == [1, 2, 3, 4, 5]
+    assert [value for _, value in epochs] == pytest.approx([float(r["val_auc"]) for r in rows])
+    assert [event.step for event in shown.Scalars("step/loss")] == [0, 6, 12, 18, 24]
+
+
 def test_a_device_that_is_not_there_is_an_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -213,7 +383,7 @@ def test_random_choices_differ_between_epochs(data: FaceData) -> None:
     class Trainer:
         current_epoch = 0
 
-    batches = FaceBatches(data, SETTINGS, 0)
+    batches = FaceBatches(data, SETTINGS, 0, Processes())
     batches.trainer = Trainer()  # type: ignore[assignment]
     first = [images.numpy().copy() for images, _ in batches.train_dataloader()]
     again = [images.numpy().copy() for images, _ in batches.train_dataloader()]

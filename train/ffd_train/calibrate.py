@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
-from sklearn.metrics import roc_curve
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -23,18 +23,26 @@ class Calibration:
     unsure: tuple[float, float]
 
 
-def calibrate(logits: Floats, generated: Bools, confidence: float = 0.99) -> Calibration:
+def calibrate(
+    logits: Floats,
+    generated: Bools,
+    sources: Sequence[str | None] | None = None,
+    false_alarms: float = 0.01,
+    confidence: float = 0.99,
+) -> Calibration:
     """Fit all three on validation logits.
 
     Args:
         logits: [N, 2], in the card's class order (generated first).
         generated: [N], the truth.
+        sources: [N], by name, where known.
+        false_alarms: share of each source's photographs that may be called generated.
         confidence: share of verdicts that must be right outside the unsure band.
     """
     margin = logits[:, 0] - logits[:, 1]
     temperature = fit_temperature(margin, generated)
     scores = expit(margin / temperature)
-    threshold = fit_threshold(scores, generated)
+    threshold = fit_threshold(scores, generated, sources, false_alarms)
     return Calibration(temperature, threshold, fit_unsure(scores, generated, threshold, confidence))
 
 
@@ -54,15 +62,43 @@ def fit_temperature(margin: Floats, generated: Bools) -> float:
     return float(np.exp(found.x))
 
 
-def fit_threshold(scores: Floats, generated: Bools) -> float:
-    """The threshold of equal error: half way, in log-odds, between the two scores around it."""
-    false_alarm, found, thresholds = roc_curve(generated, scores, drop_intermediate=False)
-    at = int(np.argmin(np.abs(false_alarm - (1 - found))))
-    above = thresholds[at] if np.isfinite(thresholds[at]) else 1.0
-    lower = scores[scores < above]
-    below = lower.max() if lower.size else 0.0
-    middle = (_log_odds(above) + _log_odds(below)) / 2
-    return float(expit(middle))
+def fit_threshold(
+    scores: Floats,
+    generated: Bools,
+    sources: Sequence[str | None] | None = None,
+    false_alarms: float = 0.01,
+) -> float:
+    """The lowest threshold at which each source's photographs are safe.
+
+    Generators that were not trained on score lower than those that were, so the threshold lies as
+    low as the photographs allow, not where both errors are equal. It stands half way, in log-odds,
+    between the last photograph that must be safe and the next score above it.
+
+    Args:
+        scores: [N], P(generated).
+        generated: [N], the truth; both classes.
+        sources: [N], by name, where known; one for all where not. Those with too few photographs
+            for `false_alarms` to be told count as one.
+        false_alarms: share of each source's photographs that may be called generated, to the
+            nearest photograph.
+    """
+    names = np.array([source or "" for source in sources or [""] * len(scores)])
+    photographs, names = scores[~generated], names[~generated]
+    counts = {str(name): int((names == name).sum()) for name in np.unique(names)}
+    few = [name for name, count in counts.items() if round(false_alarms * count) < 1]
+    names = np.where(np.isin(names, few), "", names)
+    lower = max(_last_safe(photographs[names == name], false_alarms) for name in np.unique(names))
+    above = scores[scores > lower]
+    middle = (_log_odds(lower) + _log_odds(float(above.min()) if above.size else 1.0)) / 2
+    threshold = float(expit(middle))
+    # Where numbers are not fine enough to stand between the two.
+    return threshold if threshold > lower else float(np.nextafter(lower, 1))
+
+
+def _last_safe(photographs: Floats, false_alarms: float) -> float:
+    """The highest score of a source that must not be reached."""
+    allowed = round(false_alarms * len(photographs))
+    return float(np.sort(photographs)[-1 - allowed])
 
 
 def fit_unsure(

@@ -2,63 +2,116 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from ffd_runtime.card import PreprocessSpec
 
-from .augment import Augmentation
-from .data import FaceData, FaceDataset, Shuffled
+from .data import FaceData, FaceDataset
 from .networks import FaceNet
+from .processes import Processes
+from .sampling import Batches, draw_epoch
 from .settings import Settings
 from .stages import Stage
 
+# Softens both outputs where a teacher is imitated (Hinton et al., 2015).
+TEACHER_TEMPERATURE = 2.0
+
 
 class StagedTraining(L.LightningModule):
-    """One stage of a network, as Lightning runs it; the next stage is a new one on the same net."""
+    """One stage of a network, as Lightning runs it; the next stage is a new one on the same net.
 
-    def __init__(self, net: FaceNet, settings: Settings, stage: Stage, epoch_offset: int) -> None:
+    Args:
+        net: what is trained.
+        settings: how.
+        stage: which part, for how long.
+        epoch_offset: epochs of the stages before.
+        teacher: in evaluation mode; None for none.
+    """
+
+    def __init__(
+        self,
+        net: FaceNet,
+        settings: Settings,
+        stage: Stage,
+        epoch_offset: int,
+        teacher: FaceNet | None = None,
+    ) -> None:
         super().__init__()
         self.net = net
         self.settings = settings
         self.stage = stage
         self.epoch_offset = epoch_offset
-        self.loss = nn.CrossEntropyLoss()
+        self.loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         self.accuracy = BinaryAccuracy()
         self.val_accuracy = BinaryAccuracy()
         self.val_auc = BinaryAUROC()
         net.train_from(stage.part)
+        self.average = _average(net, settings.ema) if settings.ema else None
+        # In a list, so that it is no part of the state that is saved.
+        self._teacher = [teacher] if teacher else []
+
+    @property
+    def judged(self) -> FaceNet:
+        """What is validated and kept: the average where there is one, else the network."""
+        if self.average is None:
+            return self.net
+        judged = self.average.module
+        assert isinstance(judged, FaceNet)
+        return judged
+
+    def end_stage(self) -> None:
+        """The next stage goes on from what was judged."""
+        if self.average is not None:
+            self.net.load_state_dict(self.judged.state_dict())
+
+    def on_fit_start(self) -> None:
+        for teacher in self._teacher:
+            teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         # Dropout draws from the global generator: seeded by epoch, a resumed run draws the same.
-        torch.manual_seed(self.settings.seed * 100_003 + self.epoch_offset + self.current_epoch)
+        epoch = self.epoch_offset + self.current_epoch
+        torch.manual_seed(self.settings.seed * 100_003 + epoch + 7_919 * self.global_rank)
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits = self.net(images)
         loss: Tensor = self.loss(logits, labels)
+        for teacher in self._teacher:
+            with torch.no_grad():
+                aim = teacher(images)
+            weight = self.settings.teacher_weight
+            loss = (1 - weight) * loss + weight * distance(logits, aim, TEACHER_TEMPERATURE)
         self.accuracy.update(logits.argmin(1), 1 - labels)
-        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True)
-        self.log("accuracy", self.accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        self.log("accuracy", self.accuracy, on_step=False, on_epoch=True)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.average is not None and (batch_idx + 1) % self.settings.accumulate == 0:
+            self.average.update_parameters(self.net)
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        logits = self.net(images).float()
+        logits = self.judged(images).float()
         generated = 1 - labels
         # In float64 confident scores stay apart, where float32 would make them all 1.
         scores = logits.double().softmax(1)[:, 0]
         self.val_accuracy.update(scores, generated)
         self.val_auc.update(scores, generated)
-        self.log("val_loss", self.loss(logits, labels), prog_bar=True)
-        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
-        self.log("val_auc", self.val_auc, prog_bar=True)
+        self.log("val_loss", nn.functional.cross_entropy(logits, labels), sync_dist=True)
+        self.log("val_accuracy", self.val_accuracy)
+        self.log("val_auc", self.val_auc)
 
     def configure_optimizers(self) -> Any:
         s, stage = self.settings, self.stage
@@ -71,49 +124,85 @@ class StagedTraining(L.LightningModule):
         if s.schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.lr, total_steps=steps)
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        if s.schedule == "cosine":
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+        else:
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.lr, total_steps=steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
 
+def distance(logits: Tensor, aim: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from a teacher's softened output (Hinton et al., 2015).
+
+    Args:
+        logits: [N, 2], of the network that learns.
+        aim: [N, 2], the teacher's.
+        temperature: divides both; the result is multiplied by its square, as gradients shrink so.
+    """
+    return temperature**2 * nn.functional.kl_div(
+        (logits.float() / temperature).log_softmax(1),
+        (aim.float() / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def _average(net: FaceNet, decay: float) -> AveragedModel:
+    """The moving average of a network; it follows closely at first, when there is little behind."""
+
+    def update(averages: Sequence[Tensor], currents: Sequence[Tensor], count: Any) -> None:
+        seen = float(count)
+        follow: Any = get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
+            min(decay, (1 + seen) / (10 + seen))
+        )
+        follow(averages, currents, count)
+
+    average = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+    # DistributedDataParallel waits for the gradient of whatever asks for one.
+    return average.requires_grad_(False)
+
+
 class FaceBatches(L.LightningDataModule):
     """Loaders of one stage; a new one each epoch, so that each epoch has its own seed."""
 
-    def __init__(self, data: FaceData, settings: Settings, epoch_offset: int) -> None:
+    def __init__(
+        self, data: FaceData, settings: Settings, epoch_offset: int, processes: Processes
+    ) -> None:
         super().__init__()
         self.data = data
         self.settings = settings
         self.epoch_offset = epoch_offset
+        self.processes = processes
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        s = self.settings
+        s, own = self.settings, self.processes
         assert self.trainer is not None
         epoch = self.epoch_offset + self.trainer.current_epoch
+        samples = self.data.split("train")
         dataset = FaceDataset(
-            self.data,
-            self.data.split("train"),
-            PreprocessSpec(),
-            Augmentation() if s.augment else None,
-            s.crop,
-            s.seed,
-            epoch,
+            self.data, samples, PreprocessSpec(), s.recipe, s.crop, s.sizes, s.seed, epoch
         )
-        order = Shuffled(len(dataset), s.seed, epoch)
-        # BatchNorm cannot train on a batch of one, so a last single image is left out.
-        single = len(dataset) % s.batch == 1 and len(dataset) > 1
-        return self._loader(dataset, sampler=order, drop_last=single)
+        order = draw_epoch(samples, s.balance, s.seed, epoch)
+        batches = Batches(order, s.batch, s.accumulate, own.rank, own.count)
+        return self._loader(dataset, batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        return self._loader(FaceDataset(self.data, self.data.split("val"), PreprocessSpec()))
+        own = self.processes
+        samples = self.data.split("val")[own.rank :: own.count]
+        part = math.ceil(self.settings.batch / own.count / self.settings.accumulate)
+        return self._loader(FaceDataset(self.data, samples, PreprocessSpec()), batch_size=part)
 
     def _loader(self, dataset: FaceDataset, **options: Any) -> DataLoader[tuple[Tensor, int]]:
         workers = self.settings.workers
+        if workers is None:
+            workers = min((os.cpu_count() or 1) // self.processes.local_count, 8)
         return DataLoader(
             dataset,
-            self.settings.batch,
-            num_workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
+            num_workers=workers,
             worker_init_fn=_init_worker,
             pin_memory=torch.cuda.is_available(),
             # Of its own, so that starting workers draws nothing from what dropout draws from.

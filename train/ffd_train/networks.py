@@ -164,6 +164,8 @@ NETWORKS: dict[str, Callable[[str, str], FaceNet]] = {
     "resnext101_64x4d": _torchvision_resnext,
     "resnext50_32x4d": _torchvision_resnext,
     "tf_efficientnet_lite0": _timm_efficientnet_lite,
+    "tf_efficientnet_lite1": _timm_efficientnet_lite,
+    "tf_efficientnet_lite2": _timm_efficientnet_lite,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -9,6 +10,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# Share of waiting above which a person is told what helps.
+MUCH = 0.25
 
 
 class RunProgress(Callback):
@@ -25,6 +29,8 @@ class RunProgress(Callback):
         self._say = say
         self._epoch = done
         self._epochs = epochs
+        self._waited = self._began = self._ended = 0.0
+        self._advised = False
         self._bar: Progress | None = None
         if bar:
             self._bar = Progress(
@@ -52,6 +58,18 @@ class RunProgress(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._epoch += 1
+        self._waited = 0.0
+        self._began = self._ended = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._waited += time.monotonic() - self._ended
+
+    @property
+    def waited(self) -> float:
+        """Share of the epoch's training that was spent waiting for data, 0 to 1."""
+        return self._waited / max(1e-9, self._ended - self._began)
 
     def on_train_batch_end(
         self,
@@ -62,6 +80,7 @@ class RunProgress(Callback):
         batch_idx: int,
     ) -> None:
         # Reading the loss waits for the GPU, so not at every step.
+        self._ended = time.monotonic()
         if self._bar and batch_idx % 10 == 0:
             share = (batch_idx + 1) / max(1, trainer.num_training_batches)
             self._bar.update(
@@ -78,10 +97,15 @@ class RunProgress(Callback):
             self._bar.update(self._task, completed=self._epoch)
         self.say(
             f"epoch {self._epoch} of {self._epochs}: "
-            f"loss {value['loss_epoch']:.4f}, accuracy {value['accuracy']:.4f}; "
+            f"loss {value['loss']:.4f}, accuracy {value['accuracy']:.4f}; "
             f"val loss {value['val_loss']:.4f}, accuracy {value['val_accuracy']:.4f}, "
-            f"AUC {value['val_auc']:.4f}"
+            f"AUC {value['val_auc']:.4f}; waited for data {self.waited:.0%} of the time"
         )
+        if self.waited > MUCH and not self._advised:
+            self._advised = True
+            self.say(
+                "data is slower than training: more --workers, or pack it with ffd-data prepare"
+            )
 
     def __enter__(self) -> Self:
         if self._bar:

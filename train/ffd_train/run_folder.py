@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -20,6 +21,8 @@ from ffd_runtime.errors import DataError, ModelError, OutputError
 from .checkpoint import save_checkpoint
 from .data import FaceData, write_manifest
 from .module import StagedTraining
+from .networks import FaceNet
+from .progress import RunProgress
 from .settings import Settings
 from .stages import Stage
 
@@ -28,6 +31,9 @@ RESUME = "resume.ckpt"
 SETTINGS = "settings.json"
 METRICS = "metrics.csv"
 MANIFEST = "manifest.csv"
+
+# Batches between two looks at the loss.
+CHECKED = 10
 
 # The best epoch so far: validation AUC, and less loss where that is equal.
 Best = tuple[float, float]
@@ -45,15 +51,31 @@ class Position:
 class SaveRun(Callback):
     """Writes what a run leaves behind: after each epoch its metrics, the best, and a way back."""
 
-    def __init__(self, folder: Path, stage: int, card: ModelCard, best: Best) -> None:
+    def __init__(
+        self, folder: Path, stage: int, card: ModelCard, best: Best, progress: RunProgress
+    ) -> None:
         self.folder = folder
         self.stage = stage
         self.card = card
         self.best = best
+        self.progress = progress
         self.started = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        # Asked seldom: a GPU must finish its work to answer.
+        if batch_idx % CHECKED == 0 and not math.isfinite(float(outputs["loss"])):
+            assert isinstance(module, StagedTraining)
+            self._stop(module.epoch_offset + trainer.current_epoch + 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, StagedTraining)
@@ -63,26 +85,47 @@ class SaveRun(Callback):
             "part": module.stage.part,
             "epoch": module.epoch_offset + trainer.current_epoch + 1,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "train_loss": value["loss_epoch"],
+            "train_loss": value["loss"],
             "train_accuracy": value["accuracy"],
             "val_loss": value["val_loss"],
             "val_accuracy": value["val_accuracy"],
             "val_auc": value["val_auc"],
             "seconds": time.monotonic() - self.started,
+            "waited": self.progress.waited,
         }
-        append_metrics(self.folder / METRICS, row)
-        if not math.isfinite(value["loss_epoch"] + value["val_loss"]):
-            raise ModelError(
-                f"the loss is no number any more in epoch {row['epoch']}: lower the learning rate "
-                f"or use --precision 32 (best.safetensors holds the best epoch before it)"
-            )
+        if not math.isfinite(value["loss"] + value["val_loss"]):
+            self._stop(row["epoch"])
         reached = (value["val_auc"], -value["val_loss"])
-        if reached > self.best:
-            self.best = reached
-            save_checkpoint(self.folder / BEST, module.net, self.card)
+        better = reached > self.best
+        self.best = max(reached, self.best)
+        if trainer.is_global_zero:
+            append_metrics(self.folder / METRICS, row)
+            if better:
+                save_checkpoint(self.folder / BEST, module.judged, self.card)
+        self._save_state(trainer)
+
+    def _save_state(self, trainer: L.Trainer) -> None:
         partial = self.folder / (RESUME + ".partial")
-        trainer.save_checkpoint(partial)
-        os.replace(partial, self.folder / RESUME)
+        try:
+            # By all processes; the first one writes.
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                os.replace(partial, self.folder / RESUME)
+        except (OSError, RuntimeError) as error:
+            # PyTorch's writer knows no reason: a full disk is the likely one.
+            reason = str(error).splitlines()[0]
+            raise OutputError(f"cannot write {self.folder / RESUME}: {reason}") from None
+
+    def _stop(self, epoch: Any) -> NoReturn:
+        raise ModelError(
+            f"the loss is no number any more in epoch {epoch}: lower the learning rate, use --clip "
+            f"or --precision 32 ({self._kept()})"
+        )
+
+    def _kept(self) -> str:
+        if self.best == Position().best:
+            return "no epoch was finished"
+        return f"{self.folder / BEST} holds the best epoch before it"
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
@@ -92,6 +135,32 @@ class SaveRun(Callback):
             "epoch": trainer.current_epoch + 1,
             "best": list(self.best),
         }
+
+
+def require_space(folder: Path, net: FaceNet, settings: Settings) -> None:
+    """Refuse to begin what the disk cannot keep.
+
+    Args:
+        folder: of the run; need not exist yet.
+        net: what is trained.
+        settings: how; they decide how much state there is.
+
+    Raises:
+        OutputError: the disk is too full for the best checkpoint and two states to resume from, the
+            old one and the one that is being written.
+    """
+    weights = sum(t.numel() * t.element_size() for t in net.state_dict().values())
+    copies = 1 + bool(settings.ema) + (1 if settings.optimizer == "sgd" else 2)
+    needed = 2 * weights + 2 * copies * weights
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OutputError(
+            f"{folder} needs {needed / 1e6:,.0f} MB for checkpoints, and {free / 1e6:,.0f} MB are "
+            "free: make room, or choose another disk with --runs"
+        )
 
 
 def open_folder(folder: Path, settings: Settings, data: FaceData) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ffd_runtime.errors import DataError, ModelError
 
+from .recipe import Recipe
 from .stages import ARTICLE, Stage
 
 
@@ -21,11 +22,27 @@ class Settings:
         weights: `imagenet`, `none` or a file.
         stages: in order.
         optimizer: `sgd` (momentum 0.9) or `adamw`.
-        schedule: `constant`, or `one-cycle` within each stage, a step a batch.
+        schedule: of the learning rate within each stage, a step a batch: `cosine` (from its start
+            to 0), `one-cycle` or `constant`.
         weight_decay: of the optimizer.
-        batch: images a step.
+        batch: images a step, over all processes.
+        accumulate: parts that a process takes its share of a batch in; what is trained is the
+            same, but for BatchNorm, in less memory.
         crop: side of random training crops in pixels; None trains on whole images.
-        augment: False to train on images as they are.
+        sizes: side of the whole training image that crops are taken of, from low to high; None for
+            the network's own.
+        recipe: of augmentation; None to train on images as they are.
+        balance: how samples are drawn; one of `sampling.BALANCES`.
+        label_smoothing: share of the target that is spread over both classes (Szegedy et al.,
+            2016).
+        ema: decay of the weights' exponential moving average, which is what is validated and kept;
+            0 for the weights themselves.
+        clip: of the gradient's norm; 0 for none.
+        teacher: checkpoint of a network to distil, "" for none.
+        teacher_weight: share of the loss that is the distance to the teacher.
+        leave_out: sources that are neither trained on nor validated on, to be tested on.
+        false_alarms: share of each source's photographs that the threshold lets be called
+            generated, on validation.
         precision: `auto` (bfloat16 or float16 on a GPU that has it, else float32), `32`, `bf16`
             (also on a CPU) or `16`.
         seed: of everything random.
@@ -38,11 +55,21 @@ class Settings:
     weights: str = "imagenet"
     stages: tuple[Stage, ...] = ARTICLE
     optimizer: str = "sgd"
-    schedule: str = "constant"
+    schedule: str = "cosine"
     weight_decay: float = 0.0
     batch: int = 32
+    accumulate: int = 1
     crop: int | None = None
-    augment: bool = True
+    sizes: tuple[int, int] | None = None
+    recipe: Recipe | None = field(default_factory=Recipe.default)
+    balance: str = "source"
+    label_smoothing: float = 0.05
+    ema: float = 0.999
+    clip: float = 1.0
+    teacher: str = ""
+    teacher_weight: float = 0.5
+    leave_out: tuple[str, ...] = ()
+    false_alarms: float = 0.01
     precision: str = "auto"
     seed: int = 0
     device: str = "auto"
@@ -50,7 +77,10 @@ class Settings:
 
     def to_json(self) -> str:
         """As `settings.json` in a run's folder."""
-        return json.dumps({**asdict(self), "stages": [str(s) for s in self.stages]}, indent=2)
+        recipe = self.recipe.to_tables() if self.recipe else None
+        own = {"stages": [str(s) for s in self.stages], "recipe": recipe}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json.dumps({**values, **own}, indent=2)
 
     @classmethod
     def from_json(cls, text: str, **changes: Any) -> Settings:
@@ -65,9 +95,14 @@ class Settings:
         """
         try:
             values = json.loads(text)
-            stages = tuple(Stage.parse(s) for s in values["stages"])
-            return cls(**{**values, "stages": stages, **changes})
-        except (ValueError, TypeError, KeyError) as error:
+            own = {
+                "stages": tuple(Stage.parse(s) for s in values["stages"]),
+                "recipe": Recipe.from_tables(values["recipe"]) if values["recipe"] else None,
+                "sizes": tuple(values["sizes"]) if values["sizes"] else None,
+                "leave_out": tuple(values["leave_out"]),
+            }
+            return cls(**{**values, **own, **changes})
+        except (ValueError, TypeError, KeyError, DataError) as error:
             raise DataError(f"settings.json cannot be used: {error}") from None
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from ffd_runtime import __version__
-from ffd_runtime.card import ModelCard, Provenance
+from ffd_runtime.card import ModelCard, PreprocessSpec, Provenance
+from ffd_runtime.errors import ModelError
 
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
@@ -24,6 +26,7 @@ from .module import FaceBatches, StagedTraining
 from .networks import FaceNet, build, describe_weights
 from .plots import plot_curves
 from .predict import predict_logits
+from .processes import Processes
 from .progress import RunProgress
 from .run_folder import (
     BEST,
@@ -36,8 +39,10 @@ from .run_folder import (
     open_folder,
     read_position,
     require_same_data,
+    require_space,
 )
 from .settings import Settings, choose_device
+from .tensorboard import TensorBoard
 
 
 def train(
@@ -51,6 +56,10 @@ def train(
 ) -> ModelCard:
     """Train all stages, then calibrate the best checkpoint on the validation split.
 
+    Started by torchrun, the processes train together, and the first one writes. Where a GPU's
+    memory is too small for a batch, it is taken in twice as many parts, from the last whole epoch
+    on.
+
     Args:
         data: with both classes in train and val.
         settings: how.
@@ -60,12 +69,50 @@ def train(
         say: told one line at each step worth one.
 
     Returns:
-        The card of `folder/best.safetensors`.
+        The card of `folder/best.safetensors`; in processes other than the first, of the beginning.
 
     Raises:
         FfdError: the weights, the device or the folder cannot be used.
     """
     _silence_lightning()
+    processes = Processes.here()
+    while True:
+        try:
+            card = _train_stages(data, settings, folder, resume, progress, say)
+            break
+        except torch.OutOfMemoryError:
+            settings = _in_more_parts(settings, processes)
+        # Outside of the handler, which holds what filled the memory.
+        torch.cuda.empty_cache()
+        say(
+            f"the GPU's memory is too small for {settings.batch} images at once: going on with "
+            f"{settings.accumulate} parts of a batch"
+        )
+        resume = True
+    return finish(data, settings, folder, say) if processes.first else card
+
+
+def _in_more_parts(settings: Settings, processes: Processes) -> Settings:
+    parts = 2 * settings.accumulate
+    if settings.batch // processes.count // parts < 2:
+        raise ModelError(
+            "the GPU's memory is too small for two images: use a smaller --crop or --network"
+        )
+    if processes.count > 1:
+        # One process alone cannot change what all do.
+        raise ModelError(f"a GPU's memory is too small: start again with --accumulate {parts}")
+    return replace(settings, accumulate=parts)
+
+
+def _train_stages(
+    data: FaceData,
+    settings: Settings,
+    folder: Path,
+    resume: bool,
+    progress: bool,
+    say: Callable[[str], None],
+) -> ModelCard:
+    processes = Processes.here()
     L.seed_everything(settings.seed, verbose=False)
     accelerator, precision = choose_device(settings)
     position = read_position(folder / RESUME) if resume else Position()
@@ -77,16 +124,31 @@ def train(
         require_same_data(card, data)
         net = build(settings.network)
     net.to(memory_format=torch.channels_last)
-    open_folder(folder, settings, data)
+    teacher = _load_teacher(settings)
     behind = epochs_before(settings.stages, position)
-    keep_metrics(folder / METRICS, behind)
+    if processes.first:
+        require_space(folder, net, settings)
+        open_folder(folder, settings, data)
+        keep_metrics(folder / METRICS, behind)
 
     epochs = sum(stage.epochs for stage in settings.stages)
     with RunProgress(say, epochs, behind, progress) as reporter:
-        run = _Run(data, settings, folder, net, card, accelerator, precision, reporter)
+        run = _Run(
+            data, settings, folder, net, teacher, card, accelerator, precision, reporter, processes
+        )
         while position.stage < len(settings.stages):
             position = _train_stage(run, position)
-    return finish(data, settings, folder, say)
+    return card
+
+
+def _load_teacher(settings: Settings) -> FaceNet | None:
+    if not settings.teacher:
+        return None
+    path = Path(settings.teacher)
+    teacher, card = load_checkpoint(path / BEST if path.is_dir() else path)
+    if card.preprocess != PreprocessSpec():
+        raise ModelError(f"teacher {path} was trained on images that are prepared otherwise")
+    return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -97,10 +159,12 @@ class _Run:
     settings: Settings
     folder: Path
     net: FaceNet
+    teacher: FaceNet | None
     card: ModelCard
     accelerator: str
     precision: Any
     reporter: RunProgress
+    processes: Processes
 
 
 def _train_stage(run: _Run, position: Position) -> Position:
@@ -108,43 +172,66 @@ def _train_stage(run: _Run, position: Position) -> Position:
     settings = run.settings
     stage = settings.stages[position.stage]
     offset = epochs_before(settings.stages, Position(position.stage))
-    module = StagedTraining(run.net, settings, stage, offset)
+    module = StagedTraining(run.net, settings, stage, offset, run.teacher)
     if position.epoch >= stage.epochs:
         # Killed between two stages: only the network comes from the state.
         state = torch.load(run.folder / RESUME, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
+        module.end_stage()
         return Position(position.stage + 1, 0, position.best)
     trained = sum(p.numel() for p in run.net.parameters() if p.requires_grad)
     run.reporter.say(
         f"stage {position.stage + 1} of {len(settings.stages)}: {stage.part}, "
         f"{trained / 1e6:.1f} M parameters, {stage.epochs - position.epoch} epochs, "
         f"lr {stage.lr:g}, {run.accelerator} {run.precision}"
+        + (f", {run.processes.count} processes" if run.processes.count > 1 else "")
     )
-    saver = SaveRun(run.folder, position.stage, run.card, position.best)
+    saver = SaveRun(run.folder, position.stage, run.card, position.best, run.reporter)
+    callbacks = [run.reporter, saver]
+    if run.processes.first:
+        callbacks.append(TensorBoard(run.folder))
     trainer = L.Trainer(
         accelerator=run.accelerator,
-        devices=1,
         precision=run.precision,
         max_epochs=stage.epochs,
-        callbacks=[saver, run.reporter],
+        callbacks=callbacks,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip or None,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        **_spread(run.processes, run.accelerator),
     )
     try:
         trainer.fit(
             module,
-            datamodule=FaceBatches(run.data, settings, offset),
+            datamodule=FaceBatches(run.data, settings, offset, run.processes),
             ckpt_path=str(run.folder / RESUME) if position.epoch else None,
             weights_only=True if position.epoch else None,
         )
     except SystemExit:
         # How Lightning passes on a Ctrl-C.
         raise KeyboardInterrupt from None
+    module.end_stage()
     return Position(position.stage + 1, 0, saver.best)
+
+
+def _spread(processes: Processes, accelerator: str) -> dict[str, Any]:
+    """Lightning's arguments for the processes that torchrun started."""
+    if processes.count == 1:
+        return {"devices": 1}
+    backend = "nccl" if accelerator == "cuda" else "gloo"
+    return {
+        "devices": processes.local_count,
+        "num_nodes": processes.machines,
+        "strategy": DDPStrategy(process_group_backend=backend),
+        # PyTorch has it for GPUs alone.
+        "sync_batchnorm": accelerator == "cuda",
+    }
 
 
 def _first_card(data: FaceData, settings: Settings, name: str) -> ModelCard:
@@ -165,7 +252,8 @@ def finish(
     device, _ = choose_device(settings)
     logits = predict_logits(net.to(device), data, samples, card.preprocess, settings.batch)
     generated = np.array([sample.label == 0 for sample in samples])
-    fitted = calibrate(logits, generated)
+    sources = [sample.source for sample in samples]
+    fitted = calibrate(logits, generated, sources, settings.false_alarms)
     card = card.replace(
         temperature=fitted.temperature, threshold=fitted.threshold, unsure=fitted.unsure
     )

@@ -5,21 +5,34 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ffd_runtime.commands.common import Command, say, say_more, version_option
 
-NETWORKS = ("resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d", "tf_efficientnet_lite0")
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..settings import Settings
+
+NETWORKS = (
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "resnext50_32x4d",
+    "tf_efficientnet_lite0",
+    "tf_efficientnet_lite1",
+    "tf_efficientnet_lite2",
+)
 
 EPILOG = """\b
 Examples:
   ffd-train faces/
   ffd-train faces/ --stage head:1:1e-3 --stage layer4:2:1e-3 --stage all:2:1e-4
   ffd-train faces/ --network tf_efficientnet_lite0 --weights lite0.pth \\
-      --stage all:12:1e-3 --optimizer adamw --schedule one-cycle --crop 192
+      --stage all:20:1e-3 --optimizer adamw --schedule one-cycle --crop 192 --sizes 192 340
+  ffd-train faces/ --network tf_efficientnet_lite0 --teacher runs/large
   ffd-train faces/ --resume runs/resnext101_32x8d-20260101-120000
+  torchrun --nproc-per-node 4 -m ffd_train.commands.train shards/ --batch 256
 """
 
 
@@ -54,19 +67,93 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
 @click.option(
     "--schedule",
-    type=click.Choice(["constant", "one-cycle"]),
-    default="constant",
+    type=click.Choice(["cosine", "one-cycle", "constant"]),
+    default="cosine",
     show_default=True,
-    help="Learning rate within a stage.",
+    help="Learning rate within a stage: falling to 0, rising and falling, or as it is.",
 )
 @click.option("--weight-decay", type=click.FloatRange(0, 1), default=0.0, show_default=True)
-@click.option("--batch", type=click.IntRange(2), default=32, show_default=True)
+@click.option(
+    "--batch",
+    type=click.IntRange(2),
+    default=32,
+    show_default=True,
+    help="Images a step, over all processes.",
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Take a batch in N parts, for a small memory. Found by itself where a GPU's is too small.",
+)
 @click.option(
     "--crop",
     type=click.IntRange(32, 299),
     help="Train on random N-pixel crops of the preprocessed image; evaluation sees the whole.",
 )
-@click.option("--augment/--no-augment", default=True, show_default=True)
+@click.option(
+    "--sizes",
+    type=click.IntRange(32, 1024),
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Side of the preprocessed image that --crop cuts from is drawn from LOW to HIGH, so that "
+    "faces are seen at several scales. Default: 299.",
+)
+@click.option(
+    "--recipe",
+    metavar="FILE",
+    help="Augmentation: a TOML file like train/ffd_train/recipe.toml, the default; or none.",
+)
+@click.option(
+    "--balance",
+    type=click.Choice(["source", "class", "none"]),
+    default="source",
+    show_default=True,
+    help="Draw classes equally often, and the sources in a class by the root of their size.",
+)
+@click.option("--label-smoothing", type=click.FloatRange(0, 0.5), default=0.05, show_default=True)
+@click.option(
+    "--ema",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.999,
+    show_default=True,
+    help="Decay of the weights' moving average, which is validated and kept; 0 for none.",
+)
+@click.option(
+    "--clip",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Limit of the gradient's norm; 0 for none.",
+)
+@click.option(
+    "--teacher",
+    default="",
+    metavar="RUN",
+    help="Distil from this run's folder or checkpoint: learn from its outputs, too.",
+)
+@click.option(
+    "--teacher-weight",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the loss that is the distance to the teacher.",
+)
+@click.option(
+    "--leave-out",
+    multiple=True,
+    metavar="SOURCE",
+    help="Train and validate without a source of manifest.csv, so that ffd-eval can tell how the "
+    "network does on what it has never seen. Repeat for more.",
+)
+@click.option(
+    "--false-alarms",
+    type=click.FloatRange(0, 0.5),
+    default=0.01,
+    show_default=True,
+    help="Share of any source's photographs that the threshold may call generated, on val.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "32", "bf16", "16"]),
@@ -95,46 +182,97 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
 )
 @version_option()
 def main(data: Path, name: str | None, runs: Path, resume: Path | None, **options: Any) -> None:
-    """Train a network on DATA, a folder with generated/ and groundtruth/.
+    """Train a network on DATA, a folder with generated/ and groundtruth/, or of shards.
 
     DATA may hold train/, val/ and test/ with these two in each; without them it is split 80/10/10
-    by content. A run leaves best.safetensors (with its card), metrics.csv, curves.png and what
-    --resume needs.
+    by content. Shards are what ffd-data prepare writes. A run leaves best.safetensors (with its
+    card), metrics.csv, curves.png, tensorboard/ and what --resume needs. Under torchrun, several
+    GPUs and machines train together.
     """
-    from ffd_runtime.errors import DataError, OutputError
-
-    from ..data import scan
-    from ..run_folder import BEST, SETTINGS
-    from ..settings import Settings
+    from ..data import leave_out, scan
+    from ..processes import Processes
+    from ..run_folder import BEST
     from ..training import train
 
-    if resume:
-        if not (resume / SETTINGS).is_file():
-            raise DataError(f"{resume} is not a run: it has no {SETTINGS}")
-        folder = resume
-        # The data may have moved since; that it is the same is checked by content.
-        settings = Settings.from_json((resume / SETTINGS).read_text(), data=str(data.absolute()))
-    else:
-        weights = options.pop("weights")
-        if weights not in ("imagenet", "none"):
-            weights = str(Path(weights).absolute())
-        settings = Settings(data=str(data.absolute()), weights=weights, **options)
-        folder = runs / (name or f"{settings.network}-{time.strftime('%Y%m%d-%H%M%S')}")
-        if folder.exists():
-            raise OutputError(f"{folder} exists: choose another --name, or --resume {folder}")
-    say(f"reading {data}")
-    faces = scan(data, ("train", "val"))
+    first = Processes.here().first
+    tell = say if first else _nobody
+    settings, folder = (
+        _resumed(data, resume) if resume else _started(data, runs, name, options, first)
+    )
+    tell(f"reading {data}")
+    faces = leave_out(scan(data, ("train", "val")), settings.leave_out)
     counts = ", ".join(f"{len(faces.split(split))} {split}" for split in ("train", "val", "test"))
-    say(f"{len(faces.samples)} images: {counts}" + _ignored(faces.ignored))
-    say_more(settings.to_json())
+    tell(f"{len(faces.samples)} images: {counts}" + _ignored(faces.ignored))
+    if first:
+        say_more(settings.to_json())
+    progress = first and sys.stderr.isatty()
     try:
-        train(faces, settings, folder, resume=bool(resume), progress=sys.stderr.isatty(), say=say)
+        train(faces, settings, folder, resume=bool(resume), progress=progress, say=tell)
     except KeyboardInterrupt:
-        if (folder / SETTINGS).is_file():
+        if first and (folder / BEST).is_file():
             say(f"stopped; go on with --resume {folder}")
         raise
-    say(f"wrote {folder / BEST}")
+    tell(f"wrote {folder / BEST}")
+
+
+def _resumed(data: Path, run: Path) -> tuple[Settings, Path]:
+    """The settings that a run was started with."""
+    from ffd_runtime.errors import DataError
+
+    from ..run_folder import SETTINGS
+    from ..settings import Settings
+
+    if not (run / SETTINGS).is_file():
+        raise DataError(f"{run} is not a run: it has no {SETTINGS}")
+    # The data may have moved since; that it is the same is checked by content.
+    text = (run / SETTINGS).read_text()
+    return Settings.from_json(text, data=str(data.absolute())), run
+
+
+def _started(
+    data: Path, runs: Path, name: str | None, options: dict[str, Any], first: bool
+) -> tuple[Settings, Path]:
+    """The settings of a new run, by the command line."""
+    from ffd_runtime.errors import OutputError
+
+    from ..settings import Settings
+
+    _require_sizes(options["crop"], options["sizes"])
+    options["recipe"] = _recipe(options["recipe"])
+    for key in ("weights", "teacher"):
+        if options[key] not in ("imagenet", "none", ""):
+            options[key] = str(Path(options[key]).absolute())
+    settings = Settings(data=str(data.absolute()), **options)
+    folder = runs / (name or f"{settings.network}-{time.strftime('%Y%m%d-%H%M%S')}")
+    # The first process may have made it already.
+    if first and folder.exists():
+        raise OutputError(f"{folder} exists: choose another --name, or --resume {folder}")
+    return settings, folder
+
+
+def _require_sizes(crop: int | None, sizes: tuple[int, int] | None) -> None:
+    if sizes and not crop:
+        raise click.UsageError("--sizes needs --crop: images of a batch have one size")
+    if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
+        raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
+
+
+def _recipe(text: str | None) -> Recipe | None:
+    from ..recipe import Recipe
+
+    if text == "none":
+        return None
+    return Recipe.load(Path(text)) if text else Recipe.default()
+
+
+def _nobody(_: str) -> None:
+    """Only the first process speaks."""
 
 
 def _ignored(count: int) -> str:
     return f" ({count} files without an image's name left out)" if count else ""
+
+
+if __name__ == "__main__":
+    # torchrun -m ffd_train.commands.train
+    main(prog_name="ffd-train")

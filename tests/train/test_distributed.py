@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffd_runtime.errors import DataError
+from ffd_train.checkpoint import load_checkpoint
+from ffd_train.data import scan
+from ffd_train.processes import Processes
+from ffd_train.settings import Settings
+from ffd_train.stages import Stage
+from ffd_train.training import train
+
+from .. import tiny
+
+STAGES = (Stage("head", 1, 0.1), Stage("all", 3, 0.1))
+# 28 images in batches of 8: the last one is shared, too.
+SETTINGS = Settings(
+    network="plain", weights="none", stages=STAGES, batch=8, crop=64, sizes=(64, 96), workers=0
+)
+ROOT = Path(__file__).parents[2]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    root = tiny.make_faces(tmp_path / "faces", {"train": 14, "val": 5})
+    command = ["--standalone", "--nproc-per-node", "2", "tests/train/train_plain.py"]
+    together = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *command, root, tmp_path / "two"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert together.returncode == 0, together.stderr
+    # One of them speaks.
+    assert together.stdout.count("stage 1 of 2") == 1
+    assert "2 processes" in together.stdout
+    alone = train(scan(root, ("train", "val")), SETTINGS, tmp_path / "one")
+
+    first, _ = load_checkpoint(tmp_path / "one" / "best.safetensors")
+    second, card = load_checkpoint(tmp_path / "two" / "best.safetensors")
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert card.threshold == pytest.approx(alone.threshold, abs=1e-3)
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auc")
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        for name in names:
+            assert float(two[name]) == pytest.approx(float(one[name]), abs=1e-5), name
+    # It trained, and that by far more than the tolerance.
+    losses = [float(row["train_loss"]) for row in rows(tmp_path / "one")]
+    assert max(losses) - min(losses) > 5e-3
+
+
+def test_processes_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Processes.here() == Processes()
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    own = Processes.here()
+    assert (own.rank, own.count, own.machines, own.first) == (5, 8, 2, False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(DataError, match="the same --nproc-per-node on every machine"):
+        Processes.here()

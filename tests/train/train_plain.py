@@ -1,0 +1,16 @@
+"""What torchrun starts in a test: train the network `plain`, together with the other processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ffd_train.data import scan
+from ffd_train.processes import Processes
+from ffd_train.training import train
+from tests.train.test_distributed import SETTINGS
+
+if __name__ == "__main__":
+    data, folder = map(Path, sys.argv[1:])
+    first = Processes.here().first
+    train(scan(data, ("train", "val")), SETTINGS, folder, say=print if first else lambda _: None)
