@@ -67,8 +67,9 @@ def main() -> None:
     """Print a CSV: what runs, its images a second, how many times the script's, its accuracy."""
     faces, run, *models = map(Path, sys.argv[1:])
     cv2.setNumThreads(1)
-    samples = find_labelled(faces, "test")
-    paths = [str(faces / s.path) for s in samples[:: max(1, len(samples) // IMAGES)]][:IMAGES]
+    test = find_labelled(faces, "test")
+    chosen = test.samples[:: max(1, len(test.samples) // IMAGES)][:IMAGES]
+    paths = [str(faces / sample.path) for sample in chosen]
     work = {("PyTorch script", "fp32"): straightforward(run, paths)}
     accuracy: dict[tuple[str, str], float] = {}
     for model in models:
@@ -76,7 +77,7 @@ def main() -> None:
             classifier = Classifier.open(model, backend=backend, device="cpu")
             name = (backend, f"{classifier.card.precision} {model.name}")
             work[name] = ours(classifier, paths)
-            accuracy[name] = evaluate(classifier, faces, samples).report.accuracy
+            accuracy[name] = evaluate(classifier, test).report.accuracy
     for one in work.values():
         one()
     times = [[seconds(one) for one in work.values()] for _ in range(ROUNDS)]

@@ -84,7 +84,7 @@ def measure(checkpoint: Path, data: Path, folder: Path) -> None:
         backends[precision] = open_backend(path, device="cpu")
         if not only_speed:
             classifier = Classifier(backends[precision])
-            scores[precision] = evaluate(classifier, data, find_labelled(data, "test")).report
+            scores[precision] = evaluate(classifier, find_labelled(data, "test")).report
     speeds = {batch: time_rounds(backends, calibration.pixels[:batch]) for batch in BATCHES}
     for precision, one in made.items():
         layers = " ".join(f"{count} {kind}" for kind, count in one.layers.counts().items())

@@ -13,7 +13,7 @@ from ffd_runtime.backends import BACKENDS, EMBEDDED
 from ffd_runtime.card import CLASSES
 from ffd_runtime.classifier import Classifier
 from ffd_runtime.results import Result
-from ffd_train.data import Sample
+from ffd_train.data import FaceData, Sample
 from ffd_train.evaluation import evaluate, open_model
 
 from .test_run import rows_of, run
@@ -39,13 +39,13 @@ def folder(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> Sequence[Result]:
     """What ffd-eval says of them."""
-    samples = [
+    samples = tuple(
         Sample(f"{name}/{path.name}", label, "test", "")
         for label, name in enumerate(CLASSES)
         for path in sorted((folder / name).iterdir())
-    ]
+    )
     with Classifier(open_model(EMBEDDED, "cpu")) as classifier:
-        return evaluate(classifier, folder, samples).rows
+        return evaluate(classifier, FaceData(folder, samples)).rows
 
 
 @pytest.mark.parametrize("backend", PRESENT)

@@ -6,10 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
+from sklearn.metrics import brier_score_loss, log_loss
 
 from ffd_runtime.card import ModelCard, Provenance
 from ffd_train.calibrate import calibrate, fit_temperature, fit_threshold, fit_unsure
-from ffd_train.metrics import equal_error_rate, expected_calibration_error, measure, measure_scores
+from ffd_train.metrics import (
+    equal_error_rate,
+    expected_calibration_error,
+    measure,
+    measure_reliability,
+    measure_scores,
+)
 
 CARD = ModelCard("m", "tiny", Provenance("0"), threshold=0.5, unsure=(0.4, 0.6))
 
@@ -56,14 +63,30 @@ def test_a_perfect_separation_needs_no_band() -> None:
     assert fit_unsure(scores, generated, threshold, 0.99) == (threshold, threshold)
 
 
-def test_the_threshold_makes_errors_equal() -> None:
+def test_the_threshold_keeps_each_source_safe_and_no_more() -> None:
     rng = np.random.default_rng(0)
-    generated = rng.random(4000) < 0.3
-    scores = expit(rng.normal(np.where(generated, 1.0, -2.0), 1.0))
-    threshold = fit_threshold(scores, generated)
-    misses = (scores[generated] < threshold).mean()
-    alarms = (scores[~generated] >= threshold).mean()
-    assert abs(misses - alarms) < 0.01
+    generated = np.arange(3000) < 1000
+    sources = ["gan"] * 1000 + ["easy"] * 1500 + ["hard"] * 500
+    centres = np.repeat([2.0, -3.0, -1.0], [1000, 1500, 500])
+    scores = expit(rng.normal(centres, 1.0))
+    threshold = fit_threshold(scores, generated, sources, 0.02)
+    alarms = {
+        name: int((scores[np.array(sources) == name] >= threshold).sum())
+        for name in ("easy", "hard")
+    }
+    assert alarms["hard"] == 10
+    assert alarms["easy"] < 30
+    # As one source, the easy photographs hide the hard ones.
+    assert fit_threshold(scores, generated, None, 0.02) < threshold
+
+
+def test_small_sources_are_judged_together() -> None:
+    # Ten of 20 each: with one of them a threshold for itself, a single odd picture would decide.
+    scores = np.concatenate([np.full(200, 0.9), np.linspace(0.01, 0.2, 199), [0.8]])
+    generated = np.arange(400) < 200
+    sources = [None] * 200 + [f"s{i % 10}" for i in range(200)]
+    assert fit_threshold(scores, generated, sources, 0.01) < 0.5
+    assert fit_threshold(scores, generated, sources, 0.001) > 0.8
 
 
 def test_the_band_leaves_out_what_cannot_be_trusted() -> None:
@@ -117,3 +140,26 @@ def test_calibration_error_of_honest_and_of_bold_scores() -> None:
     generated = rng.random(50_000) < scores
     assert expected_calibration_error(scores, generated) < 0.01
     assert expected_calibration_error(np.full(100, 1.0), np.arange(100) < 70) == pytest.approx(0.3)
+
+
+def test_reliability_against_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    scores = np.append(rng.random(998), [0.0, 1.0])
+    generated = np.append(rng.random(998) < scores[:998] ** 2, [False, True])
+    found = measure_reliability(scores, generated)
+    assert found.brier == pytest.approx(brier_score_loss(generated, scores))
+    assert found.nll == pytest.approx(log_loss(generated, scores), rel=1e-5)
+    assert found.ece == expected_calibration_error(scores, generated)
+    assert sum(each.images for each in found.bins) == 1000
+    assert [each.low for each in found.bins] == [b / 10 for b in range(10)]
+    for each in found.bins:
+        inside = (scores >= each.low) & ((scores < each.high) | (each.high == 1))
+        assert each.score == pytest.approx(scores[inside].mean())
+        assert each.generated == pytest.approx(generated[inside].mean())
+
+
+def test_a_sure_error_has_a_finite_loss() -> None:
+    found = measure_reliability(np.array([1.0, 0.0]), np.array([False, True]))
+    assert 10 < found.nll < 20
+    assert found.brier == 1
+    assert [each.images for each in found.bins] == [1, 1]

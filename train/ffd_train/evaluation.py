@@ -2,33 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ffd_runtime.backends import READS, Backend, open_backend
+from ffd_runtime.card import ModelCard
 from ffd_runtime.classifier import Classifier
 from ffd_runtime.errors import BackendError, DataError
 from ffd_runtime.results import Result
-from ffd_runtime.sources import Item
 
-from .data import Sample
-from .metrics import Report, measure_scores
+from .data import FaceData, Sample
+from .intervals import Bools, percentile, resample, wilson
+from .metrics import Floats, Reliability, Report, measure_reliability, measure_scores
+from .robustness import CLEAN, PERTURBATIONS, Cell, measure_cell, sweep, with_intervals
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over the images that could be read, and a row for every image."""
+    """Metrics over the images that could be read, and a row for every image.
+
+    Attributes:
+        report: the metrics.
+        rows: of all images.
+        data: what the rows are of.
+        card: of the model.
+    """
 
     report: Report
     rows: tuple[Result, ...]
+    data: FaceData
+    card: ModelCard
 
     @property
     def unreadable(self) -> list[Result]:
         """The rows of images that could not be read."""
         return [row for row in self.rows if row.error]
+
+    @cached_property
+    def read(self) -> list[tuple[Sample, Result]]:
+        """The images that could be read: what the metrics are of."""
+        pairs = zip(self.data.samples, self.rows, strict=True)
+        return [(sample, row) for sample, row in pairs if row.score is not None]
+
+    @cached_property
+    def scores(self) -> Floats:
+        """P(generated) of each image that could be read: [N]."""
+        return np.array([_score(row) for _, row in self.read])
+
+    @cached_property
+    def generated(self) -> Bools:
+        """Whether it is: [N]."""
+        return np.array([sample.label == 0 for sample, _ in self.read])
+
+    @property
+    def sources(self) -> list[str | None]:
+        """Where it came from, by name, where known: N."""
+        return [sample.source for sample, _ in self.read]
+
+    @cached_property
+    def intervals(self) -> dict[str, Any]:
+        """Intervals of the report's figures, under its names: of shares by Wilson, else resampled.
+
+        The accuracy, too, is resampled, as both classes keep their sizes.
+        """
+        report, count = self.report, len(self.scores)
+        decided = round(report.decided * count)
+        found: dict[str, Any] = {
+            name: percentile(values)
+            for name, values in resample(self.scores, self.generated, self.card).items()
+        }
+        found["decided"] = wilson(decided, count)
+        if report.decided_accuracy is not None:
+            found["decided_accuracy"] = wilson(round(report.decided_accuracy * decided), decided)
+        sizes = {
+            "generated": int(self.generated.sum()),
+            "groundtruth": int((~self.generated).sum()),
+        }
+        found["per_class"] = {
+            name: wilson(round(share * sizes[name]), sizes[name])
+            for name, share in report.per_class.items()
+        }
+        found["per_source"] = {
+            name: row["interval"] for name, row in with_intervals(report.per_source).items()
+        }
+        return found
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """Whether the scores are probabilities."""
+        return measure_reliability(self.scores, self.generated)
+
+    def worst(self, label: int, most: int) -> list[tuple[Sample, Result]]:
+        """The images of a class that are wrong at the threshold, the most confident first.
+
+        Args:
+            label: 0 for generated faces that were missed, 1 for photographs called generated.
+            most: of them.
+        """
+        wrong = [
+            (sample, row)
+            for sample, row in self.read
+            if sample.label == label and (_score(row) >= self.card.threshold) == (label == 1)
+        ]
+        wrong.sort(key=lambda pair: _score(pair[1]), reverse=label == 1)
+        return wrong[:most]
+
+
+def _score(row: Result) -> float:
+    assert row.score is not None
+    return row.score
 
 
 def open_model(path: Path, device: str = "auto", backend: str = "auto") -> Backend:
@@ -59,38 +146,95 @@ def open_model(path: Path, device: str = "auto", backend: str = "auto") -> Backe
     if kind == "cuda" and index >= torch.cuda.device_count():
         raise DeviceError(f"--device {device}: PyTorch sees {torch.cuda.device_count()} GPUs")
     on_gpu = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
-    net, card = load_checkpoint(path / "best.safetensors" if path.is_dir() else path)
+    net, card = load_checkpoint(find_model(path))
     return TorchBackend(net, card, f"cuda:{index}" if on_gpu else "cpu")
+
+
+def find_model(path: Path) -> Path:
+    """The file of a model: of a run's folder, its best checkpoint."""
+    return path / "best.safetensors" if path.is_dir() else path
 
 
 def evaluate(
     classifier: Classifier,
-    root: Path,
-    samples: Sequence[Sample],
+    data: FaceData,
     advance: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Classify labelled images and measure the verdicts.
 
     Args:
         classifier: the model.
-        root: folder of the data set.
-        samples: what to classify; both classes.
+        data: what to classify; both classes.
         advance: called after every image.
 
     Raises:
         DataError: no image of one class could be read.
     """
     rows = []
-    for result in classifier.classify_items(Item(str(root / s.path)) for s in samples):
+    for result in classifier.classify_items(data.item(sample) for sample in data.samples):
         rows.append(result)
         advance()
-    read = [(s, r.score) for s, r in zip(samples, rows, strict=True) if r.score is not None]
+    read = [(s, r.score) for s, r in zip(data.samples, rows, strict=True) if r.score is not None]
     if len({sample.label for sample, _ in read}) < 2:
-        raise DataError(f"{root}: no readable image of one of the classes")
+        raise DataError(f"{data.root}: no readable image of one of the classes")
     report = measure_scores(
         np.array([score for _, score in read]),
         [sample.label for sample, _ in read],
         classifier.card,
         [sample.source for sample, _ in read],
     )
-    return Evaluation(report, tuple(rows))
+    return Evaluation(report, tuple(rows), data, classifier.card)
+
+
+def measure_robustness(
+    classifier: Classifier,
+    evaluation: Evaluation,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Cell, ...]:
+    """Measure the images that could be read under every perturbation; first as they are.
+
+    Args:
+        classifier: the model that `evaluation` is of.
+        evaluation: of the clean pictures.
+        advance: called after every image.
+
+    Raises:
+        DataError: an image cannot be read any more, or a codec cannot hold it.
+        ModelError: the model gave no probability.
+    """
+    items = [evaluation.data.item(sample) for sample, _ in evaluation.read]
+    scores = {CLEAN: evaluation.scores, **sweep(classifier, items, advance)}
+    labels = {CLEAN: "as they are", **{each.name: each.label for each in PERTURBATIONS}}
+    truth = [sample.label for sample, _ in evaluation.read]
+    return tuple(
+        measure_cell(name, labels[name], found, truth, classifier.card, evaluation.sources)
+        for name, found in scores.items()
+    )
+
+
+def draw_sample(data: FaceData, size: int, seed: int = 0) -> FaceData:
+    """Draw images so that classes and sources keep their shares, the same in every run.
+
+    Args:
+        data: to draw from.
+        size: how many, at least 2; all if there are no more.
+        seed: of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    groups: dict[tuple[int, str], list[Sample]] = {}
+    for sample in sorted(data.samples, key=lambda sample: sample.path):
+        groups.setdefault((sample.label, sample.source or ""), []).append(sample)
+    ranked = []
+    for (label, _), group in sorted(groups.items()):
+        for rank, at in enumerate(rng.permutation(len(group))):
+            # Evenly spread over 0 to 1, so that the lowest of all groups hold each group's share.
+            ranked.append(((rank + rng.random()) / len(group), label, group[at].path))
+    ranked.sort()
+    # Both classes are needed, however rare one is.
+    first = {label: path for _, label, path in reversed(ranked)}
+    drawn = set(first.values())
+    for _, _, path in ranked:
+        if len(drawn) >= size:
+            break
+        drawn.add(path)
+    return replace(data, samples=tuple(s for s in data.samples if s.path in drawn))

@@ -116,14 +116,97 @@ def expected_calibration_error(
     scores: Floats, generated: npt.NDArray[np.bool_], bins: int = 15
 ) -> float:
     """Mean gap between confidence and accuracy over equal bins of confidence (Guo et al., 2017)."""
+    index, gap = confidence_gaps(scores, generated, bins)
+    sums = np.bincount(index, gap, bins)
+    return float(np.abs(sums).sum() / len(scores))
+
+
+def confidence_gaps(
+    scores: Floats, generated: npt.NDArray[np.bool_], bins: int = 15
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The bin of confidence that each image falls in, and its confidence less 1 if it is right.
+
+    Within a bin, their sum is the gap between confidence and accuracy times the images.
+    """
     confidence = np.maximum(scores, 1 - scores)
     right = (scores >= 0.5) == generated
-    index = np.clip(((confidence - 0.5) * 2 * bins).astype(int), 0, bins - 1)
-    gaps = [
-        (index == b).mean() * abs(confidence[index == b].mean() - right[index == b].mean())
+    index = np.clip(((confidence - 0.5) * 2 * bins).astype(np.int64), 0, bins - 1)
+    return index, confidence - right
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Images whose scores lie in `[low, high)`, the last bin with its end.
+
+    Attributes:
+        low: of the scores.
+        high: of the scores.
+        images: how many.
+        score: their mean P(generated).
+        generated: the share of them that is generated.
+    """
+
+    low: float
+    high: float
+    images: int
+    score: float
+    generated: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Whether a score is the probability that it says it is.
+
+    Attributes:
+        ece: expected calibration error, as in `Report`.
+        nll: mean negative log-likelihood, in nats.
+        brier: mean squared distance of the scores from the truth (Brier, 1950).
+        bins: of P(generated), equally wide; those without an image are left out.
+    """
+
+    ece: float
+    nll: float
+    brier: float
+    bins: tuple[ReliabilityBin, ...]
+
+
+def measure_reliability(
+    scores: Floats, generated: npt.NDArray[np.bool_], bins: int = 10
+) -> Reliability:
+    """Compare scores with how often they come true.
+
+    Args:
+        scores: [N], P(generated).
+        generated: [N], the truth.
+        bins: between 0 and 1.
+    """
+    index = np.minimum((scores * bins).astype(int), bins - 1)
+    found = tuple(
+        ReliabilityBin(
+            low=int(b) / bins,
+            high=(int(b) + 1) / bins,
+            images=int((index == b).sum()),
+            score=float(scores[index == b].mean()),
+            generated=float(generated[index == b].mean()),
+        )
         for b in np.unique(index)
-    ]
-    return float(sum(gaps))
+    )
+    return Reliability(
+        ece=expected_calibration_error(scores, generated),
+        nll=float(log_losses(scores, generated).mean()),
+        brier=float(((scores - generated) ** 2).mean()),
+        bins=found,
+    )
+
+
+def log_losses(scores: Floats, generated: npt.NDArray[np.bool_]) -> Floats:
+    """Negative log-likelihood of each truth, in nats: [N].
+
+    A float32 softmax rounds to 0 and 1, of which the logarithm would be infinite.
+    """
+    likelihood = np.where(generated, scores, 1 - scores)
+    losses: Floats = -np.log(np.clip(likelihood, 2.0**-24, 1))
+    return losses
 
 
 def _per_source(

@@ -1,0 +1,186 @@
+"""ffd-eval as a person and as a program use it, and its page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ffd_train.commands.eval import main as ffd_eval
+
+from ..conftest import picture
+from ..models import CARD, save_colour_model
+from ..runtime.test_report import OVERFLOWING, Browser
+from ..tiny import make_faces
+
+HOSTILE = "<script>alert(1)<!-- robustness -->$title|'\"\x1b[31m"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(ffd_eval, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Faces by colour; one of each class has the other's, and one file is broken."""
+    root = make_faces(tmp_path_factory.mktemp("eval") / "faces", {"test": 6}, sources=True)
+    for kind, colour in (("generated", "blue"), ("groundtruth", "red")):
+        image = picture(colour, 64, 80, seed=77)
+        cv2.imwrite(str(root / f"test/{kind}/{HOSTILE.replace('/', '')}.png"), image)
+    (root / "test/groundtruth/broken.jpg").write_bytes(b"\xff\xd8\xff")
+    manifest = root / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("red-0", HOSTILE.replace('"', "")))
+    return root
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network that calls nothing generated."""
+    card = CARD.replace(name="strict <b>", threshold=1.0, unsure=(1.0, 1.0))
+    path = tmp_path_factory.mktemp("other") / "strict.onnx"
+    return save_colour_model(path, card.to_json())
+
+
+@pytest.fixture(scope="module")
+def run(
+    faces: Path, colour_model: Path, other_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Result, Path]:
+    folder = tmp_path_factory.mktemp("out")
+    (folder / "CARD.md").write_text("# m\n<!-- robustness -->\n<!-- /robustness -->\nend\n")
+    outcome = call(
+        *(colour_model, faces, "--robustness", "--compare", other_model, "--json"),
+        *("--report", folder / "page.html", "--card", folder / "CARD.md", "--device", "cpu"),
+    )
+    return outcome, folder
+
+
+def test_everything_in_one_document(run: tuple[Result, Path]) -> None:
+    outcome, folder = run
+    assert outcome.exit_code == 3, outcome.output
+    document = json.loads(outcome.stdout)
+    assert document["images"] == 14
+    assert [row["error"]["code"] for row in document["unreadable"]] == ["truncated"]
+    assert document["accuracy"] == pytest.approx(12 / 14)
+    assert len(document["robustness"]) == 22
+    assert {cell["images"] for cell in document["robustness"].values()} == {14}
+    clean = document["robustness"]["clean"]
+    assert clean["accuracy"] == document["accuracy"]
+    assert clean["misses"] == pytest.approx(1 / 7)
+    assert document["intervals"]["accuracy"][0] < 12 / 14 < document["intervals"]["accuracy"][1]
+    (missed,) = document["worst"]["generated"]
+    assert HOSTILE in missed["source"]
+    # One network with two thresholds ranks alike and decides differently.
+    comparison = document["comparison"]
+    assert comparison["auc"]["p"] == 1
+    assert comparison["accuracy"]["only_first"] == 6
+    assert comparison["accuracy"]["only_second"] == 1
+    assert comparison["other"]["accuracy"] == 0.5
+    assert len(comparison["robustness"]) == 21
+    assert "page.html: the page is written" in outcome.stderr
+    assert "CARD.md: the table is replaced" in outcome.stderr
+    card = (folder / "CARD.md").read_text()
+    assert card.startswith("# m\n<!-- robustness -->\ncolour, 14 images")
+    assert card.endswith("<!-- /robustness -->\nend\n")
+    assert "| JPEG 50 |" in card
+
+
+def test_the_tables_say_the_same(
+    faces: Path, colour_model: Path, other_model: Path, run: tuple[Result, Path]
+) -> None:
+    outcome = call(colour_model, faces, "--compare", other_model, "--table")
+    assert outcome.exit_code == 3
+    assert "\x1b" not in outcome.output
+    assert "0.8571" in outcome.stdout
+    assert "No difference in ranking is shown" in outcome.stdout
+    assert "McNemar" in outcome.stdout
+    assert json.loads(run[0].stdout)["accuracy"] == pytest.approx(0.8571, abs=1e-4)
+
+
+def test_a_sample_is_said_and_repeatable(faces: Path, colour_model: Path) -> None:
+    documents = []
+    for _ in range(2):
+        outcome = call(colour_model, faces, "--sample", 8, "--json")
+        assert outcome.exit_code in (0, 3)
+        assert "a sample of 8 of 15 images" in outcome.stderr
+        documents.append(json.loads(outcome.stdout))
+        assert documents[-1]["data"] == {**documents[-1]["data"], "images": 8, "available": 15}
+    for document in documents:
+        del document["date"]
+    assert documents[0] == documents[1]
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(
+    faces: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bare.md").write_text("nothing")
+    for arguments, code, message in (
+        (("--card", tmp_path / "bare.md"), 2, "--robustness: give that too"),
+        (("--robustness", "--card", tmp_path / "bare.md"), 1, "<!-- robustness --> and"),
+        (("--robustness", "--card", tmp_path / "absent.md"), 1, "No such file"),
+        (("--report", tmp_path / "page.pdf"), 1, "must end with .html"),
+        (("--compare", tmp_path / "absent.onnx"), 1, "no such file"),
+    ):
+        outcome = call(colour_model, faces, *arguments)
+        assert outcome.exit_code == code
+        assert message in outcome.stderr.splitlines()[-1]
+        assert outcome.stdout == ""
+        assert "15 images" not in outcome.stderr
+    assert (tmp_path / "bare.md").read_text() == "nothing"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("chromium and chromedriver are not installed")
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1200, "dark")])
+def test_the_page_fits_and_shows(
+    browser: Browser, run: tuple[Result, Path], width: int, scheme: str
+) -> None:
+    browser.open(run[1] / "page.html", width, scheme)
+    assert browser.evaluate("return document.documentElement.scrollWidth <= innerWidth")
+    # A wide table scrolls in itself; nothing else leaves the page.
+    beyond = OVERFLOWING.replace('"skip")', '"skip") && !e.closest(".wide, svg")')
+    assert browser.evaluate(beyond) == []
+    assert browser.evaluate("return document.querySelectorAll('.gallery .card').length") >= 4
+    assert browser.evaluate(
+        "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+    )
+    ground = browser.evaluate("return getComputedStyle(document.body).backgroundColor")
+    assert (int(re.findall(r"\d+", ground)[0]) > 128) == (scheme == "light")
+    assert browser.evaluate(
+        "return [...document.querySelectorAll('.plot path.first')]"
+        ".every(p => getComputedStyle(p).stroke !== 'none' && p.getBBox)"
+    )
+    toggle = (
+        "const box = document.querySelector('.all'); box.click();"
+        "const shown = [...box.closest('section').querySelectorAll('.evidence')]"
+        ".map(e => getComputedStyle(e).opacity); box.click(); return shown"
+    )
+    shown = browser.evaluate(toggle)
+    assert shown
+    assert set(shown) == {"1"}
+    assert browser.console() == []
+
+
+def test_the_shown_evidence_is_the_pictures_own(run: tuple[Result, Path]) -> None:
+    html = (run[1] / "page.html").read_text()
+    photos = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', html)
+    import base64
+
+    first = cv2.imdecode(np.frombuffer(base64.b64decode(photos[0]), np.uint8), cv2.IMREAD_COLOR)
+    assert first is not None
+    assert first.shape == (224, 224, 3)
+    # The missed one of the generated is blue.
+    assert first[..., 0].mean() > first[..., 2].mean() + 40

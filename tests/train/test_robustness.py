@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ffd_runtime.classifier import Classifier
+from ffd_runtime.errors import DataError
+from ffd_runtime.sources import Item
+from ffd_train.data import find_labelled
+from ffd_train.evaluation import evaluate, measure_robustness
+from ffd_train.intervals import wilson
+from ffd_train.robustness import CLEAN, PERTURBATIONS, Perturbation, measure_cell, sweep
+
+from ..conftest import Image, picture
+from ..models import CARD
+from ..tiny import make_faces
+
+
+def swap(image: Image) -> Image:
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[Item]:
+    for number in range(5):
+        red, blue = (picture(colour, seed=number).astype(float) for colour in ("red", "blue"))
+        # Of little colour, so that scores are not all 0 or 1.
+        share = 0.49 + 0.01 * number
+        mixed = np.rint(share * red + (1 - share) * blue).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), mixed)
+    return [Item(str(tmp_path / f"{number}.png")) for number in range(5)]
+
+
+def test_the_sweep_is_the_issues() -> None:
+    names = {each.name for each in PERTURBATIONS}
+    assert {f"jpeg-{quality}" for quality in (95, 80, 70, 50, 30)} <= names
+    assert {"webp-80", "resize-0.75", "resize-0.5", "resize-0.25", "screenshot"} <= names
+    assert {"blur-1", "blur-2", "blur-3", "noise-10", "brightness-1.5"} <= names
+    assert len(names) == len(PERTURBATIONS) == 21
+    assert len({each.label for each in PERTURBATIONS}) == 21
+
+
+def test_no_perturbation_changes_the_picture_or_differs_from_run_to_run() -> None:
+    image = picture(seed=3)
+    before = image.copy()
+    for each in PERTURBATIONS:
+        once = each.apply(image)
+        assert (image == before).all(), each.name
+        assert (each.apply(image.copy()) == once).all(), each.name
+        assert once.dtype == np.uint8
+        assert once.shape != image.shape or (once != image).any(), each.name
+
+
+def test_noise_differs_from_picture_to_picture() -> None:
+    noise = next(each for each in PERTURBATIONS if each.name == "noise-10")
+    flat, other = np.full((64, 64, 3), 128, np.uint8), np.full((64, 64, 3), 129, np.uint8)
+    drawn = noise.apply(flat).astype(int) - 128
+    assert drawn.std() == pytest.approx(10, rel=0.05)
+    assert (drawn != noise.apply(other).astype(int) - 129).mean() > 0.5
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_a_perturbed_picture_is_judged_as_the_runtime_judges_it(
+    colour_model: Path, items: list[Item], batch: int
+) -> None:
+    some = [each for each in PERTURBATIONS if each.name in ("jpeg-30", "noise-20", "screenshot")]
+    done = []
+    with Classifier.open(colour_model, device="cpu", batch=batch) as classifier:
+        found = sweep(classifier, items, lambda: done.append(1), some)
+        assert list(found) == ["jpeg-30", "noise-20", "screenshot"]
+        for each in some:
+            for number, item in enumerate(items):
+                image = cv2.imread(item.source)
+                assert image is not None
+                expected = classifier.classify(each.apply(np.asarray(image, np.uint8))).score
+                assert found[each.name][number] == pytest.approx(expected, abs=1e-6)
+        assert np.ptp([found[each.name] for each in some], axis=0).min() > 1e-4
+    assert len(done) == 5
+
+
+def test_a_sweep_whose_outcome_is_known(colour_model: Path, tmp_path: Path) -> None:
+    faces = make_faces(tmp_path / "faces", {"test": 4}, sources=True)
+    with Classifier.open(colour_model, device="cpu") as classifier:
+        done = evaluate(classifier, find_labelled(faces))
+        cells = measure_robustness(classifier, done)
+        swapped = sweep(
+            classifier,
+            [done.data.item(sample) for sample, _ in done.read],
+            perturbations=[Perturbation("swap", "swapped colours", swap)],
+        )
+    assert [cell.name for cell in cells] == [CLEAN, *(each.name for each in PERTURBATIONS)]
+    # Colour is what nothing of the sweep takes away.
+    assert all(cell.accuracy == cell.roc_auc == 1 for cell in cells)
+    assert cells[0].per_source["red-0"] == {
+        "images": 2,
+        "accuracy": 1.0,
+        "interval": wilson(2, 2),
+    }
+    labels = [sample.label for sample, _ in done.read]
+    cell = measure_cell("swap", "", swapped["swap"], labels, classifier.card, done.sources)
+    assert (cell.roc_auc, cell.accuracy, cell.false_alarms, cell.misses) == (0, 0, 1, 1)
+    assert cell.intervals["misses"] == wilson(4, 4)
+    assert cell.per_source["blue-1"]["accuracy"] == 0
+
+
+def test_a_cells_figures() -> None:
+    scores = np.array([0.9, 0.8, 0.45, 0.3, 0.2, 0.55])
+    cell = measure_cell("x", "X", scores, [0, 0, 0, 1, 1, 1], CARD, ["a", "a", "a", "b", "b", None])
+    assert cell.false_alarms == pytest.approx(1 / 3)
+    assert cell.misses == pytest.approx(1 / 3)
+    for name, (low, high) in cell.intervals.items():
+        assert 0 <= low <= getattr(cell, name) <= high <= 1
+    assert cell.per_source["b"]["interval"] == wilson(2, 2)
+    assert "scores" not in cell.to_json()
+
+
+def test_pictures_that_cannot_be_perturbed_end_in_one_line(
+    colour_model: Path, items: list[Item], tmp_path: Path
+) -> None:
+    wide = tmp_path / "wide.png"
+    cv2.imwrite(str(wide), np.zeros((2, 16_400, 3), np.uint8))
+    with Classifier.open(colour_model, device="cpu") as classifier:
+        with pytest.raises(DataError, match=r"wide.png: WebP 80 cannot be done to .* 16400x2"):
+            sweep(classifier, [*items, Item(str(wide))])
+        Path(items[0].source).unlink()
+        with pytest.raises(DataError, match=r"0.png cannot be read any more: no such file"):
+            sweep(classifier, items)

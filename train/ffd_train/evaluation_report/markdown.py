@@ -1,0 +1,119 @@
+"""The robustness table of a model card, made and put in its place by one command."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ffd_runtime.errors import OutputError
+from ffd_runtime.text import printable
+
+from ..intervals import CONFIDENCE, RESAMPLES
+from ..robustness import Cell
+from .study import Study, percent, span
+
+BEGIN = "<!-- robustness -->"
+END = "<!-- /robustness -->"
+
+
+def require_place(path: Path) -> str:
+    """The text of a card, once it is known that a table can be put into it.
+
+    Raises:
+        OutputError: it cannot be read, or has not one pair of marks.
+    """
+    try:
+        # As it is: line ends too.
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise OutputError(f"--card {path}: {error.strerror}") from None
+    except ValueError:
+        raise OutputError(f"--card {path}: it is no UTF-8 text") from None
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise OutputError(
+            f"--card {path}: write {BEGIN} and {END}, once each, on lines of their own around the "
+            "place for the table"
+        )
+    return text
+
+
+def put_table(path: Path, study: Study) -> None:
+    """Replace what stands between the marks.
+
+    Raises:
+        OutputError: there are no marks, or it cannot be written.
+    """
+    text = require_place(path)
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    newline = "\r\n" if "\r\n" in text else "\n"
+    table = to_markdown(study).replace("\n", newline)
+    content = f"{before}{BEGIN}{newline}{table}{newline}{END}{after}"
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content.encode())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def to_markdown(study: Study) -> str:
+    """The sweep as two tables: all images, and the accuracy of each source."""
+    subject = study.subject
+    rows = [
+        f"| {_text(cell.label)} | {cell.roc_auc:.3f} {_range(cell, 'roc_auc')} "
+        f"| {percent(cell.accuracy)} ({span(cell.intervals['accuracy'])}) "
+        f"| {percent(cell.tpr_at_1_fpr)} ({span(cell.intervals['tpr_at_1_fpr'])}) "
+        f"| {percent(cell.false_alarms)} | {percent(cell.misses)} |"
+        for cell in subject.cells
+    ]
+    parts = [
+        f"{_text(subject.evaluation.card.name)}, {subject.cells[0].images} images, by "
+        f"`ffd-eval --robustness`; in brackets {100 * CONFIDENCE:.0f} % intervals from "
+        f"{RESAMPLES:,} bootstrap resamples.",
+        "\n".join(
+            [
+                "| picture | ROC-AUC | accuracy | found at 1 % false alarms "
+                "| photographs called generated | generated called photographs |",
+                "|---|---|---|---|---|---|",
+                *rows,
+            ]
+        ),
+    ]
+    sources = list(subject.cells[0].per_source)
+    if sources:
+        sizes = subject.cells[0].per_source
+        head = "".join(f" {_text(name)} ({sizes[name]['images']}) |" for name in sources)
+        parts.append("Accuracy by source (images):")
+        parts.append(
+            "\n".join(
+                [
+                    f"| picture |{head}",
+                    "|---|" + "---|" * len(sources),
+                    *(
+                        f"| {_text(cell.label)} |{_by_source(cell, sources)}"
+                        for cell in subject.cells
+                    ),
+                ]
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def _by_source(cell: Cell, sources: list[str]) -> str:
+    return "".join(f" {percent(cell.per_source[name]['accuracy'])} |" for name in sources)
+
+
+def _range(cell: Cell, name: str) -> str:
+    low, high = cell.intervals[name]
+    return f"({low:.3f} to {high:.3f})"
+
+
+def _text(text: str) -> str:
+    """Text of any origin that stays inside its cell, and is neither markup nor a mark of ours."""
+    shown = printable(text)
+    for character in "\\`*_[]|~":
+        shown = shown.replace(character, "\\" + character)
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,226 @@
+"""All that one evaluation found: the value that JSON, table and page are made of."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ffd_runtime import __version__
+from ffd_runtime.errors import DataError
+
+from ..comparison import Comparison, compare, describe
+from ..data import FaceData
+from ..evaluation import Evaluation
+from ..intervals import CONFIDENCE, RESAMPLES, SEED, Interval
+from ..robustness import CLEAN, Cell
+
+# Wrong verdicts of each kind that are shown.
+WORST = 12
+# ROC-AUC that a cell may lose and still be said to hold.
+HELD = 0.02
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what it is worth.
+
+    Attributes:
+        name: in text: the card's, and which one where two models share it.
+        file: as it was named, or `embedded`.
+        sha256: of the file.
+        runs_on: model, backend and device that really ran, on one line.
+        evaluation: on the pictures as they are.
+        cells: of the sweep, the clean pictures first; empty without one.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    runs_on: str
+    evaluation: Evaluation
+    cells: tuple[Cell, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """One run of ffd-eval.
+
+    Attributes:
+        subject: the model.
+        data: what it was measured on.
+        split: that was asked for; None for the default.
+        available: images that there are, of which `data` may be a sample.
+        started: when.
+        other: the model it was compared with.
+        comparisons: by the cell's name; without a sweep `CLEAN` alone, without another model none.
+    """
+
+    subject: Subject
+    data: FaceData
+    split: str | None
+    available: int
+    started: datetime
+    other: Subject | None = None
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """One model or two."""
+        return [self.subject, self.other] if self.other else [self.subject]
+
+    def against(self, other: Subject) -> Study:
+        """The same with another model, measured on the same data, beside it."""
+        subject = self.subject
+        if subject.name == other.name:
+            subject = replace(subject, name=f"{subject.name} (A)")
+            other = replace(other, name=f"{other.name} (B)")
+        compared = compare_subjects(subject, other)
+        return replace(self, subject=subject, other=other, comparisons=compared)
+
+    def verdicts(self) -> list[str]:
+        """Which model is better, in plain words; nothing without another."""
+        if not self.other:
+            return []
+        return describe(self.comparisons[CLEAN], self.subject.name, self.other.name)
+
+
+def compare_subjects(one: Subject, two: Subject) -> dict[str, Comparison]:
+    """Compare two models in every cell, on the images that both have judged.
+
+    Raises:
+        DataError: there are none of one class.
+    """
+    first, second = one.evaluation, two.evaluation
+    pairs = list(zip(first.rows, second.rows, strict=True))
+    here = [b.score is not None for a, b in pairs if a.score is not None]
+    there = [a.score is not None for a, b in pairs if b.score is not None]
+    generated = first.generated[here]
+    if generated.all() or not generated.any():
+        raise DataError(
+            f"{first.data.root}: no image of one of the classes that both models judged"
+        )
+    scores = {CLEAN: (first.scores, second.scores)}
+    for cell, also in zip(one.cells, two.cells, strict=True):
+        scores[cell.name] = cell.scores, also.scores
+    return {
+        name: compare(a[here], b[there], generated, first.card, second.card)
+        for name, (a, b) in scores.items()
+    }
+
+
+def to_document(study: Study) -> dict[str, Any]:
+    """Everything as JSON types; the keys of the plain report stand at the top."""
+    document: dict[str, Any] = _of_subject(study.subject)
+    if study.other:
+        cells = {name: found.to_json() for name, found in study.comparisons.items()}
+        document["comparison"] = {"other": _of_subject(study.other), **cells.pop(CLEAN)}
+        document["comparison"]["robustness"] = cells or None
+    document["data"] = {
+        "folder": str(study.data.root),
+        "split": study.split,
+        "images": len(study.data.samples),
+        "available": study.available,
+        "manifest_sha256": manifest_of(study.data),
+    }
+    document["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
+    document["date"] = study.started.isoformat(timespec="seconds")
+    document["version"] = __version__
+    return document
+
+
+def _of_subject(subject: Subject) -> dict[str, Any]:
+    found = subject.evaluation
+    return {
+        "model": found.card.name,
+        **asdict(found.report),
+        "unreadable": [row.to_row() for row in found.unreadable],
+        "intervals": found.intervals,
+        "calibration": asdict(found.reliability),
+        "worst": {
+            "generated": [row.to_row() for _, row in found.worst(0, WORST)],
+            "groundtruth": [row.to_row() for _, row in found.worst(1, WORST)],
+        },
+        "robustness": {cell.name: cell.to_json() for cell in subject.cells} or None,
+        "file": subject.file,
+        "sha256": subject.sha256,
+        "runs_on": subject.runs_on,
+        "precision": found.card.precision,
+        "threshold": found.card.threshold,
+        "unsure": found.card.unsure,
+        "temperature": found.card.temperature,
+    }
+
+
+def manifest_of(data: FaceData) -> str | None:
+    """What identifies the images: by their contents where those are known, else manifest.csv's."""
+    if all(sample.sha256 for sample in data.samples):
+        return data.manifest_sha256
+    path = data.root / "manifest.csv"
+    return sha256_of(path) if path.is_file() else None
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def summarise(study: Study) -> list[str]:
+    """The outcome in plain words, a sentence or two each."""
+    lines = study.verdicts()
+    for subject in study.subjects:
+        lines += _summarise_model(subject)
+    if study.subject.evaluation.unreadable:
+        count = len(study.subject.evaluation.unreadable)
+        what = "image" if count == 1 else "images"
+        lines.append(f"{count} {what} could not be read, and left out of everything.")
+    return lines
+
+
+def _summarise_model(subject: Subject) -> list[str]:
+    found = subject.evaluation
+    report, intervals = found.report, found.intervals
+    misses, alarms = (1 - report.per_class[name] for name in ("generated", "groundtruth"))
+    lines = [
+        f"{subject.name} is right on {percent(report.accuracy)} of {report.images:,} images "
+        f"({span(intervals['accuracy'])}) at its threshold of {found.card.threshold:.3g}. Of 100 "
+        f"generated faces it misses {100 * misses:.1f}; of 100 photographs it calls "
+        f"{100 * alarms:.1f} generated.",
+        f"At 1 % false alarms it finds {percent(report.tpr_at_1_fpr)} of the generated faces "
+        f"({span(intervals['tpr_at_1_fpr'])}); its ROC-AUC is {report.roc_auc:.4f}.",
+        f"Its confidence is off by {100 * report.ece:.1f} points on average.",
+    ]
+    if len(report.per_source) > 1:
+        # Of sources that are equally bad, the one of which most is known.
+        name, row = min(
+            report.per_source.items(), key=lambda item: (item[1]["accuracy"], -item[1]["images"])
+        )
+        weakest = (
+            f"Its weakest source is {name}: {percent(row['accuracy'])} of {row['images']} images "
+            f"right ({span(intervals['per_source'][name])})."
+        )
+        perfect = row["accuracy"] == 1
+        lines.append("It is right on every image of every source." if perfect else weakest)
+    if subject.cells:
+        clean, *others = subject.cells
+        held = sum(cell.roc_auc >= clean.roc_auc - HELD for cell in others)
+        worst = sorted(others, key=lambda cell: cell.roc_auc)[:3]
+        named = "; ".join(f"{cell.label} ({cell.roc_auc:.3f})" for cell in worst)
+        lines.append(
+            f"Its ROC-AUC stays within {HELD} of the clean pictures' under {held} of {len(others)} "
+            f"perturbations. The worst: {named}."
+        )
+    return lines
+
+
+def percent(share: float) -> str:
+    """Such as `98.1 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def span(interval: Interval) -> str:
+    """Such as `97.0 to 98.9 %`."""
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
