@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from ffd_runtime.devices import count_cores
 from ffd_runtime.errors import DataError, InputError
 from ffd_runtime.pipeline import prepare
 from ffd_runtime.sources import Item, find_files
+from ffd_train.shards import is_packed, read_index
 
 T = TypeVar("T")
 
@@ -68,35 +69,56 @@ class Images:
         )
 
 
-def prepare_images(sources: Sequence[str], spec: PreprocessSpec) -> Images:
+@dataclass(frozen=True)
+class Example:
+    """An image that is not read yet.
+
+    Attributes:
+        item: gives its bytes.
+        label: 0 generated, 1 groundtruth, None where nothing says it.
+    """
+
+    item: Item
+    label: int | None
+
+    @classmethod
+    def of_file(cls, path: str) -> Example:
+        """A file, labelled by the folder that it is in."""
+        return cls(Item(path), label_of(path))
+
+
+def prepare_images(examples: Sequence[Example], spec: PreprocessSpec) -> Images:
     """Read, decode and preprocess as the runtime does; what cannot be read is left out, and noted.
 
     Raises:
         DataError: not one can be read.
     """
     with ThreadPoolExecutor(count_cores()) as pool:
-        prepared = list(pool.map(partial(prepare, spec=spec), map(Item, sources)))
-    good = [(p.source, p.image) for p in prepared if not isinstance(p.image, InputError)]
+        prepared = list(pool.map(partial(prepare, spec=spec), [e.item for e in examples]))
+    good = [
+        (example, one.image)
+        for example, one in zip(examples, prepared, strict=True)
+        if not isinstance(one.image, InputError)
+    ]
     if not good:
         raise DataError(
-            f"none of the {len(sources)} files to calibrate or verify with is a readable image "
-            f"(the first is {sources[0]}): give other images"
+            f"none of the {len(examples)} files to calibrate or verify with is a readable image "
+            f"(the first is {examples[0].item.source}): give other images"
         )
-    names = [source for source, _ in good]
     return Images(
-        names,
+        [example.item.source for example, _ in good],
         np.stack([pixels for _, pixels in good]),
-        [label_of(name) for name in names],
+        [example.label for example, _ in good],
         tuple((p.source, p.image.message) for p in prepared if isinstance(p.image, InputError)),
     )
 
 
-def find_images(folder: os.PathLike[str] | str, count: int) -> list[str]:
+def find_images(folder: os.PathLike[str] | str, count: int) -> list[Example]:
     """Files of a folder, at most `count`, as many of each class as there are.
 
     Args:
-        folder: searched with everything below it; a path's innermost folder that is called
-            `generated` or `groundtruth` is its label.
+        folder: a packed data set; or searched with everything below it, where a path's innermost
+            folder that is called `generated` or `groundtruth` is its label.
         count: how many at most.
 
     Raises:
@@ -104,23 +126,46 @@ def find_images(folder: os.PathLike[str] | str, count: int) -> list[str]:
     """
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder")
-    found = [item.source for item in find_files([os.fsdecode(folder)]) if not item.error]
+    if is_packed(Path(folder)):
+        return balance(packed_images(Path(folder)), count)
+    items = find_files([os.fsdecode(folder)])
+    found = [Example.of_file(item.source) for item in items if not item.error]
     if not found:
         raise DataError(f"{folder}: nothing in it")
     return balance(found, count)
 
 
-def balance(sources: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the paths, as evenly from each class, and over each, as they allow."""
-    groups: dict[int | None, list[str]] = {}
-    for source in sources:
-        groups.setdefault(label_of(source), []).append(source)
-    chosen: list[str] = []
+def packed_images(root: Path, split: str | None = None) -> list[Example]:
+    """The images of a packed data set, or of one split of it.
+
+    Raises:
+        DataError: it is not whole.
+    """
+    reader, members = read_index(root)
+    return [
+        Example(
+            Item(
+                str(root / m.path),
+                fetch=partial(reader.read, shard, m.offset, m.size, m.sha256),
+            ),
+            CLASSES.index(m.label),
+        )
+        for shard, m in members
+        if split in (None, m.split)
+    ]
+
+
+def balance(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of them, as evenly from each class, and over each, as they allow."""
+    groups: dict[int | None, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.label, []).append(example)
+    chosen: list[Example] = []
     # The smallest class first: what it lacks, the others may fill.
     ordered = sorted(groups.values(), key=len)
     for place, group in enumerate(ordered):
         chosen += spread(group, (count - len(chosen)) // (len(ordered) - place))
-    return sorted(chosen)
+    return sorted(chosen, key=lambda example: example.item.source)
 
 
 def label_of(path: str) -> int | None:

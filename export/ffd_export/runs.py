@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 from ffd_runtime.errors import DataError, ModelError
+from ffd_train.shards import is_packed
 
-from .images import balance, find_images
+from .images import Example, balance, find_images, packed_images
 
 CHECKPOINT = "best.safetensors"
 MOST = 512
@@ -42,7 +43,7 @@ def find_checkpoint(model: Path | None, runs: Path) -> Path:
     return model
 
 
-def find_verification(model: Path, folder: Path | None) -> list[str]:
+def find_verification(model: Path, folder: Path | None) -> list[Example]:
     """Images to verify an export with, at most `MOST`, of both classes alike.
 
     Args:
@@ -63,7 +64,7 @@ def find_verification(model: Path, folder: Path | None) -> list[str]:
     )
 
 
-def find_calibration(model: Path, folder: Path | None, count: int) -> list[str]:
+def find_calibration(model: Path, folder: Path | None, count: int) -> list[Example]:
     """Images to calibrate with, at most `count`, of both classes alike.
 
     Args:
@@ -85,7 +86,7 @@ def find_calibration(model: Path, folder: Path | None, count: int) -> list[str]:
     )
 
 
-def run_images(run: Path, split: str) -> list[str]:
+def run_images(run: Path, split: str) -> list[Example]:
     """Images of a run's data set that are still there; none where the run does not say."""
     try:
         root = Path(json.loads((run / "settings.json").read_text())["data"])
@@ -95,12 +96,17 @@ def run_images(run: Path, split: str) -> list[str]:
             paths = [row["path"] for row in csv.DictReader(file) if row["split"] == split]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [str(root / path) for path in paths if (root / path).is_file()]
+    if is_packed(root):
+        # Of them, those that the run did not leave out.
+        used = {str(root / path) for path in paths}
+        return [e for e in packed_images(root, split) if e.item.source in used]
+    found = (str(root / path) for path in paths if (root / path).is_file())
+    return [Example.of_file(path) for path in found]
 
 
 def _find(
     model: Path, split: str, option: str, folder: Path | None, count: int, absent: str
-) -> list[str]:
+) -> list[Example]:
     """Images of the folder that an option names, else of a split of the model's run."""
     if not folder:
         found = run_images(model.parent, split)

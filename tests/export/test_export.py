@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from ffd_export.commands.export import main
 from ffd_export.graph import compare_parts, export_checkpoint
-from ffd_export.images import Images, prepare_images
+from ffd_export.images import Example, Images, prepare_images
 from ffd_export.onnx_file import read_onnx
 from ffd_export.output import write_files
 from ffd_export.parity import Parity, classify, compare
@@ -150,7 +150,9 @@ def test_a_file_that_differs_is_not_left(
 
 
 def prepared(folder: Path) -> Images:
-    return prepare_images(sorted(map(str, folder.iterdir())), PreprocessSpec())
+    return prepare_images(
+        [Example.of_file(str(path)) for path in sorted(folder.iterdir())], PreprocessSpec()
+    )
 
 
 def compare_backends(reference: TorchBackend, other: TorchBackend, images: Images) -> Parity:
@@ -182,7 +184,7 @@ def test_differences_are_found(tmp_path: Path, portraits: Path) -> None:
     assert parity.images == 3
     assert parity.largest >= parity.mean > 1e-3
     with pytest.raises(DataError, match="none of the 1 files"):
-        prepare_images([str(tmp_path / "absent.jpg")], card.preprocess)
+        prepare_images([Example.of_file(str(tmp_path / "absent.jpg"))], card.preprocess)
 
 
 def test_the_newest_run_is_exported(

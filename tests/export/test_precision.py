@@ -26,7 +26,15 @@ from ffd_export.candidate import classify_candidate, open_candidate
 from ffd_export.commands.export import main
 from ffd_export.difference import compare_layers
 from ffd_export.fp16 import MOST, find_overflows, to_fp16
-from ffd_export.images import Images, balance, find_images, label_of, prepare_images, spread
+from ffd_export.images import (
+    Example,
+    Images,
+    balance,
+    find_images,
+    label_of,
+    prepare_images,
+    spread,
+)
 from ffd_export.int8 import choose_kept, find_sensitive, merge_groups, quantise, require_layers
 from ffd_export.layers import LayerTypes, ends_of, types_of
 from ffd_export.onnx_file import read_onnx, to_bytes
@@ -368,7 +376,8 @@ for arguments in (["--fp16"], ["--int8", "--calibrate", images]):
 def test_on_real_faces_both_precisions_pass_their_gates(faces: Path, tmp_path: Path) -> None:
     some, fewer = tmp_path / "some", tmp_path / "fewer"
     for folder, count in ((some, 96), (fewer, 32)):
-        for path in find_images(faces / "val", count):
+        for example in find_images(faces / "val", count):
+            path = example.item.source
             link = folder / Path(path).relative_to(faces)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
@@ -514,12 +523,13 @@ def test_balance_takes_classes_alike(
     paths = [f"x/generated/{i}" for i in range(generated)]
     paths += [f"x/groundtruth/{i}" for i in range(groundtruth)]
     paths += [f"x/other/{i}" for i in range(unlabelled)]
-    chosen = balance(paths, count)
+    examples = [Example.of_file(path) for path in paths]
+    chosen = balance(examples, count)
     assert len(chosen) == min(count, len(paths))
     assert len(set(chosen)) == len(chosen)
-    assert set(chosen) <= set(paths)
+    assert set(chosen) <= set(examples)
     if not unlabelled and count <= 2 * min(generated, groundtruth):
-        labels = [label_of(path) for path in chosen]
+        labels = [example.label for example in chosen]
         assert abs(labels.count(0) - labels.count(1)) <= 1
 
 

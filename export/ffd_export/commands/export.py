@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..artefacts import Artefacts
     from ..engine import Builder, EngineOptions
     from ..exporting import Made, Source, Wish
-    from ..images import Images
+    from ..images import Example, Images
 
 EPILOG = """\b
 Examples:
@@ -302,17 +302,17 @@ def _warn_of_uncalibrated(path: Path) -> None:
         say("the checkpoint is not calibrated: its training has not ended (ffd-train --resume)")
 
 
-def _prepare(paths: list[str] | None, spec: PreprocessSpec) -> Images | None:
+def _prepare(examples: list[Example] | None, spec: PreprocessSpec) -> Images | None:
     """The images; what could not be read is said."""
     from ..images import prepare_images
 
-    if not paths:
+    if not examples:
         return None
-    images = prepare_images(paths, spec)
+    images = prepare_images(examples, spec)
     if images.unreadable:
         path, reason = images.unreadable[0]
         say(
-            f"{len(images.unreadable)} of {len(paths)} files could not be read, "
+            f"{len(images.unreadable)} of {len(examples)} files could not be read, "
             f"the first: {path}: {reason}"
         )
     if len(images) < FEW:
