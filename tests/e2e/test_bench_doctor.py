@@ -14,6 +14,9 @@ import pytest
 
 import ffd_runtime
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 
 def command(name: str, *arguments: object) -> list[str]:
     code = f"from ffd_runtime.commands.{name} import main; main(prog_name='ffd-{name}')"

@@ -27,6 +27,9 @@ from ..models import save_colour_model
 from ..runtime.encoded import FORMATS
 from .test_run import rows_of, run, start
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 # Nothing here may hang: what takes longer than this is killed, and the test fails.
 WATCHDOG = 120
 

@@ -21,6 +21,9 @@ import pytest
 from ..conftest import load, picture
 from ..servers import RtspServer, free_port, rtsp, say_nothing, send_pictures, serving
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 __all__ = ["rtsp"]
 
 COMMAND = str(Path(sys.executable).with_name("ffd-run"))

@@ -28,6 +28,9 @@ from ffd_runtime.sources import find_files
 
 from .test_imports import HEAVY, RUNTIME, loaded_by
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 
 def test_help_waits_for_nothing_heavy() -> None:
     code = "from ffd_runtime.commands.bench import main\nmain(['--help'], standalone_mode=False)"

@@ -26,6 +26,9 @@ from ffd_runtime.streams.scene import Frame, Health, Scene
 
 from ..conftest import picture
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 Array = npt.NDArray[np.uint8]
 WIDTH, HEIGHT = 320, 240
 

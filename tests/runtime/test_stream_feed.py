@@ -40,6 +40,9 @@ from ..servers import (
     stop_in_mid_frame,
 )
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 __all__ = ["rtsp"]
 
 # Seconds: only to end a test that would not end.

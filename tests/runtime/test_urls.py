@@ -26,6 +26,9 @@ from ffd_runtime.sources.urls import fetch, is_public, is_url, redact, url_item
 
 from .encoded import FORMATS
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 LOCAL = FetchPolicy(timeout=20, allow_private=True)
 # Long enough that a test waits in vain, short enough that a broken one ends.
 LONG = 60.0

@@ -24,6 +24,9 @@ from ffd_runtime.streams.watch import Watch
 
 from ..conftest import Image, load, picture
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 FRAMES = 50
 
 

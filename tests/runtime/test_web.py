@@ -31,6 +31,9 @@ from ffd_runtime.web.server import Serve
 from ..conftest import picture
 from ..models import CARD
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 TOKEN = "0123456789abcdef-token"
 HOSTILE = (
     'a"b\\c\nd{e="f"} 1',

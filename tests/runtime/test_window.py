@@ -21,6 +21,9 @@ import pytest
 from ffd_runtime.errors import OutputError
 from ffd_runtime.sinks.window import Window, require_screen, save_picture
 
+# Real time passes in it.
+pytestmark = pytest.mark.alone
+
 Array = npt.NDArray[np.uint8]
 GREEN, BLUE, RED = (60, 180, 60), (200, 90, 40), (40, 35, 200)
 
