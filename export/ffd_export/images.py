@@ -18,6 +18,7 @@ from ffd_runtime.devices import count_cores
 from ffd_runtime.errors import DataError, InputError
 from ffd_runtime.pipeline import prepare
 from ffd_runtime.sources import Item, find_files
+from ffd_train.folders import SPLITS
 from ffd_train.shards import is_packed, read_index
 
 T = TypeVar("T")
@@ -113,25 +114,31 @@ def prepare_images(examples: Sequence[Example], spec: PreprocessSpec) -> Images:
     )
 
 
-def find_images(folder: os.PathLike[str] | str, count: int) -> list[Example]:
+def find_images(
+    folder: os.PathLike[str] | str, count: int, splits: Sequence[str] = SPLITS
+) -> list[Example]:
     """Files of a folder, at most `count`, as many of each class as there are.
 
     Args:
         folder: a packed data set; or searched with everything below it, where a path's innermost
             folder that is called `generated` or `groundtruth` is its label.
         count: how many at most.
+        splits: of a packed data set, the first of these that has images is taken.
 
     Raises:
         DataError: there is no such folder, or nothing in it.
     """
     if not os.path.isdir(folder):
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"{folder}: no such folder, or no file in it")
     if is_packed(Path(folder)):
-        return balance(packed_images(Path(folder)), count)
+        for split in splits:
+            if examples := packed_images(Path(folder), split):
+                return balance(examples, count)
+        raise DataError(f"{folder}: no images in {' or '.join(splits)}")
     items = find_files([os.fsdecode(folder)])
     found = [Example.of_file(item.source) for item in items if not item.error]
     if not found:
-        raise DataError(f"{folder}: nothing in it")
+        raise DataError(f"{folder}: no such folder, or no file in it")
     return balance(found, count)
 
 

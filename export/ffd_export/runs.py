@@ -48,7 +48,7 @@ def find_verification(model: Path, folder: Path | None) -> list[Example]:
 
     Args:
         model: the checkpoint, or an ONNX beside it; its run names its validation images.
-        folder: a folder of images instead.
+        folder: a folder of images instead; of a packed data set, what is in val, else in test.
 
     Raises:
         DataError: there are none.
@@ -69,7 +69,7 @@ def find_calibration(model: Path, folder: Path | None, count: int) -> list[Examp
 
     Args:
         model: the checkpoint, or an ONNX beside it; its run names its training images.
-        folder: a folder of images instead.
+        folder: a folder of images instead; of a packed data set, what is in train.
         count: how many at most.
 
     Raises:
@@ -114,6 +114,7 @@ def _find(
             raise DataError(absent)
         return balance(found, count)
     try:
-        return find_images(folder, count)
-    except DataError:
-        raise DataError(f"{option} {folder}: no such folder, or no file in it") from None
+        # Of a packed data set: no image both calibrates and verifies.
+        return find_images(folder, count, ("val", "test") if split == "val" else (split,))
+    except DataError as error:
+        raise DataError(f"{option} {error}") from None

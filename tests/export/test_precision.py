@@ -40,9 +40,12 @@ from ffd_export.layers import LayerTypes, ends_of, types_of
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_export.parity import Parity, classify, compare, roc_auc
 from ffd_export.ranges import BINS, _coarsen, calibrate, find_extremes
+from ffd_export.runs import find_calibration, find_verification
 from ffd_runtime.backends import EMBEDDED
 from ffd_runtime.card import ModelCard, PreprocessSpec
 from ffd_runtime.errors import DataError, ModelError
+from ffd_train.prepare import preparing
+from ffd_train.prepare.inputs import Input
 
 from ..conftest import picture
 from ..models import CARD, save_colour_model
@@ -552,3 +555,28 @@ def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
     assert not images.labelled
     with pytest.raises(DataError, match="no such folder"):
         find_images(tmp_path / "absent", 3)
+
+
+def test_a_packed_set_calibrates_and_verifies_with_different_images(tmp_path: Path) -> None:
+    for seed, split in enumerate(["train"] * 8 + ["val"] * 4 + ["test"] * 4):
+        folder = tmp_path / "f" / split / ("generated", "groundtruth")[seed % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{seed}.png"), picture(seed=seed))
+    packed = tmp_path / "packed"
+    as_they_are = preparing.Settings(match=False)
+    preparing.prepare(
+        [Input(tmp_path / "f")], packed, as_they_are, 1, lambda _: None, lambda *_: lambda: None
+    )
+
+    def splits(examples: list[Example]) -> list[str]:
+        return [Path(example.item.source).parent.name.split("-")[0] for example in examples]
+
+    model = tmp_path / "absent.safetensors"
+    assert splits(find_calibration(model, packed, 100)) == ["train"] * 8
+    assert splits(find_verification(model, packed)) == ["val"] * 4
+    with (packed / "val-000000.tar").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match=r"--calibrate .*val-000000.tar has .*: copy it again"):
+        find_calibration(model, packed, 100)
+    with pytest.raises(DataError, match=r"--verify .*val-000000.tar has .*: copy it again"):
+        find_verification(model, packed)

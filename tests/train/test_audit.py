@@ -25,13 +25,15 @@ from PIL import Image as Pillow
 from ffd_runtime.decode import Image, decode
 from ffd_runtime.errors import DataError, InputError
 from ffd_train.audit.audit import Audit, audit
-from ffd_train.audit.copies import DISTANCE, _candidates, find_copies
+from ffd_train.audit.copies import DISTANCE, Copies, _candidates, find_copies
 from ffd_train.audit.encoding import read_encoding
-from ffd_train.audit.facts import list_images
+from ffd_train.audit.facts import Table, list_images
+from ffd_train.audit.findings import _copies
 from ffd_train.audit.page import render
 from ffd_train.audit.picture import look_at
 from ffd_train.audit.probe import probe_classes
 from ffd_train.commands.data import main as ffd_data
+from ffd_train.data import FaceData, Sample
 
 from ..runtime.test_imports import HEAVY, RUNTIME, loaded_by
 from ..runtime.test_report import HOSTILE, Page
@@ -463,3 +465,22 @@ def test_real_faces_give_away_what_their_readme_admits(faces: Path) -> None:
     # Its README: one pipeline for all, so neither class can be told by its codec.
     told = {one.fact.name for probe in done.probes for one in probe.telling}
     assert not told & {"format", "quality", "subsampling", "progressive", "exif"}
+
+
+def test_many_copies_are_not_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [Sample(f"{i}", 0, ("train", "test")[i % 4 == 1], "") for i in range(800)]
+    none = np.empty(0, np.uint8)
+    hashes = np.empty(0, np.uint64)
+    table = Table(FaceData(Path(), ()), tuple(samples), (), {}, none, hashes, none)
+    groups = [Copies((i, i + 1), True) for i in range(0, 800, 2)]
+    compared: list[object] = []
+    equal = Copies.__eq__
+
+    def note(one: Copies, other: object) -> bool:
+        compared.append(other)
+        return equal(one, other)
+
+    monkeypatch.setattr(Copies, "__eq__", note)
+    kinds = [finding.kind for finding in _copies(table, groups)]
+    assert kinds == ["copies-across-splits", "copies"]
+    assert len(compared) < len(groups)

@@ -14,7 +14,7 @@ from ffd_runtime.card import PreprocessSpec
 from ffd_runtime.errors import DataError, InputError
 from ffd_runtime.pipeline import prepare
 from ffd_runtime.sources import Item
-from ffd_train.data import FaceDataset, find_labelled, leave_out, list_samples, scan, write_manifest
+from ffd_train.data import FaceDataset, find_labelled, leave_out, list_samples, manifest_bytes, scan
 
 from ..tiny import make_faces
 
@@ -72,8 +72,7 @@ def test_the_manifest_names_what_was_trained_on(tmp_path: Path) -> None:
     root = make_faces(tmp_path / "f", {"train": 2, "val": 1})
     first = scan(root, ("train",)).manifest_sha256
     assert scan(root, ("train",)).manifest_sha256 == first
-    write_manifest(tmp_path / "m.csv", scan(root, ("train",)))
-    assert len((tmp_path / "m.csv").read_text().splitlines()) == 7
+    assert len(manifest_bytes(scan(root, ("train",))).splitlines()) == 7
     (root / "train/generated/red0.png").rename(root / "train/generated/x.png")
     assert scan(root, ("train",)).manifest_sha256 != first
 
@@ -117,14 +116,118 @@ def test_copies_stay_together(tmp_path: Path) -> None:
     assert all(len(of) == 1 for of in splits.values())
 
 
-def test_a_manifest_may_come_from_excel_or_be_of_another_kind(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffpath,source\ntrain/generated/red0.png,here\nremoved.png,there\n",
+        "Path;Kind;Source\r\ntrain/generated/red0.png;a, b;here\r\n",
+        "path,source\ntrain\\generated\\red0.png,here\n",
+    ],
+)
+def test_a_manifest_may_come_from_excel(tmp_path: Path, text: str) -> None:
     root = make_faces(tmp_path / "f", {"train": 1, "val": 1})
-    path = "train/generated/red0.png"
-    (root / "manifest.csv").write_text(f"path,source\n{path},here\n", encoding="utf-8-sig")
-    sources = {s.path: s.source for s in scan(root, ("train",)).samples}
-    assert sources[path] == "here"
-    (root / "manifest.csv").write_text("name,kind\n")
-    assert {s.source for s in scan(root, ("train",)).samples} == {None}
+    (root / "manifest.csv").write_text(text)
+    for data in (list_samples(root), scan(root, ("train",)), find_labelled(root, "train")):
+        sources = {s.path: s.source for s in data.samples}
+        assert sources.pop("train/generated/red0.png") == "here"
+        assert set(sources.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name,kind\na,b\n", "should have the columns path and source, .* has 'name, kind'"),
+        (b"path,kind\na,b\n", "should have the columns path and source, .* has 'path, kind'"),
+        (b"", "should have the columns path and source"),
+        (b"path,source\nf/train/generated/red0.png,x\n", r"none of the .* \(it has 'f/train/gen"),
+        (b"path,source\n", r"names none of the pictures beside it \(it has no rows\)"),
+        ("path,source\na,b\n".encode("utf-16"), "is not UTF-8 .*save it again as CSV"),
+        (b"path" + b"x" * 200_000 + b",source\n", "is no CSV .*field larger than"),
+        (None, "cannot read .*manifest.csv: Is a directory"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_refused(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    root = make_faces(tmp_path / "f", {"train": 1, "val": 1})
+    if content is None:
+        (root / "manifest.csv").mkdir()
+    else:
+        (root / "manifest.csv").write_bytes(content)
+    for read in (scan, list_samples):
+        with pytest.raises(DataError, match=message):
+            read(root)
+
+
+def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
+    root = make_faces(tmp_path / "f", {"train": 3, "test": 1})
+    shows = "path,identity\ntrain/groundtruth/blue{}.png,p1\n{}/groundtruth/blue0.png,p1\n"
+    (root / "manifest.csv").write_text(shows.format(0, "test"))
+    with pytest.raises(
+        DataError,
+        match=r"a person is in two splits, such as on train/groundtruth/blue0.png and test/.*png: "
+        "move .*ffd-data prepare",
+    ):
+        scan(root, ("test",))
+    (root / "manifest.csv").write_text("path,identity\ntrain/groundtruth/blue0.png,p1\n")
+    assert scan(root, ("test",)).samples
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root = make_faces(tmp_path / "f", {".": 3})
+    make_faces(tmp_path / "other", {".": 2})
+    (root / "groundtruth/more").symlink_to(tmp_path / "other/groundtruth")
+    (root / "groundtruth/lost.png").symlink_to(tmp_path / "absent.png")
+    assert [s.path for s in list_samples(root).samples if s.label == 1] == [
+        *(f"groundtruth/blue{n}.png" for n in range(3)),
+        "groundtruth/lost.png",
+        "groundtruth/more/blue0.png",
+        "groundtruth/more/blue1.png",
+    ]
+    with pytest.raises(DataError, match=r"1 images cannot be read.*lost.png \(not_found"):
+        scan(root)
+    (tmp_path / "other/groundtruth/back").symlink_to(root)
+    with pytest.raises(DataError, match="more/back/groundtruth is a link to a folder that it lies"):
+        list_samples(root)
+
+
+@pytest.mark.parametrize("forbidden", ["", "generated/deep"])
+def test_a_folder_that_cannot_be_read_is_told(
+    tmp_path: Path, forbidden: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_faces(tmp_path / "f", {".": 2})
+    (root / "generated/deep").mkdir()
+    listed = os.scandir
+
+    def forbid(path: Path) -> object:
+        if Path(path) == root / forbidden:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    with pytest.raises(DataError, match=f"cannot read {root / forbidden}: Permission denied"):
+        list_samples(root)
+
+
+def test_hidden_files_are_no_pictures_and_folders_may_be_called_like_one(tmp_path: Path) -> None:
+    root = make_faces(tmp_path / "f", {".": 4})
+    (root / "generated/._red0.png").write_bytes(b"a Mac was here")
+    (root / "generated/.thumbs").mkdir()
+    shutil.copy(root / "generated/red0.png", root / "generated/.thumbs/red0.png")
+    (root / "groundtruth/album.jpg").mkdir()
+    (root / "groundtruth/blue0.png").rename(root / "groundtruth/album.jpg/blue0.png")
+    for data in (list_samples(root), scan(root, ("train",))):
+        assert len(data.samples) == 8
+        assert data.ignored == 2
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_classes_beside_splits_are_refused(tmp_path: Path, split: str) -> None:
+    root = make_faces(tmp_path / "f", {".": 4})
+    (root / split).mkdir()
+    for read in (scan, list_samples):
+        with pytest.raises(DataError, match=f"f has generated/ beside {split}/: put all pictures"):
+            read(root)
 
 
 def test_any_file_name_can_be_trained_on(tmp_path: Path) -> None:
@@ -132,8 +235,7 @@ def test_any_file_name_can_be_trained_on(tmp_path: Path) -> None:
     (root / "train/generated/red0.png").rename(root / os.fsdecode(b"train/generated/\xff\n.png"))
     data = scan(root, ("train",))
     assert data.manifest_sha256
-    write_manifest(tmp_path / "m.csv", data)
-    assert b"\xff" in (tmp_path / "m.csv").read_bytes()
+    assert b"\xff" in manifest_bytes(data)
 
 
 def test_evaluation_takes_test_or_everything(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ffd_runtime.errors import DataError
 from ffd_train.data import Sample
 from ffd_train.sampling import WINDOW, Batches, draw_epoch
 
@@ -70,7 +71,10 @@ def test_processes_and_parts_share_a_step(
 ) -> None:
     order = np.random.default_rng(0).permutation(count)
     whole = list(Batches(order, batch))
-    if min(count, batch) < parts * processes:
+    if min(count, batch) < parts * processes or batch < 2 * parts * processes <= count:
+        for rank in range(processes):
+            with pytest.raises(DataError, match=r"cannot be shared by .*: raise --batch, lower"):
+                Batches(order, batch, parts, rank, processes)
         return
     shared = [list(Batches(order, batch, parts, rank, processes)) for rank in range(processes)]
     assert len({len(batches) for batches in shared}) == 1

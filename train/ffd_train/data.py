@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +19,14 @@ from torch.utils.data import Dataset
 
 from ffd_runtime.card import CLASSES, PreprocessSpec
 from ffd_runtime.decode import decode, read_file
+from ffd_runtime.devices import count_cores
 from ffd_runtime.errors import DataError, InputError
 from ffd_runtime.preprocess import preprocess
 from ffd_runtime.sources import Item
 
+from .folders import SPLITS, find_shared, list_files, list_folders, read_rows
 from .recipe import Recipe
-from .shards import ShardReader, is_packed, read_index
-
-SPLITS = ("train", "val", "test")
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .avif .ppm .pgm".split()
-)
+from .shards import BEGUN, DATASET, MANIFEST, ShardReader, is_packed, read_index
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class FaceData:
     Attributes:
         root: the folder.
         samples: split by split and class by class, by path; packed ones as they lie in the shards.
-        ignored: files left out because their names do not end like an image's.
+        ignored: files left out, hidden ones and those whose names do not end like an image's.
         shards: reads a packed data set; None for a folder of pictures.
     """
 
@@ -111,7 +109,7 @@ def scan(root: str | Path, splits: Sequence[str] = SPLITS) -> FaceData:
     `groundtruth/`, or `train/`, `val/` and `test/` with those two in each. Without split folders,
     80/10/10 by content, so that copies of a picture stay together; with `train/` but no `val/`, a
     tenth of train becomes val. `manifest.csv` in the root, where there is one, names each path's
-    source.
+    source, and identity.
 
     Args:
         root: the folder.
@@ -119,7 +117,7 @@ def scan(root: str | Path, splits: Sequence[str] = SPLITS) -> FaceData:
 
     Raises:
         DataError: the layout is another one, a class is empty, images cannot be read, or the same
-            picture is in two splits or in both classes.
+            picture is in two splits or in both classes, or a person in two splits.
     """
     root = Path(root)
     data = _open_packed(root) if is_packed(root) else _scan_folders(root)
@@ -162,29 +160,31 @@ def _open_packed(root: Path) -> FaceData:
 
 def _scan_folders(root: Path) -> FaceData:
     """A data set of single files, each read and decoded."""
-    sources = _read_sources(root / "manifest.csv")
     found, ignored = find_images(root)
+    known = _read_manifest(root, found)
     # Before all of one class is read in vain.
     _require_both_classes(root, {label for _, label, _ in found}, "it")
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         digests = list(pool.map(lambda item: _check(root / item[0]), found))
     _refuse_unreadable([(found[i][0], d) for i, d in enumerate(digests) if not _is_digest(d)])
     samples = tuple(
-        Sample(path, label, split, digest, sources.get(path))
+        Sample(path, label, split, digest, _source(known, path))
         for (path, label, _), split, digest in zip(
             found, _assign(found, digests), digests, strict=True
         )
     )
+    _refuse_shared_identities(root, samples, known)
     return FaceData(root, samples, ignored)
 
 
-def write_manifest(path: Path, data: FaceData) -> None:
-    """Write what a run was trained on: path, label, split, source and sha256 of every image."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "label", "split", "source", "sha256"])
-        for s in data.samples:
-            rows.writerow([s.path, CLASSES[s.label], s.split, s.source, s.sha256])
+def manifest_bytes(data: FaceData) -> bytes:
+    """What a run was trained on, as CSV: path, label, split, source and sha256 of every image."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["path", "label", "split", "source", "sha256"])
+    for s in data.samples:
+        rows.writerow([s.path, CLASSES[s.label], s.split, s.source, s.sha256])
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def find_labelled(root: Path, split: str | None = None) -> FaceData:
@@ -224,9 +224,9 @@ def _find_in_folders(root: Path, split: str | None) -> FaceData:
     folders = [folder or "" for _, _, folder in found]
     if wanted in made:
         folders = _assign(found, [_identity(root / path) for path, _, _ in found])
-    sources = _read_sources(root / "manifest.csv")
+    known = _read_manifest(root, found)
     samples = tuple(
-        Sample(path, label, folder, "", sources.get(path))
+        Sample(path, label, folder, "", _source(known, path))
         for (path, label, _), folder in zip(found, folders, strict=True)
         if wanted in (None, folder)
     )
@@ -248,42 +248,54 @@ def list_samples(root: Path) -> FaceData:
     if is_packed(root):
         return _open_packed(root)
     found, ignored = find_images(root)
-    sources = _read_sources(root / "manifest.csv")
-    samples = [Sample(path, label, at or "", "", sources.get(path)) for path, label, at in found]
+    known = _read_manifest(root, found)
+    samples = [Sample(path, label, at or "", "", _source(known, path)) for path, label, at in found]
     return FaceData(root, tuple(samples), ignored)
 
 
 def find_images(root: Path) -> tuple[list[Found], int]:
-    """As `_find`; refuses a folder with another layout.
+    """Every image, and how many other files there were.
 
     Raises:
-        DataError: there is no such folder, no image, or a split's folder is named otherwise.
+        DataError: there is no such folder, no image, or another layout: a split's folder is named
+            otherwise, or a class lies beside the splits.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder")
-    for name in _folders(root):
+    names = list_folders(root)
+    for name in names:
         meant = _MEANT.get(name.lower(), name.lower())
-        if meant in SPLITS and name not in SPLITS and set(CLASSES) & set(_folders(root / name)):
+        if meant in SPLITS and name not in SPLITS and set(CLASSES) & set(list_folders(root / name)):
             raise DataError(f"{root / name} would not be read: rename it to {meant}/")
-    found, ignored = _find(root)
-    if not found:
-        if any(root.glob("*.tar*")):
-            raise DataError(
-                f"{root} has shards but no dataset.json: run its ffd-data prepare again"
-            )
+    splits = [split for split in SPLITS if split in names]
+    beside = [name for name in CLASSES if name in names]
+    if splits and beside:
         raise DataError(
-            f"{root} has no images: expected the folders {CLASSES[0]}/ and {CLASSES[1]}/, "
-            "or train/, val/ and test/ with these two in each" + _instead(root)
+            f"{root} has {beside[0]}/ beside {splits[0]}/: put all pictures into splits, or remove "
+            f"{splits[0]}/"
         )
+    found, ignored = _find(root, splits)
+    if not found:
+        raise DataError(_without_images(root))
     return found, ignored
+
+
+def _without_images(root: Path) -> str:
+    if (root / BEGUN).exists():
+        return f"{root} was not packed to its end: run its ffd-data prepare again, it goes on"
+    if any(root.glob("*.tar")):
+        return (
+            f"{root} has shards but no {DATASET}: copy that from where it was packed, or remove "
+            "the folder and pack it again"
+        )
+    return (
+        f"{root} has no images: expected the folders {CLASSES[0]}/ and {CLASSES[1]}/, "
+        "or train/, val/ and test/ with these two in each" + _instead(root)
+    )
 
 
 # What others call the splits.
 _MEANT = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
-
-
-def _folders(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir())
 
 
 def _instead(root: Path) -> str:
@@ -292,7 +304,7 @@ def _instead(root: Path) -> str:
     others = {
         f"{(place / name).relative_to(root).as_posix()}/"
         for place in places
-        for name in _folders(place)
+        for name in list_folders(place)
         if name not in CLASSES and not name.startswith(".")
     }
     if not others:
@@ -301,19 +313,16 @@ def _instead(root: Path) -> str:
     return f" (it has {shown}; if that is one of the classes, rename it)"
 
 
-def _find(root: Path) -> tuple[list[Found], int]:
-    """Every image, and how many other files there were."""
-    split_folders = [name for name in SPLITS if (root / name).is_dir()]
+def _find(root: Path, splits: Sequence[str]) -> tuple[list[Found], int]:
     found: list[Found] = []
     ignored = 0
-    for split in split_folders or (None,):
+    for split in splits or (None,):
         for label, name in enumerate(CLASSES):
-            folder = root / split / name if split else root / name
-            for path in sorted(folder.rglob("*")):
-                if path.suffix.lower() in SUFFIXES:
-                    found.append((path.relative_to(root).as_posix(), label, split))
-                elif not path.is_dir():
-                    ignored += 1
+            folder = f"{split}/{name}" if split else name
+            if os.path.isdir(root / folder):
+                listing = list_files(root / folder)
+                found += [(f"{folder}/{path}", label, split) for path in listing.pictures]
+                ignored += listing.ignored
     return found, ignored
 
 
@@ -410,18 +419,42 @@ def _refuse_leaks(data: FaceData) -> None:
             )
 
 
-def _read_sources(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    # Excel writes a byte order mark, and file names may be any bytes.
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        if not {"path", "source"} <= set(rows.fieldnames or ()):
-            return {}
-        try:
-            return {row["path"]: row["source"] for row in rows}
-        except csv.Error as error:
-            raise DataError(f"{path} is no CSV ({error}): mend or remove it") from None
+def _read_manifest(root: Path, found: Sequence[Found]) -> dict[str, dict[str, str]]:
+    return read_rows(root / MANIFEST, [path for path, _, _ in found])
+
+
+def _source(known: dict[str, dict[str, str]], path: str) -> str | None:
+    return known.get(path, {}).get("source")
+
+
+def _refuse_shared_identities(
+    root: Path, samples: Sequence[Sample], known: dict[str, dict[str, str]]
+) -> None:
+    """A person who is trained on and measured with.
+
+    Raises:
+        DataError: there are such.
+    """
+    persons = ((known.get(s.path, {}).get("identity"), s) for s in samples)
+    shared = find_shared((person, s.split, s.path) for person, s in persons if person)
+    if shared:
+        (_, one), (_, two) = shared[0]
+        count = f"{len(shared)} persons are" if len(shared) > 1 else "a person is"
+        raise DataError(
+            f"{root}: {count} in two splits, such as on {one} and {two}: move the pictures of each "
+            "into one split, or pack them unsplit with ffd-data prepare, which keeps them together"
+        )
+
+
+class UnreadableSampleError(DataError):
+    """A picture that could be read when training began cannot be read any more.
+
+    A loader's worker passes it on as text, with its traceback around it; the message stays a line.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Of `PATH: reason`, or of the text that a worker's error is passed on as."""
+        super().__init__(text.strip().rpartition(f"{type(self).__name__}: ")[2])
 
 
 class FaceDataset(Dataset[tuple[Tensor, int]]):
@@ -470,7 +503,14 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         draw, index = key if isinstance(key, tuple) else (key, key)
         sample = self.samples[index]
         rng = np.random.default_rng((self.seed, self.epoch, draw))
-        image = decode(self.data.read(sample), at_least=self.spec.decode_side)
+        # What is done to a picture is done to all of it, whatever format it is in.
+        at_least = 0 if self.recipe else self.spec.decode_side
+        try:
+            image = decode(self.data.read(sample), at_least=at_least)
+        except InputError as error:
+            raise UnreadableSampleError(
+                f"{self.data.root / sample.path}: {error.message}"
+            ) from None
         if self.recipe:
             image = self.recipe(image, rng)
         spec = self.spec

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
+from ffd_runtime.errors import DataError
+
 from .data import Sample
 
 BALANCES = ("source", "class", "none")
@@ -96,6 +98,9 @@ class Batches(Sampler[list[Draw]]):
         parts: that each process takes its share of a step in.
         rank: of this process.
         processes: that train together.
+
+    Raises:
+        DataError: there are too few images in a batch, or in all, to be shared out.
     """
 
     def __init__(
@@ -115,6 +120,12 @@ class Batches(Sampler[list[Draw]]):
             # BatchNorm cannot train on a single image; but something must be trained on.
             if size > 1 or (size == 1 and not self._steps):
                 self._steps.append((start + rank * parts * size, size))
+        if not self._steps or batch < 2 * share <= len(order):
+            raise DataError(
+                f"{min(batch, len(order))} images a step cannot be shared by {processes} processes "
+                f"in {parts} parts, two for each: raise --batch, lower --accumulate, or give more "
+                "images"
+            )
 
     def __len__(self) -> int:
         return len(self._steps) * self.parts

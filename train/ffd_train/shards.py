@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -21,6 +22,8 @@ from ffd_runtime.errors import DataError, InputError
 
 DATASET = "dataset.json"
 MANIFEST = "manifest.csv"
+# What a set that is not whole yet will be made of.
+BEGUN = "prepare.json"
 SCHEMA = 1
 # Between a shard and a member of it, as ffd-run names the members of an archive.
 INSIDE = "!/"
@@ -117,19 +120,35 @@ class _File:
     """An open shard. Reading at a position moves none that processes or threads could share."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._size = os.fstat(self._descriptor).st_size
         self._ahead: set[int] = set()
+        self._served = 0
+        self._seeking = threading.Lock()
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
-        self._read_ahead(offset // READ_AHEAD)
-        return os.pread(self._descriptor, size, offset)
+        self._read_ahead(offset // READ_AHEAD, size)
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor, size, offset)
+        # Windows has no forks that could copy the lock while it is held.
+        with self._seeking:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            return os.read(self._descriptor, size)
 
-    def _read_ahead(self, piece: int) -> None:
-        """Have the system fetch, without waiting, the piece of the shard that is begun."""
+    def _read_ahead(self, piece: int, size: int) -> None:
+        """Have the system fetch, without waiting, the piece of the shard that is begun.
+
+        It is asked for anew when half of the shard was read since: in the next epoch the memory may
+        long hold something else.
+        """
+        self._served += size
+        if 2 * self._served > self._size:
+            self._served = 0
+            self._ahead.clear()
         if piece in self._ahead or not hasattr(os, "posix_fadvise"):
             return
         self._ahead.add(piece)
@@ -139,7 +158,8 @@ class _File:
 
 def is_packed(root: Path) -> bool:
     """Whether a folder holds a packed data set."""
-    return (root / DATASET).is_file()
+    # Unlike Path's, this answers where the folder may not be read.
+    return os.path.isfile(root / DATASET)
 
 
 def read_index(root: Path) -> tuple[ShardReader, list[tuple[int, Member]]]:
@@ -156,7 +176,9 @@ def read_index(root: Path) -> tuple[ShardReader, list[tuple[int, Member]]]:
         try:
             size = (root / shard.name).stat().st_size
         except OSError:
-            raise DataError(f"{root / shard.name} is missing: copy the data set again") from None
+            raise DataError(
+                f"{root / shard.name} is missing: copy it again, or run its ffd-data prepare again"
+            ) from None
         if size != shard.bytes:
             raise DataError(
                 f"{root / shard.name} has {size} bytes instead of {shard.bytes}: copy it again"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffd_runtime.decode import decode
+from ffd_runtime.devices import count_cores
 from ffd_runtime.errors import InputError
 
 from ..data import FaceData, Sample, list_samples
@@ -197,7 +198,7 @@ _Result = tuple[bytes, Encoding, Picture] | InputError
 
 def _results(data: FaceData) -> Iterator[tuple[Sample, _Result]]:
     """Every image's result, in order."""
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         for begin in range(0, len(data.samples), _BATCH):
             batch = data.samples[begin : begin + _BATCH]
             yield from zip(batch, pool.map(partial(_read, data), batch), strict=True)

@@ -125,7 +125,8 @@ def _copies(table: Table, copies: Sequence[Copies]) -> Iterator[Finding]:
             f"{_pictures(torn)} in both classes: {_examples(table, torn)}",
             "remove them from the class where they do not belong",
         )
-    if rest := [group for group in copies if group not in leaks and group not in torn]:
+    told = {*leaks, *torn}
+    if rest := [group for group in copies if group not in told]:
         yield Finding(
             "low",
             "copies",

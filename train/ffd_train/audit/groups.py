@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ffd_runtime.card import CLASSES
 
-from ..data import SPLITS, Sample
+from ..data import Sample
+from ..folders import SPLITS
 from .facts import FACTS, PLAIN, Fact, Table
 
 # Values of a smaller share are not named beside more frequent ones.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +50,7 @@ def _split(context: click.Context, parameter: click.Parameter, text: str) -> tup
 
 
 @click.command("prepare", cls=Command, epilog=EPILOG)
-@click.argument("folders", metavar="[DATA]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", metavar="[[NAME=]DATA]...", nargs=-1)
 @click.option("--groundtruth", multiple=True, metavar="[NAME=]PATH", help="Folder of photographs.")
 @click.option("--generated", multiple=True, metavar="[NAME=]PATH", help="Folder of generated ones.")
 @click.option(
@@ -72,8 +71,8 @@ def _split(context: click.Context, parameter: click.Parameter, text: str) -> tup
     "--side",
     type=click.IntRange(32, 4096),
     metavar="PIXELS",
-    help="Of the squares. Default: the largest that 95 % of each source's pictures have, at most "
-    "512.",
+    help="Of the squares. Default: the largest that 95 % of each source's pictures have, from 64 "
+    "to 512.",
 )
 @click.option(
     "--quality",
@@ -100,7 +99,7 @@ def _split(context: click.Context, parameter: click.Parameter, text: str) -> tup
 )
 @click.option("--workers", type=click.IntRange(1), help="Threads. Default: one for each core.")
 def prepare(
-    folders: tuple[Path, ...],
+    folders: tuple[str, ...],
     groundtruth: tuple[str, ...],
     generated: tuple[str, ...],
     output: Path,
@@ -114,9 +113,9 @@ def prepare(
     """Make a data set of raw pictures: no copies, treated alike, split, in a few large files.
 
     PATH is a folder of pictures, nested as they come. CelebA is known by list_eval_partition.txt
-    and identity_CelebA.txt, in it or beside its pictures. DATA has generated/ and groundtruth/,
-    perhaps in train/, val/ and test/, as ffd-train takes it. A manifest.csv in a folder may name
-    each path's source, split and identity. None of them is changed.
+    and identity_CelebA.txt, in it, or in a folder or two above it or their Anno/ and Eval/. DATA
+    has generated/ and groundtruth/, perhaps in train/, val/ and test/, as ffd-train takes it. A
+    manifest.csv in a folder may name each path's source, split and identity. None is changed.
 
     Of copies, exact or nearly so, the largest is kept; none of those in both classes. What was left
     out, and why, is in left_out.csv. The shards are WebDataset tars.
@@ -127,10 +126,11 @@ def prepare(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    from ..prepare import preparing
-    from ..prepare.inputs import Input
+    from ffd_runtime.devices import count_cores
 
-    inputs = [Input(folder) for folder in folders]
+    from ..prepare import preparing
+
+    inputs = [_input(text, None) for text in folders]
     inputs += [_input(text, "groundtruth") for text in groundtruth]
     inputs += [_input(text, "generated") for text in generated]
     if not folders and not (groundtruth and generated):
@@ -153,7 +153,7 @@ def prepare(
 
         try:
             unreadable = preparing.prepare(
-                inputs, output, settings, workers or _cores(), tell, track
+                inputs, output, settings, workers or count_cores(), tell, track
             )
         except KeyboardInterrupt:
             tell("stopped; the same command goes on from here")
@@ -162,17 +162,10 @@ def prepare(
         click.get_current_context().exit(3)
 
 
-def _input(text: str, label: str) -> Input:
+def _input(text: str, label: str | None) -> Input:
     from ..prepare.inputs import Input
 
     name, sign, path = text.partition("=")
     if sign and name and "/" not in name and not os.path.exists(text):
         return Input(Path(path), label, name)
     return Input(Path(text), label)
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ffd_runtime.card import CLASSES
 from ffd_runtime.errors import DataError
 
-from ..data import SPLITS, SUFFIXES, find_images
-from ..shards import is_packed
-
-# CelebA's own files, as torchvision, the authors' drive and others' CSVs have them. "Deep Learning
-# Face Attributes in the Wild", Liu et al., 2015: 0 is training, 1 validation, 2 testing.
-PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
-IDENTITIES = ("identity_CelebA.txt", "identity_CelebA.csv")
+from ..data import find_images
+from ..folders import SPLITS, find_shared, list_files, read_rows
+from ..shards import MANIFEST, is_packed
+from .celeba import read_lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +25,7 @@ class Entry:
         source: name of where it came from.
         root: folder that was given.
         name: path below it, with forward slashes.
-        identity: whom it shows; empty where nobody says.
+        identity: whom it shows, the same one in all of the folder; empty where nobody says.
         split: that its makers put it in; empty where they do not say.
     """
 
@@ -44,6 +40,11 @@ class Entry:
     def path(self) -> Path:
         """Of the file."""
         return self.root / self.name
+
+    @property
+    def person(self) -> tuple[Path, str]:
+        """Whom it shows, among all folders."""
+        return self.root, self.identity
 
 
 @dataclass(frozen=True)
@@ -66,125 +67,113 @@ class Input:
         return self.source or self.path.resolve().name
 
 
-def find_entries(inputs: Iterable[Input]) -> tuple[list[Entry], int]:
-    """Every picture, in a fixed order, and how many other files there were.
+@dataclass(frozen=True)
+class Found:
+    """All that was given.
+
+    Attributes:
+        entries: every picture, in a fixed order.
+        ignored: how many other files there were.
+        notes: what a person is told of them.
+    """
+
+    entries: list[Entry]
+    ignored: int
+    notes: list[str]
+
+
+def find_entries(inputs: Sequence[Input]) -> Found:
+    """Every picture of some folders.
 
     Raises:
-        DataError: a folder is absent, has no pictures or another layout, two sources have one name,
-            or the split that was given has one person in two of its parts.
+        DataError: a folder is absent, has no pictures or another layout, lies in another, two
+            sources have one name, or the split that was given has one person in two of its parts.
     """
+    _refuse_overlaps(inputs)
     entries: list[Entry] = []
     ignored = 0
-    names: dict[str, Path] = {}
+    notes: list[str] = []
     for given in inputs:
-        if names.setdefault(given.name, given.path) != given.path or not given.name:
-            raise DataError(f"two sources are called {given.name}: give one as OTHER_NAME=PATH")
-        found, others = _find_labelled(given) if given.label is None else _find_class(given)
-        if not found:
+        found = _find_labelled(given) if given.label is None else _find_class(given, given.label)
+        if not found.entries:
             raise DataError(f"{given.path} has no pictures")
-        entries += found
-        ignored += others
+        entries += found.entries
+        ignored += found.ignored
+        notes += found.notes
     _refuse_shared_identities(entries)
-    return entries, ignored
+    return Found(entries, ignored, notes)
 
 
-def _find_labelled(given: Input) -> tuple[list[Entry], int]:
+def _refuse_overlaps(inputs: Sequence[Input]) -> None:
+    """Each picture may be given once, and each name may mean one folder.
+
+    Raises:
+        DataError: it is otherwise.
+    """
+    for number, given in enumerate(inputs):
+        own = given.path.resolve()
+        for other in inputs[:number]:
+            theirs = other.path.resolve()
+            if own == theirs:
+                raise DataError(f"{given.path} is given twice: give it once")
+            if own.is_relative_to(theirs) or theirs.is_relative_to(own):
+                raise DataError(
+                    f"{given.path} and {other.path} lie one in the other: give each picture once"
+                )
+            if given.name == other.name:
+                raise DataError(f"two sources are called {given.name}: give one as OTHER_NAME=PATH")
+        if not given.name:
+            raise DataError(f"{given.path} has no name: give it as NAME=PATH")
+
+
+def _find_labelled(given: Input) -> Found:
     """A folder with generated/ and groundtruth/, or with these in each split."""
     if is_packed(given.path):
         raise DataError(f"{given.path} is packed already: give the folders that it was made from")
     found, ignored = find_images(given.path)
-    known = _read_manifest(given.path / "manifest.csv")
+    known = read_rows(given.path / MANIFEST, [name for name, _, _ in found])
     entries = []
-    for name, label, split in found:
+    for name, label, folder in found:
         row = known.get(name, {})
-        source = row.get("source") or f"{given.name}-{CLASSES[label]}"
-        identity = row.get("identity") or ""
-        entries.append(Entry(CLASSES[label], source, given.path, name, identity, split or ""))
-    return entries, ignored
-
-
-def _find_class(given: Input) -> tuple[list[Entry], int]:
-    """A folder of one class, nested as it may be."""
-    assert given.label
-    if not given.path.is_dir():
-        raise DataError(f"{given.path}: no such folder")
-    pictures: list[str] = []
-    others: list[str] = []
-    for name in _walk(given.path):
-        (pictures if Path(name).suffix.lower() in SUFFIXES else others).append(name)
-    facts = [given.path / name for name in others]
-    if given.path.name.startswith("img_"):
-        # CelebA's pictures alone were given: what its authors say of them lies beside.
-        facts += [given.path.parent / name for name in PARTITIONS + IDENTITIES]
-    partition = _read_pairs(facts, PARTITIONS)
-    identities = _read_pairs(facts, IDENTITIES)
-    known = _read_manifest(given.path / "manifest.csv")
-    entries = []
-    for name in pictures:
-        base, row = name.rsplit("/", 1)[-1], known.get(name, {})
-        identity = row.get("identity") or identities.get(base, "")
-        split = row.get("split") or _split_of(partition.get(base))
-        if split and split not in SPLITS:
+        split = _split_of(given, row)
+        if folder and split and folder != split:
             raise DataError(
-                f"{given.path / 'manifest.csv'}: {split} is none of {', '.join(SPLITS)}"
+                f"{given.path / MANIFEST} puts {name} into {split}: move it there, or remove the "
+                "column split"
             )
-        entries.append(
-            Entry(given.label, row.get("source") or given.name, given.path, name, identity, split)
-        )
-    return entries, len(others)
+        source = row.get("source") or f"{given.name}-{CLASSES[label]}"
+        identity = row.get("identity", "")
+        entries.append(Entry(CLASSES[label], source, given.path, name, identity, folder or split))
+    return Found(entries, ignored, [])
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Files below a folder, sorted; hidden ones left out, such as a Mac's ._NAME."""
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}")
-
-    for folder, below, files in os.walk(root, onerror=fail):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
-
-
-def _read_pairs(paths: Iterable[Path], names: tuple[str, ...]) -> dict[str, str]:
-    """The second column by the first, of the first of the paths that has one of the names.
-
-    Raises:
-        DataError: it is a text of another kind.
-    """
-    for path in paths:
-        if path.name in names and path.is_file():
-            rows = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            pairs = [row.replace(",", " ").split() for row in rows if row.strip()]
-            # A CSV has a heading.
-            pairs = [pair for pair in pairs if len(pair) != 2 or pair[1].isdigit()]
-            if not pairs or any(len(pair) != 2 for pair in pairs):
-                raise DataError(f"{path} should have a file's name and a number in each line")
-            return {pair[0]: pair[1] for pair in pairs}
-    return {}
+def _find_class(given: Input, label: str) -> Found:
+    """A folder of one class, nested as it may be."""
+    if not os.path.isdir(given.path):
+        raise DataError(f"{given.path}: no such folder")
+    listing = list_files(given.path)
+    if not listing.pictures:
+        return Found([], 0, [])
+    # Generated pictures may be numbered like CelebA's, and lie beside it.
+    above = label == "groundtruth"
+    lists = read_lists(given.path, given.name, listing.pictures, listing.others, above)
+    known = read_rows(given.path / MANIFEST, listing.pictures)
+    entries = []
+    for name in listing.pictures:
+        row = known.get(name, {})
+        identity = row.get("identity") or lists.identities.get(name, "")
+        split = _split_of(given, row) or lists.splits.get(name, "")
+        source = row.get("source") or given.name
+        entries.append(Entry(label, source, given.path, name, identity, split))
+    return Found(entries, listing.ignored, [lists.said] if lists.said else [])
 
 
-def _split_of(number: str | None) -> str:
-    if number is None:
-        return ""
-    if number not in ("0", "1", "2"):
-        raise DataError(f"CelebA's partition has {number}: known are 0, 1 and 2")
-    return SPLITS[int(number)]
-
-
-def _read_manifest(path: Path) -> dict[str, dict[str, str]]:
-    """Rows by path; of them split, source and identity are known, each where it is there."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        if "path" not in (rows.fieldnames or ()):
-            return {}
-        try:
-            return {row["path"]: row for row in rows}
-        except csv.Error as error:
-            raise DataError(f"{path} is no CSV ({error}): mend or remove it") from None
+def _split_of(given: Input, row: dict[str, str]) -> str:
+    """What manifest.csv says; empty where it says nothing."""
+    split = row.get("split", "")
+    if split and split not in SPLITS:
+        raise DataError(f"{given.path / MANIFEST}: {split!a} is none of {', '.join(SPLITS)}")
+    return split
 
 
 def _refuse_shared_identities(entries: Iterable[Entry]) -> None:
@@ -193,18 +182,12 @@ def _refuse_shared_identities(entries: Iterable[Entry]) -> None:
     Raises:
         DataError: somebody is.
     """
-    first: dict[tuple[str, str], Entry] = {}
-    shared: dict[tuple[str, str], tuple[Entry, Entry]] = {}
-    for entry in entries:
-        if entry.identity and entry.split:
-            person = entry.source, entry.identity
-            other = first.setdefault(person, entry)
-            if other.split != entry.split:
-                shared.setdefault(person, (other, entry))
+    placed = (entry for entry in entries if entry.identity and entry.split)
+    shared = find_shared((entry.person, entry.split, str(entry.path)) for entry in placed)
     if shared:
-        (source, identity), (one, two) = next(iter(shared.items()))
+        (split, one), (other, two) = shared[0]
         raise DataError(
-            f"{source}: {len(shared)} persons are in two splits, such as {identity} in {one.split} "
-            f"({one.name}) and {two.split} ({two.name}): remove the partition's file or the "
-            "manifest's split column to have the persons split anew"
+            f"{len(shared)} persons are in two splits, such as on {one} in {split} and {two} in "
+            f"{other}: move the pictures of each into one, or remove the partition's file or the "
+            "manifest's column split to have the persons split anew"
         )

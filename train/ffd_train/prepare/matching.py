@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 import cv2
+import numpy as np
 
 from ffd_runtime.decode import Image
+from ffd_runtime.errors import DataError
 from ffd_runtime.preprocess import crop_centre, resize
 
 # Of each source's pictures, at most this share is left out for being smaller than the common side.
 SMALL = 0.05
 # Above what any network here is fed; more would only fill the disk.
 LARGEST = 512
+# Below this, faces are hardly to be seen: then a few small pictures would spoil all the others.
+SMALLEST = 64
 
 
-# Bytes a pixel of a detailed portrait at quality 95; most take less than half.
-BYTES_PER_PIXEL = 0.45
-
-
-def common_side(sides: Iterable[list[int]]) -> int:
+def common_side(sides: Mapping[str, Sequence[int]]) -> int:
     """The largest side that nearly all pictures of each source have, none enlarged.
 
     Args:
         sides: for each source, the shorter side of each picture, in pixels.
+
+    Raises:
+        DataError: some source's pictures are tiny.
     """
-    return min(LARGEST, *(sorted(of)[int(SMALL * len(of))] for of in sides))
+    least = {source: sorted(of)[int(SMALL * len(of))] for source, of in sides.items()}
+    source = min(least, key=lambda name: least[name])
+    if least[source] < SMALLEST:
+        small = sum(side < SMALLEST for side in sides[source])
+        raise DataError(
+            f"{small} of {source}'s {len(sides[source])} pictures have less than {SMALLEST} "
+            "pixels: choose a --side, which leaves out what is smaller, or remove them"
+        )
+    return min(LARGEST, least[source])
 
 
 def draw_quality(sha256: str, low: int, high: int) -> int:
@@ -53,3 +64,20 @@ def match(image: Image, side: int, quality: int) -> bytes:
         ],
     )
     return data.tobytes()
+
+
+def most_bytes(side: int, quality: int) -> int:
+    """What a JPEG of black and white noise takes: more than any picture.
+
+    Args:
+        side: in pixels.
+        quality: 1 to 100.
+
+    Returns:
+        Bytes.
+    """
+    # A larger one takes no more for each pixel.
+    small = min(side, 256)
+    noise = np.random.default_rng(0).integers(0, 2, (small, small, 3), np.uint8) * 255
+    taken = len(match(noise.astype(np.uint8), small, quality))
+    return taken * side**2 // small**2

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import tarfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,8 @@ from ffd_runtime.image_header import read_header
 
 from ..shards import INSIDE, Member, Shard
 from .matching import draw_quality, match
-from .reading import in_order
-from .selection import Picture
+from .reading import Threads
+from .selection import LeftOut, Picture
 
 BLOCK = tarfile.BLOCKSIZE
 # Of the file's name in a shard, by format; KEY must have no dot.
@@ -63,44 +63,53 @@ def write_shard(
     folder: Path,
     plan: ShardPlan,
     treatment: Treatment | None,
-    pool: ThreadPoolExecutor,
+    pool: Threads,
+    packed: dict[str, Member],
     advance: Callable[[], None],
-) -> tuple[Shard, list[Member]]:
+) -> tuple[Shard, list[LeftOut]]:
     """Write one shard, or find the one that an earlier run wrote.
+
+    Pictures that differ as files may become the same one; of these, the first is packed.
 
     Args:
         folder: that takes it.
         plan: what it holds.
         treatment: what is done to its pictures; None to pack each file as it is.
         pool: threads that do it.
+        packed: members of the shards before, by the sha256 of their bytes; this one's are added.
         advance: called after every picture.
 
     Returns:
-        The shard, and its members in order.
+        The shard, and what it leaves out.
 
     Raises:
         DataError: a picture has changed since it was read.
         OutputError: the shard cannot be written, or the one that is there is another.
     """
     path = folder / plan.name
+    treat = partial(_treat, treatment=treatment)
+    left_out: list[LeftOut] = []
+    before = len(packed)
     if path.exists():
-        members = list(_read_back(path, plan))
-        for _ in members:
+        for found in _read_back(path, plan, treat, packed):
+            if isinstance(found, LeftOut):
+                left_out.append(found)
             advance()
     else:
         partial_path = path.with_name(path.name + ".partial")
-        treat = partial(_treat, treatment=treatment)
-        members = []
         try:
             with partial_path.open("wb") as file:
-                treated = in_order(pool, treat, plan.pictures)
+                treated = pool.in_order(treat, plan.pictures)
                 for picture, (data, suffix) in zip(plan.pictures, treated, strict=True):
+                    advance()
+                    if same := packed.get(hashlib.sha256(data).hexdigest()):
+                        left_out.append(_leave_out(picture, same))
+                        continue
                     name = f"{picture.facts.sha256[:KEY_DIGITS]}"
                     member = _member(plan, picture, f"{name}.{suffix}", data, file.tell() + BLOCK)
                     file.write(_tar_file(f"{name}.{suffix}", data))
                     file.write(_tar_file(f"{name}.json", _describe(member)))
-                    members.append(member)
-                    advance()
+                    packed[member.sha256] = member
                 file.write(bytes(2 * BLOCK))
                 file.flush()
                 os.fsync(file.fileno())
@@ -110,7 +119,15 @@ def write_shard(
                 f"cannot write {partial_path}: {error.strerror}; the whole shards before it stay, "
                 "run the same command again to go on"
             ) from None
-    return Shard(plan.name, plan.split, len(members), path.stat().st_size), members
+    return Shard(plan.name, plan.split, len(packed) - before, path.stat().st_size), left_out
+
+
+def _leave_out(picture: Picture, same: Member) -> LeftOut:
+    reason = "copy" if same.label == picture.entry.label else "both_classes"
+    return LeftOut(picture.entry, reason, f"{same.source}: {same.original}")
+
+
+_ANEW = "remove the --output and run it again"
 
 
 def _treat(picture: Picture, treatment: Treatment | None) -> tuple[bytes, str]:
@@ -118,9 +135,9 @@ def _treat(picture: Picture, treatment: Treatment | None) -> tuple[bytes, str]:
     try:
         data = read_file(picture.entry.path)
     except InputError as error:
-        raise DataError(f"{picture.entry.path}: {error.message} any more: run it again") from None
+        raise DataError(f"{picture.entry.path}: {error.message} any more: {_ANEW}") from None
     if hashlib.sha256(data).hexdigest() != picture.facts.sha256:
-        raise DataError(f"{picture.entry.path} changed while it was packed: run it again")
+        raise DataError(f"{picture.entry.path} changed while it was packed: {_ANEW}")
     if treatment is None:
         suffix = read_header(data).format
         return data, {"jpeg": "jpg", "tiff": "tif", "pnm": "ppm"}.get(suffix, suffix)
@@ -135,7 +152,7 @@ def _member(plan: ShardPlan, picture: Picture, name: str, data: bytes, offset: i
         label=entry.label,
         split=plan.split,
         source=entry.source,
-        identity=entry.identity,
+        identity=picture.identity,
         sha256=hashlib.sha256(data).hexdigest(),
         original=entry.name,
         offset=offset,
@@ -157,30 +174,49 @@ def _tar_file(name: str, data: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
 
 
-def _read_back(path: Path, plan: ShardPlan) -> Iterator[Member]:
-    """The members of a shard that an earlier run wrote, without reading its pictures.
+def _read_back(
+    path: Path,
+    plan: ShardPlan,
+    treat: Callable[[Picture], tuple[bytes, str]],
+    packed: dict[str, Member],
+) -> Iterator[Member | LeftOut]:
+    """What became of each picture in a shard that an earlier run wrote; packed ones are not read.
 
     Raises:
         OutputError: it is not the shard that is planned.
     """
-    wrong = OutputError(f"{path} holds something else: remove it, or choose another --output")
+    wrong = OutputError(
+        f"{path} holds something else: remove it and run this again, or choose another --output"
+    )
     try:
         with tarfile.open(path, "r:") as tar:
             infos = tar.getmembers()
-            if len(infos) != 2 * len(plan.pictures):
-                raise wrong
-            for picture, data, text in zip(plan.pictures, infos[::2], infos[1::2], strict=True):
-                file = tar.extractfile(text)
-                known = json.loads(file.read()) if file else {}
-                member = Member(
-                    path=f"{plan.name}{INSIDE}{data.name}",
-                    split=plan.split,
-                    offset=data.offset_data,
-                    size=data.size,
-                    **known,
-                )
-                if data.name.split(".")[0] != picture.facts.sha256[:KEY_DIGITS]:
+            inside = deque(zip(infos[::2], infos[1::2], strict=True))
+            for picture in plan.pictures:
+                key = picture.facts.sha256[:KEY_DIGITS]
+                if inside and inside[0][0].name.split(".")[0] == key:
+                    member = _read_member(tar, plan, *inside.popleft())
+                    packed[member.sha256] = member
+                    yield member
+                elif same := packed.get(hashlib.sha256(treat(picture)[0]).hexdigest()):
+                    yield _leave_out(picture, same)
+                else:
                     raise wrong
-                yield member
+            if inside:
+                raise wrong
     except (tarfile.TarError, ValueError, TypeError):
         raise wrong from None
+
+
+def _read_member(
+    tar: tarfile.TarFile, plan: ShardPlan, data: tarfile.TarInfo, text: tarfile.TarInfo
+) -> Member:
+    file = tar.extractfile(text)
+    known = json.loads(file.read()) if file else {}
+    return Member(
+        path=f"{plan.name}{INSIDE}{data.name}",
+        split=plan.split,
+        offset=data.offset_data,
+        size=data.size,
+        **known,
+    )

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,30 +16,37 @@ import cv2
 
 from ffd_runtime import __version__
 from ffd_runtime.card import CLASSES
-from ffd_runtime.errors import OutputError
+from ffd_runtime.errors import DataError, OutputError
 
-from ..data import SPLITS
-from ..shards import DATASET, MANIFEST, SCHEMA, Member, manifest_bytes
+from ..folders import SPLITS
+from ..shards import BEGUN, DATASET, MANIFEST, SCHEMA, Member, Shard, manifest_bytes, read_index
 from .inputs import Entry, Input, find_entries
-from .matching import BYTES_PER_PIXEL, common_side
-from .packing import BLOCK, ShardPlan, Treatment, plan_shards, write_shard
-from .reading import JOURNAL, Facts, Journal, read_all
+from .matching import common_side, most_bytes
+from .packing import BLOCK, Treatment, plan_shards, write_shard
+from .reading import JOURNAL, LINE_BYTES, Facts, Journal, Threads, read_all
 from .selection import (
-    REASONS,
     LeftOut,
     Picture,
     assign,
+    count_reasons,
+    describe_torn,
     drop_copies,
     drop_small,
     inputs_sha256,
     left_out_bytes,
+    require_classes,
     take_readable,
 )
 
-BEGUN = "prepare.json"
 LEFT_OUT = "left_out.csv"
+# What a run that was killed may have been writing.
+UNFINISHED = {f"{name}.partial" for name in (BEGUN, MANIFEST, LEFT_OUT, DATASET)}
+# What decides the bytes, besides settings and inputs.
+MAKERS = ("version", "opencv")
 # Large enough that a disk reads it in one go, small enough to be copied again when that breaks.
 SHARD_BYTES = 256 << 20
+# A detailed portrait's share of the bytes that noise takes in the same JPEG: most take half of it.
+OF_NOISE = 1 / 3
 # Headers, padding and description of a picture in a tar.
 MEMBER_BYTES = 5 * BLOCK
 
@@ -78,12 +84,17 @@ class _Selection:
 
     @property
     def bytes(self) -> int:
-        """Of the shards, rather too many than too few."""
+        """Of the shards; of pictures that are treated, no more than that."""
         pictures = [picture for split in self.splits.values() for picture in split]
         if self.treatment:
-            pixels = len(pictures) * self.treatment.side**2
-            return int(pixels * BYTES_PER_PIXEL) + len(pictures) * MEMBER_BYTES
+            high = self.treatment.quality[1]
+            return len(pictures) * (most_bytes(self.treatment.side, high) + MEMBER_BYTES)
         return sum(picture.facts.size + MEMBER_BYTES for picture in pictures)
+
+    @property
+    def likely_bytes(self) -> int:
+        """Of the shards, rather too many than too few."""
+        return int(self.bytes * OF_NOISE) if self.treatment else self.bytes
 
 
 def prepare(
@@ -111,19 +122,23 @@ def prepare(
     origin = {"version": __version__, "opencv": cv2.__version__, "settings": _as_json(settings)}
     _require_apart(inputs, output)
     _look_at(output, origin)
-    entries, ignored = find_entries(inputs)
-    more = f" ({ignored} files without an image's name left out)" if ignored else ""
+    found = find_entries(inputs)
+    entries = found.entries
+    more = f" (other files left out: {found.ignored})" if found.ignored else ""
     say(f"{len(entries)} pictures of {len({e.source for e in entries})} sources{more}")
+    for note in found.notes:
+        say(note)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {output}: {error.strerror}") from None
-    with ThreadPoolExecutor(workers) as pool:
+    with Threads(workers) as pool:
         try:
             with Journal(output / JOURNAL) as journal:
+                _require_space(len(entries) * LINE_BYTES - _size(output / JOURNAL), output)
                 facts = read_all(entries, journal, pool, track("reading", len(entries)))
                 origin["inputs_sha256"] = inputs_sha256(entries, facts)
-                done = _look_at(output, origin)
+                done = _look_at(output, origin) and _is_whole(output, origin, say)
                 if not done:
                     selection = _select(entries, facts, settings, say)
                     _pack(selection, output, origin, settings, pool, say, track)
@@ -131,7 +146,7 @@ def prepare(
             if (output / DATASET).exists():
                 for name in (JOURNAL, BEGUN):
                     (output / name).unlink(missing_ok=True)
-    unreadable = sum(bool(found.error) for found in facts)
+    unreadable = sum(bool(one.error) for one in facts)
     say(f"{output} holds all of this already" if done else f"wrote {output}")
     return unreadable
 
@@ -158,13 +173,18 @@ def _look_at(output: Path, origin: dict[str, Any]) -> bool:
         OutputError: it holds something else, or is no folder.
     """
     try:
-        names = {path.name for path in output.iterdir()}
+        names = {path.name for path in output.iterdir()} - UNFINISHED
     except FileNotFoundError:
         return False
     except OSError as error:
         raise OutputError(f"cannot use {output} as --output: {error.strerror}") from None
     finished = DATASET in names
     if not finished and BEGUN not in names:
+        if any(name.endswith(".tar") for name in names):
+            raise OutputError(
+                f"{output} has shards but no {DATASET}: copy that from where it was packed, or "
+                "remove the folder"
+            )
         if names - {JOURNAL}:
             raise OutputError(f"{output} is not empty: choose another --output")
         return False
@@ -173,15 +193,36 @@ def _look_at(output: Path, origin: dict[str, Any]) -> bool:
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot read what {output} was made of ({error}): remove it") from None
     # What is finished stays right when a later version would pack it otherwise.
-    matters = ("settings", "inputs_sha256") + (() if finished else ("version", "opencv"))
-    for name in matters:
+    _require_same(before, origin, output, () if finished else MAKERS)
+    return finished
+
+
+def _require_same(
+    before: dict[str, Any], origin: dict[str, Any], output: Path, makers: Sequence[str]
+) -> None:
+    for name in ("settings", "inputs_sha256", *makers):
         if name in origin and before.get(name) != origin[name]:
             what = "inputs" if name == "inputs_sha256" else name
             raise OutputError(
                 f"{output} was made with other {what}{_differing(before.get(name), origin[name])}: "
                 "remove it or choose another --output"
             )
-    return finished
+
+
+def _is_whole(output: Path, origin: dict[str, Any], say: Say) -> bool:
+    """Whether a finished set still has all of its files; what it lacks can be packed again.
+
+    Raises:
+        OutputError: other versions packed it, which may have packed otherwise.
+    """
+    try:
+        read_index(output)
+    except DataError as error:
+        say(f"{error}; packing what is not whole")
+        before = json.loads((output / DATASET).read_bytes())
+        _require_same(before, origin, output, MAKERS)
+        return False
+    return True
 
 
 def _differing(before: Any, now: Any) -> str:
@@ -197,18 +238,19 @@ def _select(
     pictures, left_out = take_readable(entries, facts)
     pictures, copies = drop_copies(pictures)
     left_out += copies
+    require_classes(pictures, left_out)
     treatment = None
     if settings.match:
         sides: dict[str, list[int]] = {}
         for picture in pictures:
             sides.setdefault(picture.entry.source, []).append(picture.facts.side)
-        treatment = Treatment(settings.side or common_side(sides.values()), settings.quality)
+        treatment = Treatment(settings.side or common_side(sides), settings.quality)
         pictures, small = drop_small(pictures, treatment.side)
         left_out += small
     if left_out:
-        reasons = Counter(out.reason for out in left_out)
-        counts = ", ".join(f"{count} {REASONS[name]}" for name, count in sorted(reasons.items()))
-        say(f"left out {len(left_out)}: {counts} (each in {LEFT_OUT})")
+        say(f"left out {len(left_out)}: {count_reasons(left_out)} (each in {LEFT_OUT})")
+    if torn := describe_torn(pictures):
+        say(torn)
     return _Selection(assign(pictures, settings.split), left_out, treatment)
 
 
@@ -217,14 +259,20 @@ def _pack(
     output: Path,
     origin: dict[str, Any],
     settings: Settings,
-    pool: ThreadPoolExecutor,
+    pool: Threads,
     say: Say,
     track: Track,
 ) -> None:
     count = sum(len(pictures) for pictures in selection.splits.values())
-    images = settings.shard_images or max(1, SHARD_BYTES * count // selection.bytes)
+    images = settings.shard_images or max(1, SHARD_BYTES * count // selection.likely_bytes)
     plans = plan_shards(selection.splits, images)
-    _require_space(selection.bytes, plans, output)
+    there = sum(_size(output / plan.name) for plan in plans)
+    _require_space(selection.likely_bytes - there, output)
+    if selection.bytes - there > _free(output):
+        say(
+            f"pictures as detailed as noise would need {selection.bytes / 1e9:.1f} GB, which is "
+            "more than the disk has left: if it fills up, free some and run the same command again"
+        )
     _write(output / BEGUN, json.dumps(origin).encode())
     counts = ", ".join(f"{len(of)} {split}" for split, of in selection.splits.items())
     if selection.treatment:
@@ -233,29 +281,32 @@ def _pack(
         say(f"each becomes a square of {side} pixels, a JPEG of quality {low} to {high} (4:2:0)")
     say(f"packing {count} pictures ({counts}) into {len(plans)} shards")
     advance = track("packing", count)
-    shards, members = [], []
+    shards: list[Shard] = []
+    packed: dict[str, Member] = {}
+    same: list[LeftOut] = []
     for plan in plans:
-        shard, inside = write_shard(output, plan, selection.treatment, pool, advance)
+        shard, out = write_shard(output, plan, selection.treatment, pool, packed, advance)
         shards.append(shard)
-        members += inside
+        same += out
+    if same:
+        say(f"left out {len(same)} that became the same as others: {count_reasons(same)}")
+    members, left_out = list(packed.values()), selection.left_out + same
     manifest = manifest_bytes(members)
     _write(output / MANIFEST, manifest)
-    _write(output / LEFT_OUT, left_out_bytes(selection.left_out))
+    _write(output / LEFT_OUT, left_out_bytes(left_out))
     document = {
         "schema": SCHEMA,
         **origin,
         "side": selection.treatment and selection.treatment.side,
-        **_totals(members, selection.left_out),
+        **_totals(members, left_out),
         "shards": [asdict(shard) for shard in shards],
         "manifest_sha256": sha256(manifest).hexdigest(),
     }
     _write(output / DATASET, json.dumps(document, indent=2).encode() + b"\n")
 
 
-def _require_space(needed: int, plans: Sequence[ShardPlan], output: Path) -> None:
-    there = [output / plan.name for plan in plans]
-    needed -= sum(path.stat().st_size for path in there if path.exists())
-    free = shutil.disk_usage(output).free
+def _require_space(needed: int, output: Path) -> None:
+    free = _free(output)
     if needed > free:
         raise OutputError(
             f"{output} needs about {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB left: "
@@ -263,15 +314,22 @@ def _require_space(needed: int, plans: Sequence[ShardPlan], output: Path) -> Non
         )
 
 
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _totals(members: Sequence[Member], left_out: Sequence[LeftOut]) -> dict[str, Any]:
     counts = Counter((m.split, m.label) for m in members)
-    sources = Counter((m.source, m.label) for m in members)
+    sources: dict[str, Counter[str]] = {}
+    for m in members:
+        sources.setdefault(m.source, Counter())[m.label] += 1
     return {
         "images": {split: {c: counts[split, c] for c in CLASSES} for split in SPLITS},
-        "sources": {
-            source: {"label": label, "images": count}
-            for (source, label), count in sorted(sources.items())
-        },
+        "sources": {source: dict(sorted(of.items())) for source, of in sorted(sources.items())},
         "left_out": dict(sorted(Counter(out.reason for out in left_out).items())),
     }
 

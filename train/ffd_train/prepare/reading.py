@@ -18,6 +18,7 @@ from typing import Self, TypeVar
 import cv2
 import numpy as np
 
+from ffd_runtime import __version__
 from ffd_runtime.decode import Image, decode, read_file
 from ffd_runtime.errors import InputError, OutputError
 from ffd_runtime.preprocess import crop_centre, resize
@@ -26,6 +27,8 @@ from ..audit.picture import COLOUR_SIDE, SHARPNESS_SIDE, SMALL, perceptual_hash
 from .inputs import Entry
 
 JOURNAL = "reading.jsonl"
+# A line of it, but for the file's path.
+LINE_BYTES = 1400
 # Results that may wait for their turn, for each thread.
 AHEAD = 4
 
@@ -73,10 +76,37 @@ def _fingerprint(image: Image) -> tuple[int, bytes]:
     return perceptual_hash(np.asarray(grey, np.uint8)), small.tobytes()
 
 
+class Threads(ThreadPoolExecutor):
+    """Threads that work ahead of their reader, but not far."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self._waiting = AHEAD * count
+
+    def in_order(self, function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+        """What a function gives for each item, in order; few of them wait at a time."""
+        waiting: deque[Future[Out]] = deque()
+        try:
+            for item in items:
+                waiting.append(self.submit(function, item))
+                if len(waiting) > self._waiting:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# Path, size and time of a file.
+Key = tuple[str, int, int]
+
+
 class Journal:
     """Facts of earlier, interrupted readings; a context manager that adds those of this one.
 
-    A file counts as the one that was read while its size and time are the same.
+    A file counts as the one that was read while its size and time are the same. What could not be
+    read is not kept: it may be there again. A journal of other versions is begun anew.
 
     Args:
         path: the journal; held by one run at a time.
@@ -92,35 +122,46 @@ class Journal:
             raise OutputError(f"cannot write {path}: {error.strerror}") from None
         _lock(self._file.fileno(), path)
         self._file.seek(0)
-        self._known: dict[tuple[str, int, int], Facts] = {}
-        whole = 0
-        for line in self._file.read().splitlines(keepends=True):
+        self._known: dict[Key, Facts] = {}
+        head = json.dumps({"ffd": __version__, "opencv": cv2.__version__}) + "\n"
+        first, *lines = self._file.read().splitlines(keepends=True) or [""]
+        # What follows the last whole line was being written when the run ended; all is ASCII.
+        self._file.truncate(self._take(lines, len(head)) if first == head else 0)
+        if first != head:
+            self._write(head)
+
+    def _take(self, lines: Iterable[str], whole: int) -> int:
+        """Know what whole lines say; gives where they end."""
+        for line in lines:
             try:
                 name, size, time, facts = json.loads(line)
                 facts["small"] = base64.b64decode(facts["small"])
-                self._known[name, size, time] = Facts(**facts)
+                known = Facts(**facts)
             except (ValueError, TypeError, KeyError):
                 break
             if not line.endswith("\n"):
                 break
+            self._known[name, size, time] = known
             whole += len(line)
-        # What follows the last whole line was being written when the run ended; all is ASCII.
-        self._file.truncate(whole)
+        return whole
 
-    def facts(self, entry: Entry) -> Facts:
-        """Those of an entry, read now unless they are known."""
+    def facts(self, entry: Entry) -> tuple[Key | None, Facts]:
+        """Those of an entry, read now unless they are known, and of which file they are."""
+        # Asked before it is read: what is written to it from here on makes it another.
         key = _key(entry)
-        return (key and self._known.get(key)) or read_facts(entry)
+        return key, (key and self._known.get(key)) or read_facts(entry)
 
-    def add(self, entry: Entry, facts: Facts) -> None:
-        """Keep what was found of an entry."""
-        key = _key(entry)
-        if key and key not in self._known:
+    def add(self, key: Key | None, facts: Facts) -> None:
+        """Keep what was found of a file."""
+        if key and key not in self._known and not facts.error:
             document = asdict(facts) | {"small": base64.b64encode(facts.small).decode()}
-            try:
-                self._file.write(json.dumps([*key, document]) + "\n")
-            except OSError as error:
-                raise OutputError(f"cannot write {self._file.name}: {error.strerror}") from None
+            self._write(json.dumps([*key, document]) + "\n")
+
+    def _write(self, line: str) -> None:
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise OutputError(f"cannot write {self._file.name}: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -137,35 +178,18 @@ class Journal:
 
 
 def read_all(
-    entries: list[Entry], journal: Journal, pool: ThreadPoolExecutor, advance: Callable[[], None]
+    entries: list[Entry], journal: Journal, pool: Threads, advance: Callable[[], None]
 ) -> list[Facts]:
     """The facts of every entry, in order."""
     found = []
-    for entry, facts in zip(entries, in_order(pool, journal.facts, entries), strict=True):
-        journal.add(entry, facts)
+    for key, facts in pool.in_order(journal.facts, entries):
+        journal.add(key, facts)
         found.append(facts)
         advance()
     return found
 
 
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In]
-) -> Iterator[Out]:
-    """What a function gives for each item, in order; few of them wait at a time."""
-    waiting: deque[Future[Out]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > AHEAD * pool._max_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _key(entry: Entry) -> tuple[str, int, int] | None:
+def _key(entry: Entry) -> Key | None:
     try:
         status = os.stat(entry.path)
     except OSError:

@@ -7,8 +7,8 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ffd_runtime.errors import DataError
 
 from ..audit.copies import find_copies
 from ..audit.picture import SMALL
-from ..data import SPLITS
+from ..folders import SPLITS
 from .inputs import Entry
 from .reading import Facts
 
@@ -36,10 +36,32 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that was read."""
+    """A picture that was read.
+
+    Attributes:
+        entry: where it lies.
+        facts: what its file is.
+        copies: the others of its group, which are left out; what is known of them is known of it.
+    """
 
     entry: Entry
     facts: Facts
+    copies: tuple[Entry, ...] = ()
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Its own, and those of its copies."""
+        return self.entry, *self.copies
+
+    @property
+    def identity(self) -> str:
+        """Whom it shows; empty where nobody says."""
+        return next((e.identity for e in self.entries if e.identity), "")
+
+    @property
+    def split(self) -> str:
+        """That its makers put it in, else those of a copy; empty where nobody says."""
+        return next((e.split for e in self.entries if e.split), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +109,65 @@ def drop_copies(pictures: Sequence[Picture]) -> tuple[list[Picture], list[LeftOu
         np.array([p.facts.hash for p in pictures], np.uint64),
         np.array(smalls, np.uint8).reshape(-1, SMALL, SMALL, 3),
     )
-    left_out = [
-        out for group in groups for out in _judge_copies([pictures[i] for i in group.members])
-    ]
-    dropped = {(out.entry.root, out.entry.name) for out in left_out}
-    kept = [p for p in pictures if (p.entry.root, p.entry.name) not in dropped]
-    return kept, left_out
+    kept = dict(enumerate(pictures))
+    left_out: list[LeftOut] = []
+    for group in groups:
+        best, *others = sorted(group.members, key=lambda i: _worth(pictures[i]))
+        of_group = [pictures[i] for i in (best, *others)]
+        left_out += _judge_copies(of_group)
+        for i in group.members:
+            del kept[i]
+        if len({p.entry.label for p in of_group}) == 1:
+            copies = tuple(p.entry for p in of_group[1:])
+            kept[best] = replace(pictures[best], copies=copies)
+    return [kept[i] for i in sorted(kept)], left_out
 
 
-def _judge_copies(group: list[Picture]) -> Iterator[LeftOut]:
-    """Those of a group of copies that are not packed."""
-    best, *others = sorted(group, key=_worth)
+def _judge_copies(group: Sequence[Picture]) -> Iterator[LeftOut]:
+    """Those of a group of copies that are not packed; the first is worth most."""
+    best, *others = group
     other = next((p for p in others if p.entry.label != best.entry.label), None)
     if other:
         for picture in group:
             shown = other if picture.entry.label == best.entry.label else best
-            yield LeftOut(picture.entry, "both_classes", _call(shown))
+            yield LeftOut(picture.entry, "both_classes", call(shown.entry))
         return
     for picture in others:
         reason = "copy" if picture.facts.sha256 == best.facts.sha256 else "near_copy"
-        yield LeftOut(picture.entry, reason, _call(best))
+        yield LeftOut(picture.entry, reason, call(best.entry))
+
+
+def describe_torn(pictures: Iterable[Picture]) -> str:
+    """What a person is told of copies that their makers put into several splits."""
+    torn = [p for p in pictures if len({e.split for e in p.entries if e.split}) > 1]
+    if not torn:
+        return ""
+    one = torn[0]
+    other = next(e for e in one.copies if e.split not in ("", one.split))
+    return (
+        f"{len(torn)} pictures have copies in another split, such as {call(one.entry)} in "
+        f"{one.split} and {call(other)} in {other.split}: each stays in its own, the copies are "
+        "left out"
+    )
+
+
+def require_classes(pictures: Iterable[Picture], left_out: Iterable[LeftOut]) -> None:
+    """Both classes are still there.
+
+    Raises:
+        DataError: one is not.
+    """
+    there = {picture.entry.label for picture in pictures}
+    for label in CLASSES:
+        if label not in there:
+            why = count_reasons(out for out in left_out if out.entry.label == label)
+            raise DataError(f"no {label} picture is left" + (f": {why}" if why else ": give some"))
+
+
+def count_reasons(left_out: Iterable[LeftOut]) -> str:
+    """Such as `3 copies, 1 too small`; empty where nothing was left out."""
+    reasons = Counter(out.reason for out in left_out)
+    return ", ".join(f"{count} {REASONS[name]}" for name, count in sorted(reasons.items()))
 
 
 def drop_small(pictures: Sequence[Picture], side: int) -> tuple[list[Picture], list[LeftOut]]:
@@ -130,8 +191,9 @@ def drop_small(pictures: Sequence[Picture], side: int) -> tuple[list[Picture], l
 def assign(pictures: Sequence[Picture], shares: Sequence[int]) -> dict[str, list[Picture]]:
     """The pictures of each split, in the order of their content's hash.
 
-    A picture goes where its makers put it, and everybody's pictures go together. What is free is
-    split by its identity's or content's hash, in the same shares of each source.
+    A picture goes where its makers put it, and everybody's pictures go together, those of persons
+    who share a copy too. What is free is split by its identity's or content's hash, in the same
+    shares of each source.
 
     Args:
         pictures: all different.
@@ -141,15 +203,28 @@ def assign(pictures: Sequence[Picture], shares: Sequence[int]) -> dict[str, list
         DataError: a class has too few for one of the splits.
     """
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
-    order = sorted(pictures, key=lambda p: (p.entry.label, p.entry.source))
-    for _, of_source in groupby(order, key=lambda p: (p.entry.label, p.entry.source)):
-        for split, picture in _assign_source(list(of_source), shares):
-            splits[split].append(picture)
+    free: dict[tuple[str, str], list[list[Picture]]] = {}
+    for group in _group_persons(pictures):
+        given = next((p.split for p in group if p.split), "")
+        for picture in group:
+            if given:
+                splits[picture.split or given].append(picture)
+        if not given:
+            # A person of several sources counts where most of the pictures are.
+            sources = Counter((p.entry.label, p.entry.source) for p in group)
+            most = max(sorted(sources), key=lambda source: sources[source])
+            free.setdefault(most, []).append(group)
+    for source in sorted(free):
+        for split, group in _share_out(free[source], shares):
+            splits[split] += group
     for split, share in zip(SPLITS, shares, strict=True):
         splits[split].sort(key=lambda p: p.facts.sha256)
         for label in CLASSES:
-            if share and not any(p.entry.label == label for p in splits[split]):
-                raise DataError(f"no {label} picture is left for {split}: give more, or --split")
+            wanted = share or splits[split]
+            if wanted and not any(p.entry.label == label for p in splits[split]):
+                raise DataError(
+                    f"no {label} picture is left for {split}: give more, or another --split"
+                )
     return splits
 
 
@@ -178,28 +253,45 @@ def _worth(picture: Picture) -> tuple[int, str, str, str]:
     return -facts.side, facts.sha256, entry.source, entry.name
 
 
-def _call(picture: Picture) -> str:
-    return f"{picture.entry.source}: {picture.entry.name}"
+def call(entry: Entry) -> str:
+    """A picture's name for a person."""
+    return f"{entry.source}: {entry.name}"
 
 
-def _assign_source(pictures: list[Picture], shares: Sequence[int]) -> Iterator[tuple[str, Picture]]:
-    """A split for each picture of one source."""
-    together: dict[str, list[Picture]] = {}
-    for picture in pictures:
-        together.setdefault(picture.entry.identity or picture.facts.sha256, []).append(picture)
-    free = []
-    for key, group in together.items():
-        given = next((p.entry.split for p in group if p.entry.split), "")
-        if given:
-            yield from ((given, picture) for picture in group)
-        else:
-            # A person's name is no hash yet, and the order of names is no chance.
-            free.append((hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest(), group))
-    total = sum(len(group) for _, group in free)
+def _group_persons(pictures: Sequence[Picture]) -> list[list[Picture]]:
+    """Pictures that belong together: of one person, or of persons who share a copy."""
+    leader: dict[tuple[Path, str], tuple[Path, str]] = {}
+
+    def lead(person: tuple[Path, str]) -> tuple[Path, str]:
+        while leader.setdefault(person, person) != person:
+            person = leader[person]
+        return person
+
+    groups: dict[tuple[Path, str] | str, list[Picture]] = {}
+    persons = [[e.person for e in picture.entries if e.identity] for picture in pictures]
+    for first, *others in filter(None, persons):
+        for other in others:
+            leader[lead(other)] = lead(first)
+    for picture, shown in zip(pictures, persons, strict=True):
+        key = lead(shown[0]) if shown else picture.facts.sha256
+        groups.setdefault(key, []).append(picture)
+    return list(groups.values())
+
+
+def _share_out(
+    groups: list[list[Picture]], shares: Sequence[int]
+) -> Iterator[tuple[str, list[Picture]]]:
+    """A split for each group of one source."""
+    total = sum(len(group) for group in groups)
     done = 0
-    for _, group in sorted(free, key=lambda pair: pair[0]):
+    for group in sorted(groups, key=_lot):
         middle = 100 * (done + len(group) / 2) / total
         done += len(group)
         ends = (("val", shares[1]), ("test", shares[1] + shares[2]), ("train", 100))
-        split = next(name for name, end in ends if middle < end)
-        yield from ((split, picture) for picture in group)
+        yield next(name for name, end in ends if middle < end), group
+
+
+def _lot(group: list[Picture]) -> bytes:
+    # A person's name is no hash yet, and the order of names is no chance.
+    key = min(p.identity or p.facts.sha256 for p in group)
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,118 @@
+"""CelebA's own lists: who is on a picture, and which split its authors put it in.
+
+"Deep Learning Face Attributes in the Wild", Liu et al., 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ffd_runtime.errors import DataError
+
+from ..folders import SPLITS
+
+# As torchvision, the authors' drive and others' CSVs have them.
+PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
+IDENTITIES = ("identity_CelebA.txt", "identity_CelebA.csv")
+# The authors' drive has Img/img_align_celeba/, Anno/ and Eval/; others nest the pictures twice.
+ABOVE = 2
+BESIDE = ("", "Anno", "Eval")
+# A list that names fewer of the pictures is of other pictures, or these were renamed.
+FEWEST = 0.5
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What the lists say of a folder's pictures.
+
+    Attributes:
+        splits: by the picture's path.
+        identities: by the picture's path.
+        said: what was found, for a person; empty where nothing looks like CelebA.
+    """
+
+    splits: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)
+    said: str = ""
+
+
+def read_lists(
+    folder: Path, name: str, pictures: Sequence[str], others: Sequence[str], above: bool
+) -> Lists:
+    """What CelebA's lists say, by the pictures' names without suffix: copies as PNG are common.
+
+    Args:
+        folder: of the pictures.
+        name: of the source, for a person.
+        pictures: paths below the folder.
+        others: other files below it, among which the lists are looked for.
+        above: whether to look in the folders that it lies in, too.
+
+    Raises:
+        DataError: a list is damaged, or names few of the pictures.
+    """
+    places = [folder / other for other in others]
+    places += _places_above(folder) if above else ()
+    splits = _match(_first(places, PARTITIONS), folder, pictures)
+    for picture, number in splits.items():
+        if number not in ("0", "1", "2"):
+            raise DataError(f"CelebA's partition has {number} for {picture}: known are 0, 1 and 2")
+        # 0 is training, 1 validation, 2 testing.
+        splits[picture] = SPLITS[int(number)]
+    identities = _match(_first(places, IDENTITIES), folder, pictures)
+    said = ""
+    if splits or identities or _is_called_so(folder):
+        said = (
+            f"{name}: CelebA's partition of {len(splits)}, identity of {len(identities)} of "
+            f"{len(pictures)} pictures"
+        )
+    return Lists(splits, identities, said)
+
+
+def _is_called_so(folder: Path) -> bool:
+    return "celeba" in "/".join(folder.resolve().parts[-3:]).lower()
+
+
+def _places_above(folder: Path) -> Iterator[Path]:
+    # A link may lie beside the lists, or what it leads to.
+    for start in dict.fromkeys((folder.absolute(), folder.resolve())):
+        for parent in start.parents[:ABOVE]:
+            for beside in BESIDE:
+                yield from (parent / beside / name for name in PARTITIONS + IDENTITIES)
+
+
+def _first(places: Sequence[Path], names: Sequence[str]) -> Path | None:
+    return next((path for path in places if path.name in names and path.is_file()), None)
+
+
+def _match(path: Path | None, folder: Path, pictures: Sequence[str]) -> dict[str, str]:
+    """A list's second column, by picture."""
+    if path is None:
+        return {}
+    listed = {PurePosixPath(name).stem: value for name, value in _read_pairs(path)}
+    stems = ((picture, PurePosixPath(picture).stem) for picture in pictures)
+    found = {picture: listed[stem] for picture, stem in stems if stem in listed}
+    if not found and folder not in path.parents and not _is_called_so(folder):
+        # Of a folder that lies beside this one.
+        return {}
+    if len(found) < FEWEST * len(pictures):
+        raise DataError(
+            f"{path} names {len(found)} of {len(pictures)} pictures, such as {pictures[0]!a} not: "
+            "give them their names in CelebA, or, if they are others, keep the list elsewhere"
+        )
+    return found
+
+
+def _read_pairs(path: Path) -> list[list[str]]:
+    try:
+        rows = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    pairs = [row.replace(",", " ").split() for row in rows if row.strip()]
+    # A CSV has a heading.
+    pairs = [pair for pair in pairs if len(pair) != 2 or pair[1].isdigit()]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise DataError(f"{path} should have a file's name and a number in each line")
+    return pairs
