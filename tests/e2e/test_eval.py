@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from ffd_train.checkpoint import save_checkpoint
 from ffd_train.commands.eval import main as ffd_eval
 
 from ..conftest import picture
 from ..models import CARD, save_colour_model
 from ..runtime.test_report import OVERFLOWING, Browser
-from ..tiny import make_faces
+from ..tiny import build_tiny, make_faces
 
 HOSTILE = "<script>alert(1)<!-- robustness -->$title|'\"\x1b[31m"
 
@@ -98,9 +99,30 @@ def test_the_tables_say_the_same(
     assert outcome.exit_code == 3
     assert "\x1b" not in outcome.output
     assert "0.8571" in outcome.stdout
+    assert "ROC-AUC of red-1" in outcome.stdout
+    assert "1 % is less than one" in outcome.stdout
     assert "No difference in ranking is shown" in outcome.stdout
     assert "McNemar" in outcome.stdout
     assert json.loads(run[0].stdout)["accuracy"] == pytest.approx(0.8571, abs=1e-4)
+
+
+def test_a_backend_is_for_the_models_that_it_reads(
+    faces: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "tiny.safetensors"
+    save_checkpoint(checkpoint, build_tiny(), CARD.replace(architecture="tiny"))
+    outcome = call(
+        *(colour_model, faces, "--compare", checkpoint, "--sample", 2, "--json"),
+        *("--backend", "onnxruntime", "--device", "cpu"),
+    )
+    assert outcome.exit_code in (0, 3), outcome.output
+    document = json.loads(outcome.stdout)
+    assert "onnxruntime" in document["runs_on"]
+    assert "PyTorch" in document["comparison"]["other"]["runs_on"]
+    assert "1 % is less than one" in document["note"]
+    alone = call(checkpoint, faces, "--backend", "onnxruntime")
+    assert alone.exit_code == 1
+    assert "is a checkpoint, which PyTorch runs" in alone.stderr
 
 
 def test_a_sample_is_said_and_repeatable(faces: Path, colour_model: Path) -> None:

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from ffd_runtime.card import ModelCard, Provenance
 from ffd_train.comparison import compare, delong, describe, mcnemar
+from ffd_train.intervals import resample
 
 CARD = ModelCard("m", "tiny", Provenance("0"), threshold=0.5, unsure=(0.4, 0.6))
 Floats = npt.NDArray[np.float64]
@@ -55,15 +56,16 @@ def test_delong_against_the_definition(seed: int) -> None:
     assert found.p == pytest.approx(p)
 
 
-def test_delong_and_the_bootstrap_agree() -> None:
+def test_delong_and_the_interval_agree() -> None:
     first, second, generated = pair(400, 7)
     found = delong(first, second, generated)
     gap = compare(first, second, generated, CARD, CARD).differences["roc_auc"]
     assert gap.difference == pytest.approx(found.other - found.auc)
     assert found.z is not None
     deviation = (found.other - found.auc) / found.z
+    assert gap.interval is not None
     low, high = gap.interval
-    assert (high - low) / (2 * norm.ppf(0.975)) == pytest.approx(deviation, rel=0.15)
+    assert (high - low) / (2 * norm.ppf(0.975)) == pytest.approx(deviation)
 
 
 def test_equal_models_differ_by_chance_in_one_of_twenty() -> None:
@@ -79,7 +81,32 @@ def test_what_cannot_be_tested_says_so() -> None:
     one = np.array([True, False, False, False])
     assert delong(good, bad, one).p is None
     lines = describe(compare(good, bad, truth, CARD, CARD), "A", "B")
-    assert "cannot be tested" in lines[0]
+    assert "cannot be tested, as every image ranks otherwise by the same amount" in lines[0]
+    lines = describe(compare(good, bad, one, CARD, CARD), "A", "B")
+    assert "cannot be tested, as one of the classes has a single image" in lines[0]
+
+
+def test_a_small_difference_of_good_models_on_many_images_is_tested() -> None:
+    generated = np.arange(200_000) < 100_000
+    perfect = np.where(generated, 0.9, 0.1)
+    nearly = perfect.copy()
+    nearly[0], nearly[-1] = 0.5, 0.5
+    found = delong(perfect, nearly, generated)
+    assert found.auc - found.other == pytest.approx(5e-11)
+    assert found.z == pytest.approx(-1 / np.sqrt(2), rel=1e-4)
+    assert found.p is not None
+
+
+def test_two_models_without_an_error_are_not_certainly_equal() -> None:
+    truth = np.arange(8) < 4
+    perfect = np.where(truth, 0.9, 0.1)
+    drawn = resample(perfect, truth)
+    found = compare(perfect, perfect, truth, CARD, CARD, (drawn, drawn)).differences
+    for name in ("roc_auc", "accuracy"):
+        low, high = found[name].interval or (0, 0)
+        assert low < -0.3 < 0.3 < high
+    assert found["eer"].interval is None
+    assert set(found) == {"roc_auc", "accuracy", *drawn}
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (1, 9), (5, 5), (30, 12)])

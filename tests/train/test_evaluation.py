@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from ffd_runtime.errors import OutputError
 from ffd_runtime.results import Result
+from ffd_train import intervals
 from ffd_train.data import FaceData, Sample
 from ffd_train.evaluation import Evaluation, draw_sample
 from ffd_train.evaluation_report import (
@@ -27,8 +30,8 @@ from ffd_train.evaluation_report import (
     write_page,
 )
 from ffd_train.evaluation_report.markdown import BEGIN, END, to_markdown
-from ffd_train.intervals import wilson
-from ffd_train.metrics import measure_scores
+from ffd_train.intervals import Bools, wilson
+from ffd_train.metrics import Floats, measure_scores
 from ffd_train.robustness import CLEAN, measure_cell
 
 from ..models import CARD
@@ -186,6 +189,57 @@ def test_intervals_stand_around_the_figures(tmp_path: Path) -> None:
     assert set(intervals["per_source"]) == set(found.report.per_source)
 
 
+def test_each_source_is_ranked_against_the_other_class(tmp_path: Path) -> None:
+    study = make_study(tmp_path, sources=("a", "b", "c", "d"))
+    found = study.subject.evaluation
+    document = to_document(study)
+    write_page(tmp_path / "page.html", study)
+    text = " ".join(Page((tmp_path / "page.html").read_text()).text)
+    assert "ROC-AUC, colour" in text
+    for name, kind in (("generated-a", True), ("groundtruth-b", False)):
+        own = np.array([source == name for source in found.sources])
+        area = document["per_source"][name]["roc_auc"]
+        part = own | (found.generated != kind)
+        assert area == pytest.approx(roc_auc_score(found.generated[part], found.scores[part]))
+        low, high = document["intervals"]["per_source_roc_auc"][name]
+        assert low < area <= high
+        assert f"{low:.4f} to {high:.4f}" in text
+
+
+def test_too_few_photographs_for_a_rate_of_one_percent_are_said(tmp_path: Path) -> None:
+    for count, said in ((50, True), (110, False)):
+        data = make_data(tmp_path, count)
+        study = Study(subject("m", judge(data)), data, None, 1, datetime(2026, 1, 2, tzinfo=UTC))
+        write_page(tmp_path / "page.html", study)
+        page = " ".join(Page((tmp_path / "page.html").read_text()).text)
+        # One of them is unreadable.
+        assert ("Of 49 photographs, 1 % is less than one" in page) == said
+        assert ("Of 49 photographs, 1 % is less than one" in to_markdown(study)) == said
+        assert (to_document(study)["note"] is not None) == said
+        (line,) = (each for each in summarise(study) if " it finds " in each)
+        assert line.startswith("At no false alarm among its 49" if said else "At 1 % false alarms")
+
+
+def test_resamples_are_drawn_once_for_all_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = []
+    drawing = intervals._draw
+
+    def draw(generated: Bools) -> Iterator[Floats]:
+        draws.append(len(generated))
+        return drawing(generated)
+
+    monkeypatch.setattr(intervals, "_draw", draw)
+    study = make_study(tmp_path)
+    other = judge(study.data, seed=1)
+    both = study.against(subject("other", other))
+    write_page(tmp_path / "page.html", both)
+    to_document(both)
+    # Each model's own, and both on what both have judged, where that is less.
+    assert len(draws) == 2
+
+
 def test_the_document_keeps_its_keys_and_gains_others(tmp_path: Path) -> None:
     study = make_study(tmp_path, sources=HOSTILE)
     document = json.loads(json.dumps(to_document(study), allow_nan=False))
@@ -212,6 +266,8 @@ def test_two_models_are_compared_on_what_both_have_judged(tmp_path: Path) -> Non
     both = study.against(subject("colour", better))
     assert [each.name for each in both.subjects] == ["colour (A)", "colour (B)"]
     assert set(both.comparisons) == {"clean", "jpeg-30", "blur-3"}
+    assert {"roc_auc", "average_precision", "brier"} <= set(both.comparisons["clean"].differences)
+    assert set(both.comparisons["blur-3"].differences) == {"roc_auc", "accuracy"}
     found = both.comparisons["clean"]
     assert found.images == 30
     labels = [sample.label for at, sample in enumerate(one.data.samples) if at not in (3, 31)]
@@ -318,6 +374,35 @@ def test_markdown_cells_stay_in_their_columns(tmp_path: Path) -> None:
     assert "<!--" not in table
     head, line, *_ = table.partition("by source")[2].strip().splitlines()[2:]
     assert head.replace("\\|", "").count("|") == line.count("|")
+
+
+def test_a_cards_table_says_what_made_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "faces`", sources=("a", "b"))
+    study = replace(study, split="test")
+    study.data.root.mkdir()
+    (study.data.root / "manifest.csv").write_text("path,source\n")
+    line = to_markdown(study).splitlines()[-1]
+    digest = hashlib.sha256(b"path,source\n").hexdigest()
+    assert f"(split test, 8 images drawn from 13, manifest sha256 `{digest}`)" in line
+    assert f"model sha256 `{'0' * 64}`" in line
+    assert "`ffd-eval m.onnx 'faces?' --split test --sample 8 --robustness`" in line
+    assert str(tmp_path) not in to_markdown(
+        replace(study, subject=replace(study.subject, file=str(tmp_path / "m.onnx")))
+    )
+
+
+def test_a_card_behind_a_link_stays_there_and_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    card = tmp_path / "docs/CARD.md"
+    card.write_text(f"{BEGIN}\n{END}\n")
+    card.chmod(0o664)
+    link = tmp_path / "CARD.md"
+    link.symlink_to("docs/CARD.md")
+    put_table(link, make_study(tmp_path / "faces"))
+    assert link.is_symlink()
+    assert "| blur-3 |" in card.read_text()
+    assert card.stat().st_mode & 0o777 == 0o664
+    assert [each.name for each in card.parent.iterdir()] == ["CARD.md"]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,18 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ffd_runtime.card import ModelCard, Provenance
 from ffd_train import intervals
-from ffd_train.intervals import RESAMPLES, estimate, percentile, resample, wilson
-from ffd_train.metrics import measure_reliability, measure_scores
+from ffd_train.intervals import (
+    RESAMPLES,
+    auc_interval,
+    count_resamples,
+    difference_interval,
+    estimate,
+    percentile,
+    resample,
+    tpr_interval,
+    wilson,
+)
+from ffd_train.metrics import find_placements, measure_reliability, measure_scores
 
 CARD = ModelCard("m", "tiny", Provenance("0"), threshold=0.45, unsure=(0.4, 0.6))
 
@@ -35,14 +45,14 @@ def test_estimates_are_the_reports_figures() -> None:
     scores, generated = draw(70, 0)
     report = measure_scores(scores, (~generated).astype(int).tolist(), CARD)
     reliability = measure_reliability(scores, generated)
-    for name, value in estimate(scores, generated, CARD).items():
+    for name, value in estimate(scores, generated).items():
         source = reliability if name in ("nll", "brier") else report
         assert value == pytest.approx(getattr(source, name)), name
 
 
 def test_resamples_are_what_drawing_images_again_gives() -> None:
     scores, generated = draw(40, 1)
-    found = resample(scores, generated, CARD)
+    found = resample(scores, generated)
     assert all(values.shape == (RESAMPLES,) for values in found.values())
     counts = next(intervals._draw(generated)).astype(int)
     for row in range(50):
@@ -50,37 +60,99 @@ def test_resamples_are_what_drawing_images_again_gives() -> None:
         truth, again = generated[drawn], scores[drawn]
         assert truth.sum() == 40
         assert len(drawn) == 80
-        assert found["roc_auc"][row] == pytest.approx(roc_auc_score(truth, again))
         assert found["average_precision"][row] == pytest.approx(
             average_precision_score(truth, again)
         )
         report = measure_scores(again, (~truth).astype(int).tolist(), CARD)
-        for name in ("accuracy", "eer", "tpr_at_1_fpr", "ece"):
+        for name in ("eer", "tpr_at_1_fpr", "ece"):
             assert found[name][row] == pytest.approx(getattr(report, name)), name
 
 
 def test_resamples_are_repeatable_and_may_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, generated = draw(30, 2)
-    whole = resample(scores, generated, CARD)
-    again = resample(scores, generated, CARD)
+    whole = resample(scores, generated)
+    again = resample(scores, generated)
     assert all((whole[name] == again[name]).all() for name in whole)
     monkeypatch.setattr(intervals, "_MOST_COUNTS", 60 * 300)
-    parts = resample(scores, generated, CARD)
-    assert len(parts["roc_auc"]) == RESAMPLES
+    parts = resample(scores, generated)
+    assert len(parts["brier"]) == RESAMPLES
     # Other draws, the same distribution.
-    assert parts["roc_auc"].std() == pytest.approx(whole["roc_auc"].std(), rel=0.15)
+    assert parts["brier"].std() == pytest.approx(whole["brier"].std(), rel=0.15)
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    truth = norm.cdf(1.5 / np.sqrt(2))
+def test_fewer_resamples_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert count_resamples(800) == RESAMPLES
+    assert count_resamples(10**7) == 200
+    monkeypatch.setattr(intervals, "_MOST_DRAWS", 60 * 300)
+    scores, generated = draw(30, 2)
+    assert len(resample(scores, generated)["eer"]) == count_resamples(60) == 300
+
+
+@pytest.mark.parametrize(("apart", "generated", "photographs"), [(1.5, 30, 90), (3.5, 20, 200)])
+def test_intervals_hold_the_truth_as_often_as_they_say(
+    apart: float, generated: int, photographs: int
+) -> None:
+    truth = norm.cdf(apart / np.sqrt(2))
     held = 0
-    for seed in range(40):
-        scores, generated = draw(60, 100 + seed)
-        low, high = percentile(resample(scores, generated, CARD)["roc_auc"])
+    labels = np.arange(generated + photographs) < generated
+    for seed in range(400):
+        scores = np.random.default_rng(seed).normal(np.where(labels, apart, 0), 1)
+        low, high = auc_interval(*find_placements(scores, labels))
         held += low <= truth <= high
-    assert 35 <= held <= 40
+    assert held >= 0.93 * 400
+
+
+def test_an_auc_interval_is_delongs_where_nothing_is_perfect() -> None:
+    scores, generated = draw(400, 3)
+    low, high = auc_interval(*find_placements(scores, generated))
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(200):
+        faces, photographs = (rng.choice(scores[generated == kind], 400) for kind in (1, 0))
+        drawn.append(roc_auc_score(generated, np.stack([faces, photographs], 1).ravel()))
+    assert (high - low) / (2 * norm.ppf(0.975)) == pytest.approx(np.std(drawn), rel=0.2)
+    assert low < roc_auc_score(generated, scores) < high
+
+
+@pytest.mark.parametrize(("size", "bound"), [(1, 0.025), (4, 0.3976), (400, 0.9908)])
+def test_a_perfect_separation_looks_no_more_certain_than_it_is(size: int, bound: float) -> None:
+    generated = np.arange(2 * size) < size
+    perfect = np.where(generated, 0.9, 0.1)
+    low, high = auc_interval(*find_placements(perfect, generated))
+    # Separated by chance with a probability of 2.5 %, if this were the area.
+    assert low == pytest.approx(bound, abs=1e-4)
+    assert low**size == pytest.approx(0.025)
+    assert high == 1
+    assert auc_interval(*find_placements(1 - perfect, generated)) == pytest.approx((0, 1 - low))
+    # One pair in the wrong order does not narrow it.
+    perfect[0], perfect[-1] = 0.3, 0.5
+    assert auc_interval(*find_placements(perfect, generated))[0] <= low
+
+
+def test_what_is_found_at_one_percent_is_resampled_and_never_certain() -> None:
+    scores, generated = draw(300, 5, apart=4)
+    found = resample(scores, generated)["tpr_at_1_fpr"]
+    low, high = tpr_interval(scores, generated)
+    assert [low, high] == pytest.approx(percentile(found), abs=0.015)
+    few = generated[:8]
+    assert tpr_interval(few.astype(float), few) == wilson(4, 4)
+    values = resample(few.astype(float), few)
+    assert percentile(values["average_precision"]) is None
+    assert percentile(values["ece"]) is None
+
+
+def test_differences_against_newcombe() -> None:
+    # His first example, of independent proportions: Statistics in Medicine 17, 1998.
+    both = wilson(48, 80), wilson(56, 70)
+    found = difference_interval((48 / 80, 56 / 70), both, 0)
+    assert found == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    one = wilson(20, 20)
+    low, high = difference_interval((1, 1), (one, one), 0)
+    assert low < -0.1 < 0.1 < high
 
 
 def test_one_image_of_a_class_is_no_reason_to_fail() -> None:
-    found = resample(np.array([0.9, 0.2, 0.4]), np.array([True, False, False]), CARD)
-    assert percentile(found["roc_auc"]) == (1, 1)
+    scores, generated = np.array([0.9, 0.2, 0.4]), np.array([True, False, False])
+    resample(scores, generated)
+    assert auc_interval(*find_placements(scores, generated)) == pytest.approx((0.025, 1))
+    assert tpr_interval(scores, generated) == wilson(1, 1)

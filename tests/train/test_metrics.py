@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
-from sklearn.metrics import brier_score_loss, log_loss
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from ffd_runtime.card import ModelCard, Provenance
 from ffd_train.calibrate import calibrate, fit_temperature, fit_threshold, fit_unsure
 from ffd_train.metrics import (
     equal_error_rate,
     expected_calibration_error,
+    find_placements,
     measure,
     measure_reliability,
     measure_scores,
@@ -114,13 +115,38 @@ def test_known_numbers() -> None:
         "generated": pytest.approx(2 / 3),
         "groundtruth": pytest.approx(2 / 3),
     }
-    assert report.per_source["a"] == {"images": 2, "accuracy": 1.0}
-    assert report.per_source["b"] == {"images": 1, "accuracy": 0.0}
+    assert report.per_source["a"] == {"images": 2, "accuracy": 1.0, "roc_auc": 1.0}
+    assert report.per_source["b"] == {"images": 1, "accuracy": 0.0, "roc_auc": pytest.approx(2 / 3)}
+    assert report.per_source["c"] == {"images": 2, "accuracy": 1.0, "roc_auc": 1.0}
     assert set(report.per_source) == {"a", "b", "c"}
     assert report.decided == pytest.approx(4 / 6)
     assert report.decided_accuracy == 1
     assert report.tpr_at_1_fpr == pytest.approx(2 / 3)
     assert report.eer == pytest.approx(1 / 3)
+
+
+def test_a_source_is_ranked_against_the_other_class() -> None:
+    rng = np.random.default_rng(5)
+    labels = np.array([0] * 40 + [1] * 60)
+    scores = rng.normal(np.where(labels == 0, 1, 0)).round(1)
+    sources = ["gan", "other"] * 20 + ["phone"] * 20 + ["web"] * 20 + ["both"] * 20
+    sources[0] = "both"
+    found = measure_scores(expit(scores), labels.tolist(), CARD, sources).per_source
+    names = np.array(sources)
+    for name, part in (
+        ("gan", (names == "gan") | (labels == 1)),
+        ("web", (names == "web") | (labels == 0)),
+        ("both", names == "both"),
+    ):
+        expected = roc_auc_score(labels[part] == 0, scores[part])
+        assert found[name]["roc_auc"] == pytest.approx(expected), name
+
+
+def test_placements_count_every_pair() -> None:
+    scores = np.array([0.9, 0.5, 0.5, 0.1, 0.5])
+    found, spared = find_placements(scores, np.array([True, True, False, False, False]))
+    assert found.tolist() == [3, 2]
+    assert spared.tolist() == [1.5, 2, 1.5]
 
 
 def test_no_decision_has_no_accuracy() -> None:

@@ -9,6 +9,7 @@ import pytest
 from ffd_runtime.classifier import Classifier
 from ffd_runtime.errors import DataError
 from ffd_runtime.sources import Item
+from ffd_train import intervals
 from ffd_train.data import find_labelled
 from ffd_train.evaluation import evaluate, measure_robustness
 from ffd_train.intervals import wilson
@@ -85,18 +86,23 @@ def test_a_sweep_whose_outcome_is_known(colour_model: Path, tmp_path: Path) -> N
     faces = make_faces(tmp_path / "faces", {"test": 4}, sources=True)
     with Classifier.open(colour_model, device="cpu") as classifier:
         done = evaluate(classifier, find_labelled(faces))
-        cells = measure_robustness(classifier, done)
+        ticks: list[str] = []
+        cells = measure_robustness(
+            classifier, done, lambda: ticks.append("image"), lambda: ticks.append("cell")
+        )
         swapped = sweep(
             classifier,
             [done.data.item(sample) for sample, _ in done.read],
             perturbations=[Perturbation("swap", "swapped colours", swap)],
         )
     assert [cell.name for cell in cells] == [CLEAN, *(each.name for each in PERTURBATIONS)]
+    assert ticks == ["image"] * 8 + ["cell"] * 22
     # Colour is what nothing of the sweep takes away.
     assert all(cell.accuracy == cell.roc_auc == 1 for cell in cells)
     assert cells[0].per_source["red-0"] == {
         "images": 2,
         "accuracy": 1.0,
+        "roc_auc": 1.0,
         "interval": wilson(2, 2),
     }
     labels = [sample.label for sample, _ in done.read]
@@ -104,6 +110,37 @@ def test_a_sweep_whose_outcome_is_known(colour_model: Path, tmp_path: Path) -> N
     assert (cell.roc_auc, cell.accuracy, cell.false_alarms, cell.misses) == (0, 0, 1, 1)
     assert cell.intervals["misses"] == wilson(4, 4)
     assert cell.per_source["blue-1"]["accuracy"] == 0
+
+
+@pytest.mark.parametrize("name", ["large.jpg", "large.png"])
+def test_a_large_picture_is_perturbed_whole_whatever_its_format(
+    colour_model: Path, tmp_path: Path, name: str
+) -> None:
+    cv2.imwrite(str(tmp_path / name), picture("red", 1200, 1300))
+    sides = []
+
+    def note(image: Image) -> Image:
+        sides.append(image.shape[:2])
+        return image
+
+    with Classifier.open(colour_model, device="cpu") as classifier:
+        assert 2 * classifier.card.preprocess.decode_side <= 1200
+        sweep(
+            classifier, [Item(str(tmp_path / name))], perturbations=[Perturbation("n", "n", note)]
+        )
+    assert {max(side) for side in sides} == {1300}
+
+
+def test_a_cell_of_many_images_is_measured_without_drawing_them() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(200_000) % 2
+    scores = rng.beta(2, 1, 200_000) * (1 - labels) + rng.beta(1, 2, 200_000) * labels
+    drawn: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "_draw", lambda _: drawn.append(1))
+        cell = measure_cell("x", "X", scores, labels.tolist(), CARD, [None] * 200_000)
+    assert drawn == []
+    assert all(low < getattr(cell, name) < high for name, (low, high) in cell.intervals.items())
 
 
 def test_a_cells_figures() -> None:

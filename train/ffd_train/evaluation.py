@@ -17,8 +17,16 @@ from ffd_runtime.errors import BackendError, DataError
 from ffd_runtime.results import Result
 
 from .data import FaceData, Sample
-from .intervals import Bools, percentile, resample, wilson
-from .metrics import Floats, Reliability, Report, measure_reliability, measure_scores
+from .intervals import Bools, Interval, auc_interval, percentile, resample, tpr_interval, wilson
+from .metrics import (
+    Floats,
+    Reliability,
+    Report,
+    find_placements,
+    find_rivals,
+    measure_reliability,
+    measure_scores,
+)
 from .robustness import CLEAN, PERTURBATIONS, Cell, measure_cell, sweep, with_intervals
 
 
@@ -66,16 +74,15 @@ class Evaluation:
 
     @cached_property
     def intervals(self) -> dict[str, Any]:
-        """Intervals of the report's figures, under its names: of shares by Wilson, else resampled.
-
-        The accuracy, too, is resampled, as both classes keep their sizes.
-        """
+        """Intervals of the report's figures, under its names; None where nothing tells one."""
         report, count = self.report, len(self.scores)
         decided = round(report.decided * count)
         found: dict[str, Any] = {
-            name: percentile(values)
-            for name, values in resample(self.scores, self.generated, self.card).items()
+            name: percentile(values) for name, values in self.resampled.items()
         }
+        found["accuracy"] = wilson(round(report.accuracy * count), count)
+        found["roc_auc"] = auc_interval(*find_placements(self.scores, self.generated))
+        found["tpr_at_1_fpr"] = tpr_interval(self.scores, self.generated)
         found["decided"] = wilson(decided, count)
         if report.decided_accuracy is not None:
             found["decided_accuracy"] = wilson(round(report.decided_accuracy * decided), decided)
@@ -90,7 +97,18 @@ class Evaluation:
         found["per_source"] = {
             name: row["interval"] for name, row in with_intervals(report.per_source).items()
         }
+        found["per_source_roc_auc"] = {name: self._area_of(name) for name in report.per_source}
         return found
+
+    @cached_property
+    def resampled(self) -> dict[str, Floats]:
+        """What `intervals.resample` draws, of these images."""
+        return resample(self.scores, self.generated)
+
+    def _area_of(self, source: str) -> Interval:
+        own = np.array([name == source for name in self.sources])
+        rivals = find_rivals(own, self.generated)
+        return auc_interval(*find_placements(self.scores[rivals], self.generated[rivals]))
 
     @cached_property
     def reliability(self) -> Reliability:
@@ -190,13 +208,15 @@ def measure_robustness(
     classifier: Classifier,
     evaluation: Evaluation,
     advance: Callable[[], None] = lambda: None,
+    advance_cell: Callable[[], None] = lambda: None,
 ) -> tuple[Cell, ...]:
     """Measure the images that could be read under every perturbation; first as they are.
 
     Args:
         classifier: the model that `evaluation` is of.
         evaluation: of the clean pictures.
-        advance: called after every image.
+        advance: called after every image that was scored.
+        advance_cell: called after every cell that was measured.
 
     Raises:
         DataError: an image cannot be read any more, or a codec cannot hold it.
@@ -206,10 +226,13 @@ def measure_robustness(
     scores = {CLEAN: evaluation.scores, **sweep(classifier, items, advance)}
     labels = {CLEAN: "as they are", **{each.name: each.label for each in PERTURBATIONS}}
     truth = [sample.label for sample, _ in evaluation.read]
-    return tuple(
-        measure_cell(name, labels[name], found, truth, classifier.card, evaluation.sources)
-        for name, found in scores.items()
-    )
+    cells = []
+    for name, found in scores.items():
+        cells.append(
+            measure_cell(name, labels[name], found, truth, classifier.card, evaluation.sources)
+        )
+        advance_cell()
+    return tuple(cells)
 
 
 def draw_sample(data: FaceData, size: int, seed: int = 0) -> FaceData:

@@ -25,12 +25,14 @@ class Report:
         roc_auc: area under the ROC curve.
         average_precision: area under the precision-recall curve.
         eer: rate at which false alarms and misses are equally frequent.
-        tpr_at_1_fpr: share of generated faces found where 1 % of photographs are called generated.
+        tpr_at_1_fpr: share of generated faces found where at most 1 % of photographs are called
+            generated: of fewer than 100 photographs, none.
         ece: expected calibration error, 15 bins.
         decided: share of images outside the unsure band.
         decided_accuracy: accuracy among them; None if there are none.
         per_class: accuracy of each class.
-        per_source: images and accuracy of each source, where sources are known.
+        per_source: images, accuracy and ROC-AUC of each source, where sources are known; what the
+            latter is of, see `find_rivals`.
     """
 
     images: int
@@ -98,8 +100,49 @@ def measure_scores(
             "generated": float(right[generated].mean()),
             "groundtruth": float(right[~generated].mean()),
         },
-        per_source=_per_source(right, sources),
+        per_source=_per_source(scores, generated, right, sources),
     )
+
+
+def find_placements(scores: Floats, generated: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """How each image stands to those of the other class; equal scores count half.
+
+    The area under the ROC curve is the mean of either, as a share of the other class (Mann and
+    Whitney, 1947).
+
+    Args:
+        scores: [N], P(generated).
+        generated: [N], the truth; both classes.
+
+    Returns:
+        Of each generated image, in order, how many photographs score lower; of each photograph, how
+        many generated images score higher. Multiples of 0.5, so that their sums are exact.
+    """
+    positives, negatives = scores[generated], scores[~generated]
+    return _count_below(positives, negatives), len(positives) - _count_below(negatives, positives)
+
+
+def find_rivals(
+    own: npt.NDArray[np.bool_], generated: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """The images that the ROC-AUC of one source is of.
+
+    A generated source is set against all photographs, a photographic one against all generated
+    faces; one that has both classes against itself.
+
+    Args:
+        own: [N], whether an image is of the source.
+        generated: [N], the truth.
+    """
+    if not (own & generated).any():
+        return own | generated
+    return own if (own & ~generated).any() else own | ~generated
+
+
+def _count_below(scores: Floats, others: Floats) -> Floats:
+    ranked = np.sort(others)
+    below: Floats = np.searchsorted(ranked, scores, "left") / 2
+    return below + np.searchsorted(ranked, scores, "right") / 2
 
 
 def equal_error_rate(false_alarm: Floats, found: Floats) -> float:
@@ -210,14 +253,20 @@ def log_losses(scores: Floats, generated: npt.NDArray[np.bool_]) -> Floats:
 
 
 def _per_source(
-    right: npt.NDArray[np.bool_], sources: Sequence[str | None] | None
+    scores: Floats,
+    generated: npt.NDArray[np.bool_],
+    right: npt.NDArray[np.bool_],
+    sources: Sequence[str | None] | None,
 ) -> dict[str, dict[str, float]]:
-    names = np.array([source or "" for source in sources or ()])
-    return {
-        str(name): {
-            "images": int((names == name).sum()),
-            "accuracy": float(right[names == name].mean()),
-        }
-        for name in np.unique(names)
-        if name
-    }
+    names, index = np.unique([source or "" for source in sources or ()], return_inverse=True)
+    found = {}
+    for number, name in enumerate(names):
+        if name:
+            own = index == number
+            rivals = find_rivals(own, generated)
+            found[str(name)] = {
+                "images": int(own.sum()),
+                "accuracy": float(right[own].mean()),
+                "roc_auc": float(roc_auc_score(generated[rivals], scores[rivals])),
+            }
+    return found

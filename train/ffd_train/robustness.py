@@ -23,8 +23,8 @@ from ffd_runtime.sources import Item
 from ffd_runtime.text import printable
 
 from . import launder
-from .intervals import Interval, percentile, resample, wilson
-from .metrics import Floats, measure_scores
+from .intervals import Interval, auc_interval, tpr_interval, wilson
+from .metrics import Floats, find_placements, measure_scores
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Cell:
         false_alarms: share of photographs called generated, at the card's threshold.
         misses: share of generated faces called photographs.
         intervals: of each of the five.
-        per_source: images, accuracy and its interval, of each source that is known.
+        per_source: images, accuracy, its interval, and ROC-AUC, of each source that is known.
     """
 
     name: str
@@ -113,8 +113,8 @@ def sweep(
 ) -> dict[str, Floats]:
     """Score every picture under every perturbation.
 
-    A picture is decoded once, as the runtime decodes it, perturbed, and from there on goes the
-    runtime's way. Workers prepare what comes next; at most two pictures a worker are held.
+    A picture is decoded once, perturbed, and from there on goes the runtime's way. Workers prepare
+    what comes next; at most two pictures a worker are held.
 
     Args:
         classifier: the model.
@@ -166,7 +166,9 @@ def _perturb(
     """One picture under every perturbation, as the network takes it."""
     spec = classifier.card.preprocess
     try:
-        image = decode(item.read(), classifier.max_pixels, spec.decode_side)
+        # Whole: what is left of a perturbation after a JPEG's reduced decode would depend on the
+        # format and the size of the file.
+        image = decode(item.read(), classifier.max_pixels, at_least=0)
     except InputError as error:
         name = printable(item.source)
         raise DataError(f"{name} cannot be read any more: {error.message}") from None
@@ -226,7 +228,6 @@ def measure_cell(
     report = measure_scores(scores, labels, card, sources)
     generated = np.asarray(labels) == 0
     called = scores >= card.threshold
-    resampled = resample(scores, generated, card)
     false_alarms, misses = called[~generated], ~called[generated]
     return Cell(
         name,
@@ -239,7 +240,9 @@ def measure_cell(
         float(false_alarms.mean()),
         float(misses.mean()),
         {
-            **{key: percentile(resampled[key]) for key in ("roc_auc", "accuracy", "tpr_at_1_fpr")},
+            "roc_auc": auc_interval(*find_placements(scores, generated)),
+            "accuracy": wilson(round(report.accuracy * len(scores)), len(scores)),
+            "tpr_at_1_fpr": tpr_interval(scores, generated),
             "false_alarms": wilson(int(false_alarms.sum()), len(false_alarms)),
             "misses": wilson(int(misses.sum()), len(misses)),
         },

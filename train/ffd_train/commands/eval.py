@@ -21,6 +21,7 @@ from ffd_runtime.commands.common import (
 from ffd_runtime.text import printable
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from rich.table import Table
 
     from ffd_runtime.classifier import Classifier
@@ -64,7 +65,8 @@ Examples:
     "other",
     type=click.Path(path_type=Path),
     metavar="OTHER",
-    help="Measure this model on the same images too, and test the difference.",
+    help="Measure this model on the same images too, and test the difference. A --backend is then "
+    "for the one that it reads, or both.",
 )
 @click.option(
     "--report",
@@ -141,8 +143,8 @@ def main(
     with ExitStack() as stack:
         # A second model that does not open is said before the work with the first.
         opened = [
-            stack.enter_context(Classifier(open_model(path, device, backend), batch=batch))
-            for path in paths
+            stack.enter_context(Classifier(open_model(path, device, name), batch=batch))
+            for path, name in zip(paths, _choose_backends(paths, backend), strict=True)
         ]
         subjects = [
             _measure(path, classifier, found, robustness)
@@ -150,7 +152,9 @@ def main(
         ]
     study = Study(subjects[0], found, split, available, started)
     if other:
-        study = study.against(subjects[1])
+        with _progress() as bar:
+            bar.add_task("comparison", total=None)
+            study = study.against(subjects[1])
     if wants_table(as_json):
         _print_tables(study)
     else:
@@ -175,30 +179,48 @@ def _end(study: Study) -> None:
         click.get_current_context().exit(3)
 
 
-def _measure(path: Path, classifier: Classifier, data: FaceData, robustness: bool) -> Subject:
+def _choose_backends(paths: list[Path], backend: str) -> list[str]:
+    """A backend for every model: the named one for those that it reads, if there are any."""
+    from ffd_runtime.backends import BACKENDS
+
+    read = [path.suffix in BACKENDS.get(backend, ()) for path in paths]
+    return [backend if reads or not any(read) else "auto" for reads in read]
+
+
+def _progress() -> Progress:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+
+def _measure(path: Path, classifier: Classifier, data: FaceData, robustness: bool) -> Subject:
     from ffd_runtime.backends import EMBEDDED
 
+    from ..checkpoint import sha256_of
     from ..evaluation import evaluate, find_model, measure_robustness
-    from ..evaluation_report import Subject, sha256_of
+    from ..evaluation_report import Subject
     from ..robustness import PERTURBATIONS
 
     say(f"{classifier.description}; {len(data.samples)} images")
     say_more(classifier.card.to_json(indent=2))
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+    with _progress() as bar:
         task = bar.add_task("images", total=len(data.samples))
         evaluation = evaluate(classifier, data, lambda: bar.advance(task))
+        resampling = bar.add_task("intervals", total=None)
+        _ = evaluation.intervals
+        bar.remove_task(resampling)
         cells: tuple[Cell, ...] = ()
         if robustness:
             count = len(evaluation.read)
             say(f"{len(PERTURBATIONS)} perturbations of {count} images")
             task = bar.add_task("perturbed", total=count)
-            cells = measure_robustness(classifier, evaluation, lambda: bar.advance(task))
+            measured = bar.add_task("cells", total=len(PERTURBATIONS) + 1)
+            cells = measure_robustness(
+                classifier, evaluation, lambda: bar.advance(task), lambda: bar.advance(measured)
+            )
     file = find_model(path)
     named = "embedded" if path == EMBEDDED else str(file)
     name, runs_on = classifier.card.name, classifier.description
@@ -221,8 +243,11 @@ def _table_of(subject: Subject) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from ..evaluation_report import note_strictness
+
     report, intervals = subject.evaluation.report, subject.evaluation.intervals
-    table = Table(title=Text(printable(f"{subject.name}: {report.images} images")))
+    title = Text(printable(f"{subject.name}: {report.images} images"))
+    table = Table(title=title, caption=note_strictness(subject))
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
@@ -251,6 +276,14 @@ def _table_of(subject: Subject) -> Table:
             )
             for source, row in report.per_source.items()
         ),
+        *(
+            (
+                f"ROC-AUC of {source}",
+                row["roc_auc"],
+                intervals["per_source_roc_auc"][source],
+            )
+            for source, row in report.per_source.items()
+        ),
     ):
         table.add_row(
             Text(printable(label)),
@@ -264,7 +297,10 @@ def _table_of_cells(subject: Subject) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(printable(f"{subject.name}: robustness")))
+    from ..evaluation_report import note_strictness
+
+    title = Text(printable(f"{subject.name}: robustness"))
+    table = Table(title=title, caption=note_strictness(subject))
     table.add_column("picture")
     for name in ("ROC-AUC", "accuracy", "TPR@1%", "alarms", "misses"):
         table.add_column(name, justify="right")

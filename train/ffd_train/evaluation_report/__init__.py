@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from .markdown import put_table, require_place
 from .page import require_writable, write_page
-from .study import Study, Subject, sha256_of, summarise, to_document
+from .study import Study, Subject, note_strictness, summarise, to_document
 
 __all__ = [
     "Study",
     "Subject",
+    "note_strictness",
     "put_table",
     "require_place",
     "require_writable",
-    "sha256_of",
     "summarise",
     "to_document",
     "write_page",

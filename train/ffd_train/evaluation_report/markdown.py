@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import shutil
 from pathlib import Path
 
+from ffd_runtime import __version__
 from ffd_runtime.errors import OutputError
 from ffd_runtime.text import printable
 
-from ..intervals import CONFIDENCE, RESAMPLES
+from ..intervals import CONFIDENCE
 from ..robustness import Cell
-from .study import Study, percent, span
+from .study import Study, manifest_of, note_strictness, percent, span
 
 BEGIN = "<!-- robustness -->"
 END = "<!-- /robustness -->"
@@ -38,7 +42,7 @@ def require_place(path: Path) -> str:
 
 
 def put_table(path: Path, study: Study) -> None:
-    """Replace what stands between the marks.
+    """Replace what stands between the marks, also behind a link; the file keeps its mode.
 
     Raises:
         OutputError: there are no marks, or it cannot be written.
@@ -49,10 +53,12 @@ def put_table(path: Path, study: Study) -> None:
     newline = "\r\n" if "\r\n" in text else "\n"
     table = to_markdown(study).replace("\n", newline)
     content = f"{before}{BEGIN}{newline}{table}{newline}{END}{after}"
-    partial = path.with_name(path.name + ".partial")
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(target.name + ".partial")
     try:
         partial.write_bytes(content.encode())
-        os.replace(partial, path)
+        shutil.copymode(target, partial)
+        os.replace(partial, target)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from None
     finally:
@@ -60,7 +66,7 @@ def put_table(path: Path, study: Study) -> None:
 
 
 def to_markdown(study: Study) -> str:
-    """The sweep as two tables: all images, and the accuracy of each source."""
+    """The sweep as two tables, all images and the accuracy of each source, and what made them."""
     subject = study.subject
     rows = [
         f"| {_text(cell.label)} | {cell.roc_auc:.3f} {_range(cell, 'roc_auc')} "
@@ -71,8 +77,7 @@ def to_markdown(study: Study) -> str:
     ]
     parts = [
         f"{_text(subject.evaluation.card.name)}, {subject.cells[0].images} images, by "
-        f"`ffd-eval --robustness`; in brackets {100 * CONFIDENCE:.0f} % intervals from "
-        f"{RESAMPLES:,} bootstrap resamples.",
+        f"`ffd-eval --robustness`; in brackets {100 * CONFIDENCE:.0f} % intervals.",
         "\n".join(
             [
                 "| picture | ROC-AUC | accuracy | found at 1 % false alarms "
@@ -99,7 +104,34 @@ def to_markdown(study: Study) -> str:
                 ]
             )
         )
-    return "\n\n".join(parts)
+    note = note_strictness(subject)
+    return "\n\n".join([*parts, *([note] if note else []), _origin(study)])
+
+
+def _origin(study: Study) -> str:
+    """What the tables are of and how they are made again; no path of one machine."""
+    data, subject = study.data, study.subject
+    folder = data.root.resolve().name
+    file = Path(subject.file)
+    model = file.name if file.is_absolute() else subject.file
+    count, size = len(data.samples), f"{len(data.samples):,} images"
+    options = ["--split", study.split] if study.split else []
+    if count < study.available:
+        size += f" drawn from {study.available:,}"
+        options += ["--sample", str(count)]
+    splits = ", ".join(sorted({sample.split for sample in data.samples if sample.split}))
+    command = shlex.join(["ffd-eval", model, folder, *options, "--robustness"])
+    manifest = manifest_of(data)
+    return (
+        f"Measured on {_text(folder)} ({f'split {splits}' if splits else 'all of it'}, {size}, "
+        f"{f'manifest sha256 `{manifest}`' if manifest else 'no manifest.csv'}), model sha256 "
+        f"`{subject.sha256}`, by ffd {__version__}: `{_code(command)}`."
+    )
+
+
+def _code(text: str) -> str:
+    """Text of any origin that neither ends its code span nor is a mark of ours."""
+    return re.sub(r"[`<>|]", "?", printable(text))
 
 
 def _by_source(cell: Cell, sources: list[str]) -> str:

@@ -25,10 +25,10 @@ from ffd_runtime.results import Result
 from ffd_runtime.text import printable
 
 from ..data import Sample
-from ..intervals import CONFIDENCE, RESAMPLES, Interval
+from ..intervals import CONFIDENCE, Interval, count_resamples
 from ..robustness import CLEAN, Cell
 from . import plots
-from .study import WORST, Study, Subject, manifest_of, percent, span, summarise
+from .study import WORST, Study, Subject, manifest_of, note_strictness, percent, span, summarise
 
 # Sides of a thumbnail and of an evidence overlay, in pixels, and a thumbnail's JPEG quality.
 THUMBNAIL = 224
@@ -115,7 +115,7 @@ def render(study: Study) -> str:
         subject=f"{len(study.data.samples):,} images of <bdi>{_text(str(study.data.root))}</bdi>",
         sections="\n".join(sections),
         confidence=f"{100 * CONFIDENCE:.0f} %",
-        resamples=f"{RESAMPLES:,}",
+        resamples=f"{count_resamples(study.subject.evaluation.report.images):,}",
     )
 
 
@@ -180,9 +180,7 @@ def _metrics(study: Study) -> str:
             row.append(_with_interval(value, each.intervals.get(key)))
         if found and key in found.differences:
             gap = found.differences[key]
-            low, high = gap.interval
-            text = f"{gap.difference:+.4f} <small>{low:+.4f} to {high:+.4f}</small>"
-            row.append(_number(text))
+            row.append(_number(_signed(gap.difference, gap.interval)))
         elif found:
             row.append(_number(""))
         rows.append(row)
@@ -196,14 +194,20 @@ def _metrics(study: Study) -> str:
         rows.append([*row, *([_number("")] if found else [])])
     head = ["", *(_text(subject.name) for subject in subjects), *(["difference"] if found else [])]
     note = "" if found is None else _paired_note(study)
-    return _table(head, rows) + note
+    return _table(head, rows) + _strictness(subjects) + note
+
+
+def _strictness(subjects: Sequence[Subject]) -> str:
+    note = note_strictness(subjects[0])
+    return _note(note) if note else ""
 
 
 def _paired_note(study: Study) -> str:
     images = study.comparisons[CLEAN].images
     return _note(
         f"Differences are the second model's figure less the first's, on the {images:,} images "
-        "that both have judged; their intervals are of a paired bootstrap."
+        "that both have judged. The interval of accuracy is Newcombe's, that of ROC-AUC by "
+        "DeLong's variance, the others are of a paired bootstrap."
     )
 
 
@@ -271,9 +275,17 @@ def _sources(subjects: Sequence[Subject]) -> str:
             interval = subject.evaluation.intervals["per_source"].get(name)
             value = sources[name]["accuracy"] if name in sources else None
             row.append(_with_interval(value, interval))
+        for subject, sources in zip(subjects, known, strict=True):
+            interval = subject.evaluation.intervals["per_source_roc_auc"].get(name)
+            value = sources[name]["roc_auc"] if name in sources else None
+            row.append(_with_interval(value, interval))
         rows.append(row)
-    head = ["source", "class", "images", *(f"accuracy, {_text(s.name)}" for s in subjects)]
-    note = _note("Intervals are Wilson's, which are honest for few images.")
+    figures = (f"{kind}, {_text(s.name)}" for kind in ("accuracy", "ROC-AUC") for s in subjects)
+    head = ["source", "class", "images", *figures]
+    note = _note(
+        "The ROC-AUC of a generated source is against all photographs, that of a photographic one "
+        "against all generated faces, and that of a source with both classes within it."
+    )
     return _section("sources", "By source", _table(head, rows) + note)
 
 
@@ -288,10 +300,11 @@ def _robustness(study: Study) -> str:
         for key, label in CELL_METRICS.items()
     )
     parts = [
+        _strictness(subjects),
         _note(
-            "Every picture was decoded, changed, and judged as the runtime would judge it. Dots "
-            "are measured values, lines their intervals. Resize: to this fraction and back; blur: "
-            "sigma in pixels; noise: deviation in levels of 255; brightness: a factor."
+            "Every picture was decoded whole, changed, and judged as the runtime would judge it. "
+            "Dots are measured values, lines their intervals. Resize: to this fraction and back; "
+            "blur: sigma in pixels; noise: deviation in levels of 255; brightness: a factor."
         ),
         _legend(subjects),
         f'<div class="figures">{charts}</div>',
@@ -391,7 +404,9 @@ def _compared_cells(study: Study) -> str:
     return "<h3>Difference in every cell</h3>" + _table(head, rows) + note
 
 
-def _signed(value: float, interval: Interval) -> str:
+def _signed(value: float, interval: Interval | None) -> str:
+    if interval is None:
+        return f"{value:+.4f}"
     return f"{value:+.4f} <small>{interval[0]:+.4f} to {interval[1]:+.4f}</small>"
 
 

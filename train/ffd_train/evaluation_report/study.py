@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ffd_runtime import __version__
 from ffd_runtime.errors import DataError
 
+from ..checkpoint import sha256_of
 from ..comparison import Comparison, compare, describe
 from ..data import FaceData
 from ..evaluation import Evaluation
-from ..intervals import CONFIDENCE, RESAMPLES, SEED, Interval
+from ..intervals import CONFIDENCE, SEED, Interval, count_resamples, resample
 from ..robustness import CLEAN, Cell
 
 # Wrong verdicts of each kind that are shown.
@@ -102,13 +101,19 @@ def compare_subjects(one: Subject, two: Subject) -> dict[str, Comparison]:
         raise DataError(
             f"{first.data.root}: no image of one of the classes that both models judged"
         )
-    scores = {CLEAN: (first.scores, second.scores)}
-    for cell, also in zip(one.cells, two.cells, strict=True):
-        scores[cell.name] = cell.scores, also.scores
-    return {
-        name: compare(a[here], b[there], generated, first.card, second.card)
-        for name, (a, b) in scores.items()
-    }
+    scores = first.scores[here], second.scores[there]
+    # The draws are the same on the same images.
+    resampled = (
+        (first.resampled, second.resampled)
+        if all(here) and all(there)
+        else (resample(scores[0], generated), resample(scores[1], generated))
+    )
+    found = {CLEAN: compare(*scores, generated, first.card, second.card, resampled)}
+    # The first cell is of the clean pictures.
+    for cell, also in zip(one.cells[1:], two.cells[1:], strict=True):
+        scores = cell.scores[here], also.scores[there]
+        found[cell.name] = compare(*scores, generated, first.card, second.card)
+    return found
 
 
 def to_document(study: Study) -> dict[str, Any]:
@@ -125,7 +130,9 @@ def to_document(study: Study) -> dict[str, Any]:
         "available": study.available,
         "manifest_sha256": manifest_of(study.data),
     }
-    document["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE}
+    resamples = count_resamples(study.subject.evaluation.report.images)
+    document["bootstrap"] = {"resamples": resamples, "seed": SEED, "confidence": CONFIDENCE}
+    document["note"] = note_strictness(study.subject)
     document["date"] = study.started.isoformat(timespec="seconds")
     document["version"] = __version__
     return document
@@ -162,10 +169,15 @@ def manifest_of(data: FaceData) -> str | None:
     return sha256_of(path) if path.is_file() else None
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def note_strictness(subject: Subject) -> str | None:
+    """Says what `at 1 % false alarms` is at, where 1 % of the photographs is less than one."""
+    count = int((~subject.evaluation.generated).sum())
+    if count >= 100:
+        return None
+    return (
+        f"Of {count} photographs, 1 % is less than one: what is found at 1 % false alarms is found "
+        "here at none."
+    )
 
 
 def summarise(study: Study) -> list[str]:
@@ -189,7 +201,7 @@ def _summarise_model(subject: Subject) -> list[str]:
         f"({span(intervals['accuracy'])}) at its threshold of {found.card.threshold:.3g}. Of 100 "
         f"generated faces it misses {100 * misses:.1f}; of 100 photographs it calls "
         f"{100 * alarms:.1f} generated.",
-        f"At 1 % false alarms it finds {percent(report.tpr_at_1_fpr)} of the generated faces "
+        f"At {_alarms(subject)} it finds {percent(report.tpr_at_1_fpr)} of the generated faces "
         f"({span(intervals['tpr_at_1_fpr'])}); its ROC-AUC is {report.roc_auc:.4f}.",
         f"Its confidence is off by {100 * report.ece:.1f} points on average.",
     ]
@@ -214,6 +226,13 @@ def _summarise_model(subject: Subject) -> list[str]:
             f"perturbations. The worst: {named}."
         )
     return lines
+
+
+def _alarms(subject: Subject) -> str:
+    if note_strictness(subject) is None:
+        return "1 % false alarms"
+    count = int((~subject.evaluation.generated).sum())
+    return f"no false alarm among its {count} photographs, too few for a rate of 1 %,"
 
 
 def percent(share: float) -> str:
