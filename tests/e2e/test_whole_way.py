@@ -84,9 +84,16 @@ def test_export_evaluate_and_run_agree(root: Path, trained: Path) -> None:
     assert sum(right) / 8 == pytest.approx(reports[1]["accuracy"])
 
 
+def test_a_resumed_run_keeps_its_settings(root: Path, trained: Path) -> None:
+    outcome = call(ffd_train, root, "--resume", trained, "--batch", 4, "--stage", "head:1:1")
+    error = last_error(outcome)
+    assert "keeps the run's settings, --batch, --stage too" in error
+    assert "it takes --accumulate, --device, --workers" in error
+
+
 def test_a_run_can_be_resumed_by_command(root: Path, trained: Path) -> None:
     before = (trained / "metrics.csv").read_text()
-    outcome = call(ffd_train, root, "--resume", trained)
+    outcome = call(ffd_train, root, "--resume", trained, "--workers", 1)
     assert outcome.exit_code == 0, outcome.output
     assert (trained / "metrics.csv").read_text() == before
 
@@ -119,6 +126,12 @@ def test_training_mistakes_end_in_one_line(root: Path, trained: Path, tmp_path: 
         ((root, "--runs", trained.parent, "--name", "small"), "exists: choose another --name"),
         ((root, "--resume", tmp_path), "is not a run"),
         ((root, "--stage", "neck:1:1e-3"), "'neck' is not a part"),
+        ((root, *small, "--sizes", 64, 96), "--sizes needs --crop"),
+        ((root, *small, "--crop", 96, "--sizes", 64, 128), "--crop (96) <= LOW <= HIGH"),
+        ((root, *small, "--batch", 6, "--accumulate", 4), "at least 8 here"),
+        ((root, *small, "--recipe", tmp_path / "absent.toml"), "No such file or directory"),
+        ((root, *small, "--teacher", tmp_path / "absent"), "no such file"),
+        ((root, *small, "--leave-out", "green"), "no source 'green' to leave out: it has blue-0"),
     ):
         assert message in last_error(call(ffd_train, *arguments))
 

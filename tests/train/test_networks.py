@@ -14,7 +14,7 @@ from ffd_runtime.card import ModelCard, Provenance
 from ffd_runtime.errors import CardError, ModelError
 from ffd_train.checkpoint import load_card, load_checkpoint, save_checkpoint
 from ffd_train.commands.train import NETWORKS as OFFERED
-from ffd_train.networks import NETWORKS, FaceNet, build, describe_weights
+from ffd_train.networks import NETWORKS, FaceNet, build, describe_weights, synchronise
 from ffd_train.scoring import ScoringGraph
 from ffd_train.stages import ARTICLE, PARTS, Stage
 
@@ -85,6 +85,17 @@ def test_every_network_has_its_parts_at_the_strides_of_a_resnet(name: str) -> No
         x = net.get_submodule(part)(x)
         assert stride is None or x.shape[2] == 256 // stride
     assert x.shape[1] == net.head.in_features
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnext50_32x4d"])
+def test_batchnorm_over_processes_keeps_what_is_around_it(name: str) -> None:
+    net = build(name).eval()
+    image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        before = net(image)
+        after = synchronise(net).eval()
+        assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in after.modules())
+        torch.testing.assert_close(after(image), before)
 
 
 def test_the_command_offers_the_networks_there_are() -> None:

@@ -107,6 +107,23 @@ def test_changes_change_what_they_say() -> None:
     assert apply(jittered, image).mean() == pytest.approx(image.mean() + 30, abs=3)
 
 
+def test_what_a_codec_cannot_hold_is_left_as_it_is() -> None:
+    long = np.zeros((2, 70_000, 3), np.uint8)
+    for name in ("jpeg", "webp"):
+        assert apply(only(name, quality=[50, 50]), long).shape == long.shape
+    frame = only("screenshot", zoom=[1, 2], border=[0, 0], quality=[50, 50])
+    assert apply(frame, long[:, :40_000]).shape == (2, 40_000, 3)
+    assert apply(only("webp", quality=[50, 50]), long[:, :20_000]).shape == (2, 20_000, 3)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 100), st.sampled_from(["4:4:4", "4:2:0"]))
+@settings(max_examples=60, deadline=None)
+def test_pillow_encodes_what_does_not_compress(seed: int, quality: int, subsampling: str) -> None:
+    side = 8 + seed % 300
+    image = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    assert launder.jpeg_by_pillow(image, quality, subsampling).shape == image.shape
+
+
 def test_both_jpeg_encoders_are_used() -> None:
     image = np.asarray(cv2.GaussianBlur(picture("red", 64, 64), (0, 0), 1.0), np.uint8)
     recipe = only("jpeg", quality=[50, 50])
@@ -128,6 +145,7 @@ def test_a_recipe_survives_the_settings() -> None:
         ("[blur]\nprobability = 2\nsigma = [1, 2]", r"\[blur\] needs a probability from 0 to 1"),
         ("[blur]\nsigma = [1, 2]", r"\[blur\] needs a probability"),
         ("[blur]\nprobability = 1", r"\[blur\] needs probability, sigma, and no more"),
+        ('[blur]\nprobability = 1\nsigma = "12"', r"\[blur\] sigma must be \[low, high\]"),
         ("[blur]\nprobability = 1\nsigma = 2", r"\[blur\] sigma must be \[low, high\]"),
         ("[blur]\nprobability = 1\nsigma = [2, 1]", r"within 0.01 and 100"),
         ("[blur]\nprobability = 1\nsigma = [nan, 1]", r"within 0.01 and 100"),

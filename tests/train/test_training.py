@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -20,10 +21,12 @@ import pytest
 import torch
 from torch import nn
 
+from ffd_runtime.card import PreprocessSpec
 from ffd_runtime.errors import DataError, ModelError, OutputError
 from ffd_train import networks
 from ffd_train.checkpoint import load_checkpoint
-from ffd_train.data import FaceData, scan
+from ffd_train.data import FaceData, FaceDataset, scan
+from ffd_train.loading import TimedLoader
 from ffd_train.module import StagedTraining, distance
 from ffd_train.networks import FaceNet
 from ffd_train.predict import predict_logits
@@ -356,9 +359,76 @@ def test_tensorboard_shows_the_run(data: FaceData, tmp_path: Path) -> None:
     shown.Reload()
     epochs = [(event.step, event.value) for event in shown.Scalars("epoch/val_auc")]
     rows = metrics(tmp_path / "run")
-    assert [step for step, _ in epochs] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in epochs] == [5, 11, 17, 23, 29]
     assert [value for _, value in epochs] == pytest.approx([float(r["val_auc"]) for r in rows])
     assert [event.step for event in shown.Scalars("step/loss")] == [0, 6, 12, 18, 24]
+
+
+def test_workers_do_not_wait_for_threads_that_they_lack(data: FaceData, tmp_path: Path) -> None:
+    # The first training leaves OpenCV with a pool of threads, where it may; a forked worker that
+    # ends that pool waits for ever.
+    settings = Settings(**{**vars(SETTINGS), "stages": (Stage("head", 1, 1e-2),), "workers": 2})
+    for name in ("first", "second"):
+        cv2.setNumThreads(4)
+        cv2.cvtColor(np.zeros((999, 999, 3), np.uint8), cv2.COLOR_BGR2LAB)
+        process, _ = start(data, settings, tmp_path / name)
+        process.join(120)
+        assert process.exitcode == 0
+
+
+def test_a_picture_that_has_gone_is_named(tmp_path: Path) -> None:
+    faces = scan(tiny.make_faces(tmp_path / "faces", {"train": 8, "val": 4}), ("train", "val"))
+    gone = faces.root / "train/generated/red3.png"
+    gone.unlink()
+    for workers in (0, 1):
+        settings = Settings(**{**vars(SETTINGS), "workers": workers})
+        with pytest.raises(DataError) as caught:
+            train(faces, settings, tmp_path / str(workers))
+        assert str(caught.value) == f"{gone}: no such file or folder"
+
+
+def test_waiting_for_data_is_only_that(data: FaceData) -> None:
+    dataset = FaceDataset(data, data.split("val"), PreprocessSpec())
+    loader = TimedLoader(dataset, 0, batch_size=4)
+    begin = time.monotonic()
+    for _ in loader:
+        time.sleep(0.1)
+    # Four batches, each of which took a tenth of a second of somebody else.
+    assert 0 < loader.waited < time.monotonic() - begin - 0.4 + 1e-3
+
+
+def test_calibration_finds_a_batch_that_fits(data: FaceData) -> None:
+    class Small(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if len(image) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return image
+
+    net = tiny.build_plain()
+    samples = data.split("val")
+    expected = predict_logits(net, data, samples, PreprocessSpec(), batch=16)
+    net.layer4.append(Small())  # type: ignore[operator]
+    logits = predict_logits(net, data, samples, PreprocessSpec(), batch=16)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+
+
+def test_other_sources_are_other_data(tmp_path: Path) -> None:
+    root = tiny.make_faces(tmp_path / "faces", {"train": 4, "val": 2}, sources=True)
+    settings = Settings(**{**vars(SETTINGS), "stages": (Stage("head", 1, 1e-2),)})
+    train(scan(root, ("train", "val")), settings, tmp_path / "run")
+    manifest = root / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("red-1", "green"))
+    with pytest.raises(DataError, match="or are of other sources"):
+        train(scan(root, ("train", "val")), settings, tmp_path / "run", resume=True)
+
+
+def test_too_few_images_are_an_error_before_the_first_step(
+    data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "20"), ("LOCAL_WORLD_SIZE", "20")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match="has fewer than 20 images in val: too few here"):
+        train(data, SETTINGS, tmp_path / "run")
 
 
 def test_a_device_that_is_not_there_is_an_error() -> None:

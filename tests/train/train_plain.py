@@ -13,4 +13,6 @@ from tests.train.test_distributed import SETTINGS
 if __name__ == "__main__":
     data, folder = map(Path, sys.argv[1:])
     first = Processes.here().first
-    train(scan(data, ("train", "val")), SETTINGS, folder, say=print if first else lambda _: None)
+    say = print if first else lambda _: None
+    # One process has a bar, and must not wait for the other's part of it.
+    train(scan(data, ("train", "val")), SETTINGS, folder, progress=first, say=say)

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from ffd_runtime.decode import Image
 
+# The longest side that a codec can hold, in pixels.
+LONGEST = {"jpeg": 65_500, "webp": 16_383}
+
 # Kernels that browsers, phones and libraries resize with. Nearest stands for the careless ones.
 KERNELS = {
     "area": cv2.INTER_AREA,
@@ -50,7 +53,7 @@ def jpeg_by_pillow(image: Image, quality: int, subsampling: str = "4:2:0") -> Im
 
     data = BytesIO()
     picture = Pillow.fromarray(np.ascontiguousarray(image[..., ::-1]))
-    picture.save(data, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
+    picture.save(data, "JPEG", quality=quality, subsampling=subsampling)
     with Pillow.open(data) as opened:
         return np.ascontiguousarray(np.asarray(opened.convert("RGB"))[..., ::-1])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +9,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from ffd_runtime.card import PreprocessSpec
 
 from .data import FaceData, FaceDataset
+from .loading import TimedLoader
 from .networks import FaceNet
 from .processes import Processes
 from .sampling import Batches, draw_epoch
@@ -178,7 +176,7 @@ class FaceBatches(L.LightningDataModule):
         self.epoch_offset = epoch_offset
         self.processes = processes
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def train_dataloader(self) -> TimedLoader:
         s, own = self.settings, self.processes
         assert self.trainer is not None
         epoch = self.epoch_offset + self.trainer.current_epoch
@@ -188,30 +186,11 @@ class FaceBatches(L.LightningDataModule):
         )
         order = draw_epoch(samples, s.balance, s.seed, epoch)
         batches = Batches(order, s.batch, s.accumulate, own.rank, own.count)
-        return self._loader(dataset, batch_sampler=batches)
+        return TimedLoader(dataset, s.workers, batch_sampler=batches)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def val_dataloader(self) -> TimedLoader:
         own = self.processes
         samples = self.data.split("val")[own.rank :: own.count]
-        part = math.ceil(self.settings.batch / own.count / self.settings.accumulate)
-        return self._loader(FaceDataset(self.data, samples, PreprocessSpec()), batch_size=part)
-
-    def _loader(self, dataset: FaceDataset, **options: Any) -> DataLoader[tuple[Tensor, int]]:
-        workers = self.settings.workers
-        if workers is None:
-            workers = min((os.cpu_count() or 1) // self.processes.local_count, 8)
-        return DataLoader(
-            dataset,
-            num_workers=workers,
-            worker_init_fn=_init_worker,
-            pin_memory=torch.cuda.is_available(),
-            # Of its own, so that starting workers draws nothing from what dropout draws from.
-            generator=torch.Generator(),
-            **options,
-        )
-
-
-def _init_worker(_: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
+        dataset = FaceDataset(self.data, samples, PreprocessSpec())
+        part = self.settings.part(own.count)
+        return TimedLoader(dataset, self.settings.workers, batch_size=part)

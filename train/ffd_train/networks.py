@@ -169,6 +169,16 @@ NETWORKS: dict[str, Callable[[str, str], FaceNet]] = {
 }
 
 
+def synchronise(net: FaceNet) -> FaceNet:
+    """BatchNorm over all processes; timm's keeps the activation that is a part of it."""
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    convert: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm
+    synchronised = convert(net)
+    assert isinstance(synchronised, FaceNet)
+    return synchronised
+
+
 class _Fetching:
     """Turns whatever a download can fail with into one line."""
 
@@ -237,7 +247,7 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
         # Only tensors and containers: a file that wants to run code is refused.
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"weights {path} cannot be read as plain tensors: {reason}") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ModelError(f"weights {path} are not a plain mapping of tensors (a state dict)")

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from ffd_runtime.card import PreprocessSpec
 
 from .data import FaceData, FaceDataset, Sample
+from .loading import TimedLoader
 from .networks import FaceNet
 
 
@@ -21,6 +22,7 @@ def predict_logits(
     samples: Sequence[Sample],
     spec: PreprocessSpec,
     batch: int = 32,
+    workers: int | None = 0,
     advance: Callable[[int], None] = lambda count: None,
 ) -> npt.NDArray[np.float64]:
     """Run a network, in evaluation mode, on the device that it is on.
@@ -30,18 +32,30 @@ def predict_logits(
         data: the data set that the samples are of.
         samples: what to run it on.
         spec: preprocessing, as in the network's card.
-        batch: images a step.
+        batch: images a step; fewer where the memory is too small for as many.
+        workers: processes that load; None for one a core.
         advance: told after each batch how many images it held.
 
     Returns:
         float64 [len(samples), 2], before the temperature.
     """
     net.eval()
-    device = net.mean.device
-    loader = DataLoader(FaceDataset(data, samples, spec), batch)
+    loader = TimedLoader(FaceDataset(data, samples, spec), workers, batch_size=batch)
     logits = []
     with torch.inference_mode():
         for images, labels in loader:
-            logits.append(net(images.to(device)).float().cpu())
+            logits += _infer(net, images)
             advance(len(labels))
     return torch.cat(logits).numpy().astype(np.float64)
+
+
+def _infer(net: FaceNet, images: Tensor) -> list[Tensor]:
+    """Logits of a batch, in two halves where the memory is too small for it."""
+    try:
+        return [net(images.to(net.mean.device)).float().cpu()]
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(images) // 2
+    return [*_infer(net, images[:half]), *_infer(net, images[half:])]

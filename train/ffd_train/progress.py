@@ -11,12 +11,17 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .loading import TimedLoader
+
 # Share of waiting above which a person is told what helps.
 MUCH = 0.25
 
 
 class RunProgress(Callback):
     """Reports a run of several stages; a context manager around all of them.
+
+    Attributes:
+        waited: share of the last epoch's training that was spent waiting for data, 0 to 1.
 
     Args:
         say: takes the lines.
@@ -29,14 +34,15 @@ class RunProgress(Callback):
         self._say = say
         self._epoch = done
         self._epochs = epochs
-        self._waited = self._began = self._ended = 0.0
+        self._began = 0.0
         self._advised = False
+        self.waited = 0.0
         self._bar: Progress | None = None
         if bar:
             self._bar = Progress(
                 TextColumn("epoch {task.fields[epoch]} of {task.fields[epochs]}"),
                 BarColumn(),
-                TextColumn("loss {task.fields[loss]:.3f}, accuracy {task.fields[accuracy]:.3f}"),
+                TextColumn("loss {task.fields[loss]:.3f}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -46,7 +52,7 @@ class RunProgress(Callback):
                 transient=True,
             )
             self._task = self._bar.add_task(
-                "", total=epochs, completed=done, epoch=done, epochs=epochs, loss=0.0, accuracy=0.0
+                "", total=epochs, completed=done, epoch=done, epochs=epochs, loss=0.0
             )
 
     def say(self, line: str) -> None:
@@ -58,18 +64,8 @@ class RunProgress(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._epoch += 1
-        self._waited = 0.0
-        self._began = self._ended = time.monotonic()
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._waited += time.monotonic() - self._ended
-
-    @property
-    def waited(self) -> float:
-        """Share of the epoch's training that was spent waiting for data, 0 to 1."""
-        return self._waited / max(1e-9, self._ended - self._began)
+        self._began = time.monotonic()
+        self.waited = 0.0
 
     def on_train_batch_end(
         self,
@@ -79,8 +75,11 @@ class RunProgress(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        if batch_idx + 1 >= trainer.num_training_batches:
+            loader = trainer.train_dataloader
+            assert isinstance(loader, TimedLoader)
+            self.waited = loader.waited / (time.monotonic() - self._began)
         # Reading the loss waits for the GPU, so not at every step.
-        self._ended = time.monotonic()
         if self._bar and batch_idx % 10 == 0:
             share = (batch_idx + 1) / max(1, trainer.num_training_batches)
             self._bar.update(
@@ -88,7 +87,6 @@ class RunProgress(Callback):
                 completed=self._epoch - 1 + share,
                 epoch=self._epoch,
                 loss=float(outputs["loss"]),
-                accuracy=float(module.accuracy.compute()),  # type: ignore[operator,union-attr]
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -172,13 +172,12 @@ def _probability(where: str, table: Mapping[str, Any]) -> float:
 
 def _range(where: str, key: str, value: Any) -> Range:
     least, most = LIMITS[key]
-    try:
-        low, high = (float(end) for end in value)
-    except (TypeError, ValueError):
+    if not isinstance(value, list) or [type(end) in (int, float) for end in value] != [True] * 2:
         raise DataError(f"[{where}] {key} must be [low, high]") from None
+    low, high = value
     if not least <= low <= high <= most:
         raise DataError(f"[{where}] {key} must be [low, high] within {least:g} and {most:g}")
-    return low, high
+    return float(low), float(high)
 
 
 def _table(change: Change) -> dict[str, Any]:
@@ -250,6 +249,8 @@ def rescale(image: Image, rng: Generator, factor: Range) -> Image:
 def screenshot(image: Image, rng: Generator, zoom: Range, border: Range, quality: Range) -> Image:
     """Zoomed, in a frame of one colour, compressed."""
     above, below, left, right = rng.uniform(*border, size=4).tolist()
+    if max(image.shape[:2]) * zoom[1] * (1 + 2 * border[1]) > launder.LONGEST["jpeg"]:
+        return image
     # Viewers are dark or light far more often than coloured.
     grey = int(rng.choice((0, 18, 32, 240, 255)))
     return launder.screenshot(
@@ -264,6 +265,8 @@ def screenshot(image: Image, rng: Generator, zoom: Range, border: Range, quality
 def jpeg(image: Image, rng: Generator, quality: Range) -> Image:
     """JPEG by OpenCV or Pillow; Pillow's with any subsampling."""
     drawn = _whole(rng, quality)
+    if max(image.shape[:2]) > launder.LONGEST["jpeg"]:
+        return image
     image = np.ascontiguousarray(image)
     if rng.random() < 0.5:
         return launder.jpeg(image, drawn)
@@ -273,6 +276,8 @@ def jpeg(image: Image, rng: Generator, quality: Range) -> Image:
 
 def webp(image: Image, rng: Generator, quality: Range) -> Image:
     """Lossy WebP."""
+    if max(image.shape[:2]) > launder.LONGEST["webp"]:
+        return image
     return launder.webp(np.ascontiguousarray(image), _whole(rng, quality))
 
 

@@ -19,7 +19,7 @@ from ffd_runtime.card import ModelCard
 from ffd_runtime.errors import DataError, ModelError, OutputError
 
 from .checkpoint import save_checkpoint
-from .data import FaceData, write_manifest
+from .data import FaceData, manifest_bytes
 from .module import StagedTraining
 from .networks import FaceNet
 from .progress import RunProgress
@@ -112,8 +112,9 @@ class SaveRun(Callback):
             if trainer.is_global_zero:
                 os.replace(partial, self.folder / RESUME)
         except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
             # PyTorch's writer knows no reason: a full disk is the likely one.
-            reason = str(error).splitlines()[0]
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise OutputError(f"cannot write {self.folder / RESUME}: {reason}") from None
 
     def _stop(self, epoch: Any) -> NoReturn:
@@ -152,6 +153,9 @@ def require_space(folder: Path, net: FaceNet, settings: Settings) -> None:
     weights = sum(t.numel() * t.element_size() for t in net.state_dict().values())
     copies = 1 + bool(settings.ema) + (1 if settings.optimizer == "sgd" else 2)
     needed = 2 * weights + 2 * copies * weights
+    # What is there already is replaced.
+    kept = (folder / BEST, folder / RESUME)
+    needed -= sum(path.stat().st_size for path in kept if path.is_file())
     there = folder.absolute()
     while not there.exists():
         there = there.parent
@@ -171,10 +175,8 @@ def open_folder(folder: Path, settings: Settings, data: FaceData) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(folder / SETTINGS, settings.to_json() + "\n")
-        partial = folder / (MANIFEST + ".partial")
-        write_manifest(partial, data)
-        os.replace(partial, folder / MANIFEST)
+        write_whole(folder / SETTINGS, (settings.to_json() + "\n").encode())
+        write_whole(folder / MANIFEST, manifest_bytes(data))
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror}") from None
 
@@ -194,16 +196,18 @@ def read_position(path: Path) -> Position:
         raise ModelError(f"{path} cannot be resumed from: {error}") from None
 
 
-def require_same_data(card: ModelCard, data: FaceData) -> None:
-    """Refuse to go on with other images than a run was started on.
+def require_same_data(folder: Path, card: ModelCard, data: FaceData) -> None:
+    """Refuse to go on with other images, or other sources of them, than a run was started on.
 
     Raises:
         DataError: they differ.
     """
-    if card.provenance.manifest_sha256 != data.manifest_sha256:
+    kept = folder / MANIFEST
+    same = card.provenance.manifest_sha256 == data.manifest_sha256
+    if not same or (kept.is_file() and kept.read_bytes() != manifest_bytes(data)):
         raise DataError(
             f"{data.root} is not what this run was started on (images were added, removed, moved "
-            "or changed): restore it, or start a new run"
+            "or changed, or are of other sources): restore it, or start a new run"
         )
 
 
@@ -227,12 +231,19 @@ def append_metrics(path: Path, row: dict[str, object]) -> None:
 def keep_metrics(path: Path, epochs: int) -> None:
     """Drop the epochs that a resumed run is going to repeat."""
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        _write_whole(path, "".join(lines[: epochs + 1]))
+        lines = path.read_bytes().splitlines(keepends=True)
+        write_whole(path, b"".join(lines[: epochs + 1]))
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a kill leaves the old one or the new one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None

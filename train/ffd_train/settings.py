@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -74,6 +75,10 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     workers: int | None = None
+
+    def part(self, processes: int) -> int:
+        """Images that a process takes at once."""
+        return math.ceil(self.batch / processes / self.accumulate)
 
     def to_json(self) -> str:
         """As `settings.json` in a run's folder."""

@@ -20,13 +20,20 @@ class TensorBoard(Callback):
 
     Args:
         folder: of the run.
+        epoch: that begins, over all stages; what was written of it before a kill is dropped.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, epoch: int) -> None:
+        self._folder = str(folder / FOLDER)
+        self._epoch = epoch
+        self._writer: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # It takes a second to import.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / FOLDER))
+        begin = self._epoch * int(trainer.num_training_batches)
+        self._writer = SummaryWriter(self._folder, purge_step=begin)
 
     def on_train_batch_end(
         self,
@@ -47,9 +54,12 @@ class TensorBoard(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, StagedTraining)
         epoch = module.epoch_offset + trainer.current_epoch + 1
+        # By step, too, so that what a resumed run repeats is dropped of both.
+        step = epoch * int(trainer.num_training_batches) - 1
         for name, value in trainer.callback_metrics.items():
-            self._writer.add_scalar(f"epoch/{name}", float(value), epoch)
+            self._writer.add_scalar(f"epoch/{name}", float(value), step)
         self._writer.flush()
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        self._writer.close()
+        if self._writer:
+            self._writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable
@@ -16,14 +17,15 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from ffd_runtime import __version__
 from ffd_runtime.card import ModelCard, PreprocessSpec, Provenance
-from ffd_runtime.errors import ModelError
+from ffd_runtime.errors import DataError, ModelError
 
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
 from .data import FaceData
+from .loading import one_opencv_thread
 from .metrics import measure
 from .module import FaceBatches, StagedTraining
-from .networks import FaceNet, build, describe_weights
+from .networks import FaceNet, build, describe_weights, synchronise
 from .plots import plot_curves
 from .predict import predict_logits
 from .processes import Processes
@@ -40,6 +42,7 @@ from .run_folder import (
     read_position,
     require_same_data,
     require_space,
+    write_whole,
 )
 from .settings import Settings, choose_device
 from .tensorboard import TensorBoard
@@ -76,20 +79,39 @@ def train(
     """
     _silence_lightning()
     processes = Processes.here()
-    while True:
-        try:
-            card = _train_stages(data, settings, folder, resume, progress, say)
-            break
-        except torch.OutOfMemoryError:
-            settings = _in_more_parts(settings, processes)
-        # Outside of the handler, which holds what filled the memory.
-        torch.cuda.empty_cache()
-        say(
-            f"the GPU's memory is too small for {settings.batch} images at once: going on with "
-            f"{settings.accumulate} parts of a batch"
-        )
-        resume = True
-    return finish(data, settings, folder, say) if processes.first else card
+    _require_images(data, settings, processes)
+    with one_opencv_thread():
+        while True:
+            try:
+                card = _train_stages(data, settings, folder, resume, progress, say)
+                break
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                settings = _in_more_parts(settings, processes)
+            # Outside of the handler, which holds what filled the memory.
+            gc.collect()
+            torch.cuda.empty_cache()
+            say(
+                f"the GPU's memory is too small for {settings.batch} images at once: going on with "
+                f"{settings.accumulate} parts of a batch"
+            )
+            resume = True
+        return finish(data, settings, folder, say) if processes.first else card
+
+
+def _require_images(data: FaceData, settings: Settings, processes: Processes) -> None:
+    for split, least in (
+        ("train", 2 * processes.count * settings.accumulate),
+        ("val", processes.count),
+    ):
+        if len(data.split(split)) < least:
+            raise DataError(f"{data.root} has fewer than {least} images in {split}: too few here")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # CUDA's own libraries say it in their words.
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
 def _in_more_parts(settings: Settings, processes: Processes) -> Settings:
@@ -121,8 +143,11 @@ def _train_stages(
         net = build(settings.network, settings.weights)
     else:
         card = load_card(folder / BEST)
-        require_same_data(card, data)
+        require_same_data(folder, card, data)
         net = build(settings.network)
+    if processes.count > 1 and accelerator == "cuda":
+        # PyTorch has it for GPUs alone.
+        net = synchronise(net)
     net.to(memory_format=torch.channels_last)
     teacher = _load_teacher(settings)
     behind = epochs_before(settings.stages, position)
@@ -189,7 +214,7 @@ def _train_stage(run: _Run, position: Position) -> Position:
     saver = SaveRun(run.folder, position.stage, run.card, position.best, run.reporter)
     callbacks = [run.reporter, saver]
     if run.processes.first:
-        callbacks.append(TensorBoard(run.folder))
+        callbacks.append(TensorBoard(run.folder, offset + position.epoch))
     trainer = L.Trainer(
         accelerator=run.accelerator,
         precision=run.precision,
@@ -229,8 +254,6 @@ def _spread(processes: Processes, accelerator: str) -> dict[str, Any]:
         "devices": processes.local_count,
         "num_nodes": processes.machines,
         "strategy": DDPStrategy(process_group_backend=backend),
-        # PyTorch has it for GPUs alone.
-        "sync_batchnorm": accelerator == "cuda",
     }
 
 
@@ -250,7 +273,8 @@ def finish(
     net, card = load_checkpoint(folder / BEST)
     samples = data.split("val")
     device, _ = choose_device(settings)
-    logits = predict_logits(net.to(device), data, samples, card.preprocess, settings.batch)
+    spec, part = card.preprocess, settings.part(Processes.here().count)
+    logits = predict_logits(net.to(device), data, samples, spec, part, settings.workers)
     generated = np.array([sample.label == 0 for sample in samples])
     sources = [sample.source for sample in samples]
     fitted = calibrate(logits, generated, sources, settings.false_alarms)
@@ -260,7 +284,7 @@ def finish(
     report = measure(logits, [sample.label for sample in samples], card)
     card = card.replace(metrics={"val": report.summary()})
     save_checkpoint(folder / BEST, net.cpu(), card)
-    (folder / "card.json").write_text(card.to_json(indent=2) + "\n")
+    write_whole(folder / "card.json", (card.to_json(indent=2) + "\n").encode())
     plot_curves(folder / METRICS, folder / "curves.png")
     say(
         f"best epoch on val: AUC {report.roc_auc:.4f}, accuracy {report.accuracy:.4f}; "

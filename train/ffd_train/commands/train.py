@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ffd_runtime.commands.common import Command, say, say_more, version_option
 
@@ -23,6 +24,9 @@ NETWORKS = (
     "tf_efficientnet_lite1",
     "tf_efficientnet_lite2",
 )
+
+# What a resumed run may be given anew: it decides where a run is trained, not what.
+OF_THE_MACHINE = ("accumulate", "device", "workers")
 
 EPILOG = """\b
 Examples:
@@ -152,7 +156,8 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     type=click.FloatRange(0, 0.5),
     default=0.01,
     show_default=True,
-    help="Share of any source's photographs that the threshold may call generated, on val.",
+    help="Share of any source's photographs that the threshold may call generated, on val, to the "
+    "nearest photograph.",
 )
 @click.option(
     "--precision",
@@ -161,7 +166,7 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     show_default=True,
     help="auto is mixed precision on a GPU and float32 on a CPU; bf16 works on both.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
@@ -190,6 +195,7 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     GPUs and machines train together.
     """
     from ..data import leave_out, scan
+    from ..integrity import require_whole
     from ..processes import Processes
     from ..run_folder import BEST
     from ..training import train
@@ -197,12 +203,14 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     first = Processes.here().first
     tell = say if first else _nobody
     settings, folder = (
-        _resumed(data, resume) if resume else _started(data, runs, name, options, first)
+        _resumed(data, resume, options) if resume else _started(data, runs, name, options, first)
     )
     tell(f"reading {data}")
     faces = leave_out(scan(data, ("train", "val")), settings.leave_out)
     counts = ", ".join(f"{len(faces.split(split))} {split}" for split in ("train", "val", "test"))
     tell(f"{len(faces.samples)} images: {counts}" + _ignored(faces.ignored))
+    if not resume:
+        require_whole(faces)
     if first:
         say_more(settings.to_json())
     progress = first and sys.stderr.isatty()
@@ -215,18 +223,32 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     tell(f"wrote {folder / BEST}")
 
 
-def _resumed(data: Path, run: Path) -> tuple[Settings, Path]:
-    """The settings that a run was started with."""
+def _resumed(data: Path, run: Path, options: dict[str, Any]) -> tuple[Settings, Path]:
+    """The settings that a run was started with, but for those of the machine."""
     from ffd_runtime.errors import DataError
 
     from ..run_folder import SETTINGS
     from ..settings import Settings
 
+    context = click.get_current_context()
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    }
+    other = [given[name] for name in (*options, "name", "runs") if name in given]
+    other = [option for option in other if option[2:] not in OF_THE_MACHINE]
+    if other:
+        may = ", ".join(f"--{name}" for name in OF_THE_MACHINE)
+        raise click.UsageError(
+            f"--resume keeps the run's settings, {', '.join(other)} too; it takes {may}"
+        )
     if not (run / SETTINGS).is_file():
         raise DataError(f"{run} is not a run: it has no {SETTINGS}")
     # The data may have moved since; that it is the same is checked by content.
     text = (run / SETTINGS).read_text()
-    return Settings.from_json(text, data=str(data.absolute())), run
+    changes = {name: options[name] for name in OF_THE_MACHINE if name in given}
+    return Settings.from_json(text, data=str(data.absolute()), **changes), run
 
 
 def _started(
@@ -238,6 +260,7 @@ def _started(
     from ..settings import Settings
 
     _require_sizes(options["crop"], options["sizes"])
+    _require_share(options["batch"], options["accumulate"])
     options["recipe"] = _recipe(options["recipe"])
     for key in ("weights", "teacher"):
         if options[key] not in ("imagenet", "none", ""):
@@ -255,6 +278,16 @@ def _require_sizes(crop: int | None, sizes: tuple[int, int] | None) -> None:
         raise click.UsageError("--sizes needs --crop: images of a batch have one size")
     if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
         raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
+
+
+def _require_share(batch: int, parts: int) -> None:
+    from ..processes import Processes
+
+    least = 2 * Processes.here().count * parts
+    if batch < least:
+        raise click.UsageError(
+            f"--batch {batch} leaves a part less than two images: at least {least} here"
+        )
 
 
 def _recipe(text: str | None) -> Recipe | None:
