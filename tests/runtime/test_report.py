@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -404,6 +406,7 @@ class Browser:
             if (found := re.search(r"successfully on port (\d+)", line))
         )
         self._address = f"http://127.0.0.1:{port}/session"
+        self._wait_for(int(port))
         options = {
             "binary": shutil.which("chromium"),
             "args": [*self.FLAGS.split(), f"--user-data-dir={profile}"],
@@ -415,6 +418,18 @@ class Browser:
             self._driver.kill()
             raise
         self._address += "/" + session["sessionId"]
+
+    def _wait_for(self, port: int) -> None:
+        # On a busy machine it says its port before it listens.
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                return
+            except OSError:
+                if self._driver.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def _call(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
         data = None if body is None else json.dumps(body).encode()
