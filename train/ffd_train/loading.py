@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from ffd_runtime.devices import count_cores
 
 from .data import FaceDataset
 from .processes import Processes
@@ -33,7 +34,7 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
 
     def __init__(self, dataset: FaceDataset, workers: int | None = None, **options: Any) -> None:
         if workers is None:
-            cores = (os.cpu_count() or 1) // Processes.here().local_count
+            cores = count_cores() // Processes.here().local_count
             workers = max(1, min(cores, MOST_WORKERS))
         super().__init__(
             dataset,
