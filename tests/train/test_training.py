@@ -86,14 +86,15 @@ def test_a_run_learns_and_leaves_what_it_should(data: FaceData, tmp_path: Path) 
     assert sum("stage" in line for line in said) == 3
 
 
-def test_the_best_epoch_is_kept_not_the_last(data: FaceData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_epoch_that_is_asked_for_is_kept(data: FaceData, tmp_path: Path, keep: str) -> None:
     # A last stage that wrecks the network: the best checkpoint is from before it.
     stages = (Stage("all", 4, 1e-2), Stage("all", 1, 90.0))
-    train(data, Settings(**{**vars(SETTINGS), "stages": stages}), tmp_path / "run")
+    train(data, replace(SETTINGS, stages=stages, keep=keep), tmp_path / "run")
     rows = metrics(tmp_path / "run")
     net, card = load_checkpoint(tmp_path / "run" / "best.safetensors")
     assert float(rows[-1]["val_auc"]) < 1
-    assert card.metrics["val"]["roc_auc"] == 1
+    assert (card.metrics["val"]["roc_auc"] == 1) == (keep == "best")
     assert all(torch.isfinite(p).all() for p in net.parameters())
 
 

@@ -52,9 +52,16 @@ class SaveRun(Callback):
     """Writes what a run leaves behind: after each epoch its metrics, the best, and a way back."""
 
     def __init__(
-        self, folder: Path, stage: int, card: ModelCard, best: Best, progress: RunProgress
+        self,
+        folder: Path,
+        stage: int,
+        card: ModelCard,
+        best: Best,
+        progress: RunProgress,
+        keep: str,
     ) -> None:
         self.folder = folder
+        self.keep = keep
         self.stage = stage
         self.card = card
         self.best = best
@@ -96,11 +103,11 @@ class SaveRun(Callback):
         if not math.isfinite(value["loss"] + value["val_loss"]):
             self._stop(row["epoch"])
         reached = (value["val_auc"], -value["val_loss"])
-        better = reached > self.best
+        kept = reached > self.best or self.keep == "last"
         self.best = max(reached, self.best)
         if trainer.is_global_zero:
             append_metrics(self.folder / METRICS, row)
-            if better:
+            if kept:
                 save_checkpoint(self.folder / BEST, module.judged, self.card)
         self._save_state(trainer)
 
@@ -126,7 +133,7 @@ class SaveRun(Callback):
     def _kept(self) -> str:
         if self.best == Position().best:
             return "no epoch was finished"
-        return f"{self.folder / BEST} holds the best epoch before it"
+        return f"{self.folder / BEST} holds the {self.keep} epoch before it"
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]

@@ -38,6 +38,9 @@ class Settings:
             2016).
         ema: decay of the weights' exponential moving average, which is what is validated and kept;
             0 for the weights themselves.
+        keep: the epoch that is kept: `best` on validation, by AUC; or `last`, where the learning
+            rate ends at 0 and augmentation makes the network better at what clean validation images
+            do not show.
         clip: of the gradient's norm; 0 for none.
         teacher: checkpoint of a network to distil, "" for none.
         teacher_weight: share of the loss that is the distance to the teacher.
@@ -66,6 +69,7 @@ class Settings:
     balance: str = "source"
     label_smoothing: float = 0.05
     ema: float = 0.999
+    keep: str = "best"
     clip: float = 1.0
     teacher: str = ""
     teacher_weight: float = 0.5

@@ -211,7 +211,9 @@ def _train_stage(run: _Run, position: Position) -> Position:
         f"lr {stage.lr:g}, {run.accelerator} {run.precision}"
         + (f", {run.processes.count} processes" if run.processes.count > 1 else "")
     )
-    saver = SaveRun(run.folder, position.stage, run.card, position.best, run.reporter)
+    saver = SaveRun(
+        run.folder, position.stage, run.card, position.best, run.reporter, settings.keep
+    )
     callbacks = [run.reporter, saver]
     if run.processes.first:
         callbacks.append(TensorBoard(run.folder, offset + position.epoch))
@@ -287,7 +289,7 @@ def finish(
     write_whole(folder / "card.json", (card.to_json(indent=2) + "\n").encode())
     plot_curves(folder / METRICS, folder / "curves.png")
     say(
-        f"best epoch on val: AUC {report.roc_auc:.4f}, accuracy {report.accuracy:.4f}; "
+        f"{settings.keep} epoch on val: AUC {report.roc_auc:.4f}, accuracy {report.accuracy:.4f}; "
         f"temperature {fitted.temperature:.3f}, threshold {fitted.threshold:.3f}, "
         f"unsure from {fitted.unsure[0]:.3f} to {fitted.unsure[1]:.3f}"
     )

@@ -125,6 +125,14 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     help="Decay of the weights' moving average, which is validated and kept; 0 for none.",
 )
 @click.option(
+    "--keep",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Which epoch: the best on validation, by AUC; or the last, where the learning rate ends "
+    "at 0: validation images are clean, and do not show what laundering taught.",
+)
+@click.option(
     "--clip",
     type=click.FloatRange(0),
     default=1.0,
