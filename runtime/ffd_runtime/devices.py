@@ -122,8 +122,21 @@ class PinnedMemory:
             self.address = 0
 
 
+_most_cores: int | None = None
+
+
+def limit_cores(count: int) -> None:
+    """Let this process use fewer processors than it may, where it shares the machine with others.
+
+    Args:
+        count: what `count_cores` answers from now on, at most.
+    """
+    global _most_cores
+    _most_cores = max(1, count)
+
+
 def count_cores() -> int:
     """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    there = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(there, _most_cores or there)

@@ -40,6 +40,24 @@ class OutputError(FfdError):
     """Results cannot be written."""
 
 
+class StorageError(FfdError):
+    """An object store or shared folder refuses.
+
+    Args:
+        message: what it refuses, and what to do.
+        code: of the `InputError` where it is about a single file.
+        everywhere: it would refuse every other file, too.
+    """
+
+    def __init__(self, message: str, code: str = "read_failed", everywhere: bool = True) -> None:
+        super().__init__(message)
+        self.code = code
+        self.everywhere = everywhere
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str, bool]]:
+        return type(self), (str(self), self.code, self.everywhere)
+
+
 class DataError(FfdError):
     """A training, evaluation or calibration data set cannot be used as it is."""
 

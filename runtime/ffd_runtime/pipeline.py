@@ -94,7 +94,7 @@ def classify_items(
         keep_encoded=keep_encoded,
         detector=detector,
     )
-    batches = _Batches(backend, batch)
+    batches = Batches(backend, batch)
     waiting: list[Prepared] = []
     with _PrepareAhead(items, work, workers, 2 * batch) as ahead:
         for prepared in ahead:
@@ -110,7 +110,7 @@ def classify_items(
 
 def infer_prepared(prepared: list[Prepared], backend: Backend) -> Iterator[Result]:
     """Rows of one batch, errors at their places."""
-    return _Batches(backend, len(prepared)).infer(prepared)
+    return Batches(backend, len(prepared)).infer(prepared)
 
 
 def prepare(item: Item, spec: PreprocessSpec) -> Prepared:
@@ -167,7 +167,7 @@ def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec
     ]
 
 
-class _Batches:
+class Batches:
     """Runs batches out of one buffer, and smaller ones once the device's memory was too small.
 
     Args:

@@ -25,6 +25,7 @@ EXTRAS = {
     "rtx": "tensorrt_rtx",
     "openvino": "openvino",
     "parquet": "pyarrow",
+    "ray": "ray",
     "web": "starlette uvicorn",
 }
 
@@ -180,8 +181,13 @@ def say(message: str) -> None:
 
 def say_more(text: str) -> None:
     """Text of our own on stderr, as it is, if -v was given to the running command."""
-    if click.get_current_context().ensure_object(dict).get("verbose"):
+    if wants_more():
         click.echo(text, err=True)
+
+
+def wants_more() -> bool:
+    """Whether -v was given to the running command."""
+    return bool(click.get_current_context().ensure_object(dict).get("verbose"))
 
 
 def version_option() -> Callable[[Any], Any]:

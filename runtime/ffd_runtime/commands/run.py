@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import FfdError, OutputError
+from .cluster import cluster_options, run_on_cluster, wants_cluster
 from .common import (
     Command,
     backend_option,
@@ -53,6 +54,7 @@ Examples:
   ffd-run portraits/ --model runs/mine/best.onnx --device cuda
   find . -name '*.png' -print0 | ffd-run --null - | jq .label
   ffd-run uploads.zip https://example.org/portrait.jpg
+  ffd-run s3://bucket/uploads/ --ray 10.0.0.1:6379 --output s3://bucket/verdicts/
   ffd-run 0 --show
   ffd-run door=rtsp://10.0.0.5/live --events --serve 8080
   ffd-run clip.mp4 --record annotated.mp4 --output rows.csv
@@ -125,6 +127,7 @@ Exit codes:
     "--min-face", type=click.IntRange(1), metavar="PIXELS", help="Smaller faces are unsure."
 )
 @stream_options()
+@cluster_options()
 @format_option(" Lines; nothing with --output")
 @click.option("-0", "--null", is_flag=True, help="Paths on standard input end with NUL.")
 @click.option(
@@ -152,9 +155,12 @@ def main(sources: tuple[str, ...], **options: Any) -> None:
     names it. A row for each face in each frame; a camera that breaks is tried again.
     """
     sources += _listed(options.pop("listed"))
+    cluster = wants_cluster(sources, options)
     if not sources:
         raise click.UsageError("Missing argument 'SOURCE...'.")
-    if wants_streams(sources, options):
+    if cluster:
+        run_on_cluster(sources, options)
+    elif wants_streams(sources, options):
         options["faces"] = options["faces"] is not False
         watch_streams(sources, options)
     elif options["min_face"] and not options["faces"]:
@@ -203,7 +209,7 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         sinks += [page] if page else []
         items, count = _find(sources, options, _own_files(output, report))
         begin = time.monotonic()
-        with _progress(console, count, earlier) as advance, _say_where_rows_are(output, tally):
+        with progress(console, count, earlier) as advance, _say_where_rows_are(output, tally):
             keep = bool(page or copies)
             items = _skip(items, done, once=classifier.detector is None)
             results = classifier.classify_items(items, keep_encoded=keep)
@@ -212,8 +218,8 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
                 for sink in sinks:
                     sink.write(result)
                 tally[result.label or "errors"] += 1
-                advance()
-    say(_summary(tally, earlier, time.monotonic() - begin))
+                advance(1)
+    say(summarise(tally, earlier, time.monotonic() - begin))
     if tally["errors"]:
         click.get_current_context().exit(3)
 
@@ -288,7 +294,7 @@ def _require_same_run(
 ) -> None:
     from ..sinks.partial import record_of
 
-    _origin(sources, classifier, options).require_same(record_of(output), output)
+    _origin(sources, classifier, options).require_same_file(record_of(output), output)
 
 
 def _open_file(
@@ -441,12 +447,21 @@ def _count(items: Iterable[object]) -> int:
 
 
 @contextmanager
-def _progress(
+def progress(
     console: Console | None, count: Callable[[], int] | None, done: int
-) -> Iterator[Callable[[], None]]:
-    """A progress bar where there is a terminal; its total is counted in the background."""
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar where there is a terminal; its total is counted in the background.
+
+    Args:
+        console: to draw on; None for none.
+        count: gives the total; None if it cannot be known.
+        done: inputs that need nothing any more.
+
+    Returns:
+        Moves the bar by a number of inputs.
+    """
     if console is None or not console.is_terminal:
-        yield lambda: None
+        yield lambda _: None
         return
     import threading
 
@@ -466,26 +481,26 @@ def _progress(
             return Text(f"{task.speed:.1f}/s" if task.speed else "", "progress.data.speed")
 
     columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True)
-    progress.start()
+    bar = Progress(*columns, console=console, transient=True)
+    bar.start()
     try:
-        task = progress.add_task("", total=None, completed=done)
+        task = bar.add_task("", total=None, completed=done)
         if count:
 
             def update() -> None:
                 # What goes wrong here goes wrong in the run too, and is said there.
                 with suppress(Exception):
-                    progress.update(task, total=count())
+                    bar.update(task, total=count())
 
             threading.Thread(target=update, daemon=True).start()
-        yield lambda: progress.advance(task)
+        yield lambda count: bar.advance(task, count)
     finally:
         # The terminal may be gone in the morning; the rows must not go with it.
         with suppress(OSError):
-            progress.stop()
+            bar.stop()
 
 
-def _summary(tally: Counter[str], earlier: int, seconds: float) -> str:
+def summarise(tally: Counter[str], earlier: int, seconds: float) -> str:
     """Counts of all rows, and the rate of those that are new."""
     total = tally.total()
     if not total:

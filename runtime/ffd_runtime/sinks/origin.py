@@ -69,22 +69,26 @@ class Origin:
             os.fsync(file.fileno())
         draft.replace(path)
 
-    def require_same(self, record: Path, rows: Path) -> None:
+    def require_same(
+        self, text: bytes | None, record: object, rows: object, sources: bool = True
+    ) -> None:
         """Compare with what `save` wrote.
 
         Args:
-            record: where it wrote it.
-            rows: the file that it is about, for messages.
+            text: of the record; None if it cannot be read.
+            record: where it is, and
+            rows: what it is about, for messages.
+            sources: these must be the same, too.
 
         Raises:
-            OutputError: it differs, or cannot be read; the message says in what.
+            OutputError: it differs, or says nothing; the message says in what.
         """
         try:
-            values = json.loads(record.read_text())
+            values = json.loads(text or b"")
             # Only what decides is compared: a name may be put better in a later version.
             then = {name: values[name] for name in ("model_sha256", "preprocess", "sources_sha256")}
             model = str(values["model"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise OutputError(
                 f"{record} does not say what {rows} was made by: "
                 "delete the rows to begin again without --resume"
@@ -94,8 +98,16 @@ class Origin:
             changed = "with other preprocessing"
         elif then["model_sha256"] != now["model_sha256"]:
             changed = f"by the model {model}, not by this {self.model}: give that one with --model"
-        elif then["sources_sha256"] != now["sources_sha256"]:
+        elif sources and then["sources_sha256"] != now["sources_sha256"]:
             changed = "of other SOURCEs or in another folder: give the same, written the same way"
         else:
             return
         raise OutputError(f"the rows in {rows} were made {changed}, or delete them to begin again")
+
+    def require_same_file(self, record: Path, rows: Path) -> None:
+        """Compare with a file that `save` wrote; see `require_same`."""
+        try:
+            text = record.read_bytes()
+        except OSError:
+            text = None
+        self.require_same(text, record, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,20 @@ class ParquetFile(JsonLinesFile):
             draft.unlink(missing_ok=True)
             raise
         self.partial.unlink()
+
+
+def to_parquet(lines: Iterable[str]) -> bytes:
+    """A Parquet file of rows.
+
+    Args:
+        lines: the rows as JSON.
+    """
+    pa = _pyarrow()
+    table = pa.Table.from_pylist(list(map(_to_arrow, lines)), _schema(pa))
+    file = pa.BufferOutputStream()
+    pa.parquet.write_table(table, file, compression="zstd")
+    data: bytes = file.getvalue().to_pybytes()
+    return data
 
 
 def _to_arrow(line: str) -> dict[str, Any]:

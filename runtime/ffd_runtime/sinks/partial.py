@@ -84,7 +84,7 @@ class PartialFile(ABC):
                 f"{self.partial} holds the rows of an interrupted run: {way} it to begin again"
             )
         if begun and origin:
-            origin.require_same(self._record, self.partial)
+            origin.require_same_file(self._record, self.partial)
         elif origin:
             origin.save(self._record)
         self._recorded = origin is not None

@@ -66,7 +66,7 @@ def find_files(
     """
     for source in sources:
         if source == "-":
-            yield from _expand(_stdin(null), leave_out, policy)
+            yield from _expand(read_names(null), leave_out, policy)
         elif "://" not in source and not os.path.lexists(source) and glob.has_magic(source):
             empty = True
             for item in _match(source, leave_out):
@@ -115,7 +115,15 @@ def _fits(names: list[str], patterns: list[str]) -> bool:
     return fnmatch.fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
 
 
-def _stdin(null: bool) -> Iterator[str]:
+def read_names(null: bool) -> Iterator[str]:
+    """Paths and addresses on standard input.
+
+    Args:
+        null: they end with NUL instead of a newline.
+
+    Raises:
+        FfdError: it is closed.
+    """
     end = b"\0" if null else b"\n"
     rest = b""
     if sys.stdin is None:

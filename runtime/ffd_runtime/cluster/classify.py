@@ -1,0 +1,208 @@
+"""A run over a cluster, from what the command line names to the last part."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from queue import Queue
+from typing import Any, TypeVar
+
+from ..errors import BackendError, FfdError, InputError, OutputError
+from ..sources import Item, find_files
+from ..sources.files import read_names
+from ..text import printable
+from .address import is_object, join, place_of
+from .engine import MOST_INPUTS, BrokenError, Work, run
+from .parts import Parts, Seen, identify
+from .plan import Plan
+from .storage import storage_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Inputs that are listed before they are handed to the cluster: memory holds the names of two waves.
+WAVE = 1_000_000
+# Attempts in a row that may end without a new part.
+ATTEMPTS = 3
+# Seconds to the next attempt, after the first that brought nothing, doubled after each.
+PAUSE = 5.0
+
+
+def find_inputs(sources: Iterable[str], output: str, null: bool = False) -> Iterator[Item]:
+    """Every input that the sources stand for.
+
+    Args:
+        sources: addresses of objects and prefixes; files, folders and patterns that all machines
+            have; `-` for a list of files and objects on standard input.
+        output: the run's own, which is no input.
+        null: names on standard input end with NUL.
+
+    Raises:
+        StorageError: a store refuses.
+        FfdError: it is something that a cluster does not read.
+    """
+    own = join(output, "")
+    for source in sources:
+        for item in _find_list(null) if source == "-" else _find(source):
+            if not item.source.startswith(own):
+                yield item
+
+
+def _find_list(null: bool) -> Iterator[Item]:
+    """What a list names; objects are not looked for, they are read."""
+    for name in read_names(null):
+        yield from [Item(name)] if is_object(name) else _find(name)
+
+
+def _find(source: str) -> Iterator[Item]:
+    if not is_object(source):
+        for item in find_files([source]):
+            if item.fetch:
+                raise FfdError(
+                    f"{printable(item.source)}: with --ray, SOURCEs are addresses of objects, "
+                    "files and folders; run archives and web addresses without it"
+                )
+            yield item
+        return
+    storage = storage_of(place_of(source))
+    storage.require_bucket(source)
+    found = False
+    for address in storage.files(source):
+        found = True
+        yield Item(address)
+    if not found:
+        yield Item(source, InputError("not_found", "no such file or folder"))
+
+
+@dataclass
+class Run:
+    """A run over a cluster.
+
+    Attributes:
+        ray: the module, connected.
+        work: what is done with each input.
+        parts: the output.
+        seen: inputs that have rows or will get them.
+        replan: gives a plan for the machines as they are.
+        tally: the actor that machines tell of their work.
+    """
+
+    ray: Any
+    work: Work
+    parts: Parts
+    seen: Seen
+    replan: Callable[[], Plan]
+    tally: Any
+
+    def classify(self, items: Iterable[Item]) -> None:
+        """Write rows of all that have none yet.
+
+        Raises:
+            FfdError: it cannot go on; the parts that are written stay.
+        """
+        for wave in _ahead(_waves(items)):
+            new = self.seen.find_new(item.source for item in wave)
+            fresh = [item for item, is_new in zip(wave, new, strict=True) if is_new]
+            self.seen.add(item.source for item in fresh)
+            self._classify_wave({identify(item.source): item for item in fresh})
+        if self.parts.inputs != len(self.seen):
+            raise OutputError(
+                f"{self.parts.folder} has rows of {self.parts.inputs} inputs instead of "
+                f"{len(self.seen)}: it was changed during the run; go on with --resume"
+            )
+        self.parts.finish()
+
+    def _classify_wave(self, pending: dict[bytes, Item]) -> None:
+        """Write rows of some inputs, whatever of the cluster is lost meanwhile."""
+        fruitless = 0
+        while pending:
+            before, told = self.parts.inputs, []
+            try:
+                for name, inputs, counts in self._run(list(pending.values())):
+                    told.append(name)
+                    self.parts.add(name, inputs, counts)
+                return
+            except BrokenError as broken:
+                for one in self.parts.recover(told, pending):
+                    pending.pop(one, None)
+                fruitless = 0 if self.parts.inputs > before else fruitless + 1
+                if fruitless == ATTEMPTS:
+                    raise BackendError(f"{broken}, {ATTEMPTS} times in a row") from None
+                log.warning("%s; going on with %d inputs that have no row", broken, len(pending))
+                time.sleep(PAUSE * 2**fruitless)
+
+    def _run(self, items: list[Item]) -> Iterator[tuple[str, int, Counter[str]]]:
+        plan = self.replan()
+        places = {place_of(item.source) for item in items}
+        return run(
+            self.ray,
+            self.work,
+            plan,
+            _tables(items, plan),
+            {place: storage_of(place) for place in places},
+            self.tally,
+        )
+
+
+def _waves(items: Iterable[Item]) -> Iterator[list[Item]]:
+    items = iter(items)
+    while wave := list(islice(items, WAVE)):
+        yield wave
+
+
+def _ahead(values: Iterable[T]) -> Iterator[T]:
+    """The values, the next one found while this one is worked with."""
+    queue: Queue[tuple[T | None, BaseException | None]] = Queue(1)
+    stop = threading.Event()
+
+    def find() -> None:
+        failure: BaseException | None = None
+        try:
+            for value in values:
+                queue.put((value, None))
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            failure = error
+        queue.put((None, failure))
+
+    threading.Thread(target=find, name="ffd-list", daemon=True).start()
+    try:
+        while True:
+            value, failure = queue.get()
+            if failure:
+                raise failure
+            if value is None:
+                return
+            yield value
+    finally:
+        stop.set()
+
+
+def _tables(items: list[Item], plan: Plan) -> list[Any]:
+    """Arrow tables of inputs, each for a task: enough of them to keep all machines busy."""
+    import pyarrow as pa
+
+    size = max(1, min(MOST_INPUTS, -(-len(items) // (8 * max(1, plan.cpus)))))
+    tables = []
+    for start in range(0, len(items), size):
+        some = items[start : start + size]
+        names = [item.source.encode("utf-8", "surrogateescape") for item in some]
+        errors = [item.error for item in some]
+        said = [error and error.message.encode("utf-8", "surrogateescape") for error in errors]
+        tables.append(
+            pa.table(
+                {
+                    "source": pa.array(names, pa.binary()),
+                    "code": pa.array([error and error.code for error in errors], pa.string()),
+                    "message": pa.array(said, pa.binary()),
+                }
+            )
+        )
+    return tables

@@ -1,0 +1,259 @@
+"""Ray: starting it quietly, the stages as a Ray Data pipeline, and what its errors mean."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..card import ModelCard, PreprocessSpec
+from ..errors import BackendError, FfdError, StorageError
+from ..text import printable
+from .parts import COUNTS, Parts
+from .plan import SHARE, Plan
+from .stages import Infer, Model, describe_model, prepare_block, write_block
+from .storage import UNREACHABLE, Storage
+
+# Bytes of pixels that go from one stage to the next at a time: some sixty pictures.
+BLOCK = 1 << 24
+# Inputs of one task that prepares, at most.
+MOST_INPUTS = 1024
+# Seconds without any progress after which machines are looked at again.
+STALLED = 300.0
+
+
+class BrokenError(Exception):
+    """The engine lost what it needs to go on: machines, processes, objects, or the store."""
+
+
+@contextmanager
+def connected(address: str | None, verbose: bool) -> Iterator[Any]:
+    """Ray, joined or started on this machine.
+
+    Args:
+        address: of a cluster's head; None for RAY_ADDRESS or a cluster that runs here, and without
+            one, to start Ray on this machine alone.
+        verbose: show what Ray and the machines say.
+
+    Raises:
+        BackendError: Ray is not installed, or there is none at the address.
+    """
+    # Nothing is reported to anybody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        reason = str(error).partition("\n")[0]
+        raise BackendError(
+            f"--ray needs Ray ({reason}): pip install 'ffd-edge[ray]', here and on every machine "
+            "of the cluster"
+        ) from None
+    level = logging.INFO if verbose else logging.CRITICAL
+    if not verbose:
+        # What its native part logs goes to stderr, past all of Python's means.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    alone = address is None and "RAY_ADDRESS" not in os.environ
+    try:
+        with nullcontext() if verbose else _silent():
+            ray.init(
+                address=address,
+                include_dashboard=False if alone else None,
+                logging_level=level,
+                log_to_driver=verbose,
+            )
+    except (RuntimeError, ConnectionError, ValueError) as error:
+        said = printable(str(error).partition("\n")[0])[:200]
+        raise BackendError(f"cannot join Ray at {address or 'this machine'}: {said}") from None
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on stderr: Ray's native part says there how little it will say."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextmanager
+def explaining(ray: Any) -> Iterator[None]:
+    """What Ray says of a failure, as one error of ours.
+
+    Raises:
+        BrokenError: what remains may go on with another plan.
+        FfdError: it may not.
+    """
+    lost = (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.RayActorError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.ObjectLostError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.ObjectStoreFullError,
+        ray.exceptions.RaySystemError,
+        ray.exceptions.RpcError,
+        ray.data.exceptions.ExecutionTimeoutError,
+    )
+    try:
+        yield
+    except FfdError:
+        raise
+    except Exception as error:  # Ray wraps what tasks raise in classes made for the purpose
+        chain = list(_causes(error))
+        ours = next((cause for cause in chain if isinstance(cause, FfdError)), None)
+        if isinstance(ours, StorageError) and ours.code == UNREACHABLE:
+            raise BrokenError(str(ours)) from None
+        if ours:
+            raise ours from None
+        said = f"{type(chain[-1]).__name__}: {printable(str(chain[-1]).partition(chr(10))[0])}"
+        if any(isinstance(cause, ModuleNotFoundError) for cause in chain):
+            raise BackendError(
+                f"a machine of the cluster cannot import what it needs ({said}): "
+                "pip install 'ffd-edge[ray]' there"
+            ) from None
+        if any(isinstance(cause, lost) for cause in chain):
+            raise BrokenError(said) from None
+        raise BackendError(f"Ray failed: {said}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that it came from, as Python and Ray record it."""
+    known: list[BaseException] = []
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, BaseException) and not any(one is other for other in known):
+            known.append(one)
+            yield one
+            todo += [one.__context__, one.__cause__, getattr(one, "cause", None)]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with inputs, wherever they are.
+
+    Attributes:
+        model: that classifies them.
+        spec: of its card.
+        parts: the output.
+        max_pixels: larger images are refused.
+        batch: images that are inferred together.
+        part: inputs in a part of the output.
+    """
+
+    model: Model
+    spec: PreprocessSpec
+    parts: Parts
+    max_pixels: int
+    batch: int
+    part: int
+
+
+def try_model(ray: Any, model: Model, plan: Plan) -> tuple[str, ModelCard]:
+    """Start a model on a machine of the cluster, as an actor will.
+
+    Returns:
+        Backend and device that really run, and the model's card.
+
+    Raises:
+        FfdError: it does not start there.
+    """
+    task = ray.remote(**plan.inference, max_retries=0)(describe_model)
+    try:
+        with explaining(ray):
+            description, card = ray.get(task.remote(model, plan.cores))
+    except BrokenError as broken:
+        raise BackendError(f"the model cannot be tried on the cluster: {broken}") from None
+    return description, ModelCard.from_json(card)
+
+
+def run(
+    ray: Any,
+    work: Work,
+    plan: Plan,
+    inputs: Sequence[Any],
+    storages: dict[str, Storage],
+    tally: Any,
+) -> Iterator[tuple[str, int, Counter[str]]]:
+    """Classify inputs; name, inputs and counts of each part that has been written.
+
+    Args:
+        ray: the module, connected.
+        work: what is done.
+        plan: what of the cluster is used.
+        inputs: Arrow tables, as `prepare_block` takes them.
+        storages: what their sources are in, by place.
+        tally: the actor that machines tell of their work.
+
+    Raises:
+        BrokenError: what remains may go on with another plan.
+        FfdError: it may not.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = BLOCK
+    context.execution_no_progress_timeout_s = STALLED
+    model = ray.put(work.model)
+    prepare = partial(
+        prepare_block,
+        spec=work.spec,
+        max_pixels=work.max_pixels,
+        storages=storages,
+        tally=tally,
+    )
+    data = (
+        ray.data.from_arrow(list(inputs))
+        .map_batches(
+            prepare,
+            batch_format="pyarrow",
+            batch_size=max(1, BLOCK // (work.spec.size**2 * 3)),
+            **plan.preparation,
+        )
+        .map_batches(
+            Opened,
+            fn_constructor_args=(model, work.batch, plan.cores, tally),
+            batch_format="pyarrow",
+            batch_size=None,
+            concurrency=plan.actors,
+            **plan.inference,
+        )
+        .map_batches(
+            write_block,
+            fn_kwargs={"folder": work.parts.folder, "storage": work.parts.storage},
+            batch_format="pyarrow",
+            batch_size=work.part,
+            num_cpus=SHARE / 2,
+        )
+    )
+    with explaining(ray):
+        for row in data.iter_rows():
+            counts = Counter({kind: row[kind] for kind in COUNTS})
+            yield row["part"], row["inputs"], counts
+
+
+class Opened(Infer):
+    """`Infer`, of a model that Ray keeps."""
+
+    def __init__(self, model: Any, *args: Any) -> None:
+        import ray
+
+        super().__init__(ray.get(model), *args)

@@ -1,0 +1,82 @@
+"""How a run uses a cluster: machines as they are now, and what each stage may have of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DeviceError
+
+# On machines without GPUs, each core has an actor and a task that prepares, and shares its time
+# between them as they need it: which of the two is slower depends on model and pictures. Together
+# they ask for half a core, so that what remains when half of the machines die can take all actors.
+SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each stage of a run may use.
+
+    Attributes:
+        nodes: machines that are alive.
+        cpus: of all of them.
+        gpus: of all of them.
+        actors: that hold the model.
+        device: `cpu` or `cuda`, of each actor.
+    """
+
+    nodes: int
+    cpus: int
+    gpus: int
+    actors: int
+    device: str
+
+    @classmethod
+    def of(cls, nodes: list[dict[str, Any]], device: str, actors: int | None = None) -> Plan:
+        """A plan for the machines that are alive.
+
+        Args:
+            nodes: what `ray.nodes()` says.
+            device: `auto`, `cpu` or `cuda`.
+            actors: None for one on each GPU, else one a core.
+
+        Raises:
+            DeviceError: a GPU is asked for and there is none, or there are fewer than actors.
+        """
+        alive = [node["Resources"] for node in nodes if node["Alive"]]
+        cpus = int(sum(resources.get("CPU", 0) for resources in alive))
+        gpus = int(sum(resources.get("GPU", 0) for resources in alive))
+        if device == "cuda" and not gpus:
+            raise DeviceError("--device cuda: no machine of the cluster offers Ray a GPU")
+        if gpus and device != "cpu":
+            if actors and actors > gpus:
+                raise DeviceError(f"--actors {actors}: the cluster has {gpus} GPUs, each holds one")
+            return cls(len(alive), cpus, gpus, actors or gpus, "cuda")
+        if not cpus:
+            raise DeviceError("no machine of the cluster offers Ray a CPU")
+        return cls(len(alive), cpus, gpus, actors or cpus, "cpu")
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """Ray's options for an actor."""
+        if self.device == "cuda":
+            return {"num_gpus": 1, "num_cpus": SHARE}
+        return {"num_cpus": SHARE}
+
+    @property
+    def cores(self) -> int:
+        """Threads of inference of an actor on a CPU."""
+        return max(1, self.cpus // self.actors) if self.device == "cpu" else 1
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """Ray's options for a task that prepares, and how many there may be."""
+        # A GPU is hungry: all cores that its actor leaves.
+        share = SHARE if self.device == "cpu" else 1
+        return {"num_cpus": share, "concurrency": max(1, self.cpus)}
+
+    def __str__(self) -> str:
+        kinds = [f"{self.nodes} {'machine' if self.nodes == 1 else 'machines'}"]
+        kinds += [f"{self.cpus} CPU cores"]
+        kinds += [f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}"] if self.gpus else []
+        return f"{', '.join(kinds)}; {self.actors} actor{'' if self.actors == 1 else 's'}"

@@ -1,0 +1,171 @@
+"""ffd-run --ray: the same command over a cluster."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import say, wants_more
+from .streams import STREAMS_ALONE
+
+if TYPE_CHECKING:
+    from ..cluster.parts import Parts
+
+LOCAL = "local"
+# Options of ffd-run that a cluster has no use for.
+HERE_ALONE = "workers annotate heatmap report faces min_face as_json timeout allow_private".split()
+CLUSTER_ALONE = "actors part".split()
+
+
+def cluster_options() -> Callable[[Any], Any]:
+    """The options that are about clusters alone."""
+    options = [
+        click.option(
+            "--ray",
+            is_flag=False,
+            flag_value=LOCAL,
+            metavar="[ADDRESS]",
+            help="Run on a Ray cluster: HOST:PORT; without it, the one that this machine is in, or "
+            "else this machine. SOURCEs may be s3:// and gs:// addresses, --output is a folder.",
+        ),
+        click.option(
+            "--actors",
+            type=click.IntRange(1),
+            help="Processes that hold the model. Default: one a GPU, or else one a core.",
+        ),
+        click.option(
+            "--part",
+            type=click.IntRange(1),
+            default=10_000,
+            show_default=True,
+            help="Inputs in each Parquet file of a cluster's --output.",
+        ),
+    ]
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def wants_cluster(sources: Sequence[str], options: dict[str, Any]) -> bool:
+    """Whether a cluster is to do it.
+
+    Raises:
+        click.UsageError: an option does not fit, or a source needs a cluster.
+    """
+    from ..cluster.address import is_object
+
+    given = click.get_current_context().get_parameter_source
+    cluster = options["ray"] is not None
+    if cluster:
+        _check_address(options["ray"])
+    for name in [*HERE_ALONE, *STREAMS_ALONE] if cluster else CLUSTER_ALONE:
+        if given(name) is click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-').replace('as-json', 'json/--table')}"
+            raise click.UsageError(f"{option} {'does not go with' if cluster else 'needs'} --ray")
+    addresses = [*sources, options["output"] or ""]
+    if not cluster and any(map(is_object, addresses)):
+        raise click.UsageError(
+            "s3:// and gs:// addresses need --ray (without a cluster it runs on this machine)"
+        )
+    return cluster
+
+
+def _check_address(address: str) -> None:
+    from ..cluster.address import is_object
+
+    if address.startswith("ray://"):
+        raise click.UsageError(
+            "--ray ray://: Ray Data does not run through Ray's client; give HOST:PORT on a machine "
+            "of the cluster, or submit ffd-run --ray by 'ray job submit'"
+        )
+    if is_object(address) or os.path.lexists(address):
+        raise click.UsageError(f"--ray takes {address} for its ADDRESS: put SOURCEs before --ray")
+
+
+def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
+    """Classify pictures on a Ray cluster."""
+    output = _check_output(options)
+    from ..backends import EMBEDDED
+    from ..cluster.address import place_of
+    from ..cluster.classify import Run, find_inputs
+    from ..cluster.engine import Work, connected, try_model
+    from ..cluster.parts import Parts
+    from ..cluster.plan import Plan
+    from ..cluster.stages import Model
+    from ..cluster.storage import storage_of
+    from ..sinks.origin import Origin
+    from .run import summarise
+
+    path = Path(options["model"] or EMBEDDED)
+    address = None if options["ray"] == LOCAL else options["ray"]
+    with connected(address, wants_more()) as ray:
+
+        def replan() -> Plan:
+            return Plan.of(ray.nodes(), options["device"], options["actors"])
+
+        plan = replan()
+        say(f"Ray {ray.__version__}: {plan}")
+        model = Model.read(path, options["backend"], plan.device)
+        description, card = try_model(ray, model, plan)
+        say(f"{card.name} ({card.architecture}, {card.precision}), {description}")
+        parts = Parts(output, storage_of(place_of(output)))
+        seen = parts.begin(Origin.of(path, card, ()), options["resume"])
+        if earlier := parts.inputs:
+            say(f"going on after {earlier} inputs that have rows in {output}")
+        limits = {name: options[name] for name in ("max_pixels", "batch", "part")}
+        work = Work(model, card.preprocess, parts, **limits)
+        begin = time.monotonic()
+        with _say_where_rows_are(parts), _progress(ray, earlier) as tally:
+            items = find_inputs(sources, output, options["null"])
+            Run(ray, work, parts, seen, replan, tally).classify(items)
+        say(summarise(parts.counts, earlier, time.monotonic() - begin))
+    if parts.counts["errors"]:
+        click.get_current_context().exit(3)
+
+
+def _check_output(options: dict[str, Any]) -> str:
+    from ..sinks import FILE_SINKS
+
+    output: str | None = options["output"]
+    if output is None:
+        raise click.UsageError("--ray needs an --output: a folder, or s3://BUCKET/FOLDER/")
+    if output.lower().endswith(tuple(FILE_SINKS)):
+        raise click.UsageError(f"--output {output}: with --ray, rows are a folder of Parquet files")
+    return output
+
+
+@contextmanager
+def _progress(ray: Any, earlier: int) -> Iterator[Any]:
+    """The actor that machines tell of their work, and a bar of it where there is a terminal."""
+    from rich.console import Console
+
+    from ..cluster.tally import following, start_tally
+    from .run import progress
+
+    tally = start_tally(ray)
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield tally
+        return
+    with progress(console, None, earlier) as advance, following(ray, tally, advance):
+        yield tally
+
+
+@contextmanager
+def _say_where_rows_are(parts: Parts) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if parts.inputs:
+            say(f"{parts.inputs} inputs have rows in {parts.folder}; --resume goes on with it")
+        raise
