@@ -133,9 +133,16 @@ def test_both_jpeg_encoders_are_used() -> None:
         assert launder.jpeg_by_pillow(image, 50, subsampling).tobytes() in made
 
 
-def test_a_recipe_survives_the_settings() -> None:
-    recipe = Recipe.default()
+@pytest.mark.parametrize("name", ["recipe", "light"])
+def test_a_recipe_survives_the_settings(name: str) -> None:
+    recipe = Recipe.packaged(name)
     assert Recipe.from_tables(recipe.to_tables()) == recipe
+
+
+def test_the_light_recipe_does_the_same_less_often() -> None:
+    light, full = Recipe.packaged("light"), Recipe.default()
+    assert light.laundered < full.laundered
+    assert [change.name for change in light.laundering] == [c.name for c in full.laundering]
 
 
 @pytest.mark.parametrize(

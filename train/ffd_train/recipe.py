@@ -89,7 +89,12 @@ class Recipe:
     @classmethod
     def default(cls) -> Recipe:
         """The one that ffd-train uses unless it is given another."""
-        return _default()
+        return cls.packaged("recipe")
+
+    @classmethod
+    def packaged(cls, name: str) -> Recipe:
+        """One of those that stand beside this module; `name` of its file, without `.toml`."""
+        return _packaged(name)
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -140,8 +145,8 @@ class Recipe:
 
 
 @cache
-def _default() -> Recipe:
-    text = files(__package__).joinpath("recipe.toml").read_text(encoding="utf-8")
+def _packaged(name: str) -> Recipe:
+    text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
     return Recipe.parse(text)
 
 

@@ -107,7 +107,8 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
 @click.option(
     "--recipe",
     metavar="FILE",
-    help="Augmentation: a TOML file like train/ffd_train/recipe.toml, the default; or none.",
+    help="Augmentation: a TOML file like train/ffd_train/recipe.toml, the default; light, for a "
+    "small network; or none.",
 )
 @click.option(
     "--balance",
@@ -303,6 +304,8 @@ def _recipe(text: str | None) -> Recipe | None:
 
     if text == "none":
         return None
+    if text == "light":
+        return Recipe.packaged(text)
     return Recipe.load(Path(text)) if text else Recipe.default()
 
 
