@@ -13,6 +13,7 @@ import hashlib
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -121,6 +122,13 @@ class FaceDetector:
                 f"face model {model} is damaged, or no YuNet that OpenCV {cv2.__version__} runs: "
                 "delete it to have it fetched again, or name another with --face-model"
             ) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_model": self._model, "_min_side": self._min_side}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Networks stay where they are; each thread of another process makes its own.
+        vars(self).update(state, _networks=threading.local())
 
     @property
     def settings(self) -> dict[str, str | int]:

@@ -17,7 +17,7 @@ from ..sources import Item, find_files
 from ..sources.files import read_names
 from ..text import printable
 from .address import is_object, join, place_of
-from .engine import MOST_INPUTS, BrokenError, Work, run
+from .engine import MOST_INPUTS, BrokenError, Work, explaining, run
 from .parts import Parts, Seen, identify
 from .plan import Plan
 from .storage import storage_of
@@ -138,7 +138,8 @@ class Run:
                 time.sleep(PAUSE * 2**fruitless)
 
     def _run(self, items: list[Item]) -> Iterator[tuple[str, int, Counter[str]]]:
-        plan = self.replan()
+        with explaining(self.ray):
+            plan = self.replan()
         places = {place_of(item.source) for item in items}
         return run(
             self.ray,

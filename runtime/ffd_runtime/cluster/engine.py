@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ from typing import Any
 
 from ..card import ModelCard, PreprocessSpec
 from ..errors import BackendError, FfdError, StorageError
+from ..faces import FaceDetector
 from ..text import printable
 from .parts import COUNTS, Parts
 from .plan import SHARE, Plan
@@ -25,6 +27,8 @@ BLOCK = 1 << 24
 MOST_INPUTS = 1024
 # Seconds without any progress after which machines are looked at again.
 STALLED = 300.0
+# Seconds in which a first machine must have started the model: one may have to be made first.
+START = 900.0
 
 
 class BrokenError(Exception):
@@ -59,6 +63,8 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
     if not verbose:
         # What its native part logs goes to stderr, past all of Python's means.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address:
+        _require_answer(address)
     alone = address is None and "RAY_ADDRESS" not in os.environ
     try:
         with nullcontext() if verbose else _silent():
@@ -77,6 +83,19 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """See that somebody listens there: Ray itself would try for minutes, deaf to Ctrl-C."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        # Not an address that could be tried; Ray says what is wrong with it.
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BackendError(f"cannot join Ray at {address}: {reason}") from None
 
 
 @contextmanager
@@ -157,6 +176,7 @@ class Work:
         max_pixels: larger images are refused.
         batch: images that are inferred together.
         part: inputs in a part of the output.
+        detector: finds faces; None to judge pictures as they are.
     """
 
     model: Model
@@ -165,6 +185,7 @@ class Work:
     max_pixels: int
     batch: int
     part: int
+    detector: FaceDetector | None = None
 
 
 def try_model(ray: Any, model: Model, plan: Plan) -> tuple[str, ModelCard]:
@@ -179,7 +200,12 @@ def try_model(ray: Any, model: Model, plan: Plan) -> tuple[str, ModelCard]:
     task = ray.remote(**plan.inference, max_retries=0)(describe_model)
     try:
         with explaining(ray):
-            description, card = ray.get(task.remote(model, plan.cores))
+            description, card = ray.get(task.remote(model, plan.cores), timeout=START)
+    except BackendError as error:
+        if isinstance(error.__cause__, ray.exceptions.GetTimeoutError):
+            reason = f"no machine of the cluster could start the model within {START:.0f} s"
+            raise BackendError(f"{reason}: they are busy, or have not come") from None
+        raise
     except BrokenError as broken:
         raise BackendError(f"the model cannot be tried on the cluster: {broken}") from None
     return description, ModelCard.from_json(card)
@@ -207,6 +233,20 @@ def run(
         BrokenError: what remains may go on with another plan.
         FfdError: it may not.
     """
+    with explaining(ray):
+        for row in _pipeline(ray, work, plan, inputs, storages, tally).iter_rows():
+            counts = Counter({kind: row[kind] for kind in COUNTS})
+            yield row["part"], row["inputs"], counts
+
+
+def _pipeline(
+    ray: Any,
+    work: Work,
+    plan: Plan,
+    inputs: Sequence[Any],
+    storages: dict[str, Storage],
+    tally: Any,
+) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -218,9 +258,10 @@ def run(
         spec=work.spec,
         max_pixels=work.max_pixels,
         storages=storages,
+        detector=work.detector,
         tally=tally,
     )
-    data = (
+    return (
         ray.data.from_arrow(list(inputs))
         .map_batches(
             prepare,
@@ -244,10 +285,6 @@ def run(
             num_cpus=SHARE / 2,
         )
     )
-    with explaining(ray):
-        for row in data.iter_rows():
-            counts = Counter({kind: row[kind] for kind in COUNTS})
-            yield row["part"], row["inputs"], counts
 
 
 class Opened(Infer):

@@ -38,19 +38,21 @@ class Plan:
         Args:
             nodes: what `ray.nodes()` says.
             device: `auto`, `cpu` or `cuda`.
-            actors: None for one on each GPU, else one a core.
+            actors: None for one on each GPU, else one a core. There may be more than machines now,
+                for a cluster that grows.
 
         Raises:
-            DeviceError: a GPU is asked for and there is none, or there are fewer than actors.
+            DeviceError: a GPU is asked for and there is none.
         """
         alive = [node["Resources"] for node in nodes if node["Alive"]]
         cpus = int(sum(resources.get("CPU", 0) for resources in alive))
         gpus = int(sum(resources.get("GPU", 0) for resources in alive))
-        if device == "cuda" and not gpus:
-            raise DeviceError("--device cuda: no machine of the cluster offers Ray a GPU")
-        if gpus and device != "cpu":
-            if actors and actors > gpus:
-                raise DeviceError(f"--actors {actors}: the cluster has {gpus} GPUs, each holds one")
+        if device == "cuda" and not (gpus or actors):
+            raise DeviceError(
+                "--device cuda: no machine of the cluster offers Ray a GPU; if machines come when "
+                "they are needed, say for how many with --actors"
+            )
+        if device == "cuda" or (gpus and device == "auto"):
             return cls(len(alive), cpus, gpus, actors or gpus, "cuda")
         if not cpus:
             raise DeviceError("no machine of the cluster offers Ray a CPU")

@@ -26,9 +26,9 @@ import numpy as np
 from .. import __version__
 from ..backends import open_backend
 from ..card import PreprocessSpec
-from ..decode import Image
 from ..devices import limit_cores
 from ..errors import InputError, ModelError
+from ..faces import FaceDetector
 from ..pipeline import Batches, Prepared, prepare_views
 from ..sinks.jsonlines import to_line
 from ..sinks.parquet import to_parquet
@@ -42,6 +42,9 @@ READS = 16
 # Times that pictures are decoded in the process of a task, before they are suspected of ending it.
 # A machine that dies takes its tasks with it, too.
 TRIES = 2
+
+
+Work = Callable[[Item], list[Prepared]]
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def prepare_block(
     spec: PreprocessSpec,
     max_pixels: int,
     storages: dict[str, Storage],
+    detector: FaceDetector | None = None,
     tally: Any = None,
 ) -> Any:
     """The first stage: read, decode and preprocess.
@@ -111,46 +115,54 @@ def prepare_block(
         spec: of the model's card.
         max_pixels: larger images are refused.
         storages: what sources are in, by their place.
+        detector: finds faces, each of which is judged; None to judge pictures as they are.
         tally: the actor that knows how often this block was begun; None if it never was. What ends
             the process that decodes it, again and again, is decoded in another.
 
     Returns:
-        Arrow table of `source`, `pixels` (uint8 [size, size, 3], RGB, as bytes; none if there is no
-        picture), and `code` and `message` of what went wrong.
+        Arrow table of `source`; `pixels`: of each view, uint8 [size, size, 3], RGB, as bytes, one
+        after the other, none if there is no picture; `faces` and `reasons` of the views; and `code`
+        and `message` of what went wrong.
     """
-    import pyarrow as pa
-
     # Machines are shared by many of us: each works with one thread.
     cv2.setNumThreads(1)
     careful = tally is not None and _count_beginnings(tally, block) > TRIES
     items = [_item(row, storages) for row in block.to_pylist()]
-    pixels = np.empty((len(items), spec.size, spec.size, 3), np.uint8)
-    ends = [0]
-    errors: list[InputError | None] = []
-    work = partial(_prepare, spec=spec, max_pixels=max_pixels)
+    work = partial(prepare_views, spec=spec, max_pixels=max_pixels, detector=detector)
     with _guarding(work) if careful else nullcontext(work) as guarded:
-        for image in map(guarded, _read_ahead(items)):
-            if isinstance(image, InputError):
-                errors.append(image)
-                ends.append(ends[-1])
-            else:
-                pixels[ends[-1]] = image
-                errors.append(None)
-                ends.append(ends[-1] + 1)
-    offsets = np.array(ends, np.int64) * (spec.size * spec.size * 3)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(pixels[: ends[-1]])]
+        return _to_table(block["source"], list(map(guarded, _read_ahead(items))))
+
+
+def _to_table(sources: Any, inputs: list[list[Prepared]]) -> Any:
+    import pyarrow as pa
+
+    firsts = [views[0].image for views in inputs]
+    errors = [first if isinstance(first, InputError) else None for first in firsts]
+    images = [
+        [view.image for view in views if not isinstance(view.image, InputError)] for views in inputs
+    ]
+    pixels = np.concatenate([np.empty(0, np.uint8), *(i.ravel() for some in images for i in some)])
+    sizes = [len(some) * (some[0].size if some else 0) for some in images]
+    offsets = np.cumsum([0, *sizes], dtype=np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(pixels)]
+    faces = [[view.face for view in views] for views in inputs]
+    reasons = [[view.reason for view in views] for views in inputs]
     return pa.table(
         {
-            "source": block["source"],
-            "pixels": pa.Array.from_buffers(pa.large_binary(), len(items), buffers),
+            "source": sources,
+            "pixels": pa.Array.from_buffers(pa.large_binary(), len(inputs), buffers),
+            "faces": pa.array(faces, pa.list_(pa.list_(pa.int32()))),
+            "reasons": pa.array(reasons, pa.list_(pa.string())),
             "code": pa.array([error and error.code for error in errors], pa.string()),
-            "message": pa.array([error and _encode(error.message) for error in errors]),
+            "message": pa.array(
+                [error and _encode(error.message) for error in errors], pa.binary()
+            ),
         }
     )
 
 
 class Infer:
-    """The second stage, which holds the model: a line of JSON for each input.
+    """The second stage, which holds the model: rows as lines of JSON.
 
     Args:
         model: to open.
@@ -168,16 +180,19 @@ class Infer:
         self._tally = tally
 
     def __call__(self, block: Any) -> Any:
-        """Arrow table of `line`, in the order of the table that `prepare_block` gave."""
+        """Arrow table of `lines`: rows of each input of a table that `prepare_block` gave."""
         import pyarrow as pa
 
-        prepared = iter(_prepared(block, self._backend.card.preprocess.size))
+        inputs = list(_prepared(block, self._backend.card.preprocess.size))
+        views = iter([view for views in inputs for view in views])
         lines: list[str] = []
-        while some := list(islice(prepared, self._batch)):
+        while some := list(islice(views, self._batch)):
             lines += map(to_line, self._batches.infer(some))
         if self._tally:
-            self._tally.add.remote(len(lines))
-        return pa.table({"line": pa.array(lines, pa.string())})
+            self._tally.add.remote(len(inputs))
+        rest = iter(lines)
+        texts = ["".join(islice(rest, len(views))) for views in inputs]
+        return pa.table({"lines": pa.array(texts, pa.string())})
 
 
 def write_block(block: Any, folder: str, storage: Storage) -> Any:
@@ -186,7 +201,7 @@ def write_block(block: Any, folder: str, storage: Storage) -> Any:
     Its name comes from its inputs, so that a stage that runs again writes the same part again.
 
     Args:
-        block: Arrow table of `line`.
+        block: Arrow table of `lines`.
         folder: the output.
         storage: what it is in.
 
@@ -195,13 +210,13 @@ def write_block(block: Any, folder: str, storage: Storage) -> Any:
     """
     import pyarrow as pa
 
-    lines = block["line"].to_pylist()
+    lines = [line for text in block["lines"].to_pylist() for line in text.splitlines()]
     rows = list(map(json.loads, lines))
     name = part_name(row["source"] for row in rows)
     storage.write(folder, name, to_parquet(lines))
     labels = Counter(row["label"] or "errors" for row in rows)
     counts = {kind: [labels[kind]] for kind in COUNTS}
-    return pa.table({"part": [name], "inputs": [len({row["source"] for row in rows})], **counts})
+    return pa.table({"part": [name], "inputs": [len(block)], **counts})
 
 
 def _count_beginnings(tally: Any, block: Any) -> int:
@@ -239,26 +254,19 @@ def _read(item: Item) -> Item:
         return Item(item.source, InputError("too_large", "not enough memory for it"))
 
 
-def _prepare(item: Item, spec: PreprocessSpec, max_pixels: int) -> Image | InputError:
-    (prepared,) = prepare_views(item, spec, max_pixels)
-    return prepared.image
-
-
 @contextmanager
-def _guarding(
-    work: Callable[[Item], Image | InputError],
-) -> Iterator[Callable[[Item], Image | InputError]]:
+def _guarding(work: Work) -> Iterator[Work]:
     """Do the work in another process, which an item may end."""
     pool = None
 
-    def guarded(item: Item) -> Image | InputError:
+    def guarded(item: Item) -> list[Prepared]:
         nonlocal pool
         pool = pool or ProcessPoolExecutor(1, get_context("spawn"))
         try:
             return pool.submit(work, item).result()
         except BrokenProcessPool:
             pool = None
-            return InputError("corrupt", "decoding it ends the program")
+            return [Prepared(item.source, InputError("corrupt", "decoding it ends the program"))]
 
     try:
         yield guarded
@@ -267,17 +275,21 @@ def _guarding(
             pool.shutdown()
 
 
-def _prepared(block: Any, size: int) -> Iterator[Prepared]:
-    """A table's inputs; their pixels are not copied."""
-    names = ("source", "pixels", "code", "message")
+def _prepared(block: Any, size: int) -> Iterator[list[Prepared]]:
+    """The views of each of a table's inputs; their pixels are not copied."""
+    names = ("source", "pixels", "faces", "reasons", "code", "message")
     for batch in block.to_batches():
-        for source, pixels, code, message in zip(*map(batch.column, names), strict=True):
+        for row in zip(*map(batch.column, names), strict=True):
+            source, pixels, faces, reasons, code, message = row
             name = source.as_py().decode("utf-8", "surrogateescape")
             if code.is_valid:
-                yield Prepared(name, InputError(code.as_py(), _decode(message.as_py())))
-            else:
-                image = np.frombuffer(pixels.as_buffer(), np.uint8)
-                yield Prepared(name, image.reshape(size, size, 3))
+                yield [Prepared(name, InputError(code.as_py(), _decode(message.as_py())))]
+                continue
+            images = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(-1, size, size, 3)
+            yield [
+                Prepared(name, image, face=face and tuple(face), reason=reason)
+                for image, face, reason in zip(images, faces.as_py(), reasons.as_py(), strict=True)
+            ]
 
 
 def _encode(text: str) -> bytes:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import say, wants_more
-from .streams import STREAMS_ALONE
+from .streams import STREAMS_ALONE, open_detector
 
 if TYPE_CHECKING:
     from ..cluster.parts import Parts
 
 LOCAL = "local"
 # Options of ffd-run that a cluster has no use for.
-HERE_ALONE = "workers annotate heatmap report faces min_face as_json timeout allow_private".split()
+HERE_ALONE = "workers annotate heatmap report as_json timeout allow_private".split()
 CLUSTER_ALONE = "actors part".split()
 
 
@@ -95,6 +95,7 @@ def _check_address(address: str) -> None:
 def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
     """Classify pictures on a Ray cluster."""
     output = _check_output(options)
+    device = _check_device(options["device"])
     from ..backends import EMBEDDED
     from ..cluster.address import place_of
     from ..cluster.classify import Run, find_inputs
@@ -111,19 +112,21 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
     with connected(address, wants_more()) as ray:
 
         def replan() -> Plan:
-            return Plan.of(ray.nodes(), options["device"], options["actors"])
+            return Plan.of(ray.nodes(), device, options["actors"])
 
         plan = replan()
         say(f"Ray {ray.__version__}: {plan}")
         model = Model.read(path, options["backend"], plan.device)
         description, card = try_model(ray, model, plan)
         say(f"{card.name} ({card.architecture}, {card.precision}), {description}")
+        detector = open_detector(options) if options["faces"] else None
+        origin = Origin.of(path, card, (), faces=detector.settings if detector else None)
         parts = Parts(output, storage_of(place_of(output)))
-        seen = parts.begin(Origin.of(path, card, ()), options["resume"])
+        seen = parts.begin(origin, options["resume"])
         if earlier := parts.inputs:
             say(f"going on after {earlier} inputs that have rows in {output}")
         limits = {name: options[name] for name in ("max_pixels", "batch", "part")}
-        work = Work(model, card.preprocess, parts, **limits)
+        work = Work(model, card.preprocess, parts, **limits, detector=detector)
         begin = time.monotonic()
         with _say_where_rows_are(parts), _progress(ray, earlier) as tally:
             items = find_inputs(sources, output, options["null"])
@@ -131,6 +134,15 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
         say(summarise(parts.counts, earlier, time.monotonic() - begin))
     if parts.counts["errors"]:
         click.get_current_context().exit(3)
+
+
+def _check_device(device: str) -> str:
+    from ..devices import parse_device
+
+    kind, _ = parse_device(device)
+    if device != kind:
+        raise click.UsageError(f"--device {device}: with --ray, it is cuda; each actor has a GPU")
+    return kind
 
 
 def _check_output(options: dict[str, Any]) -> str:

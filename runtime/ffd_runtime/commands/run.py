@@ -158,13 +158,13 @@ def main(sources: tuple[str, ...], **options: Any) -> None:
     cluster = wants_cluster(sources, options)
     if not sources:
         raise click.UsageError("Missing argument 'SOURCE...'.")
-    if cluster:
-        run_on_cluster(sources, options)
-    elif wants_streams(sources, options):
+    if not cluster and wants_streams(sources, options):
         options["faces"] = options["faces"] is not False
         watch_streams(sources, options)
     elif options["min_face"] and not options["faces"]:
         raise click.UsageError("--min-face needs --faces")
+    elif cluster:
+        run_on_cluster(sources, options)
     else:
         _run(sources, options)
 
