@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -47,11 +48,39 @@ def find_inputs(sources: Iterable[str], output: str, null: bool = False) -> Iter
         StorageError: a store refuses.
         FfdError: it is something that a cluster does not read.
     """
-    own = join(output, "")
+    own = join(_absolute(output), "")
     for source in sources:
         for item in _find_list(null) if source == "-" else _find(source):
-            if not item.source.startswith(own):
+            if not _absolute(item.source).startswith(own):
                 yield item
+
+
+def _absolute(address: str) -> str:
+    return address if is_object(address) else os.path.abspath(address)
+
+
+class Counted:
+    """Inputs as they come, and how many there were.
+
+    Args:
+        items: gone through once.
+    """
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = items
+        self._count = 0
+        self._ended = threading.Event()
+
+    def __iter__(self) -> Iterator[Item]:
+        for item in self._items:
+            self._count += 1
+            yield item
+        self._ended.set()
+
+    def total(self) -> int:
+        """All of them; waits until the last has come."""
+        self._ended.wait()
+        return self._count
 
 
 def _find_list(null: bool) -> Iterator[Item]:

@@ -98,7 +98,7 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
     device = _check_device(options["device"])
     from ..backends import EMBEDDED
     from ..cluster.address import place_of
-    from ..cluster.classify import Run, find_inputs
+    from ..cluster.classify import Counted, Run, find_inputs
     from ..cluster.engine import Work, connected, try_model
     from ..cluster.parts import Parts
     from ..cluster.plan import Plan
@@ -128,8 +128,8 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
         limits = {name: options[name] for name in ("max_pixels", "batch", "part")}
         work = Work(model, card.preprocess, parts, **limits, detector=detector)
         begin = time.monotonic()
-        with _say_where_rows_are(parts), _progress(ray, earlier) as tally:
-            items = find_inputs(sources, output, options["null"])
+        items = Counted(find_inputs(sources, output, options["null"]))
+        with _say_where_rows_are(parts), _progress(ray, earlier, items.total) as tally:
             Run(ray, work, parts, seen, replan, tally).classify(items)
         say(summarise(parts.counts, earlier, time.monotonic() - begin))
     if parts.counts["errors"]:
@@ -157,7 +157,7 @@ def _check_output(options: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _progress(ray: Any, earlier: int) -> Iterator[Any]:
+def _progress(ray: Any, earlier: int, count: Callable[[], int]) -> Iterator[Any]:
     """The actor that machines tell of their work, and a bar of it where there is a terminal."""
     from rich.console import Console
 
@@ -169,7 +169,7 @@ def _progress(ray: Any, earlier: int) -> Iterator[Any]:
     if not console.is_terminal:
         yield tally
         return
-    with progress(console, None, earlier) as advance, following(ray, tally, advance):
+    with progress(console, count, earlier) as advance, following(ray, tally, advance):
         yield tally
 
 
