@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 from .servers import free_port
 
@@ -20,13 +23,9 @@ SECRET = "ffd/test+secret/never/shown/anywhere/0123"
 
 
 class S3Server:
-    """moto's S3 in a process of its own.
+    """moto's S3 in a process of its own, open to everybody but in `asking_for_keys`."""
 
-    Args:
-        open_requests: that are let through before keys are looked at; None never to look.
-    """
-
-    def __init__(self, open_requests: int | None = None) -> None:
+    def __init__(self) -> None:
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.environment = {
@@ -37,8 +36,6 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
         environment = os.environ | self.environment
-        if open_requests is not None:
-            environment["INITIAL_NO_AUTH_ACTION_COUNT"] = str(open_requests)
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
         self._process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -53,11 +50,11 @@ class S3Server:
         self._process.kill()
         self._process.wait()
 
-    def client(self) -> Any:
+    def client(self, service: str = "s3") -> Any:
         import boto3
 
         return boto3.client(
-            "s3",
+            service,
             endpoint_url=self.endpoint,
             region_name="us-east-1",
             aws_access_key_id=KEY,
@@ -76,14 +73,44 @@ class S3Server:
                 put.result()
 
     def names(self, bucket: str, prefix: str) -> list[str]:
+        """What is below a prefix, without the empty object that may stand for a folder."""
         pages = self.client().get_paginator("list_objects_v2").paginate
         found = (page.get("Contents", ()) for page in pages(Bucket=bucket, Prefix=prefix))
-        return [one["Key"].removeprefix(prefix) for page in found for one in page]
+        keys = [one["Key"].removeprefix(prefix) for page in found for one in page]
+        return list(filter(None, keys))
 
     def fetch(self, bucket: str, prefix: str, folder: Path) -> None:
         folder.mkdir()
         for name in self.names(bucket, prefix):
             self.client().download_file(bucket, prefix + name, str(folder / name))
+
+    @contextmanager
+    def asking_for_keys(self) -> Iterator[None]:
+        """Look at keys and what they may do: `KEY` is nobody's."""
+        self._look_at_keys_after("0")
+        try:
+            yield
+        finally:
+            self._look_at_keys_after("inf")
+
+    def create_key(self, *statements: dict[str, Any]) -> dict[str, str]:
+        """The environment of somebody with a key of their own, and what their policy says."""
+        users = self.client("iam")
+        name = f"user-{uuid.uuid4().hex}"
+        users.create_user(UserName=name)
+        policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+        users.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=policy)
+        key = users.create_access_key(UserName=name)["AccessKey"]
+        return self.environment | {
+            "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+        }
+
+    def _look_at_keys_after(self, requests: str) -> None:
+        url = f"{self.endpoint}/moto-api/reset-auth"
+        kind = {"Content-Type": "text/plain"}
+        with urlopen(Request(url, requests.encode(), kind)) as answer:
+            assert answer.status == 200
 
     def _answers(self) -> bool:
         with closing(socket.socket()) as probe:
@@ -107,6 +134,10 @@ class TwoMachines:
     def kill_one(self) -> None:
         """Take the machine that is not the head away, without a word."""
         self._cluster.remove_node(self._other, allow_graceful=False)
+
+    def replace_one(self) -> None:
+        """Give the cluster another machine for the one that was killed."""
+        self._other = self._cluster.add_node(num_cpus=1)
 
     @property
     def session(self) -> Path:

@@ -25,10 +25,11 @@ from .results import Box
 
 REASONS = ("small", "blurred", "profile", "blank")
 
-# Shorter side of a face's box, in pixels, below which the network misses what gives a generated
-# face away and takes it for a photograph. Of 420 generated and photographed faces of the validation
-# set, cut out and reduced, this share of the generated ones was called photographs: 6 % at their
-# own 150 pixels, 9 % at 112, 11 % at 96, 16 % at 80, 32 % at 64, 92 % at 48.
+# Shorter side of a face's box, in pixels, below which photographs are taken for generated more
+# often than they should be. Of 420 photographs of the validation set, cut out and reduced, this
+# share was called generated: 0.7 % at their own 150 pixels, 1.0 % at 112, 1.2 % at 96, 1.9 % at 80,
+# 3.6 % at 64, 4.0 % at 48. Of 420 generated faces at most 2.1 % were called photographs at any of
+# these sizes; about one in six was left unsure.
 MIN_SIDE = 96
 
 # Pixels to which a face of `min_side` is reduced for detection: 280 of 280 were found at 32 pixels,
@@ -55,8 +56,10 @@ _MOST_FACES = 200
 _SHARPNESS_SIDE = 96
 # Least sharpness, see `_sharpness`: 118 of the 8,400 faces have less, photographs all of them, most
 # from one source of enlarged ones. Of validation faces blurred by a Gaussian of 0.005 times the
-# face's side 32 % have less, 71 % at 0.006, 96 % at 0.007 and all at 0.01. In between the network
-# fails: of generated faces it calls 6 % photographs unblurred, 15 % at 0.005, 97 % at 0.01.
+# face's side 32 % have less, 71 % at 0.006, 96 % at 0.007 and all at 0.01. The network has learned
+# blur: up to 0.01, some 2 % of the generated faces are called photographs and 2 % of the
+# photographs generated. Beyond, what tells them apart is going: of whole pictures blurred by 3
+# pixels it finds half (docs/MODEL_CARD.md).
 _LEAST_SHARPNESS = 0.4
 
 # How far the nose may lie from the middle between the eyes, in distances of the eyes: to the one or

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,7 @@ import cv2
 import pyarrow.parquet
 import pytest
 
-from ..cluster import S3Server, TwoMachines
+from ..cluster import KEY, SECRET, S3Server, TwoMachines
 from ..conftest import picture
 from .test_run import run, start
 
@@ -20,19 +26,22 @@ from .test_run import run, start
 pytestmark = pytest.mark.alone
 
 WATCHDOG = 300
+# What is not yet as it should be; a test that passes all the same fails, so that its mark goes.
+Ended = tuple[int, str, str]
 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[S3Server]:
     server = S3Server()
-    yield server
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
     server.close()
 
 
-@pytest.fixture
-def machines(store: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoMachines]:
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(scope="module")
+def machines(store: S3Server) -> Iterator[TwoMachines]:
     machines = TwoMachines()
     yield machines
     machines.close()
@@ -50,32 +59,61 @@ def pictures(folder: Path, count: int, broken: int) -> None:
         path.write_bytes(data.tobytes()[:cut])
 
 
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory, store: S3Server) -> Path:
+    """A folder of 2,000 pictures of which 20 are broken, and the same in s3://night/in/."""
+    here = tmp_path_factory.mktemp("night") / "pictures"
+    pictures(here, 2000, broken=20)
+    paths = sorted(path for path in here.rglob("*") if path.is_file())
+    store.create("night", ((f"in/{path.relative_to(here)}", path.read_bytes()) for path in paths))
+    return here
+
+
 def rows_in(folder: Path) -> list[dict[str, Any]]:
     """Rows of all parts, by source."""
     rows = pyarrow.parquet.read_table(folder).to_pylist()
     return sorted(rows, key=lambda row: str(row["source"]))
 
 
-def test_two_machines_and_one_that_dies_give_what_one_machine_gives(
-    tmp_path: Path, store: S3Server, machines: TwoMachines
-) -> None:
-    here = tmp_path / "pictures"
-    pictures(here, 2000, broken=20)
-    paths = sorted(path for path in here.rglob("*") if path.is_file())
-    store.create("night", ((f"in/{path.relative_to(here)}", path.read_bytes()) for path in paths))
-    expected = tmp_path / "rows.parquet"
-    assert run(here, "--output", expected)[0] == 3
-
-    process = start(
-        "s3://night/in/", "--ray", machines.address, "--output", "s3://night/out/", "--part", "200"
-    )
-    parts: list[str] = []
-    while len(parts) < 3:
+def wait_for_parts(process: subprocess.Popen[bytes], store: S3Server, out: str, count: int) -> None:
+    deadline = time.monotonic() + WATCHDOG
+    while sum(name.startswith("part-") for name in store.names("night", out)) < count:
         assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
-        parts = [name for name in store.names("night", "out/") if name.startswith("part-")]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def end_all(processes: Iterable[subprocess.Popen[bytes]]) -> list[Ended]:
+    """What several runs that are under way come to."""
+    ended = []
+    for process in processes:
+        out, err = process.communicate(timeout=WATCHDOG)
+        ended.append((process.returncode, (out or b"").decode(), err.decode()))
+    return ended
+
+
+def assert_one_line(ended: Ended, *said: str) -> None:
+    """A failure is told in the last line; what comes before says what it runs on."""
+    code, out, err = ended
+    *before, last = err.splitlines()
+    assert (code, out) == (1, ""), err
+    assert last.startswith("ffd-run: error: ")
+    assert all(text in last for text in said), last
+    kinds = ("Ray 2.", "colour (", "going on ")
+    assert all(line.startswith(kinds) or "have rows in" in line for line in before), err
+
+
+def test_two_machines_and_one_that_dies_give_what_one_machine_gives(
+    tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
+) -> None:
+    expected = tmp_path / "rows.parquet"
+    assert run(night, "--output", expected, "--model", colour_model)[0] == 3
+    cluster = ("--ray", machines.address, "--model", colour_model)
+    process = start("s3://night/in/", *cluster, "--output", "s3://night/out/", "--part", "200")
+    wait_for_parts(process, store, "out/", 3)
     machines.kill_one()
     _, said = process.communicate(timeout=WATCHDOG)
+    machines.replace_one()
     assert process.returncode == 3, said.decode()
     assert b"2 machines" in said
 
@@ -84,9 +122,261 @@ def test_two_machines_and_one_that_dies_give_what_one_machine_gives(
     rows = rows_in(tmp_path / "out")
     assert len(rows) == 2000
     for row, want in zip(rows, wanted, strict=True):
-        want["source"] = want["source"].replace(str(here), "s3://night/in")
+        want["source"] = want["source"].replace(str(night), "s3://night/in")
         assert row.pop("score") == pytest.approx(want.pop("score"), abs=2e-6)
         assert row == want
     assert sum(row["error"] is not None for row in rows) == 20
     done = json.loads((tmp_path / "out" / "_SUCCESS").read_text())
     assert (done["inputs"], done["errors"]) == (2000, 20)
+
+
+def test_a_command_that_is_killed_goes_on_where_it_was(
+    tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
+) -> None:
+    folders = [f"s3://night/in/{number}/" for number in range(3)]
+    cluster = ("--ray", machines.address, "--model", colour_model)
+    options = (*cluster, "--part", "40", "--output", "s3://night/killed/")
+    process = start(*folders, *options)
+    wait_for_parts(process, store, "killed/", 3)
+    process.kill()
+    process.communicate()
+    assert "_SUCCESS" not in store.names("night", "killed/")
+    before = set(store.names("night", "killed/"))
+
+    assert_one_line(run(*folders, *options), "go on with --resume")
+    code, _, said = run(*folders, *options, "--resume")
+    assert code == 3, said
+    assert "going on after" in said
+    want = [path for number in range(3) for path in (night / str(number)).iterdir()]
+    assert f"{len(want)} inputs" in said
+    # What was whole has stayed.
+    assert len(before & set(store.names("night", "killed/"))) > 3
+
+    client = store.client()
+    ok, data = cv2.imencode(".png", picture("blue"))
+    assert ok
+    for name in ("new 1.png", "new%2F2.png"):
+        client.put_object(Bucket="night", Key=f"later/{name}", Body=data.tobytes())
+    code, _, said = run(*folders, "s3://night/later/", *options, "--resume")
+    assert code == 3, said
+    assert f"going on after {len(want)} inputs" in said
+    store.fetch("night", "killed/", tmp_path / "rows")
+    sources = [row["source"] for row in rows_in(tmp_path / "rows")]
+    expected = [f"s3://night/in/{path.relative_to(night)}" for path in want]
+    expected += ["s3://night/later/new 1.png", "s3://night/later/new%2F2.png"]
+    assert sources == sorted(expected)
+    done = json.loads((tmp_path / "rows" / "_SUCCESS").read_text())
+    assert done["inputs"] == done["rows"] == len(expected)
+
+
+def commands() -> str:
+    """The arguments of every process of this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes())
+        except OSError:
+            continue
+    return b"\n".join(found).decode(errors="replace")
+
+
+def test_keys_are_in_nothing_that_is_said_or_written(
+    tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
+) -> None:
+    paths = sorted(night.rglob("*.jpg"))[:60]
+    listed = [f"s3://night/in/{path.relative_to(night)}" for path in paths]
+    names = tmp_path / "names"
+    names.write_text("\n".join([*listed, "s3://night/in/nothing.jpg", str(paths[0])]))
+    options = ("--ray", machines.address, "--model", colour_model, "--part", "20", "-v")
+
+    def classify(output: str) -> Ended:
+        with names.open("rb") as stream:
+            process = start("-", *options, "--output", output, stdin=stream)
+        seen.append(commands())
+        while process.poll() is None:
+            time.sleep(0.5)
+            seen.append(commands())
+        return end_all([process])[0]
+
+    seen: list[str] = []
+    code, out, said = classify("s3://night/quiet/")
+    assert (code, out) == (3, ""), said
+    with store.asking_for_keys():
+        # The command itself asks the store for nothing: it is the machines that are refused.
+        refused = classify(str(tmp_path / "refused"))
+    assert refused[0] == 1
+    assert refused[2].splitlines()[-1].startswith("ffd-run: error: ")
+
+    store.fetch("night", "quiet/", tmp_path / "quiet")
+    rows = rows_in(tmp_path / "quiet")
+    assert [row["source"] for row in rows] == sorted(names.read_text().splitlines())
+    texts = [out, said, *refused[1:], json.dumps(rows), *seen]
+    files = [path for path in machines.session.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files)
+    files += [path for path in tmp_path.rglob("*") if path.is_file() and path != names]
+    texts += [path.read_bytes().decode(errors="replace") for path in files]
+    assert not [text for text in texts if KEY in text or SECRET in text]
+
+
+def test_what_a_machine_is_refused_is_one_line(
+    tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
+) -> None:
+    # The command itself asks the store for nothing.
+    command = ("-", "--ray", machines.address, "--model", colour_model, "--output", tmp_path / "a")
+    name = min(path.relative_to(night) for path in (night / "0").iterdir())
+    with store.asking_for_keys():
+        ended = run(*command, input=f"s3://night/in/{name}".encode())
+    assert_one_line(ended, "s3://night/", "access key is not known")
+
+
+def test_what_cannot_be_is_one_line(
+    tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
+) -> None:
+    options = ("--ray", machines.address, "--model", colour_model)
+    shutil.make_archive(str(tmp_path / "some"), "zip", night / "0")
+    (tmp_path / "file").touch()
+    cases: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
+        (("s3://nowhere/in/", "--output", tmp_path / "a"), ("s3://nowhere/in/", "no such bucket")),
+        (("s3://night/in/", "--output", "s3://nowhere/"), ("s3://nowhere/", "no such bucket")),
+        ((tmp_path / "some.zip", "--output", tmp_path / "b"), ("some.zip!/", "without it")),
+        (("http://127.0.0.1/a.jpg", "--output", tmp_path / "c"), ("web addresses without it",)),
+        ((night, "--output", tmp_path / "file"), (f"cannot write {tmp_path / 'file'}",)),
+    ]
+    processes = [start(*arguments, *options) for arguments, _ in cases]
+    for ended, (_, said) in zip(end_all(processes), cases, strict=True):
+        assert_one_line(ended, *said)
+    with store.asking_for_keys():
+        ended = run("s3://night/in/", *options, "--output", tmp_path / "d")
+    assert_one_line(ended, "s3://night/in/", "AWS_ACCESS_KEY_ID")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for few rows."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_output_is_one_line(
+    full: Path, machines: TwoMachines, night: Path, colour_model: Path
+) -> None:
+    command = (night, "--ray", machines.address, "--model", colour_model, "--part", "100")
+    assert_one_line(run(*command, "--output", full), f"cannot write {full}/", "No space left")
+    # What is there is whole.
+    assert 0 < len(rows_in(full)) < 2000
+
+
+def processes_with(setting: str) -> list[str]:
+    """Processes that have a variable in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if setting.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(f"{folder.name} {(folder / 'cmdline').read_bytes()!r}")
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated"),
+    ],
+)
+def test_a_signal_ends_what_was_started(
+    tmp_path: Path, night: Path, colour_model: Path, number: int, code: int, said: str
+) -> None:
+    # Ray's sockets are in it, whose names must be short.
+    with tempfile.TemporaryDirectory(prefix="ffd", dir="/tmp", ignore_cleanup_errors=True) as ray:
+        options = ("--ray", "--model", colour_model, "--part", "20", "--output", tmp_path)
+        process = start(night, *options, env=os.environ | {"RAY_TMPDIR": ray})
+        try:
+            while not list(tmp_path.glob("part-*")):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(number)
+            (ended,) = end_all([process])
+        finally:
+            process.kill()
+        *before, last = ended[2].splitlines()
+        assert (ended[0], last) == (code, f"ffd-run: {said}"), ended[2]
+        kinds = ("Ray 2.", "colour (")
+        assert all(line.startswith(kinds) or "have rows in" in line for line in before), before
+        assert not (tmp_path / "_SUCCESS").exists()
+        deadline = time.monotonic() + 20
+        while left := processes_with(f"RAY_TMPDIR={ray}"):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("s3://b1/in/", "--output", "rows.csv"), "s3:// and gs:// addresses need --ray"),
+        (("in", "--output", "gs://b1/rows/"), "s3:// and gs:// addresses need --ray"),
+        (("in", "--ray"), "--ray needs an --output"),
+        (("in", "--ray", "--output", "rows.parquet"), "a folder of Parquet files"),
+        (("in", "--ray", "--output", "out", "--workers", "2"), "--workers does not go with --ray"),
+        (("in", "--ray", "--output", "out", "--annotate", "d"), "--annotate does not go with"),
+        (("in", "--ray", "--output", "out", "--report", "a.html"), "--report does not go with"),
+        (("in", "--ray", "--output", "out", "--json"), "does not go with --ray"),
+        (("in", "--ray", "--output", "out", "--show"), "--show does not go with --ray"),
+        (("in", "--actors", "2"), "--actors needs --ray"),
+        (("in", "--part", "2"), "--part needs --ray"),
+        (("--ray", "s3://b1/in/", "--output", "out"), "put SOURCEs before --ray"),
+        (("--ray", str(Path(__file__).parent), "--output", "out"), "put SOURCEs before --ray"),
+        (("in", "--ray", "ray://h:10001", "--output", "out"), "Ray's client"),
+        (("in", "--ray", "--output", "out", "--device", "cuda:1"), "cuda:1"),
+        (("--ray", "--output", "out"), "SOURCE"),
+        (("in", "--ray", "--output", "out", "--min-face", "9"), "--min-face needs --faces"),
+        ((f"s3://{KEY}:{SECRET}@b1/in/",), "need --ray"),
+        pytest.param(("--ray", f"s3://{KEY}:{SECRET}@b1/", "--output", "out"), "before --ray"),
+        pytest.param(("in", "--ray", "--output", f"s3://{KEY}:{SECRET}@b1/x.csv"), "Parquet files"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: tuple[str, ...], said: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, ""), err
+    (line,) = err.splitlines()
+    assert line.startswith("ffd-run: error: ")
+    assert said in line
+    assert KEY not in line
+    assert SECRET not in line
+
+
+NO_RAY = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "pyarrow"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from ffd_runtime.commands.run import main
+main(sys.argv[1:], prog_name="ffd-run")
+"""
+
+
+def test_without_ray_it_is_said_how_to_get_it(portraits: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NO_RAY, str(portraits), "--ray", "--output"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "out")], capture_output=True, text=True, timeout=WATCHDOG
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ffd-run: error: ")
+    assert "pip install 'ffd-edge[ray]'" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_is_as_light_as_before() -> None:
+    code = "import sys, ffd_runtime.commands.run; print(*sys.modules, sep=chr(10))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.splitlines()}
+    assert not loaded & {"ray", "pyarrow", "cv2", "numpy"}

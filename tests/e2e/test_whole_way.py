@@ -170,6 +170,9 @@ def test_the_embedded_model_holds_what_its_card_says(faces: Path) -> None:
     assert outcome.exit_code == 0, outcome.output
     report = json.loads(outcome.stdout)
     assert report["images"] == 840
-    assert report["accuracy"] >= 0.95
-    assert report["decided_accuracy"] >= 0.97
-    assert report["roc_auc"] >= 0.99
+    # A processor with other kernels may turn a picture or two that lie at the threshold.
+    assert report["accuracy"] >= 0.978
+    assert report["decided_accuracy"] >= 0.99
+    assert report["roc_auc"] >= 0.998
+    photographs = [report["per_source"][name] for name in ("ffhq", "celeba-hq", "all-age-faces")]
+    assert min(source["accuracy"] for source in photographs) >= 0.98

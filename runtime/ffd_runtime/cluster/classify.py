@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -13,19 +12,21 @@ from itertools import islice
 from queue import Queue
 from typing import Any, TypeVar
 
-from ..errors import BackendError, FfdError, InputError, OutputError
+from ..errors import BackendError, FfdError, InputError, OutputError, StorageError
 from ..sources import Item, find_files
-from ..sources.files import read_names
+from ..sources.files import expand, read_names
 from ..text import printable
-from .address import is_object, join, place_of
-from .engine import MOST_INPUTS, BrokenError, Work, explaining, run
-from .parts import Parts, Seen, identify
+from .address import is_object, place_of
+from .engine import LEAST_INPUTS, MOST_INPUTS, BrokenError, Work, explaining, run
+from .parts import Parts, Seen, identify, is_own
 from .plan import Plan
 from .storage import storage_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+UNREAD = "archives and web addresses are read without --ray alone"
 
 # Inputs that are listed before they are handed to the cluster: memory holds the names of two waves.
 WAVE = 1_000_000
@@ -48,15 +49,10 @@ def find_inputs(sources: Iterable[str], output: str, null: bool = False) -> Iter
         StorageError: a store refuses.
         FfdError: it is something that a cluster does not read.
     """
-    own = join(_absolute(output), "")
     for source in sources:
         for item in _find_list(null) if source == "-" else _find(source):
-            if not _absolute(item.source).startswith(own):
+            if not is_own(item.source, output):
                 yield item
-
-
-def _absolute(address: str) -> str:
-    return address if is_object(address) else os.path.abspath(address)
 
 
 class Counted:
@@ -84,19 +80,26 @@ class Counted:
 
 
 def _find_list(null: bool) -> Iterator[Item]:
-    """What a list names; objects are not looked for, they are read."""
-    for name in read_names(null):
-        yield from [Item(name)] if is_object(name) else _find(name)
+    """What a list names: objects are not looked for, they are read; what is none gets its row."""
+    for number, name in enumerate(read_names(null), 1):
+        if not is_object(name):
+            for item in expand([name]):
+                yield Item(item.source, InputError("refused", UNREAD)) if item.fetch else item
+            continue
+        try:
+            storage_of(place_of(name))
+            yield Item(name)
+        except StorageError as error:
+            # It may hold a secret.
+            shown = f"{name.partition('://')[0]}://*** ({number} on standard input)"
+            yield Item(shown, InputError("refused", str(error)))
 
 
 def _find(source: str) -> Iterator[Item]:
     if not is_object(source):
         for item in find_files([source]):
             if item.fetch:
-                raise FfdError(
-                    f"{printable(item.source)}: with --ray, SOURCEs are addresses of objects, "
-                    "files and folders; run archives and web addresses without it"
-                )
+                raise FfdError(f"{printable(item.source)}: {UNREAD}")
             yield item
         return
     storage = storage_of(place_of(source))
@@ -219,7 +222,9 @@ def _tables(items: list[Item], plan: Plan) -> list[Any]:
     """Arrow tables of inputs, each for a task: enough of them to keep all machines busy."""
     import pyarrow as pa
 
-    size = max(1, min(MOST_INPUTS, -(-len(items) // (8 * max(1, plan.cpus)))))
+    size = -(-len(items) // (8 * max(1, plan.cpus)))
+    # A block at least, if there are so many: more tasks are only more work for the driver.
+    size = min(MOST_INPUTS, max(size, min(LEAST_INPUTS, -(-len(items) // max(1, plan.cpus)))))
     tables = []
     for start in range(0, len(items), size):
         some = items[start : start + size]

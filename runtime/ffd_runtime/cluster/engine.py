@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import signal
 import socket
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,13 +21,14 @@ from ..errors import BackendError, FfdError, StorageError
 from ..faces import FaceDetector
 from ..text import printable
 from .parts import COUNTS, Parts
-from .plan import SHARE, Plan
+from .plan import WRITING, Plan
 from .stages import Infer, Model, describe_model, prepare_block, write_block
 from .storage import UNREACHABLE, Storage
 
 # Bytes of pixels that go from one stage to the next at a time: some sixty pictures.
 BLOCK = 1 << 24
-# Inputs of one task that prepares, at most.
+# Inputs of one task that prepares, at least where there are many, and at most.
+LEAST_INPUTS = 64
 MOST_INPUTS = 1024
 # Seconds without any progress after which machines are looked at again.
 STALLED = 300.0
@@ -63,26 +68,41 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
     if not verbose:
         # What its native part logs goes to stderr, past all of Python's means.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address:
-        _require_answer(address)
-    alone = address is None and "RAY_ADDRESS" not in os.environ
+    if there := address or os.environ.get("RAY_ADDRESS"):
+        _require_answer(there)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         with nullcontext() if verbose else _silent():
             ray.init(
                 address=address,
-                include_dashboard=False if alone else None,
+                include_dashboard=None if there else False,
                 logging_level=level,
                 log_to_driver=verbose,
             )
-    except (RuntimeError, ConnectionError, ValueError) as error:
-        said = printable(str(error).partition("\n")[0])[:200]
-        raise BackendError(f"cannot join Ray at {address or 'this machine'}: {said}") from None
+    except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
+        said = printable(_first_line(error))[:200]
+        raise BackendError(
+            f"cannot join Ray at {there or 'this machine'}: {said} (if the cluster has a token, "
+            "give it with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH)"
+        ) from None
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts one in its place that ends the process at once.
+        signal.signal(signal.SIGTERM, handler)
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(level)
     try:
-        yield ray
+        # Ray says on stdout what it misses of machines.
+        with redirect_stdout(sys.stderr if verbose else Nowhere()):
+            yield ray
     finally:
         ray.shutdown()
+
+
+class Nowhere(io.TextIOBase):
+    """Text that nobody reads."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
 
 
 def _require_answer(address: str) -> None:
@@ -129,20 +149,22 @@ def explaining(ray: Any) -> Iterator[None]:
         ray.exceptions.ObjectStoreFullError,
         ray.exceptions.RaySystemError,
         ray.exceptions.RpcError,
+        ray.exceptions.ObjectRefStreamEndOfStreamError,
         ray.data.exceptions.ExecutionTimeoutError,
     )
     try:
         yield
-    except FfdError:
-        raise
     except Exception as error:  # Ray wraps what tasks raise in classes made for the purpose
         chain = list(_causes(error))
-        ours = next((cause for cause in chain if isinstance(cause, FfdError)), None)
+        ours = next((cause for cause in chain if _is_ours(ray, cause)), None)
         if isinstance(ours, StorageError) and ours.code == UNREACHABLE:
-            raise BrokenError(str(ours)) from None
+            raise BrokenError(_first_line(ours)) from None
+        if isinstance(ours, StorageError):
+            raise StorageError(_first_line(ours), ours.code) from None
         if ours:
-            raise ours from None
-        said = f"{type(chain[-1]).__name__}: {printable(str(chain[-1]).partition(chr(10))[0])}"
+            # Ray adds lines of its own to what we said.
+            raise type(ours)(_first_line(ours)) from None
+        said = f"{type(chain[-1]).__name__}: {printable(_first_line(chain[-1]))}"
         if any(isinstance(cause, ModuleNotFoundError) for cause in chain):
             raise BackendError(
                 f"a machine of the cluster cannot import what it needs ({said}): "
@@ -151,6 +173,15 @@ def explaining(ray: Any) -> Iterator[None]:
         if any(isinstance(cause, lost) for cause in chain):
             raise BrokenError(said) from None
         raise BackendError(f"Ray failed: {said}") from error
+
+
+def _is_ours(ray: Any, error: BaseException) -> bool:
+    # Ray's copy of an error is of our class, too, and prints its traceback.
+    return isinstance(error, FfdError) and not isinstance(error, ray.exceptions.RayTaskError)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -251,6 +282,7 @@ def _pipeline(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = BLOCK
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = STALLED
     model = ray.put(work.model)
     prepare = partial(
@@ -282,7 +314,7 @@ def _pipeline(
             fn_kwargs={"folder": work.parts.folder, "storage": work.parts.storage},
             batch_format="pyarrow",
             batch_size=work.part,
-            num_cpus=SHARE / 2,
+            num_cpus=WRITING,
         )
     )
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import uuid
 from collections import Counter
@@ -27,8 +28,8 @@ import numpy.typing as npt
 from ..errors import InputError, OutputError
 from ..sinks.origin import Origin
 from ..text import printable
-from .address import join
-from .storage import Storage
+from .address import is_object, join
+from .storage import DRAFT, Storage
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,18 @@ SUCCESS = "_SUCCESS"
 # Parts that are read at a time.
 READS = 16
 PART = re.compile(r"part-[0-9a-f]{32}\.parquet")
+
+
+def is_own(address: str, folder: str) -> bool:
+    """Whether a file is one that a run writes into its output."""
+    above, _, name = address.rpartition("/")
+    if not (PART.fullmatch(name) or name in (ORIGIN, SUCCESS) or name.startswith(DRAFT)):
+        return False
+    if is_object(address) != is_object(folder):
+        return False
+    if is_object(address):
+        return above.partition("://")[2] == folder.partition("://")[2].rstrip("/")
+    return os.path.realpath(above or ".") == os.path.realpath(folder)
 
 
 def identify(source: str) -> bytes:
@@ -62,26 +75,33 @@ class Seen:
     """Inputs that have been taken: 16 bytes for each, however many there are."""
 
     def __init__(self) -> None:
-        # numpy's strings end before their last zero bytes; two digests differ elsewhere as well.
-        self._known: npt.NDArray[np.bytes_] = np.empty(0, "S16")
+        # Sorted runs, each at least twice as long as the next, so that adding costs little however
+        # many are known. numpy's strings end before their last zero bytes; two digests differ
+        # elsewhere as well.
+        self._runs: list[npt.NDArray[np.bytes_]] = []
 
     def __len__(self) -> int:
-        return len(self._known)
+        return sum(map(len, self._runs))
 
     def find_new(self, sources: Iterable[str]) -> list[bool]:
         """Which of them are not known; of those that are there twice, the first."""
         ids = _ids(sources)
         new = np.zeros(len(ids), bool)
         new[np.unique(ids, return_index=True)[1]] = True
-        place = np.searchsorted(self._known, ids)
-        inside = place < len(self._known)
-        new[inside] &= self._known[place[inside]] != ids[inside]
+        for known in self._runs:
+            place = np.searchsorted(known, ids)
+            inside = place < len(known)
+            new[inside] &= known[place[inside]] != ids[inside]
         return new.tolist()
 
     def add(self, sources: Iterable[str]) -> None:
-        """Know them from now on."""
+        """Know these from now on; `find_new` has said that they are new."""
         ids = np.unique(_ids(sources))
-        self._known = np.union1d(self._known, ids)
+        while self._runs and len(self._runs[-1]) < 2 * len(ids):
+            known = self._runs.pop()
+            ids = np.insert(known, np.searchsorted(known, ids), ids)
+        if len(ids):
+            self._runs.append(ids)
 
 
 def _ids(sources: Iterable[str]) -> npt.NDArray[np.bytes_]:
@@ -127,6 +147,7 @@ class Parts:
         """
         self.storage.require_bucket(self.folder)
         self.storage.create_folder(self.folder)
+        self._delete_drafts()
         names = self.storage.names(self.folder)
         parts = list(filter(PART.fullmatch, names))
         if not resume and (parts or SUCCESS in names):
@@ -212,6 +233,7 @@ class Parts:
         self.require_ours()
         for name in self._unknown():
             self._drop(name)
+        self._delete_drafts()
         rows = {kind: self.counts[kind] for kind in COUNTS}
         text = json.dumps({"inputs": self.inputs, "rows": self.counts.total(), **rows})
         self.storage.write(self.folder, SUCCESS, text.encode())
@@ -220,6 +242,12 @@ class Parts:
         """Delete a part of a stage that had been given up, and ended its work all the same."""
         log.warning("%s came late, its inputs have rows or get them: deleted", name)
         self.storage.delete(self.folder, name)
+
+    def _delete_drafts(self) -> None:
+        """Delete what machines were writing when they ended."""
+        for name in self.storage.names(self.folder):
+            if name.startswith(DRAFT):
+                self.storage.delete(self.folder, name)
 
     def _unknown(self) -> list[str]:
         names = filter(PART.fullmatch, self.storage.names(self.folder))

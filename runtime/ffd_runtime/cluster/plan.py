@@ -10,7 +10,10 @@ from ..errors import DeviceError
 # On machines without GPUs, each core has an actor and a task that prepares, and shares its time
 # between them as they need it: which of the two is slower depends on model and pictures. Together
 # they ask for half a core, so that what remains when half of the machines die can take all actors.
-SHARE = 0.25
+# Stages that ask for the same would be run as one by Ray Data.
+INFERENCE = 0.3
+PREPARATION = 0.2
+WRITING = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,10 @@ class Plan:
     def inference(self) -> dict[str, Any]:
         """Ray's options for an actor."""
         if self.device == "cuda":
-            return {"num_gpus": 1, "num_cpus": SHARE}
-        return {"num_cpus": SHARE}
+            return {"num_gpus": 1, "num_cpus": INFERENCE}
+        # However many there are, something is left for the others.
+        share = min(INFERENCE, round(self.cpus / self.actors / 2, 3))
+        return {"num_cpus": share if share != PREPARATION else share - 0.01}
 
     @property
     def cores(self) -> int:
@@ -74,7 +79,7 @@ class Plan:
     def preparation(self) -> dict[str, Any]:
         """Ray's options for a task that prepares, and how many there may be."""
         # A GPU is hungry: all cores that its actor leaves.
-        share = SHARE if self.device == "cpu" else 1
+        share = PREPARATION if self.device == "cpu" else 1
         return {"num_cpus": share, "concurrency": max(1, self.cpus)}
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ from .. import __version__
 from ..backends import open_backend
 from ..card import PreprocessSpec
 from ..devices import limit_cores
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, StorageError
 from ..faces import FaceDetector
 from ..pipeline import Batches, Prepared, prepare_views
 from ..sinks.jsonlines import to_line
@@ -252,6 +252,11 @@ def _read(item: Item) -> Item:
         return Item(item.source, error)
     except MemoryError:
         return Item(item.source, InputError("too_large", "not enough memory for it"))
+    except StorageError:
+        raise
+    except Exception as error:  # whatever one name does, the run goes on
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return Item(item.source, InputError("read_failed", f"it cannot be read ({reason})"))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -42,6 +42,8 @@ PASSING = {
     "REQUEST_TIMEOUT",
 }
 UNREACHABLE = "unreachable"
+# How the names of files begin that are being written; readers of Parquet folders skip them.
+DRAFT = "_draft-"
 CREDENTIALS = "check the bucket's name, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the profile"
 
 
@@ -78,11 +80,11 @@ class Storage:
             return cls("file", root=os.getcwd())
         scheme, _, rest = address.partition("://")
         scheme, bucket = scheme.lower(), rest.partition("/")[0]
-        if "@" in bucket:
-            shown = f"{scheme}://***@{rest.rpartition('@')[2]}"
+        # A secret may hold slashes, so what follows the first one may be of it, too.
+        if "@" in bucket or ":" in bucket:
             raise StorageError(
-                f"{shown}: an address must not hold credentials; put them into AWS_ACCESS_KEY_ID "
-                "and AWS_SECRET_ACCESS_KEY, or a profile"
+                f"{scheme}://***: an address must not hold credentials; put them into "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
             )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
             raise StorageError(f"{address}: give a bucket, such as {scheme}://bucket/folder/")
@@ -124,17 +126,35 @@ class Storage:
         if info.type == _arrow().fs.FileType.NotFound:
             raise StorageError(f"{address}: {REFUSED['NO_SUCH_BUCKET']}; {CREDENTIALS}")
 
-    def _walk(self, folder: str) -> Iterator[str]:
+    def _walk(self, top: str) -> Iterator[str]:
+        # Folders that have been entered, each with what is left of it, last first.
+        stack = [self._list(top)]
+        while stack:
+            if not stack[-1]:
+                stack.pop()
+                continue
+            path, is_folder = stack[-1].pop()
+            if is_folder:
+                stack.append(self._list(path))
+            else:
+                yield path
+
+    def _list(self, folder: str) -> list[tuple[str, bool]]:
+        """What is in a folder and whether it is one, backwards."""
         fs = _arrow().fs
         with _explaining(self._address(folder)):
             # A folder may have gone since its parent was listed.
             selector = fs.FileSelector(folder, allow_not_found=True)
-            infos = sorted(self._system().get_file_info(selector), key=lambda info: info.path)
-        for info in infos:
-            if info.type == fs.FileType.Directory:
-                yield from self._walk(info.path)
-            else:
-                yield info.path
+            infos = self._system().get_file_info(selector)
+        # A name with an empty part, such as in//a.jpg, looks like the folder itself and cannot be
+        # read through pyarrow: it gets a row that says so.
+        found = (
+            (f"{info.path.rstrip('/')}//", False)
+            if info.path.rstrip("/") == folder
+            else (info.path, info.type == fs.FileType.Directory)
+            for info in infos
+        )
+        return sorted(found, reverse=True)
 
     def read(self, address: str) -> bytes:
         """A file's bytes.
@@ -160,6 +180,8 @@ class Storage:
             if error.code == "permission_denied":
                 self._require_access(address)
             raise InputError(error.code, str(error)) from None
+        except ValueError:
+            raise InputError("not_found", "not a possible name of an object") from None
         return data
 
     def _require_access(self, address: str) -> None:
@@ -168,9 +190,10 @@ class Storage:
         try:
             self.names(probe)
         except StorageError as error:
-            if "access is denied" not in str(error):
-                raise
             # Files may be readable where listing is not allowed.
+            if "access is denied" not in str(error):
+                message = str(error).replace(probe, address)
+                raise StorageError(message, error.code) from None
 
     def names(self, folder: str) -> list[str]:
         """Names of the files in a folder, none if there is no such folder.
@@ -178,6 +201,14 @@ class Storage:
         Raises:
             StorageError: the store refuses.
         """
+        if self.scheme == "file":
+            try:
+                with os.scandir(self._path(folder)) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_file())
+            except FileNotFoundError:
+                return []
+            except OSError as error:
+                raise StorageError(f"{folder}: {error.strerror}") from None
         fs = _arrow().fs
         with _explaining(folder):
             selector = fs.FileSelector(self._path(folder), allow_not_found=True)
@@ -210,7 +241,7 @@ class Storage:
                 file.close()
             return
         path = self._path(address)
-        draft = f"{path}.{os.getpid()}.draft"
+        draft = self._path(join(folder, f"{DRAFT}{os.getpid()}-{name}"))
         with _writing(address):
             try:
                 with open(draft, "wb") as file:
@@ -230,7 +261,10 @@ class Storage:
             OutputError: it cannot be deleted.
         """
         with _writing(address := join(folder, name)):
-            if name in self.names(folder):
+            if self.scheme == "file":
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path(address))
+            elif name in self.names(folder):
                 self._system().delete_file(self._path(address))
 
     def _path(self, address: str) -> str:
@@ -249,8 +283,6 @@ class Storage:
 def _open(storage: Storage) -> Any:
     """One client for each store and process: it keeps its connections."""
     fs = _arrow().fs
-    if storage.scheme == "file":
-        return fs.LocalFileSystem()
     if storage.scheme == "gs":
         return fs.FileSystem.from_uri("gs://ffd")[0]
     return fs.S3FileSystem(

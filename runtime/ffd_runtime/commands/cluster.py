@@ -89,7 +89,7 @@ def _check_address(address: str) -> None:
             "of the cluster, or submit ffd-run --ray by 'ray job submit'"
         )
     if is_object(address) or os.path.lexists(address):
-        raise click.UsageError(f"--ray takes {address} for its ADDRESS: put SOURCEs before --ray")
+        raise click.UsageError("--ray takes a SOURCE for its ADDRESS: put SOURCEs before --ray")
 
 
 def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
@@ -149,10 +149,10 @@ def _check_output(options: dict[str, Any]) -> str:
     from ..sinks import FILE_SINKS
 
     output: str | None = options["output"]
-    if output is None:
+    if not output:
         raise click.UsageError("--ray needs an --output: a folder, or s3://BUCKET/FOLDER/")
     if output.lower().endswith(tuple(FILE_SINKS)):
-        raise click.UsageError(f"--output {output}: with --ray, rows are a folder of Parquet files")
+        raise click.UsageError("with --ray, --output is a folder of Parquet files, not a file")
     return output
 
 

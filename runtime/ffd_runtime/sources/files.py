@@ -66,7 +66,7 @@ def find_files(
     """
     for source in sources:
         if source == "-":
-            yield from _expand(read_names(null), leave_out, policy)
+            yield from expand(read_names(null), leave_out, policy)
         elif "://" not in source and not os.path.lexists(source) and glob.has_magic(source):
             empty = True
             for item in _match(source, leave_out):
@@ -75,14 +75,14 @@ def find_files(
             if empty:
                 yield Item(source, InputError("not_found", "no file matches this pattern"))
         else:
-            yield from _expand([source], leave_out, policy)
+            yield from expand([source], leave_out, policy)
 
 
 def _match(pattern: str, leave_out: Collection[str]) -> Iterator[Item]:
     """Inputs that match a pattern; what `**` stands for is walked, so that link loops end."""
     parts = pattern.split("/")
     if "**" not in parts:
-        yield from _expand(sorted(glob.iglob(pattern)), leave_out)
+        yield from expand(sorted(glob.iglob(pattern)), leave_out)
         return
     deep = parts.index("**")
     wanted = [part for part in parts[deep:] if part not in ("", ".")]
@@ -144,9 +144,10 @@ def read_names(null: bool) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def _expand(
-    paths: Iterable[str], leave_out: Collection[str], policy: FetchPolicy | None = None
+def expand(
+    paths: Iterable[str], leave_out: Collection[str] = (), policy: FetchPolicy | None = None
 ) -> Iterator[Item]:
+    """What paths and addresses stand for, taken as they are: no patterns; see `find_files`."""
     for path in paths:
         address = _address(path, policy) if "://" in path else None
         if address:

@@ -1,0 +1,872 @@
+"""What ffd-run --ray is made of, without Ray: storage, parts, plan, and the stages in a row."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ffd_runtime import Classifier
+from ffd_runtime.card import PreprocessSpec
+from ffd_runtime.cluster import storage as storages
+from ffd_runtime.cluster.classify import _tables, find_inputs
+from ffd_runtime.cluster.parts import COUNTS, Parts, Seen, identify, part_name
+from ffd_runtime.cluster.plan import Plan
+from ffd_runtime.cluster.stages import Infer, Model, _guarding, prepare_block, write_block
+from ffd_runtime.cluster.storage import Storage, storage_of
+from ffd_runtime.errors import DeviceError, FfdError, InputError, OutputError, StorageError
+from ffd_runtime.faces import Face
+from ffd_runtime.pipeline import Prepared
+from ffd_runtime.results import Result
+from ffd_runtime.sinks.jsonlines import to_line
+from ffd_runtime.sinks.origin import Origin
+from ffd_runtime.sinks.parquet import to_parquet
+from ffd_runtime.sources import Item, find_files
+
+from ..cluster import KEY, S3Server
+from ..conftest import picture
+from ..servers import free_port
+
+# What os.fsdecode can give: any text, undecodable bytes as surrogates.
+names = st.binary(min_size=1).map(os.fsdecode)
+ORIGIN = Origin("colour (fp32)", "12", {"size": 299}, "34")
+# What is not yet as it should be; a test that passes all the same fails, so that its mark goes.
+
+
+# --- what has been seen -------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(names | st.sampled_from(["a", "b", "\udcff", "ü", "a\0"]), max_size=20)))
+def test_what_is_seen_is_what_a_set_would_know(waves: list[list[str]]) -> None:
+    seen, known = Seen(), set[str]()
+    for wave in waves:
+        expected = []
+        before = set(known)
+        for name in wave:
+            expected.append(name not in before)
+            before.add(name)
+        assert seen.find_new(wave) == expected
+        # To ask changes nothing.
+        assert seen.find_new(wave) == expected
+        # As rows of faces have it, a name may be there more than once.
+        seen.add([name for name in wave if name not in known])
+        known |= set(wave)
+        assert len(seen) == len(known)
+        assert not any(seen.find_new(known))
+
+
+def test_an_id_that_ends_in_zeros_is_known_again() -> None:
+    # numpy ends strings at their last byte that is not zero; some of so many ids end so.
+    sources = [f"{number}" for number in range(3000)]
+    assert any(identify(source).endswith(b"\0") for source in sources)
+    seen = Seen()
+    seen.add(sources)
+    assert len(seen) == 3000
+    assert not any(seen.find_new(sources))
+
+
+@given(st.sets(names, min_size=1, max_size=8), st.randoms(), names)
+def test_a_part_is_named_by_its_inputs(sources: set[str], rng: Any, other: str) -> None:
+    ordered = sorted(sources)
+    shuffled = list(ordered)
+    rng.shuffle(shuffled)
+    assert part_name(shuffled) == part_name(ordered)
+    ids = set(map(identify, sources))
+    assume(identify(other) not in ids)
+    assert part_name([*ordered, other]) != part_name(ordered)
+    assert part_name([*ordered[1:], other]) != part_name(ordered)
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def put_part(folder: Path, *sources: str, label: str = "generated") -> str:
+    """A part as a machine of a cluster writes it."""
+    lines = [to_line(Result(source, label=label, score=0.9)) for source in sources]
+    name = part_name(sources)
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(to_parquet(lines))
+    return name
+
+
+def parts_of(folder: Path) -> Parts:
+    return Parts(str(folder), Storage("file"))
+
+
+def begin(folder: Path, resume: bool = False, origin: Origin = ORIGIN) -> tuple[Parts, Seen]:
+    parts = parts_of(folder)
+    return parts, parts.begin(origin, resume)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_run_takes_up_what_another_has_done(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    parts, seen = begin(out)
+    assert (len(seen), files_in(out)) == (0, {"_origin.json"})
+    first = put_part(out, "a", "b")
+    parts.add(first, 2, put_counts(generated=2))
+    second = put_part(out, "c", "\udcff", label="unsure")
+    parts.add(second, 2, put_counts(unsure=2))
+    parts.add(second, 2, put_counts(unsure=2))
+    parts.finish()
+    success = json.loads((out / "_SUCCESS").read_text())
+    assert success["inputs"] == success["rows"] == 4
+    assert (success["generated"], success["unsure"], success["errors"]) == (2, 2, 0)
+
+    with pytest.raises(OutputError, match="go on with --resume, or give another --output"):
+        begin(out)
+    # Refused, it has changed nothing.
+    assert (out / "_SUCCESS").exists()
+    parts, seen = begin(out, resume=True)
+    assert not (out / "_SUCCESS").exists()
+    assert (parts.inputs, parts.counts["generated"], parts.counts["unsure"]) == (4, 2, 2)
+    assert seen.find_new(["a", "b", "c", "\udcff", "d"]) == [False] * 4 + [True]
+
+
+def put_counts(**kinds: int) -> Counter[str]:
+    return Counter({kind: kinds.get(kind, 0) for kind in COUNTS})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model_sha256": "99", "model": "other (fp32)"}, "by the model colour"),
+        ({"preprocess": {"size": 224}}, "with other preprocessing"),
+    ],
+)
+def test_parts_of_another_model_are_left_alone(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    begin(tmp_path)
+    put_part(tmp_path, "a")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(OutputError, match=said):
+        begin(tmp_path, resume=True, origin=replace(ORIGIN, **changed))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_more_sources_may_join_a_run(tmp_path: Path) -> None:
+    begin(tmp_path)
+    put_part(tmp_path, "a")
+    assert len(begin(tmp_path, resume=True, origin=replace(ORIGIN, sources_sha256="9"))[1]) == 1
+
+
+@pytest.mark.parametrize("text", [None, b"", b"{", b"[]", b"\xff", b'{"model": "x"}'])
+def test_parts_of_nobody_knows_what_are_refused(tmp_path: Path, text: bytes | None) -> None:
+    put_part(tmp_path, "a")
+    if text is not None:
+        (tmp_path / "_origin.json").write_bytes(text)
+    with pytest.raises(OutputError, match="does not say what"):
+        begin(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "holiday\x1b.jpg").touch()
+    with pytest.raises(OutputError, match=r"holds holiday\\x1b.jpg, which is no part"):
+        begin(tmp_path, resume=resume)
+    assert files_in(tmp_path) == {"holiday\x1b.jpg"}
+
+
+def test_a_part_that_another_replaced_is_dropped(tmp_path: Path) -> None:
+    begin(tmp_path)
+    put_part(tmp_path, "a", "b")
+    put_part(tmp_path, "b", "c")
+    put_part(tmp_path, "d")
+    parts, seen = begin(tmp_path, resume=True)
+    assert parts.inputs == len(seen) == 3
+    kept = pyarrow.parquet.read_table(tmp_path)["source"].to_pylist()
+    assert sorted(kept) in (["a", "b", "d"], ["b", "c", "d"])
+
+
+def test_what_a_broken_run_left_is_counted_if_it_is_all_wanted(tmp_path: Path) -> None:
+    parts, _ = begin(tmp_path)
+    told = put_part(tmp_path, "a", "b")
+    parts.add(told, 2, put_counts(generated=2))
+    silent = put_part(tmp_path, "c", "d", label="groundtruth")
+    overlapping = put_part(tmp_path, "b", "e")
+    strange = put_part(tmp_path, "f", "nobody asked for this")
+    pending = set(map(identify, "abcdef"))
+    assert parts.recover([told], pending) == set(map(identify, "abcd"))
+    assert files_in(tmp_path) == {"_origin.json", told, silent}
+    assert not {overlapping, strange} & files_in(tmp_path)
+    assert (parts.inputs, parts.counts["generated"], parts.counts["groundtruth"]) == (4, 2, 2)
+
+
+def test_what_comes_after_the_end_is_deleted(tmp_path: Path) -> None:
+    parts, _ = begin(tmp_path)
+    told = put_part(tmp_path, "a", "b")
+    parts.add(told, 2, put_counts(generated=2))
+    put_part(tmp_path, "a")
+    parts.finish()
+    assert files_in(tmp_path) == {"_origin.json", "_SUCCESS", told}
+
+
+@pytest.mark.parametrize("what", ["finish", "recover"])
+def test_a_run_leaves_the_folder_to_who_took_it(tmp_path: Path, what: str) -> None:
+    ours, _ = begin(tmp_path)
+    ours.require_ours()
+    begin(tmp_path)
+    theirs = put_part(tmp_path, "a")
+    with pytest.raises(OutputError, match="another run has begun to write"):
+        ours.finish() if what == "finish" else ours.recover([], set())
+    assert files_in(tmp_path) == {"_origin.json", theirs}
+
+
+def test_a_record_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
+    ours, _ = begin(tmp_path)
+    (tmp_path / "_origin.json").unlink()
+    with pytest.raises(OutputError, match="_origin.json"):
+        ours.finish()
+
+
+@pytest.mark.parametrize("left", [0, 4, 100, -1])
+def test_a_damaged_part_is_one_line(tmp_path: Path, left: int) -> None:
+    begin(tmp_path)
+    part = tmp_path / put_part(tmp_path, "a", "b")
+    part.write_bytes(part.read_bytes()[:left])
+    with pytest.raises(OutputError, match=f"{part.name} is no part of a run .*move it away") as got:
+        begin(tmp_path, resume=True)
+    assert "\n" not in str(got.value)
+
+
+def test_a_part_of_other_columns_is_one_line(tmp_path: Path) -> None:
+    begin(tmp_path)
+    name = put_part(tmp_path, "a")
+    pa.parquet.write_table(pa.table({"path": ["a"]}), tmp_path / name)
+    with pytest.raises(OutputError, match=name):
+        begin(tmp_path, resume=True)
+
+
+def test_a_run_killed_while_it_wrote_its_first_part_goes_on(tmp_path: Path) -> None:
+    begin(tmp_path)
+    half = tmp_path / f"{storages.DRAFT}1234-{part_name(['a'])}"
+    half.write_bytes(b"PAR1 and no more")
+    parts, seen = begin(tmp_path, resume=True)
+    assert len(seen) == 0
+    parts.add(put_part(tmp_path, "a"), 1, put_counts(generated=1))
+    parts.finish()
+    # Who reads the folder must not stumble over it.
+    assert pyarrow.parquet.read_table(tmp_path)["source"].to_pylist() == ["a"]
+
+
+# --- local folders ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "with space",
+        "ünï",
+        "100%",
+        "a#b?c",
+        "new\nline",
+        pytest.param(os.fsdecode(b"\xff\xfe")),
+    ],
+)
+def test_a_local_file_is_written_whole_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    # Machines work in other folders than the command: paths are relative to that of the command.
+    storage = Storage("file", root=str(tmp_path))
+    storage.create_folder("out")
+    storage.create_folder("out")
+    storage.write("out", name, b"first")
+    storage.write("out", name, b"second")
+    assert (tmp_path / "out" / name).read_bytes() == b"second"
+    assert storage.read(f"out/{name}") == storage.read(f"{tmp_path}/out/{name}") == b"second"
+    assert storage.names("out") == [name]
+    storage.delete("out", name)
+    storage.delete("out", name)
+    assert storage.names("out") == storage.names("nowhere") == []
+
+
+@contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """A limit on the size of files: writing fails half way, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    storage = Storage("file", root=str(tmp_path))
+    storage.write(".", "part", b"whole")
+    reason = os.strerror(errno.EFBIG)
+    with (
+        small_files(1000),
+        pytest.raises(OutputError, match=f"^cannot write ./part: {reason}$"),
+    ):
+        storage.write(".", "part", b"-" * 5000)
+    assert files_in(tmp_path) == {"part"}
+    assert (tmp_path / "part").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("what", ["file", "below a file"])
+def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, what: str) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / ("file" if what == "file" else "file/out")
+    with pytest.raises(OutputError, match="^cannot write .*file"):
+        begin(folder)
+
+
+# --- addresses ----------------------------------------------------------------------------------
+
+# The characters that keys and secrets are made of.
+keys = st.text("ABCXYZ234567", min_size=16, max_size=20)
+secrets = st.text("ABCXYZabcxyz0189+/", min_size=12, max_size=40)
+
+
+@given(keys, secrets, st.sampled_from(["s3", "gs", "S3"]), st.sampled_from(["/", "/a@b/c", ""]))
+def test_credentials_in_an_address_are_refused_and_not_repeated(
+    key: str, secret: str, scheme: str, rest: str
+) -> None:
+    address = f"{scheme}://{key}:{secret}@bucket{rest}"
+    for read in (Storage.of, storage_of, lambda one: list(find_inputs([one], "out"))):
+        with pytest.raises(StorageError) as refused:
+            read(address)
+        said = str(refused.value)
+        for told in (key, secret, *secret.split("/")):
+            assert len(told) < 5 or told not in said
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///x", "s3://b", "gs://-x/", "s3://a b/"])
+def test_an_address_needs_a_bucket(address: str) -> None:
+    with pytest.raises(StorageError, match="give a bucket, such as "):
+        Storage.of(address)
+
+
+def test_where_a_store_is_travels_and_keys_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-to-be-seen")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_REGION", "eu-south-1")
+    storage = Storage.of("s3://bucket/x")
+    assert storage == Storage("s3", "http://127.0.0.1:9", "eu-south-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:7")
+    assert Storage.of("S3://bucket").endpoint == "http://127.0.0.1:7"
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("pictures", "pictures/out"),
+        ("./pictures", "pictures/out"),
+        ("pictures", "./pictures/out/"),
+        ("{here}/pictures", "pictures/out"),
+        ("pictures", "{here}/pictures/out"),
+        pytest.param("pictures", "{here}/link/out"),
+    ],
+)
+def test_rows_are_no_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    put_part(tmp_path / "pictures" / "out", "a")
+    (tmp_path / "pictures" / "a.jpg").touch()
+    (tmp_path / "pictures" / "outing.jpg").touch()
+    (tmp_path / "link").symlink_to("pictures")
+    source, output = (text.format(here=tmp_path) for text in (source, output))
+    found = [os.path.basename(item.source) for item in find_inputs([source], output)]
+    assert found == ["a.jpg", "outing.jpg"]
+
+
+@pytest.mark.parametrize("output", [".", "{here}", "{here}/"])
+def test_rows_beside_or_above_pictures_hide_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").touch()
+    for source in ("pictures", str(tmp_path / "pictures")):
+        assert len(list(find_inputs([source], output.format(here=tmp_path)))) == 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\0"])
+def test_a_list_means_what_it_means_on_one_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    for name in ("a.jpg", "b.jpg", "below/c.jpg"):
+        (tmp_path / name).touch()
+    lines = ["a.jpg", "*.jpg", "none[1].jpg", "below", "-", "b.jpg"]
+    (tmp_path / "list").write_text(end.join(lines))
+    found = []
+    for machines in (True, False):
+        with (tmp_path / "list").open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            null = end == "\0"
+            items = find_inputs(["-"], "out", null) if machines else find_files(["-"], null=null)
+            found.append([(item.source, item.error and item.error.code) for item in items])
+    assert found[0] == found[1]
+
+
+# --- plans --------------------------------------------------------------------------------------
+
+
+def machine(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
+    resources = {"CPU": cpus, "GPU": gpus, "memory": 1e9}
+    return {"Alive": alive, "Resources": {k: v for k, v in resources.items() if v}}
+
+
+@pytest.mark.parametrize(
+    ("machines", "device", "actors", "expected"),
+    [
+        ([machine(4)], "auto", None, (1, 4, 0, 4, "cpu")),
+        ([machine(4), machine(2)], "cpu", None, (2, 6, 0, 6, "cpu")),
+        ([machine(4), machine(2, alive=False)], "auto", None, (1, 4, 0, 4, "cpu")),
+        ([machine(4)], "auto", 2, (1, 4, 0, 2, "cpu")),
+        ([machine(8, 2), machine(8)], "auto", None, (2, 16, 2, 2, "cuda")),
+        ([machine(8, 2), machine(8, 2)], "cuda", 3, (2, 16, 4, 3, "cuda")),
+        ([machine(8, 2)], "cpu", None, (1, 8, 2, 8, "cpu")),
+        ([machine(0), machine(4)], "auto", None, (2, 4, 0, 4, "cpu")),
+        # A head without resources has no machine that works, but is one.
+        ([machine(8, 2, alive=False), machine(8)], "auto", None, (1, 8, 0, 8, "cpu")),
+    ],
+)
+def test_a_plan_uses_what_is_alive(
+    machines: list[dict[str, Any]], device: str, actors: int | None, expected: tuple[Any, ...]
+) -> None:
+    plan = Plan.of(machines, device, actors)
+    assert (plan.nodes, plan.cpus, plan.gpus, plan.actors, plan.device) == expected
+    assert plan.inference.get("num_gpus", 0) == (1 if plan.device == "cuda" else 0)
+    # Actors and what prepares for them fit side by side, or nothing would ever be done.
+    if plan.device == "cpu":
+        assert plan.cores * plan.actors <= max(plan.cpus, plan.actors)
+        assert plan.actors * plan.inference["num_cpus"] + plan.preparation["num_cpus"] <= plan.cpus
+
+
+@pytest.mark.parametrize(
+    ("machines", "device", "actors"),
+    [
+        ([machine(4)], "cuda", None),
+        ([machine(4, 1, alive=False), machine(4)], "cuda", None),
+        ([machine(0)], "auto", None),
+        ([], "auto", None),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(
+    machines: list[dict[str, Any]], device: str, actors: int | None
+) -> None:
+    with pytest.raises(DeviceError):
+        Plan.of(machines, device, actors)
+
+
+@pytest.mark.parametrize("actors", [4, pytest.param(8)])
+def test_actors_leave_room_for_what_comes_before_and_after_them(actors: int) -> None:
+    try:
+        plan = Plan.of([machine(2)], "auto", actors)
+    except FfdError as error:
+        assert "--actors" in str(error)
+        return
+    held = plan.actors * plan.inference["num_cpus"]
+    assert held + plan.preparation["num_cpus"] <= plan.cpus
+
+
+# --- the stages ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Path:
+    """Good pictures, broken ones, and names of all kinds."""
+    folder = tmp_path / "night"
+    (folder / "below").mkdir(parents=True)
+    ok, encoded = cv2.imencode(".jpg", picture("red", 90, 70))
+    assert ok
+    jpeg = encoded.tobytes()
+    for number in range(5):
+        path = folder / f"{number}.png"
+        cv2.imwrite(str(path), picture(("red", "blue")[number % 2], 80 + number, 64, seed=number))
+    (folder / os.fsdecode(b"bytes-\xff.jpg")).write_bytes(jpeg)
+    (folder / "new\nline \u2028 ü.jpg").write_bytes(jpeg)
+    (folder / "below" / "s3:").mkdir()
+    (folder / "below" / "s3:" / "a%20b.jpg").write_bytes(jpeg)
+    (folder / "cut.jpg").write_bytes(jpeg[:300])
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "nowhere.jpg").symlink_to("gone")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "round").symlink_to(".")
+    os.mkfifo(folder / "pipe.jpg")
+    return folder
+
+
+def in_stages(items: list[Item], model: Path, out: Path, detector: Any = None) -> Any:
+    """What a cluster does with inputs, in this process, over several blocks; the last table."""
+    spec = PreprocessSpec()
+    plan = Plan.of([machine(2)], "cpu")
+    places = {"": Storage("file", root=os.getcwd())}
+    infer = Infer(Model.read(model, "auto", "cpu"), batch=4, cores=1)
+    blocks = [
+        infer(prepare_block(table, spec, 1 << 27, places, detector))
+        for table in _tables(items, plan)
+    ]
+    assert detector or len(blocks) > 1
+    storage = Storage("file")
+    storage.create_folder(str(out))
+    return write_block(pa.concat_tables(blocks).combine_chunks(), str(out), storage)
+
+
+def test_the_stages_give_the_rows_that_one_machine_gives(
+    night: Path, colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = ["night", "nothing-here", "none*.jpg", str(night / "0.png")]
+    items = list(find_inputs(sources, "out"))
+    told = in_stages(items, colour_model, tmp_path / "out").to_pylist()
+    with Classifier.open(colour_model, device="cpu", batch=4) as classifier:
+        lines = [to_line(result) for result in classifier.classify_files(*sources)]
+    expected = pyarrow.parquet.read_table(pa.BufferReader(to_parquet(lines))).to_pylist()
+    rows = pyarrow.parquet.read_table(tmp_path / "out" / told[0]["part"]).to_pylist()
+    assert len(rows) == len(expected) == 18
+    for row, want in zip(rows, expected, strict=True):
+        assert row.pop("score") == pytest.approx(want.pop("score"), abs=2e-6)
+        assert row == want
+    assert told[0]["inputs"] == 18
+    assert sum(told[0][kind] for kind in COUNTS) == 18
+    assert told[0]["errors"] == sum(row["error"] is not None for row in rows) == 9
+    assert part_name(item.source for item in items) == told[0]["part"]
+
+
+class TwoFaces:
+    """A detector that finds two faces in wide pictures, the second one not clear, and else none."""
+
+    def detect(self, image: Any) -> list[Face]:
+        if image.shape[1] < 100:
+            return []
+        eyes = np.zeros((5, 2), np.float32)
+        return [Face((0, 0, 40, 40), 0.9, eyes), Face((60, 20, 40, 40), 0.8, eyes, "small")]
+
+
+def test_faces_stay_with_their_picture(colour_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for number in range(6):
+        image = picture("red", 90, 64 + 60 * (number % 2), seed=number)
+        cv2.imwrite(str(folder / f"{number}.png"), image)
+    items = list(find_inputs([str(folder)], "out"))
+    (told,) = in_stages(items, colour_model, tmp_path / "out", TwoFaces()).to_pylist()
+    assert (told["inputs"], told["generated"], told["unsure"], told["errors"]) == (6, 3, 3, 3)
+    rows = pyarrow.parquet.read_table(tmp_path / "out" / told["part"]).to_pylist()
+    seen = [(Path(row["source"]).stem, row["face"], row["reason"], row["error"]) for row in rows]
+    assert [one[0] for one in seen] == ["0", "1", "1", "2", "3", "3", "4", "5", "5"]
+    assert seen[1][1:] == ([0, 0, 40, 40], None, None)
+    assert seen[2][1:] == ([60, 20, 40, 40], "small", None)
+    assert seen[0][3]["code"] == "no_face"
+
+
+def test_what_cannot_be_read_for_any_reason_is_a_row(colour_model: Path, tmp_path: Path) -> None:
+    items = [Item("a\0b"), Item("x" * 5000), Item("bad", InputError("corrupt", "known \udcff"))]
+    (told,) = in_stages(items, colour_model, tmp_path / "out").to_pylist()
+    rows = pyarrow.parquet.read_table(tmp_path / "out" / told["part"]).to_pylist()
+    assert [row["source"] for row in rows] == ["a\0b", "x" * 5000, "bad"]
+    assert rows[2]["error"] == {"code": "corrupt", "message": "known \\udcff"}
+    assert told["errors"] == 3
+
+
+ABORTS = """
+import os
+from ffd_runtime.pipeline import prepare_views
+
+def work(item, spec):
+    if item.source.endswith("killer.png"):
+        os.abort()
+    return prepare_views(item, spec)
+"""
+
+
+def test_a_picture_that_ends_the_program_ends_only_itself(
+    portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "module").mkdir()
+    (tmp_path / "module" / "aborting.py").write_text(ABORTS)
+    monkeypatch.syspath_prepend(tmp_path / "module")
+    work = partial(import_module("aborting").work, spec=PreprocessSpec())
+    shutil.copy(portraits / "0-red.png", portraits / "0-killer.png")
+    paths = sorted(map(str, portraits.iterdir()))
+    with _guarding(work) as guarded:
+        done = [guarded(Item(path)) for path in paths]
+    kinds = [views[0].image for views in done]
+    assert [isinstance(kind, InputError) for kind in kinds] == [True, False, False, False]
+    assert isinstance(kinds[0], InputError)
+    assert kinds[0].code == "corrupt"
+    want: list[Prepared] = work(Item(paths[3]))
+    assert np.array_equal(np.asarray(kinds[3]), np.asarray(want[0].image))
+
+
+def test_machines_with_another_version_are_refused(colour_model: Path) -> None:
+    model = replace(Model.read(colour_model, "auto", "cpu"), version="0.0.1")
+    with pytest.raises(FfdError, match="install the same on all"):
+        Infer(model, batch=1, cores=1)
+
+
+# --- an object store ----------------------------------------------------------------------------
+
+KEYS = [
+    "in/a.jpg",
+    "in/a.jpg/below.jpg",
+    "in/b c.jpg",
+    "in/100%.jpg",
+    "in/%2F.jpg",
+    "in/a+b&c;d.jpg",
+    "in/x?y#z.jpg",
+    "in/ü/ñ.jpg",
+    "in/deep/er/1.jpg",
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    server = S3Server()
+    server.create("odd", ((key, key.encode()) for key in [*KEYS, "in2/z.jpg"]))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def store(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    use(server.environment, monkeypatch)
+    return Storage.of("s3://odd/")
+
+
+def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have these credentials, which an open client would not notice."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    storages._open.cache_clear()
+    storage_of.cache_clear()
+
+
+@pytest.mark.parametrize("source", ["s3://odd/in", "s3://odd/in/", "S3://odd/in/"])
+def test_a_prefix_is_a_folder(store: Storage, source: str) -> None:
+    found = [item.source for item in find_inputs([source], "out")]
+    assert sorted(found) == sorted(f"s3://odd/{key}" for key in KEYS)
+    for address in found:
+        assert store.read(address) == address.removeprefix("s3://odd/").encode()
+
+
+def test_a_bucket_an_object_and_nothing(store: Storage) -> None:
+    everything = [item.source for item in find_inputs(["s3://odd"], "out")]
+    assert sorted(everything) == sorted(f"s3://odd/{key}" for key in [*KEYS, "in2/z.jpg"])
+    one = "s3://odd/in/100%.jpg"
+    assert [item.source for item in find_inputs([one], "out")] == [one]
+    (none,) = find_inputs(["s3://odd/nothing/"], "out")
+    assert none.error
+    assert none.error.code == "not_found"
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "s3://odd/in/deep/",
+        "s3://odd/in/deep",
+        pytest.param("S3://odd/in/deep"),
+    ],
+)
+def test_rows_in_a_bucket_are_no_inputs(store: Storage, output: str) -> None:
+    for name in (part_name(["a"]), "_origin.json", "_SUCCESS"):
+        store.write("s3://odd/in/deep", name, b"rows")
+    found = [item.source for item in find_inputs(["s3://odd/in/"], output)]
+    elsewhere = list(find_inputs(["s3://odd/in/"], "s3://odd/out/"))
+    for name in (part_name(["a"]), "_origin.json", "_SUCCESS"):
+        store.delete("s3://odd/in/deep", name)
+    assert sorted(found) == sorted(f"s3://odd/{key}" for key in KEYS)
+    assert len(elsewhere) == len(KEYS) + 3
+
+
+@pytest.mark.parametrize("output", ["s3://odd", "s3://odd/"])
+def test_rows_at_the_top_of_a_bucket_hide_no_inputs(store: Storage, output: str) -> None:
+    assert len(list(find_inputs(["s3://odd/in/"], output))) == len(KEYS)
+
+
+@pytest.mark.parametrize("key", ["in//x.jpg", "/x.jpg", "in/x.jpg//"])
+def test_keys_that_are_no_paths_are_rows_or_one_line(
+    server: S3Server, store: Storage, key: str
+) -> None:
+    bucket = f"strange-{identify(key).hex()[:8]}"
+    server.create(bucket, [(key, b"x"), ("in/good.jpg", b"good")])
+    try:
+        found = [item.source for item in find_inputs([f"s3://{bucket}/"], "out")]
+    except FfdError as error:
+        assert bucket in str(error)
+        assert "\n" not in str(error)
+        return
+    assert f"s3://{bucket}/in/good.jpg" in found
+    for address in found:
+        try:
+            assert store.read(address) in (b"x", b"good")
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("address", "code"),
+    [
+        ("s3://odd/in/nothing.jpg", "not_found"),
+        ("s3://odd/in/deep", "not_found"),
+        ("s3://odd/", "read_failed"),
+        pytest.param("s3://odd/in/\udcff.jpg", None),
+        pytest.param("s3://odd//a.jpg", None),
+        ("s3://odd/a\0b.jpg", None),
+    ],
+)
+def test_an_object_that_cannot_be_read_is_an_error_of_its_own(
+    store: Storage, address: str, code: str | None
+) -> None:
+    with pytest.raises(InputError) as failed:
+        store.read(address)
+    assert code in (None, failed.value.code)
+    assert "AWS Error" not in str(failed.value)
+
+
+def test_objects_are_written_listed_and_deleted(server: S3Server, store: Storage) -> None:
+    server.create("rows")
+    for data in (b"first", b"second", b""):
+        store.write("s3://rows/out/", "part", data)
+        assert store.read("s3://rows/out/part") == data
+    assert store.names("s3://rows/out") == store.names("s3://rows/out/") == ["part"]
+    assert store.names("s3://rows/nothing/") == []
+    store.delete("s3://rows/out/", "part")
+    store.delete("s3://rows/out/", "part")
+    assert server.names("rows", "out/") == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_parts_in_a_bucket(server: S3Server, store: Storage, tmp_path: Path, resume: bool) -> None:
+    bucket = f"parts-{resume}".lower()
+    server.create(bucket)
+    parts = Parts(f"s3://{bucket}/out", store)
+    parts.begin(ORIGIN, resume=False)
+    name = put_part(tmp_path, "a", "b")
+    store.write(f"s3://{bucket}/out", name, (tmp_path / name).read_bytes())
+    parts.add(name, 2, put_counts(generated=2))
+    parts.finish()
+    assert set(server.names(bucket, "out/")) == {"_SUCCESS", "_origin.json", name}
+    again = Parts(f"s3://{bucket}/out/", store)
+    if resume:
+        assert len(again.begin(ORIGIN, resume)) == again.inputs == 2
+    else:
+        with pytest.raises(OutputError, match="--resume"):
+            again.begin(ORIGIN, resume)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda store: list(find_inputs(["s3://no-such-bucket/in/"], "out")),
+        lambda store: Parts("s3://no-such-bucket/out/", store).begin(ORIGIN, resume=False),
+        lambda store: store.write("s3://no-such-bucket/out/", "part", b"x"),
+    ],
+)
+def test_a_bucket_that_is_not_there_is_one_line(
+    store: Storage, act: Callable[[Storage], object]
+) -> None:
+    with pytest.raises(FfdError, match="no-such-bucket.*: there is no such bucket; check") as error:
+        act(store)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_that_nobody_knows_is_one_line(server: S3Server, store: Storage) -> None:
+    with server.asking_for_keys():
+        for act in (
+            lambda: list(find_inputs(["s3://odd/in/"], "out")),
+            lambda: store.read("s3://odd/in/a.jpg"),
+            lambda: store.write("s3://odd/out/", "part", b"x"),
+        ):
+            with pytest.raises(FfdError, match="check the bucket's name, AWS_") as error:
+                act()
+            assert not isinstance(error.value, InputError)
+            assert "\n" not in str(error.value)
+            assert KEY not in str(error.value)
+
+
+def test_one_object_that_is_refused_does_not_end_a_run(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    deny = {"Effect": "Deny", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::odd/in/100%.jpg"}
+    use(server.create_key(allow, deny), monkeypatch)
+    store = Storage.of("s3://odd")
+    with server.asking_for_keys():
+        assert store.read("s3://odd/in/a.jpg") == b"in/a.jpg"
+        with pytest.raises(InputError) as refused:
+            store.read("s3://odd/in/100%.jpg")
+    assert refused.value.code == "permission_denied"
+
+
+def test_who_may_read_need_not_be_allowed_to_list(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(
+        server.create_key({"Effect": "Allow", "Action": "s3:GetObject", "Resource": "*"}),
+        monkeypatch,
+    )
+    store = Storage.of("s3://odd")
+    with server.asking_for_keys():
+        assert store.read("s3://odd/in/a.jpg") == b"in/a.jpg"
+        with pytest.raises(InputError):
+            store.read("s3://odd/in/nothing.jpg")
+        with pytest.raises(StorageError, match="access is denied"):
+            list(find_inputs(["s3://odd/in/"], "out"))
+
+
+def test_a_store_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Otherwise it is patient.
+    monkeypatch.setattr(storages, "TRIES", 1)
+    store = Storage("s3", f"http://127.0.0.1:{free_port()}", "us-east-1")
+    for act in (
+        lambda: store.read("s3://odd/in/a.jpg"),
+        lambda: store.require_bucket("s3://odd/"),
+        lambda: store.write("s3://odd/out/", "part", b"x"),
+    ):
+        with pytest.raises(FfdError, match="the store does not answer") as error:
+            act()
+        assert not isinstance(error.value, InputError)
+        assert "\n" not in str(error.value)
+
+
+# --- reading parts as others do -----------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(st.lists(names, min_size=1, max_size=5, unique_by=identify))
+def test_ids_of_rows_are_those_of_their_inputs(sources: list[str]) -> None:
+    lines = [to_line(Result(source, label="unsure", score=0.5)) for source in sources]
+    table = pa.parquet.read_table(pa.BufferReader(to_parquet(lines)))
+    assert list(map(identify, table["source"].to_pylist())) == list(map(identify, sources))
+    assert part_name(table["source"].to_pylist()) == part_name(sources)
+
+
+def test_a_png_that_says_it_is_huge_is_a_row(colour_model: Path, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.png"
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + b"\0" * 4)
+    items = [Item(str(bomb)), Item(str(tmp_path / "nothing"))]
+    (told,) = in_stages(items, colour_model, tmp_path / "out").to_pylist()
+    rows = pyarrow.parquet.read_table(tmp_path / "out" / told["part"]).to_pylist()
+    assert [row["error"]["code"] for row in rows] == ["too_large", "not_found"]
