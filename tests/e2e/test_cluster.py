@@ -22,8 +22,8 @@ from ..cluster import KEY, SECRET, S3Server, TwoMachines
 from ..conftest import picture
 from .test_run import run, start
 
-# Real time passes in it.
-pytestmark = pytest.mark.alone
+# One cluster for all of them.
+pytestmark = pytest.mark.xdist_group("cluster")
 
 WATCHDOG = 300
 # What is not yet as it should be; a test that passes all the same fails, so that its mark goes.
@@ -238,8 +238,11 @@ def test_what_cannot_be_is_one_line(
     cases: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
         (("s3://nowhere/in/", "--output", tmp_path / "a"), ("s3://nowhere/in/", "no such bucket")),
         (("s3://night/in/", "--output", "s3://nowhere/"), ("s3://nowhere/", "no such bucket")),
-        ((tmp_path / "some.zip", "--output", tmp_path / "b"), ("some.zip!/", "without it")),
-        (("http://127.0.0.1/a.jpg", "--output", tmp_path / "c"), ("web addresses without it",)),
+        (
+            (tmp_path / "some.zip", "--output", tmp_path / "b"),
+            ("some.zip!/", "without it"),
+        ),
+        (("http://127.0.0.1/a.jpg", "--output", tmp_path / "c"), ("web addresses are not read",)),
         ((night, "--output", tmp_path / "file"), (f"cannot write {tmp_path / 'file'}",)),
     ]
     processes = [start(*arguments, *options) for arguments, _ in cases]

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNREAD = "archives and web addresses are read without --ray alone"
+UNREAD = "with --ray, archives and web addresses are not read: run them without it"
 
 # Inputs that are listed before they are handed to the cluster: memory holds the names of two waves.
 WAVE = 1_000_000

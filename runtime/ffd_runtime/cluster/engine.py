@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -65,6 +66,8 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
             "of the cluster"
         ) from None
     level = logging.INFO if verbose else logging.CRITICAL
+    if not verbose:
+        warnings.filterwarnings("ignore", module=r"ray\b")
     if not verbose:
         # What its native part logs goes to stderr, past all of Python's means.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
