@@ -26,7 +26,15 @@ from machine import describe
 from ffd_runtime.backends import EMBEDDED
 from ffd_runtime.card import ModelCard, PreprocessSpec
 from ffd_runtime.cluster.classify import WAVE, _tables
-from ffd_runtime.cluster.engine import BLOCK, MOST_INPUTS, Work, connected, run, try_model
+from ffd_runtime.cluster.engine import (
+    BLOCK,
+    LEAST_INPUTS,
+    MOST_INPUTS,
+    Work,
+    connected,
+    run,
+    try_model,
+)
 from ffd_runtime.cluster.parts import Parts, Seen, identify
 from ffd_runtime.cluster.plan import Plan
 from ffd_runtime.cluster.stages import READS, Infer, Model, prepare_block
@@ -224,7 +232,7 @@ def simulate(stages: Stages, nodes: int, prefixes: int, walked: bool) -> tuple[f
         walked: names come from LIST requests, else from a list.
     """
     cores = nodes * CORES
-    in_task = max(1, min(MOST_INPUTS, -(-WAVE // (8 * cores))))
+    in_task = max(LEAST_INPUTS, min(MOST_INPUTS, -(-WAVE // (8 * cores))))
     in_block = min(in_task, pictures_in_block(PreprocessSpec()))
     picture = (stages.prepare + stages.infer) / 1e3
     within = {

@@ -77,6 +77,25 @@ class Backend(Protocol):
         """Free the model."""
 
 
+def find_model(model: str | Path | None = None) -> Path:
+    """The file of a model.
+
+    Args:
+        model: an ONNX or engine of `ffd-export`; None for the embedded model.
+
+    Raises:
+        ModelError: there is none, or it is something else.
+    """
+    path = Path(model) if model is not None else EMBEDDED
+    if path.is_dir():
+        raise ModelError(f"model {path} is a folder: give its ONNX, such as {path / 'best.onnx'}")
+    if not path.is_file():
+        raise ModelError(f"model {path}: no such file")
+    if path.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
+        raise ModelError(f"model {path} is a checkpoint: make an ONNX of it with ffd-export {path}")
+    return path
+
+
 def open_backend(
     model: str | Path | None = None, backend: str = "auto", device: str = "auto"
 ) -> Backend:
@@ -91,13 +110,7 @@ def open_backend(
         ModelError: the file is absent or not one of ours.
         BackendError: the backend or device that was asked for does not start.
     """
-    path = Path(model) if model is not None else EMBEDDED
-    if path.is_dir():
-        raise ModelError(f"model {path} is a folder: give its ONNX, such as {path / 'best.onnx'}")
-    if not path.is_file():
-        raise ModelError(f"model {path}: no such file")
-    if path.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
-        raise ModelError(f"model {path} is a checkpoint: make an ONNX of it with ffd-export {path}")
+    path = find_model(model)
     suffix = path.suffix if path.suffix in READS else ".onnx"
     readers = [name for name, suffixes in BACKENDS.items() if suffix in suffixes]
     name = readers[0] if backend == "auto" else backend

@@ -26,10 +26,10 @@ from .plan import WRITING, Plan
 from .stages import Infer, Model, describe_model, prepare_block, write_block
 from .storage import UNREACHABLE, Storage
 
-# Bytes of pixels that go from one stage to the next at a time: some sixty pictures.
-BLOCK = 1 << 24
-# Inputs of one task that prepares, at least where there are many, and at most.
-LEAST_INPUTS = 64
+# Bytes of pixels that go from one stage to the next at a time: some 250 pictures.
+BLOCK = 1 << 26
+# Inputs of one task that prepares, at least where there are many, and at most: from a block on.
+LEAST_INPUTS = BLOCK // (PreprocessSpec().size ** 2 * 3)
 MOST_INPUTS = 1024
 # Seconds without any progress after which machines are looked at again.
 STALLED = 300.0
@@ -60,20 +60,32 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
         import ray
         import ray.data
     except ImportError as error:
-        reason = str(error).partition("\n")[0]
         raise BackendError(
-            f"--ray needs Ray ({reason}): pip install 'ffd-edge[ray]', here and on every machine "
-            "of the cluster"
+            f"--ray needs Ray ({_first_line(error)}): pip install 'ffd-edge[ray]', here and on "
+            "every machine of the cluster"
         ) from None
+    handler = signal.getsignal(signal.SIGTERM)
+    _join(ray, address, verbose)
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts one in its place that ends the process at once.
+        signal.signal(signal.SIGTERM, handler)
+    try:
+        # Ray says on stdout what it misses of machines.
+        with redirect_stdout(sys.stderr if verbose else Nowhere()):
+            yield ray
+    finally:
+        ray.shutdown()
+
+
+def _join(ray: Any, address: str | None, verbose: bool) -> None:
+    """Join or start Ray; say what it says only if that is wanted."""
     level = logging.INFO if verbose else logging.CRITICAL
     if not verbose:
         warnings.filterwarnings("ignore", module=r"ray\b")
-    if not verbose:
         # What its native part logs goes to stderr, past all of Python's means.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if there := address or os.environ.get("RAY_ADDRESS"):
         _require_answer(there)
-    handler = signal.getsignal(signal.SIGTERM)
     try:
         with nullcontext() if verbose else _silent():
             ray.init(
@@ -88,17 +100,8 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
             f"cannot join Ray at {there or 'this machine'}: {said} (if the cluster has a token, "
             "give it with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH)"
         ) from None
-    if threading.current_thread() is threading.main_thread():
-        # Ray puts one in its place that ends the process at once.
-        signal.signal(signal.SIGTERM, handler)
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(level)
-    try:
-        # Ray says on stdout what it misses of machines.
-        with redirect_stdout(sys.stderr if verbose else Nowhere()):
-            yield ray
-    finally:
-        ray.shutdown()
 
 
 class Nowhere(io.TextIOBase):

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,7 +95,7 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
     """Classify pictures on a Ray cluster."""
     output = _check_output(options)
     device = _check_device(options["device"])
-    from ..backends import EMBEDDED
+    from ..backends import find_model
     from ..cluster.address import place_of
     from ..cluster.classify import Counted, Run, find_inputs
     from ..cluster.engine import Work, connected, try_model
@@ -107,7 +106,8 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
     from ..sinks.origin import Origin
     from .run import summarise
 
-    path = Path(options["model"] or EMBEDDED)
+    path = find_model(options["model"])
+    detector = open_detector(options) if options["faces"] else None
     address = None if options["ray"] == LOCAL else options["ray"]
     with connected(address, wants_more()) as ray:
 
@@ -119,7 +119,6 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
         model = Model.read(path, options["backend"], plan.device)
         description, card = try_model(ray, model, plan)
         say(f"{card.name} ({card.architecture}, {card.precision}), {description}")
-        detector = open_detector(options) if options["faces"] else None
         origin = Origin.of(path, card, (), faces=detector.settings if detector else None)
         parts = Parts(output, storage_of(place_of(output)))
         seen = parts.begin(origin, options["resume"])
