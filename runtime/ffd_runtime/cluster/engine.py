@@ -304,7 +304,8 @@ def _pipeline(
         .map_batches(
             prepare,
             batch_format="pyarrow",
-            batch_size=max(1, BLOCK // (work.spec.size**2 * 3)),
+            # A picture may hold several faces.
+            batch_size=max(1, BLOCK // (work.spec.size**2 * 3) // (4 if work.detector else 1)),
             **plan.preparation,
         )
         .map_batches(
