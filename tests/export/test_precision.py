@@ -400,7 +400,7 @@ def test_on_real_faces_both_precisions_pass_their_gates(faces: Path, tmp_path: P
         parity = row["parity"]
         assert parity["images"] == 96
         assert parity["accuracy_reference"] - parity["accuracy"] <= 0.005
-        assert parity["roc_auc"] > 0.99
+        assert parity["roc_auc"] > parity["roc_auc_reference"] - 0.01, parity
 
 
 def test_mistakes_end_in_one_line(labelled: Path, tmp_path: Path) -> None:
