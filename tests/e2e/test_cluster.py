@@ -17,6 +17,9 @@ from typing import Any
 import cv2
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
+
+from ffd_runtime.commands.run import main as ffd_run
 
 from ..cluster import KEY, SECRET, S3Server, TwoMachines
 from ..conftest import picture
@@ -216,6 +219,20 @@ def test_keys_are_in_nothing_that_is_said_or_written(
     files += [path for path in tmp_path.rglob("*") if path.is_file() and path != names]
     texts += [path.read_bytes().decode(errors="replace") for path in files]
     assert not [text for text in texts if KEY in text or SECRET in text]
+
+
+def test_a_run_within_this_process(
+    tmp_path: Path, machines: TwoMachines, portraits: Path, colour_model: Path
+) -> None:
+    (portraits / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    command = [str(portraits), "--ray", machines.address, "--model", str(colour_model)]
+    command += ["--output", str(tmp_path / "out")]
+    for more, said in (([], "4 inputs: 2 generated"), (["--resume"], "going on after 4 inputs")):
+        ended = CliRunner().invoke(ffd_run, [*command, *more])
+        assert (ended.exit_code, ended.stdout) == (3, ""), ended.output
+        assert said in ended.stderr
+    rows = rows_in(tmp_path / "out")
+    assert [row["label"] for row in rows] == ["generated", "groundtruth", "generated", None]
 
 
 def test_what_a_machine_is_refused_is_one_line(
