@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,18 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
+from ffd_runtime.card import PreprocessSpec
+from ffd_runtime.cluster.classify import _tables
+from ffd_runtime.cluster.engine import BrokenError, Work, _pipeline, connected, explaining
+from ffd_runtime.cluster.engine import run as run_stages
+from ffd_runtime.cluster.parts import Parts
+from ffd_runtime.cluster.plan import Plan
+from ffd_runtime.cluster.stages import Model
+from ffd_runtime.cluster.storage import storage_of
+from ffd_runtime.cluster.tally import start_tally
 from ffd_runtime.commands.run import main as ffd_run
+from ffd_runtime.errors import BackendError, ModelError
+from ffd_runtime.sources import Item
 
 from ..cluster import KEY, SECRET, S3Server, TwoMachines
 from ..conftest import picture
@@ -29,7 +42,6 @@ from .test_run import run, start
 pytestmark = pytest.mark.xdist_group("cluster")
 
 WATCHDOG = 300
-# What is not yet as it should be; a test that passes all the same fails, so that its mark goes.
 Ended = tuple[int, str, str]
 
 
@@ -233,6 +245,77 @@ def test_a_run_within_this_process(
         assert said in ended.stderr
     rows = rows_in(tmp_path / "out")
     assert [row["label"] for row in rows] == ["generated", "groundtruth", "generated", None]
+
+
+@pytest.fixture
+def ray(machines: TwoMachines) -> Iterator[Any]:
+    with connected(machines.address, verbose=False) as ray:
+        yield ray
+
+
+def work_on(model: Model, folder: Path) -> Work:
+    parts = Parts(str(folder), storage_of(""))
+    return Work(model, PreprocessSpec(), parts, max_pixels=10**6, batch=4, part=10)
+
+
+def test_each_stage_is_one_of_the_running_plan(
+    ray: Any, portraits: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    work = work_on(Model.read(colour_model, "auto", "cpu"), tmp_path)
+    plan = Plan.of(ray.nodes(), "cpu")
+    tables = _tables([Item(str(path)) for path in portraits.iterdir()], plan)
+    done = _pipeline(ray, work, plan, tables, {"": storage_of("")}, None).materialize()
+    stages = re.findall(r"Operator \d+ (.+?):", done.stats())
+    names = ("prepare_block", "Opened", "write_block")
+    assert stages[-3:] == [f"MapBatches({name})" for name in names]
+
+
+def test_what_counts_the_work_is_on_the_commands_own_machine(ray: Any) -> None:
+    def where(_: Any) -> str:
+        import ray
+
+        place: str = ray.get_runtime_context().get_node_id()
+        return place
+
+    here = ray.get_runtime_context().get_node_id()
+    places = ray.get([start_tally(ray).__ray_call__.remote(where) for _ in range(8)])
+    assert set(places) == {here}
+
+
+def test_a_machine_with_another_version_ends_the_run_at_once(
+    ray: Any, portraits: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    model = replace(Model.read(colour_model, "auto", "cpu"), version="0.0.1")
+    plan = Plan.of(ray.nodes(), "cpu")
+    tables = _tables([Item(str(portraits))], plan)
+    with pytest.raises(ModelError, match=r"install the same on all$"):
+        list(run_stages(ray, work_on(model, tmp_path), plan, tables, {"": storage_of("")}, None))
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "said"),
+    [
+        ("1 / 0", BackendError, r"^Ray failed: ZeroDivisionError: division by zero$"),
+        ("import nothing_such", BackendError, r"pip install 'ffd-edge\[ray\]' there$"),
+    ],
+)
+def test_what_fails_on_a_machine_is_told_by_its_cause(
+    ray: Any, code: str, error: type[Exception], said: str
+) -> None:
+    def fail(_: Any, code: str) -> None:
+        exec(code)
+
+    data = ray.data.range(1).map_batches(fail, fn_args=(code,), batch_size=None)
+    with pytest.raises(error, match=said), explaining(ray):
+        data.materialize()
+
+
+def test_a_process_that_is_lost_is_told_from_what_fails(ray: Any) -> None:
+    def die() -> None:
+        os._exit(1)
+
+    with pytest.raises(BrokenError, match=r"^WorkerCrashedError: "), explaining(ray):
+        ray.get(ray.remote(max_retries=0)(die).remote())
 
 
 def test_what_a_machine_is_refused_is_one_line(

@@ -49,7 +49,6 @@ from ..servers import free_port
 # What os.fsdecode can give: any text, undecodable bytes as surrogates.
 names = st.binary(min_size=1).map(os.fsdecode)
 ORIGIN = Origin("colour (fp32)", "12", {"size": 299}, "34")
-# What is not yet as it should be; a test that passes all the same fails, so that its mark goes.
 
 
 # --- what has been seen -------------------------------------------------------------------------

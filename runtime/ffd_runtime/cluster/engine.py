@@ -161,45 +161,37 @@ def explaining(ray: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Ray wraps what tasks raise in classes made for the purpose
-        chain = list(_causes(error))
-        ours = next((cause for cause in chain if _is_ours(ray, cause)), None)
-        if isinstance(ours, StorageError) and ours.code == UNREACHABLE:
-            raise BrokenError(_first_line(ours)) from None
-        if isinstance(ours, StorageError):
-            raise StorageError(_first_line(ours), ours.code) from None
-        if ours:
+        cause = _unwrap(error)
+        said = f"{type(cause).__name__}: {printable(_first_line(cause))}"
+        if isinstance(cause, StorageError) and cause.code == UNREACHABLE:
+            raise BrokenError(_first_line(cause)) from None
+        if isinstance(cause, StorageError):
+            raise StorageError(_first_line(cause), cause.code) from None
+        if isinstance(cause, FfdError):
             # Ray adds lines of its own to what we said.
-            raise type(ours)(_first_line(ours)) from None
-        said = f"{type(chain[-1]).__name__}: {printable(_first_line(chain[-1]))}"
-        if any(isinstance(cause, ModuleNotFoundError) for cause in chain):
+            raise type(cause)(_first_line(cause)) from None
+        if isinstance(cause, ModuleNotFoundError):
             raise BackendError(
                 f"a machine of the cluster cannot import what it needs ({said}): "
                 "pip install 'ffd-edge[ray]' there"
             ) from None
-        if any(isinstance(cause, lost) for cause in chain):
+        if isinstance(cause, lost):
             raise BrokenError(said) from None
         raise BackendError(f"Ray failed: {said}") from error
-
-
-def _is_ours(ray: Any, error: BaseException) -> bool:
-    # Ray's copy of an error is of our class, too, and prints its traceback.
-    return isinstance(error, FfdError) and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that it came from, as Python and Ray record it."""
-    known: list[BaseException] = []
-    todo: list[BaseException | None] = [error]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, BaseException) and not any(one is other for other in known):
-            known.append(one)
-            yield one
-            todo += [one.__context__, one.__cause__, getattr(one, "cause", None)]
+def _unwrap(error: BaseException) -> BaseException:
+    """What a task raised, out of what Ray made of it.
+
+    Python's own chain leads elsewhere: to errors that Ray met and dealt with on its way.
+    """
+    while isinstance(inner := getattr(error, "cause", None), BaseException):
+        error = inner
+    return error
 
 
 @dataclass(frozen=True)
@@ -332,4 +324,13 @@ class Opened(Infer):
     def __init__(self, model: Any, *args: Any) -> None:
         import ray
 
-        super().__init__(ray.get(model), *args)
+        self._failure: Exception | None = None
+        try:
+            super().__init__(ray.get(model), *args)
+        except Exception as error:  # what is raised here, Ray would give on as text
+            self._failure = error
+
+    def __call__(self, block: Any) -> Any:
+        if self._failure:
+            raise self._failure
+        return super().__call__(block)

@@ -37,8 +37,10 @@ def start_tally(ray: Any) -> Any:
     """A `Tally` on this machine, which outlives the others."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Tally).remote()
+    # With soft=True, Ray 2.60 takes any machine for an actor that asks for nothing.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(**options, scheduling_strategy=here)(Tally).remote()
 
 
 @contextmanager
