@@ -1,4 +1,4 @@
-"""Text that is safe to show, whatever a file is called."""
+"""Text for people: safe to show, whatever a file is called, and counts of things."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if _is_safe(c) else _escape(c) for c in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """How many there are of something.
+
+    Example:
+        >>> counted(1, "thread"), counted(2, "thread")
+        ('1 thread', '2 threads')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _is_safe(character: str) -> bool:

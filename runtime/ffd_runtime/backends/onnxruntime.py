@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..card import CARD_KEY, ModelCard
 from ..devices import PinnedMemory, count_cores, count_gpus, parse_device
 from ..errors import BackendError, DeviceError, ModelError
+from ..text import counted
 from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
 
 log = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ def open_model(path: Path, device: str = "auto") -> OnnxRuntime:
             raise DeviceError(f"--device {device}: {message}")
         log.warning("%s; running on the CPU", message)
     session = _open(ort, path, [CPU])
-    description = f"onnxruntime {ort.__version__}, CPU, {count_cores()} threads"
+    description = f"onnxruntime {ort.__version__}, CPU, {counted(count_cores(), 'thread')}"
     return OnnxRuntime(session, _read_card(session, path), description)
 
 

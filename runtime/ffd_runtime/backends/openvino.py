@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..card import CARD_KEY, ModelCard
 from ..devices import count_cores, parse_device
 from ..errors import BackendError, DeviceError, ModelError
+from ..text import counted
 from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
 
 # OpenVINO's names of layers that multiply by weights: their precision is the model's.
@@ -123,7 +124,7 @@ def open_model(path: Path, device: str = "auto") -> OpenVino:
         raise ModelError(f"model {path} cannot be loaded: {_reason(error)}") from None
     precision = "/".join(_precisions(compiled))
     version = openvino.__version__.split("-")[0]
-    description = f"openvino {version}, CPU, {threads} threads, computing in {precision}"
+    description = f"openvino {version}, CPU, {counted(threads, 'thread')}, computing in {precision}"
     return OpenVino(compiled, compile_model, card, description)
 
 

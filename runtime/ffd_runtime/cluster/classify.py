@@ -30,9 +30,9 @@ UNREAD = "with --ray, archives and web addresses are not read: run them without 
 
 # Inputs that are listed before they are handed to the cluster: memory holds the names of two waves.
 WAVE = 1_000_000
-# Attempts in a row that may end without a new part.
-ATTEMPTS = 3
-# Seconds to the next attempt, after the first that brought nothing, doubled after each.
+# Attempts in a row that may end without a new part: a store may be away for minutes.
+ATTEMPTS = 5
+# Seconds to the next attempt, doubled for each in a row that brought nothing.
 PAUSE = 5.0
 
 
@@ -153,21 +153,37 @@ class Run:
     def _classify_wave(self, pending: dict[bytes, Item]) -> None:
         """Write rows of some inputs, whatever of the cluster is lost meanwhile."""
         fruitless = 0
+        told: list[str] = []
+        broken: BrokenError | None = None
         while pending:
-            before, told = self.parts.inputs, []
+            before = self.parts.inputs
             try:
-                for name, inputs, counts in self._run(list(pending.values())):
-                    told.append(name)
-                    self.parts.add(name, inputs, counts)
+                if broken:
+                    self._recover(told, pending)
+                self._write_rows(pending, told)
                 return
-            except BrokenError as broken:
-                for one in self.parts.recover(told, pending):
-                    pending.pop(one, None)
-                fruitless = 0 if self.parts.inputs > before else fruitless + 1
-                if fruitless == ATTEMPTS:
-                    raise BackendError(f"{broken}, {ATTEMPTS} times in a row") from None
-                log.warning("%s; going on with %d inputs that have no row", broken, len(pending))
-                time.sleep(PAUSE * 2**fruitless)
+            except BrokenError as error:
+                broken = error
+            fruitless = 0 if self.parts.inputs > before else fruitless + 1
+            if fruitless == ATTEMPTS:
+                raise BackendError(f"{broken}, {ATTEMPTS} times in a row") from None
+            pause = PAUSE * 2**fruitless
+            log.warning("%s; going on in %.0f s with what has no row", broken, pause)
+            time.sleep(pause)
+
+    def _write_rows(self, pending: dict[bytes, Item], told: list[str]) -> None:
+        items = list(pending.values())
+        for name, inputs, counts in self._run(items) if items else ():
+            told.append(name)
+            self.parts.add(name, inputs, counts)
+
+    def _recover(self, told: list[str], pending: dict[bytes, Item]) -> None:
+        """Leave out what an attempt that broke has written, whether it told of it or not."""
+        with explaining(self.ray):
+            done = self.parts.recover(told, pending)
+        for one in done:
+            pending.pop(one, None)
+        told.clear()
 
     def _run(self, items: list[Item]) -> Iterator[tuple[str, int, Counter[str]]]:
         with explaining(self.ray):

@@ -195,18 +195,23 @@ class Parts:
 
         Raises:
             OutputError: another run has begun to write here.
+            StorageError: the store refuses; nothing has been counted.
         """
         self.require_ours()
         done = {
             identify(source) for _, rows in self._read_parts(names) for source in rows["source"]
         }
+        wanted: list[tuple[str, int, Counter[str]]] = []
         for name, rows in self._read_parts(self._unknown()):
             ids = set(map(identify, rows["source"]))
             if ids.isdisjoint(done) and all(one in pending for one in ids):
-                self.add(name, len(ids), _count(rows))
+                wanted.append((name, len(ids), _count(rows)))
                 done |= ids
             else:
                 self._drop(name)
+        # Last, so that what the store refuses until here can be done again.
+        for part in wanted:
+            self.add(*part)
         return done
 
     def require_ours(self) -> None:

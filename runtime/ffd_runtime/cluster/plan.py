@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DeviceError
+from ..text import counted
 
 # On machines without GPUs, each core has an actor and a task that prepares, and shares its time
 # between them as they need it: which of the two is slower depends on model and pictures. Together
@@ -83,7 +84,6 @@ class Plan:
         return {"num_cpus": share, "concurrency": max(1, self.cpus)}
 
     def __str__(self) -> str:
-        kinds = [f"{self.nodes} {'machine' if self.nodes == 1 else 'machines'}"]
-        kinds += [f"{self.cpus} CPU cores"]
-        kinds += [f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}"] if self.gpus else []
-        return f"{', '.join(kinds)}; {self.actors} actor{'' if self.actors == 1 else 's'}"
+        kinds = [counted(self.nodes, "machine"), counted(self.cpus, "CPU core")]
+        kinds += [counted(self.gpus, "GPU")] if self.gpus else []
+        return f"{', '.join(kinds)}; {counted(self.actors, 'actor')}"
