@@ -17,13 +17,14 @@ from ffd_runtime.engine import EngineManifest, manifest_path
 from ffd_runtime.errors import ModelError
 from ffd_runtime.results import Result
 
+from . import fp16
 from .candidate import classify_candidate, open_candidate
 from .difference import compare_layers, describe
 from .engine import MODULES, Builder, Engine, Progress, build_engine
 from .fp16 import find_overflows, to_fp16
 from .images import Images
 from .int8 import OPERATORS_OF, choose, choose_kept, quantise, require_layers
-from .layers import LayerTypes, types_of
+from .layers import LayerTypes, layers_of, types_of
 from .onnx_file import read_onnx, to_bytes
 from .parity import NOT_VERIFIED, Parity, classify, compare
 from .ranges import calibrate, find_extremes
@@ -164,7 +165,7 @@ def make(
     kept = tuple(named)
     model = source.model
     if wish.precision == "fp16":
-        model, overflowing = _convert_fp16(source.model, named, verification, say, track)
+        model, kept, overflowing = _convert_fp16(source, wish, verification, reference, say, track)
         facts["overflowing"] = ", ".join(overflowing) or None
     elif wish.precision == "int8":
         assert calibration is not None
@@ -181,7 +182,10 @@ def make(
             rows = classify_candidate(model, card, verification)
         parity = compare(reference, rows, verification, source.card)
         if parity.failures(wish.precision):
-            parity.require(wish.precision, _where(source, model, wish.precision, verification))
+            hint = _where(source, model, wish.precision, verification)
+            if wish.precision != "fp32" and not wish.keep:
+                hint += "--keep auto finds which to keep FP32; "
+            parity.require(wish.precision, hint)
     metrics = {**card.metrics, "parity": parity.summary() if parity else NOT_VERIFIED}
     counts: dict[str, Metric] = {f"{kind}_layers": n for kind, n in layers.counts().items()}
     metrics["export"] = {**counts, "kept": ", ".join(kept) or None, **facts}
@@ -263,18 +267,30 @@ def build(
 
 
 def _convert_fp16(
-    model: ModelProto, keep: tuple[str, ...], images: Images | None, say: Say, track: Track
-) -> tuple[ModelProto, list[str]]:
+    source: Source,
+    wish: Wish,
+    images: Images | None,
+    reference: list[Result],
+    say: Say,
+    track: Track,
+) -> tuple[ModelProto, tuple[str, ...], list[str]]:
+    model, kept = source.model, wish.keep
     overflowing: list[str] = []
     if images is None:
         say("no images, so it is not known whether activations stay within FP16's range")
     else:
         with track("ranges", len(images)) as advance:
             overflowing = find_overflows(model, find_extremes(model, images, advance))
-        overflowing = [name for name in overflowing if name not in keep]
+        overflowing = [name for name in overflowing if name not in kept]
     if overflowing:
         say(f"beyond FP16's range on real images, so FP32: {', '.join(overflowing)}")
-    return to_fp16(model, [*keep, *overflowing]), overflowing
+    if kept == ("auto",):
+        assert images is not None
+        with track("sensitivity", len(layers_of(model.graph))) as advance:
+            found = fp16.choose_kept(model, source.card, images, reference, overflowing, advance)
+        kept = tuple(found)
+        say(f"kept FP32, by sensitivity: {', '.join(kept) or 'none'}")
+    return to_fp16(model, [*kept, *overflowing]), kept, overflowing
 
 
 def _convert_int8(

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
-from .layers import ends_of, producers_of
+from ffd_runtime.card import ModelCard
+from ffd_runtime.results import Result
+
+from .candidate import classify_candidate
+from .images import Images
+from .layers import ends_of, layers_before, layers_of, producers_of
+from .parity import LIMITS, compare, difference
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -14,6 +20,10 @@ if TYPE_CHECKING:
 # The largest finite half is 65504. The images at hand are a sample: those of tomorrow get twice
 # the room.
 MOST = 65504 / 2
+# Share of the limit that is near enough to keep no more layers: tomorrow's images get room, too.
+ENOUGH = 0.75
+# Images, those that differ most, that tell what each single layer costs.
+FEW = 16
 
 
 def to_fp16(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
@@ -46,6 +56,7 @@ def to_fp16(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
         )
     # Of before the casts were joined.
     del converted.graph.value_info[:]
+    _drop_twins(converted.graph)
     _join_casts(converted.graph)
     OnnxModel.graph_topological_sort(converted.graph, is_deterministic=True)
     checker.check_model(converted, full_check=True)
@@ -77,6 +88,71 @@ def find_overflows(model: ModelProto, ranges: Mapping[str, tuple[float, float]])
         for node in model.graph.node
         if node.name not in always and beyond.intersection((*node.input, *node.output))
     ]
+
+
+def choose_kept(
+    model: ModelProto,
+    card: ModelCard,
+    images: Images,
+    reference: list[Result],
+    always: Collection[str] = (),
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """The fewest layers to keep FP32 so that FP16 stays well within its limit.
+
+    The costliest layer, the two, the four costliest, and so on up to a tenth of all, are kept in
+    turn. What a layer costs comes from its rounded input, too, so the layers that it reads come
+    right after it.
+
+    Args:
+        model: of the graph contract, FP32.
+        card: its card.
+        images: to measure on.
+        reference: FP32's rows for them.
+        always: nodes that stay FP32 anyway.
+        advance: told after each layer.
+
+    Returns:
+        Their names, none if FP16 is near enough as it is; if it is not, whatever is kept, those
+        with which it is nearest.
+    """
+
+    def classify(keep: Collection[str], some: Images) -> list[Result]:
+        return classify_candidate(to_fp16(model, [*always, *keep]), card, some)
+
+    rows = classify((), images)
+    apart = [difference(a, b) for a, b in zip(reference, rows, strict=True)]
+    enough = ENOUGH * (LIMITS["fp16"].largest or 0)
+    if max(apart) <= enough:
+        return []
+    layers = [node.name for node in layers_of(model.graph) if node.name not in always]
+    worst = sorted(range(len(images)), key=lambda i: -apart[i])[:FEW]
+    few, expected = images.select(worst), [reference[i] for i in worst]
+    costs = {}
+    for name in layers:
+        others = [node.name for node in model.graph.node if node.name != name]
+        costs[name] = compare(expected, classify(others, few), few, card).mean
+        advance(1)
+    order: dict[str, None] = {}
+    for name in sorted(layers, key=lambda name: -costs[name]):
+        order |= dict.fromkeys([name, *layers_before(model.graph, name)])
+    names = [name for name in order if name in costs]
+    tried = [(max(apart), 0)]
+    for count in (1 << i for i in range(len(layers).bit_length()) if 10 << i <= len(layers)):
+        kept = classify(names[:count], images)
+        tried.append((compare(reference, kept, images, card).largest, count))
+        if tried[-1][0] <= enough:
+            break
+    return names[: min(tried)[1]]
+
+
+def _drop_twins(graph: GraphProto) -> None:
+    """Leave one cast of a constant that several nodes share; the converter makes one for each."""
+    made = set()
+    for node in list(graph.node):
+        if node.op_type == "Cast" and node.output[0] in made:
+            graph.node.remove(node)
+        made.update(node.output)
 
 
 def _join_casts(graph: GraphProto) -> None:

@@ -62,11 +62,14 @@ class Images:
 
     def first(self, count: int) -> Images:
         """At most `count` of them, spread evenly."""
-        chosen = spread(range(len(self)), count)
+        return self.select(spread(range(len(self)), count))
+
+    def select(self, numbers: Sequence[int]) -> Images:
+        """Those of these numbers, from 0."""
         return Images(
-            [self.sources[i] for i in chosen],
-            self.pixels[list(chosen)],
-            [self.labels[i] for i in chosen],
+            [self.sources[i] for i in numbers],
+            self.pixels[list(numbers)],
+            [self.labels[i] for i in numbers],
         )
 
 

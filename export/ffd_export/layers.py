@@ -83,6 +83,23 @@ def layers_of(graph: GraphProto) -> list[NodeProto]:
     return [node for node in graph.node if node.op_type in OPERATORS]
 
 
+def layers_before(graph: GraphProto, name: str) -> list[str]:
+    """The layers whose output a layer reads, with no other layer in between."""
+    producers = producers_of(graph)
+    (layer,) = (node for node in graph.node if node.name == name)
+    found: list[str] = []
+    todo = [layer.input[0]]
+    while todo:
+        node = producers.get(todo.pop())
+        if node is None or node.name in found:
+            continue
+        if node.op_type in OPERATORS:
+            found.append(node.name)
+        else:
+            todo += node.input
+    return found
+
+
 def producers_of(graph: GraphProto) -> dict[str, NodeProto]:
     """Which node makes a tensor."""
     return {name: node for node in graph.node for name in node.output}

@@ -135,6 +135,13 @@ def classify(backend: Backend, images: Images, batch: int = 8) -> list[Result]:
     return rows
 
 
+def difference(a: Result, b: Result) -> float:
+    """|Δp|; where only one of the two gives a probability, no number is large enough."""
+    if a.score is None or b.score is None:
+        return math.inf
+    return abs(a.score - b.score)
+
+
 def compare(
     reference: Sequence[Result], exported: Sequence[Result], images: Images, card: ModelCard
 ) -> Parity:
@@ -146,7 +153,7 @@ def compare(
         images: what both classified.
         card: whose threshold decides.
     """
-    differences = [_difference(a, b) for a, b in zip(reference, exported, strict=True)]
+    differences = [difference(a, b) for a, b in zip(reference, exported, strict=True)]
     scores = [np.array([math.nan if r.score is None else r.score for r in rows], np.float64)
               for rows in (reference, exported)]  # fmt: skip
     decided = [score >= card.threshold for score in scores]
@@ -178,13 +185,6 @@ def roc_auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) ->
     found = int(positive.sum())
     rank_sum = float(ranks[positive].sum()) - found * (found + 1) / 2
     return rank_sum / (found * (len(scores) - found))
-
-
-def _difference(a: Result, b: Result) -> float:
-    """|Δp|; where only one of the two gives a probability, no number is large enough."""
-    if a.score is None or b.score is None:
-        return math.inf
-    return abs(a.score - b.score)
 
 
 def _mean(values: npt.NDArray[np.bool_]) -> float:

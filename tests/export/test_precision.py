@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 from sklearn.metrics import roc_auc_score
 
-from ffd_export import int8
+from ffd_export import fp16, int8
 from ffd_export.candidate import classify_candidate, open_candidate
 from ffd_export.commands.export import main
 from ffd_export.difference import compare_layers
@@ -36,7 +36,7 @@ from ffd_export.images import (
     spread,
 )
 from ffd_export.int8 import choose_kept, find_sensitive, merge_groups, quantise, require_layers
-from ffd_export.layers import LayerTypes, ends_of, types_of
+from ffd_export.layers import LayerTypes, ends_of, layers_of, types_of
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_export.parity import Parity, classify, compare, roc_auc
 from ffd_export.ranges import BINS, _coarsen, calibrate, find_extremes
@@ -172,6 +172,54 @@ def test_the_command_keeps_what_overflows(
     assert made.metrics["export"]["half_layers"] == 49
     assert made.metrics["export"]["float_layers"] == 2
     assert made.metrics["parity"]["verified"] == "verified"
+
+
+def shifted(model: onnx.ModelProto, layer: str, by: float) -> onnx.ModelProto:
+    """The same network, but one layer's output is larger by so much, which the next takes back."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in copy.graph.initializer}
+    (node,) = (node for node in copy.graph.node if node.name == layer)
+    (after,) = (one for one in copy.graph.node if node.output[0] in one.input)
+    weight = numpy_helper.to_array(stored[after.input[1]])
+    assert weight.shape[2:] == (1, 1)
+    for one, more in ((node, by), (after, -by * weight.sum((1, 2, 3)))):
+        bias = numpy_helper.to_array(stored[one.input[2]]) + np.float32(more)
+        stored[one.input[2]].CopyFrom(numpy_helper.from_array(bias, one.input[2]))
+    return copy
+
+
+def test_what_rounding_costs_most_is_found_and_kept(
+    model: onnx.ModelProto,
+    card: ModelCard,
+    labelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Each takes time; of twenty, two may be kept.
+    monkeypatch.setattr(fp16, "layers_of", lambda graph: layers_of(graph)[:20])
+    path = tmp_path / "shifted.onnx"
+    path.write_bytes(to_bytes(shifted(model, "layer1.0.0.conv_pw", 3000), card))
+    outcome = run(path, "--fp16", "--verify", labelled)
+    assert outcome.exit_code == 1
+    assert "largest |Δp|" in outcome.stderr
+    assert "--keep auto finds which to keep FP32" in outcome.stderr
+    outcome = run(path, "--fp16", "--verify", labelled, "--keep", "auto")
+    assert outcome.exit_code == 0, outcome.stderr
+    _, made = read_onnx(tmp_path / "shifted.fp16.onnx")
+    kept = str(made.metrics["export"]["kept"]).split(", ")
+    assert sorted(kept) == ["layer1.0.0.conv_pw", "layer1.1.0.conv_pw"]
+    assert made.metrics["export"]["float_layers"] == 2
+
+
+def test_any_nodes_may_stay_fp32(model: onnx.ModelProto, images: Images) -> None:
+    """Also those that share a constant, as all of the network's clips do."""
+    clips = [node.name for node in model.graph.node if node.op_type == "Clip"]
+    assert len(clips) > 10
+    difference = compare_layers(model, to_fp16(model, clips), images.pixels[:2])
+    assert max(difference.values()) < 0.05
+    everything = [node.name for node in model.graph.node]
+    assert max(compare_layers(model, to_fp16(model, everything), images.pixels[:2]).values()) == 0
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
@@ -450,7 +498,7 @@ def _as(path: Path, precision: str) -> tuple[onnx.ModelProto, ModelCard]:
         (("--fp16", "--int8"), "two exports"),
         (("--fp16", "--target", "cpu"), "--target is for --int8"),
         (("--keep", "head"), "--keep is for"),
-        (("--fp16", "--keep", "auto"), "--keep auto is for --int8"),
+        (("--fp16", "--keep", "auto", "--verify", "none"), "--keep auto needs images"),
         (("--exclude-lean-runtime",), "is for --version-compatible"),
         (("--int8", "--target", "cpu", "--engine", "rtx"), "does not take"),
         (("--max-batch", "4", "--opt-batch", "8"), "larger than"),

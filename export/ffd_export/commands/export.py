@@ -75,7 +75,7 @@ FEW = 200
 @click.option(
     "--keep",
     metavar="LAYER,...|auto",
-    help="Layers that stay FP32; auto measures which cost INT8 most.",
+    help="Layers that stay FP32; auto measures which cost most.",
 )
 @click.option(
     "--engine",
@@ -174,8 +174,8 @@ def _check_usage(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{option} is for --int8")
     if options["keep"] and not (options["fp16"] or options["int8"]):
         raise click.UsageError("--keep is for --fp16 and --int8")
-    if options["keep"] == "auto" and not options["int8"]:
-        raise click.UsageError("--keep auto is for --int8: FP16 keeps by itself what overflows")
+    if (options["fp16"], options["keep"], options["verify"]) == (True, "auto", "none"):
+        raise click.UsageError("--keep auto needs images to measure FP16 on: --verify DIR")
     if options["exclude_lean_runtime"] and not options["version_compatible"]:
         raise click.UsageError("--exclude-lean-runtime is for --version-compatible")
     if options["target"] == "cpu" and options["engine"] in ("tensorrt", "rtx"):
