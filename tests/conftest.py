@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -11,12 +12,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from ffd_runtime import devices
+
 from .models import save_colour_model
 
 Image = npt.NDArray[np.uint8]
 
 # A shell that starts the tests in the background has Ctrl-C ignored, which commands would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def all_cores() -> Iterator[None]:
+    """What a cluster's actor takes of its process's cores, the next test has again."""
+    yield
+    devices._most_cores = None
 
 
 def picture(colour: str = "red", height: int = 120, width: int = 100, seed: int = 0) -> Image:

@@ -16,6 +16,7 @@ from ffd_runtime.backends import EMBEDDED, Outputs, open_backend
 from ffd_runtime.card import CARD_KEY
 from ffd_runtime.devices import count_cores
 from ffd_runtime.errors import BackendError, CardError, DeviceError, ModelError
+from ffd_runtime.text import counted
 
 from ..models import CARD, colour_model, save_colour_model
 
@@ -52,7 +53,7 @@ def test_what_really_runs_is_said() -> None:
     description = open_openvino(EMBEDDED).description
     assert description.startswith("openvino 20")
     # Not bfloat16, which OpenVINO prefers on a CPU that has it.
-    assert description.endswith(f", CPU, {count_cores()} threads, computing in f32")
+    assert description.endswith(f", CPU, {counted(count_cores(), 'thread')}, computing in f32")
 
 
 def test_outputs_outlive_the_next_batch() -> None:
