@@ -11,7 +11,7 @@ from ffd_runtime.results import Result
 
 from .candidate import classify_candidate
 from .images import Images
-from .layers import ends_of, layers_before, layers_of, producers_of
+from .layers import ends_of, layer_before, layers_of, producers_of
 from .parity import LIMITS, compare, difference
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def choose_kept(
     always: Collection[str] = (),
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-    """The fewest layers to keep FP32 so that FP16 stays well within its limit.
+    """Layers to keep FP32 so that FP16 stays well within its limit.
 
-    The costliest layer, the two, the four costliest, and so on up to a tenth of all, are kept in
-    turn. What a layer costs comes from its rounded input, too, so the layers that it reads come
-    right after it.
+    The costliest layer is kept, then two, four, and so on up to a tenth of all, until that is
+    enough. What a layer costs comes from its rounded input, too, so the second is the layer before
+    it, then come the second costliest and the layer before that.
 
     Args:
         model: of the graph contract, FP32.
@@ -113,8 +113,8 @@ def choose_kept(
         advance: told after each layer.
 
     Returns:
-        Their names, none if FP16 is near enough as it is; if it is not, whatever is kept, those
-        with which it is nearest.
+        Their names, none if FP16 is near enough as it is; if it never is, those with which it is
+        nearest.
     """
 
     def classify(keep: Collection[str], some: Images) -> list[Result]:
@@ -126,6 +126,9 @@ def choose_kept(
     if max(apart) <= enough:
         return []
     layers = [node.name for node in layers_of(model.graph) if node.name not in always]
+    counts = [1 << i for i in range(len(layers).bit_length()) if 10 << i <= len(layers)]
+    if not counts:
+        return []
     worst = sorted(range(len(images)), key=lambda i: -apart[i])[:FEW]
     few, expected = images.select(worst), [reference[i] for i in worst]
     costs = {}
@@ -135,10 +138,10 @@ def choose_kept(
         advance(1)
     order: dict[str, None] = {}
     for name in sorted(layers, key=lambda name: -costs[name]):
-        order |= dict.fromkeys([name, *layers_before(model.graph, name)])
+        order |= dict.fromkeys([name, layer_before(model.graph, name) or name])
     names = [name for name in order if name in costs]
     tried = [(max(apart), 0)]
-    for count in (1 << i for i in range(len(layers).bit_length()) if 10 << i <= len(layers)):
+    for count in counts:
         kept = classify(names[:count], images)
         tried.append((compare(reference, kept, images, card).largest, count))
         if tried[-1][0] <= enough:
@@ -147,7 +150,7 @@ def choose_kept(
 
 
 def _drop_twins(graph: GraphProto) -> None:
-    """Leave one cast of a constant that several nodes share; the converter makes one for each."""
+    """Leave one cast of what several kept nodes read; the converter makes one for each of them."""
     made = set()
     for node in list(graph.node):
         if node.op_type == "Cast" and node.output[0] in made:

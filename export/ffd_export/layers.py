@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -83,21 +83,19 @@ def layers_of(graph: GraphProto) -> list[NodeProto]:
     return [node for node in graph.node if node.op_type in OPERATORS]
 
 
-def layers_before(graph: GraphProto, name: str) -> list[str]:
-    """The layers whose output a layer reads, with no other layer in between."""
+def layer_before(graph: GraphProto, name: str) -> str | None:
+    """The layer nearest to what a layer reads; where branches join, not what a shortcut brings."""
     producers = producers_of(graph)
     (layer,) = (node for node in graph.node if node.name == name)
-    found: list[str] = []
-    todo = [layer.input[0]]
+    todo = deque([layer.input[0]])
     while todo:
-        node = producers.get(todo.pop())
-        if node is None or node.name in found:
+        node = producers.get(todo.popleft())
+        if node is None:
             continue
         if node.op_type in OPERATORS:
-            found.append(node.name)
-        else:
-            todo += node.input
-    return found
+            return node.name
+        todo += node.input
+    return None
 
 
 def producers_of(graph: GraphProto) -> dict[str, NodeProto]:
