@@ -201,7 +201,8 @@ def test_keys_are_in_nothing_that_is_said_or_written(
     paths = sorted(night.rglob("*.jpg"))[:60]
     listed = [f"s3://night/in/{path.relative_to(night)}" for path in paths]
     names = tmp_path / "names"
-    names.write_text("\n".join([*listed, "s3://night/in/nothing.jpg", str(paths[0])]))
+    secret = f"s3://{KEY}:{SECRET}@night/in/a.jpg"
+    names.write_text("\n".join([secret, *listed, "s3://night/in/nothing.jpg", str(paths[0])]))
     options = ("--ray", machines.address, "--model", colour_model, "--part", "20", "-v")
 
     def classify(output: str) -> Ended:
@@ -224,7 +225,9 @@ def test_keys_are_in_nothing_that_is_said_or_written(
 
     store.fetch("night", "quiet/", tmp_path / "quiet")
     rows = rows_in(tmp_path / "quiet")
-    assert [row["source"] for row in rows] == sorted(names.read_text().splitlines())
+    shown = names.read_text().replace(secret, "s3://*** (1 on standard input)")
+    assert [row["source"] for row in rows] == sorted(shown.splitlines())
+    assert "refused" in [row["error"]["code"] for row in rows if row["error"]]
     texts = [out, said, *refused[1:], json.dumps(rows), *seen]
     files = [path for path in machines.session.rglob("*") if path.is_file()]
     assert any(path.suffix == ".log" for path in files)
@@ -464,6 +467,13 @@ sys.meta_path.insert(0, Absent())
 from ffd_runtime.commands.run import main
 main(sys.argv[1:], prog_name="ffd-run")
 """
+
+
+def test_rays_client_in_the_environment_is_one_line(portraits: Path, tmp_path: Path) -> None:
+    process = start(
+        portraits, "--ray", "--output", tmp_path, env=os.environ | {"RAY_ADDRESS": "ray://h:10001"}
+    )
+    assert_one_line(end_all([process])[0], "ray://h:10001", "Ray's client")
 
 
 def test_without_ray_it_is_said_how_to_get_it(portraits: Path, tmp_path: Path) -> None:

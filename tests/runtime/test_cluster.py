@@ -458,6 +458,9 @@ def test_a_plan_uses_what_is_alive(
     if plan.device == "cpu":
         assert plan.cores * plan.actors <= max(plan.cpus, plan.actors)
         assert plan.actors * plan.inference["num_cpus"] + plan.preparation["num_cpus"] <= plan.cpus
+    else:
+        # Also on a machine with a GPU and a single core.
+        assert plan.inference["num_cpus"] + plan.preparation["num_cpus"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -674,6 +677,10 @@ def test_a_bucket_an_object_and_nothing(store: Storage) -> None:
     assert sorted(everything) == sorted(f"s3://odd/{key}" for key in [*KEYS, "in2/z.jpg"])
     one = "s3://odd/in/100%.jpg"
     assert [item.source for item in find_inputs([one], "out")] == [one]
+    one = "s3://odd/in/a.jpg"
+    assert [item.source for item in find_inputs([one], "out")] == [one]
+    below = [item.source for item in find_inputs([f"{one}/"], "out")]
+    assert below == [f"{one}/below.jpg"]
     (none,) = find_inputs(["s3://odd/nothing/"], "out")
     assert none.error
     assert none.error.code == "not_found"

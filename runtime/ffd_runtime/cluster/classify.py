@@ -9,10 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from queue import Queue
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from ..errors import BackendError, FfdError, InputError, OutputError, StorageError
+from ..errors import (
+    BackendError,
+    DeviceError,
+    FfdError,
+    InputError,
+    OutputError,
+    StorageError,
+)
 from ..sources import Item, find_files
 from ..sources.files import expand, read_names
 from ..text import printable
@@ -20,7 +27,7 @@ from .address import is_object, place_of
 from .engine import LEAST_INPUTS, MOST_INPUTS, BrokenError, Work, explaining, run
 from .parts import Parts, Seen, identify, is_own
 from .plan import Plan
-from .storage import storage_of
+from .storage import PAUSES, patiently, storage_of
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +37,6 @@ UNREAD = "with --ray, archives and web addresses are not read: run them without 
 
 # Inputs that are listed before they are handed to the cluster: memory holds the names of two waves.
 WAVE = 1_000_000
-# Attempts in a row that may end without a new part: a store may be away for minutes.
-ATTEMPTS = 5
-# Seconds to the next attempt, doubled for each in a row that brought nothing.
-PAUSE = 5.0
 
 
 def find_inputs(sources: Iterable[str], output: str, null: bool = False) -> Iterator[Item]:
@@ -148,7 +151,7 @@ class Run:
                 f"{self.parts.folder} has rows of {self.parts.inputs} inputs instead of "
                 f"{len(self.seen)}: it was changed during the run; go on with --resume"
             )
-        self.parts.finish()
+        patiently(self.parts.finish)
 
     def _classify_wave(self, pending: dict[bytes, Item]) -> None:
         """Write rows of some inputs, whatever of the cluster is lost meanwhile."""
@@ -165,9 +168,9 @@ class Run:
             except BrokenError as error:
                 broken = error
             fruitless = 0 if self.parts.inputs > before else fruitless + 1
-            if fruitless == ATTEMPTS:
-                raise BackendError(f"{broken}, {ATTEMPTS} times in a row") from None
-            pause = PAUSE * 2**fruitless
+            if fruitless == len(PAUSES):
+                raise BackendError(f"{broken}, {fruitless} times in a row") from None
+            pause = PAUSES[fruitless]
             log.warning("%s; going on in %.0f s with what has no row", broken, pause)
             time.sleep(pause)
 
@@ -176,6 +179,8 @@ class Run:
         for name, inputs, counts in self._run(items) if items else ():
             told.append(name)
             self.parts.add(name, inputs, counts)
+            with explaining(self.ray):
+                self.parts.require_ours()
 
     def _recover(self, told: list[str], pending: dict[bytes, Item]) -> None:
         """Leave out what an attempt that broke has written, whether it told of it or not."""
@@ -186,9 +191,13 @@ class Run:
         told.clear()
 
     def _run(self, items: list[Item]) -> Iterator[tuple[str, int, Counter[str]]]:
-        with explaining(self.ray):
-            plan = self.replan()
-        places = {place_of(item.source) for item in items}
+        try:
+            with explaining(self.ray):
+                plan = self.replan()
+        except DeviceError as error:
+            # There were some when the run began.
+            raise BrokenError(str(error)) from None
+        places = {place_of(item.source) for item in items if not item.error}
         return run(
             self.ray,
             self.work,
@@ -207,31 +216,31 @@ def _waves(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 def _ahead(values: Iterable[T]) -> Iterator[T]:
     """The values, the next one found while this one is worked with."""
-    queue: Queue[tuple[T | None, BaseException | None]] = Queue(1)
-    stop = threading.Event()
+    found: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    room = threading.Semaphore()
 
     def find() -> None:
+        iterator = iter(values)
+        value: T | None
         failure: BaseException | None = None
-        try:
-            for value in values:
-                queue.put((value, None))
-                if stop.is_set():
-                    return
-        except BaseException as error:
-            failure = error
-        queue.put((None, failure))
+        while failure is None:
+            room.acquire()
+            try:
+                value = next(iterator, None)
+            except BaseException as error:
+                value, failure = None, error
+            found.put((value, failure))
 
+    # It may wait for standard input for ever, and must not hold up the end.
     threading.Thread(target=find, name="ffd-list", daemon=True).start()
-    try:
-        while True:
-            value, failure = queue.get()
-            if failure:
-                raise failure
-            if value is None:
-                return
-            yield value
-    finally:
-        stop.set()
+    while True:
+        value, failure = found.get()
+        if failure:
+            raise failure
+        if value is None:
+            return
+        room.release()
+        yield value
 
 
 def _tables(items: list[Item], plan: Plan) -> list[Any]:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from ..card import ModelCard, PreprocessSpec
-from ..errors import BackendError, FfdError, StorageError
+from ..errors import BackendError, FfdError, InputError, StorageError
 from ..faces import FaceDetector
 from ..text import printable
 from .parts import COUNTS, Parts
@@ -31,8 +31,9 @@ BLOCK = 1 << 26
 # Inputs of one task that prepares, at least where there are many, and at most: from a block on.
 LEAST_INPUTS = BLOCK // (PreprocessSpec().size ** 2 * 3)
 MOST_INPUTS = 1024
-# Seconds without any progress after which machines are looked at again.
-STALLED = 300.0
+# Seconds without any progress after which machines are looked at again. A slow core takes minutes
+# for a block of pictures with a large network, and until then nothing seems to move.
+STALLED = 1800.0
 # Seconds in which a first machine must have started the model: one may have to be made first.
 START = 900.0
 
@@ -112,7 +113,12 @@ class Nowhere(io.TextIOBase):
 
 
 def _require_answer(address: str) -> None:
-    """See that somebody listens there: Ray itself would try for minutes, deaf to Ctrl-C."""
+    """See that a cluster listens there: Ray itself would try for minutes, deaf to Ctrl-C."""
+    if address.startswith("ray://"):
+        raise BackendError(
+            f"cannot join Ray at {address}: Ray Data does not run through Ray's client; give "
+            "HOST:PORT on a machine of the cluster"
+        )
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()):
         # Not an address that could be tried; Ray says what is wrong with it.
@@ -153,6 +159,8 @@ def explaining(ray: Any) -> Iterator[None]:
         ray.exceptions.ObjectLostError,
         ray.exceptions.OutOfMemoryError,
         ray.exceptions.ObjectStoreFullError,
+        ray.exceptions.OutOfDiskError,
+        ray.exceptions.LocalRayletDiedError,
         ray.exceptions.RaySystemError,
         ray.exceptions.RpcError,
         ray.exceptions.ObjectRefStreamEndOfStreamError,
@@ -167,7 +175,7 @@ def explaining(ray: Any) -> Iterator[None]:
             raise BrokenError(_first_line(cause)) from None
         if isinstance(cause, StorageError):
             raise StorageError(_first_line(cause), cause.code) from None
-        if isinstance(cause, FfdError):
+        if isinstance(cause, FfdError) and not isinstance(cause, InputError):
             # Ray adds lines of its own to what we said.
             raise type(cause)(_first_line(cause)) from None
         if isinstance(cause, ModuleNotFoundError):

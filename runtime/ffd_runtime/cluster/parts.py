@@ -41,6 +41,10 @@ READS = 16
 PART = re.compile(r"part-[0-9a-f]{32}\.parquet")
 
 
+class TakenError(OutputError):
+    """Another run has begun to write an output."""
+
+
 def is_own(address: str, folder: str) -> bool:
     """Whether a file is one that a run writes into its output."""
     above, _, name = address.rpartition("/")
@@ -194,7 +198,7 @@ class Parts:
             Ids of the inputs that have rows.
 
         Raises:
-            OutputError: another run has begun to write here.
+            TakenError: another run has begun to write here.
             StorageError: the store refuses; nothing has been counted.
         """
         self.require_ours()
@@ -218,14 +222,14 @@ class Parts:
         """See that no other run has taken the folder.
 
         Raises:
-            OutputError: one has.
+            TakenError: one has.
         """
         try:
             run = json.loads(self._read(ORIGIN))["run"]
         except (ValueError, KeyError, TypeError):
             run = None
         if run != self._run:
-            raise OutputError(
+            raise TakenError(
                 f"another run has begun to write {self.folder}: this one leaves it to that"
             )
 
@@ -233,7 +237,7 @@ class Parts:
         """Say that all parts are there.
 
         Raises:
-            OutputError: another run has begun to write here.
+            TakenError: another run has begun to write here.
         """
         self.require_ours()
         for name in self._unknown():

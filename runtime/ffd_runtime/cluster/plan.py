@@ -79,8 +79,8 @@ class Plan:
     @property
     def preparation(self) -> dict[str, Any]:
         """Ray's options for a task that prepares, and how many there may be."""
-        # A GPU is hungry: all cores that its actor leaves.
-        share = PREPARATION if self.device == "cpu" else 1
+        # A GPU is hungry: all cores, of a single one what its actor leaves.
+        share = PREPARATION if self.device == "cpu" else 1 - INFERENCE
         return {"num_cpus": share, "concurrency": max(1, self.cpus)}
 
     def __str__(self) -> str:

@@ -6,17 +6,24 @@ configuration files, the role of the machine). What travels with the work is whe
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Self
+from functools import lru_cache, partial
+from typing import Any, Self, TypeVar
 
 from ..decode import MAX_BYTES, read_file
 from ..errors import InputError, OutputError, StorageError
 from .address import is_object, join
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A store under load asks for patience; pyarrow's default gives up after three tries.
 TRIES = 8
@@ -42,6 +49,8 @@ PASSING = {
     "REQUEST_TIMEOUT",
 }
 UNREACHABLE = "unreachable"
+# Seconds until it is asked again, if a run would end otherwise.
+PAUSES = (5.0, 10.0, 20.0, 40.0, 80.0)
 # How the names of files begin that are being written; readers of Parquet folders skip them.
 DRAFT = "_draft-"
 CREDENTIALS = "check the bucket's name, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the profile"
@@ -105,6 +114,10 @@ class Storage:
             StorageError: the store refuses.
         """
         kind, path = _arrow().fs.FileType, self._path(address)
+        if self.scheme != "file" and address.endswith("/"):
+            # There may be an object of that name, too.
+            yield from (self._address(name) for name in self._walk(path))
+            return
         with _explaining(address):
             info = self._system().get_file_info(path)
         if info.type == kind.File:
@@ -135,7 +148,7 @@ class Storage:
                 continue
             path, is_folder = stack[-1].pop()
             if is_folder:
-                stack.append(self._list(path))
+                stack.append(patiently(partial(self._list, path)))
             else:
                 yield path
 
@@ -177,7 +190,7 @@ class Storage:
         except StorageError as error:
             if error.everywhere:
                 raise
-            if error.code == "permission_denied":
+            if error.code != "not_found":
                 self._require_access(address)
             raise InputError(error.code, str(error)) from None
         except ValueError:
@@ -185,7 +198,11 @@ class Storage:
         return data
 
     def _require_access(self, address: str) -> None:
-        """Ask what a refused file does not say: whether it is the credentials, for every file."""
+        """Ask what a refused file does not say: whether it is the credentials, for every file.
+
+        A store tells a request for a file no more than a number, and expired credentials have that
+        of any wrong request.
+        """
         probe = self._address(self._path(address).partition("/")[0]) + "/.ffd-probe"
         try:
             self.names(probe)
@@ -230,6 +247,7 @@ class Storage:
 
         Raises:
             OutputError: it cannot be written.
+            StorageError: not now; the store does not answer.
         """
         address = join(folder, name)
         if self.scheme != "file":
@@ -241,7 +259,7 @@ class Storage:
                 file.close()
             return
         path = self._path(address)
-        draft = self._path(join(folder, f"{DRAFT}{os.getpid()}-{name}"))
+        draft = self._path(join(folder, f"{DRAFT}{uuid.uuid4().hex}-{name}"))
         with _writing(address):
             try:
                 with open(draft, "wb") as file:
@@ -259,6 +277,7 @@ class Storage:
 
         Raises:
             OutputError: it cannot be deleted.
+            StorageError: not now; the store does not answer.
         """
         with _writing(address := join(folder, name)):
             if self.scheme == "file":
@@ -352,6 +371,25 @@ def _writing(address: str) -> Iterator[None]:
         with _explaining(address):
             yield
     except StorageError as error:
-        said = str(error)
-        reason = said.removeprefix(f"{address}: ")
-        raise OutputError(f"cannot write {address}: {reason}") from None
+        reason = str(error).removeprefix(f"{address}: ")
+        message = f"cannot write {address}: {reason}"
+        if error.code == UNREACHABLE:
+            raise StorageError(message, UNREACHABLE) from None
+        raise OutputError(message) from None
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Do something, again after a while if the store does not answer; it may be done twice.
+
+    Raises:
+        StorageError: it has not answered for minutes, or refuses.
+    """
+    for pause in PAUSES:
+        try:
+            return work()
+        except StorageError as error:
+            if error.code != UNREACHABLE:
+                raise
+            log.warning("%s; asking again in %.0f s", error, pause)
+            time.sleep(pause)
+    return work()

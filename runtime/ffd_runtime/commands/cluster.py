@@ -110,12 +110,13 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
     detector = open_detector(options) if options["faces"] else None
     address = None if options["ray"] == LOCAL else options["ray"]
     with connected(address, wants_more()) as ray:
+        plan = Plan.of(ray.nodes(), device, options["actors"])
+        say(f"Ray {ray.__version__}: {plan}")
 
         def replan() -> Plan:
-            return Plan.of(ray.nodes(), device, options["actors"])
+            # The model is opened on what it was tried on.
+            return Plan.of(ray.nodes(), plan.device, options["actors"])
 
-        plan = replan()
-        say(f"Ray {ray.__version__}: {plan}")
         model = Model.read(path, options["backend"], plan.device)
         description, card = try_model(ray, model, plan)
         say(f"{card.name} ({card.architecture}, {card.precision}), {description}")
@@ -174,9 +175,11 @@ def _progress(ray: Any, earlier: int, count: Callable[[], int]) -> Iterator[Any]
 
 @contextmanager
 def _say_where_rows_are(parts: Parts) -> Iterator[None]:
+    from ..cluster.parts import TakenError
+
     try:
         yield
-    except BaseException:
-        if parts.inputs:
+    except BaseException as error:
+        if parts.inputs and not isinstance(error, TakenError):
             say(f"{parts.inputs} inputs have rows in {parts.folder}; --resume goes on with it")
         raise

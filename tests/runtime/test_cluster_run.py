@@ -1,0 +1,206 @@
+"""A run's attempts over a cluster: whatever breaks, each input ends with its row once."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import ray
+import ray.data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffd_runtime.cluster import classify, storage
+from ffd_runtime.cluster.classify import Run, _ahead
+from ffd_runtime.cluster.engine import BrokenError
+from ffd_runtime.cluster.parts import Parts, TakenError, part_name
+from ffd_runtime.cluster.storage import UNREACHABLE, Storage
+from ffd_runtime.errors import BackendError, DeviceError, OutputError, StorageError
+from ffd_runtime.results import Result
+from ffd_runtime.sinks.jsonlines import to_line
+from ffd_runtime.sinks.origin import Origin
+from ffd_runtime.sinks.parquet import to_parquet
+from ffd_runtime.sources import Item
+
+ORIGIN = Origin("colour (fp32)", "12", {"size": 299}, "34")
+# What becomes of a part in an attempt that breaks: it is written and told of, written and not told
+# of, written once the next attempt has begun, or never.
+FATES = ("told", "silent", "late", "lost")
+
+
+class Flaky(Storage):
+    """A folder that does not answer each time."""
+
+    answers: Iterator[bool] = repeat(True)
+
+    def names(self, folder: str) -> list[str]:
+        self._ask(folder)
+        return super().names(folder)
+
+    def read(self, address: str) -> bytes:
+        self._ask(address)
+        return super().read(address)
+
+    def delete(self, folder: str, name: str) -> None:
+        self._ask(folder)
+        super().delete(folder, name)
+
+    @classmethod
+    def _ask(cls, address: str) -> None:
+        if not next(cls.answers, True):
+            raise StorageError(f"{address}: the store does not answer", UNREACHABLE)
+
+
+@dataclass
+class Breaking(Run):
+    """A run over a cluster that breaks after each of its attempts that is written here.
+
+    Attributes:
+        script: for each attempt, inputs of a part, and the fate of each part.
+    """
+
+    script: list[tuple[int, list[str]]] = field(default_factory=list)
+    late: list[list[str]] = field(default_factory=list)
+
+    def _run(self, items: list[Item]) -> Iterator[tuple[str, int, Counter[str]]]:
+        while self.late:
+            write_part(Path(self.parts.folder), self.late.pop())
+        if not self.script:
+            yield from self._tell(items, 4, repeat("told"))
+            return
+        size, fates = self.script.pop(0)
+        yield from self._tell(items, size, iter(fates))
+        raise BrokenError("a machine died")
+
+    def _tell(
+        self, items: list[Item], size: int, fates: Iterator[str]
+    ) -> Iterator[tuple[str, int, Counter[str]]]:
+        for start in range(0, len(items), size):
+            sources = [item.source for item in items[start : start + size]]
+            fate = next(fates, "lost")
+            if fate == "late":
+                self.late.append(sources)
+            elif fate != "lost":
+                name = write_part(Path(self.parts.folder), sources)
+                if fate == "told":
+                    yield name, len(sources), Counter(generated=len(sources))
+
+
+def write_part(folder: Path, sources: list[str]) -> str:
+    lines = [to_line(Result(source, label="generated", score=0.9)) for source in sources]
+    name = part_name(sources)
+    (folder / name).write_bytes(to_parquet(lines))
+    return name
+
+
+def start_run(folder: Path, script: Any = (), resume: bool = False) -> Breaking:
+    parts = Parts(str(folder), Flaky("file"))
+    seen = parts.begin(ORIGIN, resume)
+    none: Any = None
+    return Breaking(ray, none, parts, seen, none, none, script=list(script))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def impatient() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (classify, storage):
+            patch.setattr(module, "PAUSES", (0.0,) * 5)
+        yield
+    Flaky.answers = repeat(True)
+
+
+attempts = st.lists(
+    st.tuples(st.integers(1, 5), st.lists(st.sampled_from(FATES), max_size=8)), max_size=4
+)
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(0, 20),
+    script=attempts,
+    answers=st.lists(st.sampled_from([True, True, False]), max_size=30),
+)
+def test_each_input_has_its_row_once_whatever_breaks(
+    count: int, script: list[tuple[int, list[str]]], answers: list[bool]
+) -> None:
+    Flaky.answers = repeat(True)
+    names = [f"{number}.jpg" for number in range(count)]
+    with tempfile.TemporaryDirectory() as scratch:
+        run = start_run(Path(scratch), script)
+        Flaky.answers = iter(answers)
+        try:
+            run.classify(Item(name) for name in names)
+        except (BackendError, StorageError):
+            # It was away for too long: --resume.
+            Flaky.answers = repeat(True)
+            start_run(Path(scratch), resume=True).classify(Item(name) for name in names)
+        Flaky.answers = repeat(True)
+        rows = [
+            source
+            for part in Path(scratch).glob("part-*")
+            for source in pyarrow.parquet.read_table(part)["source"].to_pylist()
+        ]
+        assert sorted(rows) == sorted(names)
+        done = json.loads((Path(scratch) / "_SUCCESS").read_text())
+        assert done["inputs"] == done["generated"] == count
+
+
+def test_a_cluster_that_only_breaks_ends_the_run(tmp_path: Path) -> None:
+    run = start_run(tmp_path, [(1, [])] * 4 + [(1, ["told"])] + [(1, [])] * 5)
+    with pytest.raises(BackendError, match=r"^a machine died, 5 times in a row$"):
+        run.classify([Item("a"), Item("b")])
+    # One part in between made it begin to count again.
+    assert not run.script
+
+
+def test_machines_without_what_the_run_needs_are_waited_for(tmp_path: Path) -> None:
+    def replan() -> Any:
+        raise DeviceError("no machine of the cluster offers Ray a GPU")
+
+    run = start_run(tmp_path)
+    none: Any = None
+    waiting = Run(ray, none, run.parts, run.seen, replan, none)
+    with pytest.raises(BackendError, match="GPU, 5 times in a row"):
+        waiting.classify([Item("a")])
+
+
+def test_a_run_leaves_its_output_at_the_next_part(tmp_path: Path) -> None:
+    run = start_run(tmp_path)
+
+    def items() -> Iterator[Item]:
+        yield Item("a")
+        # Nothing is there yet that would hinder it.
+        Parts(str(tmp_path), Storage("file")).begin(ORIGIN, resume=True)
+
+    with pytest.raises(TakenError, match="another run"):
+        run.classify(items())
+
+
+def test_rows_that_go_are_missed(tmp_path: Path) -> None:
+    run = start_run(tmp_path)
+    run.seen.add(["of a part that is not there"])
+    with pytest.raises(OutputError, match="instead of 2: it was changed"):
+        run.classify([Item("a")])
+
+
+def test_one_wave_is_found_while_another_is_worked_with() -> None:
+    found = []
+
+    def values() -> Iterator[int]:
+        for number in range(5):
+            found.append(number)
+            yield number
+
+    for value in _ahead(values()):
+        assert len(found) <= value + 2
+    assert found == [*range(5)]
+    with pytest.raises(ZeroDivisionError):
+        list(_ahead(1 // number for number in (1, 0)))
