@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet
 import pytest
 from hypothesis import assume, given, settings
@@ -839,6 +841,25 @@ def test_who_may_read_need_not_be_allowed_to_list(
             store.read("s3://odd/in/nothing.jpg")
         with pytest.raises(StorageError, match="access is denied"):
             list(find_inputs(["s3://odd/in/"], "out"))
+
+
+def test_googles_store_that_is_gone_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Google's own client, which would look for credentials first.
+    client = pyarrow.fs.GcsFileSystem(
+        anonymous=True,
+        scheme="http",
+        endpoint_override=f"127.0.0.1:{free_port()}",
+        retry_time_limit=timedelta(seconds=1),
+    )
+    monkeypatch.setattr(storages, "_open", lambda storage: client)
+    store = Storage.of("gs://bucket/")
+    for ask in (
+        lambda: store.read("gs://bucket/in/a.jpg"),
+        lambda: store.write("gs://bucket/out", "part", b"rows"),
+    ):
+        with pytest.raises(StorageError, match="the store does not answer") as error:
+            ask()
+        assert error.value.code == storages.UNREACHABLE
 
 
 def test_a_store_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

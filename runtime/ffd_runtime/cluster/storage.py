@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache, partial
 from typing import Any, Self, TypeVar
 
@@ -38,6 +39,7 @@ REFUSED = {
     "INVALID_CLIENT_TOKEN_ID": "its access key is not known there",
     "UNRECOGNIZED_CLIENT": "its access key is not known there",
     "MISSING_AUTHENTICATION_TOKEN": "it wants credentials, and none were found",
+    "UNAUTHENTICATED": "it does not take the credentials",
 }
 # What may be otherwise in a while.
 PASSING = {
@@ -47,13 +49,23 @@ PASSING = {
     "INTERNAL_FAILURE",
     "SERVICE_UNAVAILABLE",
     "REQUEST_TIMEOUT",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "INTERNAL",
+    "ABORTED",
 }
+# S3's names of errors, with the number of HTTP, and Google's.
+CODE = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?|google::cloud::Status\((\w+)")
 UNREACHABLE = "unreachable"
 # Seconds until it is asked again, if a run would end otherwise.
 PAUSES = (5.0, 10.0, 20.0, 40.0, 80.0)
 # How the names of files begin that are being written; readers of Parquet folders skip them.
 DRAFT = "_draft-"
-CREDENTIALS = "check the bucket's name, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the profile"
+CREDENTIALS = {
+    "s3": "check the bucket's name, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the profile",
+    "gs": "check the bucket's name, and Google's application default credentials",
+}
 
 
 @lru_cache(1024)
@@ -137,7 +149,8 @@ class Storage:
         with _explaining(address):
             info = self._system().get_file_info(bucket)
         if info.type == _arrow().fs.FileType.NotFound:
-            raise StorageError(f"{address}: {REFUSED['NO_SUCH_BUCKET']}; {CREDENTIALS}")
+            hint = CREDENTIALS[self.scheme]
+            raise StorageError(f"{address}: {REFUSED['NO_SUCH_BUCKET']}; {hint}")
 
     def _walk(self, top: str) -> Iterator[str]:
         # Folders that have been entered, each with what is left of it, last first.
@@ -303,7 +316,7 @@ def _open(storage: Storage) -> Any:
     """One client for each store and process: it keeps its connections."""
     fs = _arrow().fs
     if storage.scheme == "gs":
-        return fs.FileSystem.from_uri("gs://ffd")[0]
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=TRIES * TIMEOUT / 2))
     return fs.S3FileSystem(
         endpoint_override=storage.endpoint,
         region=storage.region,
@@ -346,17 +359,20 @@ def _explaining(address: str, one: bool = False) -> Iterator[None]:
 
 def _explain(error: OSError, address: str, one: bool) -> StorageError:
     text = str(error)
-    said = re.search(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?", text)
-    code, status = (said[1], said[2] or "") if said else ("", "")
+    said = CODE.search(text)
+    code, status = (said[1] or said[3], said[2] or "") if said else ("", "")
+    hint = CREDENTIALS.get(address.partition("://")[0].lower(), "")
     if code in REFUSED:
-        return StorageError(f"{address}: {REFUSED[code]}; {CREDENTIALS}")
-    if isinstance(error, PermissionError) or code == "ACCESS_DENIED" or status == "403":
+        return StorageError(f"{address}: {REFUSED[code]}; {hint}")
+    denied = ("ACCESS_DENIED", "PERMISSION_DENIED")
+    if isinstance(error, PermissionError) or code in denied or status == "403":
         if one:
             return StorageError("no permission to read it", "permission_denied", everywhere=False)
-        return StorageError(f"{address}: access is denied; {CREDENTIALS}")
+        return StorageError(f"{address}: access is denied" + (hint and f"; {hint}"))
     if isinstance(error, FileNotFoundError) or code in ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND"):
         return StorageError("no such file or folder", "not_found", everywhere=False)
-    detail = (error.strerror or text.partition(": AWS Error ")[2] or text).splitlines()[0][:200]
+    ours = text.partition(": AWS Error ")[2] or text.partition("google::cloud::Status(")[2]
+    detail = (error.strerror or ours or text).splitlines()[0][:200]
     if code in PASSING or status.startswith("5"):
         message = f"{address}: the store does not answer ({detail}); try again later"
         return StorageError(message, UNREACHABLE)
