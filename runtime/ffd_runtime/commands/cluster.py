@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import say, wants_more
+from .common import say, together, wants_more
 from .streams import STREAMS_ALONE, open_detector
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ CLUSTER_ALONE = "actors part".split()
 
 def cluster_options() -> Callable[[Any], Any]:
     """The options that are about clusters alone."""
-    options = [
+    return together(
         click.option(
             "--ray",
             is_flag=False,
@@ -45,14 +45,7 @@ def cluster_options() -> Callable[[Any], Any]:
             show_default=True,
             help="Inputs in each Parquet file of a cluster's --output.",
         ),
-    ]
-
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    )
 
 
 def wants_cluster(sources: Sequence[str], options: dict[str, Any]) -> bool:

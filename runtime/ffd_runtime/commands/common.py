@@ -190,6 +190,17 @@ def wants_more() -> bool:
     return bool(click.get_current_context().ensure_object(dict).get("verbose"))
 
 
+def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in the order in which --help shows them."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def version_option() -> Callable[[Any], Any]:
     """`--version`."""
     return click.version_option(__version__, message="%(prog)s %(version)s (ffd-edge)")

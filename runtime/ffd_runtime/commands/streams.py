@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OutputError
-from .common import say, wants_table
+from .common import say, together, wants_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,7 @@ TIMEOUT = 10.0
 
 def stream_options() -> Callable[[Any], Any]:
     """The options that are about streams alone."""
-    options = [
+    return together(
         click.option("--gst", is_flag=True, help="SOURCEs are GStreamer pipelines."),
         click.option("--stream", is_flag=True, help="http addresses are streams, not pictures."),
         click.option("--every", type=click.IntRange(1), metavar="N", help="Each Nth frame only."),
@@ -62,14 +62,7 @@ def stream_options() -> Callable[[Any], Any]:
             show_envvar=True,
             help="What --serve asks for; needed unless it serves this machine alone.",
         ),
-    ]
-
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    )
 
 
 def wants_streams(sources: Sequence[str], options: dict[str, Any]) -> bool:
