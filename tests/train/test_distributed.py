@@ -4,13 +4,16 @@ import csv
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from ffd_runtime.errors import DataError
 from ffd_train.checkpoint import load_checkpoint
+from ffd_train.commands.train import main as ffd_train
 from ffd_train.data import scan
 from ffd_train.processes import Processes
 from ffd_train.settings import Settings
@@ -20,7 +23,7 @@ from ffd_train.training import train
 from .. import tiny
 
 STAGES = (Stage("head", 1, 0.1), Stage("all", 3, 0.1))
-# 28 images in batches of 8: the last one is shared, too.
+# 28 images in batches of 8: the last one is filled up, and shared, too.
 SETTINGS = Settings(
     network="plain", weights="none", stages=STAGES, batch=8, crop=64, sizes=(64, 96), workers=0
 )
@@ -61,6 +64,28 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     # It trained, and that by far more than the tolerance.
     losses = [float(row["train_loss"]) for row in rows(tmp_path / "one")]
     assert max(losses) - min(losses) > 5e-3
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error(*options: object) -> str:
+        outcome = CliRunner().invoke(ffd_train, [str(tmp_path), *map(str, options)])
+        assert outcome.exit_code == 2
+        return outcome.stderr.splitlines()[-1]
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "settings.json").write_text(replace(SETTINGS, batch=20, accumulate=8).to_json())
+    shared = "1 x 8 (processes x parts), two or more to each: give --accumulate 10"
+    assert shared in error("--resume", run)
+    assert "give --accumulate 10" in error("--resume", run, "--accumulate", 16)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    assert "--batch 32 cannot be shared evenly, here by 3: --batch 33 can" in error()
+    assert "here by 12: --batch 36 can" in error("--batch", 32, "--accumulate", 4)
+    assert "at least 6 here" in error("--batch", 4)
+    assert "start another number of processes" in error("--resume", run)
 
 
 def test_processes_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

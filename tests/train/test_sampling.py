@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ffd_runtime.errors import DataError
 from ffd_train.data import Sample
-from ffd_train.sampling import WINDOW, Batches, draw_epoch
+from ffd_train.sampling import WINDOW, Batches, draw_epoch, possible_parts
 
 
 def samples(*groups: tuple[int, str, int], shards: int = 0) -> list[Sample]:
@@ -71,33 +71,38 @@ def test_processes_and_parts_share_a_step(
 ) -> None:
     order = np.random.default_rng(0).permutation(count)
     whole = list(Batches(order, batch))
-    if min(count, batch) < parts * processes or batch < 2 * parts * processes <= count:
+    if batch % (parts * processes) or batch < 2 * parts * processes:
+        assert parts not in possible_parts(batch, processes)
         for rank in range(processes):
-            with pytest.raises(DataError, match=r"cannot be shared by .*: raise --batch, lower"):
+            with pytest.raises(DataError, match="cannot be shared evenly by .*: choose another"):
                 Batches(order, batch, parts, rank, processes)
         return
     shared = [list(Batches(order, batch, parts, rank, processes)) for rank in range(processes)]
     assert len({len(batches) for batches in shared}) == 1
     assert len(shared[0]) == len(Batches(order, batch, parts, 0, processes))
-    assert shared[0]
-    steps = len(shared[0]) // parts
-    for step in range(steps):
+    assert len(shared[0]) == len(whole) * parts
+    for step, expected in enumerate(whole):
         together = [
             draw
             for batches in shared
             for part in batches[step * parts : (step + 1) * parts]
             for draw in part
         ]
-        # Nothing twice, nothing of another step, and all of it but a remainder.
-        assert len(set(together)) == len(together)
-        assert set(together) <= set(whole[step])
-        assert len(together) > len(whole[step]) - parts * processes
-    assert all(order[at] == index for batches in shared for part in batches for at, index in part)
+        assert together == expected
 
 
-def test_a_single_image_is_left_out_unless_it_is_all() -> None:
-    assert [len(b) for b in Batches(np.arange(9), 4)] == [4, 4]
-    assert [len(b) for b in Batches(np.arange(1), 4)] == [1]
+@given(st.integers(1, 70), st.integers(2, 20))
+def test_an_epoch_is_drawn_whole_in_full_batches(count: int, batch: int) -> None:
+    order = np.random.default_rng(0).permutation(count)
+    batches = list(Batches(order, batch))
+    assert len(batches) == -(-count // batch)
+    assert {len(draws) for draws in batches} == {batch}
+    positions = [at for draws in batches for at, _ in draws]
+    assert positions == list(range(len(positions)))
+    drawn = [index for draws in batches for _, index in draws]
+    assert drawn[:count] == list(order)
+    # What fills up the last batch is drawn anew: the position decides how it is changed.
+    assert drawn[count:] == [order[at % count] for at in range(count, len(drawn))]
 
 
 @pytest.mark.parametrize("balance", ["source", "class"])

@@ -31,6 +31,7 @@ from ffd_train.module import StagedTraining, distance
 from ffd_train.networks import FaceNet
 from ffd_train.predict import predict_logits
 from ffd_train.processes import Processes
+from ffd_train.progress import RunProgress
 from ffd_train.settings import Settings, choose_device
 from ffd_train.stages import Stage
 from ffd_train.training import train
@@ -166,6 +167,39 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(data: FaceData, tmp_path: Pa
         assert torch.equal(tensor, second.state_dict()[name]), name
 
 
+def test_a_run_goes_on_in_other_parts_as_if_it_had_not(data: FaceData, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # One-cycle knows how many steps it has; 48 images in batches of 20 leave a remainder.
+    options = {"network": "plain", "stages": (Stage("all", 4, 1e-2),), "schedule": "one-cycle"}
+    settings = Settings(**{**vars(SETTINGS), **options, "batch": 20})
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 3"):
+            raise KeyboardInterrupt
+
+    train(data, settings, tmp_path / "unbroken")
+    with pytest.raises(KeyboardInterrupt):
+        train(data, replace(settings, accumulate=10), tmp_path / "run", say=stop)
+    train(data, settings, tmp_path / "run", resume=True)
+
+    first, _ = load_checkpoint(tmp_path / "unbroken" / "best.safetensors")
+    second, _ = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    # Loss and steps are shown as if there had been no parts, and nothing of what was kept is gone.
+    shown = {}
+    for name in ("unbroken", "run"):
+        events = EventAccumulator(str(tmp_path / name / "tensorboard"))
+        events.Reload()
+        for tag in ("step/loss", "step/lr", "epoch/val_loss"):
+            shown[name, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    for tag, steps in (("step/loss", [0, 3, 6, 9]), ("epoch/val_loss", [2, 5, 8, 11])):
+        assert [step for step, _ in shown["run", tag]] == steps
+        np.testing.assert_allclose(shown["run", tag], shown["unbroken", tag], rtol=1e-3)
+    np.testing.assert_allclose(shown["run", "step/lr"], shown["unbroken", "step/lr"])
+
+
 def test_ctrl_c_is_passed_on(data: FaceData, tmp_path: Path) -> None:
     settings = Settings(**{**vars(SETTINGS), "stages": (Stage("all", 500, 1e-2),)})
     process, heard = start(data, settings, tmp_path / "run")
@@ -241,23 +275,30 @@ def build_hungry(network: str, weights: str) -> FaceNet:
     return net
 
 
+# The second is shared out evenly, too, and an epoch is no multiple of it.
+@pytest.mark.parametrize(("batch", "tried"), [(12, [2, 4]), (20, [2, 4, 10])])
 def test_a_batch_too_large_for_the_memory_is_taken_in_parts(
-    data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: FaceData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    tried: list[int],
 ) -> None:
     monkeypatch.setitem(networks.NETWORKS, "hungry", build_hungry)
     # While the head alone trains, the memory is enough.
     stages = (Stage("head", 1, 1e-2), Stage("all", 2, 1e-2))
-    options = {"batch": 12, "stages": stages, "network": "hungry"}
+    options = {"batch": batch, "stages": stages, "network": "hungry"}
     said: list[str] = []
     settings = Settings(**{**vars(SETTINGS), **options})
     train(data, settings, tmp_path / "hungry", say=said.append)
     assert [line for line in said if "memory" in line] == [
-        "the GPU's memory is too small for 12 images at once: going on with 2 parts of a batch",
-        "the GPU's memory is too small for 12 images at once: going on with 4 parts of a batch",
+        f"the GPU's memory is too small for {batch} images at once: going on with {parts} parts of "
+        "a batch"
+        for parts in tried
     ]
     assert sum("stage 1 of 2" in line for line in said) == 1
     kept = Settings.from_json((tmp_path / "hungry" / "settings.json").read_text())
-    assert kept == Settings(**{**vars(settings), "accumulate": 4})
+    assert kept == Settings(**{**vars(settings), "accumulate": tried[-1]})
     # It is what a large memory trains.
     train(data, Settings(**{**vars(settings), "network": "plain"}), tmp_path / "plain")
     first, _ = load_checkpoint(tmp_path / "plain" / "best.safetensors")
@@ -272,7 +313,7 @@ def test_a_memory_too_small_for_two_images_is_an_error(
     monkeypatch.setitem(networks.NETWORKS, "hungry", build_hungry)
     monkeypatch.setattr(SmallMemory, "holds", 1)
     options = {"batch": 4, "stages": (Stage("all", 1, 1e-2),), "network": "hungry"}
-    with pytest.raises(ModelError, match="too small for two images: use a smaller --crop"):
+    with pytest.raises(ModelError, match="too small for 2 images, .*: use a smaller --crop"):
         train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "run")
 
 
@@ -363,6 +404,16 @@ def test_tensorboard_shows_the_run(data: FaceData, tmp_path: Path) -> None:
     assert [step for step, _ in epochs] == [5, 11, 17, 23, 29]
     assert [value for _, value in epochs] == pytest.approx([float(r["val_auc"]) for r in rows])
     assert [event.step for event in shown.Scalars("step/loss")] == [0, 6, 12, 18, 24]
+
+
+def test_the_bar_shows_the_loss_of_a_part_as_it_is() -> None:
+    with RunProgress(print, 1, 0, bar=True) as reporter:
+        module = StagedTraining(tiny.build_tiny(), SETTINGS, STAGES[0], 0)
+        trainer = L.Trainer(accumulate_grad_batches=4, logger=False, enable_checkpointing=False)
+        # As Lightning passes it on: divided by the number of parts.
+        reporter.on_train_batch_end(trainer, module, {"loss": torch.tensor(0.2)}, None, 0)
+        assert reporter._bar
+        assert reporter._bar.tasks[0].fields["loss"] == pytest.approx(0.8)
 
 
 def test_workers_do_not_wait_for_threads_that_they_lack(data: FaceData, tmp_path: Path) -> None:

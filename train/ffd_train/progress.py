@@ -86,7 +86,8 @@ class RunProgress(Callback):
                 self._task,
                 completed=self._epoch - 1 + share,
                 epoch=self._epoch,
-                loss=float(outputs["loss"]),
+                # Lightning divides it by the number of parts.
+                loss=float(outputs["loss"]) * trainer.accumulate_grad_batches,
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

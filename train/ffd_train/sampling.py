@@ -86,11 +86,24 @@ def _by_shard(
     return order[np.argsort(ranks, kind="stable")]
 
 
+def possible_parts(batch: int, processes: int = 1) -> list[int]:
+    """In how many parts each process can take its share of a batch, from few to many.
+
+    All parts are of one size, and of two images at least: BatchNorm cannot train on a single one.
+
+    Args:
+        batch: images a step, over all processes.
+        processes: that train together.
+    """
+    return [n for n in range(1, batch // processes // 2 + 1) if batch % (n * processes) == 0]
+
+
 class Batches(Sampler[list[Draw]]):
     """An epoch in batches: what one process loads, a part of a step at a time.
 
     A step's batch is the same whatever number of processes share it and in however many parts each
-    takes its share, but for a remainder at the epoch's end that cannot be shared out evenly.
+    takes its share, and so is the number of steps. The last batch is filled up from the beginning
+    of the epoch's order, as further draws.
 
     Args:
         order: of the epoch, by `draw_epoch`.
@@ -100,7 +113,7 @@ class Batches(Sampler[list[Draw]]):
         processes: that train together.
 
     Raises:
-        DataError: there are too few images in a batch, or in all, to be shared out.
+        DataError: the batch cannot be shared out evenly, two images or more to a part.
     """
 
     def __init__(
@@ -111,27 +124,24 @@ class Batches(Sampler[list[Draw]]):
         rank: int = 0,
         processes: int = 1,
     ) -> None:
+        if parts not in possible_parts(batch, processes):
+            raise DataError(
+                f"{batch} images a step cannot be shared evenly by {processes} x {parts} "
+                "(processes x parts), two or more to each: choose another --batch or --accumulate"
+            )
         self.parts = parts
         self._order = order
-        self._steps: list[tuple[int, int]] = []
-        share = processes * parts
-        for start in range(0, len(order), batch):
-            size = min(batch, len(order) - start) // share
-            # BatchNorm cannot train on a single image; but something must be trained on.
-            if size > 1 or (size == 1 and not self._steps):
-                self._steps.append((start + rank * parts * size, size))
-        if not self._steps or batch < 2 * share <= len(order):
-            raise DataError(
-                f"{min(batch, len(order))} images a step cannot be shared by {processes} processes "
-                f"in {parts} parts, two for each: raise --batch, lower --accumulate, or give more "
-                "images"
-            )
+        self._size = batch // (processes * parts)
+        first = rank * parts * self._size
+        self._shares = range(first, -(-len(order) // batch) * batch, batch)
 
     def __len__(self) -> int:
-        return len(self._steps) * self.parts
+        return len(self._shares) * self.parts
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for start, size in self._steps:
+        count = len(self._order)
+        for share in self._shares:
             for part in range(self.parts):
-                first = start + part * size
-                yield [(at, int(self._order[at])) for at in range(first, first + size)]
+                first = share + part * self._size
+                draws = range(first, first + self._size)
+                yield [(at, int(self._order[at % count])) for at in draws]

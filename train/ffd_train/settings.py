@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -82,7 +81,7 @@ class Settings:
 
     def part(self, processes: int) -> int:
         """Images that a process takes at once."""
-        return math.ceil(self.batch / processes / self.accumulate)
+        return self.batch // (processes * self.accumulate)
 
     def to_json(self) -> str:
         """As `settings.json` in a run's folder."""

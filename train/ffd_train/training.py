@@ -44,6 +44,7 @@ from .run_folder import (
     require_space,
     write_whole,
 )
+from .sampling import possible_parts
 from .settings import Settings, choose_device
 from .tensorboard import TensorBoard
 
@@ -60,8 +61,8 @@ def train(
     """Train all stages, then calibrate the best checkpoint on the validation split.
 
     Started by torchrun, the processes train together, and the first one writes. Where a GPU's
-    memory is too small for a batch, it is taken in twice as many parts, from the last whole epoch
-    on.
+    memory is too small for a batch, it is taken in at least twice as many parts, from the last
+    whole epoch on.
 
     Args:
         data: with both classes in train and val.
@@ -79,7 +80,7 @@ def train(
     """
     _silence_lightning()
     processes = Processes.here()
-    _require_images(data, settings, processes)
+    _require_images(data, processes)
     with one_opencv_thread():
         while True:
             try:
@@ -100,13 +101,9 @@ def train(
         return finish(data, settings, folder, say) if processes.first else card
 
 
-def _require_images(data: FaceData, settings: Settings, processes: Processes) -> None:
-    for split, least in (
-        ("train", 2 * processes.count * settings.accumulate),
-        ("val", processes.count),
-    ):
-        if len(data.split(split)) < least:
-            raise DataError(f"{data.root} has fewer than {least} images in {split}: too few here")
+def _require_images(data: FaceData, processes: Processes) -> None:
+    if len(data.split("val")) < processes.count:
+        raise DataError(f"{data.root} has fewer than {processes.count} images in val: too few here")
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -115,11 +112,17 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _in_more_parts(settings: Settings, processes: Processes) -> Settings:
-    parts = 2 * settings.accumulate
-    if settings.batch // processes.count // parts < 2:
+    before = settings.accumulate
+    possible = possible_parts(settings.batch, processes.count)
+    more = [parts for parts in possible if parts > before]
+    if not more:
         raise ModelError(
-            "the GPU's memory is too small for two images: use a smaller --crop or --network"
+            f"the GPU's memory is too small for {settings.part(processes.count)} images, and a "
+            f"batch of {settings.batch} cannot be taken in smaller parts: use a smaller --crop or "
+            "--network, or another --batch"
         )
+    # Each try costs what was trained of the epoch.
+    parts = next((parts for parts in more if parts >= 2 * before), more[-1])
     if processes.count > 1:
         # One process alone cannot change what all do.
         raise ModelError(f"a GPU's memory is too small: start again with --accumulate {parts}")
