@@ -162,6 +162,74 @@ def test_a_manifest_that_cannot_be_used_is_refused(
             read(root)
 
 
+def test_a_manifest_splits_a_folder(tmp_path: Path) -> None:
+    root = make_faces(tmp_path / "f", {".": 20})
+    names = [p.relative_to(root).as_posix() for p in sorted(root.glob("*/*.png"))]
+    said = {name: ("train", "val", "test", "")[n % 4] for n, name in enumerate(names)}
+    manifest = root / "manifest.csv"
+
+    def write(splits: dict[str, str], people: dict[str, str]) -> None:
+        rows = "".join(f"{name},{split},{people.get(name, '')}\n" for name, split in splits.items())
+        manifest.write_text("path,split,identity\n" + rows)
+
+    # Who has no split goes where the person's other pictures are, else by content.
+    write(said, {names[2]: "p", names[3]: "p"})
+    data = scan(root)
+    found = {sample.path: sample.split for sample in data.samples}
+    assert {name: found[name] for name in names if said[name]} == {
+        n: s for n, s in said.items() if s
+    }
+    assert found[names[3]] == "test"
+    assert {found[name] for name in names if not said[name]} == {"train", "val", "test"}
+    assert find_labelled(root).samples == find_labelled(root, "test").samples
+    for split in ("train", "val", "test"):
+        ours = [sample.path for sample in find_labelled(root, split).samples]
+        assert ours == [sample.path for sample in data.split(split)]
+    # As of folders, a tenth of train becomes val where there is none.
+    write({name: "test" if n % 4 == 2 else "train" for n, name in enumerate(names)}, {})
+    data = scan(root)
+    assert [len(data.split(s)) for s in ("train", "val", "test")] == [26, 4, 10]
+    assert [s.path for s in find_labelled(root, "val").samples] == [
+        s.path for s in data.split("val")
+    ]
+    write(dict.fromkeys(names, "validation"), {})
+    with pytest.raises(DataError, match="'validation' is none of train, val, test"):
+        scan(root)
+    root = make_faces(tmp_path / "split", {"train": 1, "val": 1})
+    (root / "manifest.csv").write_text("path,split\nval/generated/red0.png,train\n")
+    for read in (partial(scan, root, ("train",)), partial(find_labelled, root, "val")):
+        with pytest.raises(DataError, match="puts val/generated/red0.png into train: move it"):
+            read()
+
+
+def test_a_manifest_that_names_some_pictures_says_so_or_is_refused(tmp_path: Path) -> None:
+    root = make_faces(tmp_path / "f", {"train": 4, "val": 4})
+    names = [p.relative_to(root).as_posix() for p in sorted(root.glob("*/*/*.png"))]
+
+    def write(column: str, count: int, wrong: int) -> None:
+        rows = [f"{'f/' if n < wrong else ''}{name},train" for n, name in enumerate(names[:count])]
+        (root / "manifest.csv").write_text(f"path,{column}\n" + "\n".join(rows))
+
+    readers = (partial(scan, root, ("train",)), partial(find_labelled, root, "val"))
+    for column, count, wrong, named in (("source", 16, 8, 8), ("identity", 8, 2, 6)):
+        write(column, count, wrong)
+        for read in readers:
+            assert read().notes == (f"{root}/manifest.csv names {named} of 16 pictures",)
+    # The persons of half of them would be unknown.
+    write("identity", 16, 8)
+    for read in readers:
+        with pytest.raises(
+            DataError,
+            match=r"names 8 of 16 pictures, and 8 of its rows, such as 'f/train/gen.*, none: write",
+        ):
+            read()
+    # Rows of pictures that are not there any more are no harm.
+    shutil.rmtree(root / "val")
+    write("identity", 16, 0)
+    assert list_samples(root).samples
+    assert find_labelled(root, "train").notes == ()
+
+
 def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
     root = make_faces(tmp_path / "f", {"train": 3, "test": 1})
     shows = "path,identity\ntrain/groundtruth/blue{}.png,p1\n{}/groundtruth/blue0.png,p1\n"

@@ -19,18 +19,23 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from ffd_runtime.card import CLASSES
 from ffd_runtime.decode import read_file
 from ffd_runtime.errors import DataError, InputError, OutputError
 from ffd_train.commands.data_prepare import prepare as ffd_data_prepare
-from ffd_train.data import scan
+from ffd_train.data import find_labelled, scan
 from ffd_train.folders import SPLITS
 from ffd_train.prepare import reading
 from ffd_train.prepare.inputs import Entry, Input, find_entries
 from ffd_train.prepare.matching import common_side, draw_quality, match, most_bytes
 from ffd_train.prepare.preparing import Settings, prepare
+from ffd_train.prepare.reading import Facts
+from ffd_train.prepare.selection import Picture, assign
 
 from ..conftest import picture
 
@@ -431,6 +436,23 @@ def test_two_at_a_time_do_not_share_an_output(tmp_path: Path) -> None:
             pack(inputs, tmp_path / "out")
 
 
+def test_who_is_refused_leaves_the_files_of_the_run_that_writes(tmp_path: Path) -> None:
+    import fcntl
+
+    inputs, output = make_classes(tmp_path / "raw"), tmp_path / "out"
+    pack(inputs, output)
+    assert not (output / "reading.jsonl").exists()
+    # As where the other packs again what the finished set lacks.
+    (output / "val-000000.tar").unlink()
+    (output / "prepare.json").write_text("{}")
+    with (output / "reading.jsonl").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="another ffd-data prepare writes"):
+            pack(inputs, output)
+        assert (output / "reading.jsonl").exists()
+        assert (output / "prepare.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -527,6 +549,11 @@ def test_lists_of_other_pictures_are_refused_and_none_is_said(tmp_path: Path) ->
         DataError, match=r"names 0 of 8 pictures, such as 'face-000001.jpg' not: give them their"
     ):
         find_entries([given])
+    # A list that ends early names the first.
+    touch(tmp_path / "short/1.jpg", *(tmp_path / f"short/{n}.jpg" for n in range(2, 6)))
+    (tmp_path / "short/identity_CelebA.txt").write_text("1.jpg 7\n2.jpg 7\n")
+    with pytest.raises(DataError, match="2 of 5 pictures, such as '3.jpg' not: .* if it is cut"):
+        find_entries([Input(tmp_path / "short", "groundtruth")])
     # Others may lie beside.
     touch(tmp_path / "archive/ffhq/1.jpg")
     path.rename(tmp_path / "archive/list_eval_partition.txt")
@@ -535,6 +562,60 @@ def test_lists_of_other_pictures_are_refused_and_none_is_said(tmp_path: Path) ->
     (tmp_path / "archive/list_eval_partition.txt").rename(path)
     generated = Input(tmp_path / "celeba/img", "generated")
     assert {entry.split for entry in find_entries([generated]).entries} == {""}
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_celebas_lists_count_where_its_folder_is_linked_into_another(
+    tmp_path: Path, split: str
+) -> None:
+    celeba(tmp_path / "celeba")
+    made = make_classes(tmp_path / "x", 30)[1]
+    root = tmp_path / "raw" / split
+    root.mkdir(parents=True)
+    (root / "groundtruth").symlink_to(tmp_path / "celeba/img_align_celeba")
+    (root / "generated").symlink_to(made.path)
+    found = find_entries([Input(tmp_path / "raw")])
+    splits = 0 if split else 60
+    note = f"raw/{split}groundtruth: CelebA's partition of {splits}, identity of 60 of 60 pictures"
+    assert note in found.notes
+    photos = [entry for entry in found.entries if entry.label == "groundtruth"]
+    assert {entry.identity for entry in photos} == {str(2880 + n) for n in range(20)}
+    # A folder for a split is the user's word, and stands above the list's.
+    assert Counter(entry.split for entry in photos) == (
+        {"train": 60} if split else {"train": 24, "val": 24, "test": 12}
+    )
+    if split:
+        # A tenth for validation, by content, would tear persons apart.
+        with pytest.raises(DataError, match=r"persons are in two splits, .* with ffd-data prepare"):
+            scan(tmp_path / "raw", ("train",))
+        return
+    scanned = scan(tmp_path / "raw")
+    assert note in scanned.notes
+    assert {s.path: s.split for s in scanned.samples if s.label} == {
+        entry.name: entry.split for entry in photos
+    }
+    for name in SPLITS:
+        assert [s.path for s in find_labelled(tmp_path / "raw", name).samples] == [
+            s.path for s in scanned.split(name)
+        ]
+    (tmp_path / "celeba/list_eval_partition.txt").unlink()
+    with pytest.raises(DataError, match=r"persons are in two splits, .* with ffd-data prepare"):
+        scan(tmp_path / "raw")
+
+
+def test_one_list_means_the_same_persons_in_all_folders(tmp_path: Path) -> None:
+    for name in ("a", "b", "c/c"):
+        touch(tmp_path / name / "000001.jpg", tmp_path / name / "000002.jpg")
+    for folder in (tmp_path, tmp_path / "c"):
+        (folder / "identity_CelebA.txt").write_text("000001.jpg 7\n000002.jpg 8\n")
+    inputs = [Input(tmp_path / name, "groundtruth") for name in ("a", "b", "c/c")]
+    persons = Counter(entry.person for entry in find_entries(inputs).entries)
+    assert sorted(persons.values()) == [1, 1, 2, 2]
+    for name, split in (("a", "train"), ("b", "val")):
+        lines = f"000001.jpg,{split}\n000002.jpg,train\n"
+        (tmp_path / name / "manifest.csv").write_text("path,split\n" + lines)
+    with pytest.raises(DataError, match=r"1 persons are in two splits, .*a/000001.*b/000001"):
+        find_entries(inputs)
 
 
 def test_what_a_manifest_says_is_kept_or_refused(tmp_path: Path) -> None:
@@ -611,6 +692,62 @@ def test_a_copy_that_stays_is_of_the_same_person_and_split(tmp_path: Path) -> No
         ours = number <= 2
         assert row["identity"] == ("me" if ours else str(2880 + person))
         assert row["split"] == ("test" if ours else SPLITS[person // 8])
+
+
+def test_a_split_that_comes_with_a_copy_is_that_of_the_person(tmp_path: Path) -> None:
+    given = celeba(tmp_path / "celeba")
+    (tmp_path / "larger").mkdir()
+    small = cv2.imread(str(tmp_path / "celeba/img_align_celeba/000060.jpg"))
+    assert small is not None
+    cv2.imwrite(str(tmp_path / "larger/1.png"), cv2.resize(small, (130, 150)))
+    save(tmp_path / "larger/other.png", 999)
+    (tmp_path / "larger/manifest.csv").write_text(
+        "path,split,identity\n1.png,,me\nother.png,train,me\n"
+    )
+    larger = Input(tmp_path / "larger", "groundtruth")
+    said = pack([given, larger, make_classes(tmp_path / "raw")[1]], tmp_path / "out")
+    assert (
+        "left out 1 of persons who are in another split, as copies show, such as larger: other.png "
+        "in train; celeba: img_align_celeba/000058.jpg is in test (each in left_out.csv)"
+    ) in said
+    assert left_out(tmp_path / "out")["other.png"] == "other_split"
+    packed = {row["original"]: row["split"] for row in rows(tmp_path / "out/manifest.csv")}
+    assert packed["1.png"] == packed["img_align_celeba/000058.jpg"] == "test"
+    assert "other.png" not in packed
+
+
+ENTRIES = st.builds(
+    Entry,
+    st.just("groundtruth"),
+    st.sampled_from("st"),
+    st.just(Path("r")),
+    st.just("n"),
+    st.sampled_from(["", *"abcdef"]),
+    st.sampled_from(["", "", *SPLITS]),
+)
+
+
+@drawn(st.lists(st.lists(ENTRIES, min_size=1, max_size=3), max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_nobody_is_in_two_splits_whatever_was_given(groups: list[list[Entry]]) -> None:
+    pictures = [
+        Picture(best, Facts(sha256=f"{n:064x}"), tuple(copies))
+        for n, (best, *copies) in enumerate(groups)
+    ]
+    splits, dropped = assign(pictures, (60, 20, 20))
+    of: dict[tuple[Path, str], set[str]] = {}
+    for split, kept in splits.items():
+        for one in kept:
+            assert one.split in ("", split)
+            for entry in one.entries:
+                if entry.identity:
+                    of.setdefault(entry.person, set()).add(split)
+    assert all(len(seen) == 1 for seen in of.values())
+    assert sum(map(len, splits.values())) + len(dropped) == len(pictures)
+    # Nothing is lost without need.
+    assert all(out.entry in [p.entry for p in pictures if p.split] for out in dropped)
+    if len({p.split for p in pictures} - {""}) < 2:
+        assert not dropped
 
 
 def test_persons_linked_by_a_copy_go_together(tmp_path: Path) -> None:

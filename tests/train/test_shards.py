@@ -84,6 +84,16 @@ def test_evaluation_reads_shards(packed: Path, colour_model: Path) -> None:
         assert result.label == ("generated", "groundtruth")[sample.label]
 
 
+def test_a_split_without_pictures_is_told(folder: Path, tmp_path: Path) -> None:
+    classes = ("generated", "groundtruth")
+    inputs = [Input(folder / "train" / label, label) for label in classes]
+    settings = Settings(match=False, split=(80, 20, 0))
+    prepare(inputs, tmp_path / "out", settings, 2, lambda _: None, lambda *_: lambda: None)
+    with pytest.raises(DataError, match=r"no images in test \(it has train, val\): choose --split"):
+        find_labelled(tmp_path / "out")
+    assert find_labelled(tmp_path / "out", "val").samples
+
+
 def test_finding_reads_no_picture(copy: Path) -> None:
     before = scan(copy).manifest_sha256
     for path in copy.glob("*.tar"):

@@ -24,7 +24,8 @@ from ffd_runtime.errors import DataError, InputError
 from ffd_runtime.preprocess import preprocess
 from ffd_runtime.sources import Item
 
-from .folders import SPLITS, find_shared, list_files, list_folders, read_rows
+from .folders import SPLITS, ClassFolder, find_shared, list_files, list_folders, read_rows
+from .prepare.known import Known, read_known
 from .recipe import Recipe
 from .shards import BEGUN, DATASET, MANIFEST, ShardReader, is_packed, read_index
 
@@ -64,12 +65,14 @@ class FaceData:
         samples: split by split and class by class, by path; packed ones as they lie in the shards.
         ignored: files left out, hidden ones and those whose names do not end like an image's.
         shards: reads a packed data set; None for a folder of pictures.
+        notes: what a person is told of it.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     ignored: int = 0
     shards: ShardReader | None = field(default=None, compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def split(self, name: str) -> list[Sample]:
         """The samples of one split."""
@@ -109,15 +112,17 @@ def scan(root: str | Path, splits: Sequence[str] = SPLITS) -> FaceData:
     `groundtruth/`, or `train/`, `val/` and `test/` with those two in each. Without split folders,
     80/10/10 by content, so that copies of a picture stay together; with `train/` but no `val/`, a
     tenth of train becomes val. `manifest.csv` in the root, where there is one, names each path's
-    source, and identity.
+    source, identity and split, and CelebA's lists are found as by `ffd-data prepare`; what they
+    put into a split stays there.
 
     Args:
         root: the folder.
         splits: splits that will be used, each of which must hold both classes.
 
     Raises:
-        DataError: the layout is another one, a class is empty, images cannot be read, or the same
-            picture is in two splits or in both classes, or a person in two splits.
+        DataError: the layout is another one, a class is empty, images cannot be read, what is said
+            of them is damaged or contradicts their folders, or the same picture is in two splits or
+            in both classes, or a person in two splits.
     """
     root = Path(root)
     data = _open_packed(root) if is_packed(root) else _scan_folders(root)
@@ -160,21 +165,22 @@ def _open_packed(root: Path) -> FaceData:
 
 def _scan_folders(root: Path) -> FaceData:
     """A data set of single files, each read and decoded."""
-    found, ignored = find_images(root)
-    known = _read_manifest(root, found)
+    folders = find_images(root)
+    known, notes = read_known(folders, root.resolve().name)
+    found = _place(folders, known)
     # Before all of one class is read in vain.
     _require_both_classes(root, {label for _, label, _ in found}, "it")
     with ThreadPoolExecutor(count_cores()) as pool:
         digests = list(pool.map(lambda item: _check(root / item[0]), found))
     _refuse_unreadable([(found[i][0], d) for i, d in enumerate(digests) if not _is_digest(d)])
     samples = tuple(
-        Sample(path, label, split, digest, _source(known, path))
+        Sample(path, label, split, digest, known[path].source or None)
         for (path, label, _), split, digest in zip(
             found, _assign(found, digests), digests, strict=True
         )
     )
     _refuse_shared_identities(root, samples, known)
-    return FaceData(root, samples, ignored)
+    return FaceData(root, samples, _ignored(folders), notes=tuple(notes))
 
 
 def manifest_bytes(data: FaceData) -> bytes:
@@ -204,7 +210,10 @@ def find_labelled(root: Path, split: str | None = None) -> FaceData:
     """
     if is_packed(root):
         packed = _open_packed(root)
-        samples = packed.split(split or "test")
+        wanted = split or "test"
+        samples = packed.split(wanted)
+        if not samples:
+            raise _no_images(root, wanted, {sample.split for sample in packed.samples})
         data = FaceData(root, tuple(samples), shards=packed.shards)
     else:
         data = _find_in_folders(root, split)
@@ -214,27 +223,54 @@ def find_labelled(root: Path, split: str | None = None) -> FaceData:
 
 
 def _find_in_folders(root: Path, split: str | None) -> FaceData:
-    found, ignored = find_images(root)
-    given = {folder for _, _, folder in found if folder}
+    folders = find_images(root)
+    known, notes = read_known(folders, root.resolve().name)
+    found = _place(folders, known)
+    splits = [given for _, _, given in found]
+    given = set(filter(None, splits))
     wanted = split or ("test" if given else None)
-    made = _makes(given)
+    made = _makes(splits)
     if wanted and wanted not in given | made:
-        there = ", ".join(sorted(given | made))
-        raise DataError(f"{root} has no images in {wanted}/ (it has {there}): choose --split")
-    folders = [folder or "" for _, _, folder in found]
+        raise _no_images(root, f"{wanted}/", given | made)
     if wanted in made:
-        folders = _assign(found, [_identity(root / path) for path, _, _ in found])
-    known = _read_manifest(root, found)
+        # Few may have no split yet, and only these have to be read.
+        free = {i for label in range(len(CLASSES)) for i in _find_free(found, label)}
+        splits = _assign(
+            found,
+            [_identity(root / path) if i in free else "" for i, (path, *_) in enumerate(found)],
+        )
     samples = tuple(
-        Sample(path, label, folder, "", _source(known, path))
-        for (path, label, _), folder in zip(found, folders, strict=True)
-        if wanted in (None, folder)
+        Sample(path, label, at, "", known[path].source or None)
+        for (path, label, _), at in zip(found, splits, strict=True)
+        if wanted in (None, at)
     )
-    return FaceData(root, samples, ignored)
+    return FaceData(root, samples, _ignored(folders), notes=tuple(notes))
 
 
-# Path, label, and the split folder if there is one.
-Found = tuple[str, int, str | None]
+def _no_images(root: Path, wanted: str, there: Collection[str]) -> DataError:
+    has = ", ".join(sorted(there))
+    return DataError(f"{root} has no images in {wanted} (it has {has}): choose --split")
+
+
+# Path, label, and the split that is given; empty for none.
+Found = tuple[str, int, str]
+
+
+def _place(folders: Sequence[ClassFolder], known: dict[str, Known]) -> list[Found]:
+    """Every picture, and where it was put; a person's others go where one was put."""
+    persons: dict[tuple[Path, str] | None, str] = {
+        of.person: of.split for of in known.values() if of.person and of.split
+    }
+    return [
+        (path, CLASSES.index(folder.label), of.split or persons.get(of.person, ""))
+        for folder in folders
+        for path in folder.pictures
+        for of in (known[path],)
+    ]
+
+
+def _ignored(folders: Sequence[ClassFolder]) -> int:
+    return sum(folder.listing.ignored for folder in folders)
 
 
 def list_samples(root: Path) -> FaceData:
@@ -247,14 +283,20 @@ def list_samples(root: Path) -> FaceData:
     """
     if is_packed(root):
         return _open_packed(root)
-    found, ignored = find_images(root)
-    known = _read_manifest(root, found)
-    samples = [Sample(path, label, at or "", "", _source(known, path)) for path, label, at in found]
-    return FaceData(root, tuple(samples), ignored)
+    folders = find_images(root)
+    rows = read_rows(root / MANIFEST, [path for folder in folders for path in folder.pictures])
+    samples = [
+        Sample(
+            path, CLASSES.index(folder.label), folder.split, "", rows.get(path, {}).get("source")
+        )
+        for folder in folders
+        for path in folder.pictures
+    ]
+    return FaceData(root, tuple(samples), _ignored(folders))
 
 
-def find_images(root: Path) -> tuple[list[Found], int]:
-    """Every image, and how many other files there were.
+def find_images(root: Path) -> list[ClassFolder]:
+    """The folders of both classes, split by split, with every image.
 
     Raises:
         DataError: there is no such folder, no image, or another layout: a split's folder is named
@@ -274,10 +316,15 @@ def find_images(root: Path) -> tuple[list[Found], int]:
             f"{root} has {beside[0]}/ beside {splits[0]}/: put all pictures into splits, or remove "
             f"{splits[0]}/"
         )
-    found, ignored = _find(root, splits)
-    if not found:
+    folders = [
+        ClassFolder(root, below, label, split, list_files(root / below))
+        for split in splits or ("",)
+        for label in CLASSES
+        if os.path.isdir(root / (below := f"{split}/{label}" if split else label))
+    ]
+    if not any(folder.listing.pictures for folder in folders):
         raise DataError(_without_images(root))
-    return found, ignored
+    return folders
 
 
 def _without_images(root: Path) -> str:
@@ -313,19 +360,6 @@ def _instead(root: Path) -> str:
     return f" (it has {shown}; if that is one of the classes, rename it)"
 
 
-def _find(root: Path, splits: Sequence[str]) -> tuple[list[Found], int]:
-    found: list[Found] = []
-    ignored = 0
-    for split in splits or (None,):
-        for label, name in enumerate(CLASSES):
-            folder = f"{split}/{name}" if split else name
-            if os.path.isdir(root / folder):
-                listing = list_files(root / folder)
-                found += [(f"{folder}/{path}", label, split) for path in listing.pictures]
-                ignored += listing.ignored
-    return found, ignored
-
-
 def _check(path: Path) -> str:
     """The file's sha256, or what is wrong with it."""
     try:
@@ -347,35 +381,39 @@ def _refuse_unreadable(bad: list[tuple[str, str]]) -> None:
         raise DataError(f"{len(bad)} images cannot be read, remove or replace them: {shown}{more}")
 
 
-def _makes(given: set[str]) -> set[str]:
-    """The splits that are made here, by the split folders that there are."""
-    if not given:
+def _makes(given: Sequence[str]) -> set[str]:
+    """The splits that are made here, by those that the pictures were put in."""
+    if "" in given:
         return set(SPLITS)
     return {"train", "val"} if "train" in given and "val" not in given else set()
 
 
-def _assign(found: list[Found], identities: Sequence[str]) -> list[str]:
-    """A split for every image: its folder's, or one by content where that must be made.
+def _find_free(found: Sequence[Found], label: int) -> list[int]:
+    """Pictures of a class without a split; of train, where nothing was put in val."""
+    own = [i for i, (_, of, _) in enumerate(found) if of == label]
+    free = [i for i in own if not found[i][2]]
+    if free or any(split == "val" for _, _, split in found):
+        return free
+    return [i for i in own if found[i][2] == "train"]
 
-    Of each class, the tenth of the pictures whose sha256 is lowest is val, and the next tenth test
+
+def _assign(found: Sequence[Found], identities: Sequence[str]) -> list[str]:
+    """A split for every image: the one that is given, or one by content where that must be made.
+
+    Of the free ones of each class, the tenth whose sha256 is lowest is val, and the next tenth test
     if that is made too; at least one picture each, as long as one is left to train on.
     """
-    given = {folder for _, _, folder in found if folder}
-    made = _makes(given)
-    splits = [folder or "" for _, _, folder in found]
+    splits = [split for _, _, split in found]
     for label in range(len(CLASSES)):
-        free = [
-            i
-            for i, (_, own, folder) in enumerate(found)
-            if own == label and (folder or "train") in made
-        ]
+        free = _find_free(found, label)
         ranked = sorted({identities[i] for i in free})
         tenth = max(1, round(len(ranked) / 10))
         val = set(ranked[: min(tenth, len(ranked) - 1)])
-        test = set(ranked[tenth : min(2 * tenth, len(ranked) - 1)]) if "test" in made else set()
+        rest = set(ranked[tenth : min(2 * tenth, len(ranked) - 1)])
         for i in free:
-            identity = identities[i]
-            splits[i] = "val" if identity in val else "test" if identity in test else "train"
+            # What came from train stays there.
+            after = "train" if splits[i] or identities[i] not in rest else "test"
+            splits[i] = "val" if identities[i] in val else after
     return splits
 
 
@@ -419,23 +457,15 @@ def _refuse_leaks(data: FaceData) -> None:
             )
 
 
-def _read_manifest(root: Path, found: Sequence[Found]) -> dict[str, dict[str, str]]:
-    return read_rows(root / MANIFEST, [path for path, _, _ in found])
-
-
-def _source(known: dict[str, dict[str, str]], path: str) -> str | None:
-    return known.get(path, {}).get("source")
-
-
 def _refuse_shared_identities(
-    root: Path, samples: Sequence[Sample], known: dict[str, dict[str, str]]
+    root: Path, samples: Sequence[Sample], known: dict[str, Known]
 ) -> None:
     """A person who is trained on and measured with.
 
     Raises:
         DataError: there are such.
     """
-    persons = ((known.get(s.path, {}).get("identity"), s) for s in samples)
+    persons = ((known[s.path].person, s) for s in samples)
     shared = find_shared((person, s.split, s.path) for person, s in persons if person)
     if shared:
         (_, one), (_, two) = shared[0]

@@ -17,6 +17,9 @@ SUFFIXES = frozenset(
 )
 # Of a manifest.csv, besides the path; all else that it may say is not ours.
 COLUMNS = ("source", "split", "identity")
+# Of the pictures that a manifest with persons or splits seems to mean. Where it names fewer, paths
+# are wrong, and persons would get into two splits unseen.
+FEWEST = 0.75
 
 
 @dataclass
@@ -38,6 +41,36 @@ class Listing:
     def ignored(self) -> int:
         """Files that are no picture."""
         return len(self.others) + self.hidden
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """A folder with pictures of one class.
+
+    Attributes:
+        root: folder that was given.
+        below: its path below that, with forward slashes; empty for that folder itself.
+        label: `generated` or `groundtruth`.
+        split: that it lies in; empty for none.
+        listing: what is in it.
+    """
+
+    root: Path
+    below: str
+    label: str
+    split: str
+    listing: Listing
+
+    @property
+    def path(self) -> Path:
+        """Of the folder."""
+        return self.root / self.below
+
+    @property
+    def pictures(self) -> list[str]:
+        """Their paths below the root."""
+        start = f"{self.below}/" if self.below else ""
+        return [start + picture for picture in self.listing.pictures]
 
 
 def list_files(root: Path) -> Listing:
@@ -111,26 +144,37 @@ def read_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
         By picture, those of `COLUMNS` that it has.
 
     Raises:
-        DataError: it cannot be read, has none of the columns, or names none of the pictures.
+        DataError: it cannot be read, has none of the columns, names none of the pictures, or has
+            persons or splits and its paths fit few of them.
     """
     if not os.path.lexists(path):
         return {}
     known = frozenset(names)
     rows: dict[str, dict[str, str]] = {}
-    example = ""
+    strange: list[str] = []
     for row in _parse(path):
-        name = row.pop("path")
-        example = example or name
+        written = name = row.pop("path")
         if name not in known:
             # Windows writes .\folder\name.
             name = name.replace("\\", "/").removeprefix("./")
         if name in known:
             rows[name] = row
+        else:
+            strange.append(written)
     if not rows:
-        has = f"it has {example!a}" if example else "it has no rows"
+        has = f"it has {strange[0]!a}" if strange else "it has no rows"
         raise DataError(
             f"{path} names none of the pictures beside it ({has}): write their paths relative to "
             f"{path.parent}, or remove the file"
+        )
+    # Rows of pictures that are gone do no harm, nor do pictures that no row could mean.
+    missed = min(len(strange), len(known) - len(rows))
+    told = any(row.get("split") or row.get("identity") for row in rows.values())
+    if told and len(rows) < FEWEST * (len(rows) + missed):
+        raise DataError(
+            f"{path} names {len(rows)} of {len(known)} pictures, and {len(strange)} of its rows, "
+            f"such as {strange[0]!a}, none: write their paths relative to {path.parent}, or remove "
+            "these rows"
         )
     return rows
 

@@ -103,7 +103,8 @@ def main(
     """Measure MODEL on DATA, a folder with generated/ and groundtruth/.
 
     MODEL is a checkpoint, a run's folder, an ONNX, an engine, or the word embedded. DATA may hold
-    train/, val/ and test/; its manifest.csv, where there is one, names each image's source.
+    train/, val/ and test/; its manifest.csv, where there is one, names each image's source
+    and split.
     """
     if card and not robustness:
         raise click.UsageError("--card writes the table of --robustness: give that too")
@@ -133,6 +134,8 @@ def main(
     cv2.setNumThreads(1)
     started = datetime.now().astimezone()
     found = find_labelled(data, split)
+    for note in found.notes:
+        say(note)
     available = len(found.samples)
     if not split and not any(each.split for each in found.samples):
         say(f"{data} has no test/: all of it is measured, also what a model was perhaps trained on")

@@ -218,6 +218,8 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     faces = leave_out(scan(data, ("train", "val")), settings.leave_out)
     counts = ", ".join(f"{len(faces.split(split))} {split}" for split in ("train", "val", "test"))
     tell(f"{len(faces.samples)} images: {counts}" + _ignored(faces.ignored))
+    for note in faces.notes:
+        tell(note)
     if not resume:
         require_whole(faces)
     if first:
@@ -257,7 +259,9 @@ def _resumed(data: Path, run: Path, options: dict[str, Any]) -> tuple[Settings, 
     # The data may have moved since; that it is the same is checked by content.
     text = (run / SETTINGS).read_text()
     changes = {name: options[name] for name in OF_THE_MACHINE if name in given}
-    return Settings.from_json(text, data=str(data.absolute()), **changes), run
+    settings = Settings.from_json(text, data=str(data.absolute()), **changes)
+    _require_parts(settings.batch, settings.accumulate)
+    return settings, run
 
 
 def _started(
@@ -292,11 +296,34 @@ def _require_sizes(crop: int | None, sizes: tuple[int, int] | None) -> None:
 def _require_share(batch: int, parts: int) -> None:
     from ..processes import Processes
 
-    least = 2 * Processes.here().count * parts
-    if batch < least:
+    shares = Processes.here().count * parts
+    if batch < 2 * shares:
         raise click.UsageError(
-            f"--batch {batch} leaves a part less than two images: at least {least} here"
+            f"--batch {batch} leaves a part less than two images: at least {2 * shares} here"
         )
+    if batch % shares:
+        nearest = (batch + shares // 2) // shares * shares
+        raise click.UsageError(
+            f"--batch {batch} cannot be shared evenly, here by {shares}: --batch {nearest} can"
+        )
+
+
+def _require_parts(batch: int, parts: int) -> None:
+    """Refuse to go on with a run's batch where it cannot be shared as it was."""
+    from ..processes import Processes
+    from ..sampling import possible_parts
+
+    count = Processes.here().count
+    possible = possible_parts(batch, count)
+    if parts in possible:
+        return
+    what = "start another number of processes"
+    if possible:
+        what = f"give --accumulate {next((n for n in possible if n >= parts), possible[-1])}"
+    raise click.UsageError(
+        f"this run's batch of {batch} images cannot be shared evenly by {count} x {parts} "
+        f"(processes x parts), two or more to each: {what}"
+    )
 
 
 def _recipe(text: str | None) -> Recipe | None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ffd_runtime.errors import DataError
 
-from ..folders import SPLITS
+from ..folders import SPLITS, ClassFolder
 
 # As torchvision, the authors' drive and others' CSVs have them.
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
@@ -28,47 +28,51 @@ class Lists:
     """What the lists say of a folder's pictures.
 
     Attributes:
-        splits: by the picture's path.
-        identities: by the picture's path.
+        splits: by the picture's path in the folder.
+        identities: by the picture's path in the folder.
+        persons: the list of identities, links followed; None where there is none.
         said: what was found, for a person; empty where nothing looks like CelebA.
     """
 
     splits: dict[str, str] = field(default_factory=dict)
     identities: dict[str, str] = field(default_factory=dict)
+    persons: Path | None = None
     said: str = ""
 
 
-def read_lists(
-    folder: Path, name: str, pictures: Sequence[str], others: Sequence[str], above: bool
-) -> Lists:
+def read_lists(folder: ClassFolder, name: str) -> Lists:
     """What CelebA's lists say, by the pictures' names without suffix: copies as PNG are common.
+
+    They are looked for in the folder, and above it where it, or what it is a link to, has
+    photographs. A folder that lies in a split stays there, whatever the partition says.
 
     Args:
         folder: of the pictures.
-        name: of the source, for a person.
-        pictures: paths below the folder.
-        others: other files below it, among which the lists are looked for.
-        above: whether to look in the folders that it lies in, too.
+        name: of the folder, for a person.
 
     Raises:
         DataError: a list is damaged, or names few of the pictures.
     """
-    places = [folder / other for other in others]
-    places += _places_above(folder) if above else ()
-    splits = _match(_first(places, PARTITIONS), folder, pictures)
+    path, pictures = folder.path, folder.listing.pictures
+    places = [path / other for other in folder.listing.others]
+    # Generated pictures may be numbered like CelebA's, and lie beside it.
+    places += _places_above(path) if folder.label == "groundtruth" else ()
+    partition = None if folder.split else _first(places, PARTITIONS)
+    splits = _match(partition, path, pictures)
     for picture, number in splits.items():
         if number not in ("0", "1", "2"):
             raise DataError(f"CelebA's partition has {number} for {picture}: known are 0, 1 and 2")
         # 0 is training, 1 validation, 2 testing.
         splits[picture] = SPLITS[int(number)]
-    identities = _match(_first(places, IDENTITIES), folder, pictures)
+    persons = _first(places, IDENTITIES)
+    identities = _match(persons, path, pictures)
     said = ""
-    if splits or identities or _is_called_so(folder):
+    if splits or identities or _is_called_so(path):
         said = (
             f"{name}: CelebA's partition of {len(splits)}, identity of {len(identities)} of "
             f"{len(pictures)} pictures"
         )
-    return Lists(splits, identities, said)
+    return Lists(splits, identities, persons and persons.resolve(), said)
 
 
 def _is_called_so(folder: Path) -> bool:
@@ -98,9 +102,11 @@ def _match(path: Path | None, folder: Path, pictures: Sequence[str]) -> dict[str
         # Of a folder that lies beside this one.
         return {}
     if len(found) < FEWEST * len(pictures):
+        lacking = next(picture for picture in pictures if picture not in found)
         raise DataError(
-            f"{path} names {len(found)} of {len(pictures)} pictures, such as {pictures[0]!a} not: "
-            "give them their names in CelebA, or, if they are others, keep the list elsewhere"
+            f"{path} names {len(found)} of {len(pictures)} pictures, such as {lacking!a} not: "
+            "give them their names in CelebA, copy the list again if it is cut off, or, if they "
+            "are others, keep it elsewhere"
         )
     return found
 

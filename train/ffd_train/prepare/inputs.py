@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffd_runtime.card import CLASSES
 from ffd_runtime.errors import DataError
 
 from ..data import find_images
-from ..folders import SPLITS, find_shared, list_files, read_rows
-from ..shards import MANIFEST, is_packed
-from .celeba import read_lists
+from ..folders import ClassFolder, find_shared, list_files
+from ..shards import is_packed
+from .known import read_known
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +24,9 @@ class Entry:
         source: name of where it came from.
         root: folder that was given.
         name: path below it, with forward slashes.
-        identity: whom it shows, the same one in all of the folder; empty where nobody says.
+        identity: whom it shows; empty where nobody says.
         split: that its makers put it in; empty where they do not say.
+        scope: list within which an identity means one person; None for the folder.
     """
 
     label: str
@@ -35,6 +35,7 @@ class Entry:
     name: str
     identity: str = ""
     split: str = ""
+    scope: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -44,7 +45,7 @@ class Entry:
     @property
     def person(self) -> tuple[Path, str]:
         """Whom it shows, among all folders."""
-        return self.root, self.identity
+        return self.scope or self.root, self.identity
 
 
 @dataclass(frozen=True)
@@ -130,50 +131,38 @@ def _find_labelled(given: Input) -> Found:
     """A folder with generated/ and groundtruth/, or with these in each split."""
     if is_packed(given.path):
         raise DataError(f"{given.path} is packed already: give the folders that it was made from")
-    found, ignored = find_images(given.path)
-    known = read_rows(given.path / MANIFEST, [name for name, _, _ in found])
-    entries = []
-    for name, label, folder in found:
-        row = known.get(name, {})
-        split = _split_of(given, row)
-        if folder and split and folder != split:
-            raise DataError(
-                f"{given.path / MANIFEST} puts {name} into {split}: move it there, or remove the "
-                "column split"
-            )
-        source = row.get("source") or f"{given.name}-{CLASSES[label]}"
-        identity = row.get("identity", "")
-        entries.append(Entry(CLASSES[label], source, given.path, name, identity, folder or split))
-    return Found(entries, ignored, [])
+    return _describe(given, find_images(given.path))
 
 
 def _find_class(given: Input, label: str) -> Found:
     """A folder of one class, nested as it may be."""
     if not os.path.isdir(given.path):
         raise DataError(f"{given.path}: no such folder")
-    listing = list_files(given.path)
-    if not listing.pictures:
+    return _describe(given, [ClassFolder(given.path, "", label, "", list_files(given.path))])
+
+
+def _describe(given: Input, folders: Sequence[ClassFolder]) -> Found:
+    """The pictures of a given folder, with all that is known of them."""
+    if not any(folder.listing.pictures for folder in folders):
         return Found([], 0, [])
-    # Generated pictures may be numbered like CelebA's, and lie beside it.
-    above = label == "groundtruth"
-    lists = read_lists(given.path, given.name, listing.pictures, listing.others, above)
-    known = read_rows(given.path / MANIFEST, listing.pictures)
+    known, notes = read_known(folders, given.name)
     entries = []
-    for name in listing.pictures:
-        row = known.get(name, {})
-        identity = row.get("identity") or lists.identities.get(name, "")
-        split = _split_of(given, row) or lists.splits.get(name, "")
-        source = row.get("source") or given.name
-        entries.append(Entry(label, source, given.path, name, identity, split))
-    return Found(entries, listing.ignored, [lists.said] if lists.said else [])
-
-
-def _split_of(given: Input, row: dict[str, str]) -> str:
-    """What manifest.csv says; empty where it says nothing."""
-    split = row.get("split", "")
-    if split and split not in SPLITS:
-        raise DataError(f"{given.path / MANIFEST}: {split!a} is none of {', '.join(SPLITS)}")
-    return split
+    for folder in folders:
+        source = given.name if given.label else f"{given.name}-{folder.label}"
+        for path in folder.pictures:
+            of = known[path]
+            entries.append(
+                Entry(
+                    folder.label,
+                    of.source or source,
+                    given.path,
+                    path,
+                    of.identity,
+                    of.split,
+                    of.scope,
+                )
+            )
+    return Found(entries, sum(folder.listing.ignored for folder in folders), notes)
 
 
 def _refuse_shared_identities(entries: Iterable[Entry]) -> None:
@@ -188,6 +177,6 @@ def _refuse_shared_identities(entries: Iterable[Entry]) -> None:
         (split, one), (other, two) = shared[0]
         raise DataError(
             f"{len(shared)} persons are in two splits, such as on {one} in {split} and {two} in "
-            f"{other}: move the pictures of each into one, or remove the partition's file or the "
-            "manifest's column split to have the persons split anew"
+            f"{other}: move the pictures of each into one, or remove the partition's file, the "
+            "manifest's column split or the split folders to have the persons split anew"
         )

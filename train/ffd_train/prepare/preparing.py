@@ -29,12 +29,14 @@ from .selection import (
     Picture,
     assign,
     count_reasons,
+    describe_shared,
     describe_torn,
     drop_copies,
     drop_small,
     inputs_sha256,
     left_out_bytes,
     require_classes,
+    require_splits,
     take_readable,
 )
 
@@ -132,20 +134,20 @@ def prepare(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {output}: {error.strerror}") from None
-    with Threads(workers) as pool:
+    with Threads(workers) as pool, Journal(output / JOURNAL) as journal:
         try:
-            with Journal(output / JOURNAL) as journal:
-                _require_space(len(entries) * LINE_BYTES - _size(output / JOURNAL), output)
-                facts = read_all(entries, journal, pool, track("reading", len(entries)))
-                origin["inputs_sha256"] = inputs_sha256(entries, facts)
-                done = _look_at(output, origin) and _is_whole(output, origin, say)
-                if not done:
-                    selection = _select(entries, facts, settings, say)
-                    _pack(selection, output, origin, settings, pool, say, track)
+            _require_space(len(entries) * LINE_BYTES - _size(output / JOURNAL), output)
+            facts = read_all(entries, journal, pool, track("reading", len(entries)))
+            origin["inputs_sha256"] = inputs_sha256(entries, facts)
+            done = _look_at(output, origin) and _is_whole(output, origin, say)
+            if not done:
+                selection = _select(entries, facts, settings, say)
+                _pack(selection, output, origin, settings, pool, say, track)
         finally:
+            # Only here, where no other run can have begun to write them.
             if (output / DATASET).exists():
-                for name in (JOURNAL, BEGUN):
-                    (output / name).unlink(missing_ok=True)
+                (output / BEGUN).unlink(missing_ok=True)
+                journal.remove()
     unreadable = sum(bool(one.error) for one in facts)
     say(f"{output} holds all of this already" if done else f"wrote {output}")
     return unreadable
@@ -251,7 +253,11 @@ def _select(
         say(f"left out {len(left_out)}: {count_reasons(left_out)} (each in {LEFT_OUT})")
     if torn := describe_torn(pictures):
         say(torn)
-    return _Selection(assign(pictures, settings.split), left_out, treatment)
+    splits, shared = assign(pictures, settings.split)
+    if shared:
+        say(f"{describe_shared(shared)} (each in {LEFT_OUT})")
+    require_splits(splits, settings.split)
+    return _Selection(splits, left_out + shared, treatment)
 
 
 def _pack(

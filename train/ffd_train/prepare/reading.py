@@ -116,6 +116,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._file = path.open("a+", encoding="utf-8")
         except OSError as error:
@@ -156,6 +157,13 @@ class Journal:
         if key and key not in self._known and not facts.error:
             document = asdict(facts) | {"small": base64.b64encode(facts.small).decode()}
             self._write(json.dumps([*key, document]) + "\n")
+
+    def remove(self) -> None:
+        """Delete the file, while it is still held; nothing can be added from here on."""
+        if os.name == "nt":
+            # Windows deletes no file that is open, and has no lock to lose.
+            self._file.close()
+        self._path.unlink(missing_ok=True)
 
     def _write(self, line: str) -> None:
         try:

@@ -31,6 +31,7 @@ REASONS = {
     "near_copy": "near copies",
     "both_classes": "that are in both classes",
     "too_small": "too small",
+    "other_split": "of persons who are in another split",
 }
 
 
@@ -188,28 +189,30 @@ def drop_small(pictures: Sequence[Picture], side: int) -> tuple[list[Picture], l
     return large, small
 
 
-def assign(pictures: Sequence[Picture], shares: Sequence[int]) -> dict[str, list[Picture]]:
-    """The pictures of each split, in the order of their content's hash.
+def assign(
+    pictures: Sequence[Picture], shares: Sequence[int]
+) -> tuple[dict[str, list[Picture]], list[LeftOut]]:
+    """The pictures of each split, in the order of their content's hash, and those of none.
 
     A picture goes where its makers put it, and everybody's pictures go together, those of persons
-    who share a copy too. What is free is split by its identity's or content's hash, in the same
-    shares of each source.
+    who share a copy too. Where the makers of such copies disagree, the split that most of the
+    pictures are in has the persons, and their pictures in others are left out. What is free is
+    split by its identity's or content's hash, in the same shares of each source.
 
     Args:
         pictures: all different.
         shares: of train, val and test; they sum to 100.
-
-    Raises:
-        DataError: a class has too few for one of the splits.
     """
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
     free: dict[tuple[str, str], list[list[Picture]]] = {}
+    left_out: list[LeftOut] = []
     for group in _group_persons(pictures):
-        given = next((p.split for p in group if p.split), "")
-        for picture in group:
-            if given:
-                splits[picture.split or given].append(picture)
-        if not given:
+        given = Counter(p.split for p in group if p.split)
+        if given:
+            ours = max(SPLITS, key=lambda split: given[split])
+            splits[ours] += [p for p in group if p.split in ("", ours)]
+            left_out += _leave_out_others(group, ours)
+        else:
             # A person of several sources counts where most of the pictures are.
             sources = Counter((p.entry.label, p.entry.source) for p in group)
             most = max(sorted(sources), key=lambda source: sources[source])
@@ -217,15 +220,42 @@ def assign(pictures: Sequence[Picture], shares: Sequence[int]) -> dict[str, list
     for source in sorted(free):
         for split, group in _share_out(free[source], shares):
             splits[split] += group
-    for split, share in zip(SPLITS, shares, strict=True):
+    for split in SPLITS:
         splits[split].sort(key=lambda p: p.facts.sha256)
+    return splits, left_out
+
+
+def _leave_out_others(group: Sequence[Picture], split: str) -> Iterator[LeftOut]:
+    """Those of a group of persons whose makers put them into another split than it goes to."""
+    example = next(p for p in group if p.split == split)
+    for picture in group:
+        if picture.split not in ("", split):
+            detail = f"{picture.split}; {call(example.entry)} is in {split}"
+            yield LeftOut(picture.entry, "other_split", detail)
+
+
+def describe_shared(left_out: Sequence[LeftOut]) -> str:
+    """What a person is told of pictures that `assign` left out."""
+    one = left_out[0]
+    return (
+        f"left out {len(left_out)} {REASONS[one.reason]}, as copies show, such as "
+        f"{call(one.entry)} in {one.detail}"
+    )
+
+
+def require_splits(splits: dict[str, list[Picture]], shares: Sequence[int]) -> None:
+    """Both classes are in every split that is wanted or has pictures.
+
+    Raises:
+        DataError: a class has too few for one of the splits.
+    """
+    for split, share in zip(SPLITS, shares, strict=True):
         for label in CLASSES:
             wanted = share or splits[split]
             if wanted and not any(p.entry.label == label for p in splits[split]):
                 raise DataError(
                     f"no {label} picture is left for {split}: give more, or another --split"
                 )
-    return splits
 
 
 def left_out_bytes(left_out: Iterable[LeftOut]) -> bytes:
