@@ -4,7 +4,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ffd_runtime.streams.address import is_stream, redact, to_streams
@@ -137,6 +137,8 @@ def test_every_nth_frame(every: int, count: int) -> None:
 
 
 @given(st.floats(0.1, 60), st.sampled_from([24.0, 25.0, 29.97, 60.0]))
+@example(29.96875, 29.97)
+@example(24.090396706775625, 24.0)
 def test_frames_a_second(wanted: float, rate: float) -> None:
     sampler = Sampler(StreamPolicy(fps=wanted))
     seconds = 20

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Seconds by which the time between two frames may be wrong: both are rounded to milliseconds.
+ROUNDING = 1e-3
+
 
 @dataclass(frozen=True)
 class StreamPolicy:
@@ -64,9 +67,8 @@ class Sampler:
             return False
         if not self._gap:
             return True
-        # Half a millisecond, as timestamps are rounded.
-        if self._due is not None and self._due - self._gap < at < self._due - 5e-4:
+        if self._due is not None and self._due - self._gap < at < self._due - ROUNDING:
             return False
-        late = self._due is None or abs(at - self._due) > self._gap
+        late = self._due is None or abs(at - self._due) > self._gap + ROUNDING
         self._due = (at if late or self._due is None else self._due) + self._gap
         return True
