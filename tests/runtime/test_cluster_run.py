@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -202,5 +203,7 @@ def test_one_wave_is_found_while_another_is_worked_with() -> None:
     for value in _ahead(values()):
         assert len(found) <= value + 2
     assert found == [*range(5)]
+    # A command with such a thread would think that it still waits, and end at once.
+    assert not [thread for thread in threading.enumerate() if thread.name == "ffd-list"]
     with pytest.raises(ZeroDivisionError):
         list(_ahead(1 // number for number in (1, 0)))

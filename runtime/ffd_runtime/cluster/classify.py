@@ -218,29 +218,40 @@ def _ahead(values: Iterable[T]) -> Iterator[T]:
     """The values, the next one found while this one is worked with."""
     found: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
     room = threading.Semaphore()
+    stop = threading.Event()
 
     def find() -> None:
         iterator = iter(values)
         value: T | None
-        failure: BaseException | None = None
-        while failure is None:
+        failure: BaseException | None
+        while True:
             room.acquire()
+            if stop.is_set():
+                return
             try:
-                value = next(iterator, None)
+                value, failure = next(iterator, None), None
             except BaseException as error:
                 value, failure = None, error
             found.put((value, failure))
+            if value is None:
+                return
 
     # It may wait for standard input for ever, and must not hold up the end.
-    threading.Thread(target=find, name="ffd-list", daemon=True).start()
-    while True:
-        value, failure = found.get()
-        if failure:
-            raise failure
-        if value is None:
-            return
+    thread = threading.Thread(target=find, name="ffd-list", daemon=True)
+    thread.start()
+    try:
+        while True:
+            value, failure = found.get()
+            if failure:
+                raise failure
+            if value is None:
+                thread.join()
+                return
+            room.release()
+            yield value
+    finally:
+        stop.set()
         room.release()
-        yield value
 
 
 def _tables(items: list[Item], plan: Plan) -> list[Any]:

@@ -79,7 +79,7 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
 
 
 def _join(ray: Any, address: str | None, verbose: bool) -> None:
-    """Join or start Ray; say what it says only if that is wanted."""
+    """Join or start Ray, set as we need it; say what it says only if that is wanted."""
     level = logging.INFO if verbose else logging.CRITICAL
     if not verbose:
         warnings.filterwarnings("ignore", module=r"ray\b")
@@ -103,6 +103,12 @@ def _join(ray: Any, address: str | None, verbose: bool) -> None:
         ) from None
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(level)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = BLOCK
+    context.raise_original_map_exception = True
+    context.execution_no_progress_timeout_s = STALLED
 
 
 class Nowhere(io.TextIOBase):
@@ -284,12 +290,6 @@ def _pipeline(
     storages: dict[str, Storage],
     tally: Any,
 ) -> Any:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = BLOCK
-    context.raise_original_map_exception = True
-    context.execution_no_progress_timeout_s = STALLED
     model = ray.put(work.model)
     prepare = partial(
         prepare_block,
