@@ -18,7 +18,7 @@ endif
 	$(BIN)/ffd-run --table "$(IMAGES)"
 
 test: lint
-	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadgroup --cov --cov-report=
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --cov --cov-report=
 	$(BIN)/python -m pytest -m alone --cov --cov-append
 	$(BIN)/coverage report --include='runtime/*,export/*' --fail-under=90 --format=total
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +24,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def all_cores() -> Iterator[None]:
-    """What a cluster's actor takes of its process's cores, the next test has again."""
+def as_before() -> Iterator[None]:
+    """What a test leaves in the process, the next one does not find."""
     yield
+    # A cluster's actor takes no more of its process's cores than its own.
     devices._most_cores = None
+    # urlopen keeps the proxies that it found when it was used first.
+    vars(urllib.request)["_opener"] = None
 
 
 def picture(colour: str = "red", height: int = 120, width: int = 100, seed: int = 0) -> Image:

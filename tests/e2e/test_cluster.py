@@ -38,9 +38,6 @@ from ..cluster import KEY, SECRET, S3Server, TwoMachines
 from ..conftest import picture
 from .test_run import run, start
 
-# One cluster for all of them.
-pytestmark = pytest.mark.xdist_group("cluster")
-
 WATCHDOG = 300
 Ended = tuple[int, str, str]
 
