@@ -117,36 +117,51 @@ def choose_kept(
         nearest.
     """
 
-    def classify(keep: Collection[str], some: Images) -> list[Result]:
-        return classify_candidate(to_fp16(model, [*always, *keep]), card, some)
+    def classify(count: int) -> list[Result]:
+        return classify_candidate(to_fp16(model, [*always, *names[:count]]), card, images)
 
-    rows = classify((), images)
-    apart = [difference(a, b) for a, b in zip(reference, rows, strict=True)]
+    names: list[str] = []
+    apart = [difference(a, b) for a, b in zip(reference, classify(0), strict=True)]
     enough = ENOUGH * (LIMITS["fp16"].largest or 0)
-    if max(apart) <= enough:
-        return []
     layers = [node.name for node in layers_of(model.graph) if node.name not in always]
     counts = [1 << i for i in range(len(layers).bit_length()) if 10 << i <= len(layers)]
-    if not counts:
+    if max(apart) <= enough or not counts:
         return []
     worst = sorted(range(len(images)), key=lambda i: -apart[i])[:FEW]
     few, expected = images.select(worst), [reference[i] for i in worst]
-    costs = {}
-    for name in layers:
-        others = [node.name for node in model.graph.node if node.name != name]
-        costs[name] = compare(expected, classify(others, few), few, card).mean
-        advance(1)
-    order: dict[str, None] = {}
-    for name in sorted(layers, key=lambda name: -costs[name]):
-        order |= dict.fromkeys([name, layer_before(model.graph, name) or name])
-    names = [name for name in order if name in costs]
+    names = _order(model, _measure(model, card, layers, few, expected, advance))
     tried = [(max(apart), 0)]
     for count in counts:
-        kept = classify(names[:count], images)
-        tried.append((compare(reference, kept, images, card).largest, count))
+        tried.append((compare(reference, classify(count), images, card).largest, count))
         if tried[-1][0] <= enough:
             break
     return names[: min(tried)[1]]
+
+
+def _measure(
+    model: ModelProto,
+    card: ModelCard,
+    layers: Collection[str],
+    images: Images,
+    reference: list[Result],
+    advance: Callable[[int], None],
+) -> dict[str, float]:
+    """What each layer costs if it alone is FP16: mean |Δp|."""
+    costs = {}
+    for name in layers:
+        others = [node.name for node in model.graph.node if node.name != name]
+        rows = classify_candidate(to_fp16(model, others), card, images)
+        costs[name] = compare(reference, rows, images, card).mean
+        advance(1)
+    return costs
+
+
+def _order(model: ModelProto, costs: Mapping[str, float]) -> list[str]:
+    """The layers, the costliest first, each with the one before it right after it."""
+    order: dict[str, None] = {}
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        order |= dict.fromkeys([name, layer_before(model.graph, name) or name])
+    return [name for name in order if name in costs]
 
 
 def _drop_twins(graph: GraphProto) -> None:
