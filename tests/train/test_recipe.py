@@ -178,3 +178,16 @@ def test_a_recipe_that_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="it is not UTF-8"):
         Recipe.load(tmp_path / "latin.toml")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(20, 300), st.integers(20, 300), st.integers(0, 2**32 - 1))
+def test_resize_draws_the_shorter_side(height: int, width: int, seed: int) -> None:
+    resized = apply(only("resize", pixels=[40, 90]), picture("red", height, width), seed)
+    assert 40 <= min(resized.shape[:2]) <= 90
+    assert resized.shape[0] / resized.shape[1] == pytest.approx(height / width, rel=0.05)
+
+
+def test_every_packaged_recipe_can_be_read() -> None:
+    for name in ("recipe", "light", "varied"):
+        assert Recipe.packaged(name).changes

@@ -251,6 +251,18 @@ def rescale(image: Image, rng: Generator, factor: Range) -> Image:
     return launder.rescale(np.ascontiguousarray(image), rng.uniform(*factor), down, up)
 
 
+def resize(image: Image, rng: Generator, pixels: Range) -> Image:
+    """Resize the shorter side to a length in pixels, drawn evenly on a logarithmic scale.
+
+    Data sets store each source at a side of its own, which a network can learn instead of the face.
+    """
+    kernels = list(launder.KERNELS)
+    kernel = kernels[int(rng.integers(len(kernels)))]
+    side = float(np.exp(rng.uniform(*np.log(pixels))))
+    factor = side / min(image.shape[:2])
+    return launder.rescale(np.ascontiguousarray(image), factor, kernel, None)
+
+
 def screenshot(image: Image, rng: Generator, zoom: Range, border: Range, quality: Range) -> Image:
     """Zoomed, in a frame of one colour, compressed."""
     above, below, left, right = rng.uniform(*border, size=4).tolist()
@@ -301,6 +313,7 @@ CHANGES: dict[str, Callable[..., Image]] = {
         gamma,
         blur,
         rescale,
+        resize,
         noise,
         screenshot,
         jpeg,
@@ -319,6 +332,7 @@ LIMITS: dict[str, Range] = {
     "sigma": (0.01, 100.0),
     "deviation": (0.0, 255.0),
     "factor": (0.01, 1.0),
+    "pixels": (8.0, 4096.0),
     "zoom": (0.05, 8.0),
     "border": (0.0, 2.0),
     "quality": (1.0, 100.0),

@@ -108,7 +108,7 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     "--recipe",
     metavar="FILE",
     help="Augmentation: a TOML file like train/ffd_train/recipe.toml, the default; light, for a "
-    "small network; or none.",
+    "small network; varied, for many sources of different sizes; or none.",
 )
 @click.option(
     "--balance",
@@ -331,7 +331,7 @@ def _recipe(text: str | None) -> Recipe | None:
 
     if text == "none":
         return None
-    if text == "light":
+    if text in ("light", "varied"):
         return Recipe.packaged(text)
     return Recipe.load(Path(text)) if text else Recipe.default()
 

@@ -1,0 +1,181 @@
+"""How a training recipe does on sources that it never saw: the measure that recipes are chosen by.
+
+Usage:
+    python benchmarks/unseen.py DATA --name NAME [--fold a ...] [-- OPTIONS OF ffd-train]
+    python benchmarks/unseen.py DATA --run runs/RUN
+
+The first form trains a network for each fold of unseen.toml without the fold's sources, and
+resumes a training that was interrupted. The second form measures a run that exists. Both measure
+every source that has no picture in the run's training split, and print a CSV table.
+
+Columns: `auc` is the ROC-AUC of a generated source against all photographs of the validation split
+and of unseen sources. `called_generated`, `unsure` and `called_photograph` are shares of the
+source's pictures: the first at the threshold of the model card, the other two by its unsure band.
+`found_at_2` is the share of a generated source found at the threshold that calls at most 2 % of
+any unseen source's photographs generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from machine import describe
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from ffd_runtime.card import ModelCard
+from ffd_train.calibrate import fit_threshold
+from ffd_train.checkpoint import load_checkpoint
+from ffd_train.data import FaceData, Sample, scan
+from ffd_train.predict import predict_logits
+from ffd_train.settings import Settings
+
+FOLDS = Path(__file__).with_name("unseen.toml")
+# Pictures of one source that are measured; the first by sha256, which is a random order.
+MAX_IMAGES = 400
+FALSE_ALARMS = 0.02
+COLUMNS = (
+    "experiment",
+    "source",
+    "class",
+    "images",
+    "auc",
+    "found_at_2",
+    "called_generated",
+    "unsure",
+    "called_photograph",
+)
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """P(generated) of a source's pictures, float64 [N]."""
+
+    source: str
+    generated: bool
+    scores: Floats
+
+
+def train_fold(data: Path, run: Path, sources: Iterable[str], options: list[str]) -> None:
+    """Train without some sources, or resume; do nothing where the run is complete."""
+    if (run / "card.json").is_file():
+        return
+    ffd_train = [sys.executable, "-m", "ffd_train.commands.train", str(data)]
+    if (run / "resume.ckpt").is_file():
+        command = [*ffd_train, "--resume", str(run)]
+    else:
+        left_out = [word for source in sources for word in ("--leave-out", source)]
+        command = [*ffd_train, "--runs", str(run.parent), "--name", run.name, *left_out, *options]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def score_unseen(data: FaceData, run: Path) -> tuple[list[Scored], Floats, ModelCard]:
+    """Scores of the sources that a run did not train on.
+
+    Returns:
+        The scores by source; those of the seen photographs in the validation split; the card.
+    """
+    net, card = load_checkpoint(run / "best.safetensors")
+    settings = Settings.from_json((run / "settings.json").read_text())
+    seen = {s.source for s in data.split("train")} - set(settings.leave_out)
+    groups: dict[str, list[Sample]] = {}
+    for sample in data.samples:
+        if sample.source and sample.source not in seen:
+            groups.setdefault(sample.source, []).append(sample)
+    for source, samples in groups.items():
+        groups[source] = sorted(samples, key=lambda sample: sample.sha256)[:MAX_IMAGES]
+    photographs = [s for s in data.split("val") if s.label == 1 and s.source in seen]
+
+    def scores(samples: list[Sample]) -> Floats:
+        logits = predict_logits(net, data, samples, card.preprocess)
+        return expit((logits[:, 0] - logits[:, 1]) / card.temperature)
+
+    by_source = [Scored(n, s[0].label == 0, scores(s)) for n, s in sorted(groups.items())]
+    return by_source, scores(photographs), card
+
+
+def tabulate(
+    experiment: str, by_source: list[Scored], seen: Floats, card: ModelCard
+) -> list[dict[str, object]]:
+    """Rows of the table: generated sources, photographs, and the mean of the generated ones."""
+    unseen = [scored for scored in by_source if not scored.generated]
+    photographs = np.concatenate([seen, *(scored.scores for scored in unseen)])
+    names = [scored.source for scored in unseen for _ in scored.scores]
+    pooled = np.concatenate([scored.scores for scored in unseen]) if unseen else seen
+    strict = fit_threshold(pooled, np.zeros(len(pooled), bool), names or None, FALSE_ALARMS)
+    rows = []
+    for scored in sorted(by_source, key=lambda scored: not scored.generated):
+        low, high = card.unsure
+        row: dict[str, object] = {
+            "experiment": experiment,
+            "source": scored.source,
+            "class": "generated" if scored.generated else "photograph",
+            "images": len(scored.scores),
+            "called_generated": np.mean(scored.scores >= card.threshold),
+            "unsure": np.mean((scored.scores >= low) & (scored.scores < high)),
+            "called_photograph": np.mean(scored.scores < low),
+        }
+        if scored.generated:
+            both = np.concatenate([scored.scores, photographs])
+            truth = np.arange(len(both)) < len(scored.scores)
+            row["auc"] = roc_auc_score(truth, both)
+            row["found_at_2"] = np.mean(scored.scores >= strict)
+        rows.append(row)
+    return rows
+
+
+def write(rows: list[dict[str, object]]) -> None:
+    """Print the table, and the mean over the generated sources at its end."""
+    print(f"# {describe()}")
+    table = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    shown = [row for row in rows if row["class"] == "generated"]
+    numbers = COLUMNS[4:]
+    mean = {name: np.mean([row[name] for row in shown]) for name in numbers}  # type: ignore[misc]
+    total = {"experiment": "all", "source": "mean of generated", "class": "generated"}
+    total["images"] = str(sum(int(str(row["images"])) for row in shown))
+    for row in [*rows, {**total, **mean}]:
+        table.writerow({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def main() -> None:
+    """Train what is missing, measure, print."""
+    own, options = sys.argv[1:], []
+    if "--" in own:
+        cut = own.index("--")
+        own, options = own[:cut], own[cut + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--run", type=Path, action="append", default=[])
+    parser.add_argument("--name", help="of the experiment; its runs are runs/NAME-FOLD")
+    parser.add_argument("--fold", action="append", help="of unseen.toml; all, if not given")
+    arguments = parser.parse_args(own)
+    folds = tomllib.loads(FOLDS.read_text())
+    runs = list(arguments.run)
+    if arguments.name:
+        for fold in arguments.fold or folds:
+            run = Path("runs", f"{arguments.name}-{fold}")
+            train_fold(arguments.data, run, folds[fold]["sources"], options)
+            runs.append(run)
+    if not runs:
+        parser.error("give --name to train the folds, or --run to measure a run")
+    data = scan(arguments.data, ("train", "val"))
+    rows = []
+    for run in runs:
+        rows += tabulate(run.name, *score_unseen(data, run))
+    write(rows)
+
+
+if __name__ == "__main__":
+    main()
