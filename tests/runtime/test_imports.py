@@ -70,7 +70,7 @@ def test_export_reads_no_torch_to_be_imported() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "ffd_runtime.backends.tensorrt",
+        "ffd_runtime.backends.buckets",
         "ffd_runtime.card",
         "ffd_runtime.classifier",
         "ffd_runtime.text",

@@ -27,7 +27,6 @@ import pytest
 
 import ffd_runtime.backends.tensorrt as backend
 from ffd_runtime.backends import open_backend
-from ffd_runtime.backends.tensorrt import find_buckets
 from ffd_runtime.devices import Gpu
 from ffd_runtime.engine import manifest_path
 from ffd_runtime.errors import BackendError, DeviceMemoryError, EngineError
@@ -394,21 +393,6 @@ def assert_right(given: Any, outputs: Any) -> None:
     expected = given[:, 0, :, 0].mean(1) / 255
     assert np.allclose(outputs.probability[:, 0], expected, atol=1e-6)
     assert np.array_equal(outputs.heatmap, given[:, :3, :3, 2])
-
-
-@pytest.mark.parametrize(
-    ("least", "most", "buckets"),
-    [
-        (1, 1, (1,)),
-        (1, 4, (1, 2, 4)),
-        (1, 24, (1, 2, 4, 8, 16, 24)),
-        (3, 8, (3, 4, 8)),
-        (6, 7, (6, 7)),
-        (8, 8, (8,)),
-    ],
-)
-def test_buckets(least: int, most: int, buckets: tuple[int, ...]) -> None:
-    assert find_buckets(least, most) == buckets
 
 
 @pytest.mark.parametrize("pace", PACES)

@@ -24,6 +24,7 @@ from ..engine import EngineManifest, Here, read_manifest, require_runnable
 from ..errors import BackendError, DeviceError, DeviceMemoryError, EngineError
 from ..tensorrt_log import remembering_logger
 from . import Outputs, failure
+from .buckets import choose_bucket, find_buckets
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class TensorRt:
 
     def _start(self, lane: _Lane, images: npt.NDArray[np.uint8]) -> None:
         """Give the GPU all that one part needs, without waiting for it."""
-        bucket = next(size for size in self._buckets if size >= len(images))
+        bucket = choose_bucket(self._buckets, len(images))
         execution = self._execution(lane, bucket)
         # Rows beyond the images keep what an earlier batch left: any byte is a pixel, no row of
         # the network's output depends on another, and theirs is never copied back.
@@ -144,17 +145,6 @@ class TensorRt:
             self._lanes = []
             self._contexts = None
             self._cuda.close()
-
-
-def find_buckets(least: int, most: int) -> tuple[int, ...]:
-    """Batch sizes that run: the powers of two from the engine's least to its most, and both.
-
-    Example:
-        >>> find_buckets(1, 24), find_buckets(3, 8)
-        ((1, 2, 4, 8, 16, 24), (3, 4, 8))
-    """
-    powers = {1 << exponent for exponent in range(most.bit_length())}
-    return tuple(sorted({least, most} | {size for size in powers if least <= size <= most}))
 
 
 def open_model(path: Path, device: str = "auto") -> TensorRt:
