@@ -1,0 +1,83 @@
+"""The metadata of an ONNX file, read without loading its graph.
+
+An ONNX is one protobuf message, `ModelProto` of onnx.proto. Its fields are walked as protobuf.dev,
+"Encoding", describes them, and what is no metadata is skipped: a session that only tells the card
+would take seconds for a large network.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+# Numbers of fields in onnx.proto.
+METADATA_PROPS, KEY, VALUE = 14, 1, 2
+# Protobuf's wire types, and the bytes of those whose size is fixed.
+VARINT, DELIMITED = 0, 2
+FIXED = {1: 8, 5: 4}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """`metadata_props` of an ONNX.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Value by key; of a key that repeats, the last value. Empty where the file cannot be read or
+        is no ONNX: whoever loads it next says why.
+    """
+    try:
+        with path.open("rb") as file:
+            return dict(_entry(content) for content in _contents(file, METADATA_PROPS))
+    except (OSError, ValueError):
+        return {}
+
+
+def _entry(content: bytes) -> tuple[str, str]:
+    """Key and value of a `StringStringEntryProto`; absent ones are empty."""
+    key, value = (
+        (list(_contents(io.BytesIO(content), number)) or [b""])[-1] for number in (KEY, VALUE)
+    )
+    return key.decode(), value.decode()
+
+
+def _contents(file: BinaryIO, wanted: int) -> Iterator[bytes]:
+    """Contents of a message's length-delimited fields of one number.
+
+    Raises:
+        ValueError: it is no such message, or it is cut off.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    while file.tell() < size:
+        tag = _varint(file)
+        number, kind = tag >> 3, tag & 7
+        if kind == VARINT:
+            _varint(file)
+            continue
+        if kind not in FIXED and kind != DELIMITED:
+            raise ValueError(f"unknown wire type {kind}")
+        length = FIXED[kind] if kind in FIXED else _varint(file)
+        if number == 0 or length > size - file.tell():
+            raise ValueError("no message, or one that is cut off")
+        if kind == DELIMITED and number == wanted:
+            yield file.read(length)
+        else:
+            file.seek(length, os.SEEK_CUR)
+
+
+def _varint(file: BinaryIO) -> int:
+    """A number of up to 64 bits, seven in each byte, the lowest first."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            raise ValueError("the message is cut off")
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise ValueError("a number of more than 64 bits")

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ffd_runtime.backends import EMBEDDED
+from ffd_runtime.backends.onnx_metadata import read_metadata
+from ffd_runtime.card import CARD_KEY, ModelCard
+
+from ..models import CARD, colour_model, save_colour_model
+
+TEXT = st.text(max_size=300)
+
+
+def test_the_card_is_read(tmp_path: Path) -> None:
+    path = save_colour_model(tmp_path / "m.onnx")
+    assert ModelCard.from_json(read_metadata(path)[CARD_KEY]) == CARD
+    expected = {entry.key: entry.value for entry in onnx.load(EMBEDDED).metadata_props}
+    assert read_metadata(EMBEDDED) == expected
+    assert CARD_KEY in expected
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("onnx") / "m.onnx"
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
+def test_any_metadata_is_read_as_onnx_reads_it(
+    written: Path, entries: list[tuple[str, str]]
+) -> None:
+    model = colour_model()
+    for key, value in entries:
+        model.metadata_props.add(key=key, value=value)
+    written.write_bytes(model.SerializeToString())
+    assert read_metadata(written) == dict(entries)
+
+
+@given(st.one_of(st.binary(max_size=200), st.integers(0, 400)))
+def test_what_is_no_onnx_has_no_metadata_and_is_no_error(
+    written: Path, content: bytes | int
+) -> None:
+    if isinstance(content, int):
+        whole = colour_model()
+        whole.metadata_props.add(key="a", value="b")
+        content = whole.SerializeToString()[:content]
+    written.write_bytes(content)
+    assert isinstance(read_metadata(written), dict)
+
+
+def test_an_absent_file_or_a_folder_has_none(tmp_path: Path) -> None:
+    assert read_metadata(tmp_path) == read_metadata(tmp_path / "absent.onnx") == {}
