@@ -23,6 +23,12 @@ Image = npt.NDArray[np.uint8]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` need one."""
+    if item.get_closest_marker("gpu") and not devices.count_gpus():
+        pytest.skip("needs a GPU, and NVIDIA's driver offers none")
+
+
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     """What a test leaves in the process, the next one does not find."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import mmap
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,8 +17,17 @@ from onnx import TensorProto
 import ffd_runtime.backends.onnxruntime as backend
 import ffd_runtime.devices as devices
 from ffd_runtime.backends import EMBEDDED, Outputs, open_backend
-from ffd_runtime.backends.onnxruntime import OnnxRuntime, Staging
-from ffd_runtime.card import CARD_KEY
+from ffd_runtime.backends.onnxruntime import (
+    CPU,
+    CUDA,
+    MOST_ON_CUDA,
+    PATIENCE,
+    TUNING,
+    OnnxRuntime,
+    Staging,
+    choose_providers,
+)
+from ffd_runtime.card import CARD_KEY, PreprocessSpec
 from ffd_runtime.devices import PinnedMemory, count_gpus, parse_device
 from ffd_runtime.errors import (
     BackendError,
@@ -133,12 +143,95 @@ def test_a_gpu_that_cannot_be_used_is_said(
     assert "ffd-edge[cuda]" in caplog.text
 
 
-@pytest.mark.skipif(count_gpus() == 0, reason="needs a GPU")
+@pytest.mark.gpu
 def test_cuda_is_used_where_it_is(colour_model: Path) -> None:
     opened = open_backend(colour_model, device="cuda")
     assert "CUDA device 0" in opened.description
     on_cpu = open_backend(colour_model, device="cpu")
     assert np.allclose(opened.infer(BATCH).probability, on_cpu.infer(BATCH).probability, atol=1e-4)
+
+
+def save_precision(folder: Path, precision: str) -> Path:
+    """The colour model with a card of that precision; its layers stay FP32."""
+    card = CARD.replace(precision=precision).to_json()
+    return save_colour_model(folder / f"{precision}.onnx", card=card)
+
+
+@pytest.mark.parametrize(
+    ("precision", "exact"), [("fp32", True), ("fp16", False), ("int8", False), (None, True)]
+)
+def test_tf32_is_switched_off_for_fp32_models_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str | None, exact: bool
+) -> None:
+    monkeypatch.setattr(backend, "count_gpus", lambda: 2)
+    if precision:
+        path = save_precision(tmp_path, precision)
+    else:
+        path = save_colour_model(tmp_path / "m.onnx", card=None)
+    (name, options), other = choose_providers(path, "cuda:1")
+    assert (name, other) == (CUDA, CPU)
+    assert options["device_id"] == 1
+    assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert options.get("use_tf32") == (0 if exact else None)
+    assert choose_providers(path, "cpu") == [CPU]
+
+
+def test_options_to_try_are_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "count_gpus", lambda: 1)
+    (_, plain), _ = choose_providers(EMBEDDED, "auto")
+    (_, tuned), _ = choose_providers(EMBEDDED, "auto", TUNING)
+    assert tuned == {**plain, "prefer_nhwc": 1, "fuse_conv_bias": 1}
+
+
+def test_the_provider_knows_the_options() -> None:
+    """Without a driver it reads none of them, but their names are in it."""
+    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not library.exists():
+        pytest.skip("this onnxruntime has no CUDA provider for Linux")
+    with (
+        library.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        for name in ("use_tf32", *TUNING):
+            assert content.find(b"\0" + name.encode() + b"\0") >= 0, name
+
+
+def test_the_options_reach_the_session(colour_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU fails when the session is made, not before."""
+    made: list[Any] = []
+    real = ort.InferenceSession
+
+    def make(path: str, options: Any, providers: list[Any]) -> Any:
+        made.append(providers)
+        return real(path, options, providers=[CPU])
+
+    monkeypatch.setattr(backend, "count_gpus", lambda: 1)
+    monkeypatch.setattr(ort, "InferenceSession", make)
+    with pytest.raises(DeviceError, match="CUDA provider did not start"):
+        backend.open_model(colour_model, "cuda", ["prefer_nhwc"])
+    assert made == [choose_providers(colour_model, "cuda", ["prefer_nhwc"])]
+    assert made[0][0][1]["use_tf32"] == 0
+
+
+def test_auto_leaves_the_gpu_out_for_int8_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_precision(tmp_path, "int8")
+    without = open_backend(path).description
+    monkeypatch.setattr(backend, "count_gpus", lambda: 1)
+    with caplog.at_level(logging.WARNING):
+        opened = open_backend(path)
+    # CUDA was not tried.
+    assert not caplog.records
+    assert isinstance(opened, OnnxRuntime)
+    assert not opened.on_cuda
+    assert opened.description.startswith(without)
+    assert "not the GPU, for which onnxruntime has no INT8 convolutions" in opened.description
+    assert "\n" not in opened.description
+    # Asked for by name, the GPU is tried.
+    with pytest.raises(DeviceError, match="onnxruntime cannot use it"):
+        open_backend(path, device="cuda")
+    assert "GPU" not in open_backend(path, device="cpu").description
 
 
 class Heap:
@@ -169,25 +262,122 @@ class Block:
         ctypes.memset(self.address, 0x5A, len(self._memory))
 
 
-def open_staged(heap: Heap) -> OnnxRuntime:
-    """The embedded model as on CUDA, but in a session on the CPU."""
-    session = ort.InferenceSession(str(EMBEDDED), providers=["CPUExecutionProvider"])
-    one = session.run(["probability", "heatmap"], {"image": BATCH[:1]})
-    card = open_backend(EMBEDDED, device="cpu").card
-    return OnnxRuntime(session, card, "staged", Staging(Outputs(*one), heap.allocate))
+class Watched:
+    """A session that notes the batch sizes that it runs, and fails above `most`."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.sizes: list[int] = []
+        self.most = 1 << 20
+
+    def io_binding(self) -> Any:
+        session = self
+
+        class Binding(ort.IOBinding):  # type: ignore[misc]
+            def bind_input(self, *arguments: Any) -> None:
+                session.sizes.append(arguments[4][0])
+                super().bind_input(*arguments)
+
+        return Binding(self._session)
+
+    def run_with_iobinding(self, *arguments: Any) -> None:
+        if self.sizes[-1] > self.most:
+            raise RuntimeError("CUDA failure 2: out of memory")
+        self._session.run_with_iobinding(*arguments)
 
 
-def noise(count: int) -> Any:
-    return np.random.default_rng(count).integers(0, 256, (count, 299, 299, 3), np.uint8)
+SMALL = CARD.replace(preprocess=PreprocessSpec(size=32))
 
 
-def test_staged_batches_are_those_of_a_plain_run() -> None:
-    plain = open_backend(EMBEDDED, "onnxruntime", "cpu")
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colour model for images of 32x32 pixels."""
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    return save_colour_model(path, card=SMALL.to_json(), size=32)
+
+
+def open_watched(path: Path, heap: Heap | None = None) -> tuple[OnnxRuntime, Watched]:
+    """A model as on CUDA, but in a session on the CPU."""
+    plain = open_backend(path, "onnxruntime", "cpu")
+    side = plain.card.preprocess.size
+    one = plain.infer(noise(1, side))
+    watched = Watched(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
+    staging = Staging(one, (heap or Heap()).allocate)
+    return OnnxRuntime(watched, plain.card, "staged", staging), watched
+
+
+def noise(count: int, side: int = 32) -> Any:
+    return np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def test_batches_on_cuda_have_few_sizes(small_model: Path) -> None:
+    staged, watched = open_watched(small_model)
+    plain = open_backend(small_model, device="cpu")
+    # A folder with unreadable pictures and a short last batch.
+    for count in (16, 15, 16, 13, 16, 3):
+        outputs = staged.infer(noise(count))
+        assert len(outputs.heatmap) == count
+        assert np.array_equal(outputs.probability, plain.infer(noise(count)).probability)
+    assert watched.sizes == [16] * 6
+    # A camera's faces, then fewer for long: the size shrinks once.
+    watched.sizes.clear()
+    for _ in range(3 * PATIENCE):
+        staged.infer(noise(1))
+    assert watched.sizes[0] == 16
+    assert watched.sizes[-1] == 1
+    assert watched.sizes == sorted(watched.sizes, reverse=True)
+    # What is to be measured runs at its own size.
+    watched.sizes.clear()
+    for count in (5, 1):
+        staged.settle(count)
+        staged.infer(noise(count))
+    assert watched.sizes == [8, 1]
+
+
+def test_more_than_the_largest_batch_runs_in_parts(small_model: Path) -> None:
+    staged, watched = open_watched(small_model)
+    images = np.zeros((MOST_ON_CUDA + 1, 32, 32, 3), np.uint8)
+    images[-1, :, :, 0] = 50
+    outputs = staged.infer(images)
+    assert outputs.probability.shape == (MOST_ON_CUDA + 1, 2)
+    assert outputs.probability[-1, 0] > 0.99
+    assert np.allclose(outputs.probability[:-1], 0.5)
+    assert max(watched.sizes) == MOST_ON_CUDA
+
+
+def test_a_size_that_memory_is_too_small_for_is_not_padded_to(small_model: Path) -> None:
+    staged, watched = open_watched(small_model)
+    watched.most = 8
+    with pytest.raises(DeviceMemoryError):
+        staged.infer(noise(9))
+    assert len(staged.infer(noise(4)).heatmap) == 4
+    assert watched.sizes == [16, 4]
+
+
+def test_images_of_another_size_leave_the_buffers_usable(small_model: Path) -> None:
+    staged, _ = open_watched(small_model)
+    with pytest.raises(BackendError, match="onnxruntime failed"):
+        staged.infer(noise(1, 10))
+    assert len(staged.infer(noise(1)).heatmap) == 1
+
+
+def test_images_of_another_type_are_refused(small_model: Path) -> None:
+    staged, _ = open_watched(small_model)
+    with pytest.raises(BackendError, match="onnxruntime failed: Cannot cast"):
+        staged.infer(noise(1).astype(np.float32))
+
+
+@pytest.mark.parametrize(("name", "counts"), [("embedded", (3, 1)), ("small", (2, 1, 5, 3, 5))])
+def test_staged_batches_are_those_of_a_plain_run(
+    small_model: Path, name: str, counts: tuple[int, ...]
+) -> None:
+    path = EMBEDDED if name == "embedded" else small_model
+    plain = open_backend(path, "onnxruntime", "cpu")
     heap = Heap()
-    staged = open_staged(heap)
+    staged, _ = open_watched(path, heap)
     kept = []
-    for count in (2, 1, 5, 3, 5):
-        images = noise(count)[:, ::-1]  # not contiguous either
+    for count in counts:
+        images = noise(count, plain.card.preprocess.size)[:, ::-1]  # not contiguous either
         expected = plain.infer(np.ascontiguousarray(images))
         kept.append((expected, staged.infer(images)))
     staged.close()
@@ -195,32 +385,34 @@ def test_staged_batches_are_those_of_a_plain_run() -> None:
     for expected, outputs in kept:
         assert np.array_equal(outputs.probability, expected.probability)
         assert np.array_equal(outputs.heatmap, expected.heatmap)
-    # Three buffers for the first batch and three for the only one that was larger than any before.
-    assert len(heap.sizes) == 6
+    # Three buffers for the first batch and three for one that was larger than any before.
+    assert len(heap.sizes) == (3 if name == "embedded" else 6)
     assert heap.open == 0
     with pytest.raises(BackendError, match="was closed"):
         staged.infer(BATCH)
 
 
-@pytest.mark.parametrize("bytes_left", [0, 100, 5 * 299 * 299 * 3 - 1])
-def test_a_batch_that_staging_has_no_memory_for_leaves_the_smaller_ones(bytes_left: int) -> None:
+@pytest.mark.parametrize("bytes_left", [0, 100, 8 * 32 * 32 * 3 - 1])
+def test_a_batch_that_staging_has_no_memory_for_leaves_the_smaller_ones(
+    small_model: Path, bytes_left: int
+) -> None:
     heap = Heap()
-    staged = open_staged(heap)
+    staged, _ = open_watched(small_model, heap)
     expected = staged.infer(noise(1))
     heap.left = bytes_left
     with pytest.raises(DeviceMemoryError, match="no memory"):
         staged.infer(noise(5))
     assert heap.open == 0
-    heap.left = 299 * 299 * 3
+    heap.left = 32 * 32 * 3
     assert np.array_equal(staged.infer(noise(1)).heatmap, expected.heatmap)
     with pytest.raises(BackendError, match="onnxruntime failed"):
         staged.infer(np.zeros((1, 10, 10, 3), np.uint8))
     assert np.array_equal(staged.infer(noise(1)).heatmap, expected.heatmap)
 
 
-def test_staged_threads_get_their_own_outputs() -> None:
-    staged = open_staged(Heap())
-    plain = open_backend(EMBEDDED, "onnxruntime", "cpu")
+def test_staged_threads_get_their_own_outputs(small_model: Path) -> None:
+    staged, _ = open_watched(small_model)
+    plain = open_backend(small_model, "onnxruntime", "cpu")
     found: dict[int, Outputs] = {}
 
     def infer(count: int) -> None:
@@ -292,7 +484,7 @@ def test_page_locked_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> No
     assert (driver.contexts, driver.pushed, driver.blocks) == (0, 0, {})
 
 
-@pytest.mark.skipif(count_gpus() == 0, reason="needs a GPU")
+@pytest.mark.gpu
 def test_page_locked_memory_is_memory() -> None:
     memory = PinnedMemory(0, 1 << 20)
     ctypes.memset(memory.address, 7, 1 << 20)

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -17,15 +17,24 @@ import numpy.typing as npt
 
 from ..card import CARD_KEY, ModelCard
 from ..devices import PinnedMemory, count_cores, count_gpus, parse_device
-from ..errors import BackendError, DeviceError, ModelError
+from ..errors import BackendError, CardError, DeviceError, ModelError
 from ..text import counted
 from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
+from .buckets import SteadyBucket, find_buckets
+from .onnx_metadata import read_metadata
 
 log = logging.getLogger(__name__)
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 OUTPUTS = ("probability", "heatmap")
+# Options of the CUDA provider that change its speed; ffd-bench tries them.
+TUNING = ("prefer_nhwc", "fuse_conv_bias")
+# Images of the largest batch on CUDA: beyond it a GPU is busy, and padding costs memory.
+MOST_ON_CUDA = 256
+# Batches in a row after which a smaller batch size is taken. Not measured: on paper, 16 batches
+# computed too large cost about as much as preparing a network's convolutions once.
+PATIENCE = 16
 INSTALL = "install the CUDA and cuDNN libraries with pip install 'ffd-edge[cuda]'"
 
 
@@ -47,6 +56,11 @@ class OnnxRuntime:
         self.card = card
         self.description = description
 
+    @property
+    def on_cuda(self) -> bool:
+        """Whether it runs on a GPU."""
+        return self._staging is not None
+
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run one batch; see `Backend.infer`."""
         session = self._session
@@ -54,12 +68,21 @@ class OnnxRuntime:
             raise BackendError("the model was closed")
         try:
             if self._staging:
-                return self._staging.run(session, images)
+                run = partial(self._staging.run, session)
+                return infer_in_parts(run, images, MOST_ON_CUDA)
             return infer_in_parts(partial(_run, session), images, MOST_ON_CPU)
         except BackendError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no other base
             raise failure(f"onnxruntime failed: {_first_line(error)}", str(error)) from error
+
+    def settle(self, count: int) -> None:
+        """Run the next batches at the size for `count` images, whatever size ran before.
+
+        A benchmark calls it, so that what it measured before does not change what it measures.
+        """
+        if self._staging:
+            self._staging.settle(min(count, MOST_ON_CUDA))
 
     def close(self) -> None:
         """Free the session and its buffers."""
@@ -83,6 +106,10 @@ class Staging:
     onnxruntime's Python module hands out no page-locked memory itself, but copies to and from any
     address that is bound to it.
 
+    The CUDA provider remembers one shape for each convolution and prepares it again for any other
+    (`UpdateState` in onnxruntime's core/providers/cuda/nn/conv.cc). Batches are therefore padded to
+    one of a few sizes, and the outputs of the padding are dropped.
+
     Args:
         outputs: of one image; their shapes but for the batch hold for every batch.
         allocate: gives memory of that many bytes; on CUDA, page-locked.
@@ -92,31 +119,48 @@ class Staging:
         self._lock = Lock()
         self._allocate = allocate
         self._shapes = [outputs.probability.shape[1:], outputs.heatmap.shape[1:]]
+        self._sizes = SteadyBucket(find_buckets(1, MOST_ON_CUDA), PATIENCE)
         self._memories: list[Memory] = []
         self._image: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._outputs: list[npt.NDArray[np.float32]] = []
 
     def run(self, session: Any, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch; threads take turns."""
-        count = len(images)
+        """Run one batch of at most `MOST_ON_CUDA` images; threads take turns."""
         with self._lock:
-            if count > len(self._image):
-                self._grow(images.shape)
-            self._image[:count] = images
-            binding = session.io_binding()
-            binding.bind_input("image", "cpu", 0, np.uint8, images.shape, self._image.ctypes.data)
-            for name, buffer in zip(OUTPUTS, self._outputs, strict=True):
-                shape = (count, *buffer.shape[1:])
-                binding.bind_output(name, "cpu", 0, np.float32, shape, buffer.ctypes.data)
-            # Binding has copied the images to the GPU, on a stream of its own.
-            binding.synchronize_inputs()
-            session.run_with_iobinding(binding, _quietly())
-            binding.synchronize_outputs()
-            # Copies: the next batch overwrites the buffers.
-            return Outputs(*(buffer[:count].copy() for buffer in self._outputs))
+            try:
+                return self._run(session, images)
+            except BaseException:
+                # Perhaps memory for this size: a smaller batch must not be padded to it.
+                self._sizes.settle(0)
+                raise
+
+    def _run(self, session: Any, images: npt.NDArray[np.uint8]) -> Outputs:
+        count = len(images)
+        shape = (self._sizes.choose(count), *images.shape[1:])
+        if shape[0] > len(self._image) or shape[1:] != self._image.shape[1:]:
+            self._grow(shape)
+        # Rows beyond the images keep what they hold: any byte is a pixel, and no row of the
+        # network's outputs depends on another.
+        np.copyto(self._image[:count], images, casting="no")
+        binding = session.io_binding()
+        binding.bind_input("image", "cpu", 0, np.uint8, shape, self._image.ctypes.data)
+        for name, buffer in zip(OUTPUTS, self._outputs, strict=True):
+            bound = (shape[0], *buffer.shape[1:])
+            binding.bind_output(name, "cpu", 0, np.float32, bound, buffer.ctypes.data)
+        # Binding has copied the images to the GPU, on a stream of its own.
+        binding.synchronize_inputs()
+        session.run_with_iobinding(binding, _quietly())
+        binding.synchronize_outputs()
+        # Copies: the next batch overwrites the buffers.
+        return Outputs(*(buffer[:count].copy() for buffer in self._outputs))
+
+    def settle(self, count: int) -> None:
+        """See `OnnxRuntime.settle`."""
+        with self._lock:
+            self._sizes.settle(count)
 
     def _grow(self, shape: tuple[int, ...]) -> None:
-        """Take larger buffers, once the smaller ones are given back."""
+        """Take buffers for a larger batch, once the smaller ones are given back."""
         self._free()
         try:
             outputs = [self._take((shape[0], *rest), np.float32) for rest in self._shapes]
@@ -145,15 +189,74 @@ class Staging:
             self._free()
 
 
-def open_model(path: Path, device: str = "auto") -> OnnxRuntime:
+def cuda_options(precision: str) -> dict[str, int | str]:
+    """Options with which the CUDA provider computes a model as it was measured.
+
+    Triton's configuration has them too.
+
+    Args:
+        precision: the card's.
+    """
+    # Exhaustive search would run again for every new batch size.
+    options: dict[str, int | str] = {"cudnn_conv_algo_search": "HEURISTIC"}
+    if precision == "fp32":
+        # TF32 would make an FP32 model something else than what was measured. For other models the
+        # provider's default stays: without TF32 it deselects every plan on tensor cores, whatever
+        # the type (`CreateCudnnFeExecutionPlan` in onnxruntime's core/providers/cuda/nn/conv.cc),
+        # and FP16 would be slower than FP32.
+        options["use_tf32"] = 0
+    return options
+
+
+def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> list[Any]:
+    """What a session for a model is made with: CUDA and its options where it is to run there.
+
+    Nothing is started: whether CUDA works, the session says.
+
+    Args:
+        path: an ONNX; its precision decides, which is read from its card.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        tuning: of `TUNING`, options of CUDA to switch on.
+
+    Returns:
+        For `onnxruntime.InferenceSession`; the first is what the model is to run on.
+
+    Raises:
+        DeviceError: the driver does not offer the GPU that is asked for by name.
+    """
+    kind, index = parse_device(device)
+    gpus = 0 if kind == "cpu" else count_gpus()
+    if kind == "cuda" and index >= gpus:
+        there = f"NVIDIA's driver offers {gpus}" if gpus else "NVIDIA's driver offers no GPU here"
+        raise DeviceError(f"--device {device}: {there}; use --device cpu or auto")
+    precision = _read_precision(path)
+    # CUDA has no INT8 convolutions in onnxruntime: it would compute in FP32, between nodes that
+    # quantise and dequantise, and be slower than the FP32 model.
+    if not gpus or (kind == "auto" and precision == "int8"):
+        return [CPU]
+    options = {"device_id": index, **cuda_options(precision), **dict.fromkeys(tuning, 1)}
+    return [(CUDA, options), CPU]
+
+
+def _read_precision(path: Path) -> str:
+    """The card's, before a session is made; `fp32`, the exact way, where no card can be read."""
+    try:
+        return ModelCard.from_json(read_metadata(path).get(CARD_KEY, "")).precision
+    except CardError:
+        return "fp32"  # whoever loads the model says what is wrong with its card
+
+
+def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> OnnxRuntime:
     """Load an ONNX.
 
-    On `auto`, a GPU is used if there is one that works; one that is there but cannot be used is a
-    warning. A device that is asked for by name either runs the model or is an error.
+    On `auto`, a GPU is used if there is one that works, except for an INT8 model; one that is there
+    but cannot be used is a warning. A device that is asked for by name either runs the model or is
+    an error.
 
     Args:
         path: the file.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        tuning: see `choose_providers`.
 
     Raises:
         ModelError, CardError: the file is not an ONNX that keeps our graph contract.
@@ -164,13 +267,10 @@ def open_model(path: Path, device: str = "auto") -> OnnxRuntime:
     except ImportError as error:
         raise BackendError(f"onnxruntime cannot be imported ({error}): reinstall it") from None
 
+    providers = choose_providers(path, device, tuning)
     kind, index = parse_device(device)
-    gpus = 0 if kind == "cpu" else count_gpus()
-    if kind == "cuda" and index >= gpus:
-        there = f"NVIDIA's driver offers {gpus}" if gpus else "NVIDIA's driver offers no GPU here"
-        raise DeviceError(f"--device {device}: {there}; use --device cpu or auto")
-    if gpus:
-        opened, reason = _open_cuda(ort, path, index)
+    if providers != [CPU]:
+        opened, reason = _open_cuda(ort, path, index, providers)
         if opened:
             return opened
         message = f"there is a GPU, but onnxruntime cannot use it: {reason}"
@@ -178,11 +278,19 @@ def open_model(path: Path, device: str = "auto") -> OnnxRuntime:
             raise DeviceError(f"--device {device}: {message}")
         log.warning("%s; running on the CPU", message)
     session = _open(ort, path, [CPU])
+    card = _read_card(session, path)
     description = f"onnxruntime {ort.__version__}, CPU, {counted(count_cores(), 'thread')}"
-    return OnnxRuntime(session, _read_card(session, path), description)
+    if providers == [CPU] and kind == "auto" and card.precision == "int8" and count_gpus():
+        description += (
+            " (not the GPU, for which onnxruntime has no INT8 convolutions: export with --fp16, or "
+            "give --device cuda)"
+        )
+    return OnnxRuntime(session, card, description)
 
 
-def _open_cuda(ort: Any, path: Path, index: int) -> tuple[OnnxRuntime | None, str]:
+def _open_cuda(
+    ort: Any, path: Path, index: int, providers: list[Any]
+) -> tuple[OnnxRuntime | None, str]:
     """The model where it really runs on CUDA, or None and why not."""
     if CUDA not in ort.get_available_providers():
         return None, f"this onnxruntime is built for the CPU only; {INSTALL}"
@@ -191,15 +299,8 @@ def _open_cuda(ort: Any, path: Path, index: int) -> tuple[OnnxRuntime | None, st
         ort.preload_dlls()
     if said.getvalue():
         log.debug("preload_dlls: %s", said.getvalue())
-    options = {
-        "device_id": index,
-        # TF32 would make a FP32 model something else than what was measured.
-        "use_tf32": 0,
-        # Exhaustive search would run again for every new batch size.
-        "cudnn_conv_algo_search": "HEURISTIC",
-    }
     try:
-        session = _open(ort, path, [(CUDA, options), CPU])
+        session = _open(ort, path, providers)
     except ModelError as error:
         # Perhaps the GPU's memory is full. If it is the model, the CPU will say so too.
         return None, str(error)
@@ -216,6 +317,10 @@ def _open_cuda(ort: Any, path: Path, index: int) -> tuple[OnnxRuntime | None, st
         return None, f"a first image failed: {_first_line(error)}"
     staging = Staging(outputs, partial(PinnedMemory, index))
     description = f"onnxruntime {ort.__version__}, CUDA device {index}"
+    if card.precision == "int8":
+        description += (
+            " (INT8 computed in FP32, slower than an FP32 model: export with --fp16 for a GPU)"
+        )
     return OnnxRuntime(session, card, description, staging), ""
 
 
