@@ -7,6 +7,7 @@ ratio is always taken within one round.
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 import subprocess
@@ -24,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends import BACKENDS, EMBEDDED, Backend
+from .backends.onnxruntime import OnnxRuntime, choose_providers
 from .decode import Image, decode
-from .devices import count_cores, count_gpus, describe_gpu, parse_device
+from .devices import count_cores, count_gpus, describe_gpu
 from .errors import BackendError, FfdError, InputError
 from .machine import describe_cpu, packages
 from .pipeline import classify_items
@@ -241,6 +243,11 @@ class Bench:
         inputs = self._prepare_alone()
         for (name, batch), samples in self._infer.items():
             backend, images = self._backends[name], _stack(inputs, batch)
+            if isinstance(backend, OnnxRuntime) and backend.on_cuda:
+                # The size that was measured before must not be the one that this is padded to, and
+                # what CUDA prepares for a new size is not part of an inference.
+                backend.settle(batch)
+                backend.infer(images)
             samples.add([_time_inference(backend, images) for _ in _calls(batch)])
             self._whole[name, batch].add([self._run_whole(backend, batch)])
 
@@ -377,24 +384,36 @@ finally:
     from ffd_runtime.bench import peak_memory
     print(peak_memory(), file=sys.stderr)
 """
-# What no runtime over the same libraries can do without.
+# What no runtime over the same libraries can do without, with the session's options that ours has.
 BARE = """
-import sys
+import json, sys
 import cv2, numpy, onnxruntime
-path, size, threads, gpu = sys.argv[1], *map(int, sys.argv[2:])
-providers = ["CPUExecutionProvider"]
-if gpu >= 0:
+path, size, threads, providers = sys.argv[1], *map(json.loads, sys.argv[2:])
+if len(providers) > 1:
     sys.stdout, out = sys.stderr, sys.stdout
     onnxruntime.preload_dlls()
     sys.stdout = out
-    providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu}))
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 3
 options.intra_op_num_threads = threads
+providers = [tuple(provider) if isinstance(provider, list) else provider for provider in providers]
 session = onnxruntime.InferenceSession(path, options, providers=providers)
 session.run(None, {"image": numpy.zeros((1, size, size, 3), numpy.uint8)})
 print("ran", flush=True)
 """
+
+
+def bare_session(model: str | None, device: str, size: int) -> list[str]:
+    """`BARE` and its arguments, for the session that `ffd-run` makes with onnxruntime.
+
+    Args:
+        model: path; None for the embedded one.
+        device: as for `open_backend`.
+        size: side of the network's input.
+    """
+    path = Path(model) if model else EMBEDDED
+    providers = json.dumps(choose_providers(path, device))
+    return [BARE, str(path), str(size), str(count_cores()), providers]
 
 
 def measure_cold_start(
@@ -416,12 +435,10 @@ def measure_cold_start(
     options = ["--backend", name, "--device", device, "--batch", "1", "--json"]
     options += ["--model", model] if model else []
     fresh = [FRESH, *options, "--", picture.source]
-    path = Path(model) if model else EMBEDDED
-    kind, index = parse_device(device)
-    gpu = index if kind != "cpu" and index < count_gpus() else -1
     # A backend that is not onnxruntime has no bare time by onnxruntime.
-    is_bare = name == "onnxruntime" or (name == "auto" and path.suffix not in BACKENDS["tensorrt"])
-    bare = [BARE, str(path), str(size), str(count_cores()), str(gpu)]
+    suffix = Path(model or EMBEDDED).suffix
+    is_bare = name == "onnxruntime" or (name == "auto" and suffix not in BACKENDS["tensorrt"])
+    bare = bare_session(model, device, size) if is_bare else []
     ours: list[Seconds] = []
     theirs: list[Seconds] = []
     memory: list[int] = []

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.backends import open_backend
+from ffd_runtime.backends import Backend, onnxruntime, open_backend
 from ffd_runtime.bench import (
     MOST_PICTURES,
     Bench,
     Samples,
+    bare_session,
     choose_pictures,
     find_floors,
     make_pictures,
     percentile,
 )
+from ffd_runtime.card import PreprocessSpec
+from ffd_runtime.commands.bench import TUNING as commands_tuning
+from ffd_runtime.commands.bench import main
 from ffd_runtime.decode import decode
 from ffd_runtime.errors import FfdError
 from ffd_runtime.sources import find_files
 
+from ..models import CARD, save_colour_model
 from .test_imports import HEAVY, RUNTIME, loaded_by
 
 # Real time passes in it.
@@ -185,6 +194,94 @@ def test_a_picture_that_vanishes_is_named(colour_model: Path, portraits: Path) -
     (portraits / "1-blue.png").unlink()
     with pytest.raises(FfdError, match=r"1-blue\.png was readable a moment ago: no such file"):
         Bench({"auto": backend}, pictures, [1], workers=1).run(rounds=1)
+
+
+def test_the_bare_session_is_made_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Providers and their options, the threads, and what is not the CPU's."""
+    made: list[tuple[str, list[Any]]] = []
+    real = ort.InferenceSession
+
+    def make(path: str, options: Any, providers: list[Any]) -> Any:
+        threads = options.intra_op_num_threads
+        made.append((path, [options.log_severity_level, threads, providers]))
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", make)
+    monkeypatch.setattr(onnxruntime, "count_gpus", lambda: 1)
+    for precision in ("fp32", "fp16", "int8"):
+        card = CARD.replace(precision=precision).to_json()
+        path = save_colour_model(tmp_path / f"{precision}.onnx", card=card)
+        made.clear()
+        open_backend(path)
+        code, *arguments = bare_session(str(path), "auto", 299)
+        monkeypatch.setattr(sys, "argv", ["-c", *arguments])
+        exec(code, {})
+        # Ours falls back to the CPU, as there is no GPU here.
+        assert made[0] == made[-1]
+        assert len(made) == (2 if precision == "int8" else 3)
+
+
+def test_the_bare_session_runs(colour_model: Path) -> None:
+    code, *arguments = bare_session(str(colour_model), "cpu", 299)
+    command = [sys.executable, "-c", code, *arguments]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"ran\n"
+
+
+def test_options_of_cuda_are_refused_where_nothing_runs_on_it(
+    colour_model: Path, portraits: Path
+) -> None:
+    arguments = [str(portraits), "--model", str(colour_model), "--device", "cpu"]
+    outcome = CliRunner().invoke(main, [*arguments, "--cuda-option", "prefer_nhwc"])
+    assert outcome.exit_code == 1
+    line = outcome.stderr.splitlines()[-1]
+    assert "--cuda-option prefer_nhwc applies to onnxruntime on CUDA only" in line
+    assert line.endswith(": leave it out, or give --device cuda")
+    outcome = CliRunner().invoke(main, [*arguments, "--cuda-option", "use_tf32"])
+    assert outcome.exit_code == 2
+
+
+def test_options_of_cuda_are_measured_beside_each_other(
+    tmp_path: Path, portraits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for CUDA: which models are opened, and that sizes are settled."""
+    opened: list[tuple[str, tuple[str, ...]]] = []
+    settled: list[int] = []
+
+    class OnCuda(onnxruntime.OnnxRuntime):
+        on_cuda = True
+
+        def settle(self, count: int) -> None:
+            settled.append(count)
+
+    def open_model(path: Path, device: str, tuning: tuple[str, ...] = ()) -> Backend:
+        opened.append((device, tuning))
+        plain: Any = real(path, "cpu")
+        return OnCuda(plain._session, plain.card, "CUDA")
+
+    real = onnxruntime.open_model
+    assert commands_tuning == onnxruntime.TUNING
+    monkeypatch.setattr(onnxruntime, "open_model", open_model)
+    card = CARD.replace(preprocess=PreprocessSpec(size=32)).to_json()
+    model = save_colour_model(tmp_path / "small.onnx", card=card, size=32)
+    arguments = ["--model", model, "--device", "cuda:2", "--rounds", 1, "--batch", 2, "--json"]
+    for name in onnxruntime.TUNING:
+        arguments += ["--cuda-option", name]
+    outcome = CliRunner().invoke(main, [str(word) for word in (portraits, *arguments)])
+    assert outcome.exit_code == 0, outcome.stderr
+    assert opened == [
+        ("cuda:2", ()),
+        ("cuda:2", ("prefer_nhwc",)),
+        ("cuda:2", ("fuse_conv_bias",)),
+        ("cuda:2", ("prefer_nhwc", "fuse_conv_bias")),
+    ]
+    document = json.loads(outcome.stdout)
+    assert [row["backend"] for row in document["end_to_end"]] == [
+        "auto",
+        "onnxruntime+prefer_nhwc",
+        "onnxruntime+fuse_conv_bias",
+        "onnxruntime+prefer_nhwc+fuse_conv_bias",
+    ]
+    assert settled == [2] * 4
 
 
 def test_peak_memory_is_this_process_s_own() -> None:

@@ -27,11 +27,16 @@ Examples:
   ffd-bench
   ffd-bench portraits/ --batch 1 --batch 32 --seconds 60
   ffd-bench --backend onnxruntime --rounds 10 --cold-start --json > bench.json
+  ffd-bench --device cuda --cuda-option prefer_nhwc --cuda-option fuse_conv_bias
 
 \b
 Exit codes:
   0 done   1 could not run   2 usage
 """
+
+
+# Those of `backends.onnxruntime.TUNING`, which --help must not wait for.
+TUNING = ("prefer_nhwc", "fuse_conv_bias")
 
 
 def _known_backends(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> list[str]:
@@ -62,6 +67,13 @@ def _known_backends(_: click.Context, __: click.Parameter, names: tuple[str, ...
     help="As for ffd-run. More than once: each is measured.",
 )
 @device_option()
+@click.option(
+    "--cuda-option",
+    "tuning",
+    multiple=True,
+    type=click.Choice(TUNING),
+    help="Also measure onnxruntime on CUDA with this option; more than once: with each, and all.",
+)
 @click.option(
     "--batch",
     "batches",
@@ -122,9 +134,9 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         }
         if options["cold_start"]:
             document["cold_start"] = []
-            for name, backend in backends.items():
+            for name in options["backends"]:
                 tell(f"cold start of {name}")
-                size = backend.card.preprocess.size
+                size = backends[name].card.preprocess.size
                 given = (options["model"], name, options["device"], size, pictures.items[0])
                 document["cold_start"].append(measure_cold_start(*given))
     if table and console:
@@ -158,7 +170,39 @@ def _open_backends(stack: ExitStack, options: dict[str, Any]) -> dict[str, Backe
         backends[name] = open_backend(options["model"], name, options["device"])
         stack.callback(backends[name].close)
         say(f"{name}: {backends[name].description}")
+    for name, backend in _open_tuned(backends, options):
+        backends[name] = backend
+        stack.callback(backend.close)
+        say(f"{name}: {backend.description}")
     return backends
+
+
+def _open_tuned(
+    backends: dict[str, Backend], options: dict[str, Any]
+) -> Iterator[tuple[str, Backend]]:
+    """The model on CUDA once more, with each option of --cuda-option and with all of them.
+
+    Raises:
+        BackendError: nothing of what was opened is onnxruntime on CUDA.
+    """
+    from ..backends import find_model
+    from ..backends.onnxruntime import OnnxRuntime, open_model
+    from ..devices import parse_device
+    from ..errors import BackendError
+
+    tuning = tuple(dict.fromkeys(options["tuning"]))
+    if not tuning:
+        return
+    if not any(isinstance(one, OnnxRuntime) and one.on_cuda for one in backends.values()):
+        running = ", ".join(backend.description for backend in backends.values())
+        raise BackendError(
+            f"--cuda-option {tuning[0]} applies to onnxruntime on CUDA only, and the model runs by "
+            f"{running}: leave it out, or give --device cuda"
+        )
+    _, index = parse_device(options["device"])
+    for chosen in dict.fromkeys([*((name,) for name in tuning), tuning]):
+        opened = open_model(find_model(options["model"]), f"cuda:{index}", chosen)
+        yield f"onnxruntime+{'+'.join(chosen)}", opened
 
 
 def _choose(stack: ExitStack, sources: tuple[str, ...]) -> Pictures:
