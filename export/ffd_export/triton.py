@@ -8,11 +8,13 @@ whoever exports has no Triton.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import TypeAlias
 
+from ffd_runtime.backends.onnxruntime import cuda_options
 from ffd_runtime.card import CARD_KEY, ModelCard, PreprocessSpec
 from ffd_runtime.errors import OutputError
 from ffd_runtime.text import printable
@@ -37,16 +39,6 @@ Value: TypeAlias = "str | int | Word | tuple[int, ...] | Message"
 # Fields in order; a name may repeat, as a repeated field's does.
 Message: TypeAlias = list[tuple[str, "Value"]]
 
-# What `ffd_runtime.backends.onnxruntime` sets too: TF32 would make an FP32 model something else
-# than what was measured, and an exhaustive search would run again for every new batch size. The
-# names are those of "ONNX Runtime with CUDA Execution Provider optimization" in the backend's
-# README; an instance on a CPU does not read them.
-CUDA: Message = [
-    ("name", "cuda"),
-    ("parameters", [("key", "use_tf32"), ("value", "0")]),
-    ("parameters", [("key", "cudnn_conv_algo_search"), ("value", "HEURISTIC")]),
-]
-
 
 @dataclass(frozen=True)
 class Platform:
@@ -67,20 +59,40 @@ class Platform:
     note: str
 
 
-PLATFORMS = {
-    "onnxruntime": Platform(
+def _onnxruntime(card: ModelCard) -> Platform:
+    """An ONNX, on the GPU as `ffd_runtime.backends.onnxruntime` runs it; INT8 on the CPU, too."""
+    on_gpu = card.precision != "int8"
+    return Platform(
         file="model.onnx",
         backend=[("backend", "onnxruntime")],
-        kind="KIND_AUTO",
-        tuning=[
-            (
-                "optimization",
-                [("execution_accelerators", [("gpu_execution_accelerator", CUDA)])],
-            )
-        ],
-        note="It runs on every GPU of the server, or on the CPU where there is none.",
-    ),
-    "tensorrt": Platform(
+        kind="KIND_AUTO" if on_gpu else "KIND_CPU",
+        tuning=_accelerator(card.precision) if on_gpu else [],
+        note=(
+            "It runs on every GPU of the server, or on the CPU where there is none."
+            if on_gpu
+            else "It runs on the CPU: onnxruntime has no INT8 convolutions on CUDA. For a GPU, "
+            "export with --fp16 or\nan engine."
+        ),
+    )
+
+
+def _accelerator(precision: str) -> Message:
+    """Options of CUDA; an instance on a CPU does not read them.
+
+    The names are those of "ONNX Runtime with CUDA Execution Provider optimization" in the README of
+    Triton's onnxruntime backend.
+    """
+    options = cuda_options(precision)
+    parameters: Message = [
+        ("parameters", [("key", key), ("value", str(options[key]))]) for key in sorted(options)
+    ]
+    cuda: Message = [("name", "cuda"), *parameters]
+    return [("optimization", [("execution_accelerators", [("gpu_execution_accelerator", cuda)])])]
+
+
+def _tensorrt(_: ModelCard) -> Platform:
+    """An engine."""
+    return Platform(
         file="model.plan",
         backend=[("platform", "tensorrt_plan"), ("backend", "tensorrt")],
         kind="KIND_GPU",
@@ -88,7 +100,12 @@ PLATFORMS = {
         note="An engine runs only where the server's TensorRT and GPU are those that it was built "
         "for;\none built as version-compatible also needs "
         "`--backend-config=tensorrt,version-compatible=true`.",
-    ),
+    )
+
+
+PLATFORMS: dict[str, Callable[[ModelCard], Platform]] = {
+    "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
 }
 
 
@@ -129,7 +146,7 @@ def triton_files(
         raise ValueError(f"unknown platform {platform!r}: use one of {', '.join(PLATFORMS)}")
     if min(*heatmap, max_batch) < 1:
         raise ValueError(f"heatmap {heatmap} and max_batch {max_batch} must be positive")
-    chosen = PLATFORMS[platform]
+    chosen = PLATFORMS[platform](card)
     config = to_text(_config(name, card, chosen, heatmap, max_batch))
     readme = _readme(name, card, chosen, heatmap, max_batch)
     home = folder / name

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ffd_export.output import write_files
 from ffd_export.triton import NAME, to_text, triton_files
 from ffd_runtime.backends import EMBEDDED, open_backend
+from ffd_runtime.backends.onnxruntime import cuda_options
 from ffd_runtime.card import CARD_KEY, CLASSES, ModelCard, PreprocessSpec, Provenance
 from ffd_runtime.decode import decode
 from ffd_runtime.errors import OutputError
@@ -112,14 +113,27 @@ def test_triton_reads_what_was_asked(parse: Parse, platform: str) -> None:
     assert ModelCard.from_json(config.parameters[CARD_KEY].string_value) == UNUSUAL
 
 
-def test_an_onnx_runs_with_and_without_a_gpu(parse: Parse) -> None:
-    config = parse(files(platform="onnxruntime")["config.pbtxt"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_onnx_runs_with_and_without_a_gpu(parse: Parse, precision: str) -> None:
+    config = parse(files(card=CARD.replace(precision=precision))["config.pbtxt"])
     assert (config.platform, config.backend) == ("", "onnxruntime")
     (group,) = config.instance_group
     assert (group.count, group.kind) == (1, group.KIND_AUTO)
     (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert cuda.name == "cuda"
-    assert dict(cuda.parameters) == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    # As onnxruntime runs it here; without TF32, FP16 would have no tensor cores either.
+    expected = {key: str(value) for key, value in cuda_options(precision).items()}
+    assert dict(cuda.parameters) == expected
+    assert ("use_tf32" in expected) == (precision == "fp32")
+
+
+def test_an_int8_onnx_runs_on_the_cpu(parse: Parse) -> None:
+    written = files(card=CARD.replace(precision="int8"))
+    config = parse(written["config.pbtxt"])
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (1, group.KIND_CPU)
+    assert not config.HasField("optimization")
+    assert "no INT8 convolutions on CUDA" in written["README.md"].decode()
 
 
 def test_an_engine_runs_on_a_gpu(parse: Parse) -> None:
