@@ -26,6 +26,8 @@ LABELS = "labels.txt"
 # Microseconds for which a request waits for others: little beside the milliseconds that a client
 # takes to prepare an image.
 QUEUE_DELAY = 1000
+# How the backend's parameter `cudnn_conv_algo_search` calls it.
+HEURISTIC = "1"
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,13 @@ def _accelerator(precision: str) -> Message:
         ("parameters", [("key", key), ("value", str(options[key]))]) for key in sorted(options)
     ]
     cuda: Message = [("name", "cuda"), *parameters]
-    return [("optimization", [("execution_accelerators", [("gpu_execution_accelerator", cuda)])])]
+    # A model that has any parameter of its own, as ours has its card, gets an exhaustive search
+    # again unless this parameter says otherwise (`ModelState::LoadModel` in src/onnxruntime.cc).
+    heuristic: Message = [("string_value", HEURISTIC)]
+    return [
+        ("optimization", [("execution_accelerators", [("gpu_execution_accelerator", cuda)])]),
+        ("parameters", [("key", "cudnn_conv_algo_search"), ("value", heuristic)]),
+    ]
 
 
 def _tensorrt(_: ModelCard) -> Platform:
