@@ -204,7 +204,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _look_at_gpus() -> Facts:
+def look_at_gpus() -> Facts:
     """The driver's own account; `reason` where it is installed but does not work."""
     windows = sys.platform == "win32"
     try:
@@ -393,7 +393,7 @@ def make_picture() -> bytes:
 
 
 QUESTIONS: dict[str, Callable[..., Facts]] = {
-    "gpu": _look_at_gpus,
+    "gpu": look_at_gpus,
     "opencv": _look_at_opencv,
     "onnxruntime": _look_at_onnxruntime,
     "openvino": _look_at_openvino,

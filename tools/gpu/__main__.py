@@ -1,0 +1,131 @@
+"""The command: each part in a process of its own, so that one that crashes ends only itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ffd_runtime.devices import count_gpus
+
+from . import __doc__ as description
+from .claims import CLAIMS, PARTS, Setting, check_claims
+
+NO_GPU = 77
+SPEED = "speed"
+# Seconds of one part: compiling and building for all batch sizes take most of it.
+LIMIT = 3600
+
+
+@click.command(help=(description or "").split("\n\n")[0])
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="gpu-report.md",
+    show_default=True,
+    help="The page to write.",
+)
+@click.option(
+    "--gpu",
+    "index",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Number of the GPU.",
+)
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice([*PARTS, SPEED]),
+    multiple=True,
+    help="More than once: only these parts. Default: all.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Of each measurement of speed.",
+)
+@click.option("--lines", type=click.Path(path_type=Path), hidden=True)
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True)
+def main(
+    report: Path,
+    index: int,
+    parts: tuple[str, ...],
+    seconds: float,
+    lines: Path | None,
+    folder: Path | None,
+) -> None:
+    """Check, measure, and write the report."""
+    if lines and folder:
+        run_part(parts[0], Setting(folder, f"cuda:{index}", index, seconds), lines)
+        return
+    gpus = count_gpus()
+    if index >= gpus:
+        there = f"no GPU {index}, only {gpus}" if gpus else "no GPU"
+        click.echo(f"NVIDIA's driver offers {there}: nothing was checked", err=True)
+        sys.exit(NO_GPU)
+    sys.exit(0 if run_parts(report, index, parts or (*PARTS, SPEED), seconds) else 1)
+
+
+def run_part(part: str, setting: Setting, lines: Path) -> None:
+    """Check or measure one part; a line for each result, as soon as it is there."""
+    from .report import to_line
+    from .speed import measure_all
+
+    claims = tuple(claim for claim in CLAIMS if claim.part == part)
+    with lines.open("w", encoding="utf-8", buffering=1) as file:
+        for result in measure_all(setting) if part == SPEED else check_claims(claims, setting):
+            file.write(to_line(result) + "\n")
+
+
+def run_parts(path: Path, index: int, parts: tuple[str, ...], seconds: float) -> bool:
+    """Run parts one after the other, and write the report after each.
+
+    Returns:
+        Whether everything that could be checked holds.
+    """
+    from .report import Report
+
+    report = Report(describe())
+    with tempfile.TemporaryDirectory(prefix="ffd-gpu-") as folder:
+        for part in parts:
+            click.echo(f"{part} ...", err=True)
+            lines = Path(folder) / f"{part}.jsonl"
+            given = ["--gpu", index, "--part", part, "--seconds", seconds]
+            given += ["--lines", lines, "--folder", folder]
+            ended = run_process([sys.executable, "-m", __package__, *map(str, given)])
+            report.add_lines(lines.read_text(encoding="utf-8") if lines.exists() else "")
+            if ended:
+                report.end_part(part, ended)
+            report.write(path)
+    click.echo(
+        f"{path}: {'everything holds' if report.holds else 'not everything holds'}", err=True
+    )
+    return report.holds
+
+
+def run_process(command: list[str], limit: float = LIMIT) -> str | None:
+    """Run a part; None where it ended as it should, else how it ended."""
+    try:
+        code = subprocess.run(command, check=False, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return f"ran for more than {limit:.0f} seconds"
+    return f"ended with code {code}" if code else None
+
+
+def describe() -> dict[str, Any]:
+    """The machine, for the report's head."""
+    from ffd_runtime.bench import describe_machine
+    from ffd_runtime.doctor import look_at_gpus
+
+    return {**describe_machine(), "driver": look_at_gpus()["driver"] or "of unknown version"}
+
+
+if __name__ == "__main__":
+    main(prog_name=f"python -m {__package__}")
