@@ -14,6 +14,7 @@ from ffd_runtime.card import Metric, ModelCard
 from ffd_runtime.errors import ModelError
 from ffd_runtime.pipeline import Prepared, infer_prepared
 from ffd_runtime.results import Result
+from ffd_runtime.within_memory import WithinMemory
 
 from .images import Images
 
@@ -128,6 +129,7 @@ class Parity:
 
 def classify(backend: Backend, images: Images, batch: int = 8) -> list[Result]:
     """A row for every image, judged as the runtime does."""
+    backend = WithinMemory.of(backend)
     rows: list[Result] = []
     for start, pixels in zip(range(0, len(images), batch), images.batches(batch), strict=True):
         sources = images.sources[start : start + batch]

@@ -19,6 +19,7 @@ from .pipeline import Prepared, classify_items, infer_prepared
 from .preprocess import preprocess
 from .results import Result
 from .sources import Item, find_files
+from .within_memory import WithinMemory
 
 if TYPE_CHECKING:
     from .faces import FaceDetector
@@ -52,7 +53,8 @@ class Classifier:
     ) -> None:
         if batch < 1 or (workers is not None and workers < 1):
             raise ValueError(f"batch and workers must be at least 1, not {batch} and {workers}")
-        self.backend = backend
+        # One for all its methods, so that none forgets what fits the device.
+        self.backend: Backend = WithinMemory.of(backend)
         self.batch = batch
         self.workers = workers or count_cores()
         self.max_pixels = max_pixels

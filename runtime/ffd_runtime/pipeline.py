@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -16,18 +15,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .backends import Backend, Outputs
+from .backends import Backend
 from .card import ModelCard, PreprocessSpec
 from .decode import MAX_PIXELS, Image, decode
-from .errors import DeviceMemoryError, InputError
+from .errors import InputError
 from .preprocess import preprocess
 from .results import Box, Result
 from .sources import Item
+from .within_memory import WithinMemory
 
 if TYPE_CHECKING:
     from .faces import Face, FaceDetector
-
-log = logging.getLogger(__name__)
 
 # Seconds for which a batch that is not full waits for a source: longer than a disk needs.
 GRACE = 0.05
@@ -168,7 +166,7 @@ def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec
 
 
 class Batches:
-    """Runs batches out of one buffer, and smaller ones once the device's memory was too small.
+    """Runs batches out of one buffer.
 
     Args:
         backend: the model.
@@ -176,8 +174,7 @@ class Batches:
     """
 
     def __init__(self, backend: Backend, most: int) -> None:
-        self._backend = backend
-        self._most = most
+        self._backend = WithinMemory.of(backend)
         size = backend.card.preprocess.size
         self._pixels = np.empty((most, size, size, 3), np.uint8)
 
@@ -188,30 +185,21 @@ class Batches:
             if not isinstance(entry.image, InputError):
                 self._pixels[count] = entry.image
                 count += 1
-        outputs = iter(self._within_memory(self._pixels[:count]))
+        outputs = iter(self._infer(self._pixels[:count]))
         for entry in prepared:
             if isinstance(entry.image, InputError):
                 yield Result.failed(entry.source, entry.image)
             else:
                 yield _judge(entry, *next(outputs), self._backend.card)
 
-    def _within_memory(
+    def _infer(
         self, images: npt.NDArray[np.uint8]
-    ) -> Iterator[tuple[float, npt.NDArray[np.float32]]]:
-        """P(generated) and heatmap of each image."""
-        start = 0
-        while start < len(images):
-            part = images[start : start + self._most]
-            try:
-                outputs: Outputs = self._backend.infer(part)
-            except DeviceMemoryError as error:
-                if len(part) == 1:
-                    raise
-                self._most = len(part) // 2
-                log.warning("%s; going on with batches of %d", error, self._most)
-                continue
-            start += len(part)
-            yield from zip(outputs.probability[:, 0].tolist(), outputs.heatmap, strict=True)
+    ) -> Iterable[tuple[float, npt.NDArray[np.float32]]]:
+        """Score and heatmap of each image."""
+        if not len(images):
+            return ()
+        outputs = self._backend.infer(images)
+        return zip(outputs.probability[:, 0].tolist(), outputs.heatmap, strict=True)
 
 
 class _PrepareAhead:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from ffd_runtime.backends import Outputs
 from ffd_runtime.errors import DeviceMemoryError
 from ffd_runtime.pipeline import classify_items
 from ffd_runtime.sources import Item
+from ffd_runtime.within_memory import WithinMemory
 
 from ..conftest import picture
 from ..models import CARD
@@ -196,6 +198,45 @@ def test_a_full_device_gets_smaller_batches(portraits: Path, tmp_path: Path) -> 
     assert max(small.batches[3:]) == 2
     with pytest.raises(DeviceMemoryError):
         list(classify_items(items, Small(0), batch=8, workers=2))
+
+
+def test_a_batch_stays_halved_for_the_life_of_a_classifier(
+    portraits: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = Small(3)
+    classifier = Classifier(small, batch=8, workers=2)
+    pictures = sorted(portraits.iterdir())
+    for _ in range(3):
+        list(classifier.classify_files(portraits))
+        classifier.classify(pictures[0])
+        classifier.predict(np.zeros((8, 299, 299, 3), np.uint8))
+    failed = [count for count in small.batches if count > small.most]
+    assert sorted(failed, reverse=True) == failed
+    assert len(failed) == len(caplog.records) <= 2
+    assert max(small.batches[small.batches.index(failed[-1]) + 1 :]) <= 2
+
+
+def test_threads_whose_batches_fail_together_halve_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    both = threading.Barrier(2)
+
+    class Together(Small):
+        def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+            if len(images) > self.most:
+                both.wait(10)
+            return super().infer(images)
+
+    small = Together(4)
+    backend = WithinMemory(small)
+    images = np.zeros((8, 299, 299, 3), np.uint8)
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(backend.infer, [images, images]))
+    assert sorted(small.batches) == [4, 4, 4, 4, 8, 8]
+    assert [len(output.probability) for output in outputs] == [8, 8]
+    assert [record.message for record in caplog.records] == [
+        "out of memory; continuing with batches of at most 4"
+    ]
 
 
 def test_rows_carry_evidence_and_pictures_for_who_asks(
