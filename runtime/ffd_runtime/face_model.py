@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -20,6 +19,7 @@ from urllib.request import Request, build_opener
 
 from . import __version__
 from .errors import ModelError
+from .user_cache import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def find_face_model(path: Path | None = None) -> Path:
     if named := os.environ.get(VARIABLE):
         return _given(Path(named), VARIABLE)
     try:
-        cached = _cache_folder() / NAME
+        cached = cache_folder() / NAME
     except RuntimeError:
         raise ModelError(
             f"this user has no home folder for the face detector: set XDG_CACHE_HOME or {VARIABLE}"
@@ -87,18 +87,6 @@ def _given(path: Path, by: str) -> Path:
         what = "is no file" if path.exists() else "does not exist"
         raise ModelError(f"face model {path} {what}: give a YuNet ONNX with {by}")
     return path
-
-
-def _cache_folder() -> Path:
-    """Where this system's programs keep what they can fetch again."""
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "ffd"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "ffd"
-    # The XDG base directory specification has relative paths ignored.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "ffd"
 
 
 def _is_ours(path: Path) -> bool:

@@ -17,6 +17,7 @@ import pytest
 from ffd_runtime import face_model as module
 from ffd_runtime.errors import ModelError
 from ffd_runtime.face_model import NAME, find_face_model
+from ffd_runtime.user_cache import cache_folder
 
 # What the server gives stands in for the model: only its sha256 matters here.
 MODEL = bytes(range(256)) * 900
@@ -63,7 +64,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(module, "SHA256", hashlib.sha256(MODEL).hexdigest())
     # Nobody asks the real one by accident.
     monkeypatch.setattr(module, "BASE_URL", "http://127.0.0.1:9/zoo")
-    return module._cache_folder() / NAME
+    return cache_folder() / NAME
 
 
 def failure(path: Path | None = None) -> str:
@@ -273,11 +274,11 @@ def test_where_each_system_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("win32", tmp_path / "ffd"),
     ):
         monkeypatch.setattr(sys, "platform", system)
-        assert module._cache_folder() == folder
+        assert cache_folder() == folder
     monkeypatch.setattr(sys, "platform", "linux")
     for value in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert module._cache_folder() == home / ".cache" / "ffd"
+        assert cache_folder() == home / ".cache" / "ffd"
 
 
 def test_the_pinned_sha256_is_the_models(face_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
