@@ -94,16 +94,16 @@ class PinnedMemory:
     def __init__(self, index: int, size: int) -> None:
         self._driver = _driver()
         self._device = ctypes.c_int(0)
-        context = ctypes.c_void_p()
+        self._context = ctypes.c_void_p()
         if (
             self._driver is None
             or self._driver.cuDeviceGet(ctypes.byref(self._device), index) != 0
             # The context that CUDA's runtime, and so onnxruntime, uses too.
-            or self._driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), self._device) != 0
+            or self._driver.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), self._device) != 0
         ):
             raise DeviceError(f"NVIDIA's driver cannot start GPU {index} here")
         address = ctypes.c_void_p()
-        self._driver.cuCtxPushCurrent_v2(context)
+        self._driver.cuCtxPushCurrent_v2(self._context)
         # CU_MEMHOSTALLOC_PORTABLE in NVIDIA's cuda.h: page-locked for every context.
         error = self._driver.cuMemHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), 1)
         self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
@@ -115,9 +115,12 @@ class PinnedMemory:
             )
 
     def close(self) -> None:
-        """Free it; a second time does nothing."""
+        """Free it, from whichever thread; a second call does nothing."""
         if self.address:
+            # Without a current context the driver frees nothing.
+            self._driver.cuCtxPushCurrent_v2(self._context)
             self._driver.cuMemFreeHost(ctypes.c_void_p(self.address))
+            self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
             self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
             self.address = 0
 

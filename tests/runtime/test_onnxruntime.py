@@ -441,6 +441,7 @@ class Driver:
         return 0 if index == 0 else 101
 
     def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
+        context._obj.value = 0xC0
         self.contexts += 1
         return 0
 
@@ -449,6 +450,8 @@ class Driver:
         return 0
 
     def cuCtxPushCurrent_v2(self, context: Any) -> int:
+        assert context.value == 0xC0
+        assert self.contexts, "a context that was released"
         self.pushed += 1
         return 0
 
@@ -465,6 +468,8 @@ class Driver:
         return self.error
 
     def cuMemFreeHost(self, address: Any) -> int:
+        if not self.pushed:
+            return 201  # CUDA_ERROR_INVALID_CONTEXT: nothing is freed
         del self.blocks[address.value]
         return 0
 
