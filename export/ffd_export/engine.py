@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ffd_runtime.devices import Gpu, count_gpus, describe_gpu
-from ffd_runtime.engine import COMPATIBILITIES
+from ffd_runtime.engine import COMPATIBILITIES, list_rtx_gpus, require_rtx_gpu
 from ffd_runtime.errors import BackendError, DeviceError, EngineError, ModelError
 from ffd_runtime.tensorrt_log import remembering_logger
 
@@ -158,7 +158,7 @@ def open_builder(kind: str, options: EngineOptions) -> Builder:
 
     Raises:
         BackendError: it is not installed, or cannot be loaded.
-        DeviceError: it needs a GPU and there is none.
+        DeviceError: it needs a GPU and there is none, or it does not support the one here.
         EngineError: an option is not of this builder.
     """
     require_buildable(kind, options)
@@ -172,6 +172,8 @@ def open_builder(kind: str, options: EngineOptions) -> Builder:
         ) from None
     for capability in options.compute_capabilities:
         _find_capability(module, capability)
+    if kind == "rtx" and not options.compute_capabilities:
+        require_rtx_gpu(module, describe_gpu(0))
     return Builder(kind, options, module)
 
 
@@ -179,11 +181,16 @@ def find_builder(options: EngineOptions, kinds: tuple[str, ...]) -> Builder:
     """The first of the builders that is here, if a GPU is."""
     if not count_gpus():
         return Builder("tensorrt", options, missing="there is no GPU here")
-    for kind in kinds:
-        with suppress(BackendError):
-            return open_builder(kind, options)
     names = " or ".join(MODULES[kind] for kind in kinds)
-    return Builder("tensorrt", options, missing=f"there is no {names} here")
+    missing = f"there is no {names} here"
+    for kind in kinds:
+        try:
+            return open_builder(kind, options)
+        except DeviceError as error:
+            missing = str(error)
+        except BackendError:
+            continue
+    return Builder("tensorrt", options, missing=missing)
 
 
 def require_buildable(engine: str, options: EngineOptions) -> None:
@@ -265,7 +272,9 @@ def build_engine(
         gpu=gpu.name if gpu else None,
         compute_capabilities=targets,
         layers=layers,
-        built_layers=inspect_engine(trt, content, logger) if gpu else None,
+        built_layers=(
+            inspect_engine(trt, content, logger, options.version_compatible) if gpu else None
+        ),
     )
 
 
@@ -313,17 +322,14 @@ def _name_gpus(trt: Any, config: Any, capabilities: tuple[str, ...], logger: Any
 
 
 def _find_capability(trt: Any, text: str) -> Any:
-    known = {
-        f"{name[2:-1]}.{name[-1]}": value
-        for name, value in trt.ComputeCapability.__members__.items()
-        if re.fullmatch(r"SM\d{2,3}", name)
-    }
+    """The member of `ComputeCapability` for a text such as `8.9`."""
+    known = list_rtx_gpus(trt)
     if text not in known:
         raise EngineError(
             f"compute capability {text}: TensorRT for RTX {trt.__version__} builds for "
-            f"{', '.join(known)}"
+            f"{', '.join(known)}; for another GPU use --engine tensorrt on a machine that has it"
         )
-    return known[text]
+    return trt.ComputeCapability.__members__[f"SM{text.replace('.', '')}"]
 
 
 def _add_profile(builder: Any, config: Any, size: int, batch: tuple[int, int, int]) -> None:
@@ -443,14 +449,25 @@ def types_of_network(trt: Any, network: Any) -> LayerTypes:
     return LayerTypes(found)
 
 
-def inspect_engine(trt: Any, content: bytes, logger: Any) -> dict[str, int] | None:
+def inspect_engine(
+    trt: Any, content: bytes, logger: Any, version_compatible: bool = False
+) -> dict[str, int] | None:
     """Convolution and GEMM kernels of an engine by type, as its inspector names them.
 
     Needs the GPU. None where the inspector does not answer in the form that is known (TensorRT's
     documentation, "Engine Inspector"): it is a second witness, not a contract.
+
+    Args:
+        trt: the module that built the engine.
+        content: the engine, built in this process.
+        logger: of the module.
+        version_compatible: whether the engine may hold the lean runtime.
     """
     with suppress(AttributeError, ValueError, KeyError, TypeError, IndexError):
-        engine = trt.Runtime(logger).deserialize_cuda_engine(content)
+        runtime = trt.Runtime(logger)
+        # TensorRT refuses to load the lean runtime, which is code, unless it is allowed to.
+        runtime.engine_host_code_allowed = version_compatible
+        engine = runtime.deserialize_cuda_engine(content)
         inspector = engine.create_engine_inspector()
         told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         return count_kernels(json.loads(told)["Layers"])

@@ -10,17 +10,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .card import ModelCard
-from .errors import CardError, EngineError
+from .devices import Gpu
+from .errors import CardError, DeviceError, EngineError
 
 SCHEMA = 1
 BUILDERS = ("tensorrt", "tensorrt_rtx")
 COMPATIBILITIES = ("none", "ampere_plus", "same_compute_capability")
+# GPUs that TensorRT for RTX supports: NVIDIA's support matrix for version 1.5 and later, and
+# `ComputeCapability` of its Python module. The H100 (9.0) and the B200 (10.0) are absent.
+RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,36 @@ def require_runnable(manifest: EngineManifest, here: Here) -> None:
         f"{here.module} {here.version} and {here.gpu} ({here.compute_capability}); "
         f"{manifest.how_to_rebuild}"
     )
+
+
+def list_rtx_gpus(trt: Any) -> tuple[str, ...]:
+    """Compute capabilities that an installed TensorRT for RTX supports.
+
+    Args:
+        trt: the module `tensorrt_rtx`; the documented ones are returned where it lists none.
+    """
+    names = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    listed = tuple(f"{n[2:-1]}.{n[-1]}" for n in names if re.fullmatch(r"SM\d{2,3}", n))
+    return listed or RTX_COMPUTE_CAPABILITIES
+
+
+def require_rtx_gpu(trt: Any, gpu: Gpu) -> None:
+    """Refuse a GPU that TensorRT for RTX does not support, before anything is built or loaded.
+
+    Args:
+        trt: the module `tensorrt_rtx`.
+        gpu: the GPU to build for, or to run on.
+
+    Raises:
+        DeviceError: the GPU, and what runs on it instead.
+    """
+    supported = list_rtx_gpus(trt)
+    if gpu.compute_capability not in supported:
+        raise DeviceError(
+            f"TensorRT for RTX {trt.__version__} does not support {gpu.name} (compute capability "
+            f"{gpu.compute_capability}; supported are {', '.join(supported)}): use "
+            "ffd-export --engine tensorrt on this machine, or run the ONNX"
+        )
 
 
 def _version_fault(manifest: EngineManifest, here: Here) -> str | None:

@@ -248,6 +248,8 @@ def test_what_cannot_end_well_ends_at_once(tmp_path: Path) -> None:
         (("--engine", "tensorrt"), "times its kernels on the GPU"),
         (("--engine", "rtx"), "name the GPUs that it is for"),
         (("--engine", "rtx", "--compute-capability", "abc"), "builds for 7.5, 8.0, 8.6"),
+        (("--engine", "rtx", "--compute-capability", "9.0"), "builds for 7.5, 8.0, 8.6"),
+        (("--engine", "rtx", "--compute-capability", "8.9,9.0"), "another GPU use --engine tensor"),
         (("--engine", "rtx", "--version-compatible"), "are TensorRT's"),
     ):
         outcome = run(EMBEDDED, *arguments, "--output", tmp_path / "out")
@@ -256,6 +258,29 @@ def test_what_cannot_end_well_ends_at_once(tmp_path: Path) -> None:
         assert line.startswith("ffd-export: error: ")
         assert message in line
     assert not (tmp_path / "out").exists()
+
+
+@needs_rtx
+def test_a_gpu_that_rtx_does_not_support_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "count_gpus", lambda: 1)
+    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("NVIDIA H100", "9.0"))
+    monkeypatch.setattr(builder, "build_engine", lambda *_: pytest.fail("it was built"))
+    outcome = run(EMBEDDED, "--engine", "rtx", "--output", tmp_path / "out")
+    assert outcome.exit_code == 1
+    (line,) = outcome.stderr.splitlines()
+    assert "does not support NVIDIA H100 (compute capability 9.0; supported are 7.5, 8.0" in line
+    assert "--engine tensorrt" in line
+    assert not (tmp_path / "out").exists()
+    # For GPUs of other machines it builds; and where no engine was asked for, it says why not.
+    assert builder.open_builder("rtx", BOTH).module
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    found = builder.find_builder(EngineOptions(), ("tensorrt", "rtx"))
+    assert found.module is None
+    assert "does not support NVIDIA H100" in found.missing
+    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("NVIDIA RTX 4090", "8.9"))
+    assert builder.find_builder(EngineOptions(), ("tensorrt", "rtx")).kind == "rtx"
 
 
 def test_without_the_builder_one_line_says_what_to_install(
@@ -340,6 +365,29 @@ def test_what_is_installed_has_it_too(
             assert not member or hasattr(getattr(trt, owner), member), name
 
 
+@pytest.mark.parametrize("compatible", [True, False])
+def test_the_inspector_may_load_the_lean_runtime_of_a_version_compatible_engine(
+    monkeypatch: pytest.MonkeyPatch, compatible: bool
+) -> None:
+    """Without leave TensorRT loads no engine that holds code, and the inspector says nothing."""
+    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+    stub = Stub("10.16.1.11")
+    engine = stub.answers["Runtime.deserialize_cuda_engine"]
+    runtimes: list[Any] = []
+
+    class Runtime(stub.Runtime):  # type: ignore[name-defined,misc]
+        engine_host_code_allowed = False
+
+        def deserialize_cuda_engine(self, content: bytes) -> Any:
+            runtimes.append(self)
+            return engine if self.engine_host_code_allowed or not compatible else None
+
+    monkeypatch.setitem(stub._classes, "Runtime", Runtime)
+    made = build_engine(stub, b"onnx", 299, EngineOptions(version_compatible=compatible))
+    assert made.built_layers == {"half": 1}
+    assert [runtime.engine_host_code_allowed for runtime in runtimes] == [compatible]
+
+
 def test_the_stub_refuses_what_a_version_lacks() -> None:
     stub = Stub("11.4.0.106")
     with pytest.raises(AttributeError, match="has no BuilderFlag.FP16"):
@@ -347,26 +395,6 @@ def test_the_stub_refuses_what_a_version_lacks() -> None:
     with pytest.raises(AttributeError, match="has no IBuilderConfig.int8_calibrator"):
         stub.IBuilderConfig().int8_calibrator = None
     assert Stub("10.12.0.36").BuilderFlag.FP16
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_runtimes_backend_uses_only_what_a_version_has(version: str) -> None:
-    import ast
-
-    import ffd_runtime.backends.tensorrt as backend
-
-    owners = {"runtime": "Runtime", "engine": "ICudaEngine", "_context": "IExecutionContext"}
-    found = set()
-    for node in ast.walk(ast.parse(Path(backend.__file__).read_text())):
-        if isinstance(node, ast.Attribute):
-            value = node.value
-            name = getattr(value, "id", None) or getattr(value, "attr", None)
-            if name in owners:
-                found.add(f"{owners[name]}.{node.attr}")
-    # cuda.bindings has a `runtime` too.
-    found = {name for name in found if not name.startswith("Runtime.cuda")}
-    assert {"Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3"} <= found
-    assert found <= everything_in(version)
 
 
 def everything_in(version: str) -> set[str]:
