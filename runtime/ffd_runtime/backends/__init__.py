@@ -54,6 +54,8 @@ class Outputs:
 class Backend(Protocol):
     """A model, loaded and ready on a device.
 
+    One that can infer while the host prepares the next batch is `pending.Asynchronous`, too.
+
     Attributes:
         card: of the model.
         description: backend, version and device that really run, for people.

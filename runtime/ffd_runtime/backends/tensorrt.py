@@ -1,16 +1,15 @@
 """TensorRT: engines of `ffd-export --engine`, by tensorrt, tensorrt_lean or tensorrt_rtx.
 
 A batch is padded up to one of a few sizes, its bucket, so that one CUDA graph for each can be
-captured when it is first used and launched from then on. What exceeds the engine's largest batch is
-run in parts on two lanes: while one lane's part is inferred, the next is copied in on the other.
+captured when it is first used and launched from then on. Batches run on two lanes in turn: while
+one lane's is inferred, the next is copied in on the other. What exceeds the engine's largest batch
+is run in parts.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
-from collections import deque
-from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -20,21 +19,29 @@ import numpy as np
 import numpy.typing as npt
 
 from ..devices import Gpu, count_gpus, describe_gpu, parse_device
-from ..engine import EngineManifest, Here, read_manifest, require_runnable
-from ..errors import BackendError, DeviceError, DeviceMemoryError, EngineError
+from ..engine import EngineManifest, Here, read_manifest, require_rtx_gpu, require_runnable
+from ..errors import BackendError, DeviceError, EngineError
 from ..tensorrt_log import remembering_logger
 from . import Outputs, failure
 from .buckets import choose_bucket, find_buckets
+from .cuda import Cuda
+from .kernel_cache import KernelCache
+from .lanes import OUTPUTS, Contexts, Execution, Job, Lane
 
 log = logging.getLogger(__name__)
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_lean": "tensorrt-lean", "tensorrt_rtx": "rtx"}
-OUTPUTS = ("probability", "heatmap")
 LANES = 2
 
 
 class TensorRt:
-    """An engine on a GPU; made by `open_model`."""
+    """An engine on a GPU; made by `open_model`.
+
+    Attributes:
+        lanes: batches that can be submitted without waiting for one; see `Asynchronous`.
+    """
+
+    lanes = LANES
 
     def __init__(self, trt: Any, engine: Any, logger: Any, manifest: EngineManifest, index: int):
         self.card = manifest.card
@@ -44,27 +51,36 @@ class TensorRt:
         self._buckets = find_buckets(manifest.batch[0], manifest.batch[2])
         self._most = manifest.batch[2]
         self._lock = Lock()
-        self._lanes: list[_Lane] = []
-        self._contexts: _Contexts | None = None
-        self._cuda = _Cuda(index)
+        self._lanes: list[Lane] = []
+        self._started = 0
+        self._contexts: Contexts | None = None
+        self._kernels = KernelCache(manifest.engine_sha256, gpu, trt.__version__)
+        self._cuda = Cuda(index)
+        self._graphs = True
         # TensorRT for RTX captures graphs itself: which of its kernels are final, only it knows.
         self._captures = trt.__name__ != "tensorrt_rtx"
         # Whatever fails from here on, what has been allocated is freed.
         try:
-            self._contexts = _Contexts(trt, engine, logger, self._cuda)
+            self._contexts = Contexts(trt, engine, logger, self._cuda, self._kernels)
             size = self.card.preprocess.size
             shapes: dict[str, tuple[int, ...]] = {"image": (self._most, size, size, 3)}
             for name in OUTPUTS:
                 shapes[name] = (self._most, *_fixed_sides(engine, name))
-            self._lanes = [_Lane(self._cuda, shapes) for _ in range(LANES)]
+            self._lanes = [Lane(self._cuda, shapes) for _ in range(LANES)]
             # The largest batch shows now whether the model fits the GPU.
             self._execution(self._lanes[0], self._most)
+            # A process that is killed later has compiled these kernels once and for all.
+            self._kernels.save()
         except BaseException:
             self.close()
             raise
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run one batch, in parts where the engine's largest is smaller; see `Backend.infer`."""
+        return self.submit(images).collect()
+
+    def submit(self, images: npt.NDArray[np.uint8]) -> Submitted:
+        """Start one batch; see `Asynchronous.submit`."""
         size = self.card.preprocess.size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
             raise BackendError(
@@ -75,33 +91,25 @@ class TensorRt:
             if self._contexts is None:
                 raise BackendError("the model was closed")
             self._cuda.use()
+            shapes = [buffer.host.shape[1:] for buffer in self._lanes[0].outputs]
+            job = Job(Outputs(*(np.empty((len(images), *shape), np.float32) for shape in shapes)))
             try:
-                return self._infer(images)
+                for start in range(0, len(images), self._most):
+                    rows = slice(start, min(start + self._most, len(images)))
+                    self._start(job, rows, images[rows])
             except BaseException:
                 # The GPU may still read and write the buffers that the next batch would use.
                 self._cuda.settle()
+                for lane in self._lanes:
+                    lane.drop(job)
                 raise
+            return Submitted(self, job)
 
-    def _infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        first = self._lanes[0]
-        probability, heatmap = (
-            np.empty((len(images), *buffer.host.shape[1:]), np.float32) for buffer in first.outputs
-        )
-        outputs = Outputs(probability, heatmap)
-        under_way: deque[tuple[_Lane, slice]] = deque()
-        for number, start in enumerate(range(0, len(images), self._most)):
-            if len(under_way) == LANES:
-                _collect(*under_way.popleft(), outputs)
-            lane = self._lanes[number % LANES]
-            rows = slice(start, min(start + self._most, len(images)))
-            self._start(lane, images[rows])
-            under_way.append((lane, rows))
-        for lane, rows in under_way:
-            _collect(lane, rows, outputs)
-        return outputs
-
-    def _start(self, lane: _Lane, images: npt.NDArray[np.uint8]) -> None:
-        """Give the GPU all that one part needs, without waiting for it."""
+    def _start(self, job: Job, rows: slice, images: npt.NDArray[np.uint8]) -> None:
+        """Enqueue all that one part needs, on a free lane or the one with the oldest part."""
+        # A second lane needs contexts of its own: one batch after the other stays on the first.
+        lane = min(self._lanes, key=lambda lane: lane.age)
+        lane.finish()
         bucket = choose_bucket(self._buckets, len(images))
         execution = self._execution(lane, bucket)
         # Rows beyond the images keep what an earlier batch left: any byte is a pixel, no row of
@@ -109,42 +117,96 @@ class TensorRt:
         lane.copy_in(images)
         self._enqueue(execution)
         lane.copy_out(len(images))
+        self._started += 1
+        lane.give(job, rows, self._started)
 
-    def _enqueue(self, execution: _Execution) -> None:
-        if execution.graph:
+    def _enqueue(self, execution: Execution) -> None:
+        if execution.graph is not None:
             self._cuda.launch(execution.graph)
             return
         if not execution.enqueue():
             raise failure(f"TensorRT failed{self._logger.quote()}")
-        if self._captures:
-            # Only now: the first run at a size also brings the context's state up to date, which
-            # must not become part of the graph.
-            try:
+        if not self._graphs:
+            return
+        # Only now: the first run at a size also brings the context's state up to date, which
+        # must not become part of the graph.
+        try:
+            if not execution.can_be_captured():
+                raise BackendError("TensorRT says that its work cannot be captured")
+            if self._captures:
                 execution.graph = self._cuda.capture(execution.enqueue)
-            except BackendError as error:
-                self._captures = False
-                log.warning(
-                    "this engine runs without CUDA graphs, each launch slower: %s%s",
-                    error,
-                    self._logger.quote(),
-                )
+        except BackendError as error:
+            self._graphs = False
+            log.warning(
+                "this engine runs without CUDA graphs, each launch slower: %s%s",
+                error,
+                self._logger.quote(),
+            )
 
-    def _execution(self, lane: _Lane, bucket: int) -> _Execution:
+    def _execution(self, lane: Lane, bucket: int) -> Execution:
         assert self._contexts is not None
         if bucket not in lane.executions:
             size = self.card.preprocess.size
             context = self._contexts.make((bucket, size, size, 3), lane.addresses)
-            lane.executions[bucket] = _Execution(context, self._cuda.stream)
+            lane.executions[bucket] = Execution(context, self._cuda)
         return lane.executions[bucket]
 
-    def close(self) -> None:
-        """Free graphs, contexts, engine and every buffer."""
+    def is_done(self, job: Job) -> bool:
+        """Whether `collect` does not wait for a job."""
         with self._lock:
-            # Graphs hold kernels of the contexts, contexts work in the memory that goes last.
-            self._cuda.destroy_graphs()
-            self._lanes = []
-            self._contexts = None
-            self._cuda.close()
+            return all(lane.is_done() for lane in self._lanes if lane.has(job))
+
+    def collect(self, job: Job) -> Outputs:
+        """Wait for a job; see `Pending.collect`."""
+        with self._lock:
+            for lane in self._lanes:
+                if lane.has(job):
+                    self._cuda.use()
+                    lane.finish()
+        if job.failure:
+            raise job.failure
+        return job.outputs
+
+    def close(self) -> None:
+        """Free graphs, contexts, engine and every buffer; batches not collected are lost."""
+        with self._lock:
+            if self._contexts is None and not self._lanes:
+                self._cuda.close()
+                return
+            try:
+                self._free()
+            finally:
+                self._cuda.close()
+
+    def _free(self) -> None:
+        # This thread may have another device current, or none, and TensorRT frees on the current.
+        with suppress(BackendError):
+            self._cuda.use()
+        self._cuda.settle()
+        for lane in self._lanes:
+            lane.fail("the model was closed before the batch ended")
+        self._kernels.save()
+        # Graphs hold kernels of the contexts, contexts work in the memory that goes last.
+        self._cuda.destroy_graphs()
+        self._lanes = []
+        self._contexts = None
+        self._kernels.close()
+
+
+class Submitted:
+    """A batch on its way; see `Pending`."""
+
+    def __init__(self, backend: TensorRt, job: Job) -> None:
+        self._backend = backend
+        self._job = job
+
+    def done(self) -> bool:
+        """Whether `collect` does not wait."""
+        return self._backend.is_done(self._job)
+
+    def collect(self) -> Outputs:
+        """Wait for the batch and return its outputs."""
+        return self._backend.collect(self._job)
 
 
 def open_model(path: Path, device: str = "auto") -> TensorRt:
@@ -156,7 +218,7 @@ def open_model(path: Path, device: str = "auto") -> TensorRt:
 
     Raises:
         EngineError: the engine does not fit its manifest, this GPU or this TensorRT.
-        DeviceError: there is no such GPU.
+        DeviceError: there is no such GPU, or TensorRT for RTX does not support it.
         DeviceMemoryError: the GPU's memory is too small for the engine's largest batch.
         BackendError: TensorRT is not installed, or fails; the message quotes it.
     """
@@ -172,8 +234,10 @@ def open_model(path: Path, device: str = "auto") -> TensorRt:
         )
     gpu: Gpu = describe_gpu(index)
     here = Here(trt.__name__, trt.__version__, gpu.name, gpu.compute_capability)
+    if trt.__name__ == "tensorrt_rtx":
+        require_rtx_gpu(trt, gpu)
     require_runnable(manifest, here)
-    _Cuda(index).close()  # The engine is loaded onto the current device.
+    Cuda(index).close()  # The engine is loaded onto the current device.
     logger = remembering_logger(trt)
     runtime = trt.Runtime(logger)
     # The lean runtime inside an engine is code. It is run only where the manifest says that
@@ -217,275 +281,3 @@ def _fixed_sides(engine: Any, name: str) -> tuple[int, ...]:
             "engine again with ffd-export"
         )
     return sides
-
-
-class _Contexts:
-    """Makes an engine's execution contexts, which all work in the same memory.
-
-    A CUDA graph is bound to the state of the context that it was captured from, so each bucket
-    needs its own; they run one after the other, so one block of memory is enough.
-    """
-
-    def __init__(self, trt: Any, engine: Any, logger: Any, cuda: _Cuda) -> None:
-        self._trt = trt
-        self._engine = engine
-        self._logger = logger
-        self._size = max(int(engine.device_memory_size_v2), 1)
-        self._memory = cuda.take_device(self._size)
-        self._kernels: Any = None
-
-    def make(self, shape: tuple[int, ...], addresses: dict[str, int]) -> Any:
-        """A context for one shape of the input.
-
-        Args:
-            shape: of `image`.
-            addresses: of every tensor, on the device.
-        """
-        try:
-            context = self._create()
-        except Exception as error:  # what the module raises beside giving None
-            raise failure(f"TensorRT gave no execution context: {error}") from error
-        if context is None:
-            raise failure(f"TensorRT gave no execution context{self._logger.quote()}")
-        context.set_device_memory(self._memory, self._size)
-        if not context.set_input_shape("image", shape):
-            raise BackendError(f"TensorRT refuses a batch of {shape[0]}{self._logger.quote()}")
-        for name, address in addresses.items():
-            context.set_tensor_address(name, address)
-        return context
-
-    def _create(self) -> Any:
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._trt.__name__ != "tensorrt_rtx":
-            return self._engine.create_execution_context(strategy)
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        # Kernels are compiled here, for each context anew if they shared none.
-        self._kernels = self._kernels or config.create_runtime_cache()
-        config.set_runtime_cache(self._kernels)
-        return self._engine.create_execution_context(config)
-
-
-class _Execution:
-    """A context on a lane, for one bucket.
-
-    Attributes:
-        graph: what was captured of it, 0 for nothing yet.
-    """
-
-    def __init__(self, context: Any, stream: int) -> None:
-        self._context = context
-        self._stream = stream
-        self.graph = 0
-
-    def enqueue(self) -> bool:
-        """Let TensorRT enqueue the inference; whether it did."""
-        return bool(self._context.execute_async_v3(self._stream))
-
-
-class _Lane:
-    """The tensors of one part of a batch, and what runs over them.
-
-    Args:
-        cuda: where memory and events come from.
-        shapes: by tensor, for the largest batch.
-    """
-
-    def __init__(self, cuda: _Cuda, shapes: dict[str, tuple[int, ...]]) -> None:
-        self._cuda = cuda
-        self.image = _Buffer(cuda, shapes["image"], np.uint8)
-        self.outputs = [_Buffer(cuda, shapes[name], np.float32) for name in OUTPUTS]
-        self.executions: dict[int, _Execution] = {}
-        self._arrived = cuda.make_event()
-        self._done = cuda.make_event()
-
-    @property
-    def addresses(self) -> dict[str, int]:
-        """Of every tensor, on the device."""
-        buffers = zip(OUTPUTS, self.outputs, strict=True)
-        return {"image": self.image.device, **{name: buffer.device for name, buffer in buffers}}
-
-    def copy_in(self, images: npt.NDArray[np.uint8]) -> None:
-        """Copy images to the device beside what is being inferred, and have inference wait."""
-        self.image.host[: len(images)] = images
-        self.image.to_device(len(images), self._cuda.copies)
-        self._cuda.record(self._arrived, self._cuda.copies)
-        self._cuda.make_wait(self._cuda.stream, self._arrived)
-
-    def copy_out(self, count: int) -> None:
-        """Copy outputs to the host, once they are inferred."""
-        for buffer in self.outputs:
-            buffer.to_host(count, self._cuda.stream)
-        self._cuda.record(self._done, self._cuda.stream)
-
-    def wait(self) -> None:
-        """Until the outputs are on the host; the lane is free then."""
-        self._cuda.wait(self._done)
-
-
-def _collect(lane: _Lane, rows: slice, outputs: Outputs) -> None:
-    """Wait for a lane's part and copy it to its rows."""
-    lane.wait()
-    for target, buffer in zip((outputs.probability, outputs.heatmap), lane.outputs, strict=True):
-        target[rows] = buffer.host[: rows.stop - rows.start]
-
-
-class _Cuda:
-    """One GPU, two streams on it, and all that was taken from it.
-
-    Attributes:
-        stream: inference, and the copies of its outputs.
-        copies: copies of images to the device.
-    """
-
-    def __init__(self, index: int) -> None:
-        try:
-            from cuda.bindings import runtime
-        except ImportError as error:
-            raise BackendError(
-                f"cuda-bindings cannot be imported ({error}): pip install cuda-bindings, of the "
-                "major version of the CUDA here"
-            ) from None
-        self.api = runtime
-        self._index = index
-        self._frees: list[tuple[Any, int]] = []
-        self._graphs: list[int] = []
-        self.use()
-        try:
-            self.stream, self.copies = (
-                self._own(
-                    runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking),
-                    runtime.cudaStreamDestroy,
-                )
-                for _ in range(2)
-            )
-        except BaseException:
-            self.close()
-            raise
-
-    def use(self) -> None:
-        """Make the GPU the current one of this thread."""
-        self.call(self.api.cudaSetDevice(self._index))
-
-    def call(self, answer: tuple[Any, ...]) -> Any:
-        """The value of a call's answer, once its error is none."""
-        error, *values = answer
-        if error != self.api.cudaError_t.cudaSuccess:
-            # CUDA remembers it, and TensorRT would take it for its own.
-            self.api.cudaGetLastError()
-            _, text = self.api.cudaGetErrorString(error)
-            memory = error == self.api.cudaError_t.cudaErrorMemoryAllocation
-            kind = DeviceMemoryError if memory else BackendError
-            raise kind(f"CUDA failed: {text.decode(errors='replace')}")
-        return values[0] if values else None
-
-    def _own(self, answer: tuple[Any, ...], free: Any) -> int:
-        """What a call gave, to be freed when all of it is."""
-        value = int(self.call(answer))
-        self._frees.append((free, value))
-        return value
-
-    def take_host(self, size: int) -> int:
-        """Page-locked memory of the host, `size` bytes."""
-        return self._own(self.api.cudaMallocHost(size), self.api.cudaFreeHost)
-
-    def take_device(self, size: int) -> int:
-        """Memory of the device, `size` bytes."""
-        return self._own(self.api.cudaMalloc(size), self.api.cudaFree)
-
-    def make_event(self) -> int:
-        """An event; who waits for it leaves the processor to the threads that decode."""
-        flags = self.api.cudaEventDisableTiming | self.api.cudaEventBlockingSync
-        return self._own(self.api.cudaEventCreateWithFlags(flags), self.api.cudaEventDestroy)
-
-    def copy(self, target: int, source: int, size: int, kind: Any, stream: int) -> None:
-        """Copy, on a stream."""
-        self.call(self.api.cudaMemcpyAsync(target, source, size, kind, stream))
-
-    def record(self, event: int, stream: int) -> None:
-        """Let an event stand for all that a stream was given so far."""
-        self.call(self.api.cudaEventRecord(event, stream))
-
-    def make_wait(self, stream: int, event: int) -> None:
-        """Let a stream go on only after an event."""
-        self.call(self.api.cudaStreamWaitEvent(stream, event, 0))
-
-    def wait(self, event: int) -> None:
-        """Until an event has come."""
-        self.call(self.api.cudaEventSynchronize(event))
-
-    def capture(self, enqueue: Callable[[], bool]) -> int:
-        """What `enqueue` gives to `stream`, as a graph to launch; nothing of it runs now.
-
-        Raises:
-            BackendError: it cannot be captured; the stream goes on as before.
-        """
-        api = self.api
-        self.call(api.cudaStreamSynchronize(self.stream))
-        # Other threads may use CUDA meanwhile, for other models say.
-        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self.call(api.cudaStreamBeginCapture(self.stream, mode))
-        try:
-            enqueued = enqueue()
-        finally:
-            ended = api.cudaStreamEndCapture(self.stream)
-        graph = int(self.call(ended))
-        try:
-            if not enqueued:
-                raise BackendError("TensorRT cannot be captured")
-            launchable = int(self.call(api.cudaGraphInstantiate(graph, 0)))
-        finally:
-            api.cudaGraphDestroy(graph)
-        self._graphs.append(launchable)
-        return launchable
-
-    def launch(self, graph: int) -> None:
-        """Run a captured graph on `stream`."""
-        self.call(self.api.cudaGraphLaunch(graph, self.stream))
-
-    def destroy_graphs(self) -> None:
-        """Free every captured graph; a second time does nothing."""
-        while self._graphs:
-            self.api.cudaGraphExecDestroy(self._graphs.pop())
-
-    def settle(self) -> None:
-        """Until the GPU has done all it was given, be it failed or not."""
-        for stream in (self.copies, self.stream):
-            self.api.cudaStreamSynchronize(stream)
-        self.api.cudaGetLastError()
-
-    def close(self) -> None:
-        """Free everything; a second time does nothing."""
-        self.destroy_graphs()
-        while self._frees:
-            free, address = self._frees.pop()
-            free(address)
-
-
-class _Buffer:
-    """A tensor on host and device, for the largest batch.
-
-    Args:
-        cuda: where the memory comes from.
-        shape: the largest.
-        kind: dtype of the elements.
-    """
-
-    def __init__(self, cuda: _Cuda, shape: tuple[int, ...], kind: type[np.generic]) -> None:
-        self._cuda = cuda
-        self._row = int(np.prod(shape[1:])) * np.dtype(kind).itemsize
-        self._address = cuda.take_host(self._row * shape[0])
-        self.device = cuda.take_device(self._row * shape[0])
-        memory = (ctypes.c_uint8 * (self._row * shape[0])).from_address(self._address)
-        self.host: npt.NDArray[Any] = np.frombuffer(memoryview(memory), kind).reshape(shape)
-
-    def to_device(self, count: int, stream: int) -> None:
-        """Copy the first rows, on a stream."""
-        kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._cuda.copy(self.device, self._address, count * self._row, kind, stream)
-
-    def to_host(self, count: int, stream: int) -> None:
-        """Copy the first rows, on a stream."""
-        kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._cuda.copy(self._address, self.device, count * self._row, kind, stream)
