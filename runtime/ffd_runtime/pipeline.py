@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -16,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends import Backend
+from .backends.pending import Finished, Pending
 from .card import ModelCard, PreprocessSpec
 from .decode import MAX_PIXELS, Image, decode
-from .errors import InputError
+from .errors import BackendError, DeviceMemoryError, InputError
 from .preprocess import preprocess
 from .results import Box, Result
 from .sources import Item
@@ -26,6 +29,8 @@ from .within_memory import WithinMemory
 
 if TYPE_CHECKING:
     from .faces import Face, FaceDetector
+
+log = logging.getLogger(__name__)
 
 # Seconds for which a batch that is not full waits for a source: longer than a disk needs.
 GRACE = 0.05
@@ -71,10 +76,10 @@ def classify_items(
 ) -> Iterator[Result]:
     """A row for every item, or for every face in it, in the order of the items.
 
-    At most three batches and one image a worker are held in memory, however many items there are,
-    with `keep_encoded` each with up to `MOST_KEPT` bytes of its file. A batch is not waited for:
-    when the source has nothing ready, what has come is inferred. Meanwhile OpenCV uses one thread a
-    call.
+    At most three batches, those that the backend has under way, and one image a worker are held in
+    memory, however many items there are, with `keep_encoded` each with up to `MOST_KEPT` bytes of
+    its file. A batch is not waited for: when the source has nothing ready, what has come is
+    inferred. Meanwhile OpenCV uses one thread a call.
 
     Args:
         items: read as rows are taken.
@@ -98,8 +103,9 @@ def classify_items(
         for prepared in ahead:
             waiting += prepared or ()
             while len(waiting) >= batch:
-                yield from batches.infer(waiting[:batch])
+                yield from batches.submit(waiting[:batch])
                 del waiting[:batch]
+            yield from batches.ready()
             if prepared is None:
                 yield from batches.infer(waiting)
                 waiting = []
@@ -166,7 +172,7 @@ def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec
 
 
 class Batches:
-    """Runs batches out of one buffer.
+    """Runs batches out of one buffer, on as many lanes as the backend has.
 
     Args:
         backend: the model.
@@ -175,31 +181,77 @@ class Batches:
 
     def __init__(self, backend: Backend, most: int) -> None:
         self._backend = WithinMemory.of(backend)
+        self._lanes = self._backend.lanes
         size = backend.card.preprocess.size
         self._pixels = np.empty((most, size, size, 3), np.uint8)
+        # Oldest first; None for a batch without a readable image.
+        self._under_way: deque[tuple[list[Prepared], Pending | None]] = deque()
 
     def infer(self, prepared: list[Prepared]) -> Iterator[Result]:
-        """Rows of at most `most` inputs, errors at their places."""
+        """Rows of at most `most` inputs, errors at their places, after those of earlier batches."""
+        yield from self.submit(prepared)
+        while self._under_way:
+            yield from self._collect()
+
+    def submit(self, prepared: list[Prepared]) -> Iterator[Result]:
+        """Start a batch of at most `most` inputs; rows of earlier batches that are ready.
+
+        A backend that infers at once has its rows ready at once.
+        """
+        # With this batch started before the rows of the oldest are used, the device has work.
+        rows: list[Result] = []
+        while len(self._under_way) >= self._lanes:
+            rows += self._collect()
+        try:
+            self._under_way.append((prepared, self._start(self._stack(prepared), rows)))
+        except BackendError:
+            yield from rows
+            while self._under_way:
+                yield from self._collect()
+            raise
+        yield from rows
+        yield from self.ready()
+
+    def ready(self) -> Iterator[Result]:
+        """Rows of the batches that have ended, without waiting for any."""
+        while self._under_way and ((first := self._under_way[0][1]) is None or first.done()):
+            yield from self._collect()
+
+    def _stack(self, prepared: list[Prepared]) -> npt.NDArray[np.uint8]:
         count = 0
         for entry in prepared:
             if not isinstance(entry.image, InputError):
                 self._pixels[count] = entry.image
                 count += 1
-        outputs = iter(self._infer(self._pixels[:count]))
+        return self._pixels[:count]
+
+    def _start(self, images: npt.NDArray[np.uint8], rows: list[Result]) -> Pending | None:
+        """Start a batch; where memory is short, after the others, whose rows are added."""
+        if not len(images):
+            return None
+        try:
+            return self._backend.submit(images)
+        except DeviceMemoryError as error:
+            if not self._under_way:
+                return Finished(self._backend.infer(images))
+            self._lanes = 1
+            log.warning("%s; continuing with one batch at a time", error)
+        while self._under_way:
+            rows += self._collect()
+        return Finished(self._backend.infer(images))
+
+    def _collect(self) -> Iterator[Result]:
+        """Wait for the oldest batch; its rows."""
+        prepared, pending = self._under_way.popleft()
+        outputs: Iterator[tuple[float, npt.NDArray[np.float32]]] = iter(())
+        if pending:
+            given = pending.collect()
+            outputs = zip(given.probability[:, 0].tolist(), given.heatmap, strict=True)
         for entry in prepared:
             if isinstance(entry.image, InputError):
                 yield Result.failed(entry.source, entry.image)
             else:
                 yield _judge(entry, *next(outputs), self._backend.card)
-
-    def _infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> Iterable[tuple[float, npt.NDArray[np.float32]]]:
-        """Score and heatmap of each image."""
-        if not len(images):
-            return ()
-        outputs = self._backend.infer(images)
-        return zip(outputs.probability[:, 0].tolist(), outputs.heatmap, strict=True)
 
 
 class _PrepareAhead:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends import Backend, Outputs, infer_in_parts
+from .backends.pending import Finished, Pending, count_lanes, submit
 from .errors import DeviceMemoryError
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,14 @@ class WithinMemory:
     Attributes:
         card: see `Backend`.
         description: see `Backend`.
+        lanes: see `Asynchronous`; 1 where the backend infers at once.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.card = backend.card
         self.description = backend.description
+        self.lanes = count_lanes(backend)
         self._lock = Lock()
         self._most: int | None = None
 
@@ -58,6 +61,21 @@ class WithinMemory:
                 if most == 1:
                     raise
                 self._limit(most // 2, error)
+
+    def submit(self, images: npt.NDArray[np.uint8]) -> Pending:
+        """Start one batch; see `Asynchronous.submit`.
+
+        Args:
+            images: see `infer`.
+
+        Raises:
+            DeviceMemoryError: it does not fit beside the batches under way, if the backend is
+                asynchronous. `infer` runs it once they are collected, in parts if it must.
+            BackendError: inference failed.
+        """
+        if self.lanes == 1 or len(images) > (self._most or len(images)):
+            return Finished(self.infer(images))
+        return submit(self._backend, images)
 
     def close(self) -> None:
         """Free the model."""

@@ -24,8 +24,8 @@ class Pending(Protocol):
         """Wait for the batch and return its outputs, as `Backend.infer` does.
 
         Raises:
-            DeviceMemoryError: the batch does not fit the device's memory; a smaller one may.
-            BackendError: inference failed, or the model was closed.
+            BackendError: inference failed, or the model was closed. Memory is allocated by
+                `submit`, so this is no `DeviceMemoryError`.
         """
 
 
