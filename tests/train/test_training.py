@@ -493,6 +493,26 @@ def test_a_device_that_is_not_there_is_an_error() -> None:
     assert choose_device(Settings()) == ("cpu", "32-true")
 
 
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((7, 0), "16-mixed"), ((7, 5), "16-mixed"), ((8, 6), "bf16-mixed")],
+)
+def test_bfloat16_is_chosen_where_the_hardware_computes_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
+) -> None:
+    from types import SimpleNamespace
+
+    # PyTorch's own answer for a V100, a T4 and an A10; all of them can hold a bfloat16 tensor.
+    properties = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert choose_device(Settings()) == ("cuda", precision)
+    assert choose_device(Settings(precision="bf16")) == ("cuda", "bf16-mixed")
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(data: FaceData, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write to"):

@@ -46,8 +46,8 @@ class Settings:
         leave_out: sources that are neither trained on nor validated on, to be tested on.
         false_alarms: share of each source's photographs that the threshold lets be called
             generated, on validation.
-        precision: `auto` (bfloat16 or float16 on a GPU that has it, else float32), `32`, `bf16`
-            (also on a CPU) or `16`.
+        precision: `auto` (on a GPU bfloat16 where its hardware computes it, else float16; float32
+            on a CPU), `32`, `bf16` (also on a CPU) or `16`.
         seed: of everything random.
         device: `auto`, `cpu` or `cuda`.
         workers: processes that load data; None for one a core, at most 8.
@@ -129,7 +129,9 @@ def choose_device(settings: Settings) -> tuple[str, Any]:
     if settings.precision == "auto":
         if accelerator == "cpu":
             return accelerator, "32-true"
-        return accelerator, "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        # GPUs before Ampere (T4, V100) emulate bfloat16 and have float16 tensor cores.
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return accelerator, "bf16-mixed" if native else "16-mixed"
     if settings.precision == "16" and accelerator == "cpu":
         raise ModelError("--precision 16 needs a GPU: use bf16 or 32 on a CPU")
     return accelerator, {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[
