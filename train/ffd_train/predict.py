@@ -13,7 +13,9 @@ from ffd_runtime.card import PreprocessSpec
 
 from .data import FaceData, FaceDataset, Sample
 from .loading import TimedLoader
+from .memory import is_out_of_memory
 from .networks import FaceNet
+from .tf32 import without_tf32
 
 
 def predict_logits(
@@ -25,7 +27,7 @@ def predict_logits(
     workers: int | None = 0,
     advance: Callable[[int], None] = lambda count: None,
 ) -> npt.NDArray[np.float64]:
-    """Run a network, in evaluation mode, on the device that it is on.
+    """Run a network in evaluation mode on its device, in full float32 precision.
 
     Args:
         net: the network.
@@ -42,7 +44,7 @@ def predict_logits(
     net.eval()
     loader = TimedLoader(FaceDataset(data, samples, spec), workers, batch_size=batch)
     logits = []
-    with torch.inference_mode():
+    with torch.inference_mode(), without_tf32():
         for images, labels in loader:
             logits += _infer(net, images)
             advance(len(labels))
@@ -53,8 +55,8 @@ def _infer(net: FaceNet, images: Tensor) -> list[Tensor]:
     """Logits of a batch, in two halves where the memory is too small for it."""
     try:
         return [net(images.to(net.mean.device)).float().cpu()]
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
+    except RuntimeError as error:
+        if len(images) == 1 or not is_out_of_memory(error):
             raise
     torch.cuda.empty_cache()
     half = len(images) // 2

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ffd_runtime.backends import Outputs
+from ffd_runtime.backends import Outputs, failure
 from ffd_runtime.card import ModelCard
 from ffd_runtime.errors import BackendError
 
 from .networks import FaceNet
+from .tf32 import without_tf32
 
 
 class ScoringGraph(nn.Module):
@@ -46,29 +50,46 @@ class ScoringGraph(nn.Module):
 
 
 class TorchBackend:
-    """A checkpoint behind the runtime's backend protocol, so that it is judged by the same path.
+    """A checkpoint behind the runtime's backend protocol, in full float32 precision.
 
     Args:
         net: the network.
         card: its card.
         device: `cpu` or `cuda[:N]`.
+
+    Raises:
+        DeviceMemoryError: the network does not fit the device's memory.
+        BackendError: the device does not start.
     """
 
     def __init__(self, net: FaceNet, card: ModelCard, device: str = "cpu") -> None:
         self.card = card
         self.description = f"PyTorch {torch.__version__}, {device}"
         self._device = torch.device(device)
-        self._graph: ScoringGraph | None = ScoringGraph(net, card.temperature).to(self._device)
+        self._graph: ScoringGraph | None = ScoringGraph(net, card.temperature)
+        with _quoting_pytorch():
+            self._graph.to(self._device)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run one batch; see `ffd_runtime.backends.Backend.infer`."""
         if self._graph is None:
             raise BackendError("the model was closed")
-        with torch.inference_mode():
+        with _quoting_pytorch(), torch.inference_mode(), without_tf32():
             batch = torch.from_numpy(images).to(self._device)
             probability, heatmap = self._graph(batch)
-        return Outputs(probability.cpu().numpy(), heatmap.cpu().numpy())
+            return Outputs(probability.cpu().numpy(), heatmap.cpu().numpy())
 
     def close(self) -> None:
         """Free the network."""
         self._graph = None
+
+
+@contextmanager
+def _quoting_pytorch() -> Iterator[None]:
+    """Raise the backend protocol's errors in place of PyTorch's."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        # Further lines of CUDA's errors advise its developers.
+        raise failure(f"PyTorch: {said.partition(chr(10))[0]}", said) from error
