@@ -17,8 +17,6 @@ from ffd_runtime.devices import count_cores
 from .data import FaceDataset
 from .processes import Processes
 
-MOST_WORKERS = 8
-
 
 class TimedLoader(DataLoader[tuple[Tensor, int]]):
     """A loader of faces that knows how long it was waited for.
@@ -28,14 +26,15 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
 
     Args:
         dataset: of preprocessed images and labels.
-        workers: processes that load; None for one a core that this process has, at most 8.
+        workers: processes that load; None for one a core of this process, but no more than there
+            are batches.
         options: of `DataLoader`.
     """
 
     def __init__(self, dataset: FaceDataset, workers: int | None = None, **options: Any) -> None:
         if workers is None:
             cores = count_cores() // Processes.here().local_count
-            workers = max(1, min(cores, MOST_WORKERS))
+            workers = max(1, min(cores, _count_batches(dataset, options)))
         super().__init__(
             dataset,
             num_workers=workers,
@@ -59,6 +58,11 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
                 return
             self.waited += time.monotonic() - start
             yield batch
+
+
+def _count_batches(dataset: FaceDataset, options: dict[str, Any]) -> int:
+    batches = options.get("batch_sampler")
+    return len(batches) if batches is not None else -(-len(dataset) // options["batch_size"])
 
 
 @contextmanager

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from ffd_runtime.card import PreprocessSpec
 
+from .average import MovingAverage
 from .data import FaceData, FaceDataset
 from .loading import TimedLoader
 from .networks import FaceNet
@@ -50,22 +50,23 @@ class StagedTraining(L.LightningModule):
         self.stage = stage
         self.epoch_offset = epoch_offset
         self.loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-        self.accuracy = BinaryAccuracy()
-        self.val_accuracy = BinaryAccuracy()
-        self.val_auc = BinaryAUROC()
+        # Validation of their arguments would wait for the device in every step.
+        self.accuracy = BinaryAccuracy(validate_args=False)
+        self.val_accuracy = BinaryAccuracy(validate_args=False)
+        self.val_auc = BinaryAUROC(validate_args=False)
         net.train_from(stage.part)
-        self.average = _average(net, settings.ema) if settings.ema else None
-        # In a list, so that it is no part of the state that is saved.
+        self.average = MovingAverage(net, settings.ema) if settings.ema else None
+        # Lists keep these out of the state that is saved: it has the network's plain names.
         self._teacher = [teacher] if teacher else []
+        self._run_student = [_prepare(net, settings)]
+        self._run_teacher = [_prepare(teacher, settings) for teacher in self._teacher]
 
     @property
     def judged(self) -> FaceNet:
         """What is validated and kept: the average where there is one, else the network."""
         if self.average is None:
             return self.net
-        judged = self.average.module
-        assert isinstance(judged, FaceNet)
-        return judged
+        return self.average.module
 
     def end_stage(self) -> None:
         """The next stage goes on from what was judged."""
@@ -83,11 +84,11 @@ class StagedTraining(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        logits = self.net(images)
+        logits = self._run_student[0](images)
         loss: Tensor = self.loss(logits, labels)
-        for teacher in self._teacher:
+        for run_teacher in self._run_teacher:
             with torch.no_grad():
-                aim = teacher(images)
+                aim = run_teacher(images)
             weight = self.settings.teacher_weight
             loss = (1 - weight) * loss + weight * distance(logits, aim, TEACHER_TEMPERATURE)
         self.accuracy.update(logits.argmin(1), 1 - labels)
@@ -97,7 +98,7 @@ class StagedTraining(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.average is not None and (batch_idx + 1) % self.settings.accumulate == 0:
-            self.average.update_parameters(self.net)
+            self.average.update(self.net)
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
@@ -149,19 +150,9 @@ def distance(logits: Tensor, aim: Tensor, temperature: float) -> Tensor:
     )
 
 
-def _average(net: FaceNet, decay: float) -> AveragedModel:
-    """The moving average of a network; it follows closely at first, when there is little behind."""
-
-    def update(averages: Sequence[Tensor], currents: Sequence[Tensor], count: Any) -> None:
-        seen = float(count)
-        follow: Any = get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
-            min(decay, (1 + seen) / (10 + seen))
-        )
-        follow(averages, currents, count)
-
-    average = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
-    # DistributedDataParallel waits for the gradient of whatever asks for one.
-    return average.requires_grad_(False)
+def _prepare(net: FaceNet, settings: Settings) -> Callable[[Tensor], Tensor]:
+    """The network as a step calls it; with `compile`, compiled by its first step."""
+    return torch.compile(net, dynamic=False) if settings.compile else net
 
 
 class FaceBatches(L.LightningDataModule):

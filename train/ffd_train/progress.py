@@ -103,7 +103,8 @@ class RunProgress(Callback):
         if self.waited > MUCH and not self._advised:
             self._advised = True
             self.say(
-                "data is slower than training: more --workers, or pack it with ffd-data prepare"
+                "loading is slower than training: pack the data with ffd-data prepare at a smaller "
+                "--side, or use a machine with more cores (--workers)"
             )
 
     def __enter__(self) -> Self:

@@ -50,7 +50,8 @@ class Settings:
             on a CPU), `32`, `bf16` (also on a CPU) or `16`.
         seed: of everything random.
         device: `auto`, `cpu` or `cuda`.
-        workers: processes that load data; None for one a core, at most 8.
+        workers: processes that load data; None for one a core.
+        compile: compile the network with `torch.compile`.
     """
 
     data: str = ""
@@ -78,6 +79,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     workers: int | None = None
+    compile: bool = False
 
     def part(self, processes: int) -> int:
         """Images that a process takes at once."""

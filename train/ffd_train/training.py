@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
 from .data import FaceData
 from .loading import one_opencv_thread
+from .memory import is_out_of_memory
 from .metrics import measure
 from .module import FaceBatches, StagedTraining
 from .networks import FaceNet, build, describe_weights, synchronise
@@ -81,13 +83,14 @@ def train(
     _silence_lightning()
     processes = Processes.here()
     _require_images(data, processes)
-    with one_opencv_thread():
+    with one_opencv_thread(), _fastest_kernels():
         while True:
             try:
                 card = _train_stages(data, settings, folder, resume, progress, say)
                 break
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
+                    _require_compiled(error, settings)
                     raise
                 settings = _in_more_parts(settings, processes)
             # Outside of the handler, which holds what filled the memory.
@@ -106,9 +109,30 @@ def _require_images(data: FaceData, processes: Processes) -> None:
         raise DataError(f"{data.root} has fewer than {processes.count} images in val: too few here")
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # CUDA's own libraries say it in their words.
-    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+def _require_compiled(error: RuntimeError, settings: Settings) -> None:
+    """Report what torch.compile lacks, such as a compiler, in one line."""
+    if not settings.compile:
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    if isinstance(error, TorchDynamoException):
+        lines = [line for line in str(error).splitlines() if not line.startswith("backend=")]
+        reason = next(filter(None, lines), type(error).__name__)
+        raise ModelError(
+            f"--compile: torch.compile failed ({reason}): provide what it lacks, or train with "
+            "--no-compile"
+        ) from error
+
+
+@contextmanager
+def _fastest_kernels() -> Iterator[None]:
+    """Let cuDNN time its kernels for each shape: those of a run's batches are constant."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _in_more_parts(settings: Settings, processes: Processes) -> Settings:

@@ -26,7 +26,7 @@ NETWORKS = (
 )
 
 # What a resumed run may be given anew: it decides where a run is trained, not what.
-OF_THE_MACHINE = ("accumulate", "device", "workers")
+OF_THE_MACHINE = ("accumulate", "device", "workers", "compile")
 
 EPILOG = """\b
 Examples:
@@ -173,13 +173,23 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     type=click.Choice(["auto", "32", "bf16", "16"]),
     default="auto",
     show_default=True,
-    help="auto is mixed precision on a GPU and float32 on a CPU; bf16 works on both.",
+    help="auto is float32 on a CPU, and on a GPU mixed precision: bf16 where its hardware computes "
+    "it, else 16. bf16 works on both.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
-@click.option("--workers", type=click.IntRange(0), help="Processes that load data.")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Processes that load data. Default: one a core."
+)
+@click.option(
+    "--compile/--no-compile",
+    default=False,
+    show_default=True,
+    help="Compile the network with torch.compile: the first step of each stage takes minutes, the "
+    "others are faster. Needs a C compiler.",
+)
 @click.option("--name", help="Of the run's folder. Default: the network and the time.")
 @click.option(
     "--runs",
