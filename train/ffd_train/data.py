@@ -29,6 +29,8 @@ from .prepare.known import Known, read_known
 from .recipe import Recipe
 from .shards import BEGUN, DATASET, MANIFEST, ShardReader, is_packed, read_index
 
+GENERATED, PHOTOGRAPH = range(len(CLASSES))
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -491,8 +493,9 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
     """Samples as the network takes them.
 
     An item is a uint8 tensor [size, size, 3], RGB, equal byte for byte to what the runtime feeds,
-    and its label. It is asked for by the sample's index, or, where training draws a sample more
-    than once, by the position of the draw and the index.
+    and its label: the sample's, or generated where the recipe makes a pseudo-fake of a photograph.
+    It is asked for by the sample's index, or, where training draws a sample more than once, by the
+    position of the draw and the index.
 
     Args:
         data: a scanned data set.
@@ -532,6 +535,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         draw, index = key if isinstance(key, tuple) else (key, key)
         sample = self.samples[index]
+        label = sample.label
         rng = np.random.default_rng((self.seed, self.epoch, draw))
         # What is done to a picture is done to all of it, whatever format it is in.
         at_least = 0 if self.recipe else self.spec.decode_side
@@ -542,6 +546,8 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
                 f"{self.data.root / sample.path}: {error.message}"
             ) from None
         if self.recipe:
+            if label == PHOTOGRAPH and (fake := self.recipe.fake(image, rng)) is not None:
+                image, label = fake, GENERATED
             image = self.recipe(image, rng)
         spec = self.spec
         if self.sizes:
@@ -550,4 +556,4 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         if self.crop:
             top, left = rng.integers(0, spec.size - self.crop + 1, size=2)
             pixels = pixels[top : top + self.crop, left : left + self.crop]
-        return torch.from_numpy(np.ascontiguousarray(pixels)), sample.label
+        return torch.from_numpy(np.ascontiguousarray(pixels)), label

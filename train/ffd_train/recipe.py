@@ -22,12 +22,15 @@ from ffd_runtime.decode import Image
 from ffd_runtime.errors import DataError
 
 from . import launder
+from .pseudo_fake import imitate_generator
 
 Range = tuple[float, float]
 Generator = np.random.Generator
 
 # The table that holds what only some pictures go through.
 LAUNDERING = "laundering"
+# The table that turns photographs into pseudo-fakes, which are of the class generated.
+PSEUDO_FAKE = "pseudo_fake"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Change:
     """One line of a recipe.
 
     Attributes:
-        name: key of `CHANGES`.
+        name: key of `CHANGES`, or `PSEUDO_FAKE`.
         probability: 0 to 1.
         ranges: low and high of each of the change's values, in the order of its parameters.
     """
@@ -48,7 +51,7 @@ class Change:
         """The image, changed or not."""
         if rng.random() >= self.probability:
             return image
-        return CHANGES[self.name](image, rng, *self.ranges)
+        return _FUNCTIONS[self.name](image, rng, *self.ranges)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Recipe:
         changes: to any picture.
         laundered: share of the pictures that then go through `laundering`.
         laundering: what may happen to those.
+        pseudo_fake: what turns a photograph into a pseudo-fake, before the rest; None for nothing.
 
     Example:
         >>> recipe = Recipe.default()
@@ -68,6 +72,7 @@ class Recipe:
     changes: tuple[Change, ...] = ()
     laundered: float = 0.0
     laundering: tuple[Change, ...] = ()
+    pseudo_fake: Change | None = None
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         """Augment one picture.
@@ -85,6 +90,18 @@ class Recipe:
             for change in self.laundering:
                 image = change(image, rng)
         return np.ascontiguousarray(image)
+
+    def fake(self, photograph: Image, rng: Generator) -> Image | None:
+        """A pseudo-fake of a photograph, to be labelled generated; None to leave it as it is.
+
+        Args:
+            photograph: uint8 [H, W, 3], BGR; not changed.
+            rng: the only source of chance; untouched by a recipe without pseudo-fakes.
+        """
+        if self.pseudo_fake is None:
+            return None
+        made = self.pseudo_fake(photograph, rng)
+        return None if made is photograph else made
 
     @classmethod
     def default(cls) -> Recipe:
@@ -126,16 +143,21 @@ class Recipe:
         laundering = dict(_require_table(LAUNDERING, tables.get(LAUNDERING, {"probability": 0.0})))
         share = _probability(LAUNDERING, laundering)
         del laundering["probability"]
-        changes = {name: table for name, table in tables.items() if name != LAUNDERING}
+        special = (LAUNDERING, PSEUDO_FAKE)
+        changes = {name: table for name, table in tables.items() if name not in special}
+        fake = tables.get(PSEUDO_FAKE)
         return cls(
             tuple(_change(name, name, table) for name, table in changes.items()),
             share,
             tuple(_change(f"{LAUNDERING}.{n}", n, table) for n, table in laundering.items()),
+            None if fake is None else _parse_change(PSEUDO_FAKE, PSEUDO_FAKE, fake),
         )
 
     def to_tables(self) -> dict[str, Any]:
         """As `from_tables` reads it; JSON can hold it."""
+        fake = {} if self.pseudo_fake is None else {PSEUDO_FAKE: _table(self.pseudo_fake)}
         return {
+            **fake,
             **{change.name: _table(change) for change in self.changes},
             LAUNDERING: {
                 "probability": self.laundered,
@@ -153,10 +175,14 @@ def _packaged(name: str) -> Recipe:
 def _change(where: str, name: str, table: Any) -> Change:
     if name not in CHANGES:
         raise DataError(f"[{where}] is unknown: use {', '.join(CHANGES)}")
+    return _parse_change(where, name, table)
+
+
+def _parse_change(where: str, name: str, table: Any) -> Change:
     table = dict(_require_table(where, table))
     probability = _probability(where, table)
     del table["probability"]
-    wanted = list(inspect.signature(CHANGES[name]).parameters)[2:]
+    wanted = list(inspect.signature(_FUNCTIONS[name]).parameters)[2:]
     if sorted(table) != sorted(wanted):
         raise DataError(f"[{where}] needs {', '.join(['probability', *wanted])}, and no more")
     return Change(name, probability, tuple(_range(where, key, table[key]) for key in wanted))
@@ -186,7 +212,7 @@ def _range(where: str, key: str, value: Any) -> Range:
 
 
 def _table(change: Change) -> dict[str, Any]:
-    wanted = list(inspect.signature(CHANGES[change.name]).parameters)[2:]
+    wanted = list(inspect.signature(_FUNCTIONS[change.name]).parameters)[2:]
     ranges = {key: list(ends) for key, ends in zip(wanted, change.ranges, strict=True)}
     return {"probability": change.probability, **ranges}
 
@@ -321,6 +347,8 @@ CHANGES: dict[str, Callable[..., Image]] = {
     )
 }
 
+_FUNCTIONS: dict[str, Callable[..., Image]] = {**CHANGES, PSEUDO_FAKE: imitate_generator}
+
 # Of every range, by its name.
 LIMITS: dict[str, Range] = {
     "side": (0.05, 1.0),
@@ -336,4 +364,6 @@ LIMITS: dict[str, Range] = {
     "zoom": (0.05, 8.0),
     "border": (0.0, 2.0),
     "quality": (1.0, 100.0),
+    "stride": (2.0, 32.0),
+    "detail": (0.0, 1.0),
 }
