@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .decoder_messages import messages
 from .errors import InputError
+from .formats import gif, jpeg, png, tiff, webp
+from .formats.jpeg import MAX_SCANS
+from .heif import read_heif_pixels
 from .image_header import ImageHeader, read_header
 
 Image = npt.NDArray[np.uint8]
@@ -19,6 +26,8 @@ Image = npt.NDArray[np.uint8]
 # 134 megapixels decode to 400 MB: above any camera that takes portraits, below what hurts.
 MAX_PIXELS = 1 << 27
 MAX_BYTES = 1 << 29
+# Samples that the scans of a JPEG may cover together.
+MAX_SCANNED = 1 << 32
 
 REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
@@ -72,7 +81,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
     """Decode an image file to what a viewer would show.
 
     EXIF orientation is applied; grey and CMYK become BGR; 16 bits become 8; transparent parts
-    stand on white; of an animation, the first frame.
+    stand on white; of an animation, the first frame; of a TIFF, the first image that is no
+    thumbnail.
 
     Args:
         data: the whole file.
@@ -84,26 +94,27 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
         uint8 [height, width, 3], BGR.
 
     Raises:
-        InputError: `empty`, `not_an_image`, `truncated`, `corrupt` or `too_large`.
+        InputError: `empty`, `not_an_image`, `unsupported`, `truncated`, `corrupt` or `too_large`.
     """
     header = read_header(data)
     check_header(header, max_pixels)
     try:
-        image = _decode_whole(header, np.frombuffer(data, np.uint8), at_least)
+        if header.format == "heif":
+            return to_bgr(read_heif_pixels(data))
+        return _decode_with_opencv(header, data, at_least)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise InputError("too_large", "not enough memory to decode it") from None
         detail = " ".join(str(error.err or error).split())
-        raise InputError("corrupt", f"broken {header.format.upper()}: {detail}") from None
+        raise _explain(header, data, detail) from None
     except MemoryError:
         raise InputError("too_large", "not enough memory to decode it") from None
-    if image is None or image.size == 0:
-        raise InputError("corrupt", f"broken {header.format.upper()}: it cannot be decoded")
-    return image
 
 
 def check_header(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse what should not be decoded.
+
+    A JPEG without its end marker is let through: decoding it tells what is missing.
 
     Raises:
         InputError: `too_large` or `truncated`.
@@ -114,7 +125,14 @@ def check_header(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
             f"{header.width}x{header.height} pixels, over the limit of {max_pixels / 1e6:.0f} "
             "million (--max-pixels)",
         )
-    if not header.complete:
+    if header.scans > MAX_SCANS or header.scanned > MAX_SCANNED:
+        scans = f"more than {MAX_SCANS}" if header.scans > MAX_SCANS else header.scans
+        raise InputError(
+            "too_large",
+            f"a JPEG of {header.width}x{header.height} pixels in {scans} scans, which takes too "
+            "long to decode: save it again",
+        )
+    if not header.complete and (header.format != "jpeg" or not messages.available()):
         raise InputError("truncated", f"the {header.format.upper()} ends early")
 
 
@@ -144,6 +162,86 @@ def to_bgr(array: npt.NDArray[Any]) -> Image:
     if channels != 3:
         raise ValueError(f"an image must have 1, 3 or 4 channels, not {channels}")
     return image
+
+
+def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Image:
+    """Decode, and refuse what the decoder complained of.
+
+    Raises:
+        InputError: `unsupported`, `truncated` or `corrupt`.
+        cv2.error: OpenCV refuses the file.
+        MemoryError: it does not fit the memory.
+    """
+    if header.format == "tiff":
+        obstacle = tiff.find_obstacle(data)
+        if obstacle:
+            raise InputError("unsupported", f"a TIFF that ffd cannot read: {obstacle}")
+    shown = _prepare(header, data)
+
+    def suspicious(image: Image | None, text: str) -> bool:
+        if header.format == "jpeg":
+            return jpeg.find_damage(text, shown) is not None
+        return image is None
+
+    image, text = messages.run(
+        lambda: _decode_whole(header, np.frombuffer(shown, np.uint8), at_least),
+        suspicious,
+        alone=not header.complete,
+    )
+    damage = jpeg.find_damage(text, shown) if header.format == "jpeg" else None
+    if damage:
+        code, message = damage
+        raise InputError(code, message)
+    if image is None or image.size == 0:
+        said = re.search(r"libpng error: (.*)", text)
+        raise _explain(header, data, said[1] if said else "it cannot be decoded")
+    return image
+
+
+def _prepare(header: ImageHeader, data: bytes) -> bytes:
+    """What OpenCV is given: the picture to judge, whole, without what follows it.
+
+    A file may lack its end and hold the whole picture; OpenCV refuses it without.
+    """
+    if header.format == "jpeg":
+        return data if header.complete else jpeg.with_end(data)
+    if header.format == "bmp":
+        return data + bytes(3)
+    prepare = _PREPARED.get(header.format)
+    return prepare(data) if prepare else data
+
+
+_PREPARED: dict[str, Callable[[bytes], bytes]] = {
+    "gif": gif.first_frame,
+    "png": png.with_end,
+    "tiff": tiff.with_page,
+    "webp": webp.whole_part,
+}
+
+
+def _explain(header: ImageHeader, data: bytes, detail: str) -> InputError:
+    """Why a file could not be decoded: it is damaged, or of a kind that OpenCV cannot read."""
+    if header.format == "tiff":
+        compression = tiff.explain_failure(data)
+        if compression:
+            return InputError("unsupported", f"a TIFF that OpenCV cannot read: {compression}")
+    if header.format == "jpeg":
+        coding = jpeg.describe_coding(data)
+        if coding:
+            return InputError("unsupported", f"a {coding} JPEG: save it as an 8-bit baseline JPEG")
+    if header.format == "avif" and not _reads_avif():
+        return InputError(
+            "unsupported",
+            f"an AVIF picture, which OpenCV {cv2.__version__} was built without: install "
+            "opencv-python 4.14 or later, or convert it to JPEG or PNG",
+        )
+    return InputError("corrupt", f"broken {header.format.upper()}: {detail}")
+
+
+@cache
+def _reads_avif() -> bool:
+    found = re.search(r"^\s*AVIF:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)
+    return found is not None and found[1] != "NO"
 
 
 def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | None:

@@ -81,6 +81,7 @@ class InputError(FfdError):
         "refused",
         "empty",
         "not_an_image",
+        "unsupported",
         "truncated",
         "corrupt",
         "too_large",

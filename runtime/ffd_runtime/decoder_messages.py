@@ -1,0 +1,158 @@
+"""What C decoders print while they decode, kept away from the terminal.
+
+libjpeg and libpng write their warnings straight to C's `stderr`, without a file's name, and
+OpenCV hands out the picture as if nothing had been said. The C library's `stderr` is a variable
+that glibc lets a program set ("Standard Streams" in its manual), so it leads to a memory file for
+as long as anything is decoded.
+
+All threads share that variable. Text that means damage is therefore attributed by decoding the
+picture once more, with no other beside it: damage is rare, so this costs little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# More text than this is thrown away as soon as nobody decodes.
+_LIMIT = 1 << 20
+_UNBUFFERED = 2
+# Warnings of libjpeg (jerror.h), each the only one that it prints of a picture, and of libpng.
+_OURS = re.compile(
+    rb"Corrupt JPEG data|Premature end of JPEG|Warning: unknown JFIF|Invalid SOS parameters|"
+    rb"Inconsistent progression|Unknown Adobe|Application transferred|Corrupt color data|libpng "
+)
+
+
+class DecoderMessages:
+    """Runs decoders, any number at once, and keeps what they print."""
+
+    def __init__(self) -> None:
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def run(
+        self, decode: Callable[[], T], suspicious: Callable[[T, str], bool], alone: bool = False
+    ) -> tuple[T, str]:
+        """Decode, quietly.
+
+        Args:
+            decode: called once; twice where what was printed may be another thread's.
+            suspicious: whether a result and a text are worth knowing whose text it is.
+            alone: whether to expect that; nothing is then decoded twice.
+
+        Returns:
+            What `decode` returned, and what it printed: always its own if that is suspicious.
+        """
+        if not self.available():
+            return decode(), ""
+        if not alone:
+            with self._decoding(False) as begin:
+                number = self._entries
+                single = self._active == 1
+                result = decode()
+                text = self._text(begin)
+                single = single and number == self._entries
+            if single or not suspicious(result, text):
+                return result, text
+        with self._decoding(True) as begin:
+            return decode(), self._text(begin)
+
+    def available(self) -> bool:
+        """Whether this system's C library lets a program set `stderr`."""
+        if not self._known:
+            with self._changed:
+                self._open()
+        return self._file is not None
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._active = 0
+        self._entries = 0
+        self._exclusive = False
+        self._known = False
+        self._file: int | None = None
+        self._stream: int | None = None
+        self._variable = ctypes.c_void_p()
+        self._usual: int | None = None
+
+    def _after_fork(self) -> None:
+        # The memory file is shared with the parent, and the lock may be held by no one.
+        if self._usual is not None:
+            self._variable.value = self._usual
+        if self._file is not None:
+            os.close(self._file)
+        self._reset()
+
+    def _open(self) -> None:
+        if self._known:
+            return
+        self._known = True
+        try:
+            library = ctypes.CDLL(None)
+            # musl's stderr is a constant: writing to it ends the process.
+            _ = library.gnu_get_libc_version
+            self._variable = ctypes.c_void_p.in_dll(library, "stderr")
+            file = os.memfd_create("decoder messages", os.MFD_CLOEXEC)
+        except (OSError, AttributeError, ValueError, TypeError):
+            return
+        library.fdopen.restype = ctypes.c_void_p
+        library.setvbuf.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+        stream = library.fdopen(file, b"a")
+        if stream:
+            library.setvbuf(stream, None, _UNBUFFERED, 0)
+            self._stream, self._usual, self._file = stream, self._variable.value, file
+
+    @contextmanager
+    def _decoding(self, alone: bool) -> Iterator[int]:
+        """While it lasts, `stderr` leads to the memory file; gives where its text begins."""
+        assert self._file is not None
+        with self._changed:
+            while self._exclusive or (self._active and (alone or self._size() > _LIMIT)):
+                self._changed.wait()
+            self._exclusive = alone
+            self._active += 1
+            self._entries += 1
+            self._variable.value = self._stream
+            begin = self._size()
+        try:
+            yield begin
+        finally:
+            with self._changed:
+                self._active -= 1
+                self._exclusive = False
+                if not self._active:
+                    self._variable.value = self._usual
+                    self._pass_on()
+                self._changed.notify_all()
+
+    def _size(self) -> int:
+        assert self._file is not None
+        return os.fstat(self._file).st_size
+
+    def _text(self, begin: int) -> str:
+        assert self._file is not None
+        size = self._size() - begin
+        return os.pread(self._file, size, begin).decode("utf-8", "replace") if size > 0 else ""
+
+    def _pass_on(self) -> None:
+        """Print what other code said meanwhile, and forget all of it."""
+        assert self._file is not None
+        size = self._size()
+        if size:
+            lines = os.pread(self._file, size, 0).splitlines(keepends=True)
+            others = b"".join(line for line in lines if not _OURS.match(line))
+            os.ftruncate(self._file, 0)
+            if others:
+                os.write(2, others)
+
+
+messages = DecoderMessages()

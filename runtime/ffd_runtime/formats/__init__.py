@@ -1,0 +1,1 @@
+"""What each image format says about itself, read without decoding it."""

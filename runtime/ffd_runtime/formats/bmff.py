@@ -1,0 +1,244 @@
+"""AVIF and HEIC: boxes of the ISO base media file format, after ISO/IEC 14496-12 and 23008-12."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .exif import exif_orientation
+from .header import ImageHeader, take
+
+_AVIF = frozenset({b"avif", b"avis"})
+_HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+# Brands of any still picture in this container, whatever codes it.
+_ANY = frozenset({b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"})
+_MAX_BOXES = 20_000
+_XMP = b"application/rdf+xml"
+
+# EXIF's orientation by quarter turns (against the clock) and mirror axis (None, 0 or 1), as in
+# libavif's and Pillow's conversion.
+_ORIENTATION = {
+    (0, None): 1, (1, None): 8, (2, None): 3, (3, None): 6,
+    (0, 1): 2, (0, 0): 4, (1, 0): 5, (3, 0): 7, (1, 1): 7, (3, 1): 5, (2, 0): 2, (2, 1): 4,
+}  # fmt: skip
+
+
+def brands(data: bytes) -> frozenset[bytes]:
+    """Major and compatible brands; none where the file does not begin with a `ftyp` box."""
+    if data[4:8] != b"ftyp":
+        return frozenset()
+    size = min(int.from_bytes(data[:4], "big"), 4096)
+    listed = data[16:size]
+    return frozenset([data[8:12], *(listed[at : at + 4] for at in range(0, len(listed) - 3, 4))])
+
+
+def is_avif(data: bytes) -> bool:
+    """Whether it is a picture coded as AV1."""
+    return _coding(data) == "av1"
+
+
+def is_heif(data: bytes) -> bool:
+    """Whether it is a picture in this container that is coded otherwise, as HEVC mostly."""
+    return _coding(data) == "hevc"
+
+
+def _coding(data: bytes) -> str:
+    """How a picture in this container is coded; empty if it is none.
+
+    A brand says what a reader must know. What a picture is coded as, its configuration box says.
+    """
+    names = brands(data)
+    if not names & (_AVIF | _HEIF | _ANY):
+        return ""
+    head = data[: 1 << 16]
+    coded_as_av1, coded_as_hevc = b"av1C" in head, b"hvcC" in head
+    if coded_as_av1 != coded_as_hevc:
+        return "av1" if coded_as_av1 else "hevc"
+    return "av1" if names & _AVIF and not names & _HEIF else "hevc"
+
+
+@dataclass
+class _Item:
+    """One item of a `meta` box: its type, where its bytes lie, its properties."""
+
+    kind: bytes = b""
+    mime: bytes = b""
+    extents: list[tuple[int, int]] = field(default_factory=list)
+    properties: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def find(self, kind: bytes) -> bytes | None:
+        return next((content for name, content in self.properties if name == kind), None)
+
+
+def read_avif(data: bytes) -> ImageHeader:
+    """Read the header of an AVIF."""
+    return _read("avif", data)
+
+
+def read_heif(data: bytes) -> ImageHeader:
+    """Read the header of a HEIC; its decoder turns it, so its orientation is 1."""
+    return _read("heif", data)
+
+
+def _read(name: str, data: bytes) -> ImageHeader:
+    primary, items = _read_meta(data)
+    item = items.get(primary)
+    if item is None or item.find(b"ispe") is None:
+        item = _search(data)
+    size = item.find(b"ispe") or b""
+    width, height = struct.unpack_from(">II", size, 4)
+    turn, mirror, config = item.find(b"irot"), item.find(b"imir"), item.find(b"av1C")
+    key = turn[0] & 3 if turn else 0, mirror[0] & 1 if mirror else None
+    orientation = _ORIENTATION[key]
+    if name == "heif":
+        orientation = 1
+    elif orientation == 1:
+        orientation = _xmp_turn(data, items)
+    # In av1C the third byte holds high_bitdepth and twelve_bit.
+    flags = config[2] & 0x60 if config and len(config) > 2 else 0
+    depth = {0: 8, 0x40: 10, 0x60: 12}.get(flags, 8)
+    end = max((at + length for one in items.values() for at, length in one.extents), default=0)
+    return ImageHeader(name, width, height, end <= len(data), True, orientation, depth)
+
+
+def _xmp_turn(data: bytes, items: dict[int, _Item]) -> int:
+    """XMP's orientation where EXIF has none; EXIF's own does not count beside `irot`, as in Pillow.
+
+    The EXIF item begins with the offset of its TIFF header (ISO/IEC 23008-12, A.2.1).
+    """
+    content = {one.mime or one.kind: one for one in items.values()}
+    exif, xmp = (_content(data, content.get(kind)) for kind in (b"Exif", _XMP))
+    if exif_orientation([exif[4:]], b'tiff:Orientation="9') != 1:
+        return 1
+    return exif_orientation([exif[4:]], xmp)
+
+
+def _content(data: bytes, item: _Item | None) -> bytes:
+    return b"".join(data[at : at + length] for at, length in item.extents) if item else b""
+
+
+def _search(data: bytes) -> _Item:
+    """Properties of a file without a `meta` box for its picture: a sequence, or a damaged file."""
+    head = data[: 1 << 16]
+    item = _Item()
+    # Every part of the picture has a size box (ispe); the picture is the largest.
+    found = [(match.start() + 4, b"ispe", 12) for match in re.finditer(b"ispe", head)]
+    sizes = [take(head, at, length) for at, _, length in found]
+    if not sizes:
+        raise ValueError("it does not say its size")
+    item.properties.append((b"ispe", max(sizes, key=lambda one: struct.unpack_from(">II", one, 4))))
+    for kind, length in ((b"irot", 1), (b"imir", 1), (b"av1C", 4)):
+        at = head.find(kind)
+        if at >= 0:
+            item.properties.append((kind, head[at + 4 : at + 4 + length]))
+    return item
+
+
+def _boxes(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Type, and begin and end of the content, of the boxes in a range."""
+    for _ in range(_MAX_BOXES):
+        if begin + 8 > min(end, len(data)):
+            return
+        size, kind = struct.unpack_from(">I4s", data, begin)
+        content = begin + 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, content)
+            content += 8
+        close = end if size == 0 else begin + size
+        if close < content:
+            return
+        yield kind, content, min(close, end)
+        begin = close
+
+
+def _read_meta(data: bytes) -> tuple[int, dict[int, _Item]]:
+    """The number of the primary item, and all items."""
+    items: dict[int, _Item] = {}
+    primary = 0
+    for kind, begin, end in _boxes(data, 0, len(data)):
+        if kind != b"meta":
+            continue
+        # Version and flags come first in a full box.
+        for inner, at, close in _boxes(data, begin + 4, end):
+            if inner == b"pitm":
+                primary = _number(data, at + 4, 4 if data[at] else 2)
+            elif inner == b"iinf":
+                _read_types(data, at, close, items)
+            elif inner == b"iloc":
+                _read_places(data, at, items)
+            elif inner == b"iprp":
+                _read_properties(data, at, close, items)
+        break
+    return primary, items
+
+
+def _number(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(take(data, at, size), "big")
+
+
+def _read_types(data: bytes, begin: int, end: int, items: dict[int, _Item]) -> None:
+    first = begin + (8 if data[begin] else 6)
+    for kind, at, close in _boxes(data, first, end):
+        if kind == b"infe" and data[at] >= 2:
+            wide = 2 if data[at] == 2 else 4
+            item = items.setdefault(_number(data, at + 4, wide), _Item())
+            item.kind = take(data, at + 6 + wide, 4)
+            if item.kind == b"mime":
+                texts = data[at + 10 + wide : close].split(b"\0")
+                item.mime = texts[1] if len(texts) > 1 else b""
+
+
+def _read_places(data: bytes, begin: int, items: dict[int, _Item]) -> None:
+    version = data[begin]
+    sizes, more = data[begin + 4], data[begin + 5]
+    offset_size, length_size, base_size = sizes >> 4, sizes & 15, more >> 4
+    index_size = more & 15 if version else 0
+    wide = 2 if version < 2 else 4
+    at = begin + 6 + wide
+    for _ in range(min(_number(data, begin + 6, wide), _MAX_BOXES)):
+        item = items.setdefault(_number(data, at, wide), _Item())
+        at += wide
+        method = 0
+        if version:
+            method = data[at + 1] & 15
+            at += 2
+        base = _number(data, at + 2, base_size)
+        at += 2 + base_size
+        count = _number(data, at, 2)
+        at += 2
+        for _ in range(count):
+            at += index_size
+            offset = base + _number(data, at, offset_size)
+            length = _number(data, at + offset_size, length_size)
+            at += offset_size + length_size
+            # Other methods count from a box (1) or from another item (2).
+            if method == 0:
+                item.extents.append((offset, length))
+
+
+def _read_properties(data: bytes, begin: int, end: int, items: dict[int, _Item]) -> None:
+    known: list[tuple[bytes, bytes]] = []
+    for kind, at, close in _boxes(data, begin, end):
+        if kind == b"ipco":
+            known = [(name, data[first:last]) for name, first, last in _boxes(data, at, close)]
+        elif kind == b"ipma":
+            _associate(data, at, known, items)
+
+
+def _associate(
+    data: bytes, begin: int, known: list[tuple[bytes, bytes]], items: dict[int, _Item]
+) -> None:
+    wide, step = 4 if data[begin] else 2, 2 if data[begin + 3] & 1 else 1
+    at = begin + 8
+    for _ in range(min(_number(data, begin + 4, 4), _MAX_BOXES)):
+        item = items.setdefault(_number(data, at, wide), _Item())
+        count = data[at + wide]
+        at += wide + 1
+        for _ in range(count):
+            # The highest bit says that the property is essential.
+            index = _number(data, at, step) & (0x7FFF if step == 2 else 0x7F)
+            at += step
+            if 0 < index <= len(known):
+                item.properties.append(known[index - 1])

@@ -1,0 +1,133 @@
+"""Orientation from EXIF and XMP, chosen as Pillow chooses it.
+
+Pillow is the reference for what a person sees (`Image.getexif`, `Image.Exif.load` and
+`TiffImagePlugin.ImageFileDirectory_v2.load`, version 13): a broken entry is skipped or ends the
+directory exactly where Pillow skips or stops.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ORIENTATION = 274
+PREFIX = b"Exif\0\0"
+
+# Magic numbers that Pillow takes for a TIFF header; BigTIFF has no place in an EXIF block.
+_HEADERS = (b"MM\0*", b"II*\0", b"MM*\0", b"II\0*", b"MM\0+")
+# Bytes of one value, by TIFF type.
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+# Types whose values are numbers: format characters of `struct`.
+_NUMBERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q"}
+_RATIONALS = {5: "II", 10: "ii"}
+_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+
+@dataclass(frozen=True)
+class Directory:
+    """One image file directory (IFD) of a TIFF or of an EXIF block.
+
+    Attributes:
+        order: `<` or `>`, byte order.
+        values: type and undecoded value of each tag.
+        following: offset of the next directory, 0 for none.
+    """
+
+    order: str
+    values: dict[int, tuple[int, memoryview]]
+    following: int = 0
+
+    def numbers(self, tag: int) -> list[float]:
+        """All values of a tag as numbers; none where it is absent or of another type."""
+        kind, value = self.values.get(tag, (0, memoryview(b"")))
+        if kind == 1:
+            return list(value)
+        if kind in _RATIONALS:
+            pairs = struct.iter_unpack(self.order + _RATIONALS[kind], value)
+            return [top / bottom if bottom else float("nan") for top, bottom in pairs]
+        if kind not in _NUMBERS:
+            return []
+        return [one for (one,) in struct.iter_unpack(self.order + _NUMBERS[kind], value)]
+
+    def number(self, tag: int, default: int) -> int:
+        """The first value of a tag as a whole number."""
+        numbers = self.numbers(tag)
+        if not numbers or numbers[0] != numbers[0] or abs(numbers[0]) == float("inf"):
+            return default
+        return int(numbers[0])
+
+    def orientation(self, xmp: bytes = b"") -> int:
+        """EXIF orientation, 1 to 8; from XMP if the directory has none."""
+        if ORIENTATION not in self.values:
+            return xmp_orientation(xmp)
+        # Pillow compares what the tag holds with 2 to 8: a byte or a text is none of them.
+        numbers = self.numbers(ORIENTATION) if self.values[ORIENTATION][0] != 1 else []
+        return int(numbers[0]) if numbers and numbers[0] in range(2, 9) else 1
+
+
+def read_directory(data: memoryview, offset: int, order: str, big: bool = False) -> Directory:
+    """Read one directory, as far as it makes sense.
+
+    Args:
+        data: what offsets count from.
+        offset: of the directory.
+        order: `<` or `>`.
+        big: BigTIFF, with 8-byte counts and offsets.
+    """
+    values: dict[int, tuple[int, memoryview]] = {}
+    count_format, step, inline = ("Q", 20, 8) if big else ("H", 12, 4)
+    entry_format = f"{order}HH{'Q' if big else 'I'}{inline}s"
+    position = offset + struct.calcsize(order + count_format)
+    outside = 0
+    try:
+        (count,) = struct.unpack_from(order + count_format, data, offset)
+        for _ in range(count):
+            tag, kind, number, value = struct.unpack_from(entry_format, data, position)
+            position += step
+            size = number * _SIZES.get(kind, 0)
+            if tag in values or not size:
+                continue
+            content = memoryview(value)[:size]
+            if size > inline:
+                (start,) = struct.unpack(order + ("Q" if big else "I"), value)
+                outside += size
+                if start >= 2**63 or outside > len(data):
+                    continue
+                if start + size > len(data):
+                    return Directory(order, values)
+                content = data[start : start + size]
+            values[tag] = kind, content
+        (following,) = struct.unpack_from(order + ("Q" if big else "I"), data, position)
+    except (struct.error, OverflowError):
+        return Directory(order, values)
+    return Directory(order, values, following)
+
+
+def exif_orientation(parts: Sequence[bytes], xmp: bytes = b"") -> int:
+    """Orientation of a picture by its EXIF block; by XMP if the block does not say.
+
+    Args:
+        parts: the block, in one part or in several (a JPEG segment holds 64 KiB); each with or
+            without `PREFIX`. The first part with a TIFF header begins the block.
+        xmp: an XMP packet.
+    """
+    for number, part in enumerate(parts):
+        begin = part.removeprefix(PREFIX).removeprefix(PREFIX)
+        if begin.startswith(_HEADERS):
+            rest = (later.removeprefix(PREFIX) for later in parts[number + 1 :])
+            block = memoryview(b"".join([begin, *rest]))
+            if len(block) < 8:
+                break
+            order = "<" if block[:2] == b"II" else ">"
+            (offset,) = struct.unpack_from(order + "I", block, 4)
+            return read_directory(block, offset, order).orientation(xmp)
+    return xmp_orientation(xmp)
+
+
+def xmp_orientation(xmp: bytes) -> int:
+    """Orientation that an XMP packet states; 1 where it states none."""
+    found = _XMP.search(xmp)
+    value = int(found[1]) if found else 1
+    return value if 1 <= value <= 8 else 1

@@ -1,0 +1,66 @@
+"""GIF: blocks, after the GIF89a specification."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from .exif import xmp_orientation
+from .header import MAX_PARTS, ImageHeader
+
+_TRAILER, _EXTENSION, _IMAGE = 0x3B, 0x21, 0x2C
+_XMP = b"XMP DataXMP"
+
+
+class _First(NamedTuple):
+    end: int
+    xmp: bytes
+
+
+def read_gif(data: bytes) -> ImageHeader:
+    """Read the header of a GIF; it is complete if its first frame is."""
+    width, height = struct.unpack_from("<HH", data, 6)
+    first = _read_first(data)
+    turn = xmp_orientation(first.xmp)
+    return ImageHeader("gif", width, height, first.end > 0, orientation=turn)
+
+
+def first_frame(data: bytes) -> bytes:
+    """The file up to its first frame: no decoder then looks at the others."""
+    return data[: _read_first(data).end] + b";"
+
+
+def _read_first(data: bytes) -> _First:
+    """Where the first frame ends, 0 if it is cut off; and XMP in front of it."""
+    xmp = b""
+    position = 13 + _table(data[10])
+    try:
+        for _ in range(MAX_PARTS):
+            kind = data[position]
+            if kind == _EXTENSION:
+                begin = position + 2
+                position = _skip(data, begin)
+                if data[begin + 1 : begin + 12] == _XMP:
+                    xmp = data[begin + 12 : position]
+            elif kind == _IMAGE:
+                data_begin = position + 11 + _table(data[position + 9])
+                return _First(_skip(data, data_begin), xmp)
+            elif kind == _TRAILER:
+                raise ValueError("it holds no picture")
+            else:
+                position += 1
+    except IndexError:
+        return _First(0, xmp)
+    raise ValueError("it has too many blocks")
+
+
+def _table(flags: int) -> int:
+    """Bytes of a colour table."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _skip(data: bytes, position: int) -> int:
+    """Offset behind a chain of sub-blocks."""
+    while data[position]:
+        position += data[position] + 1
+    return position + 1

@@ -1,0 +1,236 @@
+"""JPEG: segments, scans and end, after ITU-T T.81."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .exif import PREFIX, exif_orientation
+from .header import MAX_PARTS, ImageHeader
+
+# Start-of-frame markers; C4, C8 and CC are tables and extensions (T.81, table B.1).
+SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+APP1, SOS, EOI = 0xE1, 0xDA, 0xD9
+# The limit of libjpeg-turbo's own tools and fuzzers (TJFLAG_LIMITSCANS). Encoders write 10 or so.
+MAX_SCANS = 500
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+class Segment(NamedTuple):
+    """One marker segment before the first scan's data.
+
+    Attributes:
+        marker: the byte after FF.
+        at: offset of the marker.
+        content: without marker and length.
+    """
+
+    marker: int
+    at: int
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The frame header.
+
+    Attributes:
+        marker: which of `SOF`.
+        precision: bits a sample.
+        height: in pixels.
+        width: in pixels.
+        components: by identifier: horizontal and vertical sampling factor, quantisation table.
+    """
+
+    marker: int
+    precision: int
+    height: int
+    width: int
+    components: dict[int, tuple[int, int, int]]
+
+    @classmethod
+    def read(cls, segment: Segment) -> Frame:
+        """Read a start-of-frame segment."""
+        precision, height, width, _ = struct.unpack_from(">BHHB", segment.content)
+        components = {}
+        for at in range(6, len(segment.content) - 2, 3):
+            identifier, factors, table = segment.content[at : at + 3]
+            components[identifier] = factors >> 4, factors & 15, table
+        return cls(segment.marker, precision, height, width, components)
+
+    def samples(self, scan: bytes) -> int:
+        """How many samples one scan covers.
+
+        Args:
+            scan: content of its start-of-scan segment.
+        """
+        areas = {name: wide * high for name, (wide, high, _) in self.components.items()}
+        largest = max(areas.values(), default=1) or 1
+        covered = sum(areas.get(name, 0) for name in scan[1 : 1 + 2 * scan[0] : 2])
+        return self.width * self.height * covered // largest
+
+
+def read_segments(data: bytes) -> Iterator[Segment]:
+    """The segments of a JPEG from its start up to and including the first start of scan.
+
+    Stray bytes between segments are skipped, as libjpeg skips them.
+
+    Raises:
+        IndexError: the file ends before the first scan.
+        ValueError: it ends by a marker before the first scan, or it has absurdly many segments.
+    """
+    position = 2
+    for _ in range(MAX_PARTS):
+        position = data.find(b"\xff", position)
+        if position < 0:
+            raise IndexError
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1
+        elif marker == 0 or marker in _STANDALONE:
+            position += 2
+        elif marker == EOI:
+            raise ValueError("it holds no picture")
+        else:
+            length = max(_length(data, position), 2)
+            content = data[position + 4 : position + 2 + length]
+            if len(content) < length - 2:
+                raise IndexError
+            yield Segment(marker, position, content)
+            if marker == SOS:
+                return
+            position += 2 + length
+    raise ValueError("it has too many segments")
+
+
+def read_jpeg(data: bytes) -> ImageHeader:
+    """Read the header of a JPEG."""
+    frame = scan = None
+    exif: list[bytes] = []
+    xmp = b""
+    for segment in read_segments(data):
+        if segment.marker in SOF:
+            frame = Frame.read(segment)
+        elif segment.marker == APP1 and segment.content.startswith(PREFIX):
+            exif.append(segment.content)
+        elif segment.marker == APP1 and segment.content.startswith(_XMP):
+            xmp = segment.content[len(_XMP) :]
+        elif segment.marker == SOS:
+            scan = segment
+    if frame is None or scan is None:
+        raise ValueError("it has no frame header")
+    if not scan.content:
+        raise IndexError
+    rest = _read_scans(data, scan.at + 4 + len(scan.content))
+    scans = [scan.content, *rest.scans]
+    return ImageHeader(
+        "jpeg",
+        frame.width,
+        frame.height,
+        rest.ends,
+        orientation=exif_orientation(exif, xmp),
+        scans=len(scans),
+        scanned=sum(frame.samples(one) for one in scans),
+    )
+
+
+class _Scans(NamedTuple):
+    scans: list[bytes]
+    ends: bool
+
+
+def _read_scans(data: bytes, begin: int) -> _Scans:
+    """The later scans' headers, and whether an end marker follows the last."""
+    content = np.frombuffer(data, np.uint8)
+    at = np.flatnonzero(content[begin:-1] == 0xFF) + begin
+    kinds = content[at + 1]
+    # Inside entropy-coded data FF is followed by 00 or is a restart marker.
+    real = (kinds != 0) & (kinds != 0xFF) & ((kinds < 0xD0) | (kinds > 0xD7))
+    markers = at[real].tolist()
+    scans: list[bytes] = []
+    past = begin
+    for position in markers[:MAX_PARTS]:
+        if position < past:
+            continue
+        marker = data[position + 1]
+        if marker == EOI:
+            return _Scans(scans, True)
+        if marker in _STANDALONE:
+            continue
+        try:
+            past = position + 2 + _length(data, position)
+        except struct.error:
+            break
+        if marker == SOS and past > position + 4:
+            scans.append(data[position + 4 : past])
+            if len(scans) >= MAX_SCANS:
+                break
+    return _Scans(scans, False)
+
+
+def _length(data: bytes, position: int) -> int:
+    (length,) = struct.unpack_from(">H", data, position + 2)
+    return int(length)
+
+
+def with_end(data: bytes) -> bytes:
+    """The file with an end marker, without which libjpeg waits for more."""
+    return data.removesuffix(b"\xff") + b"\xff\xd9"
+
+
+# Padding before the end marker that real encoders leave, in bytes.
+_PADDING = 64
+_STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
+
+
+def find_damage(messages: str, data: bytes) -> tuple[str, str] | None:
+    """What libjpeg's warnings mean for the picture.
+
+    Args:
+        messages: what libjpeg printed while it decoded the file.
+        data: the file.
+
+    Returns:
+        Error code and message; None if the picture is whole.
+    """
+    for line in messages.splitlines():
+        if "premature end" in line.lower() or "found marker 0xd9 instead" in line:
+            return "truncated", "a part of the JPEG's picture is missing"
+        stray = _STRAY.search(line)
+        if stray:
+            count, marker = int(stray[1]), int(stray[2], 16)
+            if marker == EOI and (count <= _PADDING or _is_padding(data, count)):
+                continue
+            return "corrupt", f"broken JPEG: {count} bytes of its data make no sense"
+        if line.startswith("Corrupt JPEG data"):
+            return "corrupt", f"broken JPEG: {line.partition(': ')[2]}"
+    return None
+
+
+def _is_padding(data: bytes, count: int) -> bool:
+    end = data.rfind(b"\xff\xd9")
+    return not data[max(end - count, 0) : end].strip(b"\0\xff")
+
+
+def describe_coding(data: bytes) -> str | None:
+    """How a JPEG is coded, if libjpeg often cannot read that; None for a usual one."""
+    for segment in read_segments(data):
+        if segment.marker in SOF:
+            frame = Frame.read(segment)
+            if frame.precision != 8:
+                return f"{frame.precision}-bit"
+            if segment.marker in (0xC3, 0xC7, 0xCB, 0xCF):
+                return "lossless"
+            if segment.marker > 0xC8:
+                return "arithmetic-coded"
+            if segment.marker > 0xC2:
+                return "hierarchical"
+            return None
+    return None

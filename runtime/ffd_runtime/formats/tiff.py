@@ -1,0 +1,184 @@
+"""TIFF and DNG: which of a file's images to judge, and whether OpenCV can decode it.
+
+After TIFF 6.0, its supplements and DNG 1.7.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from .exif import ORIENTATION, Directory, read_directory
+from .header import ImageHeader
+
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_OLD_SUBFILE, _STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 255, 273, 279, 324, 325
+_CHILDREN, _EXTRA, _FORMAT, _XMP = 330, 338, 339, 700
+_REDUCED, _MASK = 1, 4
+# More directories than any real file has in front of its full image.
+_MAX_DIRECTORIES = 256
+_SHORT = 3
+
+_COMPRESSIONS = {
+    6: "old-style JPEG", 9: "JBIG", 10: "JBIG", 32809: "ThunderScan", 32909: "Pixar",
+    34661: "JBIG", 34676: "SGI LogLuv", 34677: "SGI LogLuv", 34712: "JPEG 2000",
+    33003: "JPEG 2000", 33005: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG", 34925: "LZMA",
+    34927: "WebP", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
+}  # fmt: skip
+_RAW = {32803: "a colour filter array", 34892: "linear raw data"}
+_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+
+
+class Page(NamedTuple):
+    """One image of a file.
+
+    Attributes:
+        offset: of its directory.
+        directory: its tags.
+        parent: the directory whose child it is.
+    """
+
+    offset: int
+    directory: Directory
+    parent: Directory | None
+
+    @property
+    def kind(self) -> int:
+        """Bits of NewSubfileType; of the older SubfileType, 2 is a reduced image."""
+        old = self.directory.number(_OLD_SUBFILE, 1)
+        return self.directory.number(_SUBFILE, _REDUCED if old == 2 else 0)
+
+    @property
+    def area(self) -> int:
+        """In pixels."""
+        return self.directory.number(_WIDTH, 0) * self.directory.number(_HEIGHT, 0)
+
+
+class _Layout(NamedTuple):
+    order: str
+    big: bool
+    first: int
+
+
+def _layout(data: bytes) -> _Layout:
+    order = "<" if data[:2] == b"II" else ">"
+    (version,) = struct.unpack_from(order + "H", data, 2)
+    # Classic TIFF is 42; BigTIFF is 43, with 8-byte counts and offsets.
+    big = version == 43
+    (first,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    return _Layout(order, big, first)
+
+
+def find_page(data: bytes) -> Page:
+    """The image to judge: the first that is neither a thumbnail nor a mask.
+
+    A camera writes a thumbnail first, and the full image as its child (SubIFDs) or behind it. Where
+    all are thumbnails, the largest.
+
+    Raises:
+        struct.error: the first directory lies behind the end of the file.
+    """
+    layout = _layout(data)
+    view = memoryview(data)
+    struct.unpack_from("H", data, layout.first)
+    pages: list[Page] = []
+    seen: set[int] = set()
+    waiting: list[tuple[int, Directory | None]] = [(layout.first, None)]
+    while waiting and len(seen) < _MAX_DIRECTORIES:
+        offset, parent = waiting.pop(0)
+        if offset in seen or not 0 < offset < len(data):
+            continue
+        seen.add(offset)
+        page = Page(offset, read_directory(view, offset, layout.order, layout.big), parent)
+        if not page.kind & (_REDUCED | _MASK) and page.area:
+            return page
+        pages.append(page)
+        children = [int(child) for child in page.directory.numbers(_CHILDREN) if child == child]
+        own = [(child, page.directory) for child in children[:_MAX_DIRECTORIES]]
+        after = [] if parent else [(page.directory.following, None)]
+        waiting = [*own, *waiting, *after]
+    pictures = [page for page in pages if not page.kind & _MASK]
+    return max(pictures or pages, key=lambda page: page.area)
+
+
+def read_tiff(data: bytes) -> ImageHeader:
+    """Read the header of the image to judge."""
+    page = find_page(data)
+    directory = page.directory
+    for tag in (_WIDTH, _HEIGHT):
+        if tag not in directory.values:
+            raise ValueError("it does not say its size")
+        if not directory.numbers(tag):
+            raise ValueError("its size has an unknown type")
+    xmp = directory.values.get(_XMP, (0, memoryview(b"")))[1].tobytes()
+    turned = directory
+    if page.parent and ORIENTATION not in directory.values:
+        turned = page.parent
+    return ImageHeader(
+        "tiff",
+        directory.number(_WIDTH, 0),
+        directory.number(_HEIGHT, 0),
+        _end_of_picture(directory) <= len(data),
+        # ExtraSamples says what a fourth sample is: 1 or 2 for alpha.
+        alpha=directory.number(_EXTRA, 0) in (1, 2),
+        orientation=turned.orientation(xmp),
+    )
+
+
+def _end_of_picture(directory: Directory) -> int:
+    """Offset behind the last strip or tile, 0 where that is unknown."""
+    for places, sizes in ((_STRIPS, _STRIP_SIZES), (_TILES, _TILE_SIZES)):
+        begins, lengths = directory.numbers(places), directory.numbers(sizes)
+        if begins and len(begins) == len(lengths):
+            return int(max(begin + length for begin, length in zip(begins, lengths, strict=True)))
+    return 0
+
+
+def find_obstacle(data: bytes) -> str | None:
+    """Why the image must not be decoded though OpenCV might try; None if nothing speaks against it.
+
+    OpenCV shows a mosaic of raw samples in grey, and float or signed samples as black or not at
+    all: their range is not known.
+    """
+    directory = find_page(data).directory
+    raw = _RAW.get(directory.number(_PHOTOMETRIC, 1))
+    if raw or data[8:10] == b"CR":
+        raw = raw or "Canon CR2"
+        return f"its full image is raw sensor data ({raw}): develop it to JPEG or PNG"
+    kind = _FORMATS.get(directory.number(_FORMAT, 1))
+    bits = directory.number(_BITS, 1)
+    if kind or bits > 16:
+        kind = kind or "integer"
+        return f"its samples are {bits}-bit {kind} numbers: save it with 8 or 16 bits a sample"
+    return None
+
+
+def explain_failure(data: bytes) -> str | None:
+    """Why OpenCV may not have decoded the image; None if the compression is a usual one."""
+    compression = find_page(data).directory.number(_COMPRESSION, 1)
+    name = _COMPRESSIONS.get(compression)
+    if name is None:
+        return None
+    return f"it is compressed with {name}: save it as PNG, or as TIFF with LZW or Deflate"
+
+
+def with_page(data: bytes) -> bytes:
+    """The file with the image to judge in front and unturned: itself where it is so already.
+
+    OpenCV decodes the first image, and its versions differ in which they turn.
+    """
+    layout, page = _layout(data), find_page(data)
+    turned = page.directory.values.get(ORIENTATION)
+    plain = turned is None or (turned[0] == _SHORT and page.directory.numbers(ORIENTATION) == [1])
+    if page.offset == layout.first and plain:
+        return data
+    changed = bytearray(data)
+    start, wide = (8, "Q") if layout.big else (4, "I")
+    struct.pack_into(layout.order + wide, changed, start, page.offset)
+    count_wide, step, one = ("Q", 20, "HHQH") if layout.big else ("H", 12, "HHIH")
+    (count,) = struct.unpack_from(layout.order + count_wide, changed, page.offset)
+    first = page.offset + struct.calcsize(layout.order + count_wide)
+    for entry in range(first, min(first + count * step, len(changed) - step + 1), step):
+        if struct.unpack_from(layout.order + "H", changed, entry) == (ORIENTATION,):
+            struct.pack_into(layout.order + one, changed, entry, ORIENTATION, _SHORT, 1, 1)
+    return bytes(changed)
