@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from .exif import PREFIX, exif_orientation
 from .header import MAX_PARTS, ImageHeader
 
@@ -20,6 +18,8 @@ APP1, SOS, EOI = 0xE1, 0xDA, 0xD9
 # The limit of libjpeg-turbo's own tools and fuzzers (TJFLAG_LIMITSCANS). Encoders write 10 or so.
 MAX_SCANS = 500
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+# Inside entropy-coded data FF is followed by 00 or is a restart marker.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -73,7 +73,7 @@ class Frame:
         """
         areas = {name: wide * high for name, (wide, high, _) in self.components.items()}
         largest = max(areas.values(), default=1) or 1
-        covered = sum(areas.get(name, 0) for name in scan[1 : 1 + 2 * scan[0] : 2])
+        covered = sum(areas.get(name, 0) for name in scan[1 : 1 + 2 * scan[0] : 2]) if scan else 0
         return self.width * self.height * covered // largest
 
 
@@ -148,28 +148,21 @@ class _Scans(NamedTuple):
 
 def _read_scans(data: bytes, begin: int) -> _Scans:
     """The later scans' headers, and whether an end marker follows the last."""
-    content = np.frombuffer(data, np.uint8)
-    at = np.flatnonzero(content[begin:-1] == 0xFF) + begin
-    kinds = content[at + 1]
-    # Inside entropy-coded data FF is followed by 00 or is a restart marker.
-    real = (kinds != 0) & (kinds != 0xFF) & ((kinds < 0xD0) | (kinds > 0xD7))
-    markers = at[real].tolist()
     scans: list[bytes] = []
-    past = begin
-    for position in markers[:MAX_PARTS]:
-        if position < past:
-            continue
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(data, begin)
+        if found is None:
+            break
+        position = found.start()
         marker = data[position + 1]
         if marker == EOI:
             return _Scans(scans, True)
-        if marker in _STANDALONE:
-            continue
         try:
-            past = position + 2 + _length(data, position)
+            begin = position + 2 + max(_length(data, position), 2)
         except struct.error:
             break
-        if marker == SOS and past > position + 4:
-            scans.append(data[position + 4 : past])
+        if marker == SOS:
+            scans.append(data[position + 4 : begin])
             if len(scans) >= MAX_SCANS:
                 break
     return _Scans(scans, False)
@@ -202,7 +195,7 @@ def find_damage(messages: str, data: bytes) -> tuple[str, str] | None:
     """
     for line in messages.splitlines():
         if "premature end" in line.lower() or "found marker 0xd9 instead" in line:
-            return "truncated", "a part of the JPEG's picture is missing"
+            return "truncated", "the JPEG ends early: a part of its picture is missing"
         stray = _STRAY.search(line)
         if stray:
             count, marker = int(stray[1]), int(stray[2], 16)

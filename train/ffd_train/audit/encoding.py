@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from ffd_runtime.formats.exif import PREFIX
+from ffd_runtime.formats.jpeg import PROGRESSIVE, SOF, Frame, read_segments
 from ffd_runtime.image_header import read_header
 
 # Luminance quantisation, ITU-T T.81 table K.1; libjpeg scales it by quality.
@@ -38,10 +39,6 @@ _SUBSAMPLING = {
     (4, 1): "4:1:1",
     (4, 2): "4:1:0",
 }
-# Start-of-frame markers; C4, C8 and CC are tables and extensions (T.81, table B.1).
-_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
 @dataclass(frozen=True)
@@ -90,16 +87,15 @@ def read_encoding(data: bytes) -> Encoding:
     sampling: list[tuple[int, int]] = []
     table = 0
     progressive = exif = False
-    for marker, content in _segments(data):
-        if marker == 0xDB:
-            tables.update(_quantisation(content))
-        elif marker == 0xE1:
-            exif = exif or content.startswith(b"Exif\0")
-        elif marker in _SOF:
-            progressive = marker in _PROGRESSIVE
-            # Eight bits of precision, the size, a count; then number, factors and table of each.
-            components = [content[at : at + 3] for at in range(6, len(content) - 2, 3)]
-            sampling = [(factors >> 4, factors & 15) for _, factors, _ in components]
+    for segment in read_segments(data):
+        if segment.marker == 0xDB:
+            tables.update(_quantisation(segment.content))
+        elif segment.marker == 0xE1:
+            exif = exif or segment.content.startswith(PREFIX)
+        elif segment.marker in SOF:
+            progressive = segment.marker in PROGRESSIVE
+            components = list(Frame.read(segment).components.values())
+            sampling = [(wide, high) for wide, high, _ in components]
             table = components[0][2] if components else 0
     quality = estimate_quality(tables[table]) if table in tables else None
     kind = _chroma(sampling)
@@ -128,23 +124,6 @@ def _ijg_tables() -> npt.NDArray[np.int64]:
     percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     scaled = (_LUMINANCE[_ZIGZAG] * percent[:, None] + 50) // 100
     return np.asarray(np.clip(scaled, 1, 255), np.int64)
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Markers before the first scan, with what they hold; ends where the bytes make no sense."""
-    at = 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
-        marker = data[at + 1]
-        if marker in (0xFF, 0):
-            at += 1
-        elif marker in _STANDALONE:
-            at += 2
-        elif marker in (0xD9, 0xDA):
-            return
-        else:
-            (length,) = struct.unpack_from(">H", data, at + 2)
-            yield marker, data[at + 4 : at + 2 + length]
-            at += 2 + max(length, 2)
 
 
 def _quantisation(content: bytes) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
