@@ -15,6 +15,8 @@ _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm"
 # Brands of any still picture in this container, whatever codes it.
 _ANY = frozenset({b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"})
 _MAX_BOXES = 20_000
+# Side of HEVC's largest coding block, in pixels.
+_BLOCK = 64
 _XMP = b"application/rdf+xml"
 
 # EXIF's orientation by quarter turns (against the clock) and mirror axis (None, 0 or 1), as in
@@ -93,6 +95,7 @@ def _read(name: str, data: bytes) -> ImageHeader:
     key = turn[0] & 3 if turn else 0, mirror[0] & 1 if mirror else None
     orientation = _ORIENTATION[key]
     if name == "heif":
+        width, height = _crop(width, height, item.find(b"clap"))
         orientation = 1
     elif orientation == 1:
         orientation = _xmp_turn(data, items)
@@ -101,6 +104,20 @@ def _read(name: str, data: bytes) -> ImageHeader:
     depth = {0: 8, 0x40: 10, 0x60: 12}.get(flags, 8)
     end = max((at + length for one in items.values() for at, length in one.extents), default=0)
     return ImageHeader(name, width, height, end <= len(data), True, orientation, depth)
+
+
+def _crop(width: int, height: int, aperture: bytes | None) -> tuple[int, int]:
+    """Size within a clean aperture, if that only cuts off what fills the coder's blocks.
+
+    A larger cut does not count: the limit of pixels is about what is decoded.
+    """
+    if aperture is None:
+        return width, height
+    wide, wide_by, high, high_by = struct.unpack_from(">4I", aperture)
+    shown = wide // max(wide_by, 1), high // max(high_by, 1)
+    if all(0 <= coded - size < _BLOCK for coded, size in zip((width, height), shown, strict=True)):
+        return shown
+    return width, height
 
 
 def _xmp_turn(data: bytes, items: dict[int, _Item]) -> int:

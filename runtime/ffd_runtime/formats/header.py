@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # No real file has as many segments, chunks or blocks; walking more would take seconds.
-MAX_PARTS = 500_000
+MAX_PARTS = 200_000
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,311 @@
+"""A picture that lacks a part has no silent verdict; one that lacks only its end has a verdict."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from ffd_runtime.decode import decode
+from ffd_runtime.decoder_messages import DecoderMessages, messages
+from ffd_runtime.errors import InputError
+from ffd_runtime.formats.jpeg import MAX_SCANS
+from ffd_runtime.image_header import read_header
+
+from .encoded import pillow
+from .tagged import in_jpeg, in_png, png_chunk, segment
+
+captured = pytest.mark.skipif(
+    not messages.available(), reason="needs glibc, whose stderr a program may set"
+)
+
+
+def noisy(width: int = 96, height: int = 80) -> Any:
+    rng = np.random.default_rng(7)
+    small = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return Pillow.fromarray(small).resize((width, height), Pillow.Resampling.BICUBIC)
+
+
+JPEGS = {
+    "baseline": pillow(noisy(), "JPEG", quality=90),
+    "progressive": pillow(noisy(), "JPEG", quality=90, progressive=True),
+    "restarts": pillow(noisy(), "JPEG", quality=90, restart_marker_blocks=4),
+    "grey": pillow(noisy().convert("L"), "JPEG", quality=90),
+}
+
+
+def code_of(data: bytes, **options: int) -> str:
+    with pytest.raises(InputError) as caught:
+        decode(data, **options)
+    return caught.value.code
+
+
+def scan_of(data: bytes) -> int:
+    """Offset of the last scan's data."""
+    at = data.rfind(b"\xff\xda")
+    return at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+
+
+@captured
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_cut_in_its_data_is_truncated(name: str, share: float) -> None:
+    data = JPEGS[name]
+    begin = scan_of(data)
+    cut = data[: begin + int((len(data) - begin) * share)]
+    assert code_of(cut) == "truncated"
+    assert code_of(cut + b"\xff\xd9") == "truncated"
+    assert code_of(cut + b"\xff\xd9", at_least=10) == "truncated"
+
+
+@captured
+@pytest.mark.parametrize("name", ["baseline", "restarts", "grey"])
+def test_a_hole_in_a_jpeg_is_no_silent_verdict(name: str) -> None:
+    data = JPEGS[name]
+    begin = scan_of(data)
+    middle = begin + (len(data) - begin) // 2
+    assert code_of(data[:begin] + data[middle:]) in ("truncated", "corrupt")
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(name: str) -> None:
+    data = JPEGS[name]
+    for lacking in (data[:-2], data[:-1]):
+        assert (decode(lacking) == decode(data)).all()
+        assert (decode(lacking, at_least=10) == decode(data, at_least=10)).all()
+
+
+@captured
+def test_bytes_that_only_pad_a_jpeg_do_not_matter() -> None:
+    data = JPEGS["baseline"]
+    for padding in (b"\0", b"\1\2\3", b"\0" * 5000):
+        assert (decode(data[:-2] + padding + data[-2:]) == decode(data)).all()
+    # A repeated part shifts all that follows it.
+    begin = scan_of(data)
+    middle = begin + (len(data) - begin) // 2
+    assert code_of(data[:middle] + data[begin:]) == "corrupt"
+
+
+def test_a_picture_of_plain_grey_is_whole() -> None:
+    grey = Pillow.new("RGB", (64, 64), (128, 128, 128))
+    assert (decode(pillow(grey, "JPEG")) == 128).all()
+
+
+WARNINGS: dict[str, bytes] = {
+    "cut": JPEGS["baseline"][:-400] + b"\xff\xd9",
+    "padded": JPEGS["baseline"][:-2] + b"\0" + b"\xff\xd9",
+    "profile": in_png(pillow(noisy()), png_chunk(b"iCCP", b"x\0\0bad")),
+    "crc": in_png(pillow(noisy()), png_chunk(b"tEXt", b"Comment\0x")[:-1] + b"?"),
+}
+QUIET = """
+import sys
+from ffd_runtime.decode import decode, read_file
+from ffd_runtime.errors import InputError
+import ctypes
+for path in sys.argv[1:]:
+    try:
+        decode(read_file(path))
+    except InputError as error:
+        print(path, error.code)
+libc = ctypes.CDLL(None)
+libc.perror(b"after")
+"""
+
+
+@captured
+def test_decoders_write_nothing_to_stderr(tmp_path: Path) -> None:
+    paths = []
+    for name, data in WARNINGS.items():
+        paths.append(str(tmp_path / name))
+        (tmp_path / name).write_bytes(data)
+    done = subprocess.run([sys.executable, "-c", QUIET, *paths], capture_output=True, text=True)
+    assert done.stdout == f"{paths[0]} truncated\n"
+    # What others say is still heard.
+    assert done.stderr.startswith("after:")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@captured
+def test_threads_do_not_take_each_others_warnings() -> None:
+    files = [JPEGS["baseline"], WARNINGS["cut"], JPEGS["progressive"], WARNINGS["padded"]] * 30
+
+    def outcome(data: bytes) -> str:
+        try:
+            decode(data)
+        except InputError as error:
+            return error.code
+        return "whole"
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(outcome, files)) == ["whole", "truncated", "whole", "whole"] * 30
+
+
+@captured
+def test_a_process_forked_while_others_decode_still_tells(tmp_path: Path) -> None:
+    own = DecoderMessages()
+    file = tmp_path / "result"
+
+    def decode_in_child() -> str:
+        child = os.fork()
+        if child == 0:
+            try:
+                file.write_text(code_of(WARNINGS["cut"]))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        return file.read_text()
+
+    assert own.run(decode_in_child, lambda result, text: False)[0] == "truncated"
+
+
+def test_without_such_a_c_library_an_end_marker_must_be_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(type(messages), "available", lambda self: False)
+    assert decode(JPEGS["baseline"]).shape == (80, 96, 3)
+    assert code_of(JPEGS["baseline"][:-2]) == "truncated"
+
+
+def bmp(bits: int, width: int = 31, height: int = 7) -> bytes:
+    image = noisy().resize((width, height))
+    return pillow(image if bits == 24 else image.convert("L"), "BMP")
+
+
+@pytest.mark.parametrize("bits", [8, 24])
+def test_a_bmp_without_its_last_padding_is_whole(bits: int) -> None:
+    for width in (29, 30, 31, 32):
+        data = bmp(bits, width)
+        padding = -width * bits // 8 % 4
+        assert (decode(data[: len(data) - padding]) == decode(data)).all()
+        assert code_of(data[: len(data) - padding - 1]) == "truncated"
+
+
+def animated(form: str, **options: Any) -> bytes:
+    frames = [noisy(), Pillow.fromarray(255 - np.asarray(noisy()))]
+    return pillow(frames[0], form, save_all=True, append_images=frames[1:], **options)
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})]
+)
+def test_an_animation_cut_in_its_second_frame_shows_its_first(form: str, options: Any) -> None:
+    data = animated(form, **options)
+    shown = decode(data)
+    for cut in (data[:-1], data[:-30], data[: len(data) * 3 // 4]):
+        assert (decode(cut) == shown).all()
+    assert code_of(data[: len(data) // 4]) in ("truncated", "corrupt")
+
+
+def test_a_gif_without_its_trailer_is_whole() -> None:
+    data = pillow(noisy(), "GIF")
+    assert (decode(data[:-1]) == decode(data)).all()
+
+
+@pytest.mark.parametrize("behind", [1, 70_000, 300_000])
+def test_what_follows_a_png_does_not_matter(behind: int) -> None:
+    data = pillow(noisy())
+    assert (decode(data + b"\0" * behind) == decode(data)).all()
+
+
+def test_a_png_that_lacks_only_its_end_chunk_is_whole() -> None:
+    data = pillow(noisy())
+    for cut in (data[:-12], data[:-5], data[:-1]):
+        assert (decode(cut) == decode(data)).all()
+    assert code_of(data[:-20]) == "truncated"
+    assert code_of(in_png(data[:-40] + data[-12:])) in ("truncated", "corrupt")
+
+
+def test_a_webp_cut_behind_its_picture_is_whole() -> None:
+    exif = Pillow.Exif()
+    exif[0x010E] = "described at length " * 20
+    data = pillow(noisy(), "WEBP", lossless=True, exif=exif)
+    assert (decode(data[:-100]) == decode(data)).all()
+
+
+def scans(count: int, width: int = 64) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    data = pillow(Pillow.new("RGB", (width, width), (90, 80, 200)), "JPEG", progressive=True)
+    last = data[data.rfind(b"\xff\xda") : -2]
+    return data[: -2 - len(last)] + last * (count - 9) + data[-2:]
+
+
+def test_a_jpeg_of_too_many_scans_is_refused() -> None:
+    assert read_header(scans(MAX_SCANS)).scans == MAX_SCANS
+    decode(scans(MAX_SCANS))
+    with pytest.raises(InputError, match="in more than 500 scans, which takes too long") as caught:
+        decode(scans(MAX_SCANS + 1))
+    assert caught.value.code == "too_large"
+
+
+def test_scans_of_a_large_jpeg_are_limited_by_what_they_cover() -> None:
+    data = scans(400)
+    at = data.find(b"\xff\xc2")
+    large = data[: at + 5] + struct.pack(">HH", 8000, 8000) + data[at + 9 :]
+    with pytest.raises(InputError, match="8000x8000 pixels in 400 scans") as caught:
+        decode(large)
+    assert caught.value.code == "too_large"
+
+
+def test_a_usual_progressive_jpeg_of_the_largest_size_is_not_refused() -> None:
+    for subsampling in (0, 2):
+        data = pillow(noisy(), "JPEG", progressive=True, subsampling=subsampling)
+        at = data.find(b"\xff\xc2")
+        large = data[: at + 5] + struct.pack(">HH", 11585, 11585) + data[at + 9 :]
+        header = read_header(large)
+        assert header.scanned <= 16 * header.width * header.height
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_a_file_of_countless_parts_is_given_up(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As many as allowed would take a second to walk.
+    monkeypatch.setattr(f"ffd_runtime.formats.{form.lower()}.MAX_PARTS", 1000)
+    part = {
+        "JPEG": segment(0xFE, b""),
+        "PNG": png_chunk(b"teSt", b""),
+        "GIF": b"\x21\xfe\0",
+        "WEBP": b"junk\0\0\0\0",
+    }[form]
+    data = pillow(noisy(), form, **({"lossless": True} if form == "WEBP" else {}))
+    at = {"JPEG": 2, "PNG": 33, "GIF": 13 + (3 << (data[10] & 7) + 1), "WEBP": 12}[form]
+    many = bytearray(data[:at] + part * 1001 + data[at:])
+    if form == "WEBP":
+        many[4:8] = struct.pack("<I", len(many) - 8)
+    assert code_of(bytes(many)) == "corrupt"
+
+
+@captured
+@settings(deadline=None, max_examples=50)
+@given(st.sampled_from(sorted(JPEGS)), st.data())
+def test_a_jpeg_without_the_second_half_of_its_picture_is_never_judged(
+    name: str, data: st.DataObject
+) -> None:
+    whole = JPEGS[name]
+    begin = whole.find(b"\xff\xda")
+    begin += 2 + int.from_bytes(whole[begin + 2 : begin + 4], "big")
+    cut = whole[: data.draw(st.integers(begin, len(whole) - 3))]
+    end = data.draw(st.sampled_from([b"", b"\xff\xd9", b"\xff\xd9" + whole]))
+    try:
+        image = decode(cut + end)
+    except InputError as error:
+        assert error.code in ("truncated", "corrupt")
+    else:
+        # Only bits that pad the last byte may be missing, or whole scans that only refine.
+        reference = cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_COLOR)
+        assert np.abs(image.astype(int) - reference).mean() < 8
+
+
+def test_a_jpeg_in_a_jpeg_is_not_its_end() -> None:
+    thumbnail = JPEGS["baseline"]
+    data = in_jpeg(JPEGS["grey"], segment(0xE2, thumbnail))
+    assert (decode(data) == decode(JPEGS["grey"])).all()

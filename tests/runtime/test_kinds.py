@@ -1,0 +1,269 @@
+"""Which picture of a file is judged, and what is said of a file that is not judged."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from ffd_runtime.decode import decode
+from ffd_runtime.errors import InputError
+from ffd_runtime.image_header import read_header
+
+from .encoded import BGR, FORMATS, HEIGHT, WIDTH, pillow
+from .tagged import Entry, orientation, tiff, tiff_page
+
+RGB = BGR[..., ::-1]
+
+
+def error_of(data: bytes) -> InputError:
+    with pytest.raises(InputError) as caught:
+        decode(data)
+    return caught.value
+
+
+def short(tag: int, value: int, order: str) -> Entry:
+    return Entry(tag, 3, 1, value.to_bytes(2, "little" if order == "<" else "big"))
+
+
+def long(tag: int, value: int, order: str) -> Entry:
+    return Entry(tag, 4, 1, value.to_bytes(4, "little" if order == "<" else "big"))
+
+
+CHILDREN = Entry(330, 4, 1, b"")
+THUMBNAIL = np.full((6, 8, 3), 9, np.uint8)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("children", [False, True])
+@pytest.mark.parametrize("reduced", [254, 255])
+def test_the_full_image_behind_a_thumbnail_is_judged(
+    order: str, big: bool, children: bool, reduced: int
+) -> None:
+    mark = long(254, 1, order) if reduced == 254 else short(255, 2, order)
+    first = tiff_page(8, 6, order, mark, *([CHILDREN] if children else []))
+    full = tiff_page(WIDTH, HEIGHT, order, long(254, 0, order))
+    data = tiff([first, full], [THUMBNAIL.tobytes(), RGB.tobytes()], order, big)
+    assert (decode(data) == BGR).all()
+    header = read_header(data)
+    assert (header.width, header.height) == (WIDTH, HEIGHT)
+
+
+def test_a_preview_and_a_mask_are_passed_over() -> None:
+    order = "<"
+    first = tiff_page(8, 6, order, long(254, 1, order))
+    mask = tiff_page(8, 6, order, long(254, 4, order))
+    full = tiff_page(WIDTH, HEIGHT, order)
+    strips = [THUMBNAIL.tobytes(), THUMBNAIL.tobytes(), RGB.tobytes()]
+    assert (decode(tiff([first, mask, full], strips)) == BGR).all()
+
+
+def test_a_child_is_turned_as_its_parent() -> None:
+    order = "<"
+    first = tiff_page(8, 6, order, long(254, 1, order), CHILDREN, orientation(3, order))
+    full = tiff_page(WIDTH, HEIGHT, order, long(254, 0, order))
+    strips = [THUMBNAIL.tobytes(), RGB.tobytes()]
+    assert (decode(tiff([first, full], strips)) == BGR[::-1, ::-1]).all()
+    own = tiff_page(WIDTH, HEIGHT, order, long(254, 0, order), orientation(2, order))
+    assert (decode(tiff([first, own], strips)) == BGR[:, ::-1]).all()
+
+
+def test_of_several_pages_the_first_is_judged() -> None:
+    pages = [tiff_page(WIDTH, HEIGHT), tiff_page(8, 6)]
+    assert (decode(tiff(pages, [RGB.tobytes(), THUMBNAIL.tobytes()])) == BGR).all()
+
+
+def test_a_tiff_of_thumbnails_only_shows_the_largest() -> None:
+    order = "<"
+    pages = [
+        tiff_page(8, 6, order, long(254, 1, order)),
+        tiff_page(WIDTH, HEIGHT, order, long(254, 1, order)),
+    ]
+    assert (decode(tiff(pages, [THUMBNAIL.tobytes(), RGB.tobytes()])) == BGR).all()
+
+
+def test_directories_in_a_circle_end() -> None:
+    data = bytearray(tiff([tiff_page(8, 6, "<", long(254, 1, "<"))], [THUMBNAIL.tobytes()]))
+    first = int.from_bytes(data[4:8], "little")
+    count = int.from_bytes(data[first : first + 2], "little")
+    data[first + 2 + 12 * count :][:4] = data[4:8]
+    assert (decode(bytes(data)) == 9).all()
+
+
+def test_a_tiff_whose_strips_lie_behind_its_end_is_truncated() -> None:
+    data = tiff([tiff_page(WIDTH, HEIGHT, "<", long(279, 1 << 20, "<"))], [RGB.tobytes()])
+    assert error_of(data).code == "truncated"
+
+
+def test_raw_data_of_a_camera_are_named() -> None:
+    order = "<"
+    first = tiff_page(8, 6, order, long(254, 1, order), CHILDREN)
+    raw = tiff_page(WIDTH, HEIGHT, order, long(254, 0, order), photometric=32803)
+    error = error_of(tiff([first, raw], [THUMBNAIL.tobytes(), RGB[..., 0].tobytes()]))
+    assert error.code == "unsupported"
+    assert "raw sensor data (a colour filter array): develop it to JPEG or PNG" in error.message
+
+
+@pytest.mark.parametrize(
+    ("compression", "name"), [("zstd", "Zstandard"), ("lzma", "LZMA"), ("webp", "WebP")]
+)
+def test_a_compression_that_opencv_lacks_is_named(compression: str, name: str) -> None:
+    try:
+        data = pillow(form="TIFF", compression=compression)
+    except (OSError, RuntimeError):
+        pytest.skip(f"Pillow's libtiff does not write {name}")
+    try:
+        # A system's own OpenCV may read it.
+        assert (decode(data) == BGR).all()
+    except InputError as error:
+        assert error.code == "unsupported"
+        assert f"compressed with {name}: save it as PNG, or as TIFF with LZW" in error.message
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_samples_without_a_known_range_are_named(mode: str) -> None:
+    error = error_of(pillow(Pillow.new(mode, (8, 6), 1), "TIFF"))
+    assert error.code == "unsupported"
+    assert "save it with 8 or 16 bits a sample" in error.message
+
+
+JXL = b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl "
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        (JXL, "unsupported", "a JPEG XL picture"),
+        (b"\xff\x0a\xfa\x1f", "unsupported", "a JPEG XL picture"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1", "unsupported", "camera raw data"),
+        (LFS, "not_an_image", "a Git LFS pointer instead of the file: run `git lfs pull`"),
+        (b"<!DOCTYPE html><html>", "not_an_image", "an HTML page"),
+        (b"\n <!-- x -->\n<HTML lang=en>", "not_an_image", "an HTML page"),
+        (b"\xef\xbb\xbf<html>", "not_an_image", "an HTML page"),
+        ("\ufeff<html>".encode("utf-16-le"), "not_an_image", "an HTML page"),
+        (b'<?xml version="1.0"?><!DOCTYPE html>', "not_an_image", "an HTML page"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="x">', "not_an_image", "an SVG drawing"),
+        (b"<?xml version='1.0'?><Error><Code>", "not_an_image", "an error message in XML"),
+        (b"%PDF-1.7", "not_an_image", "a PDF document"),
+        (b"8BPS\0\1", "not_an_image", "a Photoshop document"),
+        (b"plain", "not_an_image", "not an image in a format that ffd reads"),
+    ],
+)
+def test_what_is_no_readable_picture_is_named(data: bytes, code: str, message: str) -> None:
+    for whole in (data, data + b" " * 500):
+        error = error_of(whole)
+        assert error.code == code
+        assert message in error.message
+        assert "\n" not in error.message
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_jpeg_of_more_bits_is_named(bits: int) -> None:
+    data = bytearray(FORMATS["jpeg"])
+    data[data.find(b"\xff\xc0") + 4] = bits
+    error = error_of(bytes(data))
+    assert (error.code, f"a {bits}-bit JPEG" in error.message) == ("unsupported", True)
+
+
+def with_brands(data: bytes, major: bytes, *compatible: bytes) -> bytes:
+    """The same picture under other brands, in as many bytes, so that its places stay."""
+    size = int.from_bytes(data[:4], "big")
+    names = [*compatible, *[compatible[-1]] * ((size - 16) // 4)][: (size - 16) // 4]
+    return data[:8] + major + data[12:16] + b"".join(names) + data[size:]
+
+
+@pytest.mark.parametrize("major", [b"avif", b"mif1", b"miaf", b"MA1B"])
+def test_an_avif_is_known_by_any_of_its_brands(major: bytes) -> None:
+    data = with_brands(FORMATS["avif"], major, b"avif", b"mif1", b"miaf")
+    assert read_header(data).format == "avif"
+    assert (decode(data) == decode(FORMATS["avif"])).all()
+
+
+def test_an_animated_avif_shows_its_first_picture() -> None:
+    frames = [Pillow.fromarray(RGB), Pillow.fromarray(255 - RGB)]
+    data = pillow(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=95)
+    assert data[8:12] == b"avis"
+    assert np.abs(decode(data).astype(int) - BGR).mean() < 8
+
+
+def test_a_video_in_the_same_container_is_no_picture() -> None:
+    assert error_of(with_brands(FORMATS["avif"], b"isom", b"mp42")).code == "not_an_image"
+
+
+def test_an_avif_that_this_opencv_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffd_runtime.decode._reads_avif", lambda: False)
+    monkeypatch.setattr("cv2.imdecode", lambda data, flags: None)
+    error = error_of(FORMATS["avif"])
+    assert error.code == "unsupported"
+    assert "install opencv-python 4.14 or later, or convert it" in error.message
+
+
+def heic(value: int = 1, mode: str = "RGB") -> bytes:
+    """As a phone writes it: turned by the container's own boxes."""
+    heif: Any = pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    image = Pillow.fromarray(np.ascontiguousarray(RGB)).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(128)
+    exif = Pillow.Exif()
+    exif[0x0112] = value
+    image.info["exif"] = exif.tobytes()
+    buffer = io.BytesIO()
+    heif.from_pillow(image).save(buffer, quality=-1, chroma=444)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1", b"msf1"])
+def test_a_heic_is_read(brand: bytes) -> None:
+    data = with_brands(heic(), brand, b"mif1", b"heic", b"miaf")
+    header = read_header(data)
+    assert (header.format, header.width, header.height) == ("heif", WIDTH, HEIGHT)
+    assert np.abs(decode(data).astype(int) - BGR).mean() < 8
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_a_heic_stands_as_pillow_heif_shows_it(value: int) -> None:
+    import pillow_heif
+
+    data = heic(value)
+    shown = np.asarray(pillow_heif.open_heif(data, bgr_mode=True))
+    image = decode(data)
+    assert image.shape == shown.shape
+    assert (image == shown).all()
+
+
+def test_a_transparent_or_grey_heic_is_read() -> None:
+    expected = (BGR * 128.0 + 255 * 127.0) / 255
+    assert np.abs(decode(heic(mode="RGBA")) - expected).mean() < 8
+    grey = decode(heic(mode="L"))
+    assert grey.shape == (HEIGHT, WIDTH, 3)
+    assert (grey == grey[..., :1]).all()
+
+
+def test_a_damaged_or_large_heic_is_refused() -> None:
+    data = heic()
+    for cut in (data[:-10], data[: len(data) // 2], data[:60]):
+        assert error_of(cut).code in ("truncated", "corrupt")
+    damaged = data[:-40] + b"\xff" * 40
+    with pytest.raises(InputError) as caught:
+        decode(data, max_pixels=WIDTH * HEIGHT - 1)
+    assert caught.value.code == "too_large"
+    try:
+        decode(damaged)
+    except InputError as error:
+        assert error.code in ("truncated", "corrupt")
+
+
+def test_a_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    error = error_of(data)
+    assert error.code == "unsupported"
+    assert error.message == (
+        "a HEIC picture: pip install 'ffd-edge[heif]' to read it, or convert it to JPEG"
+    )
