@@ -47,9 +47,9 @@ def block(entries: Sequence[Entry], order: str = ">", gap: int = 0) -> bytes:
     return head + bytes(gap) + directory + bytes(4) + tail
 
 
-def turned(value: int, **options: int) -> bytes:
+def turned(value: int, gap: int = 0) -> bytes:
     """The plainest block that states an orientation."""
-    return block([orientation(value)], **options)
+    return block([orientation(value)], gap=gap)
 
 
 def xmp(value: int | str, attribute: bool = True) -> bytes:

@@ -189,7 +189,7 @@ def test_an_animated_avif_shows_its_first_picture() -> None:
     frames = [Pillow.fromarray(RGB), Pillow.fromarray(255 - RGB)]
     data = pillow(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=95)
     assert data[8:12] == b"avis"
-    assert np.abs(decode(data).astype(int) - BGR).mean() < 8
+    assert np.abs(decode(data).astype(int) - BGR).mean() < 20
 
 
 def test_a_video_in_the_same_container_is_no_picture() -> None:

@@ -280,9 +280,9 @@ def hold(
         chunks = [(b"EXIF", prefix + content), (b"XMP ", packet)]
         return in_webp(encoded("webp", *size), size, *chunks, flags=flags)
     # A TIFF's own directory is its EXIF block: it holds the entries beside what describes it.
-    about = [Entry(700, 1, len(packet), packet)] if packet else []
+    described = [Entry(700, 1, len(packet), packet)] if packet else []
     wanted = [one for one in entries if one.tag == 274 or one.tag > 33_000]
-    page = tiff_page(width, height, order, *about, *wanted)
+    page = tiff_page(width, height, order, *described, *wanted)
     return tiff([page], [corners(*size).tobytes()], order, data.draw(st.booleans()))
 
 

@@ -117,12 +117,12 @@ def exif_orientation(parts: Sequence[bytes], xmp: bytes = b"") -> int:
         begin = part.removeprefix(PREFIX).removeprefix(PREFIX)
         if begin.startswith(_HEADERS):
             rest = (later.removeprefix(PREFIX) for later in parts[number + 1 :])
-            block = memoryview(b"".join([begin, *rest]))
+            block = b"".join([begin, *rest])
             if len(block) < 8:
                 break
-            order = "<" if block[:2] == b"II" else ">"
+            order = "<" if block.startswith(b"II") else ">"
             (offset,) = struct.unpack_from(order + "I", block, 4)
-            return read_directory(block, offset, order).orientation(xmp)
+            return read_directory(memoryview(block), offset, order).orientation(xmp)
     return xmp_orientation(xmp)
 
 
