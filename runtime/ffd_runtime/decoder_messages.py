@@ -78,6 +78,7 @@ class DecoderMessages:
         self._active = 0
         self._entries = 0
         self._exclusive = False
+        self._waiting = 0
         self._known = False
         self._file: int | None = None
         self._stream: int | None = None
@@ -116,8 +117,10 @@ class DecoderMessages:
         """While it lasts, `stderr` leads to the memory file; gives where its text begins."""
         assert self._file is not None
         with self._changed:
-            while self._exclusive or (self._active and (alone or self._size() > _LIMIT)):
+            self._waiting += alone
+            while self._exclusive or self._must_wait(alone):
                 self._changed.wait()
+            self._waiting -= alone
             self._exclusive = alone
             self._active += 1
             self._entries += 1
@@ -133,6 +136,12 @@ class DecoderMessages:
                     self._variable.value = self._usual
                     self._pass_on()
                 self._changed.notify_all()
+
+    def _must_wait(self, alone: bool) -> bool:
+        if alone:
+            return self._active > 0
+        # Otherwise busy threads would keep the one that must be alone waiting for ever.
+        return self._waiting > 0 or (self._active > 0 and self._size() > _LIMIT)
 
     def _size(self) -> int:
         assert self._file is not None
