@@ -1,19 +1,21 @@
-"""How late verdicts come beside what the networks take: 640x480 at 25 frames a second.
+"""How many verdicts come, and how late beside what the networks take: 640x480 at 25 fps.
 
-    python benchmarks/streams.py PORTRAIT FACE_MODEL > benchmarks/streams.csv
+    python benchmarks/streams.py PORTRAIT FACE_MODEL [FRAMES] > benchmarks/streams.csv
 
 A frame's age is measured from its capture to its verdict; the face detector's and the classifier's
 time are subtracted: what is left is ours (waiting for the frame's turn, cutting out, preprocessing,
-tracking). The source is synthetic, so that its frames are captured when we say.
+tracking). The sources are synthetic, so that their frames are captured when we say; each gives
+FRAMES frames (1000 by default). Compare two versions in turns on one machine:
+PYTHONPATH=OTHER/runtime runs another one.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +31,6 @@ from ffd_runtime.streams.policy import StreamPolicy
 from ffd_runtime.streams.scene import Health, Scene
 from ffd_runtime.streams.watch import Watch
 
-FRAMES = 1000
 WARM_UP = 50
 FPS = 25
 
@@ -40,7 +41,7 @@ class Camera:
     fps = 0.0
     count = 0
 
-    def __init__(self, portrait: npt.NDArray[np.uint8], faces: int) -> None:
+    def __init__(self, portrait: npt.NDArray[np.uint8], faces: int, frames: int) -> None:
         side = 480 if faces == 1 else 240
         portrait = cv2.resize(portrait, (side, side), interpolation=cv2.INTER_AREA)
         places = [(0, 0), (240, 0), (0, 240), (240, 240)][:faces]
@@ -51,6 +52,7 @@ class Camera:
                 frame[top : top + side, left + shift : left + shift + side] = portrait
             self._frames.append(frame)
         self._number = 0
+        self._last = frames
         self._due = self.grabbed = time.monotonic()
         self.waited = 1 / FPS
 
@@ -59,7 +61,7 @@ class Camera:
         self._due += 1 / FPS
         time.sleep(max(0.0, self._due - time.monotonic()))
         self.grabbed = time.monotonic()
-        return self._number <= FRAMES + WARM_UP
+        return self._number <= self._last
 
     def timestamp(self) -> float:
         return self._number / FPS
@@ -79,12 +81,14 @@ class Ages:
         self.inference: list[float] = []
         self.added: list[float] = []
         self.faces: list[int] = []
+        self.shown: list[float] = []
 
     def show(self, scene: Scene) -> None:
         assert scene.health.age is not None
         self.inference.append(scene.inference)
         self.added.append(scene.health.age - scene.inference)
         self.faces.append(len(scene.results))
+        self.shown.append(time.monotonic())
 
     def tick(self, sources: Sequence[Health]) -> None:
         pass
@@ -96,23 +100,30 @@ class Ages:
         pass
 
 
-def measure(portrait: Any, detector: FaceDetector | None, faces: int, name: str) -> None:
+def measure(
+    name: str,
+    camera: Callable[[], Camera],
+    detector: FaceDetector | None = None,
+    sources: int = 1,
+) -> None:
+    """Print the row of one case."""
     ages = Ages()
     policy = StreamPolicy(retries=0)
+    streams = to_streams(map(str, range(sources)))
     with (
         Classifier.open(device="cpu") as classifier,
-        Feed(to_streams(["0"]), policy, lambda *_: Camera(portrait, faces)) as feed,
+        Feed(streams, policy, lambda *_: camera()) as feed,
     ):
         analyser = Analyser(classifier.backend, detector)
         Watch(feed, analyser, classifier.card, scenes=[ages], whole=detector is None).run()
-        dropped = feed.readers[0].health().dropped
-    added = 1000 * np.array(ages.added[WARM_UP:])
-    inference = 1000 * np.array(ages.inference[WARM_UP:])
-    found = np.mean(ages.faces[WARM_UP:])
+        dropped = sum(health.dropped for health in feed.health())
+    warm = slice(WARM_UP, None)
+    added, inference = 1000 * np.array(ages.added[warm]), 1000 * np.array(ages.inference[warm])
+    fps = (len(added) - 1) / (ages.shown[-1] - ages.shown[WARM_UP])
     p50, p99 = np.percentile(added, [50, 99])
     print(
-        f"{name},{len(added)},{dropped},{found:.2f},{np.median(inference):.1f},"
-        f"{p50:.2f},{p99:.2f},{added.max():.2f}",
+        f"{name},{sources},{len(added)},{dropped},{fps:.1f},{np.mean(ages.faces[warm]):.2f},"
+        f"{np.median(inference):.1f},{p50:.2f},{p99:.2f},{added.max():.2f}",
         flush=True,
     )
 
@@ -120,14 +131,19 @@ def measure(portrait: Any, detector: FaceDetector | None, faces: int, name: str)
 def main() -> None:
     portrait = cv2.imread(sys.argv[1])
     detector = FaceDetector(Path(sys.argv[2]))
+    frames = WARM_UP + int(sys.argv[3] if len(sys.argv) > 3 else 1000)
+    one, four = (partial(Camera, portrait, faces, frames) for faces in (1, 4))
     print(f"# {describe()}; 640x480 at {FPS} frames a second, embedded model on the CPU")
     print(
         "# added: capture to verdict, less networks_ms; each face costs a preprocessing of its own"
     )
-    print("case,frames,dropped,faces,networks_ms,added_p50_ms,added_p99_ms,added_max_ms")
-    measure(portrait, None, 1, "whole picture")
-    measure(portrait, detector, 1, "one face")
-    measure(portrait, detector, 4, "four faces")
+    print(
+        "case,sources,frames,dropped,fps,faces,networks_ms,added_p50_ms,added_p99_ms,added_max_ms"
+    )
+    measure("whole picture", one)
+    measure("one face", one, detector)
+    measure("four faces", four, detector)
+    measure("one face each", one, detector, sources=4)
 
 
 if __name__ == "__main__":

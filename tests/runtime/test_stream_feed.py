@@ -18,7 +18,6 @@ import pytest
 
 from ffd_runtime import Classifier
 from ffd_runtime.errors import BackendError, InputError
-from ffd_runtime.results import Result
 from ffd_runtime.streams.address import to_streams
 from ffd_runtime.streams.analyse import Analyser
 from ffd_runtime.streams.capture import OpenCVCapture
@@ -254,35 +253,6 @@ def test_a_decoder_that_is_too_slow_begins_anew(monkeypatch: pytest.MonkeyPatch)
         health = feed.readers[0].health()
     assert "late" in (health.error or "")
     assert 0.4 < late <= 0.5
-
-
-def test_a_frame_is_never_older_than_an_inference_and_a_frame(colour_model: Path) -> None:
-    """The source is twice as fast as the network."""
-    gap, inference = 0.02, 0.04
-
-    class Slow(Analyser):
-        def analyse(self, frames: Sequence[Frame]) -> list[tuple[list[Result], float]]:
-            found = super().analyse(frames)
-            time.sleep(inference)
-            return [(results, seconds + inference) for results, seconds in found]
-
-    class Ages(Kept):
-        def show(self, scene: Scene) -> None:
-            assert scene.health.age is not None
-            over.append(scene.health.age - scene.inference - gap)
-
-    over: list[float] = []
-    with (
-        Classifier.open(colour_model, device="cpu") as classifier,
-        Feed(to_streams(["0"]), StreamPolicy(retries=0), lambda *_: Synthetic(gap, 150)) as feed,
-    ):
-        watch = Watch(feed, Slow(classifier.backend), classifier.card, scenes=[Ages()], whole=True)
-        watch.run()
-        health = feed.readers[0].health()
-    assert health.dropped + health.analysed == health.frames == 150
-    assert health.dropped > 50
-    # Preprocessing, and a machine that stands still for a moment.
-    assert sorted(over)[round(0.9 * len(over))] < 0.02
 
 
 def resident() -> int:

@@ -19,7 +19,7 @@ from ffd_runtime.streams.address import to_streams
 from ffd_runtime.streams.analyse import Analyser
 from ffd_runtime.streams.feed import Feed
 from ffd_runtime.streams.policy import StreamPolicy
-from ffd_runtime.streams.scene import Frame, Health, Quit, Scene
+from ffd_runtime.streams.scene import Health, Quit, Scene
 from ffd_runtime.streams.watch import Watch
 
 from ..conftest import Image, load, picture
@@ -217,19 +217,19 @@ class Flaky:
 
 
 def test_a_break_that_nobody_saw_has_its_row(colour_model: Path) -> None:
-    class Slow(Analyser):
-        def analyse(self, frames: Sequence[Frame]) -> list[tuple[list[Result], float]]:
+    class Slow(Kept):
+        def show(self, scene: Scene) -> None:
             # Longer than the break.
             time.sleep(0.5)
-            return super().analyse(frames)
+            super().show(scene)
 
-    kept, said = Kept(quit_after=3), list[str]()
+    kept, said = Slow(quit_after=3), list[str]()
     policy = StreamPolicy(first_wait=0.01, most_wait=0.01)
     with (
         Classifier.open(colour_model, device="cpu") as classifier,
         Feed(to_streams(["0"]), policy, lambda *_: Flaky()) as feed,
     ):
-        analyser = Slow(classifier.backend)
+        analyser = Analyser(classifier.backend)
         watch = Watch(
             feed, analyser, classifier.card, rows=[kept], scenes=[kept], whole=True, say=said.append
         )

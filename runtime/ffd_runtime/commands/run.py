@@ -83,7 +83,9 @@ Exit codes:
 @device_option()
 @click.option("--batch", type=click.IntRange(1, 1024), default=16, show_default=True)
 @click.option(
-    "--workers", type=click.IntRange(1, 256), help="Decoding threads. Default: one a core."
+    "--workers",
+    type=click.IntRange(1, 256),
+    help="Threads that decode pictures or analyse frames. Default: one a core.",
 )
 @click.option(
     "--output",

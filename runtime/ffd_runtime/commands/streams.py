@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Options of ffd-run that say nothing about a picture, and those that say nothing about a stream.
 STREAMS_ALONE = "gst stream every fps retries show record events serve token".split()
-PICTURES_ALONE = "resume annotate report null batch workers max_pixels allow_private".split()
+PICTURES_ALONE = "resume annotate report null batch max_pixels allow_private".split()
 # Seconds that a stream may take for its connection, and for each frame.
 TIMEOUT = 10.0
 
@@ -131,6 +131,7 @@ def watch_streams(sources: Sequence[str], options: dict[str, Any]) -> None:
             scenes=scenes,
             whole=not options["faces"],
             say=say,
+            workers=classifier.workers,
         )
         stack.callback(lambda: say(watch.summary()))
         watch.run()
@@ -183,7 +184,7 @@ def _open_analyser(stack: ExitStack, options: dict[str, Any]) -> tuple[Classifie
         detector = None
         if options["faces"]:
             detector = open_detector(options)
-        names = ("model", "backend", "device")
+        names = ("model", "backend", "device", "workers")
         classifier = Classifier.open(**{name: options[name] for name in names})
     stack.enter_context(classifier)
     say(classifier.description + ("" if detector else ", whole pictures"))

@@ -40,10 +40,11 @@ class Feed:
         policy: StreamPolicy | None = None,
         open_capture: OpenCapture = open_capture,
     ) -> None:
-        self._news = Condition()
+        self.news = Condition()
+        """Notified when a stream has a frame or a new state, and held to look at them."""
         policy = policy or StreamPolicy()
         self.readers: Sequence[Reader] = [
-            (LiveReader if stream.live else FileReader)(stream, policy, self._news, open_capture)
+            (LiveReader if stream.live else FileReader)(stream, policy, self.news, open_capture)
             for stream in streams
         ]
 
@@ -57,13 +58,13 @@ class Feed:
             taken = [(reader, reader.take()) for reader in self.readers]
             found = [(reader, frame) for reader, frame in taken if frame is not None]
             if not found:
-                with self._news:
+                with self.news:
                     for reader in self.readers:
                         reader.require_fit()
                     if all(reader.done() for reader in self.readers):
                         return
                     if not any(reader.has_frame() for reader in self.readers):
-                        self._news.wait(TICK)
+                        self.news.wait(TICK)
                     if any(reader.has_frame() for reader in self.readers):
                         continue
             yield found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..card import ModelCard
 from ..errors import InputError
@@ -13,7 +13,7 @@ from ..results import Result, RowError
 from ..sinks import Sink
 from .analyse import Analyser
 from .feed import TICK, Feed
-from .reader import Reader
+from .pool import Analysed, AnalysisPool
 from .scene import Frame, Health, Quit, Scene, SceneSink
 from .tracking import Tracker
 
@@ -31,12 +31,14 @@ class _Source:
         said: how it was when that was last said.
         labels: verdicts by track.
         tally: tracks by their last verdict.
+        failure: of the last frame; None where it was analysed.
     """
 
     tracker: Tracker
     said: Health
     labels: dict[int, str] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
+    failure: str | None = None
 
     def note(self, result: Result) -> bool:
         """Take in a result; whether its track is new or its verdict another."""
@@ -66,6 +68,7 @@ class Watch:
         scenes: show or keep pictures.
         whole: pictures are classified as a whole, not by face.
         say: takes a line for a person when a source breaks or comes back.
+        workers: threads that analyse frames; None for one a core.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Watch:
         scenes: Sequence[SceneSink] = (),
         whole: bool = False,
         say: Callable[[str], None] = lambda _: None,
+        workers: int | None = None,
     ) -> None:
         self._feed = feed
         self._analyser = analyser
@@ -87,6 +91,7 @@ class Watch:
         self._changes = changes
         self._whole = whole
         self._say = say
+        self._workers = workers
         self._sources = {
             reader.stream.name: _Source(
                 Tracker(card),
@@ -106,13 +111,14 @@ class Watch:
         """
         ticked = 0.0
         try:
-            for taken in self._feed:
-                if taken:
-                    self._take(taken)
-                if time.monotonic() - ticked >= TICK:
-                    self._tick()
-                    ticked = time.monotonic()
-            self._tick()
+            with AnalysisPool(self._feed, self._analyser, self._workers) as pool:
+                for analysed in pool:
+                    if analysed:
+                        self._take(analysed)
+                    if time.monotonic() - ticked >= TICK:
+                        self._tick(pool)
+                        ticked = time.monotonic()
+                self._tick(pool)
         except Quit:
             return
 
@@ -131,23 +137,35 @@ class Watch:
         kinds = ", ".join(f"{tally[label]} {label}" for label in LABELS if tally[label])
         return f"{text}, {total} {'face' if total == 1 else 'faces'}" + (kinds and f" ({kinds})")
 
-    def _take(self, taken: Sequence[tuple[Reader, Frame]]) -> None:
-        analysed = self._analyser.analyse([frame for _, frame in taken])
-        for (reader, frame), (results, inference) in zip(taken, analysed, strict=True):
-            source = self._sources[frame.source]
-            clock = frame.captured if reader.stream.live else frame.time
-            results = source.tracker.update(results, clock)
-            health = reader.count_analysed(time.monotonic() - frame.captured + frame.lag)
-            for result in results:
-                self._write(result, source.note(result))
-            scene = Scene(frame, results, health, inference)
-            for sink in self._scenes:
-                sink.show(scene)
+    def _take(self, analysed: Analysed) -> None:
+        reader, frame = analysed.reader, analysed.frame
+        source = self._sources[frame.source]
+        if analysed.failure:
+            self._take_failure(frame, analysed.failure, source)
+            return
+        source.failure = None
+        clock = frame.captured if reader.stream.live else frame.time
+        results = source.tracker.update(analysed.results, clock)
+        health = reader.count_analysed(time.monotonic() - frame.captured + frame.lag)
+        for result in results:
+            self._write(result, source.note(result))
+        scene = Scene(frame, results, health, analysed.inference)
+        for sink in self._scenes:
+            sink.show(scene)
 
-    def _tick(self) -> None:
+    def _take_failure(self, frame: Frame, failure: InputError, source: _Source) -> None:
+        """Write the row of a frame without verdicts, which leaves the tracks as they are."""
+        row = Result.failed(frame.source, failure)
+        changed = failure.message != source.failure
+        self._write(replace(row, frame=frame.number, time=frame.time), changed)
+        source.failure = failure.message
+
+    def _tick(self, pool: AnalysisPool) -> None:
         states = self._feed.health()
         for health in states:
-            self._tell(health, self._sources[health.source])
+            # What a source ends with is said after its last verdicts.
+            if health.state not in ("ended", "failed") or pool.finished(health.source):
+                self._tell(health, self._sources[health.source])
         for sink in self._scenes:
             sink.tick(states)
 
@@ -167,7 +185,9 @@ class Watch:
         elif broke:
             # It was back before anybody looked.
             self._write(Result(name, error=health.broken))
-        elif health.state == "ended" and not (self._whole or source.tally.total()):
+        elif health.state == "ended" and not (
+            self._whole or source.failure or source.tally.total()
+        ):
             self._write(Result.failed(name, InputError("no_face", "no face was found in it")))
         source.said = health
 

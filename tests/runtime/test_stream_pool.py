@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Self
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ffd_runtime.backends import Outputs
+from ffd_runtime.card import ModelCard
+from ffd_runtime.errors import BackendError, DeviceMemoryError
+from ffd_runtime.results import Result
+from ffd_runtime.streams.address import Stream, to_streams
+from ffd_runtime.streams.analyse import Analyser
+from ffd_runtime.streams.feed import Feed
+from ffd_runtime.streams.policy import StreamPolicy
+from ffd_runtime.streams.scene import Frame, Health, Quit, Scene
+from ffd_runtime.streams.watch import Watch
+
+from ..conftest import Image
+from ..models import CARD
+
+# Seconds: only to end a test that would not end.
+WATCHDOG = 30
+Verdicts = list[tuple[list[Result], float]]
+
+
+class Scripted:
+    """A source that gives as many frames as it is allowed, and ends after `frames`."""
+
+    fps = 25.0
+    count = 0
+    waited = 1.0
+
+    def __init__(self, frames: int, allowed: int | None = None) -> None:
+        self.frames = frames
+        self.left = threading.Semaphore(frames if allowed is None else allowed)
+        self.number = -1
+        self.grabbed = time.monotonic()
+
+    def grab(self) -> bool:
+        self.number += 1
+        if self.number >= self.frames:
+            return False
+        assert self.left.acquire(timeout=WATCHDOG)
+        self.grabbed = time.monotonic()
+        return True
+
+    def timestamp(self) -> float:
+        return self.number / self.fps
+
+    def retrieve(self) -> Image:
+        return np.full((4, 4, 3), self.number % 256, np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+class Faked(Analyser):
+    """Calls a function for each frame, which gives it a verdict."""
+
+    def __init__(self, work: Callable[[Frame], None]) -> None:
+        super().__init__(Gated())
+        self.work = work
+
+    def analyse(self, frames: Sequence[Frame]) -> Verdicts:
+        (frame,) = frames
+        self.work(frame)
+        row = Result(frame.source, frame=frame.number, label="generated", score=0.9)
+        return [([row], 0.0)]
+
+
+class Kept:
+    """A sink of rows and of scenes."""
+
+    def __init__(self, quit_after: int | None = None) -> None:
+        self.rows: list[Result] = []
+        self.shown: list[Frame] = []
+        self.ticks = 0
+        self.quit_after = quit_after
+
+    def write(self, result: Result) -> None:
+        self.rows.append(result)
+
+    def show(self, scene: Scene) -> None:
+        self.shown.append(scene.frame)
+        if len(self.shown) == self.quit_after:
+            raise Quit
+
+    def tick(self, sources: Sequence[Health]) -> None:
+        self.ticks += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def numbers(self, source: str) -> list[int]:
+        return [frame.number for frame in self.shown if frame.source == source]
+
+
+class Gated:
+    """A backend that waits for its gate, and notes its batches."""
+
+    card: ModelCard = CARD
+    description = "gated"
+
+    def __init__(self, most: int = 100) -> None:
+        self.most = most
+        self.gate = threading.Event()
+        self.batches: list[int] = []
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        self.batches.append(len(images))
+        assert self.gate.wait(WATCHDOG)
+        if len(images) > self.most:
+            raise DeviceMemoryError("out of memory")
+        score = images.mean((1, 2, 3), dtype=np.float64).astype(np.float32) / 255
+        return Outputs(np.stack([score, 1 - score], 1), images[:, :2, :2, 0].astype(np.float32))
+
+    def close(self) -> None:
+        pass
+
+
+def run(
+    sources: dict[str, Scripted],
+    work: Callable[[Frame], None],
+    kept: Kept,
+    workers: int = 2,
+    whole: bool = True,
+) -> Watch:
+    """Watch sources to their ends; file names are files, numbers cameras."""
+
+    def open_capture(stream: Stream, _: float) -> Scripted:
+        return sources[stream.name]
+
+    with Feed(to_streams(sources), StreamPolicy(retries=0), open_capture) as feed:
+        watch = Watch(
+            feed,
+            Faked(work),
+            CARD,
+            rows=[kept],
+            scenes=[kept],
+            whole=whole,
+            workers=workers,
+        )
+        watch.run()
+    return watch
+
+
+def analysing() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("ffd-analyse")]
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + WATCHDOG
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_frames_of_a_file_keep_their_order_whichever_is_done_first() -> None:
+    done = [threading.Event() for _ in range(20)]
+
+    def work(frame: Frame) -> None:
+        # Only a second worker lets the first go on.
+        if frame.number % 2 == 0:
+            assert done[frame.number + 1].wait(WATCHDOG)
+        done[frame.number].set()
+
+    kept = Kept()
+    run({"a.mp4": Scripted(20)}, work, kept)
+    assert [row.frame for row in kept.rows] == list(range(20))
+    assert kept.numbers("a.mp4") == list(range(20))
+
+
+def test_a_source_whose_frame_takes_long_holds_no_other_up() -> None:
+    others = threading.Semaphore(0)
+
+    def work(frame: Frame) -> None:
+        if frame.source == "a.mp4" and frame.number == 0:
+            for _ in range(30):
+                assert others.acquire(timeout=WATCHDOG)
+        elif frame.source != "a.mp4":
+            others.release()
+
+    kept = Kept()
+    run({name: Scripted(10) for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4")}, work, kept)
+    for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4"):
+        assert kept.numbers(name) == list(range(10))
+
+
+def test_sources_take_turns() -> None:
+    kept = Kept()
+    names = [f"{name}.mp4" for name in "abc"]
+    order: list[str] = []
+    ready = threading.Event()
+
+    def work(frame: Frame) -> None:
+        # Every file has decoded frames ahead before the first is done.
+        if not order:
+            assert ready.wait(WATCHDOG)
+        order.append(frame.source)
+
+    sources = {name: Scripted(8) for name in names}
+
+    def open_gate() -> None:
+        until(lambda: all(source.number >= 3 for source in sources.values()))
+        ready.set()
+
+    threading.Thread(target=open_gate).start()
+    run(sources, work, kept, workers=1)
+    # The first may have been alone; from there on, no source is served twice in a row.
+    assert all(set(order[i : i + 3]) == set(names) for i in range(3, 9, 3)), order
+
+
+def test_a_camera_gives_its_newest_frame_and_one_at_a_time() -> None:
+    camera = Scripted(21, allowed=1)
+    busy = threading.Lock()
+
+    def work(frame: Frame) -> None:
+        assert busy.acquire(blocking=False)
+        # While a frame is analysed, ten more come.
+        for _ in range(10 if frame.number < 20 else 0):
+            camera.left.release()
+        until(lambda: camera.number > min(frame.number + 10, 20))
+        busy.release()
+
+    kept = Kept()
+    watch = run({"0": camera}, work, kept, workers=4)
+    assert kept.numbers("0") == [0, 10, 20]
+    assert watch.summary() == "0: 3 of 21 frames, 18 dropped"
+
+
+def test_a_frame_that_cannot_be_processed_has_its_row_and_the_rest_goes_on() -> None:
+    def work(frame: Frame) -> None:
+        if frame.number in (3, 4):
+            raise cv2.error("bad frame")
+        if frame.number == 5:
+            raise MemoryError
+
+    kept = Kept()
+    watch = run({"a.mp4": Scripted(8)}, work, kept)
+    assert [row.frame for row in kept.rows] == list(range(8))
+    codes = {row.frame: row.error.code for row in kept.rows if row.error}
+    assert codes == {3: "corrupt", 4: "corrupt", 5: "too_large"}
+    assert "bad frame" in (kept.rows[3].error.message if kept.rows[3].error else "")
+    assert watch.errors == 3
+    # The track is the same before and after.
+    assert {row.track.number for row in kept.rows if row.track} == {1}
+    assert kept.numbers("a.mp4") == [0, 1, 2, 6, 7]
+
+
+def test_a_model_that_fails_ends_the_run() -> None:
+    def work(frame: Frame) -> None:
+        if frame.number == 3:
+            raise BackendError("the GPU is gone")
+
+    threads = cv2.getNumThreads()
+    with pytest.raises(BackendError, match="the GPU is gone"):
+        run({"a.mp4": Scripted(8)}, work, Kept())
+    assert not analysing()
+    assert cv2.getNumThreads() == threads
+
+
+def test_a_person_ends_it_while_frames_are_under_way() -> None:
+    started = threading.Semaphore(0)
+
+    def work(frame: Frame) -> None:
+        started.release()
+
+    threads = cv2.getNumThreads()
+    kept = Kept(quit_after=2)
+    run({"a.mp4": Scripted(100), "0": Scripted(100)}, work, kept)
+    assert len(kept.shown) == 2
+    assert not analysing()
+    assert cv2.getNumThreads() == threads
+
+
+def test_workers_and_opencv_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffd_runtime.streams.pool.count_cores", lambda: 4)
+    used = set()
+
+    def work(frame: Frame) -> None:
+        used.add(cv2.getNumThreads())
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    try:
+        run({"0": Scripted(3)}, work, Kept(), workers=4)
+        assert used == {4}
+        used.clear()
+        run({"0": Scripted(3), "1": Scripted(3)}, work, Kept(), workers=4)
+        assert used == {2}
+        used.clear()
+        run({"a.mp4": Scripted(3)}, work, Kept(), workers=4)
+        assert used == {1}
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_a_file_ends_after_its_last_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The reader is at its end long before the only frame is judged.
+    for module in ("pool", "watch"):
+        monkeypatch.setattr(f"ffd_runtime.streams.{module}.TICK", 0.001)
+    kept = Kept()
+    run({"a.mp4": Scripted(1)}, lambda _: until(lambda: kept.ticks > 5), kept, whole=False)
+    assert [row.error for row in kept.rows] == [None]
+
+
+def frame(number: int, level: int = 90) -> Frame:
+    image = np.full((48, 64, 3), level, np.uint8)
+    image[:, ::2] //= 2
+    return Frame("0", number, image, 0.0, 0.0)
+
+
+def start_in_turn(callers: list[threading.Thread], backend: Gated, analyser: Analyser) -> None:
+    """Start each once the one before infers or waits to."""
+    for count, caller in enumerate(callers, 1):
+        caller.start()
+        until(partial(arrived, backend, analyser, count))
+
+
+def arrived(backend: Gated, analyser: Analyser, count: int) -> bool:
+    return len(backend.batches) + len(analyser._waiting) == count
+
+
+def test_what_is_ready_at_the_same_time_is_one_batch() -> None:
+    backend = Gated()
+    analyser = Analyser(backend)
+    answers: dict[int, Verdicts] = {}
+
+    def analyse(number: int) -> None:
+        answers[number] = analyser.analyse([frame(number, 40 * number)])
+
+    callers = [threading.Thread(target=analyse, args=(number,)) for number in range(1, 6)]
+    # Two batches are under way; who comes later waits.
+    start_in_turn(callers, backend, analyser)
+    backend.gate.set()
+    for caller in callers:
+        caller.join(WATCHDOG)
+    assert backend.batches == [1, 1, 3]
+    for number in range(1, 6):
+        ((alone, _),) = analyser.analyse([frame(number, 40 * number)])
+        ((shared, seconds),) = answers[number]
+        assert shared == alone
+        assert shared[0].frame == number
+        assert seconds > 0
+
+
+def test_a_shared_batch_that_fails_fails_for_all_who_wait() -> None:
+    class Broken(Gated):
+        def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+            super().infer(images)
+            raise BackendError("broken")
+
+    backend = Broken()
+    analyser = Analyser(backend)
+    caught: list[BackendError] = []
+
+    def analyse(number: int) -> None:
+        try:
+            analyser.analyse([frame(number)])
+        except BackendError as error:
+            caught.append(error)
+
+    callers = [threading.Thread(target=analyse, args=(number,)) for number in range(4)]
+    start_in_turn(callers, backend, analyser)
+    backend.gate.set()
+    for caller in callers:
+        caller.join(WATCHDOG)
+    assert len(caught) == 4
+
+
+def test_a_batch_stays_halved_from_frame_to_frame(caplog: pytest.LogCaptureFixture) -> None:
+    backend = Gated(most=3)
+    backend.gate.set()
+    analyser = Analyser(backend)
+    for _ in range(3):
+        found = analyser.analyse([frame(number) for number in range(8)])
+        assert [rows[0].frame for rows, _ in found] == list(range(8))
+    assert backend.batches == [8, 4, *[2] * 12]
+    assert len(caplog.records) == 2
+
+
+def test_more_workers_change_no_row() -> None:
+    backend = Gated()
+    backend.gate.set()
+
+    def rows(workers: int) -> list[Result]:
+        kept = Kept()
+        with Feed(to_streams(["a.mp4", "b.mp4"]), None, lambda *_: Scripted(10)) as feed:
+            Watch(feed, Analyser(backend), CARD, rows=[kept], whole=True, workers=workers).run()
+        return sorted(kept.rows, key=lambda row: (row.source, row.frame or 0))
+
+    assert rows(1) == rows(4)
