@@ -35,6 +35,7 @@ MOST_ON_CUDA = 256
 # Batches in a row after which a smaller batch size is taken. Not measured: on paper, 16 batches
 # computed too large cost about as much as preparing a network's convolutions once.
 PATIENCE = 16
+SPIN_MICROSECONDS = "20"
 INSTALL = "install the CUDA and cuDNN libraries with pip install 'ffd-edge[cuda]'"
 
 
@@ -328,6 +329,10 @@ def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = count_cores()
+    # By default an idle thread spins for a millisecond, on the cores that decode, detect and
+    # preprocess the next images. This bridges the gaps between operators; onnxruntime before 1.26
+    # ignores it.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no other base
