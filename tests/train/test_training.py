@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import multiprocessing
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -22,7 +24,7 @@ import torch
 from torch import nn
 
 from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.errors import DataError, ModelError, OutputError
+from ffd_runtime.errors import DataError, FfdError, ModelError, OutputError
 from ffd_train import networks
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import FaceData, FaceDataset, scan
@@ -437,6 +439,70 @@ def test_a_picture_that_has_gone_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             train(faces, settings, tmp_path / str(workers))
         assert str(caught.value) == f"{gone}: no such file or folder"
+
+
+def no_room(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+# As PyTorch 2 says it on a full /dev/shm, and where a page of it is missing when it is written.
+FULL = RuntimeError(
+    "unable to allocate shared memory(shm) for file </torch_7_1_0>: No space left on device (28)"
+)
+BUS_ERROR = RuntimeError(
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+    "workers are out of shared memory. Please try to raise your shared memory limit."
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        # A batch's pictures, its labels, the queues that workers are given, and a worker that died.
+        ("torch.UntypedStorage._new_shared", FULL),
+        ("torch.Tensor.share_memory_", FULL),
+        (
+            "torch.multiprocessing.Queue",
+            OSError(errno.ENOSPC, "No space left on device"),
+        ),
+        ("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", BUS_ERROR),
+    ],
+    ids=["pictures", "labels", "queues", "killed"],
+)
+def test_full_shared_memory_is_one_line_that_says_what_to_do(
+    data: FaceData, place: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, no_room(error))
+    dataset = FaceDataset(data, data.split("val"), PreprocessSpec())
+    with pytest.raises(FfdError) as caught:
+        list(TimedLoader(dataset, 2, batch_size=4))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "--shm-size" in message
+    assert "--workers 0" in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to open shared memory object </x>: Too many open files (24)"),
+        RuntimeError("No space left on device"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+)
+def test_other_errors_of_workers_stay_what_they_are(
+    data: FaceData, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data"
+    monkeypatch.setattr(place, no_room(error))
+    dataset = FaceDataset(data, data.split("val"), PreprocessSpec())
+    with pytest.raises(type(error)) as caught:
+        list(TimedLoader(dataset, 1, batch_size=4))
+    assert caught.value is error
 
 
 def test_waiting_for_data_is_only_that(data: FaceData) -> None:
