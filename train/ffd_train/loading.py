@@ -109,12 +109,15 @@ class SharedMemoryError(FfdError):
         )
 
 
-def _lacks_shared_memory(error: BaseException) -> bool:
-    """Whether an error of a loader says that shared memory has run out."""
+def _lacks_shared_memory(error: BaseException | None) -> bool:
+    """Whether an error of a loader, or what it came from, says that shared memory has run out."""
     if isinstance(error, OSError) and error.errno is not None:
         # Queues and locks are made there, and nothing else is written.
         return error.errno == errno.ENOSPC
-    return NO_SHARED_MEMORY.match(str(error)) is not None
+    # Of a worker that was killed, the signal is in the cause.
+    return error is not None and (
+        NO_SHARED_MEMORY.match(str(error)) is not None or _lacks_shared_memory(error.__cause__)
+    )
 
 
 def _quieten(error: BaseException) -> None:
