@@ -26,6 +26,7 @@ from .preprocess import preprocess
 from .results import Box, Result
 from .sources import Item
 from .within_memory import WithinMemory
+from .sources.kinds import is_none
 
 if TYPE_CHECKING:
     from .faces import Face, FaceDetector
@@ -132,8 +133,10 @@ def prepare_views(
 ) -> list[Prepared]:
     """What is to be seen in one item: its faces, or without a detector all of it.
 
-    There is always something: what goes wrong, too, and that no face was found.
+    There is always something, also what goes wrong and that no face was found, except for a file
+    of a folder or an archive that is not a picture: `Item.skip` is given its name.
     """
+    encoded = None
     try:
         encoded = item.read()
         # A face in a large picture needs its pixels.
@@ -152,6 +155,9 @@ def prepare_views(
     except Exception as error:  # whatever one file does, the run goes on
         reason = f"{type(error).__name__}: {error}"
         failure = InputError("corrupt", f"it cannot be processed ({reason})")
+    if item.skip and not item.error and is_none(item.source, encoded, failure):
+        item.skip(item.source)
+        return []
     return [Prepared(item.source, failure)]
 
 

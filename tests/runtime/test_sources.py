@@ -151,7 +151,8 @@ def test_any_name_comes_through_standard_input(
     monkeypatch: pytest.MonkeyPatch, paths: list[bytes], null: bool, ended: bool
 ) -> None:
     end = b"\0" if null else b"\n"
-    prefixed = [b"absent-" + path for path in paths]
+    # A CR before a newline is a part of it.
+    prefixed = [b"absent-" + (path if null else path.rstrip(b"\r")) for path in paths]
     data = end.join(prefixed) + (end if ended else b"")
     monkeypatch.setattr(sys, "stdin", Stdin(data))
     assert [os.fsencode(name) for name in names("-", null=null)] == prefixed

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ffd_runtime.streams.address import is_stream, redact, to_streams
+from ffd_runtime.redact import redact
+from ffd_runtime.streams.address import is_stream, to_streams
 from ffd_runtime.streams.backoff import Backoff
 from ffd_runtime.streams.lag import JUMP, Lag
 from ffd_runtime.streams.policy import Sampler, StreamPolicy

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from ffd_runtime.decode import decode
 from ffd_runtime.errors import InputError
+from ffd_runtime.redact import redact
 from ffd_runtime.sources import urls
 from ffd_runtime.sources.policy import FetchPolicy
-from ffd_runtime.sources.urls import fetch, is_public, is_url, redact, url_item
+from ffd_runtime.sources.urls import fetch, is_public, is_url, url_item
 
 from .encoded import FORMATS
 
@@ -452,7 +453,8 @@ def test_a_server_gives_no_login_to_another() -> None:
         ("http://h/@me/a", "http://h/@me/a"),
         ("http://h:80/@me/a", "http://h:80/@me/a"),
         ("http://[::1]:80/@me", "http://[::1]:80/@me"),
-        ("http://me:secret@h/@me", "http://***@h/@me"),
+        # The host may be h, or me, of a password "secret@h/".
+        ("http://me:secret@h/@me", "http://***@me"),
         ("http://me:sec@ret@h/a", "http://***@h/a"),
         ("HTTPS://me:sec/ret@h/a", "HTTPS://***@h/a"),
         ("http://me:sec?ret@h/a", "http://***@h/a"),

@@ -21,7 +21,8 @@ from ..errors import (
     StorageError,
 )
 from ..sources import Item, find_files
-from ..sources.files import expand, read_names
+from ..sources.files import Search
+from ..sources.lists import read_names
 from ..text import printable
 from .address import is_object, place_of
 from .engine import LEAST_INPUTS, MOST_INPUTS, BrokenError, Work, explaining, run
@@ -84,9 +85,10 @@ class Counted:
 
 def _find_list(null: bool) -> Iterator[Item]:
     """What a list names: objects are not looked for, they are read; what is none gets its row."""
+    search = Search()
     for number, name in enumerate(read_names(null), 1):
         if not is_object(name):
-            for item in expand([name]):
+            for item in search.expand([name]):
                 yield Item(item.source, InputError("refused", UNREAD)) if item.fetch else item
             continue
         try:

@@ -402,7 +402,7 @@ def _refuse_streams(sources: Iterable[str]) -> None:
     """Refuse what is meant for an address and is none: as a path, its password would be shown."""
     for source in sources:
         if "://" in source and not source.lower().startswith(("http://", "https://")):
-            from ..streams.address import redact
+            from ..redact import redact
 
             if not os.path.lexists(source.partition("\0")[0]):
                 raise click.UsageError(f"{redact(source)!r} is not an address that ffd-run reads")

@@ -71,7 +71,8 @@ def wants_streams(sources: Sequence[str], options: dict[str, Any]) -> bool:
     Raises:
         click.UsageError: some are and some are not, or an option is not for what they are.
     """
-    from ..streams.address import is_stream, is_video_file, redact
+    from ..redact import redact
+    from ..streams.address import is_stream, is_video_file
 
     if options["gst"]:
         return _check_options(True, options)

@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 from .. import __version__
 from ..errors import InputError
+from ..redact import is_ambiguous, redact
 from .files import Item
 from .policy import FetchPolicy
 
@@ -41,24 +42,6 @@ def is_url(text: str) -> bool:
 def url_item(url: str, policy: FetchPolicy) -> Item:
     """The input behind an address; it is fetched when it is read, in a worker's thread."""
     return Item(redact(url), fetch=partial(fetch, url, policy))
-
-
-def redact(url: str) -> str:
-    """An address with `***` for its user name and password.
-
-    Example:
-        >>> redact("https://me:secret@example.org/a.jpg")
-        'https://***@example.org/a.jpg'
-    """
-    scheme, found, rest = url.partition("://")
-    if not found or "@" not in rest:
-        return url
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    if "@" not in authority and _PLAIN_AUTHORITY.fullmatch(authority):
-        return url
-    # A password with a bare / in it, say, ends the authority early: then all of it is hidden.
-    at = authority.rindex("@") if "@" in authority else rest.rindex("@")
-    return f"{scheme}://***@{rest[at + 1 :]}"
 
 
 def fetch(url: str, policy: FetchPolicy) -> bytes:
@@ -140,7 +123,6 @@ class _Address:
 _PORTS = {"http": 80, "https": 443}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}")
-_PLAIN_AUTHORITY = re.compile(r"(\[[^][@]*\]|[^][@:]*)(:\d+)?")
 # What may stand in a path or query as it is; the percent sign too, as it may be quoted already.
 _SAFE = "/?%:@!$&'()*+,;=~[]"
 
@@ -158,6 +140,9 @@ def _parse(url: str) -> _Address:
     try:
         if _CONTROL.search(url):
             raise ValueError
+        if is_ambiguous(url):
+            reason = "not clear where its password ends: write %40 for an @ and %2F for a /"
+            raise InputError("refused", reason)
         parts = urlsplit(url)
         userinfo = parts.netloc.rpartition("@")[0]
         if "\\" in parts.netloc:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+from ..redact import redact
+
 Kind = Literal["file", "camera", "server", "pipeline"]
 
 # What OpenCV's FFmpeg can play from a network, besides http.
@@ -22,15 +24,6 @@ FILE_ENDINGS = tuple(
 MJPEG_ENDINGS = (".mjpeg", ".mjpg")
 PLAYLIST_ENDINGS = (".m3u8", ".mpd")
 
-# Names of what only its owner should know, in a query, a path or a GStreamer pipeline.
-_SECRET = re.compile(
-    r"([\w-]*(?:user|usr|login|account|pas|pwd|pw|token|key|auth|secret|sig|cred|jwt|session|code"
-    r"|streamid|header)[\w-]*\s*=\s*)"
-    r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^&\s]*)""",
-    re.IGNORECASE,
-)
-# A password may hold anything, so all up to the last @ goes.
-_USERINFO = re.compile("://.*@")
 _NAMED = re.compile(r"\s*([^/=]*[^/=\s])\s*=\s*(?=[a-z][a-z0-9+.-]*://|/dev/|\d+$)", re.IGNORECASE)
 
 
@@ -94,19 +87,6 @@ def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
             stream = Stream(f"{stream.name}#{seen[stream.name]}", stream.target, stream.kind)
         streams.append(stream)
     return streams
-
-
-def redact(text: str) -> str:
-    """An address, or a text with addresses in it, with `***` for all that may be a credential.
-
-    User and password before the host go, and the values of parameters whose names say so, wherever
-    a camera's maker put them.
-
-    Example:
-        >>> redact("rtsp://admin:secret@10.0.0.5/live?channel=1&token=abc")
-        'rtsp://***@10.0.0.5/live?channel=1&token=***'
-    """
-    return _SECRET.sub(r"\1***", _USERINFO.sub("://***@", text))
 
 
 def _to_stream(source: str, gst: bool) -> Stream:

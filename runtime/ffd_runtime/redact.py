@@ -1,0 +1,173 @@
+"""Hide credentials in addresses before anything shows them.
+
+Hiding is deterministic, so that a row's `source` is the same in every run. It hides too much rather
+than too little: where the standard (RFC 3986) and what a person meant differ, both are hidden.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+HIDDEN = "***"
+
+Span = tuple[int, int]
+
+# A parameter is hidden if its name contains one of these: cameras (user, pwd, loginpas), SRT
+# (streamid), pre-signed addresses of AWS (X-Amz-Signature, X-Amz-Credential, AWSAccessKeyId), Google
+# (X-Goog-Signature, GoogleAccessId), Azure (sig), CloudFront (Policy, Key-Pair-Id), Akamai (hdnts,
+# hmac), Alibaba and Tencent (OSSAccessKeyId, q-signature), and sessions of web applications.
+_WORDS = (
+    "user usr login account pas pwd pw token tkn key auth secret sig cred jwt sess code streamid "
+    "header hmac hdnts hdnea hdntl policy bearer cookie ticket assertion saml accessid access_id"
+).split()
+# Too short to be looked for inside of other names.
+_NAMES = frozenset("ak sk hm oh md5 mac sid uid pin otp hash digest nonce".split())
+
+_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_WEB = re.compile(r"https?$", re.IGNORECASE)
+_PLAIN_AUTHORITY = re.compile(r"(?P<host>\[[^][@]*\]|[^][@:]*)(?::(?P<port>\d+))?")
+_TOKEN = re.compile(r"""=|\s+|[/?&#;,"'|!]|[^=\s/?&#;,"'|!]+""")
+# A value in a GStreamer pipeline: a type in brackets, then a quoted text or a word.
+_VALUE = re.compile(
+    r"""\s*(?:\(\w+\)\s*)?(?:"(?:[^"\\]|\\.)*(?:"|$)|'(?:[^'\\]|\\.)*(?:'|$)|(?:\\.|[^&\s\\])*)""",
+    re.DOTALL,
+)
+_PATH = re.compile("[/?#]")
+_PIECE = re.compile(r"[^&#?]+")
+# A JSON web token is a credential wherever it stands.
+_JWT = re.compile(r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*")
+
+
+def redact(text: str) -> str:
+    """Replace every possible credential in an address with `***`.
+
+    Hidden are user and password before the host, and the values of parameters whose names say that
+    they grant access, in a query, a path, a fragment or a GStreamer pipeline, also where they are
+    percent-encoded in another parameter. What replaces a credential does not depend on it.
+
+    Args:
+        text: an address, or a text with addresses in it. Text without `://` and without secret
+            parameters is returned as it is.
+
+    Example:
+        >>> redact("rtsp://admin:secret@10.0.0.5/live?channel=1&token=abc")
+        'rtsp://***@10.0.0.5/live?channel=1&token=***'
+        >>> redact("https://b.s3.amazonaws.com/a.jpg?X-Amz-Expires=60&X-Amz-Signature=0a1b")
+        'https://b.s3.amazonaws.com/a.jpg?X-Amz-Expires=60&X-Amz-Signature=***'
+    """
+    address = _ADDRESS.match(text) is not None
+    login = _find_login(text, address)
+    spans = [login] if login else []
+    # Behind an unambiguous login only; an ambiguous one may be a parameter's value.
+    start = login[1] if login and _is_clear(text, login) else 0
+    spans += _find_parameters(text, start, address)
+    spans += (match.span() for match in _JWT.finditer(text))
+    if address and "%" in text:
+        path = _PATH.search(text, max(start, text.index("://") + 3))
+        spans += _find_encoded(text, path.end()) if path else []
+    return _hide(text, spans)
+
+
+def is_ambiguous(address: str) -> bool:
+    """Whether an `@` behind the host may be the end of a password that was not percent-encoded.
+
+    By the standard, the host of `http://me:se@cret/x@host/` is `cret`, a part of what was meant as
+    the password: such an address must not be looked up.
+    """
+    rest = address.partition("://")[2]
+    authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    return "@" in rest[len(authority) :] and not _PLAIN_AUTHORITY.fullmatch(authority)
+
+
+def _find_login(text: str, address: bool) -> Span | None:
+    """From behind `://` to the last `@`: a password may hold anything."""
+    at = text.rfind("@")
+    start = 0
+    while (found := text.find("://", start)) >= 0:
+        begin = found + 3
+        if at < begin:
+            return None
+        web = _WEB.search(text, start, found) is not None
+        if not (address and web and _is_without_login(text[begin:])):
+            return begin, at
+        # Another address may follow in the path, as in that of a proxy.
+        start = begin
+    return None
+
+
+def _is_without_login(rest: str) -> bool:
+    """Whether every `@` of a web address belongs to its path or query."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    plain = _PLAIN_AUTHORITY.fullmatch(authority)
+    if not plain:
+        return False
+    if plain["port"] is None or plain["host"].startswith("[") or "." in plain["host"]:
+        return True
+    # me:12/3@host: a port, or the begin of a password. A path's own @ begins a part of it.
+    return plain["host"] == "localhost" or not re.search("[^/]@", rest)
+
+
+def _is_clear(text: str, login: Span) -> bool:
+    return not re.search(r"[/?#\s\\]", text[slice(*login)])
+
+
+def _find_parameters(text: str, start: int, address: bool) -> Iterator[Span]:
+    name, end = "", start
+    for token in _TOKEN.finditer(text, start):
+        if token.start() < end:
+            continue
+        word = token[0]
+        if word != "=":
+            if not word.isspace():
+                name = word if len(word) > 1 or word.isalnum() else ""
+            continue
+        if name and _is_secret(name):
+            end = _end_of_value(text, token.end(), address)
+            yield token.end(), end
+        name = ""
+
+
+def _end_of_value(text: str, begin: int, address: bool) -> int:
+    if address:
+        # An address has no spaces of its own: what follows one was not encoded.
+        end = text.find("&", begin)
+        return len(text) if end < 0 else end
+    value = _VALUE.match(text, begin)
+    assert value
+    return value.end()
+
+
+def _is_secret(name: str) -> bool:
+    name = _decode(name).lower()
+    return name.strip("[]") in _NAMES or any(word in name for word in _WORDS)
+
+
+def _find_encoded(text: str, start: int) -> Iterator[Span]:
+    """Parameters and paths that hold an encoded address, or encoded parameters, with credentials."""
+    for piece in _PIECE.finditer(text, start):
+        if "%" not in piece[0]:
+            continue
+        value = piece[0].find("=") + 1
+        decoded = _decode(piece[0][value:])
+        if decoded != piece[0][value:] and redact(decoded) != decoded:
+            yield piece.start() + value, piece.end()
+
+
+def _decode(text: str) -> str:
+    """Text without percent-encoding, also where it was encoded up to three times."""
+    for _ in range(3):
+        text = unquote(text)
+    return text
+
+
+def _hide(text: str, spans: list[Span]) -> str:
+    parts: list[str] = []
+    shown = 0
+    hidden = -1
+    for begin, end in sorted(spans):
+        if begin > hidden:
+            parts += [text[shown:begin], HIDDEN]
+        shown = hidden = max(hidden, end)
+    return "".join([*parts, text[shown:]])

@@ -1,0 +1,172 @@
+"""The one redactor: no credential in an address is ever shown, wherever it stands."""
+
+from __future__ import annotations
+
+import string
+from urllib.parse import quote
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from ffd_runtime.errors import InputError
+from ffd_runtime.redact import is_ambiguous, redact
+from ffd_runtime.sources import FetchPolicy, find_files
+from ffd_runtime.sources.urls import fetch
+
+MARK = "Hunter2"
+# What pre-signed addresses, sessions and cameras call their credentials.
+PARAMETERS = (
+    "X-Amz-Signature X-Amz-Credential X-Amz-Security-Token X-Goog-Signature X-Goog-Credential sig "
+    "token key access_token refresh_token id_token auth authkey password passwd pwd pass pw user "
+    "AWSAccessKeyId GoogleAccessId OSSAccessKeyId Signature Policy Key-Pair-Id apikey api_key "
+    "X-API-Key client_secret subscription-key jwt session PHPSESSID jsessionid sid ticket hdnts "
+    "hmac bearer credentials secret authorization code otp pin q-signature security-token rlkey "
+    "tempauth SAMLResponse hm loginuse loginpas"
+).split()
+anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+schemes = st.sampled_from(["http", "https", "HTTPS", "rtsp", "srt", "ftp", "rtmps"])
+
+
+@settings(max_examples=300)
+@given(schemes, anything, anything, st.sampled_from(["h", "a.example", "10.0.0.5", "[::1]"]))
+@example("http", "u", "se@", "host")
+@example("http", "u", "se@cret/x", "host")
+@example("http", "u", "12/", "host")
+@example("http", "u:", "/", "host")
+@example("http", "u", "a@b/../", "host")
+@example("http", "u", "a://b@c/", "host")
+@example("http", "u@x.org", "#?/", "host")
+@example("rtsp", "u", "?token=", "host")
+def test_no_password_is_shown_wherever_its_at_and_slashes_are(
+    scheme: str, user: str, password: str, host: str
+) -> None:
+    # By the standard, a/b is a host and a path, and me.x:12/3@host has a host, a port and a path.
+    assume(not set(user) & set("/?#.[") and user.lower() != "localhost")
+    for address in (
+        f"{scheme}://{user}:{password}{MARK}@{host}/a.jpg",
+        f"{scheme}://{user}:{MARK}{password}@{host}:8080/a.jpg?x=1",
+    ):
+        shown = redact(address)
+        assert MARK not in shown
+        assert redact(shown) == shown
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(PARAMETERS),
+    anything,
+    st.sampled_from(
+        [
+            "https://h.example/a.jpg?{0}={1}",
+            "https://h.example/a.jpg?w=1&{0}={1}&z=2",
+            "https://h.example/a.jpg?w=1;{0}={1}",
+            "https://h.example/{0}={1}/a.jpg",
+            "https://h.example/a;{0}={1}",
+            "https://h.example/a.jpg#{0}={1}",
+            "https://me:pw@h.example/a.jpg?{0}={1}",
+            "rtsp://h.example/live?{0}={1}&channel=1",
+            "https://proxy.example/fetch/https://h.example/a.jpg?{0}={1}",
+            "gst source=https://h.example/x?{0}='{1}' ! sink",
+        ]
+    ),
+    st.booleans(),
+)
+def test_no_parameter_that_grants_access_is_shown(
+    name: str, value: str, form: str, upper: bool
+) -> None:
+    assume("&" not in value and "'" not in value and "\\" not in value)
+    name = name.upper() if upper else name
+    for spelled in (name, name.replace("-", "%2D"), f"%{ord(name[0]):02x}{name[1:]}"):
+        address = form.format(spelled, value + MARK)
+        shown = redact(address)
+        assert MARK not in shown
+        assert redact(shown) == shown
+        # An @ that is not encoded may be the end of a password.
+        assert "@" in value or shown == redact(form.format(spelled, "Other" + MARK))
+
+
+@given(
+    st.sampled_from(["https://u:{}@h.example/a.jpg", "https://h.example/a.jpg?w=1&sig={}"]),
+    st.text(string.ascii_letters + "/+=", max_size=8),
+    st.integers(1, 3),
+    st.sampled_from(["https://proxy.example/?w=3&url={}&z=1", "https://proxy.example/get/{}"]),
+)
+def test_an_encoded_address_in_an_address_is_hidden(
+    inner: str, secret: str, times: int, outer: str
+) -> None:
+    address = inner.format(secret + MARK)
+    for _ in range(times):
+        address = quote(address, safe="")
+    shown = redact(outer.format(address))
+    assert MARK not in shown
+    assert shown.startswith("https://proxy.example/")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://h.example/photos/12345@N00/face@2x.jpg?size=3&name=a%20b",
+        "http://localhost:8080/face@2x.jpg",
+        "http://h:80/@me/a",
+        "http://[::1]:80/@me",
+        "https://h.example/caf%C3%A9/%E5%86%99.jpg?w=10&h=20",
+        "https://web.archive.example/web/2020/https://h.example/12@N00/a.jpg",
+        "a@b.jpg",
+        "day=12/user.jpg",
+        "rtsp://camera.example:554/Streaming/Channels/101?transport=tcp",
+        "",
+    ],
+)
+def test_what_is_no_credential_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_a_web_token_is_hidden_wherever_it_stands() -> None:
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
+    assert redact(f"https://h.example/{token}/a.jpg") == "https://h.example/***/a.jpg"
+
+
+def test_a_long_text_is_no_burden() -> None:
+    text = "http://h/?" + "key=" * 50_000 + "a" * 200_000 + "=" * 50_000
+    assert redact(text) == "http://h/?key=***"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://u:se@cret/x@host/a.jpg",
+        "http://u:se@cret?x@host/a.jpg",
+        "http://u:se@cret#x@host/a.jpg",
+        "http://u:sec/ret@host/a.jpg",
+        "http://u:/x@host/a.jpg",
+        "https://u:cret@cret\\@host/a.jpg",
+    ],
+)
+def test_a_host_that_may_be_a_part_of_a_password_is_not_looked_up(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *what, **_: asked.append(what))
+    with pytest.raises(InputError) as caught:
+        fetch(address, FetchPolicy())
+    assert caught.value.code == "refused"
+    assert "cret" not in str(caught.value)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "address", ["http://u:a@b@host/x", "http://host/12@N00/x", "http://h:80/a@2x.jpg", "http://h"]
+)
+def test_an_address_that_says_where_its_host_is_can_be_fetched(address: str) -> None:
+    assert not is_ambiguous(address)
+
+
+def test_addresses_that_differ_in_a_secret_alone_have_names_of_their_own() -> None:
+    one, two = (f"https://h.example/a.jpg?token={word}" for word in "AB")
+    other = "https://h.example/b.jpg?token=A"
+    hidden = "https://h.example/a.jpg?token=***"
+    # The same address has the same name again, as a file that is named twice.
+    for sources in ([one, two, other, one, two], [one, two, other, one, two]):
+        found = [item.source for item in find_files(sources)]
+        assert found == [hidden, f"{hidden}#2", other[:-1] + "***", hidden, f"{hidden}#2"]
