@@ -15,9 +15,9 @@ HIDDEN = "***"
 Span = tuple[int, int]
 
 # A parameter is hidden if its name contains one of these: cameras (user, pwd, loginpas), SRT
-# (streamid), pre-signed addresses of AWS (X-Amz-Signature, X-Amz-Credential, AWSAccessKeyId), Google
-# (X-Goog-Signature, GoogleAccessId), Azure (sig), CloudFront (Policy, Key-Pair-Id), Akamai (hdnts,
-# hmac), Alibaba and Tencent (OSSAccessKeyId, q-signature), and sessions of web applications.
+# (streamid), pre-signed addresses of AWS (X-Amz-Signature, X-Amz-Credential, AWSAccessKeyId),
+# Google (X-Goog-Signature, GoogleAccessId), Azure (sig), CloudFront (Policy, Key-Pair-Id), Akamai
+# (hdnts, hmac), Alibaba and Tencent (OSSAccessKeyId, q-signature), sessions of web applications.
 _WORDS = (
     "user usr login account pas pwd pw token tkn key auth secret sig cred jwt sess code streamid "
     "header hmac hdnts hdnea hdntl policy bearer cookie ticket assertion saml accessid access_id"
@@ -145,7 +145,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _find_encoded(text: str, start: int) -> Iterator[Span]:
-    """Parameters and paths that hold an encoded address, or encoded parameters, with credentials."""
+    """Parameters and paths that hold an encoded address or parameters with credentials."""
     for piece in _PIECE.finditer(text, start):
         if "%" not in piece[0]:
             continue

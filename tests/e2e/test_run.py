@@ -88,7 +88,11 @@ def mixed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     save("one-pixel.png", Pillow.new("RGB", (1, 1), (250, 20, 20)))
     (folder / "empty.jpg").touch()
     (folder / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    # No pictures by name and content: counted, without rows.
     (folder / "notes.txt").write_text("no picture")
+    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1\0")
+    (folder / "html.jpg").write_text("<!DOCTYPE html>")
+    (folder / "cut off").write_bytes(jpeg[: len(jpeg) // 2])
     (folder / "bomb.png").write_bytes(png_bomb(20_000))
     (folder / "forbidden.jpg").write_bytes(jpeg)
     (folder / "forbidden.jpg").chmod(0)
@@ -110,7 +114,8 @@ def mixed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
         "one-pixel.png": "generated",
         "empty.jpg": "empty",
         "truncated.jpg": "truncated",
-        "notes.txt": "not_an_image",
+        "html.jpg": "not_an_image",
+        "cut off": "truncated",
         "bomb.png": "too_large",
         "forbidden.jpg": "permission_denied",
         "broken-link.jpg": "not_found",
@@ -151,7 +156,8 @@ def test_a_folder_of_everything(mixed: tuple[Path, dict[str, str]], colour_model
     assert done.stdout.isascii()
     assert b"\x1b" not in done.stdout + done.stderr
     summary = done.stderr.decode().splitlines()[-1]
-    assert summary.startswith("19 inputs: 8 generated, 1 groundtruth, 1 unsure, 9 errors (")
+    assert summary.startswith("20 inputs: 8 generated, 1 groundtruth, 1 unsure, 10 errors (")
+    assert summary.endswith("; skipped 2 files that are not pictures: .DS_Store, notes.txt")
 
 
 def test_good_files_alone_end_with_0(portraits: Path, colour_model: Path) -> None:
@@ -178,8 +184,8 @@ def test_rows_go_to_a_file_in_the_folder_that_is_read(
     portraits: Path, colour_model: Path, ending: str
 ) -> None:
     output = portraits / f"rows.{ending}"
-    for _ in range(2):
-        code, out, _ = run(portraits, "--model", colour_model, "--output", output)
+    for again in ((), ("--overwrite",)):
+        code, out, _ = run(portraits, "--model", colour_model, "--output", output, *again)
         assert (code, out) == (0, "")
         if ending == "csv":
             labels = [row["label"] for row in csv.DictReader(io.StringIO(output.read_text()))]

@@ -17,10 +17,12 @@ from rich.console import Console
 from ffd_runtime.errors import InputError, OutputError
 from ffd_runtime.results import Result, Track
 from ffd_runtime.sinks import JsonLines, open_file_sink
+from ffd_runtime.sinks.csv import _from_field, to_line
 from ffd_runtime.sinks.origin import Origin
 from ffd_runtime.sinks.table import Table
 from ffd_runtime.text import printable
 
+ORIGIN = Origin("tiny (fp32)", "0" * 64, {"size": 299}, "1" * 64)
 # What os.fsdecode can give: any text, undecodable bytes as surrogates.
 names = st.binary(min_size=1).map(os.fsdecode)
 results = st.one_of(
@@ -70,11 +72,63 @@ def test_csv_keeps_every_name(tmp_path_factory: pytest.TempPathFactory, rows: li
             sink.write(row)
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         read = list(csv.DictReader(file))
-    assert [row["source"] for row in read] == [row.source for row in rows]
+    for row, fields in zip(rows, read, strict=True):
+        # A name that a spreadsheet would take for a formula has an apostrophe more.
+        assert fields["source"].removeprefix("'") == row.source.removeprefix("'")
+        assert fields["source"].lstrip()[:1] not in {*"=+-@"}
     for row, fields in zip(rows, read, strict=True):
         assert fields["label"] == (row.label or "")
         assert fields["error_code"] == (row.error.code if row.error else "")
         assert fields["face_width"] == (str(row.face[2]) if row.face else "")
+
+
+FORMULAS = (
+    "=1+1",
+    "=cmd|' /C calc'!A0",
+    "+1",
+    "-1.jpg",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    " =1",
+    "\u00a0=1",
+    "\uff1d1",
+    "'=1",
+    "''-1",
+    "a;=1",
+    "a\t=1",
+    "'a",
+    "'",
+    '"=1',
+)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_no_name_is_a_formula_in_csv(tmp_path: Path, name: str) -> None:
+    rows = [Result(name, label="unsure", score=0.5), Result.failed(name, InputError("empty", name))]
+    path = tmp_path / "rows.csv"
+    with suppress(KeyboardInterrupt), open_file_sink(path, ORIGIN) as sink:
+        for row in rows:
+            sink.write(row)
+        raise KeyboardInterrupt
+    text = (tmp_path / "rows.csv.partial").read_bytes().decode()
+    fields = [field for row in csv.reader(io.StringIO(text, newline="")) for field in row]
+    # A spreadsheet may be set to another delimiter.
+    for delimiter in ";\t|":
+        line = io.StringIO(to_line(rows[0]), newline="")
+        fields += [row[0].split(",")[0] for row in csv.reader(line, delimiter=delimiter)]
+    assert not any(field.lstrip()[:1] in {*"=+-@\uff1d"} for field in fields if field.strip())
+    assert not any(field[0] in "\t\r\n" for field in fields if field)
+    with open_file_sink(path, ORIGIN, resume=True) as sink:
+        assert list(sink.earlier()) == rows
+
+
+@given(st.text(st.sampled_from([*"'=+-@\t\r\n a,;\"\uff1d"]), min_size=1))
+def test_csv_gives_back_every_name(name: str) -> None:
+    line = to_line(Result(name, label="unsure", score=0.5))
+    (fields,) = csv.reader(io.StringIO(line, newline=""))
+    assert _from_field(fields[0]) == name
 
 
 @given(names)
@@ -113,9 +167,6 @@ def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
         sink.write(row)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [row.to_row()] * 2
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-ORIGIN = Origin("tiny (fp32)", "0" * 64, {"size": 299}, "1" * 64)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
@@ -233,8 +284,14 @@ def test_rows_that_are_none_are_said(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"must end with .jsonl or .csv or .parquet"):
         open_file_sink(tmp_path / "rows.txt")
-    with pytest.raises(OutputError, match="No such file or directory"):
+    with pytest.raises(OutputError, match="there is no folder .*absent: create it"):
         open_file_sink(tmp_path / "absent" / "rows.csv")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is not a folder"):
+        open_file_sink(tmp_path / "file" / "rows.csv")
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    with pytest.raises(OutputError, match="the link leads back to itself"):
+        open_file_sink(tmp_path / "loop.csv")
     (tmp_path / "rows.csv.partial").symlink_to("/dev/null")
     with pytest.raises(OutputError, match="not a regular file"):
         open_file_sink(tmp_path / "rows.csv")

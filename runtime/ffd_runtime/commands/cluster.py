@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 # Options of ffd-run that a cluster has no use for.
-HERE_ALONE = "workers annotate heatmap report as_json timeout allow_private".split()
+HERE_ALONE = "workers annotate heatmap report as_json timeout allow_private overwrite".split()
 CLUSTER_ALONE = "actors part".split()
 
 

@@ -6,13 +6,14 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import FfdError, OutputError
+from ..errors import OutputError
+from ..text import counted
 from .cluster import cluster_options, run_on_cluster, wants_cluster
 from .common import (
     Command,
@@ -48,7 +49,7 @@ OUTPUTS = ("output", "report")
 EPILOG = """\b
 Examples:
   ffd-run portraits/
-  ffd-run 'uploads/**/*.jpg' --output verdicts.csv
+  ffd-run 'uploads/**/*.jpg' --output verdicts.csv --overwrite
   ffd-run portraits/ --output verdicts.parquet --resume --report night.html
   ffd-run portraits/ --annotate shown/ --heatmap
   ffd-run portraits/ --model runs/mine/best.onnx --device cuda
@@ -93,6 +94,7 @@ Exit codes:
     metavar="FILE.{jsonl,csv,parquet}",
     help="Write rows to a file; it takes its name when it is whole. Live streams add to a .jsonl.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace an --output that exists.")
 @click.option(
     "--resume", is_flag=True, help="Continue the rows of an interrupted run, in FILE.partial."
 )
@@ -131,7 +133,9 @@ Exit codes:
 @stream_options()
 @cluster_options()
 @format_option(" Lines; nothing with --output")
-@click.option("-0", "--null", is_flag=True, help="Paths on standard input end with NUL.")
+@click.option(
+    "-0", "--null", is_flag=True, help="Paths on standard input and in --sources end with NUL."
+)
 @click.option(
     "--max-pixels",
     type=click.IntRange(1),
@@ -151,12 +155,16 @@ def main(sources: tuple[str, ...], **options: Any) -> None:
 
     SOURCE is a file, a folder (with all below it), a glob, a zip or tar archive, an http or https
     address of a picture, or - for paths and addresses on standard input. Every input gives one row,
-    in order; what cannot be read gives a row that says why.
+    in order; what cannot be read gives a row that says why. In folders and archives, files that are
+    not pictures are skipped and counted.
 
     Or it is a stream: a camera's number, an rtsp address, a video file; NAME= before an address
     names it. A row for each face in each frame; a camera that breaks is tried again.
     """
-    sources += _listed(options.pop("listed"))
+    if listed := options.pop("listed"):
+        from ..sources.lists import read_sources
+
+        sources += read_sources(listed, options["null"])
     cluster = wants_cluster(sources, options)
     if not sources:
         raise click.UsageError("Missing argument 'SOURCE...'.")
@@ -171,28 +179,14 @@ def main(sources: tuple[str, ...], **options: Any) -> None:
         _run(sources, options)
 
 
-def _listed(path: str | None) -> tuple[str, ...]:
-    """The sources in a file; empty lines and those that begin with # are none."""
-    if path is None:
-        return ()
-    try:
-        # An editor may have put a mark before the text.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FfdError(f"--sources {path}: {reason}") from None
-    return tuple(line for line in lines if line and not line.startswith("#"))
-
-
 def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
     _refuse_streams(sources)
     # Imported here and below, so that --help does not wait for OpenCV and onnxruntime.
-    from pathlib import Path
+    from ..sources.kinds import Skipped
 
-    output, report = (Path(options[name]) if options[name] else None for name in OUTPUTS)
-    _check_outputs(sources, options, output, report)
+    output, pipe, report = _check_outputs(sources, options)
     tally: Counter[str] = Counter()
+    skipped = Skipped()
     with ExitStack() as stack:
         classifier = _open_classifier(stack, options)
         if options["resume"] and output and output.exists() and not _partial(output).exists():
@@ -207,39 +201,72 @@ def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
         earlier = done.total()
         # A picture has as many rows as faces, so the last one may lack some: it is judged again.
         known = done.pop(last, 0) if classifier.detector else 0
-        sinks, console = _open_sinks(stack, file, options["as_json"])
+        rows = _open_pipe(stack, pipe) if pipe else file
+        sinks, console = _open_sinks(stack, rows, options["as_json"])
         sinks += [page] if page else []
-        items, count = _find(sources, options, _own_files(output, report))
+        find = _finder(sources, options, _own_files(options))
         begin = time.monotonic()
-        with progress(console, count, earlier) as advance, _say_where_rows_are(output, tally):
-            keep = bool(page or copies)
-            items = _skip(items, done, once=classifier.detector is None)
-            results = classifier.classify_items(items, keep_encoded=keep)
+        with (
+            progress(console, _counter(find, sources), earlier) as advance,
+            _say_where_rows_are(output, tally),
+        ):
+            items = _skip(find(_both(skipped.add, advance)), done, classifier.detector is None)
+            results = classifier.classify_items(items, keep_encoded=bool(page or copies))
             results = _leave_out(results, last, known)
             for result in copies.follow(results, "-" in sources) if copies else results:
                 for sink in sinks:
                     sink.write(result)
                 tally[result.label or "errors"] += 1
                 advance(1)
-    say(summarise(tally, earlier, time.monotonic() - begin))
+    say(summarise(tally, earlier, time.monotonic() - begin, skipped))
     if tally["errors"]:
         click.get_current_context().exit(3)
 
 
-def _check_outputs(
-    sources: Iterable[str], options: dict[str, Any], output: Path | None, report: Path | None
-) -> None:
-    """Refuse early what could only fail after a night's work."""
-    from ..sinks import check_file_sink
+def _both(add: Callable[[str], None], advance: Callable[[int], None]) -> Callable[[str], None]:
+    """Count a file that is skipped, and move the progress bar by it."""
 
-    if options["resume"] and output is None:
-        raise click.UsageError("--resume needs the --output that it continues")
+    def skip(source: str) -> None:
+        add(source)
+        advance(1)
+
+    return skip
+
+
+def _check_outputs(
+    sources: Iterable[str], options: dict[str, Any]
+) -> tuple[Path | None, Path | None, Path | None]:
+    """Refuse early what could only fail after a night's work.
+
+    Returns:
+        The file of rows, with links followed, or the pipe that rows go to; and the report's file.
+    """
+    from pathlib import Path
+
+    from ..sinks import check_file_sink, follow_links, is_pipe, require_folder, require_new
+
+    output, report = (Path(options[name]) if options[name] else None for name in OUTPUTS)
+    if options["resume"] and options["overwrite"]:
+        raise click.UsageError("--resume keeps rows that --overwrite would replace: give one")
+    if output is None and (options["resume"] or options["overwrite"]):
+        option = "resume" if options["resume"] else "overwrite"
+        raise click.UsageError(f"--{option} needs the --output that it is about")
     if options["heatmap"] and not options["annotate"]:
         raise click.UsageError("--heatmap needs the --annotate DIR that it draws into")
     for written in filter(None, (output, report)):
         _refuse_sources(written, sources)
-    if output:
-        check_file_sink(output)
+    if report:
+        require_folder("--report", report)
+    if output is None:
+        return None, None, report
+    check_file_sink(output)
+    if is_pipe(output):
+        if options["resume"]:
+            raise click.UsageError(f"--resume cannot read back what went to the pipe {output}")
+        return None, output, report
+    if not (options["resume"] or options["overwrite"]):
+        require_new(output)
+    return follow_links(output), None, report
 
 
 def _open_classifier(stack: ExitStack, options: dict[str, Any]) -> Classifier:
@@ -257,17 +284,23 @@ def _open_classifier(stack: ExitStack, options: dict[str, Any]) -> Classifier:
     return classifier
 
 
-def _find(
+def _finder(
     sources: tuple[str, ...], options: dict[str, Any], leave_out: frozenset[str]
-) -> tuple[Iterator[Item], Callable[[], int] | None]:
-    """The inputs, and what counts them; standard input cannot be read twice."""
+) -> Callable[[Callable[[str], object]], Iterator[Item]]:
+    """Gives the inputs, told what is to be done with files that are not pictures."""
     from ..sources import FetchPolicy, find_files
 
     policy = FetchPolicy(options["timeout"] or TIMEOUT, allow_private=options["allow_private"])
-    items = find_files(sources, null=options["null"], leave_out=leave_out, policy=policy)
-    if "-" in sources:
-        return items, None
-    return items, lambda: _count(find_files(sources, leave_out=leave_out))
+    return lambda skip: find_files(
+        sources, null=options["null"], leave_out=leave_out, policy=policy, skip=skip
+    )
+
+
+def _counter(
+    find: Callable[[Callable[[str], object]], Iterator[Item]], sources: tuple[str, ...]
+) -> Callable[[], int] | None:
+    """Counts the inputs; None for standard input, which cannot be read twice."""
+    return None if "-" in sources else lambda: _count(find(lambda _: None))
 
 
 def _refuse_sources(written: Path, sources: Iterable[str]) -> None:
@@ -311,6 +344,12 @@ def _open_file(
     file = open_file_sink(output, _origin(sources, classifier, options), options["resume"])
     stack.enter_context(file)
     return file
+
+
+def _open_pipe(stack: ExitStack, path: Path) -> Sink:
+    from ..sinks import open_pipe_sink
+
+    return stack.enter_context(open_pipe_sink(path))
 
 
 def _open_report(stack: ExitStack, path: Path, classifier: Classifier) -> Report:
@@ -408,21 +447,21 @@ def _refuse_streams(sources: Iterable[str]) -> None:
                 raise click.UsageError(f"{redact(source)!r} is not an address that ffd-run reads")
 
 
-def _own_files(output: Path | None, report: Path | None) -> frozenset[str]:
-    """The files that this run writes, which must not be read as its input."""
-    written = list(filter(None, (output, report)))
-    if not written:
-        return frozenset()
+def _own_files(options: dict[str, Any]) -> frozenset[str]:
+    """The files that this run writes, and links to them, which must not be read as its input."""
     from pathlib import Path
 
+    from ..sinks import follow_links
     from ..sinks.partial import own_files
 
+    given = [Path(options[name]) for name in OUTPUTS if options[name]]
+    written = {one for path in given for one in (path, follow_links(path))}
     paths = (own_files(Path(os.path.realpath(path.parent), path.name)) for path in written)
     return frozenset(str(path) for group in paths for path in group)
 
 
 def _open_sinks(
-    stack: ExitStack, file: PartialFile | None, as_json: bool | None
+    stack: ExitStack, file: Sink | None, as_json: bool | None
 ) -> tuple[list[Sink], Console | None]:
     """Where rows go, and the terminal to draw on, if stdout or stderr is one."""
     from ..sinks import JsonLines
@@ -502,12 +541,20 @@ def progress(
             bar.stop()
 
 
-def summarise(tally: Counter[str], earlier: int, seconds: float) -> str:
-    """Counts of all rows, and the rate of those that are new."""
+def summarise(tally: Counter[str], earlier: int, seconds: float, skipped: Sized = ()) -> str:
+    """Counts of all rows, the rate of those that are new, and the files that were skipped.
+
+    Args:
+        tally: rows by label, or `errors`.
+        earlier: rows of the run that this one continued.
+        seconds: that this run took.
+        skipped: its text says what; left out if there are none.
+    """
     total = tally.total()
-    if not total:
-        return "no files found"
     kinds = ("generated", "groundtruth", "unsure", "errors")
     parts = ", ".join(f"{tally[kind]} {kind}" for kind in kinds)
     rate = (total - earlier) / max(seconds, 1e-3)
-    return f"{total} {'input' if total == 1 else 'inputs'}: {parts} ({rate:.1f} a second)"
+    said = f"{counted(total, 'input')}: {parts} ({rate:.1f} a second)"
+    if not total:
+        said = "no pictures found" if skipped else "no files found"
+    return f"{said}; {skipped}" if skipped else said

@@ -144,15 +144,20 @@ def _check_outputs(streams: Sequence[Stream], options: dict[str, Any]) -> None:
     """Refuse early what could only fail after the models were loaded."""
     from pathlib import Path
 
-    from ..sinks import check_file_sink
+    from ..sinks import check_file_sink, is_pipe, require_new
 
     output = options["output"]
+    live = any(stream.live for stream in streams)
+    if options["overwrite"] and (live or not output):
+        raise click.UsageError("--overwrite needs an --output, and live streams append to theirs")
     if output:
         check_file_sink(Path(output))
-        if any(stream.live for stream in streams) and not output.endswith(".jsonl"):
+        if live and not (output.endswith(".jsonl") or is_pipe(Path(output))):
             raise OutputError(
                 f"--output {output}: rows of live streams go to a .jsonl, which grows"
             )
+        if not (live or options["overwrite"]):
+            require_new(Path(output))
     if options["record"]:
         from ..sinks.record import check_record
 
@@ -217,10 +222,12 @@ def _open_console(as_json: bool | None) -> Console | None:
 def _rows(streams: Sequence[Stream], options: dict[str, Any]) -> Iterator[Sink]:
     from pathlib import Path
 
-    from ..sinks import JsonLines, open_file_sink
+    from ..sinks import JsonLines, is_pipe, open_file_sink, open_pipe_sink
 
     as_json, output = options["as_json"], options["output"]
-    if output:
+    if output and is_pipe(Path(output)):
+        yield open_pipe_sink(Path(output))
+    elif output:
         from ..sinks.jsonlines import AppendedJsonLines
 
         live = any(stream.live for stream in streams)

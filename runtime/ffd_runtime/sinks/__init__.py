@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import OutputError
 from ..results import Result
-from .jsonlines import JsonLines
+from .jsonlines import JsonLines, to_line
+from .target import follow_links, is_pipe, require_folder
 
 if TYPE_CHECKING:
     from .origin import Origin
@@ -49,20 +51,56 @@ def check_file_sink(path: Path) -> None:
     """Refuse early what could only fail after a night's work.
 
     Raises:
-        OutputError: no sink writes such a file, or a folder has its name.
+        OutputError: no sink writes such a file, a folder has its name, or its folder is missing.
     """
-    if path.suffix.lower() not in FILE_SINKS:
-        endings = " or ".join(FILE_SINKS)
-        raise OutputError(f"--output {path}: the name must end with {endings}")
+    if "://" in str(path) or re.match("[a-z][a-z0-9+.-]+:/[^/]", str(path), re.IGNORECASE):
+        raise OutputError("--output takes a file of this machine, not an address")
     if path.is_dir():
         raise OutputError(f"--output {path} is a folder: name a file")
+    suffix = path.suffix.lower()
+    if is_pipe(path):
+        if suffix == ".parquet":
+            raise OutputError(f"--output {path}: Parquet cannot be written to a pipe, .csv can")
+        return
+    if suffix not in FILE_SINKS:
+        endings = " or ".join(FILE_SINKS)
+        raise OutputError(f"--output {path}: the name must end with {endings}")
+    require_folder("--output", path)
+
+
+def require_new(path: Path) -> None:
+    """Refuse to replace rows that exist already; an empty file holds none.
+
+    Raises:
+        OutputError: there are some.
+    """
+    if not is_pipe(path) and path.is_file() and path.stat().st_size:
+        raise OutputError(
+            f"--output {path} exists: replace it with --overwrite, continue its run with --resume, "
+            "or name another file"
+        )
+
+
+def open_pipe_sink(path: Path) -> Sink:
+    """The sink for a pipe or a device: CSV if its name ends so, else JSON Lines.
+
+    Raises:
+        OutputError: it cannot be opened.
+    """
+    from .pipe import Pipe
+
+    if path.suffix.lower() == ".csv":
+        from . import csv
+
+        return Pipe(path, csv.to_line, csv.to_header())
+    return Pipe(path, to_line)
 
 
 def open_file_sink(path: Path, origin: Origin | None = None, resume: bool = False) -> PartialFile:
     """The sink for a file, by the end of its name.
 
     Args:
-        path: the file to write.
+        path: the file to write; a symbolic link stays, and the file that it leads to is written.
         origin: what makes the rows.
         resume: continue the rows of an interrupted run, if there are any.
 
@@ -75,4 +113,15 @@ def open_file_sink(path: Path, origin: Origin | None = None, resume: bool = Fals
     return sink
 
 
-__all__ = ["FILE_SINKS", "JsonLines", "Sink", "check_file_sink", "open_file_sink"]
+__all__ = [
+    "FILE_SINKS",
+    "JsonLines",
+    "Sink",
+    "check_file_sink",
+    "follow_links",
+    "is_pipe",
+    "open_file_sink",
+    "open_pipe_sink",
+    "require_folder",
+    "require_new",
+]

@@ -1,8 +1,13 @@
-"""CSV with a header; names keep their bytes, also those that are not UTF-8."""
+"""CSV with a header; names keep their bytes, also those that are not UTF-8.
+
+A text that a spreadsheet would take for a formula has an apostrophe before it, which reading takes
+away again: see OWASP, "CSV Injection".
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -30,33 +35,62 @@ HEADER = (
 )
 
 
+# What begins a formula, also after blanks and in the full-width forms of East Asian keyboards; some
+# programs drop a leading tab or line end, and then see what follows.
+_FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+# Other separators than ours too: a spreadsheet may be set to them.
+_QUOTED = re.compile(r"""[,;\t|"\r\n]""")
+
+
+def to_header() -> str:
+    """The first line; ASCII."""
+    return ",".join(HEADER) + "\r\n"
+
+
+def to_line(result: Result) -> str:
+    """A row as one line of CSV, or as several if a name holds line ends; None is an empty field."""
+    row = result.to_row()
+    error, track = result.error, row["track"]
+    fields = [
+        row["source"],
+        row["frame"],
+        *(result.face or (None,) * 4),
+        row["label"],
+        row["score"],
+        error and error.code,
+        error and error.message,
+        row["reason"],
+        row["time"],
+        *(track.values() if track else (None,) * 3),
+    ]
+    return ",".join(map(_to_field, fields)) + "\r\n"
+
+
+def _to_field(value: str | float | None) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return repr(value)
+    text = f"'{value}" if _FORMULA.match(value) else value
+    doubled = text.replace('"', '""')
+    return f'"{doubled}"' if _QUOTED.search(text) else text
+
+
+def _from_field(text: str) -> str:
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
 class CsvFile(PartialFile):
     """Rows to a `.csv` file; None is an empty field."""
 
     def __init__(self, path: Path, origin: Origin | None = None, resume: bool = False) -> None:
         super().__init__(path, origin, resume, errors="surrogateescape")
-        self._rows = csv.writer(self.file)
 
     def _header(self) -> str:
-        return ",".join(HEADER) + "\r\n"
+        return to_header()
 
     def _write(self, result: Result) -> None:
-        row = result.to_row()
-        error, track = result.error, row["track"]
-        self._rows.writerow(
-            [
-                row["source"],
-                row["frame"],
-                *(result.face or (None,) * 4),
-                row["label"],
-                row["score"],
-                error and error.code,
-                error and error.message,
-                row["reason"],
-                row["time"],
-                *(track.values() if track else (None,) * 3),
-            ]
-        )
+        self.file.write(to_line(result))
 
     def _whole_rows(self, file: IO[bytes]) -> int:
         end = offset = 0
@@ -89,12 +123,14 @@ def _to_result(fields: dict[str, str]) -> Result:
     }
     return Result.from_row(
         {
-            "source": fields["source"],
+            "source": _from_field(fields["source"]),
             "frame": int(fields["frame"]) if fields["frame"] else None,
             "face": [int(number) for number in face] if face[0] else None,
             "label": fields["label"] or None,
             "score": _number(fields["score"]),
-            "error": {"code": code, "message": fields["error_message"]} if code else None,
+            "error": {"code": code, "message": _from_field(fields["error_message"])}
+            if code
+            else None,
             "reason": fields["reason"] or None,
             "time": _number(fields["time"]),
             "track": track if number else None,

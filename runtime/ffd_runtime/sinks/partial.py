@@ -14,6 +14,7 @@ from typing import IO, Self
 from ..errors import OutputError
 from ..results import Result
 from .origin import Origin
+from .target import follow_links
 
 
 def own_files(path: Path) -> list[Path]:
@@ -36,7 +37,7 @@ class PartialFile(ABC):
     NAME.origin.json.
 
     Args:
-        path: the file to write.
+        path: the file to write, or a link to it.
         origin: what makes the rows; None for a file that nobody will continue.
         resume: keep the rows of an interrupted run; `earlier` gives them.
         errors: how text that is not valid UTF-8 is written; see `open`.
@@ -53,7 +54,7 @@ class PartialFile(ABC):
         resume: bool = False,
         errors: str = "strict",
     ) -> None:
-        self.path = path
+        self.path = path = follow_links(path)
         self.partial = path.with_name(path.name + ".partial")
         self._record = record_of(self.partial)
         self._errors = errors

@@ -30,6 +30,7 @@ from ..errors import InputError, OutputError
 from ..preprocess import crop_centre, crop_face, resize
 from ..results import Result
 from ..text import printable
+from .target import follow_links, is_pipe
 
 # Pictures shown in each of the two galleries.
 PICTURES = 24
@@ -78,7 +79,7 @@ class Report:
     an older one as it was. Memory does not grow with the number of rows.
 
     Args:
-        path: ends with `.html` or `.htm`.
+        path: ends with `.html` or `.htm`; a link stays, and what it leads to is written.
         model: model, backend and device that really ran, on one line: `Classifier.description`.
         card: the model's.
 
@@ -91,8 +92,9 @@ class Report:
             raise OutputError(f"--report {path}: the name must end with .html")
         if path.is_dir():
             raise OutputError(f"--report {path} is a folder: name a file")
-        self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+        self.path = path = follow_links(path)
+        # What is written to a pipe cannot be renamed.
+        self.partial = path if is_pipe(path) else path.with_name(path.name + ".partial")
         self.model = model
         self.card = card
         self.started = datetime.now().astimezone()
@@ -145,12 +147,14 @@ class Report:
         try:
             if kind is None:
                 self.partial.write_text(render(self), encoding="utf-8")
-                os.replace(self.partial, self.path)
+                if self.partial != self.path:
+                    os.replace(self.partial, self.path)
         except OSError as failure:
             reason = failure.strerror or failure
             raise OutputError(f"cannot write {self.path}: {reason}") from None
         finally:
-            self.partial.unlink(missing_ok=True)
+            if self.partial != self.path:
+                self.partial.unlink(missing_ok=True)
 
 
 class _Best:

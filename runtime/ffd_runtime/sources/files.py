@@ -14,7 +14,9 @@ from hashlib import blake2b
 from ..decode import os_error, read_file
 from ..errors import InputError
 from ..redact import redact
+from .kinds import HEAD, holds_picture, is_called_picture
 from .lists import read_names
+from .members import open_file
 from .policy import FetchPolicy
 
 
@@ -44,7 +46,26 @@ class Item:
         """
         if self.error:
             raise self.error
-        return self.fetch() if self.fetch else read_file(self.source)
+        if self.fetch:
+            return self.fetch()
+        if self.skip and not is_called_picture(self.source):
+            _require_picture(self.source)
+        return read_file(self.source)
+
+
+def _require_picture(path: str) -> None:
+    """Refuse a file by its first bytes, since a video may be large.
+
+    Raises:
+        InputError: it is not a picture, or cannot be read.
+    """
+    try:
+        with open_file(path) as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise os_error(error, path) from None
+    if not holds_picture(head):
+        raise InputError("not_an_image", "not a picture by its name and its first bytes")
 
 
 def ignore(source: str) -> None:

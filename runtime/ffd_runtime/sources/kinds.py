@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import threading
 from collections import Counter
 
 from ..errors import InputError
@@ -12,9 +12,9 @@ from ..text import counted, printable
 
 # Pictures to the person who named them, whether or not ffd decodes them: each has a row.
 PICTURE_ENDINGS = frozenset(
-    "jpg jpeg jpe jif jfif jfi mpo png apng webp gif bmp dib tif tiff avif avifs pnm pbm pgm ppm pam "
-    "pfm heic heif heics heifs hif jxl jp2 j2k j2c jpf jpx jpm jps jxr wdp hdp exr hdr tga psd psb "
-    "dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw x3f raw 3fr iiq insp".split()
+    "jpg jpeg jpe jif jfif jfi mpo png apng webp gif bmp dib tif tiff avif avifs pnm pbm pgm ppm "
+    "pam pfm heic heif heics heifs hif jxl jp2 j2k j2c jpf jpx jpm jps jxr wdp hdp exr hdr tga psd "
+    "psb dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw x3f raw 3fr iiq insp".split()
 )
 # Bytes by which a file is judged that is not called a picture.
 HEAD = 1 << 12
@@ -28,7 +28,7 @@ def is_called_picture(source: str) -> bool:
 
     macOS keeps a file's attributes beside it, in `._NAME` or in `__MACOSX/`, under its name.
     """
-    *folders, name = re.split(r"/", source)
+    *folders, name = source.split("/")
     if name.startswith("._") or "__MACOSX" in folders:
         return False
     return os.path.splitext(name)[1][1:].lower() in PICTURE_ENDINGS
@@ -66,6 +66,8 @@ class Skipped:
     def __init__(self) -> None:
         self._names: list[str] = []
         self._kinds: Counter[str] = Counter()
+        # Workers add to it.
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._kinds.total()
@@ -74,9 +76,10 @@ class Skipped:
         """Count a file."""
         name = source.rpartition("/")[2]
         ending = os.path.splitext(name)[1].lower()
-        self._kinds[ending or name] += 1
-        if len(self._names) <= _MOST_NAMED:
-            self._names.append(name)
+        with self._lock:
+            self._kinds[ending or name] += 1
+            if len(self._names) <= _MOST_NAMED:
+                self._names.append(name)
 
     def __str__(self) -> str:
         """What was skipped, in a few words.
