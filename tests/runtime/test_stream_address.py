@@ -3,6 +3,8 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -97,6 +99,39 @@ def test_what_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (stream.kind, stream.live) == ("file", False)
     (stream,) = to_streams(["clip.MP4"])
     assert (stream.kind, stream.live, stream.name) == ("file", False, "clip.MP4")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cam:1.mp4",
+        "2024-11-14T22:57:44.mp4",
+        "http:a.mp4",
+        "rtsp:cam.mkv",
+        "concat:a.mp4|b.mp4",
+        "subfile,,start,1,end,9,,:a.mp4",
+        "file:x.avi",
+        "a,b.mp4",
+        "x=y:1.mp4",
+        "-x.mp4",
+    ],
+)
+def test_a_file_with_a_colon_in_its_name_is_that_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = cv2.VideoWriter(
+        f"{tmp_path}/video.mkv", cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48)
+    )
+    video.write(np.zeros((48, 64, 3), np.uint8))
+    video.release()
+    Path("video.mkv").replace(name)
+    for source in (name, f"{tmp_path}/{name}"):
+        assert is_stream(source)
+        (stream,) = to_streams([source])
+        assert (stream.name, stream.kind) == (source, "file")
+        capture = cv2.VideoCapture(str(stream.target), cv2.CAP_FFMPEG)
+        assert capture.read()[0]
 
 
 @given(st.floats(0.01, 10), st.floats(1, 100), st.integers(1, 50))

@@ -110,6 +110,7 @@ def watch_streams(sources: Sequence[str], options: dict[str, Any]) -> None:
     from ..streams.watch import Watch
 
     streams = to_streams(sources, options["gst"])
+    _refuse_ambiguous(streams)
     _check_outputs(streams, options)
     server = _parse_server(options["serve"])
     with ExitStack() as stack:
@@ -138,6 +139,17 @@ def watch_streams(sources: Sequence[str], options: dict[str, Any]) -> None:
         watch.run()
     if watch.errors:
         click.get_current_context().exit(3)
+
+
+def _refuse_ambiguous(streams: Sequence[Stream]) -> None:
+    """Refuse an address of which a part of the password would be looked up as its host."""
+    from ..redact import is_ambiguous
+
+    for stream in streams:
+        if stream.kind != "pipeline" and is_ambiguous(str(stream.target)):
+            raise click.UsageError(
+                f"{stream.name}: not clear where its password ends: write %40 for an @, %2F for a /"
+            )
 
 
 def _check_outputs(streams: Sequence[Stream], options: dict[str, Any]) -> None:

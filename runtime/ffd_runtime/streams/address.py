@@ -97,7 +97,13 @@ def _to_stream(source: str, gst: bool) -> Stream:
         return Stream(name or target, _camera(target), "camera")
     if _scheme(target):
         return Stream(name or redact(target), target, "file" if _is_download(target) else "server")
-    return Stream(source, source, "file")
+    return Stream(source, _as_path(source), "file")
+
+
+def _as_path(file: str) -> str:
+    """A file's path, which FFmpeg cannot take for an address: `cam:1.mp4` would be one."""
+    special = ":" in file or "," in file
+    return os.path.join(os.curdir, file) if special and not os.path.isabs(file) else file
 
 
 def _split(source: str) -> tuple[str, str]:
