@@ -155,7 +155,7 @@ def prepare_views(
     except Exception as error:  # whatever one file does, the run goes on
         reason = f"{type(error).__name__}: {error}"
         failure = InputError("corrupt", f"it cannot be processed ({reason})")
-    if item.skip and not item.error and is_none(item.source, encoded, failure):
+    if item.skip and is_none(item.source, encoded, failure):
         item.skip(item.source)
         return []
     return [Prepared(item.source, failure)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import resource
 import shutil
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +36,7 @@ from ffd_runtime.cluster.classify import _tables, find_inputs
 from ffd_runtime.cluster.parts import COUNTS, Parts, Seen, identify, part_name
 from ffd_runtime.cluster.plan import Plan
 from ffd_runtime.cluster.stages import Infer, Model, _guarding, prepare_block, write_block
-from ffd_runtime.cluster.storage import Storage, storage_of
+from ffd_runtime.cluster.storage import Storage, require_no_credentials, storage_of
 from ffd_runtime.errors import DeviceError, FfdError, InputError, OutputError, StorageError
 from ffd_runtime.faces import Face
 from ffd_runtime.pipeline import Prepared
@@ -355,6 +357,30 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(
             assert len(told) < 5 or told not in said
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://bucket/a.jpg?X-Amz-Credential=x&X-Amz-Signature=Hunter2",
+        "gs://bucket/a.jpg?X-Goog-Signature=Hunter2",
+        "s3://bucket?access_key=x&secret_key=Hunter2",
+    ],
+)
+def test_a_pre_signed_object_is_refused_and_not_repeated(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StorageError) as refused:
+        list(find_inputs([address], "out"))
+    assert "Hunter2" not in str(refused.value)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(address.encode())))
+    (item,) = find_inputs(["-"], "out")
+    assert item.error
+    assert "Hunter2" not in repr((item, item.error))
+
+
+def test_a_folder_like_a_parameter_is_no_credential() -> None:
+    require_no_credentials("s3://bucket/user=5/token=x/a.jpg")
+
+
 @pytest.mark.parametrize("address", ["s3://", "s3:///x", "s3://b", "gs://-x/", "s3://a b/"])
 def test_an_address_needs_a_bucket(address: str) -> None:
     with pytest.raises(StorageError, match="give a bucket, such as "):
@@ -547,14 +573,31 @@ def test_the_stages_give_the_rows_that_one_machine_gives(
         lines = [to_line(result) for result in classifier.classify_files(*sources)]
     expected = pyarrow.parquet.read_table(pa.BufferReader(to_parquet(lines))).to_pylist()
     rows = pyarrow.parquet.read_table(tmp_path / "out" / told[0]["part"]).to_pylist()
-    assert len(rows) == len(expected) == 18
+    # All but notes.txt, which is not a picture.
+    assert len(rows) == len(expected) == 17
     for row, want in zip(rows, expected, strict=True):
         assert row.pop("score") == pytest.approx(want.pop("score"), abs=2e-6)
         assert row == want
-    assert told[0]["inputs"] == 18
-    assert sum(told[0][kind] for kind in COUNTS) == 18
-    assert told[0]["errors"] == sum(row["error"] is not None for row in rows) == 9
-    assert part_name(item.source for item in items) == told[0]["part"]
+    assert told[0]["skipped"] == [b"night/notes.txt"]
+    assert told[0]["inputs"] == 17
+    assert sum(told[0][kind] for kind in COUNTS) == 17
+    assert told[0]["errors"] == sum(row["error"] is not None for row in rows) == 8
+    pictures = [item.source for item in items if item.source != "night/notes.txt"]
+    assert part_name(pictures) == told[0]["part"]
+
+
+def test_inputs_without_any_picture_give_no_part(
+    colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for number in range(9):
+        (tmp_path / "in" / f"{number}.json").write_text("{}")
+    (told,) = in_stages(
+        list(find_inputs(["in"], "out")), colour_model, tmp_path / "out"
+    ).to_pylist()
+    assert (told["part"], told["inputs"], len(told["skipped"])) == ("", 0, 9)
+    assert files_in(tmp_path / "out") == set()
 
 
 class TwoFaces:

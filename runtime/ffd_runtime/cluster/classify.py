@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -21,14 +21,15 @@ from ..errors import (
     StorageError,
 )
 from ..sources import Item, find_files
-from ..sources.files import Search
+from ..sources.files import Search, ignore
+from ..sources.kinds import Skipped
 from ..sources.lists import read_names
 from ..text import printable
 from .address import is_object, place_of
 from .engine import LEAST_INPUTS, MOST_INPUTS, BrokenError, Work, explaining, run
 from .parts import Parts, Seen, identify, is_own
 from .plan import Plan
-from .storage import PAUSES, patiently, storage_of
+from .storage import PAUSES, patiently, require_no_credentials, storage_of
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ def _find_list(null: bool) -> Iterator[Item]:
                 yield Item(item.source, InputError("refused", UNREAD)) if item.fetch else item
             continue
         try:
+            require_no_credentials(name)
             storage_of(place_of(name))
             yield Item(name)
         except StorageError as error:
@@ -107,12 +109,13 @@ def _find(source: str) -> Iterator[Item]:
                 raise FfdError(f"{printable(item.source)}: {UNREAD}")
             yield item
         return
+    require_no_credentials(source)
     storage = storage_of(place_of(source))
     storage.require_bucket(source)
     found = False
     for address in storage.files(source):
         found = True
-        yield Item(address)
+        yield Item(address, skip=None if address == source else ignore)
     if not found:
         yield Item(source, InputError("not_found", "no such file or folder"))
 
@@ -128,6 +131,7 @@ class Run:
         seen: inputs that have rows or will get them.
         replan: gives a plan for the machines as they are.
         tally: the actor that machines tell of their work.
+        skipped: files that are not pictures, which have no rows.
     """
 
     ray: Any
@@ -136,6 +140,9 @@ class Run:
     seen: Seen
     replan: Callable[[], Plan]
     tally: Any
+    skipped: Skipped = field(default_factory=Skipped)
+    # A machine that dies may have told of its inputs, which another does again.
+    _skipped_ids: set[bytes] = field(default_factory=set)
 
     def classify(self, items: Iterable[Item]) -> None:
         """Write rows of all that have none yet.
@@ -148,10 +155,11 @@ class Run:
             fresh = [item for item, is_new in zip(wave, new, strict=True) if is_new]
             self.seen.add(item.source for item in fresh)
             self._classify_wave({identify(item.source): item for item in fresh})
-        if self.parts.inputs != len(self.seen):
+        wanted = len(self.seen) - len(self._skipped_ids)
+        if self.parts.inputs != wanted:
             raise OutputError(
                 f"{self.parts.folder} has rows of {self.parts.inputs} inputs instead of "
-                f"{len(self.seen)}: it was changed during the run; go on with --resume"
+                f"{wanted}: it was changed during the run; go on with --resume"
             )
         patiently(self.parts.finish)
 
@@ -207,7 +215,13 @@ class Run:
             _tables(items, plan),
             {place: storage_of(place) for place in places},
             self.tally,
+            self._skip,
         )
+
+    def _skip(self, source: str) -> None:
+        if (one := identify(source)) not in self._skipped_ids:
+            self._skipped_ids.add(one)
+            self.skipped.add(source)
 
 
 def _waves(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -273,6 +287,7 @@ def _tables(items: list[Item], plan: Plan) -> list[Any]:
             pa.table(
                 {
                     "source": pa.array(names, pa.binary()),
+                    "named": pa.array([item.skip is None for item in some], pa.bool_()),
                     "code": pa.array([error and error.code for error in errors], pa.string()),
                     "message": pa.array(said, pa.binary()),
                 }

@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from typing import Any
 from ..card import ModelCard, PreprocessSpec
 from ..errors import BackendError, FfdError, InputError, StorageError
 from ..faces import FaceDetector
+from ..sources.files import ignore
 from ..text import printable
 from .parts import COUNTS, Parts
 from .plan import WRITING, Plan
@@ -261,6 +262,7 @@ def run(
     inputs: Sequence[Any],
     storages: dict[str, Storage],
     tally: Any,
+    skip: Callable[[str], object] = ignore,
 ) -> Iterator[tuple[str, int, Counter[str]]]:
     """Classify inputs; name, inputs and counts of each part that has been written.
 
@@ -271,6 +273,7 @@ def run(
         inputs: Arrow tables, as `prepare_block` takes them.
         storages: what their sources are in, by place.
         tally: the actor that machines tell of their work.
+        skip: is given each file that is not a picture.
 
     Raises:
         BrokenError: what remains may go on with another plan.
@@ -278,8 +281,11 @@ def run(
     """
     with explaining(ray):
         for row in _pipeline(ray, work, plan, inputs, storages, tally).iter_rows():
-            counts = Counter({kind: row[kind] for kind in COUNTS})
-            yield row["part"], row["inputs"], counts
+            for name in row["skipped"]:
+                skip(name.decode("utf-8", "surrogateescape"))
+            if row["part"]:
+                counts = Counter({kind: row[kind] for kind in COUNTS})
+                yield row["part"], row["inputs"], counts
 
 
 def _pipeline(

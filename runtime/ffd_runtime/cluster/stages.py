@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -33,6 +33,7 @@ from ..pipeline import Batches, Prepared, prepare_views
 from ..sinks.jsonlines import to_line
 from ..sinks.parquet import to_parquet
 from ..sources import Item
+from ..sources.files import ignore
 from .address import place_of
 from .parts import COUNTS, digest, part_name
 from .storage import Storage
@@ -111,7 +112,8 @@ def prepare_block(
     """The first stage: read, decode and preprocess.
 
     Args:
-        block: Arrow table of `source`, and `code` and `message` of what is known to be unreadable.
+        block: Arrow table of `source`, whether it was `named` by the user, and `code` and
+            `message` of what is known to be unreadable.
         spec: of the model's card.
         max_pixels: larger images are refused.
         storages: what sources are in, by their place.
@@ -121,8 +123,8 @@ def prepare_block(
 
     Returns:
         Arrow table of `source`; `pixels`: of each view, uint8 [size, size, 3], RGB, as bytes, one
-        after the other, none if there is no picture; `faces` and `reasons` of the views; and `code`
-        and `message` of what went wrong.
+        after the other, none if there is no picture; `faces` and `reasons` of the views; `code` and
+        `message` of what went wrong; and whether it is `skipped`, as it is not a picture.
     """
     # Machines are shared by many of us: each works with one thread.
     cv2.setNumThreads(1)
@@ -136,7 +138,7 @@ def prepare_block(
 def _to_table(sources: Any, inputs: list[list[Prepared]]) -> Any:
     import pyarrow as pa
 
-    firsts = [views[0].image for views in inputs]
+    firsts = [views[0].image if views else None for views in inputs]
     errors = [first if isinstance(first, InputError) else None for first in firsts]
     images = [
         [view.image for view in views if not isinstance(view.image, InputError)] for views in inputs
@@ -157,6 +159,7 @@ def _to_table(sources: Any, inputs: list[list[Prepared]]) -> Any:
             "message": pa.array(
                 [error and _encode(error.message) for error in errors], pa.binary()
             ),
+            "skipped": pa.array([not views for views in inputs], pa.bool_()),
         }
     )
 
@@ -180,8 +183,17 @@ class Infer:
         self._tally = tally
 
     def __call__(self, block: Any) -> Any:
-        """Arrow table of `lines`: rows of each input of a table that `prepare_block` gave."""
+        """Rows of inputs.
+
+        Args:
+            block: Arrow table that `prepare_block` gave.
+
+        Returns:
+            Arrow table of `lines`, the rows of each input, and of `skipped`: its name, if it has
+            none because it is not a picture.
+        """
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         inputs = list(_prepared(block, self._backend.card.preprocess.size))
         views = iter([view for views in inputs for view in views])
@@ -192,7 +204,8 @@ class Infer:
             self._tally.add.remote(len(inputs))
         rest = iter(lines)
         texts = ["".join(islice(rest, len(views))) for views in inputs]
-        return pa.table({"lines": pa.array(texts, pa.string())})
+        names = pc.if_else(block["skipped"], block["source"], pa.scalar(None, pa.binary()))
+        return pa.table({"lines": pa.array(texts, pa.string()), "skipped": names})
 
 
 def write_block(block: Any, folder: str, storage: Storage) -> Any:
@@ -201,22 +214,26 @@ def write_block(block: Any, folder: str, storage: Storage) -> Any:
     Its name comes from its inputs, so that a stage that runs again writes the same part again.
 
     Args:
-        block: Arrow table of `lines`.
+        block: Arrow table of `lines` and `skipped`.
         folder: the output.
         storage: what it is in.
 
     Returns:
-        Arrow table of one row: the `part`'s name, and its number of `inputs` and of each label.
+        Arrow table of one row: the `part`'s name, empty if there are no rows, its number of
+        `inputs` and of each label, and the names that are `skipped`.
     """
     import pyarrow as pa
 
     lines = [line for text in block["lines"].to_pylist() for line in text.splitlines()]
     rows = list(map(json.loads, lines))
-    name = part_name(row["source"] for row in rows)
-    storage.write(folder, name, to_parquet(lines))
+    skipped = block["skipped"].drop_null().to_pylist()
+    name = part_name(row["source"] for row in rows) if rows else ""
+    if rows:
+        storage.write(folder, name, to_parquet(lines))
     labels = Counter(row["label"] or "errors" for row in rows)
     counts = {kind: [labels[kind]] for kind in COUNTS}
-    return pa.table({"part": [name], "inputs": [len(block)], **counts})
+    told = {"part": [name], "inputs": [len(block) - len(skipped)], **counts}
+    return pa.table(told | {"skipped": pa.array([skipped], pa.list_(pa.binary()))})
 
 
 def _count_beginnings(tally: Any, block: Any) -> int:
@@ -228,9 +245,10 @@ def _count_beginnings(tally: Any, block: Any) -> int:
 
 def _item(row: dict[str, Any], storages: dict[str, Storage]) -> Item:
     source = row["source"].decode("utf-8", "surrogateescape")
+    skip = None if row["named"] else ignore
     if row["code"]:
-        return Item(source, InputError(row["code"], _decode(row["message"])))
-    return Item(source, fetch=partial(storages[place_of(source)].read, source))
+        return Item(source, InputError(row["code"], _decode(row["message"])), skip=skip)
+    return Item(source, fetch=partial(storages[place_of(source)].read, source), skip=skip)
 
 
 def _read_ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -247,9 +265,9 @@ def _read_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 def _read(item: Item) -> Item:
     try:
-        return Item(item.source, fetch=partial(bytes, item.read()))
+        return replace(item, fetch=partial(bytes, item.read()))
     except InputError as error:
-        return Item(item.source, error)
+        return replace(item, error=error)
     except MemoryError:
         return Item(item.source, InputError("too_large", "not enough memory for it"))
     except StorageError:
@@ -282,10 +300,13 @@ def _guarding(work: Work) -> Iterator[Work]:
 
 def _prepared(block: Any, size: int) -> Iterator[list[Prepared]]:
     """The views of each of a table's inputs; their pixels are not copied."""
-    names = ("source", "pixels", "faces", "reasons", "code", "message")
+    names = ("source", "pixels", "faces", "reasons", "code", "message", "skipped")
     for batch in block.to_batches():
         for row in zip(*map(batch.column, names), strict=True):
-            source, pixels, faces, reasons, code, message = row
+            source, pixels, faces, reasons, code, message, skipped = row
+            if skipped.as_py():
+                yield []
+                continue
             name = source.as_py().decode("utf-8", "surrogateescape")
             if code.is_valid:
                 yield [Prepared(name, InputError(code.as_py(), _decode(message.as_py())))]

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 
 from ..decode import MAX_BYTES, read_file
 from ..errors import InputError, OutputError, StorageError
+from ..redact import redact
 from .address import is_object, join
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,20 @@ CREDENTIALS = {
 }
 
 
+def require_no_credentials(address: str) -> None:
+    """Refuse a pre-signed address of an object, whose signature rows would show.
+
+    Raises:
+        StorageError: behind its `?` is a parameter that grants access.
+    """
+    query = "?" + address.partition("?")[2]
+    if is_object(address) and redact(query) != query:
+        raise StorageError(
+            f"{redact(address)}: an address must not hold credentials; give a pre-signed one as "
+            "https://, without --ray"
+        )
+
+
 @lru_cache(1024)
 def storage_of(place: str) -> Storage:
     """The storage of a place; see `Storage.of`."""
@@ -108,7 +123,9 @@ class Storage:
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
             )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
-            raise StorageError(f"{address}: give a bucket, such as {scheme}://bucket/folder/")
+            raise StorageError(
+                f"{redact(address)}: give a bucket, such as {scheme}://bucket/folder/"
+            )
         if scheme == "gs":
             return cls("gs")
         names = "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"

@@ -123,8 +123,9 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
         begin = time.monotonic()
         items = Counted(find_inputs(sources, output, options["null"]))
         with _say_where_rows_are(parts), _progress(ray, earlier, items.total) as tally:
-            Run(ray, work, parts, seen, replan, tally).classify(items)
-        say(summarise(parts.counts, earlier, time.monotonic() - begin))
+            run = Run(ray, work, parts, seen, replan, tally)
+            run.classify(items)
+        say(summarise(parts.counts, earlier, time.monotonic() - begin, run.skipped))
     if parts.counts["errors"]:
         click.get_current_context().exit(3)
 
@@ -146,6 +147,9 @@ def _check_output(options: dict[str, Any]) -> str:
         raise click.UsageError("--ray needs an --output: a folder, or s3://BUCKET/FOLDER/")
     if output.lower().endswith(tuple(FILE_SINKS)):
         raise click.UsageError("with --ray, --output is a folder of Parquet files, not a file")
+    from ..cluster.storage import require_no_credentials
+
+    require_no_credentials(output)
     return output
 
 
