@@ -1,0 +1,177 @@
+"""ffd-run over good files of every kind agrees with the same pictures saved as plain PNG."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from click.testing import CliRunner
+from PIL import Image as Pillow
+from PIL import ImageOps, features
+
+from ffd_runtime.commands.run import main
+
+FILES = 300
+# Of P(generated): decoders round chroma and inverse transforms differently.
+LOSSY = 0.02
+LOSSLESS = 2e-6
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        ending: of its name.
+        encode: gives the file's bytes of a picture: uint8 [height, width, 3], RGB.
+        tolerance: how far scores may be apart.
+        show: gives what a person sees as RGB where Pillow alone does not say it; None for Pillow.
+    """
+
+    ending: str
+    encode: Callable[[Pixels], bytes]
+    tolerance: float = LOSSLESS
+    show: Callable[[bytes], Pixels] | None = None
+
+
+def pillow(pixels: Pixels, form: str, mode: str = "RGB", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Pillow.fromarray(pixels).convert(mode).save(file, form, **options)
+    return file.getvalue()
+
+
+def turned(pixels: Pixels, form: str, orientation: int, **options: Any) -> bytes:
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    return pillow(pixels, form, exif=exif.tobytes(), **options)
+
+
+def transparent(pixels: Pixels, form: str, **options: Any) -> bytes:
+    alpha = np.full(pixels.shape[:2], 255, np.uint8)
+    alpha[: len(alpha) // 4] = np.linspace(0, 255, pixels.shape[1]).astype(np.uint8)
+    file = io.BytesIO()
+    Pillow.fromarray(np.dstack([pixels, alpha])).save(file, form, **options)
+    return file.getvalue()
+
+
+def opencv(pixels: Pixels, ending: str, bits: int = 8, *options: int) -> bytes:
+    bgr: Any = np.ascontiguousarray(pixels[..., ::-1])
+    if bits == 16:
+        bgr = bgr.astype(np.uint16) * 257
+    done, data = cv2.imencode(ending, bgr, options)
+    assert done
+    return data.tobytes()
+
+
+def seen(data: bytes) -> Pixels:
+    """What Pillow shows: turned by EXIF, transparent parts on white."""
+    image = ImageOps.exif_transpose(Pillow.open(io.BytesIO(data)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Pillow.new("RGBA", image.size, "white")
+        image = Pillow.alpha_composite(white, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def seen_by_opencv(data: bytes) -> Pixels:
+    """Of 16 bits the upper 8, which Pillow does not give for colour in TIFF."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return np.asarray(image[..., ::-1], np.uint8)
+
+
+def reads(data: bytes) -> bool:
+    """Whether OpenCV was built with a decoder for it."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
+
+
+# A new kind of file is a line here.
+KINDS = {
+    "jpeg": Kind(".jpg", partial(pillow, form="JPEG", quality=95), LOSSY),
+    "jpeg-420": Kind(".jpeg", partial(pillow, form="JPEG", quality=80, subsampling=2), LOSSY),
+    "jpeg-progressive": Kind(".jpg", partial(pillow, form="JPEG", progressive=True), LOSSY),
+    "jpeg-restarts": Kind(".JPG", partial(pillow, form="JPEG", restart_marker_rows=1), LOSSY),
+    "jpeg-cmyk": Kind(".jpg", partial(pillow, form="JPEG", mode="CMYK", quality=95), LOSSY),
+    "jpeg-grey": Kind(".jpg", partial(pillow, form="JPEG", mode="L"), LOSSY),
+    **{
+        f"jpeg-turned-{turn}": Kind(".jpg", partial(turned, form="JPEG", orientation=turn), LOSSY)
+        for turn in range(2, 9)
+    },
+    "png": Kind(".png", partial(pillow, form="PNG")),
+    "png-16": Kind(".png", partial(opencv, ending=".png", bits=16), show=seen_by_opencv),
+    "png-grey": Kind(".png", partial(pillow, form="PNG", mode="L")),
+    "png-grey-alpha": Kind(".png", partial(pillow, form="PNG", mode="LA")),
+    "png-palette": Kind(".png", partial(pillow, form="PNG", mode="P")),
+    "png-alpha": Kind(".png", partial(transparent, form="PNG"), LOSSY),
+    "png-turned": Kind(".png", partial(turned, form="PNG", orientation=6)),
+    "webp": Kind(".webp", partial(pillow, form="WEBP", quality=90), LOSSY),
+    "webp-lossless": Kind(".webp", partial(pillow, form="WEBP", lossless=True)),
+    "webp-alpha": Kind(".webp", partial(transparent, form="WEBP", lossless=True), LOSSY),
+    "webp-turned": Kind(".webp", partial(turned, form="WEBP", orientation=8, lossless=True)),
+    "bmp": Kind(".bmp", partial(pillow, form="BMP")),
+    "bmp-palette": Kind(".dib", partial(pillow, form="BMP", mode="P")),
+    "tiff": Kind(".tif", partial(pillow, form="TIFF")),
+    "tiff-lzw": Kind(".tiff", partial(pillow, form="TIFF", compression="tiff_lzw")),
+    "tiff-grey": Kind(".tif", partial(pillow, form="TIFF", mode="L")),
+    "gif": Kind(".gif", partial(pillow, form="GIF", mode="P")),
+    "ppm": Kind(".ppm", partial(pillow, form="PPM")),
+    "pgm": Kind(".pgm", partial(pillow, form="PPM", mode="L")),
+}
+if features.check("avif") and reads(pillow(np.zeros((16, 16, 3), np.uint8), "AVIF")):
+    KINDS["avif"] = Kind(".avif", partial(pillow, form="AVIF", quality=90), LOSSY)
+
+
+def portrait(number: int) -> Pixels:
+    """A smooth picture of something like a head before something like a wall, RGB.
+
+    Sides are even and of many sizes; the colours make the colour model sure either way, or unsure.
+    """
+    rng = np.random.default_rng(number)
+    height, width = (int(side) for side in rng.integers(20, 60, 2) * 2)
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    head = np.exp(-(((x / rng.uniform(0.4, 0.7)) ** 2 + (y / rng.uniform(0.5, 0.8)) ** 2) ** 2))
+    wall = 0.5 + 0.2 * np.sin(rng.uniform(1, 3) * x + rng.uniform(0, 6)) * np.cos(2 * y)
+    tint = (-1.0, 0.0, 1.0)[number % 3]
+    # Beside red and blue, little of them is left in the colour model's own grey.
+    skin, room = np.array([150 + 40 * tint, 130, 150 - 40 * tint]), np.array([120, 125, 130])
+    image = head[..., None] * skin + (1 - head[..., None]) * room * (wall[..., None] + 0.5)
+    return image.clip(0, 255).round().astype(np.uint8)
+
+
+def run(folder: Path, model: Path) -> list[dict[str, Any]]:
+    words = [str(folder), "--model", str(model), "--device", "cpu", "--json"]
+    done = CliRunner().invoke(main, words, prog_name="ffd-run")
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_mixed_files_are_judged_as_what_a_person_sees(tmp_path: Path, colour_model: Path) -> None:
+    mixed, plain = tmp_path / "mixed", tmp_path / "plain"
+    mixed.mkdir()
+    plain.mkdir()
+    names = list(islice(cycle(KINDS), FILES))
+    for number, name in enumerate(names):
+        kind = KINDS[name]
+        data = kind.encode(portrait(number))
+        (mixed / f"{number:03}-{name}{kind.ending}").write_bytes(data)
+        Pillow.fromarray((kind.show or seen)(data)).save(plain / f"{number:03}.png")
+    rows, expected = run(mixed, colour_model), run(plain, colour_model)
+    assert len(rows) == len(expected) == FILES
+    assert {row["label"] for row in expected} == {"generated", "groundtruth", "unsure"}
+    for name, row, want in zip(names, rows, expected, strict=True):
+        assert row["error"] is None, (name, row)
+        far = abs(row["score"] - want["score"])
+        assert far <= KINDS[name].tolerance, (name, row["score"], want["score"])
+        # A score on the edge of `unsure` may fall to either side of it.
+        assert row["label"] == want["label"] or KINDS[name].tolerance == LOSSY, name

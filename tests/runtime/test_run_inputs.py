@@ -1,0 +1,438 @@
+"""ffd-run in this process: lists, folders as people have them, and where rows are written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffd_runtime.commands.run import main
+from ffd_runtime.sources.kinds import Skipped, holds_picture, is_called_picture
+from ffd_runtime.sources.lists import read_list
+
+from ..conftest import picture
+from .test_urls import Server, ok
+
+COMMAND = Path(sys.executable).with_name("ffd-run")
+APPLE_DOUBLE = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(60)
+
+
+@pytest.fixture
+def here(portraits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of three good pictures, as the current one."""
+    monkeypatch.chdir(portraits)
+    return portraits
+
+
+@pytest.fixture
+def run(colour_model: Path) -> Any:
+    """Runs the command; its exit code, rows on stdout, and lines on stderr."""
+
+    def run(*arguments: object, **options: Any) -> tuple[int, list[dict[str, Any]], list[str]]:
+        words = [*map(str, arguments), "--model", str(colour_model), "--device", "cpu"]
+        done = CliRunner().invoke(main, words, prog_name="ffd-run", **options)
+        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return done.exit_code, rows, done.stderr.splitlines()
+
+    return run
+
+
+def jpeg(colour: str = "red") -> bytes:
+    done, data = cv2.imencode(".jpg", picture(colour))
+    assert done
+    return data.tobytes()
+
+
+# --- lists --------------------------------------------------------------------------------------
+
+NAMES = ["a b.jpg", "ü.png", "写真.jpg", "c"]
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="\0\r\n\ufeff", exclude_categories=["Cs"]))
+        .filter(str.strip)
+        .map(lambda name: f"ab{name}"),
+        max_size=5,
+    ),
+    st.sampled_from(ENCODINGS),
+    st.sampled_from(["\n", "\r\n"]),
+    st.booleans(),
+    st.integers(1, 9),
+)
+def test_a_list_is_read_however_it_was_written(
+    names: list[str], encoding: str, end: str, ended: bool, size: int
+) -> None:
+    data = (end.join(names) + (end if ended else "")).encode(encoding)
+    head = data[:4]
+    pieces = [head, *(data[at : at + size] for at in range(4, len(data), size))]
+    assert list(read_list(pieces)) == names
+
+
+@given(st.lists(st.binary(min_size=1).filter(lambda name: b"\0" not in name), max_size=4))
+def test_a_list_that_ends_with_nul_is_taken_byte_for_byte(names: list[bytes]) -> None:
+    found = [os.fsencode(name) for name in read_list([b"\0".join(names)], null=True)]
+    # Only before the first name may a mark stand.
+    assert found[1:] == names[1:]
+    assert found[:1] == [name.removeprefix(b"\xef\xbb\xbf") for name in names[:1]]
+
+
+def test_a_file_that_is_called_like_a_line_end_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg\r", "\ufeffb.jpg"):
+        Path(name).touch()
+    assert list(read_list([b"a.jpg\r\nc.jpg\r\n"])) == ["a.jpg\r", "c.jpg"]
+    assert list(read_list(["\ufeffb.jpg\n".encode()])) == ["\ufeffb.jpg"]
+
+
+def test_a_name_comes_as_soon_as_its_line_has_ended() -> None:
+    asked: list[bytes] = []
+
+    def pieces() -> Any:
+        for piece in (b"a.jpg\nb", b".jpg\n", b""):
+            asked.append(piece)
+            yield piece
+
+    names = read_list(pieces())
+    assert next(names) == "a.jpg"
+    assert asked == [b"a.jpg\nb"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_both_lists_take_what_windows_writes(here: Path, run: Any, encoding: str) -> None:
+    text = "0-red.png\r\n1-blue.png\r\n"
+    Path("list").write_bytes(text.encode(encoding))
+    for arguments, given_ in ((("--sources", "list"), None), (("-",), text.encode(encoding))):
+        code, rows, err = run(*arguments, input=given_)
+        assert code == 0, err
+        assert [row["source"] for row in rows] == ["0-red.png", "1-blue.png"]
+
+
+def test_null_is_for_both_lists(here: Path, run: Any) -> None:
+    Path("0-red.png").rename("#new\nline.png")
+    data = b"#new\nline.png\0" + b"1-blue.png"
+    Path("list").write_bytes(data)
+    for arguments, given_ in ((("--sources", "list"), None), (("-",), data)):
+        code, rows, err = run(*arguments, "--null", input=given_)
+        assert code == 0, err
+        assert [row["source"] for row in rows] == ["#new\nline.png", "1-blue.png"]
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+JUNK = {
+    "v.csv": b"source,label\r\n",
+    "v.csv.origin.json": b"{}\n",
+    "v.html": b"<!DOCTYPE html><title>ffd</title>",
+    "v.parquet": b"PAR1" + bytes(40),
+    ".DS_Store": b"\0\0\0\1Bud1" + bytes(60),
+    "Thumbs.db": bytes.fromhex("d0cf11e0a1b11ae1") + bytes(60),
+    "desktop.ini": b"\xff\xfe[\0.\0",
+    "._0-red.png": APPLE_DOUBLE,
+    "__MACOSX/._0-red.jpg": APPLE_DOUBLE,
+    "000.cls": b"1",
+    "000.json": b'{"a": 1}',
+    "notes": b"",
+    "clip.mp4": b"\0\0\0\x20ftypisom" + bytes(60),
+    "shard.tar": bytes(512),
+}
+# Damaged, or called a picture: a row each.
+DAMAGED = {
+    "empty.jpg": (b"", "empty"),
+    "page.jpg": (b"<!DOCTYPE html>", "not_an_image"),
+    "half.jpg": (jpeg()[:500], "truncated"),
+    "half without a name": (jpeg()[:500], "truncated"),
+    "half.dat": (jpeg()[:500], "truncated"),
+    "UPPER.JPG": (b"text", "not_an_image"),
+}
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(data)
+
+
+def test_files_that_are_no_pictures_are_counted_in_a_folder(here: Path, run: Any) -> None:
+    write(here, JUNK)
+    (here / "gone.lock").symlink_to("nowhere")
+    os.mkfifo(here / "fifo")
+    (here / "no ending").write_bytes(jpeg())
+    (here / "._kept.png").write_bytes(jpeg())
+    code, rows, err = run(".")
+    assert code == 0, err
+    assert len(rows) == 5
+    assert "skipped 16 files that are not pictures: " in err[-1]
+    assert "2 .json" in err[-1]
+    code, rows, err = run(".", "--output", "v.csv", "--overwrite")
+    assert code == 0, err
+
+
+def test_a_few_skipped_files_are_named(here: Path, run: Any) -> None:
+    code, _, err = run(".", "--output", "v.csv", "--report", "v.html")
+    assert (code, "skipped" in err[-1]) == (0, False)
+    (here / ".DS_Store").write_bytes(JUNK[".DS_Store"])
+    code, rows, err = run(".")
+    assert (code, len(rows)) == (0, 3)
+    assert err[-1].endswith(
+        "; skipped 4 files that are not pictures: .DS_Store, v.csv, v.csv.origin.json, v.html"
+    )
+
+
+def test_a_damaged_picture_has_its_row(here: Path, run: Any) -> None:
+    write(here, {name: data for name, (data, _) in DAMAGED.items()})
+    code, rows, _ = run(".")
+    assert code == 3
+    errors = {row["source"][2:]: row["error"]["code"] for row in rows if row["error"]}
+    assert errors == {name: code for name, (_, code) in DAMAGED.items()}
+
+
+def test_a_file_that_is_named_has_its_row(here: Path, run: Any) -> None:
+    write(here, JUNK)
+    names = [name for name in JUNK if name != "shard.tar"]
+    for arguments, options in ((names, {}), (["-"], {"input": "\n".join(names).encode()})):
+        # A video is one by its name: beside pictures it is a file that is not a picture.
+        code, rows, err = run(*arguments, **options)
+        assert code == 3, err
+        assert [row["source"] for row in rows] == names
+        assert all(row["error"] for row in rows)
+        assert "skipped" not in err[-1]
+    code, rows, _ = run("*.csv")
+    assert (code, len(rows)) == (3, 1)
+
+
+def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path, run: Any) -> None:
+    write(tmp_path / "x", {"a.json": b"{}"})
+    code, rows, err = run(tmp_path / "x")
+    assert (code, rows) == (0, [])
+    assert err[-1] == "no pictures found; skipped 1 file that is not a picture: a.json"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_files_that_are_no_pictures_are_counted_in_an_archive(
+    tmp_path: Path, run: Any, kind: str
+) -> None:
+    files = {"000.jpg": jpeg(), "half.jpg": jpeg()[:500], **JUNK}
+    path = tmp_path / f"shard.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as tar:
+            for name, data in files.items():
+                header = tarfile.TarInfo(name)
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+    code, rows, err = run(path)
+    assert code == 3
+    assert [row["source"].partition("!/")[2] for row in rows] == ["000.jpg", "half.jpg"]
+    assert f"skipped {len(JUNK)} files that are not pictures" in err[-1]
+
+
+def test_a_run_that_is_resumed_skips_the_same(here: Path, run: Any) -> None:
+    write(here, JUNK)
+    assert run(".", "--output", "rows.jsonl")[0] == 0
+    lines = Path("rows.jsonl").read_text().splitlines(keepends=True)
+    Path("rows.jsonl.partial").write_text("".join(lines[:2]))
+    Path("rows.jsonl").unlink()
+    Path("rows.jsonl.origin.json").rename("rows.jsonl.partial.origin.json")
+    code, _, err = run(".", "--output", "rows.jsonl", "--resume")
+    assert code == 0, err
+    assert Path("rows.jsonl").read_text() == "".join(lines)
+    assert err[-1].startswith("3 inputs: ")
+    assert f"skipped {len(JUNK)} files" in err[-1]
+
+
+@given(st.text(min_size=1).map(lambda name: name.replace("/", "_")), st.binary(max_size=64))
+def test_only_a_name_or_a_content_makes_a_picture(name: str, data: bytes) -> None:
+    assert not is_called_picture(f"a.jpg/{name}.json")
+    assert is_called_picture(f"a.json/x{name}.JPG")
+    assert not is_called_picture(f"__MACOSX/{name}.jpg")
+    assert holds_picture(b"\xff\xd8\xff" + data)
+    assert not holds_picture(b"{" + data)
+
+
+def test_many_skipped_files_are_counted_by_ending() -> None:
+    skipped = Skipped()
+    for number in range(9):
+        skipped.add(f"x/{number}.txt")
+    for letter in "abcdefg":
+        skipped.add(f"x/0.{letter}")
+    assert str(skipped) == (
+        "skipped 16 files that are not pictures: 9 .txt, 1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 2 others"
+    )
+
+
+# --- credentials --------------------------------------------------------------------------------
+
+
+def test_no_signature_is_in_anything_that_is_written(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    secrets = [f"Hunter{number}" for number in range(3)]
+    with Server(ok(jpeg())) as server:
+        addresses = [f"{server.url}?X-Amz-Signature={one}&key={one}" for one in secrets]
+        addresses.append("http://u:Hunter9@cret/x@host/a.jpg?sig=Hunter9")
+        extra = ["--report", "page.html", "--annotate", "shown"]
+        for ending in ("jsonl", "csv", "parquet"):
+            output = f"rows.{ending}"
+            code, _, err = run(*addresses, "--allow-private", "--output", output, *extra, "-v")
+            assert code == 3, err
+            assert "Hunter" not in "".join(err)
+            assert "cret" not in "".join(err)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 6 + 1 + len(secrets)
+    for path in written:
+        assert b"Hunter" not in path.read_bytes()
+        assert "Hunter" not in str(path)
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    assert len({row["source"] for row in rows}) == 4
+    assert [row["error"] and row["error"]["code"] for row in rows] == [None] * 3 + ["refused"]
+
+
+def test_the_output_is_no_address(tmp_path: Path, here: Path, run: Any) -> None:
+    code, _, err = run(".", "--output", "https://b.example/rows.csv?X-Amz-Signature=Hunter2")
+    assert code == 1
+    assert "not an address" in err[-1]
+    assert "Hunter2" not in err[-1]
+
+
+# --- where rows are written ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("there", [True, False])
+def test_rows_are_written_through_a_link(
+    here: Path, run: Any, tmp_path: Path, ending: str, there: bool
+) -> None:
+    (tmp_path / "far").mkdir()
+    target, link, again = tmp_path / "far" / f"x.{ending}", tmp_path / f"v.{ending}", "--overwrite"
+    if there:
+        target.write_text("old")
+    (tmp_path / "between").symlink_to(target)
+    link.symlink_to("between")
+    code, _, err = run(here, "--output", link, again)
+    assert code == 0, err
+    assert link.is_symlink()
+    assert target.stat().st_size > 100
+    assert {path.name for path in (tmp_path / "far").iterdir()} == {
+        target.name,
+        f"{target.name}.origin.json",
+    }
+    # The same run is known by the link, too.
+    code, _, err = run(here, "--output", link, "--resume")
+    assert (code, "nothing to resume" in err[-1]) == (0, True)
+
+
+def test_a_report_is_written_through_a_link(here: Path, run: Any, tmp_path: Path) -> None:
+    (tmp_path / "v.html").symlink_to("real.html")
+    assert run(here, "--report", tmp_path / "v.html")[0] == 0
+    assert (tmp_path / "v.html").is_symlink()
+    assert "<title>" in (tmp_path / "real.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["v.jsonl", "v.csv", "pipe"])
+def test_rows_are_streamed_into_a_fifo(here: Path, run: Any, tmp_path: Path, name: str) -> None:
+    fifo = tmp_path / name
+    os.mkfifo(fifo)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(fifo.read_text()))
+    reader.start()
+    code, rows, err = run(here, "--output", fifo)
+    reader.join(30)
+    assert (code, rows) == (0, []), err
+    if name.endswith("csv"):
+        labels = [row["label"] for row in csv.DictReader(io.StringIO(read[0]))]
+    else:
+        labels = [json.loads(line)["label"] for line in read[0].splitlines()]
+    assert labels == ["generated", "groundtruth", "generated"]
+    assert fifo.is_fifo()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "portraits"] == [name]
+
+
+def test_rows_go_to_standard_output(here: Path, colour_model: Path, tmp_path: Path) -> None:
+    command = [COMMAND, here, "--model", colour_model, "--output"]
+    done = subprocess.run([*command, "/dev/stdout"], capture_output=True, check=True)
+    assert len(done.stdout.splitlines()) == 3
+    with (tmp_path / "rows").open("ab") as file:
+        file.write(b"before\n")
+        file.flush()
+        subprocess.run([*command, "/dev/fd/1"], stdout=file, stderr=subprocess.PIPE, check=True)
+    assert len((tmp_path / "rows").read_bytes().splitlines()) == 4
+
+
+def test_what_goes_to_a_pipe_is_not_resumed(here: Path, run: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "v.parquet")
+    for arguments, code, words in (
+        (["--output", "/dev/null", "--resume"], 2, "--resume cannot read back"),
+        (["--output", tmp_path / "v.parquet"], 1, "Parquet cannot be written to a pipe"),
+        (["--output", "rows.csv", "--resume", "--overwrite"], 2, "give one"),
+        (["--overwrite"], 2, "needs the --output"),
+    ):
+        ended, _, err = run(here, *arguments)
+        assert (ended, words in err[-1]) == (code, True), err
+    assert run(here, "--output", "/dev/null")[0] == 0
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_whole_rows_are_replaced_only_if_asked(here: Path, run: Any, ending: str) -> None:
+    output = Path(f"rows.{ending}")
+    # Empty, as mktemp makes it: nothing is lost.
+    output.touch()
+    assert run(".", "--output", output)[0] == 0
+    content = output.read_bytes()
+    code, _, err = run("0-red.png", "--output", output)
+    assert code == 1
+    assert "exists: replace it with --overwrite" in err[-1]
+    # Before the model was loaded.
+    assert len(err) == 1
+    assert output.read_bytes() == content
+    assert run("0-red.png", "--output", output, "--overwrite")[0] == 0
+    assert output.read_bytes() != content
+
+
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_a_missing_folder_is_named(here: Path, run: Any, option: str) -> None:
+    name = "rows.csv" if option == "--output" else "page.html"
+    code, _, err = run(".", option, f"absent/below/{name}")
+    assert code == 1
+    assert err == [
+        f"ffd-run: error: {option} absent/below/{name}: there is no folder absent/below: "
+        "create it, or name another"
+    ]
+    code, _, err = run(".", option, f"0-red.png/{name}")
+    assert (code, "0-red.png is not a folder" in err[0]) == (1, True)
+
+
+def test_csv_is_resumed_after_a_name_that_would_be_a_formula(here: Path, run: Any) -> None:
+    sources = ("=1+1.png", "@x.png", "0-red.png")
+    for name in sources[:2]:
+        Path(name).write_bytes(Path("0-red.png").read_bytes())
+    assert run(*sources, "--output", "rows.csv")[0] == 0
+    whole = Path("rows.csv").read_bytes()
+    assert b"\n'=1+1.png," in whole
+    Path("rows.csv").unlink()
+    Path("rows.csv.partial").write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
+    Path("rows.csv.origin.json").rename("rows.csv.partial.origin.json")
+    assert run(*sources, "--output", "rows.csv", "--resume")[0] == 0
+    assert Path("rows.csv").read_bytes() == whole
