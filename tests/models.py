@@ -64,3 +64,18 @@ def save_colour_model(
         model.metadata_props.add(key=CARD_KEY, value=card)
     onnx.save(model, path)
     return path
+
+
+def save_sided_model(path: Path) -> Path:
+    """Write a colour model that weighs right and bottom more: a turn changes the score."""
+    save_colour_model(path)
+    model = onnx.load(path)
+    y, x = np.mgrid[-1:1:13j, -1:1:13j]
+    sides = (1 + 0.8 * x + 0.4 * y).astype(np.float32)[None, None]
+    model.graph.initializer.append(numpy_helper.from_array(sides, "sides"))
+    mean = next(node for node in model.graph.node if node.op_type == "ReduceMean")
+    mean.input[0] = "sided"
+    place = list(model.graph.node).index(mean)
+    model.graph.node.insert(place, helper.make_node("Mul", ["pooled", "sides"], ["sided"]))
+    onnx.save(model, path)
+    return path
