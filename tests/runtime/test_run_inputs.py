@@ -371,7 +371,7 @@ def test_rows_are_streamed_into_a_fifo(here: Path, run: Any, tmp_path: Path, nam
 
 
 def test_rows_go_to_standard_output(here: Path, colour_model: Path, tmp_path: Path) -> None:
-    command = [COMMAND, here, "--model", colour_model, "--output"]
+    command = [*map(str, (COMMAND, here, "--model", colour_model, "--output"))]
     done = subprocess.run([*command, "/dev/stdout"], capture_output=True, check=True)
     assert len(done.stdout.splitlines()) == 3
     with (tmp_path / "rows").open("ab") as file:
