@@ -387,7 +387,8 @@ def test_2000_mutated_images_give_2000_rows(colour_model: Path, tmp_path: Path) 
     names = sorted(FORMATS)
     for number in range(2000):
         name = names[number % len(names)]
-        (folder / f"{number:04}.{name}").write_bytes(mutate(FORMATS[name], rng))
+        # A picture's name: without it, one whose signature is lost would be skipped.
+        (folder / f"{number:04}-{name}.jpg").write_bytes(mutate(FORMATS[name], rng))
     output = tmp_path / "rows.jsonl"
     # A header that lies may ask for as many pixels as are allowed, in each of two workers.
     limits = ("--max-pixels", "20000000", "--workers", "2")
