@@ -25,8 +25,8 @@ from .errors import BackendError, DeviceMemoryError, InputError
 from .preprocess import preprocess
 from .results import Box, Result
 from .sources import Item
+from .sources.kinds import is_no_picture
 from .within_memory import WithinMemory
-from .sources.kinds import is_none
 
 if TYPE_CHECKING:
     from .faces import Face, FaceDetector
@@ -155,7 +155,7 @@ def prepare_views(
     except Exception as error:  # whatever one file does, the run goes on
         reason = f"{type(error).__name__}: {error}"
         failure = InputError("corrupt", f"it cannot be processed ({reason})")
-    if item.skip and is_none(item.source, encoded, failure):
+    if item.skip and is_no_picture(item.source, encoded, failure):
         item.skip(item.source)
         return []
     return [Prepared(item.source, failure)]

@@ -44,7 +44,7 @@ def holds_picture(head: bytes) -> bool:
     return True
 
 
-def is_none(source: str, encoded: bytes | None, error: InputError) -> bool:
+def is_no_picture(source: str, encoded: bytes | None, error: InputError) -> bool:
     """Whether an input that failed is no picture, by name and content, instead of a damaged one.
 
     Args:
