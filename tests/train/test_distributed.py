@@ -41,7 +41,12 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     together = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *command, root, tmp_path / "two"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        # The packages that this process tests, wherever it found them.
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         timeout=180,
