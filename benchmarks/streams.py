@@ -38,8 +38,8 @@ FPS = 25
 class Camera:
     """Portraits that move over a grey frame."""
 
-    fps = 0.0
-    count = 0
+    note = None
+    broken = 0
 
     def __init__(self, portrait: npt.NDArray[np.uint8], faces: int, frames: int) -> None:
         side = 480 if faces == 1 else 240

@@ -1,4 +1,4 @@
-"""One opened stream: OpenCV's capture, with limits on every wait."""
+"""One opened stream, and OpenCV's: webcams and GStreamer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 from ..decode import Image
 from ..errors import BackendError, InputError
 from .address import Stream
-from .probe import explain
 
 # What FFmpeg and OpenCV print names addresses, passwords included, and repeats itself for months.
 # FFmpeg's level is read when the first capture is opened.
@@ -23,19 +22,17 @@ if "OPENCV_LOG_LEVEL" not in os.environ:
     _set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
     _set_level(0)
 
-# Pictures of a live stream, one after the other, that may be broken.
+# Pictures in a row of a live stream that may be broken.
 TRIES = 5
-# Seconds that a look for the reason takes at most, after a server could not be opened.
-LOOK = 2.0
 
 
 class Capture(Protocol):
     """What a reader needs of an opened stream."""
 
-    fps: float
-    """Frames a second that it says to have; 0 where it does not say."""
-    count: int
-    """Frames that it says to have in all; 0 for live ones and where it does not say."""
+    note: str | None
+    """What a user may not expect of it, such as a second video stream."""
+    broken: int
+    """Frames so far that were damaged or could not be decoded."""
     grabbed: float
     """When the last frame was, in seconds of `time.monotonic`."""
     waited: float
@@ -59,7 +56,7 @@ class Capture(Protocol):
 
 
 class OpenCVCapture:
-    """A stream that OpenCV reads.
+    """A camera of this machine or a GStreamer pipeline, which OpenCV reads.
 
     Args:
         stream: what to open.
@@ -70,33 +67,27 @@ class OpenCVCapture:
         BackendError: OpenCV was built without what it takes.
     """
 
+    note = None
+    waited = 0.0
+
     def __init__(self, stream: Stream, timeout: float) -> None:
-        begin = time.monotonic()
         self._timeout = timeout
-        # A broken picture among good ones is left out; at a file's end there is no next one.
-        self._tries = TRIES if stream.live else 1
-        self._timed = stream.kind == "server"
-        self.grabbed, self.waited = begin, 0.0
+        self.grabbed, self.broken = time.monotonic(), 0
         self._capture = _open(stream, timeout)
         if not self._capture.isOpened():
             self._capture.release()
-            raise _failure(stream, timeout, time.monotonic() - begin)
-        self.fps = _positive(self._capture.get(cv2.CAP_PROP_FPS))
-        self.count = (
-            0 if stream.live else int(_positive(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        )
+            raise _failure(stream)
 
     def grab(self) -> bool:
-        begin, busy = time.monotonic(), _busy() if self._timed else 0.0
+        begin = time.monotonic()
         done = False
-        for _ in range(self._tries):
-            # When its limit interrupts FFmpeg, it gives what it had kept back.
+        for _ in range(TRIES):
+            # When its limit interrupts OpenCV, it gives what it had kept back.
             if done or time.monotonic() - begin >= self._timeout:
                 break
             done = self._grab()
+            self.broken += not done
         self.grabbed = time.monotonic()
-        if self._timed:
-            self.waited = max(0.0, self.grabbed - begin - (_busy() - busy))
         if self.grabbed - begin >= self._timeout:
             raise InputError("timeout", f"no frame within {self._timeout:g} s")
         return done
@@ -145,12 +136,6 @@ def require_gstreamer() -> None:
 
 
 def _open(stream: Stream, timeout: float) -> cv2.VideoCapture:
-    try:
-        str(stream.target).encode()
-    except UnicodeEncodeError:
-        # OpenCV 5 would end the process.
-        reason = "OpenCV cannot open a name that is not UTF-8: rename it"
-        raise InputError("read_failed", reason) from None
     milliseconds = max(1, round(timeout * 1000))
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds]
     limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
@@ -160,35 +145,21 @@ def _open(stream: Stream, timeout: float) -> cv2.VideoCapture:
             os.environ["OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT"] = str(max(1, round(timeout)))
             system = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             return cv2.VideoCapture(stream.target, system)
-        if stream.kind == "pipeline":
-            require_gstreamer()
-            capture = cv2.VideoCapture(str(stream.target), cv2.CAP_GSTREAMER, limits)
-            if capture.isOpened():
-                return capture
-            # An older OpenCV, a Jetson's perhaps, refuses limits here, and waits 30 s at most.
-            return cv2.VideoCapture(str(stream.target), cv2.CAP_GSTREAMER)
-        if stream.kind == "server":
-            # Each of FFmpeg's threads would hold a frame back.
-            limits += [cv2.CAP_PROP_N_THREADS, 1]
-        return cv2.VideoCapture(str(stream.target), cv2.CAP_FFMPEG, limits)
+        require_gstreamer()
+        capture = cv2.VideoCapture(str(stream.target), cv2.CAP_GSTREAMER, limits)
+        if capture.isOpened():
+            return capture
+        # An older OpenCV, a Jetson's perhaps, refuses limits here, and waits 30 s at most.
+        return cv2.VideoCapture(str(stream.target), cv2.CAP_GSTREAMER)
     except cv2.error as error:
         raise InputError("fetch_failed", f"OpenCV cannot open it ({error.code})") from None
 
 
-def _failure(stream: Stream, timeout: float, took: float) -> InputError:
+def _failure(stream: Stream) -> InputError:
     """Why it could not be opened, of which OpenCV says nothing."""
-    if stream.kind == "camera":
-        return _camera_failure(stream.target)
     if stream.kind == "pipeline":
         return InputError("fetch_failed", "the pipeline does not start; try it with gst-launch-1.0")
-    if stream.kind == "file" and "://" not in str(stream.target):
-        return _file_failure(str(stream.target))
-    if took >= timeout:
-        return InputError("timeout", f"no video within {timeout:g} s")
-    return explain(str(stream.target), min(timeout, LOOK))
-
-
-def _camera_failure(target: str | int) -> InputError:
+    target = stream.target
     if sys.platform != "linux":
         return InputError(
             "read_failed",
@@ -203,33 +174,3 @@ def _camera_failure(target: str | int) -> InputError:
             "permission_denied", f"no permission for {path}: add this user to the group video"
         )
     return InputError("read_failed", f"{path} gives no picture: another program may have it open")
-
-
-def _file_failure(path: str) -> InputError:
-    from ..decode import os_error
-
-    try:
-        with open(path, "rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        return os_error(error, path)
-    except ValueError:
-        return InputError("not_found", "no file is called that")
-    if empty:
-        return InputError("empty", "the file is empty")
-    return InputError("corrupt", "no video that can be decoded: it is damaged or something else")
-
-
-def _busy() -> float:
-    """Seconds for which this thread computed, or could have if there were a processor for it."""
-    seconds = time.thread_time()
-    try:
-        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
-            return seconds + int(file.read().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return seconds
-
-
-def _positive(number: float) -> float:
-    """A property, or 0 where the stream does not say: OpenCV gives -1, NaN or absurd numbers."""
-    return number if 0 < number < 1e9 else 0.0

@@ -1,109 +1,88 @@
-"""Why a server gives no video: asked only after OpenCV has failed, which does not say."""
+"""Why a file or server could not be opened: FFmpeg's reason, in words for a person."""
 
 from __future__ import annotations
 
-import re
 import socket
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from ..errors import InputError
 
 PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
-_STATUS = re.compile(rb"(?:RTSP|HTTP)/\d\.\d (\d{3})")
 
 
-@dataclass(frozen=True)
-class _Server:
-    """Where an address leads; `scheme` has a known port, everything else is empty."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-    known: bool
-
-    @classmethod
-    def of(cls, address: str) -> Self | None:
-        """None for what is not reached by TCP.
-
-        Raises:
-            InputError: the address is malformed.
-        """
-        try:
-            parts = urlsplit(address)
-            scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
-        except ValueError:
-            raise InputError("fetch_failed", "the address is malformed") from None
-        if scheme not in PORTS:
-            return None
-        if not host:
-            raise InputError("fetch_failed", "the address names no server")
-        path = parts.path + (f"?{parts.query}" if parts.query else "")
-        return cls(scheme, host, port or PORTS[scheme], path, bool(parts.username))
-
-    def ask(self, timeout: float) -> int | None:
-        """The status of a request without credentials; None where it is encrypted or has none.
-
-        Raises:
-            InputError: no connection, or no answer.
-        """
-        try:
-            with socket.create_connection((self.host, self.port), timeout) as connection:
-                connection.settimeout(timeout)
-                return self._ask(connection)
-        except TimeoutError:
-            raise InputError("timeout", f"{self} does not answer") from None
-        except socket.gaierror:
-            raise InputError("fetch_failed", f"the name {self.host} is not known") from None
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "no connection"
-            raise InputError("fetch_failed", f"{self}: {reason.lower()}") from None
-
-    def _ask(self, connection: socket.socket) -> int | None:
-        if self.scheme == "rtsp":
-            text = f"DESCRIBE rtsp://{self}{self.path} RTSP/1.0\r\nCSeq: 1\r\n\r\n"
-        elif self.scheme == "http":
-            # Not HEAD, which some cameras leave unanswered.
-            text = f"GET {self.path or '/'} HTTP/1.1\r\nHost: {self}\r\nConnection: close\r\n\r\n"
-        else:
-            return None
-        connection.sendall(text.encode("utf-8", "replace"))
-        answer = b""
-        with suppress(ConnectionError):
-            while len(answer) < 12 and (part := connection.recv(64)):
-                answer += part
-        found = _STATUS.match(answer)
-        return int(found[1]) if found else 0
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-
-def explain(address: str, timeout: float) -> InputError:
-    """The error of a server that could not be opened, as far as a short look tells.
+def explain(error: Exception, target: str, timeout: float) -> InputError:
+    """The error of what could not be opened; nothing of its credentials is in it.
 
     Args:
-        address: the stream's; nothing of its credentials is in the error.
-        timeout: seconds for the look.
+        error: FFmpeg's.
+        target: a path, or an address with a scheme.
+        timeout: seconds that opening could take.
     """
+    from av.error import ExitError, TimeoutError
+
+    if isinstance(error, ExitError | TimeoutError):
+        return InputError("timeout", f"no video within {timeout:g} s")
+    if "://" not in target:
+        return _of_file(target)
+    return InputError("fetch_failed", _of_server(error, target))
+
+
+def _of_file(path: str) -> InputError:
+    from ..decode import os_error
+
     try:
-        server = _Server.of(address)
-        status = server.ask(timeout) if server else None
-    except InputError as error:
-        return error
-    where = f"{server} " if server else "it "
-    return InputError("fetch_failed", where + _meaning(status, bool(server and server.known)))
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        return os_error(error, path)
+    if empty:
+        return InputError("empty", "the file is empty")
+    return InputError("corrupt", "no video that can be decoded: it is damaged or something else")
 
 
-def _meaning(status: int | None, known: bool) -> str:
-    if status == 0:
-        return "answers something else than was asked"
-    if status == 401:
-        return "does not accept this user and password" if known else "wants a user and password"
-    if status is not None and status >= 400:
-        return f"refuses it with status {status}" + (" (wrong path?)" if status == 404 else "")
-    return "gives no video that can be decoded"
+def _of_server(error: Exception, address: str) -> str:
+    from av import error as reasons
+
+    try:
+        parts = urlsplit(address)
+        where = _name(parts)
+    except ValueError:
+        return "the address is malformed"
+    if not parts.hostname:
+        return "the address names no server"
+    if isinstance(error, reasons.HTTPUnauthorizedError):
+        if parts.username:
+            return f"{where} does not accept this user and password"
+        return f"{where} wants a user and password"
+    if isinstance(error, reasons.ProtocolNotFoundError):
+        return f"this FFmpeg cannot open {parts.scheme}:// addresses"
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    if isinstance(error, reasons.HTTPError):
+        path = " (wrong path?)" if isinstance(error, reasons.HTTPNotFoundError) else ""
+        return f"{where}: {reason}{path}"
+    if isinstance(error, reasons.InvalidDataError):
+        return f"{where} gives no video that can be decoded"
+    if not _is_known(parts.hostname):
+        return f"the name {parts.hostname} is not known"
+    return f"{where}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _name(parts: SplitResult) -> str:
+    """Host and port, without credentials.
+
+    Raises:
+        ValueError: the port is no number.
+    """
+    host = parts.hostname or ""
+    port = parts.port or PORTS.get(parts.scheme.lower())
+    host = f"[{host}]" if ":" in host else host
+    return f"{host}:{port}" if port else host
+
+
+def _is_known(host: str) -> bool:
+    """Whether a name leads to an address: FFmpeg reports one that does not as an I/O error."""
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False
+    return True

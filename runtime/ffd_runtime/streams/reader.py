@@ -31,10 +31,6 @@ MOST_LAG = 5.0
 # Seconds beyond its timeout at which a wait is called one that nothing can interrupt: more than a
 # stream's process may take.
 MARGIN = 5.0
-# Of a file's length, what may be missing: formats round it.
-MISSING_SECONDS, MISSING_SHARE = 0.5, 0.01
-# Of a file that does not say its rate.
-USUAL_FPS = 25.0
 
 OpenCapture = Callable[[Stream, float], Capture]
 
@@ -69,6 +65,8 @@ class Reader(ABC):
         self._blocked_since: float | None = None
         self._next_try: float | None = None
         self._fatal: FfdError | None = None
+        # Of captures that are closed.
+        self._undecoded = 0
         self._thread = Thread(target=self._run, name=f"ffd-stream {stream.name}", daemon=True)
 
     def start(self) -> None:
@@ -163,8 +161,11 @@ class Reader(ABC):
         with self._blocked():
             capture = self._open_capture(self.stream, self._policy.timeout)
         try:
+            with self._news:
+                self._change(note=capture.note)
             yield capture
         finally:
+            self._undecoded += capture.broken
             with self._blocked():
                 capture.close()
 
@@ -190,7 +191,7 @@ class Reader(ABC):
         """Under `news`."""
         self._health = replace(self._health, **values)  # type: ignore[arg-type]
 
-    def _count(self, image: Image | None) -> None:
+    def _count(self, image: Image | None, capture: Capture) -> None:
         """A frame has come, and was decoded if it is to be classified; under `news`."""
         now = time.monotonic()
         self._forget_arrivals(now)
@@ -202,6 +203,7 @@ class Reader(ABC):
             code=None,
             size=size,
             frames=self._health.frames + 1,
+            undecoded=self._undecoded + capture.broken,
             last_frame=time.time(),
         )
 
@@ -228,28 +230,17 @@ class FileReader(Reader):
         """Read to the end.
 
         Raises:
-            InputError: it is not where it should be.
+            InputError: it is not where it should be, or frames could not be decoded.
         """
-        number, at = 0, 0.0
-        # Some formats do not say how long a frame lasts, or when it is shown.
-        step = 1 / (capture.fps or USUAL_FPS)
+        number = 0
         while not self._stop.is_set() and self._grab(capture):
-            timestamp = capture.timestamp()
-            at = timestamp if number == 0 or timestamp > at else at + step
+            at = capture.timestamp()
             image = capture.retrieve() if self._sampler.takes(number, at) else None
             with self._news:
-                self._count(image)
+                self._count(image, capture)
             if image is not None:
                 self._give(Frame(self.stream.name, number, image, capture.grabbed, at))
             number += 1
-        if self._stop.is_set():
-            return
-        if number == 0:
-            raise InputError("corrupt", "it holds no frame that can be decoded")
-        # Formats that do not count their frames say how long they last.
-        length = capture.count * step
-        if length - (at + step) > max(MISSING_SECONDS, MISSING_SHARE * length):
-            raise InputError("truncated", f"it ends after {at + step:.1f} of {length:.1f} s")
 
     def _give(self, frame: Frame) -> None:
         with self._news:
@@ -316,15 +307,15 @@ class LiveReader(Reader):
             if image is None:
                 raise InputError("fetch_failed", "a frame could not be decoded")
             frame = Frame(self.stream.name, self._number, image, now, time.time(), late)
-        self._give(frame)
+        self._give(frame, capture)
         self._number += 1
 
-    def _give(self, frame: Frame | None) -> None:
+    def _give(self, frame: Frame | None, capture: Capture) -> None:
         with self._news:
             if self._broken_at is not None:
                 self._change(outage=time.monotonic() - self._broken_at)
                 self._broken_at = None
-            self._count(frame.image if frame else None)
+            self._count(frame.image if frame else None, capture)
             if frame is None:
                 return
             if self._frames:

@@ -14,10 +14,11 @@ from contextlib import suppress
 import numpy as np
 
 from ..decode import Image
-from ..errors import InputError
+from ..errors import BackendError, InputError
 from . import worker
 from .address import Stream
 from .capture import Capture, OpenCVCapture
+from .ffmpeg import FFmpegCapture
 from .worker import FAILED, FRAME, HEAD, OPENED
 
 # Seconds that the process may take beyond the limit of what it does.
@@ -38,8 +39,10 @@ PIPE_BYTES = 1 << 20
 
 
 def open_capture(stream: Stream, timeout: float) -> Capture:
-    """Open a stream: a server by a process of its own, everything else in this one."""
-    return (RemoteCapture if stream.kind == "server" else OpenCVCapture)(stream, timeout)
+    """Open a stream: files and servers by PyAV, each server in a process of its own."""
+    if stream.kind == "server":
+        return RemoteCapture(stream, timeout)
+    return (FFmpegCapture if stream.kind == "file" else OpenCVCapture)(stream, timeout)
 
 
 class RemoteCapture:
@@ -51,9 +54,8 @@ class RemoteCapture:
 
     Raises:
         InputError: it cannot be opened.
+        BackendError: PyAV is not installed.
     """
-
-    count = 0
 
     def __init__(self, stream: Stream, timeout: float) -> None:
         self._timeout = timeout
@@ -63,15 +65,18 @@ class RemoteCapture:
             order = {"target": stream.target, "timeout": timeout}
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
-            # Beside its own limit, the process has to start, and looks for the reason of a failure.
-            _, _, self.fps, _, _ = self._receive(OPENED, 2 * MARGIN)
+            # Beside its own limit, the process has to start.
+            length = self._receive(OPENED, 2 * MARGIN)[0]
+            note = bytearray(length)
+            self._fill(memoryview(note), timeout)
+            self.note = note.decode() or None
         except OSError:
             self.close()
             raise InputError("fetch_failed", "its process ended") from None
         except BaseException:
             self.close()
             raise
-        self.grabbed, self.waited = time.monotonic(), 0.0
+        self.grabbed, self.waited, self.broken = time.monotonic(), 0.0, 0
         self._timestamp = 0.0
         self._image: Image | None = None
 
@@ -81,7 +86,8 @@ class RemoteCapture:
         return self._process.pid
 
     def grab(self) -> bool:
-        height, width, self._timestamp, self.grabbed, self.waited = self._receive(FRAME)
+        height, width, self.broken, *times = self._receive(FRAME)
+        self._timestamp, self.grabbed, self.waited = times
         self._image = np.empty((height, width, 3), np.uint8)
         self._fill(memoryview(self._image.data).cast("B"), self._timeout)
         return True
@@ -100,22 +106,26 @@ class RemoteCapture:
                 pipe.close()
         self._process.wait()
 
-    def _receive(self, expected: bytes, more: float = 0.0) -> tuple[int, int, float, float, float]:
+    def _receive(
+        self, expected: bytes, more: float = 0.0
+    ) -> tuple[int, int, int, float, float, float]:
         """The next message's head.
 
         Raises:
             InputError: it is the last one, or there is none.
+            BackendError: the process cannot work.
         """
         head = bytearray(HEAD.size)
         self._fill(memoryview(head), self._timeout + MARGIN + more)
-        kind, length, width, *numbers = HEAD.unpack(head)
+        kind, length, *numbers = HEAD.unpack(head)
         if kind == FAILED:
             text = bytearray(length)
             self._fill(memoryview(text), self._timeout)
-            raise InputError(*json.loads(text))
+            code, message = json.loads(text)
+            raise InputError(code, message) if code else BackendError(message)
         if kind != expected:
-            raise InputError("fetch_failed", "its process says what is no frame")
-        return length, width, *numbers
+            raise InputError("fetch_failed", "its process sent what is no frame")
+        return length, *numbers
 
     def _fill(self, into: memoryview, seconds: float) -> None:
         """Read as many bytes as there is room for.

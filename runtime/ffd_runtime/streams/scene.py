@@ -49,6 +49,7 @@ class Health:
         size: width and height of the last frame, in pixels; None before the first.
         fps: frames a second that came lately.
         frames: that came.
+        undecoded: that were damaged or could not be decoded, and are left out.
         analysed: that were classified.
         dropped: that were not, because a newer one had come.
         breaks: times that it ceased to play.
@@ -58,6 +59,7 @@ class Health:
             None before the first.
         last_frame: when the last frame came, in seconds since 1970 (UTC); None before the first.
         next_try: seconds until it is tried again, where it is waiting.
+        note: what a user may not expect of it, such as a second video stream; None for nothing.
     """
 
     source: str
@@ -68,6 +70,7 @@ class Health:
     size: tuple[int, int] | None = None
     fps: float = 0.0
     frames: int = 0
+    undecoded: int = 0
     analysed: int = 0
     dropped: int = 0
     breaks: int = 0
@@ -76,6 +79,7 @@ class Health:
     age: float | None = None
     last_frame: float | None = None
     next_try: float | None = None
+    note: str | None = None
 
     @property
     def reconnects(self) -> int:

@@ -1,7 +1,6 @@
 """A process that opens one server and sends what it gives to the one that started it.
 
-OpenCV opens one stream of a process at a time, so one server that is silent would keep all others
-from being opened; and what a stranger's stream does to a decoder must not end the run.
+What a stranger's stream does to a decoder must not end the run.
 
 The stream and its time limit come as JSON on standard input, which stays open as long as the frames
 are wanted; frames go to standard output, each as a `HEAD` and its pixels.
@@ -17,14 +16,13 @@ import sys
 from threading import Thread
 from typing import BinaryIO, NoReturn
 
-import numpy as np
-
 from ..errors import FfdError, InputError
 from .address import Stream
-from .capture import OpenCVCapture
+from .ffmpeg import FFmpegCapture
 
-# Kind, height and width (or length of a message), and three numbers, in the machine's byte order.
-HEAD = struct.Struct("=cII3d")
+# Kind, height and width (or length of a message), frames that could not be decoded, and three
+# numbers, in the machine's byte order.
+HEAD = struct.Struct("=c3I3d")
 OPENED, FRAME, FAILED = b"O", b"F", b"E"
 
 
@@ -40,25 +38,26 @@ def main() -> None:
     try:
         _send_frames(order, out)
     except FfdError as error:
-        code = error.code if isinstance(error, InputError) else "fetch_failed"
+        code = error.code if isinstance(error, InputError) else None
         message = json.dumps([code, str(error)]).encode()
-        out.write(HEAD.pack(FAILED, len(message), 0, 0, 0, 0) + message)
+        out.write(HEAD.pack(FAILED, len(message), 0, 0, 0, 0, 0) + message)
         out.flush()
 
 
 def _send_frames(order: dict[str, float | str], out: BinaryIO) -> NoReturn:
     stream = Stream("", str(order["target"]), "server")
-    with OpenCVCapture(stream, float(order["timeout"])) as capture:
-        out.write(HEAD.pack(OPENED, 0, 0, capture.fps, 0, 0))
+    with FFmpegCapture(stream, float(order["timeout"])) as capture:
+        note = (capture.note or "").encode()
+        out.write(HEAD.pack(OPENED, len(note), 0, 0, 0, 0, 0) + note)
         out.flush()
         while capture.grab():
             image = capture.retrieve()
             if image is None:
-                continue
+                raise InputError("unsupported", "FFmpeg cannot convert its frames to BGR")
             height, width = image.shape[:2]
             times = capture.timestamp(), capture.grabbed, capture.waited
-            out.write(HEAD.pack(FRAME, height, width, *times))
-            out.write(memoryview(np.ascontiguousarray(image).data).cast("B"))
+            out.write(HEAD.pack(FRAME, height, width, capture.broken, *times))
+            out.write(memoryview(image.data).cast("B"))
             out.flush()
     raise InputError("fetch_failed", "the stream broke off")
 
