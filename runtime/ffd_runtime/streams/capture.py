@@ -67,12 +67,11 @@ class OpenCVCapture:
         BackendError: OpenCV was built without what it takes.
     """
 
-    note = None
-    waited = 0.0
+    note: str | None = None
 
     def __init__(self, stream: Stream, timeout: float) -> None:
         self._timeout = timeout
-        self.grabbed, self.broken = time.monotonic(), 0
+        self.grabbed, self.waited, self.broken = time.monotonic(), 0.0, 0
         self._capture = _open(stream, timeout)
         if not self._capture.isOpened():
             self._capture.release()

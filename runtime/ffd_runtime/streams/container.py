@@ -10,6 +10,7 @@ from ..errors import BackendError, InputError
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+    from av.stream import Stream
     from av.video.stream import VideoStream
 
 # FFmpeg's own options, as OpenCV reads them: `name;value|name;value`.
@@ -61,7 +62,7 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
     )
     if live:
         # It would hold back packets without a timestamp until a later one has one.
-        container.flags &= ~Flags.gen_pts.value
+        container.flags &= ~Flags["gen_pts"].value
     return container
 
 
@@ -158,7 +159,7 @@ class Length:
             self._stated = total - self._start if total > self._start > 0 else total
             self.every_stream = True
 
-    def note(self, packet: Packet) -> None:
+    def note(self, packet: Packet[Stream]) -> None:
         """Take in a packet that counts although no frame of it is shown."""
         if packet.pts is not None and packet.time_base:
             self.reach(float((packet.pts + (packet.duration or 0)) * packet.time_base))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from av.buffer import Buffer
     from av.video.frame import VideoFrame
 
     from ..decode import Image
@@ -40,14 +43,15 @@ class Converter:
             return None
         # Copied so that FFmpeg's buffer is free for the next frame: a new one each time costs as
         # much in page faults as the conversion itself.
-        return np.array(_upright(converted.to_ndarray(), frame), np.uint8, order="C")
+        pixels = cast("Image", converted.to_ndarray())
+        return np.array(_upright(pixels, frame), np.uint8, order="C")
 
 
 def _upright(pixels: Image, frame: VideoFrame) -> Image:
     """Apply a display matrix, by quarter turns and reflections, as phones write it."""
     from av.sidedata.sidedata import Type
 
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    data = cast("Mapping[Type, Buffer]", frame.side_data).get(Type.DISPLAYMATRIX)
     if data is None:
         return pixels
     # Rows of 3 fixed-point numbers: x' = a x + c y, y' = b x + d y.

@@ -6,10 +6,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from ..errors import InputError
-from .address import Stream
+from .address import Stream as Source
 from .container import (
     Length,
     codec_name,
@@ -23,9 +23,10 @@ from .deinterlace import Deinterlacer
 from .probe import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from av.packet import Packet
+    from av.stream import Stream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -50,6 +51,11 @@ class _Mark:
     pts: int | None
     duration: int
     arrived: float
+
+
+def _mark(frame: VideoFrame) -> _Mark:
+    assert isinstance(frame.opaque, _Mark)
+    return frame.opaque
 
 
 class _Clock:
@@ -98,17 +104,18 @@ class FFmpegCapture:
         BackendError: PyAV is not installed.
     """
 
-    def __init__(self, stream: Stream, timeout: float) -> None:
+    def __init__(self, stream: Source, timeout: float) -> None:
         require_pyav()
         from av.error import FFmpegError
 
-        self.grabbed, self.waited, self.broken = time.monotonic(), 0.0, 0
+        begin = time.monotonic()
+        self.grabbed, self.waited, self.broken = begin, 0.0, 0
         self._live, self._timeout = stream.live, timeout
         target = str(stream.target)
         try:
             self._container = open_container(target, timeout, stream.live)
         except FFmpegError as error:
-            raise explain(error, target, timeout) from None
+            raise explain(error, target, timeout, time.monotonic() - begin) from None
         try:
             self._stream = select_video(self._container)
         except BaseException:
@@ -156,7 +163,7 @@ class FFmpegCapture:
             return False
         assert frame is not True
         self._frame = frame
-        self.grabbed = frame.opaque.arrived if frame else time.monotonic()
+        self.grabbed = _mark(frame).arrived if frame else time.monotonic()
         if self._live:
             self.waited = max(0.0, time.monotonic() - begin - (_busy() - busy))
         return True
@@ -189,6 +196,7 @@ class FFmpegCapture:
         from av.error import FFmpegError
 
         for packet in self._packets():
+            frames: Sequence[VideoFrame | None]
             try:
                 frames = packet.decode()
             except FFmpegError:
@@ -206,9 +214,11 @@ class FFmpegCapture:
         from av.error import FFmpegError
 
         index = self._stream.index
-        others = [] if self._live or not self._length.every_stream else self._container.streams
+        streams: list[Stream] = [self._stream]
+        if self._length.every_stream and not self._live:
+            streams = list(self._container.streams)
         try:
-            for packet in self._container.demux(self._stream, *others):
+            for packet in self._container.demux(*streams):
                 if time.monotonic() > self._deadline:
                     raise InputError("timeout", self._late())
                 if packet.stream_index != index:
@@ -220,7 +230,7 @@ class FFmpegCapture:
                     self._lacking.append(packet.pts)
                 if packet.is_discard:
                     self._length.note(packet)
-                yield packet
+                yield cast("Packet[VideoStream]", packet)
         except FFmpegError as error:
             raise self._failure(error) from None
 
@@ -247,7 +257,7 @@ class FFmpegCapture:
             return None
         self.broken += self._bad
         self._good, self._bad = self._good + 1, 0
-        self._length.reach(self._clock.advance(frame.opaque))
+        self._length.reach(self._clock.advance(_mark(frame)))
         return frame
 
     def _failure(self, error: Exception) -> InputError:
@@ -258,7 +268,8 @@ class FFmpegCapture:
         reason = getattr(error, "strerror", None) or error
         if self._live:
             return InputError("fetch_failed", f"the stream broke off ({reason})")
-        return InputError("read_failed", f"it breaks off after {self._clock.seconds:.1f} s ({reason})")
+        where = f"after {self._clock.seconds:.1f} s"
+        return InputError("read_failed", f"reading it failed {where} ({reason})")
 
     def _late(self) -> str:
         if self._bad:

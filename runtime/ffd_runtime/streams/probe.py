@@ -10,17 +10,19 @@ from ..errors import InputError
 PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 
 
-def explain(error: Exception, target: str, timeout: float) -> InputError:
+def explain(error: Exception, target: str, timeout: float, took: float) -> InputError:
     """The error of what could not be opened; nothing of its credentials is in it.
 
     Args:
         error: FFmpeg's.
         target: a path, or an address with a scheme.
         timeout: seconds that opening could take.
+        took: seconds that it took.
     """
     from av.error import ExitError, TimeoutError
 
-    if isinstance(error, ExitError | TimeoutError):
+    # RTSP reports its own interruption as invalid data.
+    if took >= timeout or isinstance(error, ExitError | TimeoutError):
         return InputError("timeout", f"no video within {timeout:g} s")
     if "://" not in target:
         return _of_file(target)
@@ -57,7 +59,7 @@ def _of_server(error: Exception, address: str) -> str:
     if isinstance(error, reasons.ProtocolNotFoundError):
         return f"this FFmpeg cannot open {parts.scheme}:// addresses"
     reason = getattr(error, "strerror", None) or type(error).__name__
-    if isinstance(error, reasons.HTTPError):
+    if isinstance(error, reasons.HTTPClientError | reasons.HTTPServerError):
         path = " (wrong path?)" if isinstance(error, reasons.HTTPNotFoundError) else ""
         return f"{where}: {reason}{path}"
     if isinstance(error, reasons.InvalidDataError):

@@ -42,7 +42,9 @@ def open_capture(stream: Stream, timeout: float) -> Capture:
     """Open a stream: files and servers by PyAV, each server in a process of its own."""
     if stream.kind == "server":
         return RemoteCapture(stream, timeout)
-    return (FFmpegCapture if stream.kind == "file" else OpenCVCapture)(stream, timeout)
+    if stream.kind == "file":
+        return FFmpegCapture(stream, timeout)
+    return OpenCVCapture(stream, timeout)
 
 
 class RemoteCapture:
