@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from ..errors import BackendError, InputError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 # Formats whose headers state a duration; that of others is estimated, by bit rate at worst.
 STATES_DURATION = frozenset(("mov", "matroska", "avi", "flv", "asf"))
+# AVFMT_FLAG_GENPTS of libavformat/avformat.h, which PyAV sets.
+GEN_PTS = 1
 # What may be missing of a stated duration, which formats round: seconds and share.
 MISSING_SECONDS, MISSING_SHARE = 0.5, 0.01
 
@@ -47,23 +50,62 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
         av.FFmpegError: FFmpeg cannot open it.
         InputError: the name cannot be a file's.
     """
-    import av
-    from av.container.core import Flags
-
     if "\0" in target:
         raise InputError("not_found", "no file has a NUL character in its name")
-    local = "://" not in target
-    container = av.open(
+    if "://" not in target:
         # A path may look like an address: `cam:1.mp4`.
-        f"file:{target}" if local else target,
-        options={} if local else _options(target, live),
-        timeout=(timeout, timeout),
-        metadata_errors="replace",
-    )
+        return _open(f"file:{target}", {}, timeout)
+    container = _open_address(target, _options(target, live), timeout, live)
     if live:
         # It would hold back packets without a timestamp until a later one has one.
-        container.flags &= ~Flags["gen_pts"].value
+        container.flags &= ~GEN_PTS
     return container
+
+
+def _open(
+    name: str, options: dict[str, str], timeout: float, form: str | None = None
+) -> InputContainer:
+    import av
+
+    limits = (timeout, timeout)
+    return av.open(name, "r", form, options=options, timeout=limits, metadata_errors="replace")
+
+
+def _open_address(
+    address: str, options: dict[str, str], timeout: float, live: bool
+) -> InputContainer:
+    from av.error import InvalidDataError
+
+    begin = time.monotonic()
+    try:
+        return _open(address, options, timeout)
+    except InvalidDataError:
+        left = timeout - (time.monotonic() - begin)
+        if not live or left <= 0 or not address.lower().startswith("http"):
+            raise
+        container = _open_jpegs(address, options, left)
+        if container is None:
+            raise
+        return container
+
+
+def _open_jpegs(address: str, options: dict[str, str], timeout: float) -> InputContainer | None:
+    """Open a server whose parts FFmpeg cannot tell apart: one without a boundary before the first.
+
+    Returns:
+        None if it sends no JPEG.
+    """
+    from av.error import FFmpegError
+
+    try:
+        # One picture tells all there is to know.
+        container = _open(address, {**options, "analyzeduration": "1"}, timeout, "mjpeg")
+    except FFmpegError:
+        return None
+    if container.streams.video and container.streams.video[0].codec_context.width:
+        return container
+    container.close()
+    return None
 
 
 def _options(address: str, live: bool) -> dict[str, str]:
@@ -94,8 +136,7 @@ def select_video(container: InputContainer) -> VideoStream:
     if stream.codec_context is None:
         raise InputError(
             "unsupported",
-            f"its video ({codec_name(stream)}) has no decoder in this FFmpeg: "
-            "convert it to H.264, or install a PyAV that has one",
+            "its video is in a codec that this FFmpeg does not know: convert it to H.264",
         )
     return stream
 
@@ -106,14 +147,6 @@ def describe(container: InputContainer, stream: VideoStream) -> str | None:
     if len(videos) < 2:
         return None
     return f"video stream {videos.index(stream) + 1} of {len(videos)} in it"
-
-
-def codec_name(stream: VideoStream) -> str:
-    """The codec of a stream, as FFmpeg calls its format: `av1`, not `libdav1d`."""
-    context = stream.codec_context
-    if context is None:
-        return stream.codec_tag.strip("\0 ") or "unknown codec"
-    return context.codec.canonical_name
 
 
 def _videos(container: InputContainer) -> list[VideoStream]:

@@ -12,7 +12,6 @@ from ..errors import InputError
 from .address import Stream as Source
 from .container import (
     Length,
-    codec_name,
     describe,
     open_container,
     require_pyav,
@@ -122,7 +121,8 @@ class FFmpegCapture:
             self._container.close()
             raise
         self.note = describe(self._container, self._stream)
-        self._codec = codec_name(self._stream)
+        # The format's name: `av1`, not `libdav1d`.
+        self._codec = self._stream.codec_context.codec.canonical_name
         # Each frame thread would hold a frame back.
         self._stream.thread_type = "SLICE" if stream.live else "AUTO"
         self._stream.thread_count = threads = 1 if stream.live else 0
@@ -136,6 +136,8 @@ class FFmpegCapture:
         self._cut: bool | None = None
         # Timestamps of packets that lack data: not all decoders flag their frames.
         self._lacking: deque[int] = deque(maxlen=64)
+        # Of a transport stream, the last packet before each join is flagged, and whole.
+        self._flags_joins = "mpegts" in self._container.format.name
         self._frames = self._read()
         self._frame: VideoFrame | None = None
         self._deadline = 0.0
@@ -226,7 +228,7 @@ class FFmpegCapture:
                     continue
                 if self._cut is None:
                     self._cut = not packet.is_keyframe
-                if packet.is_corrupt and packet.pts is not None:
+                if packet.is_corrupt and packet.pts is not None and not self._flags_joins:
                     self._lacking.append(packet.pts)
                 if packet.is_discard:
                     self._length.note(packet)

@@ -66,7 +66,7 @@ def _of_server(error: Exception, address: str) -> str:
         return f"{where} gives no video that can be decoded"
     if not _is_known(parts.hostname):
         return f"the name {parts.hostname} is not known"
-    return f"{where}: {reason[:1].lower()}{reason[1:]}"
+    return f"{where} gives no video ({reason[:1].lower()}{reason[1:]})"
 
 
 def _name(parts: SplitResult) -> str:

@@ -1,0 +1,342 @@
+"""What is decoded from files: every kind of video that people have, made here and read whole."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ffd_runtime.errors import InputError
+from ffd_runtime.streams.address import Stream
+from ffd_runtime.streams.container import STATES_DURATION, open_container
+from ffd_runtime.streams.ffmpeg import FFmpegCapture
+
+from ..videos import (
+    Image,
+    bars,
+    moving,
+    number_in,
+    remux,
+    write_audio,
+    write_video,
+)
+
+
+@dataclass
+class Read:
+    """What a file gave: pictures (None for a damaged one), their times, and how it ended."""
+
+    images: list[Image | None]
+    times: list[float]
+    error: InputError | None
+    note: str | None
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number_in(image) for image in self.images if image is not None]
+
+
+def read(path: Path) -> Read:
+    found = Read([], [], None, None)
+    with FFmpegCapture(Stream(str(path), str(path), "file"), 10.0) as capture:
+        found.note = capture.note
+        try:
+            while capture.grab():
+                found.images.append(capture.retrieve())
+                found.times.append(capture.timestamp())
+        except InputError as error:
+            found.error = error
+    return found
+
+
+def refusal(path: Path) -> InputError:
+    """The error of a file that gives no frame."""
+    with pytest.raises(InputError) as refused:
+        read(path)
+    return refused.value
+
+
+def combing(image: Image) -> float:
+    """How much rows differ from the mean of those around them, at most over the columns."""
+    grey = image[4:-4, :, 1].astype(float)
+    return float(np.abs(grey[1:-1] - (grey[:-2] + grey[2:]) / 2).mean(0).max())
+
+
+X264 = {"preset": "ultrafast", "qp": "10"}
+INTERLACED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "h264-tff.mp4": ("libx264", "tff", {"options": X264}),
+    "h264-bff.mkv": ("libx264", "bff", {"options": X264}),
+    "h264-422.ts": ("libx264", "tff", {"options": X264, "pix_fmt": "yuv422p10le"}),
+    "mpeg2-tff.ts": ("mpeg2video", "tff", {"options": {"b": "4M"}}),
+    "mpeg2-bff.mpg": ("mpeg2video", "bff", {"options": {"b": "4M"}}),
+    "mpeg4.avi": ("mpeg4", "tff", {"options": {"b": "4M"}}),
+}
+
+
+@pytest.mark.parametrize("name", INTERLACED)
+def test_an_interlaced_frame_shows_its_first_field(tmp_path: Path, name: str) -> None:
+    codec, fields, options = INTERLACED[name]
+    pictures = list(moving(10, fields == "tff"))
+    assert min(map(combing, pictures)) > 50
+    found = read(write_video(tmp_path / name, pictures, codec, fields=fields, **options))
+    assert found.error is None
+    assert found.times == pytest.approx([n / 25 for n in range(10)], abs=1e-3)
+    for number, image in enumerate(found.images):
+        assert image is not None
+        assert combing(image) < 25
+        # The column, where it is in the field that comes first.
+        assert int(image[..., 1].mean(0).argmax()) // 8 == 2 * number % 20
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "pix_fmt"),
+    [("a.avi", (576, 720), "yuv420p"), ("a.dv", (576, 720), "yuv420p")],
+)
+def test_dv(tmp_path: Path, name: str, size: tuple[int, int], pix_fmt: str) -> None:
+    pictures = [bars(number, size[1], size[0]) for number in range(4)]
+    path = write_video(tmp_path / name, pictures, "dvvideo", pix_fmt=pix_fmt)
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).interlaced_frame
+    found = read(path)
+    assert (found.numbers, found.error) == ([0, 1, 2, 3], None)
+
+
+def test_fields_that_are_alike_lose_nothing(tmp_path: Path) -> None:
+    # Films are broadcast so: interlaced by name, still in effect.
+    noise = np.random.default_rng(0).integers(60, 200, (48, 96, 1), np.uint8)
+    picture = noise.repeat(2, 0).repeat(2, 1).repeat(3, 2)
+    options = {**X264, "qp": "1"}
+    path = write_video(tmp_path / "a.mp4", [picture] * 6, fields="tff", options=options)
+    # The first apart, which the filter cannot compare with one before.
+    for image in read(path).images[1:]:
+        assert image is not None
+        assert np.abs(image.astype(int) - picture).mean() < 6
+
+
+def test_parameters_change_in_mid_stream(tmp_path: Path) -> None:
+    parts: list[tuple[dict[str, Any], tuple[int, int]]] = [
+        ({}, (192, 96)),
+        ({"fields": "tff"}, (192, 96)),
+        ({"fields": "bff"}, (384, 192)),
+        ({"pix_fmt": "yuv422p"}, (384, 192)),
+        ({}, (96, 48)),
+    ]
+    joined = tmp_path / "joined.ts"
+    numbers = itertools.count()
+    with joined.open("wb") as file:
+        for part, (options, size) in enumerate(parts):
+            pictures = [bars(next(numbers), *size) for _ in range(8)]
+            file.write(write_video(tmp_path / f"{part}.ts", pictures, **options).read_bytes())
+    found = read(joined)
+    assert found.error is None
+    assert found.numbers == list(range(40))
+    assert [image.shape[1] for image in found.images[::8] if image is not None] == [
+        size[0] for _, size in parts
+    ]
+    assert found.times == pytest.approx([n / 25 for n in range(40)], abs=0.01)
+
+
+def test_a_stream_that_is_interlaced_now_and_then(tmp_path: Path) -> None:
+    joined = tmp_path / "joined.ts"
+    with joined.open("wb") as file:
+        for part in range(4):
+            pictures = [bars(8 * part + number) for number in range(8)]
+            fields = "tff" if part % 2 else None
+            file.write(write_video(tmp_path / f"{part}.ts", pictures, fields=fields).read_bytes())
+    found = read(joined)
+    assert (found.numbers, found.error) == (list(range(32)), None)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.mkv"])
+def test_av1(tmp_path: Path, name: str) -> None:
+    pictures = [bars(number) for number in range(4)]
+    options = {"preset": "12", "svtav1-params": "enable-stat-report=0"}
+    found = read(write_video(tmp_path / name, pictures, "libsvtav1", options=options))
+    assert (found.numbers, found.error) == ([0, 1, 2, 3], None)
+
+
+def test_video_that_has_no_decoder_is_not_called_broken(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", [bars(0)] * 3, "mpeg4")
+    # A codec that nobody knows.
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZ01"))
+    refused = refusal(path)
+    assert refused.code == "unsupported"
+    assert "convert it to H.264" in refused.message
+
+
+@pytest.mark.parametrize("start", [0.4, 3.0, 100.0])
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.ts", "a.mp4"])
+def test_a_file_need_not_begin_at_zero(tmp_path: Path, name: str, start: float) -> None:
+    codec = "libvpx-vp9" if name == "a.webm" else "libx264"
+    pictures = [bars(number) for number in range(40)]
+    options = {"g": "20", **({"deadline": "realtime"} if name == "a.webm" else {"bf": "0"})}
+    path = write_video(tmp_path / name, pictures, codec, start=start, options=options)
+    found = read(path)
+    assert found.error is None
+    assert found.numbers == list(range(40))
+    assert found.times == pytest.approx([n / 25 for n in range(40)], abs=2e-3)
+
+
+@pytest.mark.parametrize("start", [0.0, 3.0, 100.0])
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi", "a.flv"])
+def test_one_that_ends_early_is_truncated(tmp_path: Path, name: str, start: float) -> None:
+    if start and name != "a.mkv":
+        pytest.skip("only Matroska keeps its start")
+    codec = "flv" if name == "a.flv" else "mpeg4"
+    options = {"g": "1", "b": "4M"}
+    path = write_video(tmp_path / name, map(bars, range(60)), codec, start=start, options=options)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    found = read(path)
+    assert 10 < len(found.numbers) < 50
+    assert found.error is not None
+    assert found.error.code == "truncated"
+    assert "of 2.4 s" in found.error.message
+
+
+def test_sound_that_goes_on_after_the_picture_is_no_truncation(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        video: Any = container.add_stream("mpeg4", rate=25)
+        video.width, video.height, video.pix_fmt = 192, 96, "yuv420p"
+        audio: Any = container.add_stream("aac", rate=8000)
+        frame = av.VideoFrame.from_ndarray(bars(1), "bgr24")
+        container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 40000), np.float32), "fltp", "mono")
+        silence.sample_rate = 8000
+        container.mux(audio.encode(silence))
+        container.mux(audio.encode(None))
+    found = read(path)
+    assert (found.numbers, found.error) == ([1], None)
+
+
+def test_of_two_video_streams_one_is_read_and_it_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        streams: list[Any] = [container.add_stream("mpeg4", rate=25) for _ in range(2)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 192, 96, "yuv420p"
+        for number, stream in enumerate(streams, 1):
+            frame = av.VideoFrame.from_ndarray(bars(number), "bgr24")
+            container.mux(stream.encode(frame) + stream.encode(None))
+    found = read(path)
+    assert len(found.numbers) == 1
+    assert found.note == f"video stream {found.numbers[0]} of 2 in it"
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.mp4"])
+def test_a_cover_picture_is_no_video(tmp_path: Path, name: str) -> None:
+    refused = refusal(write_audio(tmp_path / name, bars(3)))
+    assert (refused.code, refused.message) == (
+        "unsupported",
+        "no video: it is audio with a cover picture",
+    )
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    refused = refusal(write_audio(tmp_path / "a.mp4"))
+    assert (refused.code, refused.message) == ("unsupported", "no video in it, only audio")
+
+
+@pytest.mark.parametrize("codec", ["mjpeg", "libx264"])
+def test_a_damaged_frame_is_left_out_and_counted(tmp_path: Path, codec: str) -> None:
+    options = {"g": "1"} if codec == "libx264" else {}
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = tmp_path / "a.mkv"
+    write_video(path, map(bars, range(12)), codec, pix_fmt=pix_fmt, options=options)
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for number in (5, 6):
+        at = data.index(packets[number]) + len(packets[number]) // 3
+        data[at : at + len(packets[number]) // 2] = bytes(len(packets[number]) // 2)
+    path.write_bytes(data)
+    found = read(path)
+    assert found.numbers == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]
+    assert found.error is not None
+    assert found.error.code == "corrupt"
+    assert found.error.message == "2 of 12 frames could not be decoded"
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mpeg2video", "libvpx-vp9"])
+def test_a_recording_that_begins_between_key_frames(tmp_path: Path, codec: str) -> None:
+    path = write_video(
+        tmp_path / "whole.mkv", map(bars, range(30)), codec, options={"g": "10", "bf": "0"}
+    )
+    with av.open(str(path)) as container:
+        keys = [n for n, packet in enumerate(container.demux(video=0)) if packet.is_keyframe]
+    found = read(remux(path, tmp_path / "cut.mkv", skip=4))
+    assert found.error is None
+    # None is made of what went before.
+    assert found.numbers == list(range(next(key for key in keys if key >= 4), 30))
+
+
+def matrix(a: int, b: int, c: int, d: int) -> bytes:
+    one = 1 << 16
+    return struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+
+
+TURNS: dict[tuple[int, int, int, int], Callable[[Image], Any]] = {
+    (0, 1, -1, 0): lambda image: np.rot90(image, -1),
+    (-1, 0, 0, -1): lambda image: np.rot90(image, 2),
+    (0, -1, 1, 0): lambda image: np.rot90(image, 1),
+    (-1, 0, 0, 1): lambda image: image[:, ::-1],
+    (1, 0, 0, -1): lambda image: image[::-1],
+    (0, 1, 1, 0): lambda image: image.swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=str)
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_phone_video_is_upright(
+    tmp_path: Path, turn: tuple[int, int, int, int], interlaced: bool
+) -> None:
+    picture = np.zeros((96, 192, 3), np.uint8)
+    picture[:48, :96], picture[48:, :96], picture[:48, 96:] = 255, 128, 64
+    fields = "tff" if interlaced else None
+    path = write_video(tmp_path / "a.mp4", [picture] * 3, fields=fields, options={"qp": "5"})
+    data = path.read_bytes()
+    # In the track header; the movie header before it has one too.
+    at = data.index(matrix(1, 0, 0, 1), data.index(b"tkhd"))
+    path.write_bytes(data[:at] + matrix(*turn) + data[at + 36 :])
+    expected = TURNS[turn](picture).astype(int)
+    for image in read(path).images:
+        assert image is not None
+        assert image.shape == expected.shape
+        assert image.flags.c_contiguous
+        assert np.abs(image - expected).mean() < 8
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(1, 100),
+    st.integers(1, 100),
+    st.sampled_from(["yuv420p", "yuv422p", "yuv444p", "gray", "bgr0", "yuv420p10le"]),
+)
+def test_any_size_and_pixel_format(tmp_path: Path, width: int, height: int, pix_fmt: str) -> None:
+    picture = np.full((height, width, 3), (60, 120, 180), np.uint8)
+    if pix_fmt == "gray":
+        picture[:] = 120
+    found = read(write_video(tmp_path / "a.mkv", [picture] * 2, "ffv1", pix_fmt=pix_fmt))
+    assert found.error is None
+    for image in found.images:
+        assert image is not None
+        assert image.shape == picture.shape
+        assert np.abs(image.astype(int) - picture).max() <= 6
+
+
+def test_only_formats_that_state_their_duration_are_held_to_it(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.m2v", map(bars, range(30)), "mpeg2video")
+    with open_container(str(path), 1.0, live=False) as container:
+        assert STATES_DURATION.isdisjoint(container.format.name.split(","))
+    assert read(path).error is None
