@@ -72,7 +72,7 @@ def wants_streams(sources: Sequence[str], options: dict[str, Any]) -> bool:
         click.UsageError: some are and some are not, or an option is not for what they are.
     """
     from ..redact import redact
-    from ..streams.address import is_stream, is_video_file
+    from ..streams.address import is_named_video, is_stream, is_video_file
 
     if options["gst"]:
         return _check_options(True, options)
@@ -88,6 +88,9 @@ def wants_streams(sources: Sequence[str], options: dict[str, Any]) -> bool:
         raise click.UsageError(
             f"{redact(others[0])} is no stream: run pictures and streams one after the other"
         )
+    for source in () if others else sources:
+        if is_video_file(source) and not is_named_video(source):
+            say(f"{source} is a video by its content")
     return _check_options(not others, options)
 
 

@@ -11,10 +11,11 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from ..redact import redact
+from .content import ENOUGH, is_video
 
 Kind = Literal["file", "camera", "server", "pipeline"]
 
-# What OpenCV's FFmpeg can play from a network, besides http.
+# What FFmpeg can play from a network, besides http.
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
 WEB = ("http", "https")
 FILE_ENDINGS = tuple(
@@ -23,6 +24,11 @@ FILE_ENDINGS = tuple(
 # In a path of this machine a video without timestamps; at an address, a camera.
 MJPEG_ENDINGS = (".mjpeg", ".mjpg")
 PLAYLIST_ENDINGS = (".m3u8", ".mpd")
+# Files that are pictures by name: they are not opened to see whether they are videos.
+PICTURE_ENDINGS = tuple(
+    ".avif .bmp .dng .gif .heic .heif .jpe .jpeg .jpg .jxl .pgm .png .pnm .ppm .tif .tiff"
+    " .webp".split()
+)
 
 _NAMED = re.compile(r"\s*([^/=]*[^/=\s])\s*=\s*(?=[a-z][a-z0-9+.-]*://|/dev/|\d+$)", re.IGNORECASE)
 
@@ -66,8 +72,15 @@ def is_stream(source: str, web: bool = False) -> bool:
 
 
 def is_video_file(path: str) -> bool:
-    """Whether a source is a file of this machine that is called like a video."""
-    return path.lower().endswith(FILE_ENDINGS + MJPEG_ENDINGS) and _is_file(path)
+    """Whether a source is a file of this machine that is a video: by name, or by content."""
+    if not _is_file(path):
+        return False
+    return is_named_video(path) or _holds_video(path)
+
+
+def is_named_video(path: str) -> bool:
+    """Whether a path is called like a video."""
+    return path.lower().endswith(FILE_ENDINGS + MJPEG_ENDINGS)
 
 
 def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
@@ -130,6 +143,16 @@ def _is_camera(text: str) -> bool:
 
 def _camera(text: str) -> str | int:
     return int(text) if text.isdigit() else text
+
+
+def _holds_video(path: str) -> bool:
+    if path.lower().endswith(PICTURE_ENDINGS):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return is_video(file.read(ENOUGH))
+    except OSError:
+        return False
 
 
 def _is_file(path: str) -> bool:

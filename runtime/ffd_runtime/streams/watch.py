@@ -130,6 +130,8 @@ class Watch:
         text = f"{health.source}: {health.analysed} of {health.frames} frames"
         if health.dropped:
             text += f", {health.dropped} dropped"
+        if health.undecoded:
+            text += f", {health.undecoded} damaged"
         if self._whole:
             return text
         tally = self._sources[health.source].tally
@@ -212,5 +214,6 @@ def _sentence(health: Health, said: Health) -> str | None:
         unsaid = f"{health.broken.message}; " if said.state != "waiting" and health.broken else ""
         return f"{unsaid}back after {health.outage:.1f} s"
     if health.state == "playing" and health.size:
-        return f"playing, {health.size[0]}x{health.size[1]}"
+        note = f", {health.note}" if health.note else ""
+        return f"playing, {health.size[0]}x{health.size[1]}{note}"
     return None
