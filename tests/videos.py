@@ -136,3 +136,16 @@ def write_audio(path: Path, cover: Image | None = None) -> Path:
         container.mux(audio.encode(silence))
         container.mux(audio.encode(None))
     return path
+
+
+def write_two_videos(path: Path, *pictures: Image) -> Path:
+    """A video stream of one frame for each picture, in one file."""
+    with av.open(str(path), "w") as container:
+        streams: list[Any] = [container.add_stream("mpeg4", rate=RATE) for _ in pictures]
+        for stream, picture in zip(streams, pictures, strict=True):
+            stream.height, stream.width = picture.shape[:2]
+            stream.pix_fmt = "yuv420p"
+        for stream, picture in zip(streams, pictures, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, "bgr24")
+            container.mux(stream.encode(frame) + stream.encode(None))
+    return path

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 
 from ..conftest import load, picture
 from ..servers import RtspServer, free_port, rtsp, say_nothing, send_pictures, serving
+from ..videos import write_audio, write_two_videos, write_video
 
 # Real time passes in it.
 pytestmark = pytest.mark.alone
@@ -75,6 +77,47 @@ def test_a_video_file_gives_a_row_a_frame(clip: Path, colour_model: Path, tmp_pa
     assert [int(row["frame"]) for row in written] == list(range(FRAMES))
     assert written[-1]["track_label"] == "groundtruth"
     assert f"{FRAMES} of {FRAMES} frames" in err
+
+
+@pytest.mark.parametrize("fields", ["tff", "bff"])
+def test_an_interlaced_video_without_a_name_has_its_verdicts(
+    fields: str, colour_model: Path, tmp_path: Path
+) -> None:
+    pictures = [picture("red", 120, 160, seed=number) for number in range(5)]
+    path = write_video(tmp_path / "a.mp4", pictures, fields=fields).rename(tmp_path / "recording")
+    code, rows, err = run(path, "--no-faces", "--model", colour_model)
+    assert code == 0, err
+    assert [row["label"] for row in rows] == ["generated"] * 5
+    assert [row["time"] for row in rows] == [0.0, 0.04, 0.08, 0.12, 0.16]
+    assert f"{path} is a video by its content" in err
+
+
+def test_what_could_not_be_decoded_is_a_row(colour_model: Path, tmp_path: Path) -> None:
+    pictures = [picture("red", 120, 160, seed=number) for number in range(6)]
+    path = write_video(tmp_path / "a.avi", pictures, "mjpeg", pix_fmt="yuvj420p")
+    data = path.read_bytes()
+    # Most of the third picture.
+    begin = [found.start() for found in re.finditer(b"\xff\xd8\xff", data)][2]
+    path.write_bytes(data[:begin] + b"?" * 2000 + data[begin + 2000 :])
+    code, rows, err = run(path, "--no-faces", "--model", colour_model)
+    assert code == 3
+    assert [row["frame"] for row in rows] == [0, 1, 3, 4, 5, None]
+    assert rows[-1]["error"] == {
+        "code": "corrupt",
+        "message": "1 of 6 frames could not be decoded",
+    }
+    assert "6 frames, 1 damaged" in err
+
+
+def test_why_a_file_has_no_video_or_more_than_one(colour_model: Path, tmp_path: Path) -> None:
+    sound = write_audio(tmp_path / "song.mp4", picture("red", 120, 160))
+    code, rows, _ = run(sound, "--no-faces", "--model", colour_model)
+    assert (code, rows[0]["error"]["code"]) == (3, "unsupported")
+    assert rows[0]["error"]["message"] == "no video: it is audio with a cover picture"
+    two = write_two_videos(tmp_path / "two.mkv", picture("red"), picture("blue"))
+    code, rows, err = run(two, "--no-faces", "--model", colour_model)
+    assert (code, len(rows)) == (0, 1)
+    assert f"{two}: 1 of 1 frames, video stream 1 of 2 in it" in err
 
 
 def test_events_are_the_changes_alone(clip: Path, colour_model: Path) -> None:

@@ -132,6 +132,8 @@ class Watch:
             text += f", {health.dropped} dropped"
         if health.undecoded:
             text += f", {health.undecoded} damaged"
+        if health.note:
+            text += f", {health.note}"
         if self._whole:
             return text
         tally = self._sources[health.source].tally
