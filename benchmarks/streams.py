@@ -38,7 +38,7 @@ FPS = 25
 class Camera:
     """Portraits that move over a grey frame."""
 
-    note = None
+    note: str | None = None
     broken = 0
 
     def __init__(self, portrait: npt.NDArray[np.uint8], faces: int, frames: int) -> None:

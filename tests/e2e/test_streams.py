@@ -101,11 +101,10 @@ def test_what_could_not_be_decoded_is_a_row(colour_model: Path, tmp_path: Path) 
     path.write_bytes(data[:begin] + b"?" * 2000 + data[begin + 2000 :])
     code, rows, err = run(path, "--no-faces", "--model", colour_model)
     assert code == 3
-    assert [row["frame"] for row in rows] == [0, 1, 3, 4, 5, None]
-    assert rows[-1]["error"] == {
-        "code": "corrupt",
-        "message": "1 of 6 frames could not be decoded",
-    }
+    assert [row["frame"] for row in rows if not row["error"]] == [0, 1, 3, 4, 5]
+    assert [row["error"] for row in rows if row["error"]] == [
+        {"code": "corrupt", "message": "1 of 6 frames could not be decoded"}
+    ]
     assert "6 frames, 1 damaged" in err
 
 

@@ -183,7 +183,7 @@ def test_a_file_that_ends_early_is_no_silent_success(tmp_path: Path, share: floa
 class Synthetic:
     """A camera that gives frames at a rate, or as fast as it is asked."""
 
-    note = None
+    note: str | None = None
     broken = 0
 
     def __init__(self, gap: float, frames: int) -> None:
