@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from ..redact import redact
+from ..sources.kinds import is_called_picture
 from .content import ENOUGH, is_video
 
 Kind = Literal["file", "camera", "server", "pipeline"]
@@ -24,11 +25,6 @@ FILE_ENDINGS = tuple(
 # In a path of this machine a video without timestamps; at an address, a camera.
 MJPEG_ENDINGS = (".mjpeg", ".mjpg")
 PLAYLIST_ENDINGS = (".m3u8", ".mpd")
-# Files that are pictures by name: they are not opened to see whether they are videos.
-PICTURE_ENDINGS = tuple(
-    ".avif .bmp .dng .gif .heic .heif .jpe .jpeg .jpg .jxl .pgm .png .pnm .ppm .tif .tiff"
-    " .webp".split()
-)
 
 _NAMED = re.compile(r"\s*([^/=]*[^/=\s])\s*=\s*(?=[a-z][a-z0-9+.-]*://|/dev/|\d+$)", re.IGNORECASE)
 
@@ -146,7 +142,7 @@ def _camera(text: str) -> str | int:
 
 
 def _holds_video(path: str) -> bool:
-    if path.lower().endswith(PICTURE_ENDINGS):
+    if is_called_picture(path):
         return False
     try:
         with open(path, "rb") as file:
