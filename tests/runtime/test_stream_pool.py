@@ -33,8 +33,8 @@ Verdicts = list[tuple[list[Result], float]]
 class Scripted:
     """A source that gives as many frames as it is allowed, and ends after `frames`."""
 
-    fps = 25.0
-    count = 0
+    note: str | None = None
+    broken = 0
     waited = 1.0
 
     def __init__(self, frames: int, allowed: int | None = None) -> None:
@@ -52,7 +52,7 @@ class Scripted:
         return True
 
     def timestamp(self) -> float:
-        return self.number / self.fps
+        return self.number / 25.0
 
     def retrieve(self) -> Image:
         return np.full((4, 4, 3), self.number % 256, np.uint8)

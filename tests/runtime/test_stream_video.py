@@ -399,7 +399,7 @@ def test_a_live_stream_may_become_interlaced(tmp_path: Path) -> None:
     with serving(sending(data)) as port:
         address = f"http://127.0.0.1:{port}/live"
         with FFmpegCapture(Stream("live", address, "server"), 1.0) as capture:
-            numbers = []
+            numbers: list[int] = []
             # The last ones wait for what follows.
             while capture.grab() and len(numbers) < 40:
                 image = capture.retrieve()

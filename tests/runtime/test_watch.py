@@ -192,8 +192,8 @@ def test_changes_alone(colour_model: Path, tmp_path: Path) -> None:
 class Flaky:
     """A camera that breaks after some frames, and is back at once."""
 
-    fps = 0.0
-    count = 0
+    note: str | None = None
+    broken = 0
 
     def __init__(self) -> None:
         self.left = 10
