@@ -3,10 +3,12 @@
 Usage:
     python benchmarks/unseen.py DATA --name NAME [--fold a ...] [-- OPTIONS OF ffd-train]
     python benchmarks/unseen.py DATA --run runs/RUN
+    python benchmarks/unseen.py DATA --embedded SOURCE [--embedded SOURCE ...]
 
 The first form trains a network for each fold of unseen.toml without the fold's sources, and
-resumes a training that was interrupted. The second form measures a run that exists. Both measure
-every source that has no picture in the run's training split, and print a CSV table.
+resumes a training that was interrupted. The second form measures a run that exists, the third the
+embedded model, whose sources of training are named. Each measures every source that has no picture
+in the training split of the model, and prints a CSV table.
 
 Columns: `auc` is the ROC-AUC of a generated source against all photographs of the validation split
 and of unseen sources. `called_generated`, `unsure` and `called_photograph` are shares of the
@@ -22,7 +24,7 @@ import csv
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from machine import describe
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
+from ffd_runtime import Classifier
 from ffd_runtime.card import ModelCard
 from ffd_train.calibrate import fit_threshold
 from ffd_train.checkpoint import load_checkpoint
@@ -80,15 +83,38 @@ def train_fold(data: Path, run: Path, sources: Iterable[str], options: list[str]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
-def score_unseen(data: FaceData, run: Path) -> tuple[list[Scored], Floats, ModelCard]:
-    """Scores of the sources that a run did not train on.
-
-    Returns:
-        The scores by source; those of the seen photographs in the validation split; the card.
-    """
+def score_run(data: FaceData, run: Path) -> tuple[list[Scored], Floats, ModelCard]:
+    """Scores of the sources that a run did not train on; see `score_unseen`."""
     net, card = load_checkpoint(run / "best.safetensors")
     settings = Settings.from_json((run / "settings.json").read_text())
     seen = {s.source for s in data.split("train")} - set(settings.leave_out)
+
+    def score(samples: list[Sample]) -> Floats:
+        logits = predict_logits(net, data, samples, card.preprocess)
+        return expit((logits[:, 0] - logits[:, 1]) / card.temperature)
+
+    return *score_unseen(data, seen, score), card
+
+
+def score_embedded(data: FaceData, seen: set[str | None]) -> tuple[list[Scored], Floats, ModelCard]:
+    """Scores by the embedded model, which was trained on the sources `seen`; see `score_unseen`."""
+    with Classifier.open(device="cpu") as classifier:
+
+        def score(samples: list[Sample]) -> Floats:
+            rows = classifier.classify_items(data.item(sample) for sample in samples)
+            return np.array([row.score for row in rows], np.float64)
+
+        return *score_unseen(data, seen, score), classifier.card
+
+
+def score_unseen(
+    data: FaceData, seen: set[str | None], score: Callable[[list[Sample]], Floats]
+) -> tuple[list[Scored], Floats]:
+    """Score every source that a model did not train on.
+
+    Returns:
+        The scores by source; those of the seen photographs in the validation split.
+    """
     groups: dict[str, list[Sample]] = {}
     for sample in data.samples:
         if sample.source and sample.source not in seen:
@@ -96,13 +122,8 @@ def score_unseen(data: FaceData, run: Path) -> tuple[list[Scored], Floats, Model
     for source, samples in groups.items():
         groups[source] = sorted(samples, key=lambda sample: sample.sha256)[:MAX_IMAGES]
     photographs = [s for s in data.split("val") if s.label == 1 and s.source in seen]
-
-    def scores(samples: list[Sample]) -> Floats:
-        logits = predict_logits(net, data, samples, card.preprocess)
-        return expit((logits[:, 0] - logits[:, 1]) / card.temperature)
-
-    by_source = [Scored(n, s[0].label == 0, scores(s)) for n, s in sorted(groups.items())]
-    return by_source, scores(photographs), card
+    by_source = [Scored(n, s[0].label == 0, score(s)) for n, s in sorted(groups.items())]
+    return by_source, score(photographs)
 
 
 def tabulate(
@@ -158,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--run", type=Path, action="append", default=[])
+    parser.add_argument("--embedded", metavar="SOURCE", action="append", default=[])
     parser.add_argument("--name", help="of the experiment; its runs are runs/NAME-FOLD")
     parser.add_argument("--fold", action="append", help="of unseen.toml; all, if not given")
     arguments = parser.parse_args(own)
@@ -168,12 +190,15 @@ def main() -> None:
             run = Path("runs", f"{arguments.name}-{fold}")
             train_fold(arguments.data, run, folds[fold]["sources"], options)
             runs.append(run)
-    if not runs:
-        parser.error("give --name to train the folds, or --run to measure a run")
+    if not runs and not arguments.embedded:
+        parser.error("give --name to train the folds, --run to measure a run, or --embedded")
     data = scan(arguments.data, ("train", "val"))
     rows = []
     for run in runs:
-        rows += tabulate(run.name, *score_unseen(data, run))
+        rows += tabulate(run.name, *score_run(data, run))
+    if arguments.embedded:
+        scored = score_embedded(data, set(arguments.embedded))
+        rows += tabulate(scored[-1].name, *scored)
     write(rows)
 
 
