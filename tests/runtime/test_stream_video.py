@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from ffd_runtime.errors import BackendError, InputError
 from ffd_runtime.streams import container
 from ffd_runtime.streams.address import Stream, is_video_file
+from ffd_runtime.streams.convert import Converter
 from ffd_runtime.streams.ffmpeg import FFmpegCapture
 from ffd_runtime.streams.remote import RemoteCapture
 
@@ -495,3 +496,35 @@ def test_without_pyav_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(BackendError, match="pip install av"):
         read(path)
+
+
+@given(st.integers(0, 19), st.integers(0, 20), st.integers(0, 25), st.integers(0, 2))
+def test_any_colour_space_is_converted(
+    matrix: int, primaries: int, transfer: int, span: int
+) -> None:
+    picture = np.full((32, 48, 3), (60, 120, 180), np.uint8)
+    frame = av.VideoFrame.from_ndarray(picture, "bgr24").reformat(format="yuv420p")
+    frame.colorspace, frame.color_range = matrix, span
+    frame.color_primaries, frame.color_trc = primaries, transfer
+    image = Converter()(frame)
+    assert image is not None
+    assert image.flags.c_contiguous
+    # Another matrix or range shifts the colours.
+    assert np.abs(image.astype(int) - picture).max() < 50
+
+
+@pytest.mark.parametrize("matrix", [1, 5])
+def test_the_matrix_of_a_video_is_applied(matrix: int) -> None:
+    picture = np.full((32, 48, 3), (60, 120, 180), np.uint8)
+    frame = av.VideoFrame.from_ndarray(picture, "bgr24")
+    frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
+    frame.colorspace = matrix
+    image = Converter()(frame)
+    assert image is not None
+    assert np.abs(image.astype(int) - picture).max() <= 3
+
+
+def test_frames_that_are_kept_stay_as_they_were(tmp_path: Path) -> None:
+    # The converter's memory is used again.
+    kept = read(write_video(tmp_path / "a.mp4", map(bars, range(40)))).images
+    assert [number_in(image) for image in kept if image is not None] == list(range(40))

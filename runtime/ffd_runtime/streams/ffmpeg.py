@@ -128,7 +128,7 @@ class FFmpegCapture:
         self._stream.thread_count = threads = 1 if stream.live else 0
         assert self._stream.time_base
         self._deinterlacer = Deinterlacer(self._stream.time_base, threads)
-        self._convert = Converter(threads)
+        self._convert = Converter()
         self._length = Length(self._container, self._stream)
         self._clock = _Clock(self._stream, stream.live)
         self._keyed = self._stream.codec_context.codec.name not in PAINTERS
