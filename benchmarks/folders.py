@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ import numpy as np
 from machine import describe
 
 from ffd_runtime import Classifier
+from ffd_runtime.backends import EMBEDDED
 from ffd_runtime.bench import FRESH, measure_cold_start
 from ffd_runtime.decode import decode, read_file
 from ffd_runtime.preprocess import preprocess
@@ -64,6 +66,25 @@ def throughput(classifier: Classifier, items: list[Item], rounds: int) -> tuple[
     times = [[seconds(part) for part in parts] for _ in range(rounds)]
     *stages, whole = (statistics.median(column) for column in zip(*times, strict=True))
     return len(items) / whole, len(items) / sum(stages)
+
+
+def against_fp32(items: list[Item], rounds: int) -> tuple[float, float]:
+    """Images a second end to end: the embedded model that a CPU takes, and the FP32 one."""
+    with (
+        Classifier.open(device="cpu", batch=BATCH) as default,
+        Classifier.open(EMBEDDED, backend="onnxruntime", device="cpu", batch=BATCH) as fp32,
+    ):
+
+        def classify(classifier: Classifier) -> None:
+            rows = list(classifier.classify_items(items))
+            assert all(row.label for row in rows), "a picture could not be read"
+
+        pair = (default, fp32)
+        for classifier in pair:
+            classify(classifier)
+        times = [[seconds(partial(classify, one)) for one in pair] for _ in range(rounds)]
+    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    return len(items) / ours, len(items) / theirs
 
 
 def preprocessing(classifier: Classifier, items: list[Item], rounds: int) -> tuple[float, float]:
@@ -149,6 +170,11 @@ def main() -> None:
             preprocessing(classifier, items, 4 * rounds),
             "<= 1.10",
         )
+    report(
+        "images a second by the embedded model of a CPU / by the FP32 one with onnxruntime",
+        against_fp32(items, rounds),
+        ">= 1.6",
+    )
     report(
         "cold ffd-run to first verdict ms / bare imports and session and run ms",
         cold_start(items[0], 4 * rounds),

@@ -23,7 +23,7 @@ from .difference import compare_layers, describe
 from .engine import MODULES, Builder, Engine, Progress, build_engine
 from .fp16 import find_overflows, to_fp16
 from .images import Images
-from .int8 import OPERATORS_OF, choose, choose_kept, quantise, require_layers
+from .int8 import OPERATORS_OF, WEIGHT_BITS, choose, choose_kept, quantise, require_layers
 from .layers import LayerTypes, layers_of, types_of
 from .onnx_file import read_onnx, to_bytes
 from .parity import NOT_VERIFIED, Parity, classify, compare
@@ -318,6 +318,7 @@ def _convert_int8(
     say(f"calibrated on {images.describe()}, ranges by {best.method}")
     return quantised, kept, {
         "target": wish.target,
+        "weight_bits": WEIGHT_BITS[wish.target],
         "calibration": best.method,
         "calibration_images": len(images),
     }  # fmt: skip

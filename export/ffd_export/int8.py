@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,22 @@ from .candidate import classify_candidate
 from .images import Images
 from .layers import ends_of, layers_of
 from .parity import Parity, compare
+from .pixels import can_fold, fold_scaling, read_pixels
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 TARGETS = ("cpu", "tensorrt")
+# Of the weights of matrix products: with 7, no kernel of any CPU saturates; see `quantise`.
+WEIGHT_BITS = {"cpu": 7, "tensorrt": 8}
 # onnxruntime's CPU kernels run a whole chain in 8 bits. TensorRT fuses an activation into the
 # convolution before it, which a Q/DQ pair between the two would forbid; and it carries a residual
 # branch in 8 bits by itself, as that shares its Q/DQ with a convolution.
 OPERATORS_OF = {"cpu": ["Conv", "Add", "Relu", "Clip", "MaxPool"], "tensorrt": ["Conv"]}
 # Channels a group that onnxruntime's 8-bit kernel is fastest with; benchmarks/export.py measures.
 GROUP_CHANNELS = 32
+# Of a weight by output channel, for onnxruntime's quantizer.
+FULL_RANGE = {"axis": 0, "reduce_range": False}
 # Images that tell what each single layer costs.
 FEW = 32
 
@@ -49,9 +55,14 @@ def quantise(
 ) -> ModelProto:
     """Insert Q/DQ pairs: weights int8 by channel; activations uint8 for the CPU, else int8.
 
-    The first layer and the classifier stay FP32. Rounded to one grid for three channels, the image
-    loses the very noise that generators are told by; and the classifier's error would be the
-    score's own. Both take little of the time.
+    For the CPU, weights lie in -64 to 64, so that scores are the same on every CPU: x86 CPUs
+    without VNNI add two products of a uint8 activation and a weight in 16 bits, and larger weights
+    saturate that sum (onnxruntime.ai, "Quantize ONNX Models", U8S8 and `reduce_range`). Depthwise
+    convolutions keep the full range: their kernels add in 32 bits.
+
+    The classifier stays FP32: its error would be that of the score. For TensorRT, the first layer
+    does too: three channels rounded to one grid lose the noise by which generated images are found.
+    For the CPU, it reads the pixels as they are.
 
     Args:
         model: of the graph contract, FP32, nodes named; not changed.
@@ -64,29 +75,39 @@ def quantise(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
-    copy = _copy(model)
-    if target == "cpu":
-        merge_groups(copy)
+    changed = _copy(model)
     on_cpu = target == "cpu"
+    excluded = {*edges_of(model, target), *keep}
+    pixels = ""
+    if on_cpu:
+        merge_groups(changed)
+        first = set(ends_of(model.graph).first)
+        if not first & excluded and (only is None or only in first):
+            pixels, zero = fold_scaling(changed)
+            ranges = _with_range(ranges, pixels, -zero, 255 - zero)
+    whole = depthwise_weights(changed)
     quantizer = QDQQuantizer(
-        save_and_reload_model_with_shape_infer(copy),
+        save_and_reload_model_with_shape_infer(changed),
         per_channel=True,
-        reduce_range=False,
+        reduce_range=WEIGHT_BITS[target] == 7,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8 if on_cpu else QuantType.QInt8,
         tensors_range=ranges,
         nodes_to_quantize=[only] if only else [],
-        nodes_to_exclude=[*edges_of(model), *keep],
+        nodes_to_exclude=sorted(excluded),
         op_types_to_quantize=OPERATORS_OF[target],
         extra_options={
             "ActivationSymmetric": not on_cpu,
             "QuantizeBias": on_cpu,
             "OpTypesToExcludeOutputQuantization": [] if on_cpu else ["Conv"],
+            "TensorQuantOverrides": {weight: [FULL_RANGE] for weight in whole if on_cpu},
         },
     )
     quantizer.quantize_model()
-    quantizer.model.topological_sort()
     made: ModelProto = quantizer.model.model
+    if pixels:
+        read_pixels(made, pixels)
+    quantizer.model.topological_sort()
     return made
 
 
@@ -142,7 +163,7 @@ def find_sensitive(
         Names and costs, the costliest first.
     """
     costs = []
-    for name in quantisable(model):
+    for name in quantisable(model, target):
         alone = quantise(model, target, ranges, only=name)
         rows = classify_candidate(alone, card, images)
         costs.append((name, compare(reference, rows, images, card).mean))
@@ -197,9 +218,9 @@ def choose_kept(
     return names[:fewest]
 
 
-def quantisable(model: ModelProto) -> list[str]:
-    """Layers that quantisation touches: every convolution but the first."""
-    edges = edges_of(model)
+def quantisable(model: ModelProto, target: str) -> list[str]:
+    """Layers that quantisation for a target touches: every convolution but its edges."""
+    edges = edges_of(model, target)
     return [
         node.name
         for node in layers_of(model.graph)
@@ -207,10 +228,21 @@ def quantisable(model: ModelProto) -> list[str]:
     ]
 
 
-def edges_of(model: ModelProto) -> set[str]:
-    """The layer that reads the image, and the one that makes the logits."""
+def edges_of(model: ModelProto, target: str) -> set[str]:
+    """The layer that makes the logits, and the one that reads the image unless as pixels."""
     ends = ends_of(model.graph)
-    return {*ends.first, *ends.last}
+    return {*ends.last} if target == "cpu" and can_fold(model) else {*ends.first, *ends.last}
+
+
+def depthwise_weights(model: ModelProto) -> list[str]:
+    """Weights of convolutions with one input and one output channel a group."""
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    return [
+        node.input[1]
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        and any(a.name == "group" and [a.i, 1] == shapes[node.input[1]][:2] for a in node.attribute)
+    ]
 
 
 def merge_groups(model: ModelProto) -> None:
@@ -259,6 +291,17 @@ def require_layers(model: ModelProto, names: Collection[str]) -> None:
         raise ModelError(
             f"--keep {','.join(unknown)}: no such layer; the layers are {', '.join(layers)}"
         )
+
+
+def _with_range(ranges: Any, tensor: str, low: float, high: float) -> Any:
+    """TensorsData with the range of one more tensor; the given one is not changed."""
+    import numpy as np
+    from onnxruntime.quantization.calibrate import TensorData
+
+    changed = copy.copy(ranges)
+    values = TensorData(lowest=np.float32(low), highest=np.float32(high))
+    changed.data = {**ranges.data, tensor: values}
+    return changed
 
 
 def _copy(model: ModelProto) -> ModelProto:

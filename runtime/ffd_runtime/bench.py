@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .backends import BACKENDS, EMBEDDED, Backend
+from .backends import BACKENDS, EMBEDDED, Backend, find_model
 from .backends.onnxruntime import OnnxRuntime, choose_providers
 from .decode import Image, decode
 from .devices import count_cores, count_gpus, describe_gpu
@@ -411,7 +411,7 @@ def bare_session(model: str | None, device: str, size: int) -> list[str]:
         device: as for `open_backend`.
         size: side of the network's input.
     """
-    path = Path(model) if model else EMBEDDED
+    path = find_model(model, device)
     providers = json.dumps(choose_providers(path, device))
     return [BARE, str(path), str(size), str(count_cores()), providers]
 

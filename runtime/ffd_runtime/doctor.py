@@ -341,23 +341,25 @@ def _look_at_cuda_bindings() -> Facts:
 def _look_at_model() -> Facts:
     import hashlib
 
-    from .backends import BACKENDS, EMBEDDED
+    from .backends import BACKENDS, find_embedded
 
-    data = EMBEDDED.read_bytes()
+    path = find_embedded()
+    data = path.read_bytes()
     return {
-        "path": str(EMBEDDED),
+        "path": str(path),
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "backends": [name for name, reads in BACKENDS.items() if EMBEDDED.suffix in reads],
+        "backends": [name for name, reads in BACKENDS.items() if path.suffix in reads],
     }
 
 
 def _start(backend: str, device: str) -> Facts:
     """Open the embedded model and run a picture through it."""
     begin = time.perf_counter()
-    from .backends import open_backend
+    from .backends import EMBEDDED, open_backend
 
-    model = open_backend(None, backend, device)
+    # Devices are compared on the same file: FP32, which each of them runs. `auto` takes its own.
+    model = open_backend(None if backend == "auto" else EMBEDDED, backend, device)
     opened = time.perf_counter()
     from .decode import decode
     from .preprocess import preprocess

@@ -92,8 +92,8 @@ def explain_int8(features: Iterable[str]) -> str:
         return "fast: dotprod sums four INT8 products in one instruction"
     if "AVX2" in has:
         return (
-            "slower than it could be: without VNNI, INT8 gains little over FP32, and sums in 16 "
-            "bits may overflow: check its scores"
+            "slower than it could be: without VNNI, INT8 products are summed in 16 bits, which may "
+            "overflow in models that this version of ffd-export did not write"
         )
     return "slow: no instructions for INT8 dot products; measure it against FP32"
 

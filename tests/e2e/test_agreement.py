@@ -51,7 +51,8 @@ def expected(folder: Path) -> Sequence[Result]:
 @pytest.mark.parametrize("backend", PRESENT)
 def test_every_verdict_agrees(folder: Path, expected: Sequence[Result], backend: str) -> None:
     limit = LIMITS["fp32"].largest
-    code, out, err = run(folder, "--backend", backend, "--device", "cpu", "--batch", "7")
+    given = ("--model", EMBEDDED, "--backend", backend, "--device", "cpu", "--batch", "7")
+    code, out, err = run(folder, *given)
     assert code == 0, err
     assert backend in err
     rows = rows_of(out)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import ffd_runtime
+from ffd_runtime.backends import find_embedded
 
 # Real time passes in it.
 pytestmark = pytest.mark.alone
@@ -86,7 +87,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, colour_model: Path) -> None:
         ((tmp_path, "--model", colour_model), 1, "no readable picture among the sources (1"),
         (("--model", tmp_path / "absent.onnx"), 1, "no such file"),
         (("--backend", "abacus"), 2, "'abacus' is not one of auto, onnxruntime"),
-        (("--backend", "tensorrt"), 1, "tensorrt does not read embedded.onnx"),
+        (("--backend", "tensorrt"), 1, "tensorrt does not read embedded."),
         (("--seconds", "5", "--rounds", "2"), 2, "exclude each other"),
         (("--seconds", "0"), 2, "Invalid value for '--seconds'"),
         (("--batch", "0"), 2, "Invalid value for '--batch'"),
@@ -142,7 +143,7 @@ def test_the_doctor_starts_every_backend(sound: dict[str, Any]) -> None:
     assert started["openvino", "cpu"]["outcome"] in ("started", "absent")
     assert not [b for b in sound["backends"] if b["backend"] == "tensorrt"]
     assert sound["opencv"]["formats"]["jpg"] is True
-    assert sound["model"]["path"].endswith("embedded.onnx")
+    assert Path(sound["model"]["path"]) == find_embedded()
     assert len(sound["model"]["sha256"]) == 64
     for warning in sound["warnings"]:
         assert warning["what"]

@@ -153,11 +153,10 @@ def test_evaluation_mistakes_end_in_one_line(
         assert message in last_error(call(ffd_eval, *arguments))
 
 
-def test_the_embedded_model_fits_the_wheel_and_says_where_it_is_from() -> None:
+def test_the_embedded_model_says_where_it_is_from() -> None:
     from ffd_runtime import Classifier
 
-    assert EMBEDDED.stat().st_size <= 25e6
-    with Classifier.open(device="cpu") as classifier:
+    with Classifier.open(EMBEDDED, device="cpu") as classifier:
         card = classifier.card
     assert card.provenance.manifest_sha256
     assert card.provenance.checkpoint_sha256

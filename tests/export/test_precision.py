@@ -39,6 +39,7 @@ from ffd_export.int8 import choose_kept, find_sensitive, merge_groups, quantise,
 from ffd_export.layers import LayerTypes, ends_of, layers_of, types_of
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_export.parity import Parity, classify, compare, roc_auc
+from ffd_export.pixels import can_fold, fold_scaling
 from ffd_export.ranges import BINS, _coarsen, calibrate, find_extremes
 from ffd_export.runs import find_calibration, find_verification
 from ffd_runtime.backends import EMBEDDED
@@ -236,8 +237,9 @@ def test_int8_has_the_flavour_of_its_target(
     else:
         quantised, card = read_onnx(exports / "embedded.int8-tensorrt.onnx")
     layers = types_of(quantised)
-    assert layers.counts() == {"int8": 49, "float": 2}
-    assert layers.others("int8") == ["stem.0", "head"]
+    floats = ["head"] if target == "cpu" else ["stem.0", "head"]
+    assert layers.counts() == {"int8": 51 - len(floats), "float": len(floats)}
+    assert layers.others("int8") == floats
     stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
     kinds = set()
     nodes = {output: node for node in quantised.graph.node for output in node.output}
@@ -268,12 +270,78 @@ def test_int8_runs_in_8_bits_on_the_cpu(
     options.log_severity_level = 3
     ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert operators.count("QLinearConv") == 49
+    assert operators.count("QLinearConv") == 50
+    # The first of them reads the pixels; nothing scales them.
+    assert not {"Cast", "Sub"} & set(operators)
+
+
+def test_int8_scores_the_same_on_a_cpu_without_vnni(
+    model: onnx.ModelProto, card: ModelCard, ranges: dict[str, Any], images: Images
+) -> None:
+    """Sums of 32 bits, which onnxruntime takes on request, change no bit of a score.
+
+    On a CPU with VNNI all sums have 32 bits: there, the weights' range alone is tested.
+    """
+    quantised = quantise(model, "cpu", ranges["percentile"])
+    whole = set(int8.depthwise_weights(model))
+    assert len(whole) == 16
+    for tensor in quantised.graph.initializer:
+        if tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 4:
+            largest = int(np.abs(numpy_helper.to_array(tensor).astype(int)).max())
+            assert largest <= (128 if tensor.name.removesuffix("_quantized") in whole else 64)
+    content = to_bytes(quantised, card)
+    scores = []
+    for exact in ("0", "1"):
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.x64quantprecision", exact)
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        scores.append(session.run(["probability"], {"image": images.pixels})[0])
+    assert np.array_equal(*scores)
+
+
+def test_a_first_layer_that_is_kept_reads_scaled_values(
+    model: onnx.ModelProto, ranges: dict[str, Any]
+) -> None:
+    kept = quantise(model, "cpu", ranges["percentile"], ["stem.0"])
+    assert types_of(kept).others("int8") == ["stem.0", "head"]
+    alone = quantise(model, "cpu", ranges["percentile"], only="layer4.2")
+    assert types_of(alone).counts() == {"float": 50, "int8": 1}
+    for made in (kept, alone):
+        assert "Cast" in {node.op_type for node in made.graph.node}
+
+
+def test_folding_the_scaling_changes_the_edges_only(
+    model: onnx.ModelProto, card: ModelCard, images: Images
+) -> None:
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    assert can_fold(folded)
+    tensor, zero = fold_scaling(folded)
+    assert (tensor, zero) == (model.graph.node[3].output[0], 114)
+    rows = classify_candidate(model, card, images)
+    assert compare(rows, classify_candidate(folded, card, images), images, card).mean < 0.01
+    # Inside of the image's edges, the first layer's output is the same.
+    inner = []
+    for one in (model, folded):
+        short = onnx.ModelProto()
+        short.CopyFrom(one)
+        first = next(node for node in short.graph.node if node.name == "stem.0").output[0]
+        short.graph.output.append(
+            onnx.helper.make_tensor_value_info(first, TensorProto.FLOAT, None)
+        )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        session = ort.InferenceSession(
+            short.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        inner.append(session.run([first], {"image": images.pixels[:2]})[0][:, :, 1:-1, 1:-1])
+    assert np.allclose(*inner, atol=1e-4)
 
 
 def test_layers_asked_for_stay_fp32(model: onnx.ModelProto, ranges: dict[str, Any]) -> None:
     kept = quantise(model, "cpu", ranges["percentile"], ["layer1.0.0.conv_dw", "layer4.2"])
-    assert types_of(kept).others("int8") == ["stem.0", "layer1.0.0.conv_dw", "layer4.2", "head"]
+    assert types_of(kept).others("int8") == ["layer1.0.0.conv_dw", "layer4.2", "head"]
     require_layers(model, ["layer4.2"])
     with pytest.raises(ModelError, match="--keep layer9: no such layer; the layers are stem.0"):
         require_layers(model, ["layer9"])
@@ -314,7 +382,7 @@ def test_the_sensitive_layer_is_found(
     names = ["layer3.3.0.conv_pw", "layer3.3.1.conv_pw", "layer4.2"]
     few = images.first(4)
     rows = classify_candidate(model, card, few)
-    monkeypatch.setattr(int8, "quantisable", lambda model: names)
+    monkeypatch.setattr(int8, "quantisable", lambda model, target: names)
     costs = find_sensitive(model, card, "tensorrt", found, few, rows)
     assert costs[0][0] == "layer3.3.1.conv_pw"
     assert sorted(name for name, _ in costs) == names

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from ffd_runtime import backends
-from ffd_runtime.backends import BACKENDS, READS, failure, open_backend
+from ffd_runtime.backends import (
+    BACKENDS,
+    EMBEDDED,
+    EMBEDDED_INT8,
+    READS,
+    failure,
+    open_backend,
+)
 from ffd_runtime.decode import decode
 from ffd_runtime.errors import BackendError, DeviceMemoryError
 from ffd_runtime.preprocess import preprocess
@@ -26,7 +33,7 @@ HERE = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
 
 def compare(pictures: list[Any]) -> None:
     """Fail unless all backends agree on pictures, BGR."""
-    opened = [open_backend(None, name, "cpu") for name in HERE]
+    opened = [open_backend(EMBEDDED, name, "cpu") for name in HERE]
     card = opened[0].card
     batch = np.stack([preprocess(image, card.preprocess) for image in pictures])
     reference, *others = [backend.infer(batch) for backend in opened]
@@ -46,6 +53,17 @@ def test_backends_agree_on_synthetic_pictures() -> None:
     images += [cv2.GaussianBlur(image, (0, 0), 5) for image in images]
     images += [np.zeros((300, 300, 3), np.uint8), np.full((40, 400, 3), 255, np.uint8)]
     compare(images)
+
+
+@pytest.mark.skipif(len(HERE) < 2, reason="only one backend is installed")
+def test_backends_nearly_agree_in_int8() -> None:
+    """Each rounds where it has fused its own layers."""
+    opened = [open_backend(EMBEDDED_INT8, name, "cpu") for name in HERE]
+    images = [picture(("red", "blue")[n % 2], 200, 250, seed=n) for n in range(4)]
+    batch = np.stack([preprocess(image, opened[0].card.preprocess) for image in images])
+    reference, *others = [backend.infer(batch).probability for backend in opened]
+    for probability in others:
+        assert np.abs(probability - reference).max() <= 0.1
 
 
 @pytest.mark.skipif(len(HERE) < 2, reason="only one backend is installed")

@@ -495,3 +495,22 @@ def test_page_locked_memory_is_memory() -> None:
     ctypes.memset(memory.address, 7, 1 << 20)
     assert ctypes.string_at(memory.address + (1 << 20) - 1, 1) == b"\x07"
     memory.close()
+
+
+@pytest.mark.parametrize(("bits", "exact"), [(None, "1"), (8, "1"), (7, "0")])
+def test_int8_weights_of_8_bits_never_saturate(
+    tmp_path: Path, bits: int | None, exact: str
+) -> None:
+    """A CPU without VNNI needs other kernels for them; it shows in scores on such a CPU alone."""
+    metrics = {} if bits is None else {"export": {"weight_bits": bits}}
+    card = CARD.replace(precision="int8", metrics=metrics)
+    path = save_colour_model(tmp_path / "model.onnx", card=card.to_json())
+    options = backend._open(ort, path, [backend.CPU]).get_session_options()
+    assert read_option(options, "session.x64quantprecision") == exact
+
+
+def read_option(options: ort.SessionOptions, name: str) -> str:
+    try:
+        return str(options.get_session_config_entry(name))
+    except RuntimeError:  # onnxruntime's default, which is 0
+        return "0"

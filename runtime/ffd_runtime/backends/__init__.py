@@ -14,6 +14,10 @@ import numpy.typing as npt
 
 from ..card import ModelCard
 from ..errors import BackendError, CardError, DeviceMemoryError, ModelError
+from .embedded import EMBEDDED as EMBEDDED
+from .embedded import EMBEDDED_INT8 as EMBEDDED_INT8
+from .embedded import find_embedded as find_embedded
+from .embedded import find_embedded_by as find_embedded_by
 
 # Name of each, which is its module's, to the files that it reads; of two that read a file, the
 # first does unless the other is asked for. Each module has `open_model(path, device) -> Backend`.
@@ -24,8 +28,6 @@ BACKENDS: dict[str, tuple[str, ...]] = {
 }
 # Every suffix of a model that runs; a file of any other is taken for an ONNX.
 READS = tuple(dict.fromkeys(suffix for suffixes in BACKENDS.values() for suffix in suffixes))
-
-EMBEDDED = Path(__file__).parent.parent / "models" / "embedded.onnx"
 
 # A larger batch is no faster on a CPU, takes more memory, and makes Ctrl-C wait.
 MOST_ON_CPU = 32
@@ -79,16 +81,17 @@ class Backend(Protocol):
         """Free the model."""
 
 
-def find_model(model: str | Path | None = None) -> Path:
+def find_model(model: str | Path | None = None, device: str = "auto") -> Path:
     """The file of a model.
 
     Args:
         model: an ONNX or engine of `ffd-export`; None for the embedded model.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; decides which embedded model is taken.
 
     Raises:
         ModelError: there is none, or it is something else.
     """
-    path = Path(model) if model is not None else EMBEDDED
+    path = Path(model) if model is not None else find_embedded(device)
     if path.is_dir():
         raise ModelError(f"model {path} is a folder: give its ONNX, such as {path / 'best.onnx'}")
     if not path.is_file():
@@ -103,6 +106,9 @@ def open_backend(
 ) -> Backend:
     """Load a model.
 
+    The embedded model runs as FP32 on a GPU. On a CPU it runs as INT8 if the card of the INT8 file
+    shows that it is accurate enough (`embedded.explain_rejection`). Another model runs as it is.
+
     Args:
         model: an ONNX or engine of `ffd-export`; None for the embedded model.
         backend: `auto` (the first that reads the file) or a key of `BACKENDS`.
@@ -112,7 +118,7 @@ def open_backend(
         ModelError: the file is absent or not one of ours.
         BackendError: the backend or device that was asked for does not start.
     """
-    path = find_model(model)
+    path = find_model(model, device)
     suffix = path.suffix if path.suffix in READS else ".onnx"
     readers = [name for name, suffixes in BACKENDS.items() if suffix in suffixes]
     name = readers[0] if backend == "auto" else backend
@@ -121,7 +127,14 @@ def open_backend(
     if name not in readers:
         does = f"{readers[0]} does" if len(readers) == 1 else f"{' and '.join(readers)} do"
         raise BackendError(f"--backend {name} does not read {path.name}: {does}")
-    opened: Backend = import_module(f".{name}", __name__).open_model(path, device)
+    module = import_module(f".{name}", __name__)
+    opened: Backend = module.open_model(path, device)
+    if model is None and device == "auto" and not getattr(opened, "on_cuda", False):
+        # The GPU cannot be used, or the backend uses none: this is a CPU run after all.
+        on_cpu = find_embedded("cpu")
+        if on_cpu != path:
+            opened.close()
+            opened = module.open_model(on_cpu, "cpu")
     return opened
 
 

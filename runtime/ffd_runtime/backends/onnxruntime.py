@@ -241,10 +241,24 @@ def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> lis
 
 def _read_precision(path: Path) -> str:
     """The card's, before a session is made; `fp32`, the exact way, where no card can be read."""
+    card = _peek_card(path)
+    return card.precision if card else "fp32"
+
+
+def _fits_every_cpu(path: Path) -> bool:
+    """Whether the 8-bit weights, if any, are so small that no CPU's fast kernels saturate."""
+    card = _peek_card(path)
+    if card is None:
+        return False
+    return card.precision != "int8" or card.metrics.get("export", {}).get("weight_bits") == 7
+
+
+def _peek_card(path: Path) -> ModelCard | None:
+    """Read the card without a session; None if it is invalid, which loading the model reports."""
     try:
-        return ModelCard.from_json(read_metadata(path).get(CARD_KEY, "")).precision
+        return ModelCard.from_json(read_metadata(path).get(CARD_KEY, ""))
     except CardError:
-        return "fp32"  # whoever loads the model says what is wrong with its card
+        return None
 
 
 def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> OnnxRuntime:
@@ -333,9 +347,10 @@ def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
     # preprocess the next images. This bridges the gaps between operators; onnxruntime before 1.26
     # ignores it.
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
-    # On x86 CPUs without VNNI, the default 8-bit kernels saturate 16-bit sums, so that an INT8 model
-    # has other scores there than on other CPUs (onnxruntime_session_options_config_keys.h).
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not _fits_every_cpu(path):
+        # On x86 CPUs without VNNI, the default 8-bit kernels saturate sums of 16 bits, so that the
+        # scores differ from other CPUs' (onnxruntime_session_options_config_keys.h).
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no other base

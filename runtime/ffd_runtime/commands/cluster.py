@@ -99,7 +99,8 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
     from ..sinks.origin import Origin
     from .run import summarise
 
-    path = find_model(options["model"])
+    # A wrong path is an error before the cluster is waited for.
+    find_model(options["model"], device)
     detector = open_detector(options) if options["faces"] else None
     address = None if options["ray"] == LOCAL else options["ray"]
     with connected(address, wants_more()) as ray:
@@ -110,6 +111,7 @@ def run_on_cluster(sources: Sequence[str], options: dict[str, Any]) -> None:
             # The model is opened on what it was tried on.
             return Plan.of(ray.nodes(), plan.device, options["actors"])
 
+        path = find_model(options["model"], plan.device)
         model = Model.read(path, options["backend"], plan.device)
         description, card = try_model(ray, model, plan)
         say(f"{card.name} ({card.architecture}, {card.precision}), {description}")

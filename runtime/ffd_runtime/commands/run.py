@@ -312,12 +312,12 @@ def _refuse_sources(written: Path, sources: Iterable[str]) -> None:
 def _origin(sources: tuple[str, ...], classifier: Classifier, options: dict[str, Any]) -> Origin:
     from pathlib import Path
 
-    from ..backends import EMBEDDED
+    from ..backends import find_embedded_by
     from ..sinks.origin import Origin
 
     detector = classifier.detector
     return Origin.of(
-        Path(options["model"] or EMBEDDED),
+        Path(options["model"] or find_embedded_by(classifier.card)),
         classifier.card,
         sources,
         faces=detector.settings if detector else None,

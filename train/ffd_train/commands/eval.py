@@ -113,7 +113,7 @@ def main(
 
     import cv2
 
-    from ffd_runtime.backends import EMBEDDED
+    from ffd_runtime.backends import find_embedded
     from ffd_runtime.classifier import Classifier
 
     from ..data import find_labelled
@@ -142,7 +142,11 @@ def main(
     if sample and sample < available:
         found = draw_sample(found, sample)
         say(f"a sample of {sample} of {available} images, drawn by class and source")
-    paths = [EMBEDDED if str(path) == "embedded" else path for path in (model, other) if path]
+    paths = [
+        find_embedded(device) if str(path) == "embedded" else path
+        for path in (model, other)
+        if path
+    ]
     with ExitStack() as stack:
         # A second model that does not open is said before the work with the first.
         opened = [
@@ -200,7 +204,7 @@ def _progress() -> Progress:
 
 
 def _measure(path: Path, classifier: Classifier, data: FaceData, robustness: bool) -> Subject:
-    from ffd_runtime.backends import EMBEDDED
+    from ffd_runtime.backends import EMBEDDED, EMBEDDED_INT8
 
     from ..checkpoint import sha256_of
     from ..evaluation import evaluate, find_model, measure_robustness
@@ -225,7 +229,7 @@ def _measure(path: Path, classifier: Classifier, data: FaceData, robustness: boo
                 classifier, evaluation, lambda: bar.advance(task), lambda: bar.advance(measured)
             )
     file = find_model(path)
-    named = "embedded" if path == EMBEDDED else str(file)
+    named = "embedded" if path in (EMBEDDED, EMBEDDED_INT8) else str(file)
     name, runs_on = classifier.card.name, classifier.description
     return Subject(name, named, sha256_of(file), runs_on, evaluation, cells)
 
