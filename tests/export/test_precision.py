@@ -336,7 +336,7 @@ def test_folding_the_scaling_changes_the_edges_only(
             short.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         inner.append(session.run([first], {"image": images.pixels[:2]})[0][:, :, 1:-1, 1:-1])
-    assert np.allclose(*inner, atol=1e-4)
+    assert np.allclose(inner[0], inner[1], atol=1e-4)
 
 
 def test_layers_asked_for_stay_fp32(model: onnx.ModelProto, ranges: dict[str, Any]) -> None:

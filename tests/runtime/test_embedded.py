@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,12 @@ def test_without_an_int8_file_a_cpu_takes_fp32(
 
 def test_opening_follows_the_rule_and_a_named_model_runs_as_it_is(pair: tuple[Path, Path]) -> None:
     fp32, int8 = pair
-    for open_it in (
+    ways: tuple[Callable[[Path | None], Classifier], ...] = (
         lambda model: Classifier.open(model, device="cpu"),
         lambda model: Classifier.open(model, device="cpu", backend="onnxruntime"),
         lambda model: Classifier(open_backend(model)),
-    ):
+    )
+    for open_it in ways:
         with open_it(None) as classifier:
             assert classifier.card.precision == "int8"
             assert ", int8), onnxruntime" in classifier.description

@@ -9,9 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 from tools import embed
 
+from ffd_export.exporting import open_source, take_as_is
 from ffd_export.onnx_file import read_onnx
 from ffd_runtime.backends import EMBEDDED
 from ffd_runtime.backends.embedded import explain_rejection
+from ffd_runtime.errors import ModelError
 
 from ..conftest import picture
 from ..export.conftest import coarse_histograms
@@ -58,7 +60,7 @@ def test_images_without_labels_and_files_too_large_are_refused(
     assert outcome.exit_code == 1
     assert "needs images below generated/ and groundtruth/" in outcome.stderr.splitlines()[-1]
     monkeypatch.setattr(embed, "MAX_BYTES", 20_000_000)
-    made = embed.take_as_is(embed.open_source(EMBEDDED))
-    with pytest.raises(embed.ModelError, match=r"the two files take 26.9 MB, limit 20 MB"):
+    made = take_as_is(open_source(EMBEDDED))
+    with pytest.raises(ModelError, match=r"the two files take 26.9 MB, limit 20 MB"):
         embed.write_both(made, made, tmp_path / "out")
     assert not (tmp_path / "out").exists()
