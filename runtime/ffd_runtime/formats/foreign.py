@@ -1,4 +1,4 @@
-"""Names of what is given for a picture and is none that ffd reads."""
+"""Name the kinds of files that ffd does not read as pictures."""
 
 from __future__ import annotations
 
