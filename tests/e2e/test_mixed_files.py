@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pillow_heif
 from click.testing import CliRunner
 from PIL import Image as Pillow
 from PIL import ImageOps, features
@@ -98,6 +99,25 @@ def reads(data: bytes) -> bool:
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
 
 
+def cut_animation(pixels: Pixels) -> bytes:
+    """A GIF cut in its second frame."""
+    frames = [Pillow.fromarray(frame).convert("P") for frame in (pixels, pixels[::-1])]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    first = pillow(pixels, "GIF", mode="P")
+    return file.getvalue()[: (len(first) + len(file.getvalue())) // 2]
+
+
+def heic(pixels: Pixels) -> bytes:
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Pillow.fromarray(pixels)).save(file, quality=95)
+    return file.getvalue()
+
+
+def seen_in_heic(data: bytes) -> Pixels:
+    return np.asarray(pillow_heif.open_heif(data, convert_hdr_to_8bit=True).to_pillow())
+
+
 # A new kind of file is a line here.
 KINDS = {
     "jpeg": Kind(".jpg", partial(pillow, form="JPEG", quality=95), LOSSY),
@@ -110,7 +130,11 @@ KINDS = {
         f"jpeg-turned-{turn}": Kind(".jpg", partial(turned, form="JPEG", orientation=turn), LOSSY)
         for turn in range(2, 9)
     },
+    "jpeg-without-end": Kind(
+        ".jpg", lambda p: pillow(p, "JPEG")[:-2], LOSSY, lambda data: seen(data + b"\xff\xd9")
+    ),
     "png": Kind(".png", partial(pillow, form="PNG")),
+    "png-with-tail": Kind(".png", lambda p: pillow(p, "PNG") + bytes(100_000)),
     "png-16": Kind(".png", partial(opencv, ending=".png", bits=16), show=seen_by_opencv),
     "png-grey": Kind(".png", partial(pillow, form="PNG", mode="L")),
     "png-grey-alpha": Kind(".png", partial(pillow, form="PNG", mode="LA")),
@@ -127,11 +151,19 @@ KINDS = {
     "tiff-lzw": Kind(".tiff", partial(pillow, form="TIFF", compression="tiff_lzw")),
     "tiff-grey": Kind(".tif", partial(pillow, form="TIFF", mode="L")),
     "gif": Kind(".gif", partial(pillow, form="GIF", mode="P")),
+    "gif-cut": Kind(".gif", cut_animation),
+    "heic": Kind(".heic", heic, LOSSY, seen_in_heic),
     "ppm": Kind(".ppm", partial(pillow, form="PPM")),
     "pgm": Kind(".pgm", partial(pillow, form="PPM", mode="L")),
 }
 if features.check("avif") and reads(pillow(np.zeros((16, 16, 3), np.uint8), "AVIF")):
     KINDS["avif"] = Kind(".avif", partial(pillow, form="AVIF", quality=90), LOSSY)
+    KINDS["avif-mif1"] = Kind(
+        ".avif",
+        lambda p: pillow(p, "AVIF", quality=90).replace(b"ftypavif", b"ftypmif1", 1),
+        LOSSY,
+        lambda data: seen(data.replace(b"ftypmif1", b"ftypavif", 1)),
+    )
 
 
 def portrait(number: int) -> Pixels:
