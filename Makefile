@@ -1,5 +1,5 @@
 # make demo    classify sample portraits with the embedded model (IMAGES=path for your own)
-# make test    lint, types and tests
+# make test    lint, types and tests (make test-nightly: with longer loops)
 # Both make .venv themselves; nothing else on the machine is touched.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-nightly lint clean
 
 ifdef IMAGES
 demo: $(VENV)/runtime.stamp
@@ -21,6 +21,10 @@ test: lint
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --cov --cov-report=
 	$(BIN)/python -m pytest -m alone --cov --cov-append
 	$(BIN)/coverage report --include='runtime/*,export/*' --fail-under=90 --format=total
+
+# As `make test`, with longer loops of kills and reconnections.
+test-nightly:
+	FFD_NIGHTLY=1 $(MAKE) test
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

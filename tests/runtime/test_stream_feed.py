@@ -378,14 +378,18 @@ def test_a_video_may_have_any_name(clip: Path, tmp_path: Path, name: bytes) -> N
     assert numbers_of(path, StreamPolicy(every=30)) == [0, 30]
 
 
+# Enough to see that nothing is left behind by each; many more show a slow leak.
+RECONNECTS = 50 if "FFD_NIGHTLY" in os.environ else 10
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
-def test_a_server_that_is_killed_and_comes_back_otherwise_fifty_times(rtsp: RtspServer) -> None:
+def test_a_server_is_killed_and_restarted_with_another_size_many_times(rtsp: RtspServer) -> None:
     sizes = [(160, 120), (96, 64)]
     policy = StreamPolicy(timeout=2.0, first_wait=0.02, most_wait=0.1)
     rtsp.start(*sizes[0], fps=400)
     with Feed(to_streams([rtsp.address]), policy) as feed:
         frames_until(feed, lambda _: True)
-        for cycle in range(1, 51):
+        for cycle in range(1, RECONNECTS + 1):
             rtsp.kill()
             wait_for(feed, lambda states: states[0].state == "waiting")
             width, height = sizes[cycle % 2]
@@ -396,7 +400,7 @@ def test_a_server_that_is_killed_and_comes_back_otherwise_fifty_times(rtsp: Rtsp
             assert time.monotonic() - begin < policy.most_wait + 2
             if cycle == 5:
                 threads_then, descriptors_then = threading.active_count(), descriptors()
-        assert feed.readers[0].health().reconnects == 50
+        assert feed.readers[0].health().reconnects == RECONNECTS
         assert threading.active_count() == threads_then
         assert descriptors() <= descriptors_then
     assert not threads()
