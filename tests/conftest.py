@@ -12,12 +12,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ffd_runtime import devices
 
 from .models import save_colour_model
 
 Image = npt.NDArray[np.uint8]
+
+# A busy machine is slow at times; how long an example takes is no property of the code.
+settings.register_profile("ffd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ffd")
 
 # A shell that starts the tests in the background has Ctrl-C ignored, which commands would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
