@@ -33,7 +33,7 @@ from tools.gpu.models import embedded_card, varied_images
 from tools.gpu.report import Report, table, to_line
 from tools.gpu.speed import Rate
 
-from ffd_runtime.backends import open_backend
+from ffd_runtime.backends import EMBEDDED, open_backend
 from ffd_runtime.card import PreprocessSpec
 from ffd_runtime.devices import count_gpus
 from ffd_runtime.errors import BackendError
@@ -363,7 +363,7 @@ def test_images_get_scores_that_differ() -> None:
     images = varied_images(4)
     assert np.array_equal(images, varied_images(4))
     assert images.shape == (4, 299, 299, 3)
-    backend = open_backend(None, "onnxruntime", "cpu")
+    backend = open_backend(EMBEDDED, "onnxruntime", "cpu")
     assert backend.card == embedded_card()
     scores = backend.infer(images).probability[:, 0]
     assert scores.min() < 0.1

@@ -246,11 +246,9 @@ def _read_precision(path: Path) -> str:
 
 
 def _fits_every_cpu(path: Path) -> bool:
-    """Whether the 8-bit weights, if any, are so small that no CPU's fast kernels saturate."""
+    """Whether its card says that 8-bit weights are so small that no CPU's fast kernels saturate."""
     card = _peek_card(path)
-    if card is None:
-        return False
-    return card.precision != "int8" or card.metrics.get("export", {}).get("weight_bits") == 7
+    return card is not None and card.metrics.get("export", {}).get("weight_bits") == 7
 
 
 def _peek_card(path: Path) -> ModelCard | None:
