@@ -20,7 +20,7 @@ endif
 test: lint
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --cov --cov-report=
 	$(BIN)/python -m pytest -m alone --cov --cov-append
-	$(BIN)/coverage report --include='runtime/*,export/*' --fail-under=90 --format=total
+	$(BIN)/coverage report --include='runtime/*,cluster/*,export/*' --fail-under=90 --format=total
 
 # As `make test`, with longer loops of kills and reconnections.
 test-nightly:

@@ -20,9 +20,9 @@ import torch
 from machine import describe
 
 from ffd_runtime import Classifier
-from ffd_runtime.decode import decode, read_file
-from ffd_runtime.preprocess import preprocess
-from ffd_runtime.sources import Item
+from ffd_runtime.image.decode import decode, read_file
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.inputs import Item
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import find_labelled
 from ffd_train.evaluation import evaluate

@@ -27,9 +27,9 @@ from ffd_export.exporting import Wish, make, open_source
 from ffd_export.images import prepare_images
 from ffd_export.layers import layers_of
 from ffd_export.runs import find_calibration, find_checkpoint, find_verification
-from ffd_runtime.backends import Backend, open_backend
-from ffd_runtime.classifier import Classifier
-from ffd_runtime.errors import FfdError
+from ffd_runtime.core.classifier import Classifier
+from ffd_runtime.core.errors import FfdError
+from ffd_runtime.model.backends import Backend, open_backend
 from ffd_train.data import find_labelled
 from ffd_train.evaluation import evaluate
 

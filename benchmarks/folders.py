@@ -21,11 +21,11 @@ import numpy as np
 from machine import describe
 
 from ffd_runtime import Classifier
-from ffd_runtime.backends import EMBEDDED
-from ffd_runtime.bench import FRESH, measure_cold_start
-from ffd_runtime.decode import decode, read_file
-from ffd_runtime.preprocess import preprocess
-from ffd_runtime.sources import Item, find_files
+from ffd_runtime.cli.stage_times import FRESH, measure_cold_start
+from ffd_runtime.image.decode import decode, read_file
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.inputs import Item, find_files
+from ffd_runtime.model.backends import EMBEDDED
 
 IMAGES = 600
 BATCH = 16

@@ -17,9 +17,9 @@ import numpy as np
 from machine import describe
 
 from ffd_runtime import Classifier
-from ffd_runtime.decode import decode, read_file
-from ffd_runtime.preprocess import preprocess
-from ffd_runtime.sources import find_files
+from ffd_runtime.image.decode import decode, read_file
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.inputs import find_files
 
 # Shorter sides: the smallest that is reduced to 1/2, to 1/4 and to 1/8, and one between.
 SIDES = (1196, 1600, 2392, 4784)

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from machine import describe
 
-from ffd_runtime.backends import EMBEDDED
-from ffd_runtime.card import ModelCard, PreprocessSpec
-from ffd_runtime.cluster.classify import WAVE, _tables
-from ffd_runtime.cluster.engine import (
+from ffd_cluster.classify import WAVE, _tables
+from ffd_cluster.output_parts import Parts, Seen, identify
+from ffd_cluster.plan import Plan
+from ffd_cluster.ray_pipeline import (
     BLOCK,
     LEAST_INPUTS,
     MOST_INPUTS,
@@ -35,14 +35,14 @@ from ffd_runtime.cluster.engine import (
     run,
     try_model,
 )
-from ffd_runtime.cluster.parts import Parts, Seen, identify
-from ffd_runtime.cluster.plan import Plan
-from ffd_runtime.cluster.stages import READS, Infer, Model, prepare_block
-from ffd_runtime.cluster.storage import Storage
-from ffd_runtime.cluster.tally import start_tally
-from ffd_runtime.devices import count_cores
-from ffd_runtime.errors import InputError
-from ffd_runtime.sources import Item, find_files
+from ffd_cluster.stages import READS, Infer, Model, prepare_block
+from ffd_cluster.storage import Storage
+from ffd_cluster.tally import start_tally
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.inputs import Item, find_files
+from ffd_runtime.model.backends import EMBEDDED
+from ffd_runtime.model.card import ModelCard, PreprocessSpec
+from ffd_runtime.model.devices import count_cores
 
 COMMAND = Path(sys.executable).with_name("ffd-run")
 PICTURES = 20_000

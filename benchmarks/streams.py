@@ -23,13 +23,13 @@ import numpy.typing as npt
 from machine import describe
 
 from ffd_runtime import Classifier
-from ffd_runtime.faces import FaceDetector
-from ffd_runtime.streams.address import to_streams
-from ffd_runtime.streams.analyse import Analyser
-from ffd_runtime.streams.feed import Feed
-from ffd_runtime.streams.policy import StreamPolicy
-from ffd_runtime.streams.scene import Health, Scene
-from ffd_runtime.streams.watch import Watch
+from ffd_runtime.image.faces import FaceDetector
+from ffd_runtime.video.feed import Feed
+from ffd_runtime.video.frame_classifier import Analyser
+from ffd_runtime.video.scene import Health, Scene
+from ffd_runtime.video.stream_address import to_streams
+from ffd_runtime.video.stream_policy import StreamPolicy
+from ffd_runtime.video.watch import Watch
 
 WARM_UP = 50
 FPS = 25

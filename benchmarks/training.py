@@ -25,7 +25,7 @@ from machine import describe
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ffd_runtime.card import PreprocessSpec
+from ffd_runtime.model.card import PreprocessSpec
 from ffd_train.data import FaceData, FaceDataset, scan
 from ffd_train.networks import build
 from ffd_train.sampling import Batches, draw_epoch

@@ -35,7 +35,7 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from ffd_runtime import Classifier
-from ffd_runtime.card import ModelCard
+from ffd_runtime.model.card import ModelCard
 from ffd_train.calibrate import fit_threshold
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import FaceData, Sample, scan

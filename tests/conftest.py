@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, settings
 
-from ffd_runtime import devices
+from ffd_runtime.model import devices
 
 from .models import save_colour_model
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ffd_runtime.card import CARD_KEY, ModelCard, Provenance
+from ffd_runtime.model.card import CARD_KEY, ModelCard, Provenance
 
 CARD = ModelCard(
     name="colour",

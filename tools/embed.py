@@ -4,7 +4,7 @@ Usage: python -m tools.embed MODEL --calibrate faces/train --verify faces/test
 
 MODEL is a run's folder, a checkpoint or an FP32 ONNX of `ffd-export`. INT8 is calibrated on the one
 folder and compared with MODEL on the other; its model card keeps the comparison, by which the
-runtime decides whether a CPU runs INT8 (`ffd_runtime.backends.embedded`).
+runtime decides whether a CPU runs INT8 (`ffd_runtime.model.backends.embedded`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ffd_export.exporting import Made, Source, Wish, make, open_source, take_as_
 from ffd_export.images import Images, find_images, prepare_images
 from ffd_export.output import write_files
 from ffd_export.runs import find_checkpoint
-from ffd_runtime.backends.embedded import EMBEDDED, EMBEDDED_INT8, explain_rejection
-from ffd_runtime.commands.common import Command, say
-from ffd_runtime.errors import ModelError
+from ffd_runtime.cli.options import Command, say
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.model.backends.embedded import EMBEDDED, EMBEDDED_INT8, explain_rejection
 
 # Both files together, in the wheel.
 MAX_BYTES = 25_000_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ffd_runtime.errors import OutputError
+from ffd_runtime.core.errors import OutputError
 
 from .candidate import open_candidate
 from .exporting import Made

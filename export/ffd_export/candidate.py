@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ffd_runtime.backends import Backend, open_backend
-from ffd_runtime.card import ModelCard
-from ffd_runtime.results import Result
+from ffd_runtime.core.results import Result
+from ffd_runtime.model.backends import Backend, open_backend
+from ffd_runtime.model.card import ModelCard
 
 from .images import Images
 from .onnx_file import to_bytes

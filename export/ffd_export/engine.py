@@ -19,10 +19,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from ffd_runtime.devices import Gpu, count_gpus, describe_gpu
-from ffd_runtime.engine import COMPATIBILITIES, list_rtx_gpus, require_rtx_gpu
-from ffd_runtime.errors import BackendError, DeviceError, EngineError, ModelError
-from ffd_runtime.tensorrt_log import remembering_logger
+from ffd_runtime.core.errors import BackendError, DeviceError, EngineError, ModelError
+from ffd_runtime.model.backends.tensorrt_log import remembering_logger
+from ffd_runtime.model.devices import Gpu, count_gpus, describe_gpu
+from ffd_runtime.model.engine_manifest import COMPATIBILITIES, list_rtx_gpus, require_rtx_gpu
 
 from .layers import LayerTypes
 from .output import write_files

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ffd_runtime.backends import Backend, open_backend
-from ffd_runtime.card import Metric, ModelCard
-from ffd_runtime.engine import EngineManifest, manifest_path
-from ffd_runtime.errors import ModelError
-from ffd_runtime.results import Result
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.core.results import Result
+from ffd_runtime.model.backends import Backend, open_backend
+from ffd_runtime.model.card import Metric, ModelCard
+from ffd_runtime.model.engine_manifest import EngineManifest, manifest_path
 
 from . import fp16
 from .candidate import classify_candidate, open_candidate

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
-from ffd_runtime.card import ModelCard
-from ffd_runtime.results import Result
+from ffd_runtime.core.results import Result
+from ffd_runtime.model.card import ModelCard
 
 from .candidate import classify_candidate
 from .images import Images

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.card import ModelCard
-from ffd_runtime.errors import ModelError
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.model.card import ModelCard
 
 from .layers import name_nodes
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ffd_runtime.card import ModelCard
-from ffd_runtime.errors import ModelError
-from ffd_runtime.results import Result
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.core.results import Result
+from ffd_runtime.model.card import ModelCard
 
 from .candidate import classify_candidate
 from .images import Images

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ffd_runtime.card import CARD_KEY, ModelCard
-from ffd_runtime.errors import CardError, ModelError
+from ffd_runtime.core.errors import CardError, ModelError
+from ffd_runtime.model.card import CARD_KEY, ModelCard
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto

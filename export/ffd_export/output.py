@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ffd_runtime.errors import OutputError
+from ffd_runtime.core.errors import OutputError
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.backends import Backend
-from ffd_runtime.card import Metric, ModelCard
-from ffd_runtime.errors import ModelError
-from ffd_runtime.pipeline import Prepared, infer_prepared
-from ffd_runtime.results import Result
-from ffd_runtime.within_memory import WithinMemory
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.core.pipeline import Prepared, infer_prepared
+from ffd_runtime.core.results import Result
+from ffd_runtime.core.within_memory import WithinMemory
+from ffd_runtime.model.backends import Backend
+from ffd_runtime.model.card import Metric, ModelCard
 
 from .images import Images
 

@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from ffd_runtime.errors import DataError, ModelError
+from ffd_runtime.core.errors import DataError, ModelError
 from ffd_train.shards import is_packed
 
 from .images import Example, balance, find_images, packed_images

@@ -14,10 +14,10 @@ from pathlib import Path
 from string import Template
 from typing import TypeAlias
 
-from ffd_runtime.backends.onnxruntime import cuda_options
-from ffd_runtime.card import CARD_KEY, ModelCard, PreprocessSpec
-from ffd_runtime.errors import OutputError
-from ffd_runtime.text import printable
+from ffd_runtime.core.errors import OutputError
+from ffd_runtime.core.text import printable
+from ffd_runtime.model.backends.onnxruntime import cuda_options
+from ffd_runtime.model.card import CARD_KEY, ModelCard, PreprocessSpec
 
 # Triton takes any folder's name, but the name also stands in the addresses that clients ask.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -62,7 +62,7 @@ class Platform:
 
 
 def _onnxruntime(card: ModelCard) -> Platform:
-    """An ONNX, on the GPU as `ffd_runtime.backends.onnxruntime` runs it; INT8 on the CPU, too."""
+    """An ONNX, as the backend onnxruntime runs it on the GPU; INT8 also on the CPU."""
     on_gpu = card.precision != "int8"
     return Platform(
         file="model.onnx",
@@ -291,9 +291,9 @@ import sys
 import numpy as np
 import tritonclient.http as triton
 
-from ffd_runtime.card import CARD_KEY, ModelCard
-from ffd_runtime.decode import decode, read_file
-from ffd_runtime.preprocess import preprocess
+from ffd_runtime.model.card import CARD_KEY, ModelCard
+from ffd_runtime.image.decode import decode, read_file
+from ffd_runtime.image.preprocess import preprocess
 
 MODEL = "$name"
 
@@ -362,7 +362,7 @@ def _readme(
 
 
 def _preprocessing(spec: PreprocessSpec) -> str:
-    """The steps of `ffd_runtime.preprocess`, with a card's numbers."""
+    """The steps of `ffd_runtime.image.preprocess`, with a card's numbers."""
     size, tiles = spec.size, spec.clahe_tiles
     return f"""\
 1. Decode to 8 bits a channel, turned as EXIF says; transparent parts on white.

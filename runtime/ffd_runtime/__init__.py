@@ -14,10 +14,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .card import ModelCard, PreprocessSpec
-    from .classifier import Classifier
-    from .errors import FfdError, InputError
-    from .results import Result
+    from .core.classifier import Classifier
+    from .core.errors import FfdError, InputError
+    from .core.results import Result
+    from .model.card import ModelCard, PreprocessSpec
 
 __version__ = "0.1.0"
 
@@ -36,12 +36,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Classifier": "classifier",
-    "FfdError": "errors",
-    "InputError": "errors",
-    "ModelCard": "card",
-    "PreprocessSpec": "card",
-    "Result": "results",
+    "Classifier": "core.classifier",
+    "FfdError": "core.errors",
+    "InputError": "core.errors",
+    "ModelCard": "model.card",
+    "PreprocessSpec": "model.card",
+    "Result": "core.results",
 }
 
 

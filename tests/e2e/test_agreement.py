@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ffd_export.parity import LIMITS
-from ffd_runtime.backends import BACKENDS, EMBEDDED
-from ffd_runtime.card import CLASSES
-from ffd_runtime.classifier import Classifier
-from ffd_runtime.results import Result
+from ffd_runtime.core.classifier import Classifier
+from ffd_runtime.core.results import Result
+from ffd_runtime.model.backends import BACKENDS, EMBEDDED
+from ffd_runtime.model.card import CLASSES
 from ffd_train.data import FaceData, Sample
 from ffd_train.evaluation import evaluate, open_model
 

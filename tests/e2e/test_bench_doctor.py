@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 import ffd_runtime
-from ffd_runtime.backends import find_embedded
+from ffd_runtime.model.backends import find_embedded
 
 # Real time passes in it.
 pytestmark = pytest.mark.alone
 
 
 def command(name: str, *arguments: object) -> list[str]:
-    code = f"from ffd_runtime.commands.{name} import main; main(prog_name='ffd-{name}')"
+    code = f"from ffd_runtime.cli.{name} import main; main(prog_name='ffd-{name}')"
     return [sys.executable, "-P", "-c", code, *map(str, arguments)]
 
 

@@ -21,18 +21,18 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.cluster.classify import _tables
-from ffd_runtime.cluster.engine import BrokenError, Work, _pipeline, connected, explaining
-from ffd_runtime.cluster.engine import run as run_stages
-from ffd_runtime.cluster.parts import Parts
-from ffd_runtime.cluster.plan import Plan
-from ffd_runtime.cluster.stages import Model
-from ffd_runtime.cluster.storage import storage_of
-from ffd_runtime.cluster.tally import start_tally
-from ffd_runtime.commands.run import main as ffd_run
-from ffd_runtime.errors import BackendError, ModelError
-from ffd_runtime.sources import Item
+from ffd_cluster.classify import _tables
+from ffd_cluster.output_parts import Parts
+from ffd_cluster.plan import Plan
+from ffd_cluster.ray_pipeline import BrokenError, Work, _pipeline, connected, explaining
+from ffd_cluster.ray_pipeline import run as run_stages
+from ffd_cluster.stages import Model
+from ffd_cluster.storage import storage_of
+from ffd_cluster.tally import start_tally
+from ffd_runtime.cli.run import main as ffd_run
+from ffd_runtime.core.errors import BackendError, ModelError
+from ffd_runtime.inputs import Item
+from ffd_runtime.model.card import PreprocessSpec
 
 from ..cluster import KEY, SECRET, S3Server, TwoMachines
 from ..conftest import picture
@@ -461,7 +461,7 @@ class Absent:
         if name.partition(".")[0] in ("ray", "pyarrow"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
-from ffd_runtime.commands.run import main
+from ffd_runtime.cli.run import main
 main(sys.argv[1:], prog_name="ffd-run")
 """
 
@@ -486,7 +486,7 @@ def test_without_ray_it_is_said_how_to_get_it(portraits: Path, tmp_path: Path) -
 
 
 def test_the_command_is_as_light_as_before() -> None:
-    code = "import sys, ffd_runtime.commands.run; print(*sys.modules, sep=chr(10))"
+    code = "import sys, ffd_runtime.cli.run; print(*sys.modules, sep=chr(10))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.splitlines()}
     assert not loaded & {"ray", "pyarrow", "cv2", "numpy"}

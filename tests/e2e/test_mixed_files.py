@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from PIL import Image as Pillow
 from PIL import ImageOps, features
 
-from ffd_runtime.commands.run import main
+from ffd_runtime.cli.run import main
 
 from ..models import CARD, save_sided_model
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from ffd_runtime.bench import FRESH
+from ffd_runtime.cli.stage_times import FRESH
 
 from ..conftest import picture
 from ..models import save_colour_model
@@ -237,7 +237,7 @@ def test_files_that_change_while_they_are_read_are_rows(
 
 THROWING = """
 import sys, threading
-import ffd_runtime.backends.onnxruntime as backend
+import ffd_runtime.model.backends.onnxruntime as backend
 calls = 0
 def infer(self, images, infer=backend.OnnxRuntime.infer):
     global calls
@@ -246,7 +246,7 @@ def infer(self, images, infer=backend.OnnxRuntime.infer):
         {what}
     return infer(self, images)
 backend.OnnxRuntime.infer = infer
-from ffd_runtime.commands.run import main
+from ffd_runtime.cli.run import main
 main()
 """
 
@@ -283,11 +283,11 @@ def test_a_backend_that_throws_ends_the_run(
 
 def test_a_worker_that_dies_ends_the_run(many: Path, colour_model: Path, tmp_path: Path) -> None:
     program = """
-import ffd_runtime.pipeline as pipeline
+import ffd_runtime.core.pipeline as pipeline
 def preprocess(*arguments):
     raise SystemExit(9)
 pipeline.preprocess = preprocess
-from ffd_runtime.commands.run import main
+from ffd_runtime.cli.run import main
 main()
 """
     done = subprocess.run(
@@ -304,12 +304,12 @@ def test_a_worker_that_does_not_come_back_does_not_hold_the_end(
 ) -> None:
     program = """
 import os, signal, threading, time
-import ffd_runtime.pipeline as pipeline
+import ffd_runtime.core.pipeline as pipeline
 def decode(*arguments):
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     time.sleep(3600)
 pipeline.decode = decode
-from ffd_runtime.commands.run import main
+from ffd_runtime.cli.run import main
 main()
 """
     output = tmp_path / "rows.jsonl"
@@ -337,7 +337,7 @@ def test_a_signal_ends_a_run_that_is_at_work(many: Path, colour_model: Path) -> 
     # and its last words on stderr.
     program = """
 import os, signal, sys, threading, time
-from ffd_runtime.commands.run import main
+from ffd_runtime.cli.run import main
 def interrupt():
     while not any(thread.name == "ffd-read" for thread in threading.enumerate()):
         time.sleep(0.01)

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ffd_runtime.decode import Image
-from ffd_runtime.results import Result, Track
-from ffd_runtime.streams.scene import Frame, Health, Scene
-from ffd_runtime.web.address import Address
+from ffd_runtime.core.results import Result, Track
+from ffd_runtime.image.decode import Image
+from ffd_runtime.video.scene import Frame, Health, Scene
+from ffd_runtime.web.listen_address import Address
 from ffd_runtime.web.server import Serve
 
 from ..models import CARD

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from ffd_export.commands.export import main as ffd_export
-from ffd_runtime.commands.run import main as ffd_run
+from ffd_runtime.cli.run import main as ffd_run
 from ffd_train import networks
 from ffd_train.commands.data import main as ffd_data
 from ffd_train.commands.eval import main as ffd_eval

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ffd_export.commands.export import main as ffd_export
-from ffd_runtime.backends import EMBEDDED
-from ffd_runtime.card import ModelCard
-from ffd_runtime.commands.run import main as ffd_run
+from ffd_runtime.cli.run import main as ffd_run
+from ffd_runtime.model.backends import EMBEDDED
+from ffd_runtime.model.card import ModelCard
 from ffd_train.commands.eval import main as ffd_eval
 from ffd_train.commands.train import main as ffd_train
 

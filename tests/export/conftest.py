@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ffd_export.commands.export import main
-from ffd_runtime.backends import EMBEDDED
+from ffd_runtime.model.backends import EMBEDDED
 
 from ..conftest import picture
 

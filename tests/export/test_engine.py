@@ -18,10 +18,10 @@ from ffd_export import engine as builder
 from ffd_export.commands.export import main
 from ffd_export.engine import EngineOptions, build_engine, count_kernels, require_buildable
 from ffd_export.onnx_file import read_onnx, to_bytes
-from ffd_runtime.backends import EMBEDDED, open_backend
-from ffd_runtime.devices import Gpu, count_gpus
-from ffd_runtime.engine import EngineManifest, manifest_path
-from ffd_runtime.errors import BackendError, DeviceError, EngineError, ModelError
+from ffd_runtime.core.errors import BackendError, DeviceError, EngineError, ModelError
+from ffd_runtime.model.backends import EMBEDDED, open_backend
+from ffd_runtime.model.devices import Gpu, count_gpus
+from ffd_runtime.model.engine_manifest import EngineManifest, manifest_path
 
 from .tensorrt_stub import VERSIONS, Stub
 

@@ -17,9 +17,9 @@ from ffd_export.images import Example, Images, prepare_images
 from ffd_export.onnx_file import read_onnx
 from ffd_export.output import write_files
 from ffd_export.parity import Parity, classify, compare
-from ffd_runtime.backends import Outputs, open_backend
-from ffd_runtime.card import CARD_KEY, ModelCard, PreprocessSpec, Provenance
-from ffd_runtime.errors import DataError, ModelError, OutputError
+from ffd_runtime.core.errors import DataError, ModelError, OutputError
+from ffd_runtime.model.backends import Outputs, open_backend
+from ffd_runtime.model.card import CARD_KEY, ModelCard, PreprocessSpec, Provenance
 from ffd_train.checkpoint import load_checkpoint, save_checkpoint, sha256_of
 from ffd_train.networks import NETWORKS, FaceNet, build
 from ffd_train.scoring import TorchBackend

@@ -42,9 +42,9 @@ from ffd_export.parity import Parity, classify, compare, roc_auc
 from ffd_export.pixels import can_fold, fold_scaling
 from ffd_export.ranges import BINS, _coarsen, calibrate, find_extremes
 from ffd_export.runs import find_calibration, find_verification
-from ffd_runtime.backends import EMBEDDED
-from ffd_runtime.card import ModelCard, PreprocessSpec
-from ffd_runtime.errors import DataError, ModelError
+from ffd_runtime.core.errors import DataError, ModelError
+from ffd_runtime.model.backends import EMBEDDED
+from ffd_runtime.model.card import ModelCard, PreprocessSpec
 from ffd_train.prepare import preparing
 from ffd_train.prepare.inputs import Input
 

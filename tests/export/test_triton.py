@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from ffd_export.output import write_files
 from ffd_export.triton import NAME, to_text, triton_files
-from ffd_runtime.backends import EMBEDDED, open_backend
-from ffd_runtime.backends.onnxruntime import cuda_options
-from ffd_runtime.card import CARD_KEY, CLASSES, ModelCard, PreprocessSpec, Provenance
-from ffd_runtime.decode import decode
-from ffd_runtime.errors import OutputError
-from ffd_runtime.preprocess import preprocess
+from ffd_runtime.core.errors import OutputError
+from ffd_runtime.image.decode import decode
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.model.backends import EMBEDDED, open_backend
+from ffd_runtime.model.backends.onnxruntime import cuda_options
+from ffd_runtime.model.card import CARD_KEY, CLASSES, ModelCard, PreprocessSpec, Provenance
 
 from ..conftest import picture
 from ..models import CARD

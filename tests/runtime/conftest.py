@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-import ffd_runtime.backends.tensorrt as backend
-from ffd_runtime.devices import Gpu
+import ffd_runtime.model.backends.tensorrt as backend
+from ffd_runtime.model.devices import Gpu
 
 from .fake_cuda import FakeCuda, get_cuda_native_handle
 from .fake_tensorrt import ICudaEngine, make_module

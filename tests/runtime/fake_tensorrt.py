@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ffd_runtime.engine import manifest_path
+from ffd_runtime.model.engine_manifest import manifest_path
 
 from ..models import CARD
 from .fake_cuda import DEVICE_ALIGNMENT, FakeCuda, view

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.preprocess import preprocess
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.model.card import PreprocessSpec
 
 FILE = Path(__file__).with_name("golden.npz")
 

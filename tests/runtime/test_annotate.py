@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from ffd_runtime.errors import InputError, OutputError
-from ffd_runtime.image_header import read_header
-from ffd_runtime.results import Result
-from ffd_runtime.sinks.annotate import Annotate, Names, is_annotated
+from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.core.results import Result
+from ffd_runtime.image.image_header import read_header
+from ffd_runtime.outputs.annotated_copies import Annotate, Names, is_annotated
 
 from ..conftest import picture
 

@@ -12,8 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from ffd_runtime import backends
-from ffd_runtime.backends import (
+from ffd_runtime.core.errors import BackendError, DeviceMemoryError
+from ffd_runtime.image.decode import decode
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.model import backends
+from ffd_runtime.model.backends import (
     BACKENDS,
     EMBEDDED,
     EMBEDDED_INT8,
@@ -21,9 +24,6 @@ from ffd_runtime.backends import (
     failure,
     open_backend,
 )
-from ffd_runtime.decode import decode
-from ffd_runtime.errors import BackendError, DeviceMemoryError
-from ffd_runtime.preprocess import preprocess
 
 from ..conftest import picture
 
@@ -119,8 +119,8 @@ def test_too_large_a_batch_is_said_and_a_smaller_one_runs(name: str) -> None:
     script = f"""
 import resource
 import numpy as np
-from ffd_runtime.backends import open_backend
-from ffd_runtime.errors import DeviceMemoryError
+from ffd_runtime.model.backends import open_backend
+from ffd_runtime.core.errors import DeviceMemoryError
 
 backend = open_backend(None, {name!r}, "cpu")
 images = np.zeros((32, 299, 299, 3), np.uint8)

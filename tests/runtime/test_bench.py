@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.backends import Backend, onnxruntime, open_backend
-from ffd_runtime.bench import (
+from ffd_runtime.cli.bench import TUNING as commands_tuning
+from ffd_runtime.cli.bench import main
+from ffd_runtime.cli.stage_times import (
     MOST_PICTURES,
     Bench,
     Samples,
@@ -27,12 +28,11 @@ from ffd_runtime.bench import (
     make_pictures,
     percentile,
 )
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.commands.bench import TUNING as commands_tuning
-from ffd_runtime.commands.bench import main
-from ffd_runtime.decode import decode
-from ffd_runtime.errors import FfdError
-from ffd_runtime.sources import find_files
+from ffd_runtime.core.errors import FfdError
+from ffd_runtime.image.decode import decode
+from ffd_runtime.inputs import find_files
+from ffd_runtime.model.backends import Backend, onnxruntime, open_backend
+from ffd_runtime.model.card import PreprocessSpec
 
 from ..models import CARD, save_colour_model
 from .test_imports import HEAVY, RUNTIME, loaded_by
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.alone
 
 
 def test_help_waits_for_nothing_heavy() -> None:
-    code = "from ffd_runtime.commands.bench import main\nmain(['--help'], standalone_mode=False)"
+    code = "from ffd_runtime.cli.bench import main\nmain(['--help'], standalone_mode=False)"
     assert not loaded_by(code) & {*HEAVY, *RUNTIME}
 
 
@@ -288,7 +288,7 @@ def test_peak_memory_is_this_process_s_own() -> None:
     """Started by a process that holds more, it tells what it holds itself."""
     held = np.ones(1 << 28, np.uint8)
     code = (
-        "from ffd_runtime.bench import peak_memory\n"
+        "from ffd_runtime.cli.stage_times import peak_memory\n"
         "before = peak_memory()\nheld = b'x' * (1 << 26)\nprint(before, peak_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

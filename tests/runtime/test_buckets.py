@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.backends.buckets import SteadyBucket, choose_bucket, find_buckets
+from ffd_runtime.model.backends.buckets import SteadyBucket, choose_bucket, find_buckets
 
 LIMITS = st.tuples(st.integers(1, 2000), st.integers(1, 2000)).map(lambda pair: sorted(pair))
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.card import CLASSES, ModelCard, PreprocessSpec, Provenance
-from ffd_runtime.errors import CardError
+from ffd_runtime.core.errors import CardError
+from ffd_runtime.model.card import CLASSES, ModelCard, PreprocessSpec, Provenance
 
 unit = st.floats(0, 1)
 specs = st.builds(

@@ -29,22 +29,22 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from ffd_cluster import storage as storages
+from ffd_cluster.classify import _tables, find_inputs
+from ffd_cluster.output_parts import COUNTS, Parts, Seen, identify, part_name
+from ffd_cluster.plan import Plan
+from ffd_cluster.stages import Infer, Model, _guarding, prepare_block, write_block
+from ffd_cluster.storage import Storage, require_no_credentials, storage_of
 from ffd_runtime import Classifier
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.cluster import storage as storages
-from ffd_runtime.cluster.classify import _tables, find_inputs
-from ffd_runtime.cluster.parts import COUNTS, Parts, Seen, identify, part_name
-from ffd_runtime.cluster.plan import Plan
-from ffd_runtime.cluster.stages import Infer, Model, _guarding, prepare_block, write_block
-from ffd_runtime.cluster.storage import Storage, require_no_credentials, storage_of
-from ffd_runtime.errors import DeviceError, FfdError, InputError, OutputError, StorageError
-from ffd_runtime.faces import Face
-from ffd_runtime.pipeline import Prepared
-from ffd_runtime.results import Result
-from ffd_runtime.sinks.jsonlines import to_line
-from ffd_runtime.sinks.origin import Origin
-from ffd_runtime.sinks.parquet import to_parquet
-from ffd_runtime.sources import Item, find_files
+from ffd_runtime.core.errors import DeviceError, FfdError, InputError, OutputError, StorageError
+from ffd_runtime.core.pipeline import Prepared
+from ffd_runtime.core.results import Result
+from ffd_runtime.image.faces import Face
+from ffd_runtime.inputs import Item, find_files
+from ffd_runtime.model.card import PreprocessSpec
+from ffd_runtime.outputs.jsonlines import to_line
+from ffd_runtime.outputs.parquet_file import to_parquet
+from ffd_runtime.outputs.provenance import Origin
 
 from ..cluster import KEY, S3Server
 from ..conftest import picture
@@ -638,7 +638,7 @@ def test_what_cannot_be_read_for_any_reason_is_a_row(colour_model: Path, tmp_pat
 
 ABORTS = """
 import os
-from ffd_runtime.pipeline import prepare_views
+from ffd_runtime.core.pipeline import prepare_views
 
 def work(item, spec):
     if item.source.endswith("killer.png"):

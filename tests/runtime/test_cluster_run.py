@@ -19,17 +19,17 @@ import ray.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.cluster import classify, storage
-from ffd_runtime.cluster.classify import Run, _ahead
-from ffd_runtime.cluster.engine import BrokenError
-from ffd_runtime.cluster.parts import Parts, TakenError, part_name
-from ffd_runtime.cluster.storage import UNREACHABLE, Storage
-from ffd_runtime.errors import BackendError, DeviceError, OutputError, StorageError
-from ffd_runtime.results import Result
-from ffd_runtime.sinks.jsonlines import to_line
-from ffd_runtime.sinks.origin import Origin
-from ffd_runtime.sinks.parquet import to_parquet
-from ffd_runtime.sources import Item
+from ffd_cluster import classify, storage
+from ffd_cluster.classify import Run, _ahead
+from ffd_cluster.output_parts import Parts, TakenError, part_name
+from ffd_cluster.ray_pipeline import BrokenError
+from ffd_cluster.storage import UNREACHABLE, Storage
+from ffd_runtime.core.errors import BackendError, DeviceError, OutputError, StorageError
+from ffd_runtime.core.results import Result
+from ffd_runtime.inputs import Item
+from ffd_runtime.outputs.jsonlines import to_line
+from ffd_runtime.outputs.parquet_file import to_parquet
+from ffd_runtime.outputs.provenance import Origin
 
 ORIGIN = Origin("colour (fp32)", "12", {"size": 299}, "34")
 # What becomes of a part in an attempt that breaks: it is written and told of, written and not told

@@ -9,11 +9,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from ffd_runtime.backends import BACKENDS
-from ffd_runtime.commands.bench import main as ffd_bench
-from ffd_runtime.commands.doctor import main as ffd_doctor
-from ffd_runtime.commands.run import main as ffd_run
-from ffd_runtime.doctor import QUESTIONS
+from ffd_runtime.cli.bench import main as ffd_bench
+from ffd_runtime.cli.diagnosis import QUESTIONS
+from ffd_runtime.cli.doctor import main as ffd_doctor
+from ffd_runtime.cli.run import main as ffd_run
+from ffd_runtime.model.backends import BACKENDS
 
 
 def call(command: click.Command, *arguments: object) -> Result:

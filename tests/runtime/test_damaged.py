@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from ffd_runtime.decode import decode
-from ffd_runtime.decoder_messages import DecoderMessages, messages
-from ffd_runtime.errors import InputError
-from ffd_runtime.formats.jpeg import MAX_SCANS
-from ffd_runtime.image_header import read_header
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.image.decode import decode
+from ffd_runtime.image.decoder_messages import DecoderMessages, messages
+from ffd_runtime.image.formats.jpeg import MAX_SCANS
+from ffd_runtime.image.image_header import read_header
 
 from .encoded import pillow
 from .tagged import in_jpeg, in_png, png_chunk, segment
@@ -110,8 +110,8 @@ WARNINGS: dict[str, bytes] = {
 }
 QUIET = """
 import sys
-from ffd_runtime.decode import decode, read_file
-from ffd_runtime.errors import InputError
+from ffd_runtime.image.decode import decode, read_file
+from ffd_runtime.core.errors import InputError
 import ctypes
 for path in sys.argv[1:]:
     try:
@@ -269,7 +269,7 @@ def test_a_usual_progressive_jpeg_of_the_largest_size_is_not_refused() -> None:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
 def test_a_file_of_countless_parts_is_given_up(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # As many as allowed would take a second to walk.
-    monkeypatch.setattr(f"ffd_runtime.formats.{form.lower()}.MAX_PARTS", 1000)
+    monkeypatch.setattr(f"ffd_runtime.image.formats.{form.lower()}.MAX_PARTS", 1000)
     part = {
         "JPEG": segment(0xFE, b""),
         "PNG": png_chunk(b"teSt", b""),

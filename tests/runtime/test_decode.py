@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.decode import MAX_BYTES, decode, read_file, to_bgr
-from ffd_runtime.errors import InputError
-from ffd_runtime.preprocess import preprocess
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.image.decode import MAX_BYTES, decode, read_file, to_bgr
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.model.card import PreprocessSpec
 
 from .encoded import BGR, FORMATS, HEIGHT, WIDTH, opencv, pillow, rgba
 
@@ -128,7 +128,7 @@ def test_avif_of_any_depth_blends(depth: int) -> None:
 def test_a_large_transparent_picture_needs_little_more_than_itself() -> None:
     import tracemalloc
 
-    from ffd_runtime.decode import _on_white
+    from ffd_runtime.image.decode import _on_white
 
     image = np.zeros((2000, 2000, 4), np.uint8)
     tracemalloc.start()
@@ -285,8 +285,8 @@ def test_only_jpegs_are_reduced() -> None:
 SQUEEZED = """
 import resource, sys
 import cv2, numpy as np
-from ffd_runtime.decode import decode, read_file
-from ffd_runtime.errors import InputError
+from ffd_runtime.image.decode import decode, read_file
+from ffd_runtime.core.errors import InputError
 cv2.setNumThreads(1)
 picture = cv2.imencode(".png", np.zeros((6000, 6000, 3), np.uint8))[1].tobytes()
 with open("/proc/self/status") as status:

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.decode import decode
-from ffd_runtime.doctor import ask, find_advice, find_traps, make_picture
-from ffd_runtime.machine import (
+from ffd_runtime.cli.diagnosis import ask, find_advice, find_traps, make_picture
+from ffd_runtime.core.machine import (
     cgroup_cores,
     cgroup_memory,
     describe_cpu,
@@ -26,6 +25,7 @@ from ffd_runtime.machine import (
     find_features,
     packages,
 )
+from ffd_runtime.image.decode import decode
 
 from .test_imports import HEAVY, RUNTIME, loaded_by
 
@@ -34,9 +34,9 @@ ORIN = "processor\t: 0\nFeatures\t: fp asimd crc32 asimdhp asimddp\nCPU part\t: 
 
 
 def test_neither_help_nor_the_doctor_itself_load_what_may_be_broken() -> None:
-    code = "from ffd_runtime.commands.doctor import main\nmain(['--help'], standalone_mode=False)"
+    code = "from ffd_runtime.cli.doctor import main\nmain(['--help'], standalone_mode=False)"
     assert not loaded_by(code) & {*HEAVY, *RUNTIME}
-    assert not loaded_by("import ffd_runtime.doctor") & {*HEAVY, *RUNTIME}
+    assert not loaded_by("import ffd_runtime.cli.diagnosis") & {*HEAVY, *RUNTIME}
 
 
 def test_features_of_processors() -> None:
@@ -253,7 +253,7 @@ def test_packages_are_read_from_metadata_and_never_imported(tmp_path: Path) -> N
         (folder / "METADATA").write_text(text)
     (tmp_path / "damaged.dist-info").mkdir()
     code = (
-        "from ffd_runtime.doctor import packages\nimport json, sys\n"
+        "from ffd_runtime.cli.diagnosis import packages\nimport json, sys\n"
         "print(json.dumps(packages()), 'torch' in sys.modules, sep='\\n')"
     )
     done = subprocess.run(

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.draw import (
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.core.results import Result
+from ffd_runtime.image.draw import (
     EVIDENCE_LIMIT,
     classified_square,
     draw_verdict,
     evidence_layer,
     overlay_heatmap,
 )
-from ffd_runtime.errors import InputError
-from ffd_runtime.preprocess import crop_centre, crop_face
-from ffd_runtime.results import Result
+from ffd_runtime.image.preprocess import crop_centre, crop_face
 
 from ..conftest import picture
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.draw import PANEL, VERDICT_COLOURS, Colour
-from ffd_runtime.results import Box, Result, Track
-from ffd_runtime.streams.draw import draw_keys, draw_no_signal, draw_scene, shrink_scene
-from ffd_runtime.streams.scene import Frame, Health, Scene, State
+from ffd_runtime.core.results import Box, Result, Track
+from ffd_runtime.image.draw import PANEL, VERDICT_COLOURS, Colour
+from ffd_runtime.video.draw_scene import draw_keys, draw_no_signal, draw_scene, shrink_scene
+from ffd_runtime.video.scene import Frame, Health, Scene, State
 
 Array = npt.NDArray[np.uint8]
 LABELS = ("generated", "groundtruth", "unsure")

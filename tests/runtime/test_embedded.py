@@ -12,8 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime import Classifier, backends
-from ffd_runtime.backends import (
+from ffd_runtime import Classifier
+from ffd_runtime.core.errors import DeviceError
+from ffd_runtime.image.decode import decode
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.model import backends
+from ffd_runtime.model.backends import (
     embedded,
     find_embedded,
     find_embedded_by,
@@ -21,12 +25,9 @@ from ffd_runtime.backends import (
     onnxruntime,
     open_backend,
 )
-from ffd_runtime.backends.embedded import EMBEDDED, EMBEDDED_INT8, explain_rejection
-from ffd_runtime.backends.onnx_metadata import read_metadata
-from ffd_runtime.card import CARD_KEY, ModelCard
-from ffd_runtime.decode import decode
-from ffd_runtime.errors import DeviceError
-from ffd_runtime.preprocess import preprocess
+from ffd_runtime.model.backends.embedded import EMBEDDED, EMBEDDED_INT8, explain_rejection
+from ffd_runtime.model.backends.onnx_metadata import read_metadata
+from ffd_runtime.model.card import CARD_KEY, ModelCard
 
 from ..conftest import picture
 from ..models import CARD, save_colour_model

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.backends import open_backend
-from ffd_runtime.engine import (
+from ffd_runtime.core.errors import EngineError
+from ffd_runtime.model.backends import open_backend
+from ffd_runtime.model.engine_manifest import (
     EngineManifest,
     Here,
     manifest_path,
     read_manifest,
     require_runnable,
 )
-from ffd_runtime.errors import EngineError
 
 from ..models import CARD
 

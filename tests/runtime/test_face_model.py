@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from ffd_runtime import face_model as module
-from ffd_runtime.errors import ModelError
-from ffd_runtime.face_model import NAME, find_face_model
-from ffd_runtime.user_cache import cache_folder
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.core.user_cache import cache_folder
+from ffd_runtime.image import face_model as module
+from ffd_runtime.image.face_model import NAME, find_face_model
 
 # What the server gives stands in for the model: only its sha256 matters here.
 MODEL = bytes(range(256)) * 900

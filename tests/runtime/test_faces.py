@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime import faces as module
-from ffd_runtime.errors import ModelError
-from ffd_runtime.faces import MIN_SIDE, REASONS, Face, FaceDetector, is_blank
-from ffd_runtime.results import Box
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.core.results import Box
+from ffd_runtime.image import faces as module
+from ffd_runtime.image.faces import MIN_SIDE, REASONS, Face, FaceDetector, is_blank
 
 from ..models import save_colour_model
 

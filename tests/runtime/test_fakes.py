@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-import ffd_runtime.backends.tensorrt as backend
+import ffd_runtime.model.backends.tensorrt as backend
 
 from . import fake_tensorrt
 from .fake_cuda import FakeCuda, Handle, cudaStream_t, get_cuda_native_handle
@@ -213,7 +213,7 @@ def test_tensorrt_for_rtx_has_what_is_called_and_returns_what_the_fake_does() ->
 
 
 def test_the_gpus_of_the_documentation_are_those_of_the_installed_version() -> None:
-    from ffd_runtime.engine import RTX_COMPUTE_CAPABILITIES, list_rtx_gpus
+    from ffd_runtime.model.engine_manifest import RTX_COMPUTE_CAPABILITIES, list_rtx_gpus
 
     rtx = pytest.importorskip("tensorrt_rtx")
     assert set(RTX_COMPUTE_CAPABILITIES) <= set(list_rtx_gpus(rtx))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.errors import InputError
-from ffd_runtime.image_header import ImageHeader, read_header
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.image.image_header import ImageHeader, read_header
 
 from .encoded import FORMATS, HEIGHT, WIDTH, pillow, rgba
 

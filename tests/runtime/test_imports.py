@@ -28,9 +28,9 @@ def test_the_package_is_light() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "ffd_runtime.commands.run",
-        "ffd_runtime.commands.bench",
-        "ffd_runtime.commands.doctor",
+        "ffd_runtime.cli.run",
+        "ffd_runtime.cli.bench",
+        "ffd_runtime.cli.doctor",
         "ffd_train.commands.train",
         "ffd_train.commands.eval",
         "ffd_train.commands.data",
@@ -54,12 +54,13 @@ def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
 
 def test_the_runtime_stands_alone() -> None:
     code = (
-        "import ffd_runtime.classifier, ffd_runtime.sinks.table, ffd_runtime.backends.onnxruntime\n"
-        "import ffd_runtime.backends.tensorrt, ffd_runtime.backends.openvino\n"
-        "import ffd_runtime.sinks.report, ffd_runtime.sinks.annotate\n"
+        "import ffd_runtime.core.classifier, ffd_runtime.outputs.table\n"
+        "import ffd_runtime.model.backends.onnxruntime\n"
+        "import ffd_runtime.model.backends.tensorrt, ffd_runtime.model.backends.openvino\n"
+        "import ffd_runtime.outputs.html_report, ffd_runtime.outputs.annotated_copies\n"
         "import onnxruntime"
     )
-    assert not loaded_by(code) & {*HEAVY, "ffd_train", "ffd_export"}
+    assert not loaded_by(code) & {*HEAVY, "ffd_train", "ffd_export", "ffd_cluster"}
 
 
 def test_export_reads_no_torch_to_be_imported() -> None:
@@ -70,10 +71,10 @@ def test_export_reads_no_torch_to_be_imported() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "ffd_runtime.backends.buckets",
-        "ffd_runtime.card",
-        "ffd_runtime.classifier",
-        "ffd_runtime.text",
+        "ffd_runtime.model.backends.buckets",
+        "ffd_runtime.model.card",
+        "ffd_runtime.core.classifier",
+        "ffd_runtime.core.text",
         "ffd_train.stages",
     ],
 )

@@ -10,10 +10,10 @@ from threading import Thread
 
 import pytest
 
-import ffd_runtime.backends.tensorrt as backend
-from ffd_runtime.backends import kernel_cache, open_backend
-from ffd_runtime.devices import Gpu
-from ffd_runtime.errors import BackendError
+import ffd_runtime.model.backends.tensorrt as backend
+from ffd_runtime.core.errors import BackendError
+from ffd_runtime.model.backends import kernel_cache, open_backend
+from ffd_runtime.model.devices import Gpu
 
 from .fake_cuda import FakeCuda
 from .fake_tensorrt import ICudaEngine, IRuntimeCache, IRuntimeConfig, images, save_engine

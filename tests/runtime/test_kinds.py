@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from ffd_runtime.decode import decode
-from ffd_runtime.errors import InputError
-from ffd_runtime.image_header import read_header
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.image.decode import decode
+from ffd_runtime.image.image_header import read_header
 
 from .encoded import BGR, FORMATS, HEIGHT, WIDTH, pillow
 from .tagged import Entry, orientation, tiff, tiff_page
@@ -197,7 +197,7 @@ def test_a_video_in_the_same_container_is_no_picture() -> None:
 
 
 def test_an_avif_that_this_opencv_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffd_runtime.decode._reads_avif", lambda: False)
+    monkeypatch.setattr("ffd_runtime.image.decode._reads_avif", lambda: False)
     monkeypatch.setattr("cv2.imdecode", lambda data, flags: None)
     error = error_of(FORMATS["avif"])
     assert error.code == "unsupported"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.backends import EMBEDDED
-from ffd_runtime.backends.onnx_metadata import read_metadata
-from ffd_runtime.card import CARD_KEY, ModelCard
+from ffd_runtime.model.backends import EMBEDDED
+from ffd_runtime.model.backends.onnx_metadata import read_metadata
+from ffd_runtime.model.card import CARD_KEY, ModelCard
 
 from ..models import CARD, colour_model, save_colour_model
 

@@ -14,10 +14,17 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-import ffd_runtime.backends.onnxruntime as backend
-import ffd_runtime.devices as devices
-from ffd_runtime.backends import EMBEDDED, Outputs, open_backend
-from ffd_runtime.backends.onnxruntime import (
+import ffd_runtime.model.backends.onnxruntime as backend
+import ffd_runtime.model.devices as devices
+from ffd_runtime.core.errors import (
+    BackendError,
+    CardError,
+    DeviceError,
+    DeviceMemoryError,
+    ModelError,
+)
+from ffd_runtime.model.backends import EMBEDDED, Outputs, open_backend
+from ffd_runtime.model.backends.onnxruntime import (
     CPU,
     CUDA,
     MOST_ON_CUDA,
@@ -27,15 +34,8 @@ from ffd_runtime.backends.onnxruntime import (
     Staging,
     choose_providers,
 )
-from ffd_runtime.card import CARD_KEY, PreprocessSpec
-from ffd_runtime.devices import PinnedMemory, count_gpus, parse_device
-from ffd_runtime.errors import (
-    BackendError,
-    CardError,
-    DeviceError,
-    DeviceMemoryError,
-    ModelError,
-)
+from ffd_runtime.model.card import CARD_KEY, PreprocessSpec
+from ffd_runtime.model.devices import PinnedMemory, count_gpus, parse_device
 
 from ..models import CARD, colour_model, save_colour_model
 

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from ffd_runtime.backends import EMBEDDED, Outputs, open_backend
-from ffd_runtime.card import CARD_KEY
-from ffd_runtime.devices import count_cores
-from ffd_runtime.errors import BackendError, CardError, DeviceError, ModelError
-from ffd_runtime.text import counted
+from ffd_runtime.core.errors import BackendError, CardError, DeviceError, ModelError
+from ffd_runtime.core.text import counted
+from ffd_runtime.model.backends import EMBEDDED, Outputs, open_backend
+from ffd_runtime.model.card import CARD_KEY
+from ffd_runtime.model.devices import count_cores
 
 from ..models import CARD, colour_model, save_colour_model
 

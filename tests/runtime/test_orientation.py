@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from ffd_runtime.decode import decode
+from ffd_runtime.image.decode import decode
 from ffd_train.audit.encoding import read_encoding
 
 from .encoded import pillow

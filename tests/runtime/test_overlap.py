@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ffd_runtime import pipeline
-from ffd_runtime.backends import Backend, Outputs, open_backend
-from ffd_runtime.backends.pending import Asynchronous, count_lanes, submit
-from ffd_runtime.errors import BackendError, DeviceMemoryError, InputError
-from ffd_runtime.pipeline import Batches, Prepared, classify_items
+from ffd_runtime.core import pipeline
+from ffd_runtime.core.errors import BackendError, DeviceMemoryError, InputError
+from ffd_runtime.core.pipeline import Batches, Prepared, classify_items
+from ffd_runtime.model.backends import Backend, Outputs, open_backend
+from ffd_runtime.model.backends.pending import Asynchronous, count_lanes, submit
 
 from ..models import CARD
 from .fake_cuda import FakeCuda

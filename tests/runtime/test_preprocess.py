@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.preprocess import crop_centre, crop_face, normalise, preprocess
+from ffd_runtime.image.preprocess import crop_centre, crop_face, normalise, preprocess
+from ffd_runtime.model.card import PreprocessSpec
 
 from ..conftest import picture
 from .golden import FILE, synthetic

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ffd_runtime.errors import OutputError
-from ffd_runtime.results import Result
-from ffd_runtime.sinks import record
-from ffd_runtime.sinks.record import Record, check_record, name_recordings, tell_rate
-from ffd_runtime.streams.scene import Frame, Health, Scene
+from ffd_runtime.core.errors import OutputError
+from ffd_runtime.core.results import Result
+from ffd_runtime.video import recording as record
+from ffd_runtime.video.recording import Record, check_record, name_recordings, tell_rate
+from ffd_runtime.video.scene import Frame, Health, Scene
 
 from ..conftest import picture
 
@@ -280,8 +280,8 @@ _RECORDS = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from ffd_runtime.sinks.record import Record
-from ffd_runtime.streams.scene import Frame, Health, Scene
+from ffd_runtime.video.recording import Record
+from ffd_runtime.video.scene import Frame, Health, Scene
 rng = np.random.default_rng(0)
 noise = rng.integers(0, 255, (480, 640, 3), np.uint8)
 with Record(Path(sys.argv[1]), ["door"], face_scale=1.3) as sink:

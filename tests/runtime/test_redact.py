@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.errors import InputError
-from ffd_runtime.redact import is_ambiguous, redact
-from ffd_runtime.sources import FetchPolicy, find_files
-from ffd_runtime.sources.urls import fetch
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.core.redact import is_ambiguous, redact
+from ffd_runtime.inputs import FetchPolicy, find_files
+from ffd_runtime.inputs.urls import fetch
 
 MARK = "Hunter2"
 # What pre-signed addresses, sessions and cameras call their credentials.

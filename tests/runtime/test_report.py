@@ -23,11 +23,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.card import ModelCard
-from ffd_runtime.classifier import Classifier
-from ffd_runtime.errors import InputError, OutputError
-from ffd_runtime.results import Result
-from ffd_runtime.sinks.report import ERRORS, PICTURES, THUMBNAIL, Report, log_odds
+from ffd_runtime.core.classifier import Classifier
+from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.core.results import Result
+from ffd_runtime.model.card import ModelCard
+from ffd_runtime.outputs.html_report import ERRORS, PICTURES, THUMBNAIL, Report, log_odds
 
 from ..conftest import picture
 from ..models import CARD

@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.commands.run import main
-from ffd_runtime.sources.kinds import Skipped, holds_picture, is_called_picture
-from ffd_runtime.sources.lists import read_list
+from ffd_runtime.cli.run import main
+from ffd_runtime.inputs.kinds import Skipped, holds_picture, is_called_picture
+from ffd_runtime.inputs.lists import read_list
 
 from ..conftest import picture
 from .test_urls import Server, ok

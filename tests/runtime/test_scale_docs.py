@@ -11,8 +11,8 @@ import click
 import pytest
 
 from ffd_export.commands.export import main as ffd_export
-from ffd_runtime.commands.bench import main as ffd_bench
-from ffd_runtime.commands.run import main as ffd_run
+from ffd_runtime.cli.bench import main as ffd_bench
+from ffd_runtime.cli.run import main as ffd_run
 from ffd_train.commands.train import main as ffd_train
 
 ROOT = Path(__file__).parents[2]

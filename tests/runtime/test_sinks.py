@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ffd_runtime.errors import InputError, OutputError
-from ffd_runtime.results import Result, Track
-from ffd_runtime.sinks import JsonLines, open_file_sink
-from ffd_runtime.sinks.csv import _from_field, to_line
-from ffd_runtime.sinks.origin import Origin
-from ffd_runtime.sinks.table import Table
-from ffd_runtime.text import printable
+from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.core.results import Result, Track
+from ffd_runtime.core.text import printable
+from ffd_runtime.outputs import JsonLines, open_file_sink
+from ffd_runtime.outputs.csv_file import _from_field, to_line
+from ffd_runtime.outputs.provenance import Origin
+from ffd_runtime.outputs.table import Table
 
 ORIGIN = Origin("tiny (fp32)", "0" * 64, {"size": 299}, "1" * 64)
 # What os.fsdecode can give: any text, undecodable bytes as surrogates.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.sources import find_files
+from ffd_runtime.inputs import find_files
 
 
 def touch(*paths: Path) -> None:

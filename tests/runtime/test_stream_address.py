@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ffd_runtime.redact import redact
-from ffd_runtime.streams.address import is_stream, to_streams
-from ffd_runtime.streams.backoff import Backoff
-from ffd_runtime.streams.lag import JUMP, Lag
-from ffd_runtime.streams.policy import Sampler, StreamPolicy
+from ffd_runtime.core.redact import redact
+from ffd_runtime.video.backoff import Backoff
+from ffd_runtime.video.lag import JUMP, Lag
+from ffd_runtime.video.stream_address import is_stream, to_streams
+from ffd_runtime.video.stream_policy import Sampler, StreamPolicy
 
 # Nothing that stands in the rest of an address anyway.
 secrets = st.text(string.ascii_uppercase + string.digits + "@:/%!$'()*+,;=._~-", min_size=6)

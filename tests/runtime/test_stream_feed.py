@@ -17,15 +17,15 @@ import numpy.typing as npt
 import pytest
 
 from ffd_runtime import Classifier
-from ffd_runtime.errors import BackendError, InputError
-from ffd_runtime.streams.address import to_streams
-from ffd_runtime.streams.analyse import Analyser
-from ffd_runtime.streams.capture import OpenCVCapture
-from ffd_runtime.streams.feed import Feed
-from ffd_runtime.streams.policy import StreamPolicy
-from ffd_runtime.streams.remote import RemoteCapture
-from ffd_runtime.streams.scene import Frame, Health, Scene
-from ffd_runtime.streams.watch import Watch
+from ffd_runtime.core.errors import BackendError, InputError
+from ffd_runtime.video.capture import OpenCVCapture
+from ffd_runtime.video.feed import Feed
+from ffd_runtime.video.frame_classifier import Analyser
+from ffd_runtime.video.remote_reader import RemoteCapture
+from ffd_runtime.video.scene import Frame, Health, Scene
+from ffd_runtime.video.stream_address import to_streams
+from ffd_runtime.video.stream_policy import StreamPolicy
+from ffd_runtime.video.watch import Watch
 
 from ..servers import (
     RtspServer,
@@ -230,7 +230,7 @@ def test_the_newest_frame_wins_and_drops_are_counted() -> None:
 
 
 def test_a_decoder_that_is_too_slow_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffd_runtime.streams.reader.MOST_LAG", 0.5)
+    monkeypatch.setattr("ffd_runtime.video.stream_reader.MOST_LAG", 0.5)
 
     class Behind(Synthetic):
         """As fast as it can go, the stream's clock runs much faster."""
@@ -517,7 +517,7 @@ def test_a_camera_that_is_not_there() -> None:
     cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER), reason="this OpenCV has GStreamer"
 )
 def test_without_gstreamer_it_is_said() -> None:
-    from ffd_runtime.streams.capture import require_gstreamer
+    from ffd_runtime.video.capture import require_gstreamer
 
     with pytest.raises(BackendError, match="built without GStreamer"):
         require_gstreamer()
@@ -526,7 +526,7 @@ def test_without_gstreamer_it_is_said() -> None:
 def test_a_reader_that_cannot_be_interrupted_is_shown_and_holds_nothing_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ffd_runtime.streams.reader.MARGIN", 0.1)
+    monkeypatch.setattr("ffd_runtime.video.stream_reader.MARGIN", 0.1)
     release = threading.Event()
 
     def hang(*_: object) -> OpenCVCapture:

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ffd_runtime.backends import Outputs
-from ffd_runtime.card import ModelCard
-from ffd_runtime.errors import BackendError, DeviceMemoryError
-from ffd_runtime.results import Result
-from ffd_runtime.streams.address import Stream, to_streams
-from ffd_runtime.streams.analyse import Analyser
-from ffd_runtime.streams.feed import Feed
-from ffd_runtime.streams.policy import StreamPolicy
-from ffd_runtime.streams.scene import Frame, Health, Quit, Scene
-from ffd_runtime.streams.watch import Watch
+from ffd_runtime.core.errors import BackendError, DeviceMemoryError
+from ffd_runtime.core.results import Result
+from ffd_runtime.model.backends import Outputs
+from ffd_runtime.model.card import ModelCard
+from ffd_runtime.video.feed import Feed
+from ffd_runtime.video.frame_classifier import Analyser
+from ffd_runtime.video.scene import Frame, Health, Quit, Scene
+from ffd_runtime.video.stream_address import Stream, to_streams
+from ffd_runtime.video.stream_policy import StreamPolicy
+from ffd_runtime.video.watch import Watch
 
 from ..conftest import Image
 from ..models import CARD
@@ -284,7 +284,7 @@ def test_a_person_ends_it_while_frames_are_under_way() -> None:
 
 
 def test_workers_and_opencv_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffd_runtime.streams.pool.count_cores", lambda: 4)
+    monkeypatch.setattr("ffd_runtime.video.pool.count_cores", lambda: 4)
     used = set()
 
     def work(frame: Frame) -> None:
@@ -308,7 +308,7 @@ def test_workers_and_opencv_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_file_ends_after_its_last_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     # The reader is at its end long before the only frame is judged.
     for module in ("pool", "watch"):
-        monkeypatch.setattr(f"ffd_runtime.streams.{module}.TICK", 0.001)
+        monkeypatch.setattr(f"ffd_runtime.video.{module}.TICK", 0.001)
     kept = Kept()
     run({"a.mp4": Scripted(1)}, lambda _: until(lambda: kept.ticks > 5), kept, whole=False)
     assert [row.error for row in kept.rows] == [None]

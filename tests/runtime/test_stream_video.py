@@ -19,12 +19,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.errors import BackendError, InputError
-from ffd_runtime.streams import container
-from ffd_runtime.streams.address import Stream, is_video_file
-from ffd_runtime.streams.convert import Converter
-from ffd_runtime.streams.ffmpeg import FFmpegCapture
-from ffd_runtime.streams.remote import RemoteCapture
+from ffd_runtime.core.errors import BackendError, InputError
+from ffd_runtime.video import container
+from ffd_runtime.video.convert import Converter
+from ffd_runtime.video.ffmpeg import FFmpegCapture
+from ffd_runtime.video.remote_reader import RemoteCapture
+from ffd_runtime.video.stream_address import Stream, is_video_file
 
 from ..servers import say_nothing, serving
 from ..videos import (

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ffd_runtime.backends.tensorrt as backend
-from ffd_runtime.backends import open_backend
-from ffd_runtime.devices import Gpu
-from ffd_runtime.errors import BackendError, DeviceError, DeviceMemoryError, EngineError
+import ffd_runtime.model.backends.tensorrt as backend
+from ffd_runtime.core.errors import BackendError, DeviceError, DeviceMemoryError, EngineError
+from ffd_runtime.model.backends import open_backend
+from ffd_runtime.model.devices import Gpu
 
 from .fake_cuda import FakeCuda
 from .fake_tensorrt import SIZE, ICudaEngine, IExecutionContext, assert_right, images, save_engine

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.card import ModelCard, Provenance
-from ffd_runtime.errors import InputError
-from ffd_runtime.results import Box, Result, Track
-from ffd_runtime.streams.tracking import FIRST_MARGIN, LEAST_MARGIN, Tracker
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.core.results import Box, Result, Track
+from ffd_runtime.model.card import ModelCard, Provenance
+from ffd_runtime.video.tracking import FIRST_MARGIN, LEAST_MARGIN, Tracker
 
 CARD = ModelCard("m", "tf_efficientnet_lite0", Provenance("0"), threshold=0.2, unsure=(0.1, 0.6))
 FACE = (100, 100, 80, 100)

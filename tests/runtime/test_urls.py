@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.decode import decode
-from ffd_runtime.errors import InputError
-from ffd_runtime.redact import redact
-from ffd_runtime.sources import urls
-from ffd_runtime.sources.policy import FetchPolicy
-from ffd_runtime.sources.urls import fetch, is_public, is_url, url_item
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.core.redact import redact
+from ffd_runtime.image.decode import decode
+from ffd_runtime.inputs import urls
+from ffd_runtime.inputs.fetch_policy import FetchPolicy
+from ffd_runtime.inputs.urls import fetch, is_public, is_url, url_item
 
 from .encoded import FORMATS
 

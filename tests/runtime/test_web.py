@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 import pytest
 
-from ffd_runtime.errors import OutputError
-from ffd_runtime.results import Result, Track
-from ffd_runtime.streams.scene import Frame, Health, Scene
+from ffd_runtime.core.errors import OutputError
+from ffd_runtime.core.results import Result, Track
+from ffd_runtime.video.scene import Frame, Health, Scene
 from ffd_runtime.web import board, connection, pictures, site
-from ffd_runtime.web.address import Address, parse_address
 from ffd_runtime.web.guard import Guard
+from ffd_runtime.web.listen_address import Address, parse_address
 from ffd_runtime.web.metrics import LABELS
 from ffd_runtime.web.server import Serve
 
@@ -167,9 +167,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_heavy_is_loaded_before_it_serves() -> None:
-    code = (
-        "import sys, ffd_runtime.web.address\na = set(sys.modules)\nimport ffd_runtime.web.server"
-    )
+    code = "import sys, ffd_runtime.web.listen_address\na = set(sys.modules)\n"
+    code += "import ffd_runtime.web.server"
     code += "\nprint('cv2' in a, {'starlette', 'uvicorn', 'torch'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "set()"]

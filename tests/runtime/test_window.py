@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ffd_runtime.errors import OutputError
-from ffd_runtime.sinks.window import Window, require_screen, save_picture
+from ffd_runtime.core.errors import OutputError
+from ffd_runtime.video.window import Window, require_screen, save_picture
 
 # Real time passes in it.
 pytestmark = pytest.mark.alone
@@ -31,9 +31,9 @@ GREEN, BLUE, RED = (60, 180, 60), (200, 90, 40), (40, 35, 200)
 _SHOWS = """
 import sys, time
 import numpy as np
-from ffd_runtime.results import Result
-from ffd_runtime.sinks.window import Window
-from ffd_runtime.streams.scene import Frame, Health, Quit, Scene
+from ffd_runtime.core.results import Result
+from ffd_runtime.video.window import Window
+from ffd_runtime.video.scene import Frame, Health, Quit, Scene
 sources = sys.argv[1:]
 heatmap = np.full((10, 10), 20, np.float32)
 image = np.full((240, 320, 3), (60, 180, 60), np.uint8)
@@ -286,7 +286,7 @@ def test_no_screen_is_an_error_and_no_abort(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no DISPLAY")
 @pytest.mark.skipif(not cv2.currentUIFramework(), reason="this OpenCV has no windows")
 def test_a_screen_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffd_runtime.sinks.window._PATIENCE", 1.5)
+    monkeypatch.setattr("ffd_runtime.video.window._PATIENCE", 1.5)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()

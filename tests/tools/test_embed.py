@@ -11,9 +11,9 @@ from tools import embed
 
 from ffd_export.exporting import open_source, take_as_is
 from ffd_export.onnx_file import read_onnx
-from ffd_runtime.backends import EMBEDDED
-from ffd_runtime.backends.embedded import explain_rejection
-from ffd_runtime.errors import ModelError
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.model.backends import EMBEDDED
+from ffd_runtime.model.backends.embedded import explain_rejection
 
 from ..conftest import picture
 from ..export.conftest import coarse_histograms

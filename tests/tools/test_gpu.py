@@ -33,10 +33,10 @@ from tools.gpu.models import embedded_card, varied_images
 from tools.gpu.report import Report, table, to_line
 from tools.gpu.speed import Rate
 
-from ffd_runtime.backends import EMBEDDED, open_backend
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.devices import count_gpus
-from ffd_runtime.errors import BackendError
+from ffd_runtime.core.errors import BackendError
+from ffd_runtime.model.backends import EMBEDDED, open_backend
+from ffd_runtime.model.card import PreprocessSpec
+from ffd_runtime.model.devices import count_gpus
 
 from ..models import CARD, save_colour_model
 from ..tiny import build_tiny

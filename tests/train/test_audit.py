@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from ffd_runtime.decode import Image, decode
-from ffd_runtime.errors import DataError, InputError
+from ffd_runtime.core.errors import DataError, InputError
+from ffd_runtime.image.decode import Image, decode
 from ffd_train.audit.audit import Audit, audit
 from ffd_train.audit.copies import DISTANCE, Copies, _candidates, find_copies
 from ffd_train.audit.encoding import read_encoding

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from ffd_runtime.card import ModelCard, Provenance
+from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.comparison import compare, delong, describe, mcnemar
 from ffd_train.intervals import resample
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.errors import DataError, InputError
-from ffd_runtime.pipeline import prepare
-from ffd_runtime.sources import Item
+from ffd_runtime.core.errors import DataError, InputError
+from ffd_runtime.core.pipeline import prepare
+from ffd_runtime.inputs import Item
+from ffd_runtime.model.card import PreprocessSpec
 from ffd_train.data import FaceDataset, find_labelled, leave_out, list_samples, manifest_bytes, scan
 
 from ..tiny import make_faces

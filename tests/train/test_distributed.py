@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.commands.train import main as ffd_train
 from ffd_train.data import scan

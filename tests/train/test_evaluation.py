@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ffd_runtime.errors import OutputError
-from ffd_runtime.results import Result
+from ffd_runtime.core.errors import OutputError
+from ffd_runtime.core.results import Result
 from ffd_train import intervals
 from ffd_train.data import FaceData, Sample
 from ffd_train.evaluation import Evaluation, draw_sample

@@ -7,7 +7,7 @@ from scipy.special import expit
 from scipy.stats import binomtest, norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ffd_runtime.card import ModelCard, Provenance
+from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train import intervals
 from ffd_train.intervals import (
     RESAMPLES,

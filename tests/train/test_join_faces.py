@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 from ffd_train.data import scan
 
 from .. import tiny

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from ffd_runtime.card import ModelCard, Provenance
+from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.calibrate import calibrate, fit_temperature, fit_threshold, fit_unsure
 from ffd_train.metrics import (
     equal_error_rate,

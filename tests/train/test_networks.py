@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ffd_runtime.card import ModelCard, Provenance
-from ffd_runtime.errors import CardError, ModelError
+from ffd_runtime.core.errors import CardError, ModelError
+from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.checkpoint import load_card, load_checkpoint, save_checkpoint
 from ffd_train.commands.train import NETWORKS as OFFERED
 from ffd_train.networks import NETWORKS, FaceNet, build, describe_weights, synchronise

@@ -24,9 +24,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from ffd_runtime.card import CLASSES
-from ffd_runtime.decode import read_file
-from ffd_runtime.errors import DataError, InputError, OutputError
+from ffd_runtime.core.errors import DataError, InputError, OutputError
+from ffd_runtime.image.decode import read_file
+from ffd_runtime.model.card import CLASSES
 from ffd_train.commands.data_prepare import prepare as ffd_data_prepare
 from ffd_train.data import find_labelled, scan
 from ffd_train.folders import SPLITS

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
+from ffd_runtime.model.card import PreprocessSpec
 from ffd_train import pseudo_fake
 from ffd_train.data import FaceDataset, scan
 from ffd_train.pseudo_fake import UPSAMPLERS, imitate_generator

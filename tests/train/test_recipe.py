@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 from ffd_train import launder
 from ffd_train.recipe import CHANGES, Recipe
 

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ffd_runtime.classifier import Classifier
-from ffd_runtime.errors import DataError
-from ffd_runtime.sources import Item
+from ffd_runtime.core.classifier import Classifier
+from ffd_runtime.core.errors import DataError
+from ffd_runtime.inputs import Item
 from ffd_train import intervals
 from ffd_train.data import find_labelled
 from ffd_train.evaluation import evaluate, measure_robustness

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 from ffd_train.data import Sample
 from ffd_train.sampling import WINDOW, Batches, draw_epoch, possible_parts
 

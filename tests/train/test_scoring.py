@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.classifier import Classifier
-from ffd_runtime.errors import BackendError, DeviceMemoryError
+from ffd_runtime.core.classifier import Classifier
+from ffd_runtime.core.errors import BackendError, DeviceMemoryError
+from ffd_runtime.model.card import PreprocessSpec
 from ffd_train.data import FaceData, find_labelled
 from ffd_train.evaluation import evaluate
 from ffd_train.memory import is_out_of_memory

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.classifier import Classifier
-from ffd_runtime.errors import DataError, InputError
+from ffd_runtime.core.classifier import Classifier
+from ffd_runtime.core.errors import DataError, InputError
+from ffd_runtime.model.card import PreprocessSpec
 from ffd_train.data import FaceData, FaceDataset, find_labelled, list_samples, scan
 from ffd_train.prepare.inputs import Input
 from ffd_train.prepare.preparing import Settings, prepare
@@ -72,7 +72,7 @@ def test_shards_give_what_the_folder_gives(folder: Path, packed: Path) -> None:
 
 
 def test_evaluation_reads_shards(packed: Path, colour_model: Path) -> None:
-    from ffd_runtime.backends import open_backend
+    from ffd_runtime.model.backends import open_backend
 
     data = find_labelled(packed)
     assert {sample.split for sample in data.samples} == {"test"}

@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.errors import ModelError
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.model.card import PreprocessSpec
 from ffd_train.average import MovingAverage
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import FaceData, FaceDataset, scan

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ffd_runtime.card import PreprocessSpec
-from ffd_runtime.errors import DataError, FfdError, ModelError, OutputError
+from ffd_runtime.core.errors import DataError, FfdError, ModelError, OutputError
+from ffd_runtime.model.card import PreprocessSpec
 from ffd_train import networks
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import FaceData, FaceDataset, scan

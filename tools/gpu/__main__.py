@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ffd_runtime.devices import count_gpus
+from ffd_runtime.model.devices import count_gpus
 
 from . import __doc__ as description
 from .claims import CLAIMS, PARTS, Setting, check_claims
@@ -121,8 +121,8 @@ def run_process(command: list[str], limit: float = LIMIT) -> str | None:
 
 def describe() -> dict[str, Any]:
     """The machine, for the report's head."""
-    from ffd_runtime.bench import describe_machine
-    from ffd_runtime.doctor import look_at_gpus
+    from ffd_runtime.cli.diagnosis import look_at_gpus
+    from ffd_runtime.cli.stage_times import describe_machine
 
     return {**describe_machine(), "driver": look_at_gpus()["driver"] or "of unknown version"}
 

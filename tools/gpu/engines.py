@@ -7,9 +7,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from ffd_runtime.backends import EMBEDDED
-from ffd_runtime.devices import describe_gpu
-from ffd_runtime.engine import read_manifest
+from ffd_runtime.model.backends import EMBEDDED
+from ffd_runtime.model.devices import describe_gpu
+from ffd_runtime.model.engine_manifest import read_manifest
 
 from .claims import Setting, Unchecked, Unmet, require
 from .models import make_fp16

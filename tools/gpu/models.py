@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.backends import EMBEDDED
-from ffd_runtime.backends.onnx_metadata import read_metadata
-from ffd_runtime.card import CARD_KEY, ModelCard
+from ffd_runtime.model.backends import EMBEDDED
+from ffd_runtime.model.backends.onnx_metadata import read_metadata
+from ffd_runtime.model.card import CARD_KEY, ModelCard
 
 RESNEXT, LITE = "resnext101_32x8d", "tf_efficientnet_lite0"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.backends import EMBEDDED, Backend, open_backend
-from ffd_runtime.backends.onnxruntime import OnnxRuntime, choose_providers
-from ffd_runtime.devices import PinnedMemory
+from ffd_runtime.model.backends import EMBEDDED, Backend, open_backend
+from ffd_runtime.model.backends.onnxruntime import OnnxRuntime, choose_providers
+from ffd_runtime.model.devices import PinnedMemory
 
 from .claims import Setting, Unmet, require
 from .models import RESNEXT, make_fp16, make_onnx, varied_images

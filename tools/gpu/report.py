@@ -27,7 +27,7 @@ class Report:
     """Results of all parts.
 
     Attributes:
-        machine: `ffd_runtime.bench.describe_machine`, and the driver's version.
+        machine: `ffd_runtime.cli.stage_times.describe_machine`, and the driver's version.
         outcomes: by claim.
         rates: lines of the performance table.
         troubles: what ended a part before its time.

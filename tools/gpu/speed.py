@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.backends import EMBEDDED, Backend, open_backend
-from ffd_runtime.backends.onnxruntime import TUNING, OnnxRuntime, open_model
-from ffd_runtime.bench import make_pictures
-from ffd_runtime.devices import count_cores
-from ffd_runtime.pipeline import classify_items
+from ffd_runtime.cli.stage_times import make_pictures
+from ffd_runtime.core.pipeline import classify_items
+from ffd_runtime.model.backends import EMBEDDED, Backend, open_backend
+from ffd_runtime.model.backends.onnxruntime import TUNING, OnnxRuntime, open_model
+from ffd_runtime.model.devices import count_cores
 
 from .claims import Setting
 from .models import LITE, RESNEXT, make_fp16, make_network, make_onnx, varied_images

@@ -18,9 +18,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from ffd_runtime.backends import Backend, open_backend
-from ffd_runtime.devices import describe_gpu
-from ffd_runtime.engine import EngineManifest, manifest_path
+from ffd_runtime.model.backends import Backend, open_backend
+from ffd_runtime.model.devices import describe_gpu
+from ffd_runtime.model.engine_manifest import EngineManifest, manifest_path
 
 from .claims import Setting, require
 from .models import LITE, embedded_card, make_network, varied_images

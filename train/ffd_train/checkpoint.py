@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from ffd_runtime.card import CARD_KEY, ModelCard
-from ffd_runtime.errors import CardError, ModelError, OutputError
+from ffd_runtime.core.errors import CardError, ModelError, OutputError
+from ffd_runtime.model.card import CARD_KEY, ModelCard
 
 from .networks import FaceNet, build
 

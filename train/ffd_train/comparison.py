@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from ffd_runtime.card import ModelCard
+from ffd_runtime.model.card import ModelCard
 
 from .intervals import (
     CONFIDENCE,

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ffd_runtime.card import CLASSES, PreprocessSpec
-from ffd_runtime.decode import decode, read_file
-from ffd_runtime.devices import count_cores
-from ffd_runtime.errors import DataError, InputError
-from ffd_runtime.preprocess import preprocess
-from ffd_runtime.sources import Item
+from ffd_runtime.core.errors import DataError, InputError
+from ffd_runtime.image.decode import decode, read_file
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.inputs import Item
+from ffd_runtime.model.card import CLASSES, PreprocessSpec
+from ffd_runtime.model.devices import count_cores
 
 from .folders import SPLITS, ClassFolder, find_shared, list_files, list_folders, read_rows
 from .prepare.known import Known, read_known

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ffd_runtime.backends import READS, Backend, open_backend
-from ffd_runtime.card import ModelCard
-from ffd_runtime.classifier import Classifier
-from ffd_runtime.errors import BackendError, DataError
-from ffd_runtime.results import Result
+from ffd_runtime.core.classifier import Classifier
+from ffd_runtime.core.errors import BackendError, DataError
+from ffd_runtime.core.results import Result
+from ffd_runtime.model.backends import READS, Backend, open_backend
+from ffd_runtime.model.card import ModelCard
 
 from .data import FaceData, Sample
 from .intervals import Bools, Interval, auc_interval, percentile, resample, tpr_interval, wilson
@@ -154,8 +154,8 @@ def open_model(path: Path, device: str = "auto", backend: str = "auto") -> Backe
         raise BackendError(f"--backend {backend}: {path} is a checkpoint, which PyTorch runs")
     import torch
 
-    from ffd_runtime.devices import parse_device
-    from ffd_runtime.errors import DeviceError
+    from ffd_runtime.core.errors import DeviceError
+    from ffd_runtime.model.devices import parse_device
 
     from .checkpoint import load_checkpoint
     from .scoring import TorchBackend

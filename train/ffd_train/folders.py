@@ -9,7 +9,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset(

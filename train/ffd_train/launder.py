@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.decode import Image
+from ffd_runtime.image.decode import Image
 
 # The longest side that a codec can hold, in pixels.
 LONGEST = {"jpeg": 65_500, "webp": 16_383}

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from ffd_runtime.card import ModelCard
+from ffd_runtime.model.card import ModelCard
 
 Floats = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
-from ffd_runtime.card import PreprocessSpec
+from ffd_runtime.model.card import PreprocessSpec
 
 from .average import MovingAverage
 from .data import FaceData, FaceDataset

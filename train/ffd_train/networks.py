@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ffd_runtime.errors import ModelError
+from ffd_runtime.core.errors import ModelError
 
 from .stages import PARTS
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ffd_runtime.card import PreprocessSpec
+from ffd_runtime.model.card import PreprocessSpec
 
 from .data import FaceData, FaceDataset, Sample
 from .loading import TimedLoader

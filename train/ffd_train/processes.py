@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.decode import Image
+from ffd_runtime.image.decode import Image
 
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float32]

@@ -18,8 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ffd_runtime.decode import Image
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
+from ffd_runtime.image.decode import Image
 
 from . import launder
 from .pseudo_fake import imitate_generator

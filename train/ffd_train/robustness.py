@@ -13,14 +13,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ffd_runtime.card import ModelCard
-from ffd_runtime.classifier import Classifier
-from ffd_runtime.decode import Image, decode
-from ffd_runtime.errors import DataError, InputError, ModelError
-from ffd_runtime.pipeline import Prepared, infer_prepared
-from ffd_runtime.preprocess import preprocess
-from ffd_runtime.sources import Item
-from ffd_runtime.text import printable
+from ffd_runtime.core.classifier import Classifier
+from ffd_runtime.core.errors import DataError, InputError, ModelError
+from ffd_runtime.core.pipeline import Prepared, infer_prepared
+from ffd_runtime.core.text import printable
+from ffd_runtime.image.decode import Image, decode
+from ffd_runtime.image.preprocess import preprocess
+from ffd_runtime.inputs import Item
+from ffd_runtime.model.card import ModelCard
 
 from . import launder
 from .intervals import Interval, auc_interval, tpr_interval, wilson

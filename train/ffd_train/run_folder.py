@@ -15,8 +15,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ffd_runtime.card import ModelCard
-from ffd_runtime.errors import DataError, ModelError, OutputError
+from ffd_runtime.core.errors import DataError, ModelError, OutputError
+from ffd_runtime.model.card import ModelCard
 
 from .checkpoint import save_checkpoint
 from .data import FaceData, manifest_bytes

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 
 from .data import Sample
 

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ffd_runtime.backends import Outputs, failure
-from ffd_runtime.card import ModelCard
-from ffd_runtime.errors import BackendError
+from ffd_runtime.core.errors import BackendError
+from ffd_runtime.model.backends import Outputs, failure
+from ffd_runtime.model.card import ModelCard
 
 from .networks import FaceNet
 from .tf32 import without_tf32
@@ -71,7 +71,7 @@ class TorchBackend:
             self._graph.to(self._device)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch; see `ffd_runtime.backends.Backend.infer`."""
+        """Run one batch; see `ffd_runtime.model.backends.Backend.infer`."""
         if self._graph is None:
             raise BackendError("the model was closed")
         with _quoting_pytorch(), torch.inference_mode(), without_tf32():

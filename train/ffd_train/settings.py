@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ffd_runtime.errors import DataError, ModelError
+from ffd_runtime.core.errors import DataError, ModelError
 
 from .recipe import Recipe
 from .stages import ARTICLE, Stage

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from ffd_runtime.decode import os_error
-from ffd_runtime.errors import DataError, InputError
+from ffd_runtime.core.errors import DataError, InputError
+from ffd_runtime.image.decode import os_error
 
 DATASET = "dataset.json"
 MANIFEST = "manifest.csv"

@@ -17,8 +17,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from ffd_runtime import __version__
-from ffd_runtime.card import ModelCard, PreprocessSpec, Provenance
-from ffd_runtime.errors import DataError, ModelError
+from ffd_runtime.core.errors import DataError, ModelError
+from ffd_runtime.model.card import ModelCard, PreprocessSpec, Provenance
 
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ffd_runtime.commands.common import (
+from ffd_runtime.cli.options import (
     Command,
     format_option,
     say,
@@ -20,7 +20,7 @@ from ffd_runtime.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from ffd_runtime.card import PreprocessSpec
+    from ffd_runtime.model.card import PreprocessSpec
 
     from ..artefacts import Artefacts
     from ..engine import Builder, EngineOptions
@@ -330,7 +330,7 @@ def _build(
     artefacts: Artefacts,
 ) -> bytes:
     """Build the engine; add it and its manifest."""
-    from ffd_runtime.engine import manifest_path
+    from ffd_runtime.model.engine_manifest import manifest_path
 
     from ..exporting import build
 
@@ -357,7 +357,7 @@ def _print(rows: list[dict[str, Any]], table: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ffd_runtime.text import printable
+    from ffd_runtime.core.text import printable
 
     grid = Table(title="against what it was made from")
     grid.add_column("")

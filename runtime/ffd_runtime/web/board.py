@@ -12,11 +12,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..decode import Image
-from ..draw import classified_square
-from ..results import Result
-from ..streams.scene import Health, Scene
-from ..text import printable
+from ..core.results import Result
+from ..core.text import printable
+from ..image.decode import Image
+from ..image.draw import classified_square
+from ..video.scene import Health, Scene
 from .metrics import Metrics
 
 # Verdicts that are kept, and the side of their thumbnails in pixels: 1.4 MB in all.

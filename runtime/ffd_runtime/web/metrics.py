@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..streams.scene import Health, Scene
+from ..video.scene import Health, Scene
 
 LABELS = ("generated", "groundtruth", "unsure")
 # Upper edges in seconds: from a GPU's milliseconds to a stream that has piled up.

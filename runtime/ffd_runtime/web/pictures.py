@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from ..decode import Image
-from ..streams.draw import draw_no_signal, draw_scene, shrink_scene
+from ..image.decode import Image
+from ..video.draw_scene import draw_no_signal, draw_scene, shrink_scene
 from .board import Board, View
 
 # Longer side in pixels, and pictures a second of each source: enough to see what goes on. For

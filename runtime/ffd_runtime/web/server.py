@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .. import __version__
-from ..card import ModelCard
-from ..errors import OutputError
-from ..streams.scene import Health, Scene
-from ..text import printable
-from .address import Address
+from ..core.errors import OutputError
+from ..core.text import printable
+from ..model.card import ModelCard
+from ..video.scene import Health, Scene
 from .board import Board
+from .listen_address import Address
 from .metrics import Metrics
 from .pictures import Pictures
 

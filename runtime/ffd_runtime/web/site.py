@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ..text import printable
+from ..core.text import printable
 from .board import Board
 from .guard import policy, source_hash
 from .metrics import CONTENT_TYPE

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ffd_runtime.card import CLASSES
+from ffd_runtime.model.card import CLASSES
 
 from ..data import FaceData
 from .copies import Copies, find_copies

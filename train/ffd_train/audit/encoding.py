@@ -9,9 +9,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.formats.exif import PREFIX
-from ffd_runtime.formats.jpeg import PROGRESSIVE, SOF, Frame, read_segments
-from ffd_runtime.image_header import read_header
+from ffd_runtime.image.formats.exif import PREFIX
+from ffd_runtime.image.formats.jpeg import PROGRESSIVE, SOF, Frame, read_segments
+from ffd_runtime.image.image_header import read_header
 
 # Luminance quantisation, ITU-T T.81 table K.1; libjpeg scales it by quality.
 _LUMINANCE = np.array(

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.decode import decode
-from ffd_runtime.devices import count_cores
-from ffd_runtime.errors import InputError
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.image.decode import decode
+from ffd_runtime.model.devices import count_cores
 
 from ..data import FaceData, Sample, list_samples
 from .encoding import Encoding, read_encoding

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ffd_runtime.card import CLASSES
+from ffd_runtime.model.card import CLASSES
 
 from .copies import Copies
 from .facts import Table, Unreadable

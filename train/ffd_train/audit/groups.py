@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.card import CLASSES
+from ffd_runtime.model.card import CLASSES
 
 from ..data import Sample
 from ..folders import SPLITS

@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.card import CLASSES
-from ffd_runtime.decode import decode
-from ffd_runtime.errors import InputError, OutputError
-from ffd_runtime.preprocess import crop_centre, resize
-from ffd_runtime.text import printable
+from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.core.text import printable
+from ffd_runtime.image.decode import decode
+from ffd_runtime.image.preprocess import crop_centre, resize
+from ffd_runtime.model.card import CLASSES
 
 from ..data import Sample
 from .audit import Audit

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.decode import Image
-from ffd_runtime.preprocess import crop_centre, resize
+from ffd_runtime.image.decode import Image
+from ffd_runtime.image.preprocess import crop_centre, resize
 
 Floats = npt.NDArray[np.float32]
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from ffd_runtime.card import CLASSES
-from ffd_runtime.text import printable
+from ffd_runtime.core.text import printable
+from ffd_runtime.model.card import CLASSES
 
 from .audit import Audit
 from .facts import FACTS

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ffd_runtime.commands.common import say, version_option
+from ffd_runtime.cli.options import say, version_option
 
 # Each module has a command of the same name.
 COMMANDS = {

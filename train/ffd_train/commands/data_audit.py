@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ffd_runtime.commands.common import (
+from ffd_runtime.cli.options import (
     Command,
     format_option,
     say,

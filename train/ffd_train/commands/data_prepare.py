@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ffd_runtime.commands.common import Command, say
-from ffd_runtime.text import printable
+from ffd_runtime.cli.options import Command, say
+from ffd_runtime.core.text import printable
 
 if TYPE_CHECKING:
     from ..prepare.inputs import Input
@@ -126,7 +126,7 @@ def prepare(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    from ffd_runtime.devices import count_cores
+    from ffd_runtime.model.devices import count_cores
 
     from ..prepare import preparing
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ffd_runtime.commands.common import (
+from ffd_runtime.cli.options import (
     Command,
     backend_option,
     device_option,
@@ -18,13 +18,13 @@ from ffd_runtime.commands.common import (
     version_option,
     wants_table,
 )
-from ffd_runtime.text import printable
+from ffd_runtime.core.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from ffd_runtime.classifier import Classifier
+    from ffd_runtime.core.classifier import Classifier
 
     from ..data import FaceData
     from ..evaluation_report import Study, Subject
@@ -113,8 +113,8 @@ def main(
 
     import cv2
 
-    from ffd_runtime.backends import find_embedded
-    from ffd_runtime.classifier import Classifier
+    from ffd_runtime.core.classifier import Classifier
+    from ffd_runtime.model.backends import find_embedded
 
     from ..data import find_labelled
     from ..evaluation import draw_sample, open_model
@@ -188,7 +188,7 @@ def _end(study: Study) -> None:
 
 def _choose_backends(paths: list[Path], backend: str) -> list[str]:
     """A backend for every model: the named one for those that it reads, if there are any."""
-    from ffd_runtime.backends import BACKENDS
+    from ffd_runtime.model.backends import BACKENDS
 
     read = [path.suffix in BACKENDS.get(backend, ()) for path in paths]
     return [backend if reads or not any(read) else "auto" for reads in read]
@@ -204,7 +204,7 @@ def _progress() -> Progress:
 
 
 def _measure(path: Path, classifier: Classifier, data: FaceData, robustness: bool) -> Subject:
-    from ffd_runtime.backends import EMBEDDED, EMBEDDED_INT8
+    from ffd_runtime.model.backends import EMBEDDED, EMBEDDED_INT8
 
     from ..checkpoint import sha256_of
     from ..evaluation import evaluate, find_model, measure_robustness

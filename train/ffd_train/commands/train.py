@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ffd_runtime.commands.common import Command, say, say_more, version_option
+from ffd_runtime.cli.options import Command, say, say_more, version_option
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -246,7 +246,7 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
 
 def _resumed(data: Path, run: Path, options: dict[str, Any]) -> tuple[Settings, Path]:
     """The settings that a run was started with, but for those of the machine."""
-    from ffd_runtime.errors import DataError
+    from ffd_runtime.core.errors import DataError
 
     from ..run_folder import SETTINGS
     from ..settings import Settings
@@ -278,7 +278,7 @@ def _started(
     data: Path, runs: Path, name: str | None, options: dict[str, Any], first: bool
 ) -> tuple[Settings, Path]:
     """The settings of a new run, by the command line."""
-    from ffd_runtime.errors import OutputError
+    from ffd_runtime.core.errors import OutputError
 
     from ..settings import Settings
 

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from ffd_runtime import __version__
-from ffd_runtime.errors import OutputError
-from ffd_runtime.text import printable
+from ffd_runtime.core.errors import OutputError
+from ffd_runtime.core.text import printable
 
 from ..intervals import CONFIDENCE
 from ..robustness import Cell

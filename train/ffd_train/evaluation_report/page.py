@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 
 from ffd_runtime import __version__
-from ffd_runtime.card import CLASSES
-from ffd_runtime.decode import Image, decode
-from ffd_runtime.draw import EVIDENCE_LIMIT, evidence_layer
-from ffd_runtime.errors import InputError, OutputError
-from ffd_runtime.preprocess import crop_centre, resize
-from ffd_runtime.results import Result
-from ffd_runtime.text import printable
+from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.core.results import Result
+from ffd_runtime.core.text import printable
+from ffd_runtime.image.decode import Image, decode
+from ffd_runtime.image.draw import EVIDENCE_LIMIT, evidence_layer
+from ffd_runtime.image.preprocess import crop_centre, resize
+from ffd_runtime.model.card import CLASSES
 
 from ..data import Sample
 from ..intervals import CONFIDENCE, Interval, count_resamples

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from ffd_runtime import __version__
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 
 from ..checkpoint import sha256_of
 from ..comparison import Comparison, compare, describe

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 
 from ..folders import SPLITS, ClassFolder
 

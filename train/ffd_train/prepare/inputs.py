@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 
 from ..data import find_images
 from ..folders import ClassFolder, find_shared, list_files

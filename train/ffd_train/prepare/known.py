@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
 
 from ..folders import SPLITS, ClassFolder, read_rows
 from ..shards import MANIFEST

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from ffd_runtime.decode import Image
-from ffd_runtime.errors import DataError
-from ffd_runtime.preprocess import crop_centre, resize
+from ffd_runtime.core.errors import DataError
+from ffd_runtime.image.decode import Image
+from ffd_runtime.image.preprocess import crop_centre, resize
 
 # Of each source's pictures, at most this share is left out for being smaller than the common side.
 SMALL = 0.05

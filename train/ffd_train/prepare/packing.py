@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ffd_runtime.decode import decode, read_file
-from ffd_runtime.errors import DataError, InputError, OutputError
-from ffd_runtime.image_header import read_header
+from ffd_runtime.core.errors import DataError, InputError, OutputError
+from ffd_runtime.image.decode import decode, read_file
+from ffd_runtime.image.image_header import read_header
 
 from ..shards import INSIDE, Member, Shard
 from .matching import draw_quality, match

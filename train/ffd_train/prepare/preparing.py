@@ -15,8 +15,8 @@ from typing import Any
 import cv2
 
 from ffd_runtime import __version__
-from ffd_runtime.card import CLASSES
-from ffd_runtime.errors import DataError, OutputError
+from ffd_runtime.core.errors import DataError, OutputError
+from ffd_runtime.model.card import CLASSES
 
 from ..folders import SPLITS
 from ..shards import BEGUN, DATASET, MANIFEST, SCHEMA, Member, Shard, manifest_bytes, read_index

@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 
 from ffd_runtime import __version__
-from ffd_runtime.decode import Image, decode, read_file
-from ffd_runtime.errors import InputError, OutputError
-from ffd_runtime.preprocess import crop_centre, resize
+from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.image.decode import Image, decode, read_file
+from ffd_runtime.image.preprocess import crop_centre, resize
 
 from ..audit.picture import COLOUR_SIDE, SHARPNESS_SIDE, SMALL, perceptual_hash
 from .inputs import Entry

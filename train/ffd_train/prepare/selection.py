@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ffd_runtime.card import CLASSES
-from ffd_runtime.errors import DataError
+from ffd_runtime.core.errors import DataError
+from ffd_runtime.model.card import CLASSES
 
 from ..audit.copies import find_copies
 from ..audit.picture import SMALL

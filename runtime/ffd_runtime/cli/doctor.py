@@ -1,0 +1,190 @@
+"""ffd-doctor: what this machine has, and which backends really start."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..core.text import printable
+from .options import Command, format_option, version_option, wants_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EPILOG = """\b
+Examples:
+  ffd-doctor
+  ffd-doctor --json | jq .warnings
+
+\b
+Exit codes:
+  0 the embedded model runs   1 it does not   2 usage
+"""
+
+Line = tuple[str, str, str]
+STYLES = {"started": "green", "loaded": "green", "absent": "dim", "refused": "yellow"}
+BAD = "red"
+
+
+@click.command(cls=Command, epilog=EPILOG)
+@format_option("")
+@version_option()
+def main(as_json: bool | None) -> None:
+    """Say what this machine has, which backends really start on it, and what is in the way.
+
+    Every backend opens the embedded model and runs a picture, in a process of its own: one that
+    crashes takes nothing else down. Nothing is changed and nothing is sent anywhere.
+    """
+    from .diagnosis import examine
+
+    table = wants_table(as_json)
+    console: Console | None = None
+    if table or sys.stderr.isatty():
+        from rich.console import Console
+
+        console = Console(stderr=not table, highlight=False)
+    with console.status("") if console and console.is_terminal else nullcontext() as status:
+        report = examine(lambda what: status.update(f"{what} ...") if status else None)
+    if table and console:
+        _print(console, report)
+    else:
+        click.echo(json.dumps(report))
+    click.get_current_context().exit(0 if report["ok"] else 1)
+
+
+def _print(console: Console, report: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    for name, text, style in _lines(report):
+        console.print(
+            Text.assemble((f"{name:<16}", "bold"), (printable(text), style)), soft_wrap=True
+        )
+    for number, warning in enumerate(report["warnings"], 1):
+        console.print(
+            Text.assemble(
+                (f"{f'warning {number}':<16}", "bold yellow"),
+                f"{printable(warning['what'])}\n{'':<16}-> {printable(warning['do'])}",
+            ),
+            soft_wrap=True,
+        )
+
+
+def _lines(report: dict[str, Any]) -> Iterator[Line]:
+    """Name, text and style of each line above the warnings."""
+    python = report["python"]
+    yield "ffd", f"{report['ffd']}, Python {python['version']} ({python['executable']})", ""
+    yield "system", report["os"], ""
+    yield from _machine(report)
+    packages = [f"{name} {version}" for name, version in report["packages"].items()]
+    yield "packages", ", ".join(packages) or "none found", ""
+    for name, describe in (
+        ("opencv", _opencv),
+        ("onnxruntime", _onnxruntime),
+        ("openvino", _openvino),
+        ("model", _model),
+    ):
+        facts = report[name]
+        good = facts["outcome"] == "started"
+        yield name, describe(facts) if good else _why_not(facts), "" if good else BAD
+    for name, facts in report["engines"].items():
+        yield _outcome("cuda-bindings" if name == "cuda" else name, facts, _engine(facts))
+    for facts in report["backends"]:
+        name = f"{facts['backend']} {facts['device']}"
+        yield _outcome("default" if name == "auto auto" else name, facts, _backend(facts))
+
+
+def _machine(report: dict[str, Any]) -> Iterator[Line]:
+    cpu, memory, gpu = report["cpu"], report["memory"], report["gpu"]
+    quota = f", {cpu['cores_quota']:g} by quota" if cpu["cores_quota"] else ""
+    cores = f"{cpu['cores_usable']} of {cpu['cores_present']} cores usable{quota}"
+    yield "cpu", f"{cpu['name']} ({cpu['architecture']}), {cores}", ""
+    if cpu["features"] is None:
+        yield "", "features unknown: this system does not tell", ""
+    else:
+        yield "", f"{', '.join(cpu['features']) or 'no vector features that matter'}", ""
+        yield "", f"INT8 {cpu['int8']}", ""
+    parts = [
+        f"{_gib(size)} {what}"
+        for what, size in (
+            ("in all", memory["total_bytes"]),
+            ("available", memory["available_bytes"]),
+            ("at most for this container", memory["limit_bytes"]),
+        )
+        if size is not None
+    ]
+    yield "memory", ", ".join(parts) or "unknown", ""
+    yield from _gpus(gpu)
+
+
+def _gpus(gpu: dict[str, Any]) -> Iterator[Line]:
+    if gpu["outcome"] != "started":
+        yield "gpu", _why_not(gpu), BAD
+        return
+    for device in gpu["devices"]:
+        capability = f"compute capability {device['compute_capability']}"
+        yield "gpu", f"{device['name']}, {capability}, {_gib(device['memory_bytes'])}", ""
+    if not gpu["devices"]:
+        there = f"{gpu['pci']} on the PCI bus, " if gpu["pci"] else "none: "
+        why = gpu.get("reason") or "NVIDIA's driver is not installed"
+        yield "gpu", f"{there}{why}", ""
+    if gpu["cuda"]:
+        yield "", f"driver {gpu['driver'] or 'of unknown version'}, CUDA {gpu['cuda']}", ""
+
+
+def _opencv(facts: dict[str, Any]) -> str:
+    formats = " ".join(name for name, reads in facts["formats"].items() if reads)
+    parts = [
+        f"{name} {'yes' if facts[key] else 'no'}"
+        for name, key in (
+            ("FFmpeg", "ffmpeg"),
+            ("GStreamer", "gstreamer"),
+            ("FaceDetectorYN", "face_detector"),
+        )
+    ]
+    return f"{facts['version']}, reads {formats}; {', '.join(parts)}"
+
+
+def _onnxruntime(facts: dict[str, Any]) -> str:
+    built = f", built for CUDA {facts['cuda']}" if facts["cuda"] else ""
+    return f"{facts['version']}{built}; offers {', '.join(facts['providers'])}"
+
+
+def _openvino(facts: dict[str, Any]) -> str:
+    devices = ", ".join(f"{name} ({what})" for name, what in facts["devices"].items())
+    return f"{facts['version']}; devices {devices or 'none'}"
+
+
+def _model(facts: dict[str, Any]) -> str:
+    return f"{facts['path']}, {facts['bytes'] / 1e6:.1f} MB, sha256 {facts['sha256']}"
+
+
+def _engine(facts: dict[str, Any]) -> str:
+    if facts["outcome"] == "loaded":
+        return f"{facts['version']}, no GPU to start it on"
+    return str(facts["version"]) if facts["outcome"] == "started" else _why_not(facts)
+
+
+def _backend(facts: dict[str, Any]) -> str:
+    if facts["outcome"] != "started":
+        return _why_not(facts)
+    return (
+        f"{facts['description']}; {facts['model']} opened in {facts['open_ms']:.0f} ms, first "
+        f"picture {facts['first_ms']:.0f} ms, score {facts['score']:.6f}"
+    )
+
+
+def _outcome(name: str, facts: dict[str, Any], text: str) -> Line:
+    return name, f"{facts['outcome']:<8} {text}", STYLES.get(facts["outcome"], BAD)
+
+
+def _why_not(facts: dict[str, Any]) -> str:
+    return f"{facts['reason']}: {facts['do']}" if facts["do"] else str(facts["reason"])
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

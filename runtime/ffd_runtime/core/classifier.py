@@ -1,0 +1,175 @@
+"""The Python API: a model, opened once, that classifies whatever it is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..image.decode import MAX_PIXELS, decode, read_file, to_bgr
+from ..image.preprocess import preprocess
+from ..inputs import Item, find_files
+from ..model.backends import Backend, Outputs, open_backend
+from ..model.card import ModelCard
+from ..model.devices import count_cores
+from .errors import InputError
+from .pipeline import Prepared, classify_items, infer_prepared
+from .results import Result
+from .within_memory import WithinMemory
+
+if TYPE_CHECKING:
+    from ..image.faces import FaceDetector
+
+
+class Classifier:
+    """Tells generated faces from photographs. Its methods may be called from several threads.
+
+    Args:
+        backend: a loaded model; `Classifier.open` makes one.
+        batch: images that are inferred together.
+        workers: threads that decode and preprocess.
+        max_pixels: larger images are refused.
+        detector: finds faces, each of which is judged; None to judge pictures as they are.
+
+    Example:
+        >>> from ffd_runtime import Classifier
+        >>> with Classifier.open() as classifier:
+        ...     classifier.card.classes
+        ('generated', 'groundtruth')
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        batch: int = 16,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        detector: FaceDetector | None = None,
+    ) -> None:
+        if batch < 1 or (workers is not None and workers < 1):
+            raise ValueError(f"batch and workers must be at least 1, not {batch} and {workers}")
+        # One for all its methods, so that none forgets what fits the device.
+        self.backend: Backend = WithinMemory.of(backend)
+        self.batch = batch
+        self.workers = workers or count_cores()
+        self.max_pixels = max_pixels
+        self.detector = detector
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path | None = None,
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        batch: int = 16,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        detector: FaceDetector | None = None,
+    ) -> Self:
+        """Load a model.
+
+        Args:
+            model: an ONNX or engine of `ffd-export`; None for the embedded model.
+            backend: `auto`, `onnxruntime`, `openvino` or `tensorrt`.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            batch: images that are inferred together.
+            workers: threads that decode and preprocess; None for one a core.
+            max_pixels: larger images are refused.
+            detector: finds faces, each of which is judged; None to judge pictures as they are.
+
+        Raises:
+            ModelError: the file is absent or not one of ours.
+            BackendError: what was asked for by name does not start.
+        """
+        opened = open_backend(model, backend, device)
+        return cls(opened, batch=batch, workers=workers, max_pixels=max_pixels, detector=detector)
+
+    @property
+    def card(self) -> ModelCard:
+        """The model's card."""
+        return self.backend.card
+
+    @property
+    def description(self) -> str:
+        """Model, backend and device in use, on one line."""
+        return f"{self.card.name} ({self.card.architecture}, {self.card.precision}), " + (
+            self.backend.description
+        )
+
+    def classify(self, image: str | os.PathLike[str] | npt.NDArray[Any]) -> Result:
+        """Classify one image as it is, also with a detector.
+
+        Args:
+            image: a path, or an array as OpenCV has it: uint8 [height, width, 3], BGR.
+
+        Returns:
+            The verdict; `source` is the path, or `<array>`.
+
+        Raises:
+            InputError: the file cannot be read or decoded.
+            ValueError: the array is no image.
+        """
+        if isinstance(image, np.ndarray):
+            source, pixels = "<array>", to_bgr(image)
+        else:
+            source = os.fsdecode(image)
+            pixels = decode(read_file(source), self.max_pixels, self.card.preprocess.decode_side)
+        prepared = Prepared(source, preprocess(pixels, self.card.preprocess))
+        result = next(infer_prepared([prepared], self.backend))
+        if result.error:
+            raise InputError(result.error.code, result.error.message)
+        return result
+
+    def classify_files(self, *sources: str | os.PathLike[str]) -> Iterator[Result]:
+        """Classify files, folders and globs, lazily; a file that cannot be read gives its row.
+
+        Args:
+            sources: as on `ffd-run`'s command line.
+        """
+        return self.classify_items(find_files(os.fsdecode(source) for source in sources))
+
+    def classify_items(
+        self, items: Iterable[Item], *, keep_encoded: bool = False
+    ) -> Iterator[Result]:
+        """Classify what a source gives; a row for every item or face in it, in order.
+
+        Args:
+            items: read as rows are taken.
+            keep_encoded: rows carry the bytes of their files.
+        """
+        return classify_items(
+            items,
+            self.backend,
+            batch=self.batch,
+            workers=self.workers,
+            max_pixels=self.max_pixels,
+            keep_encoded=keep_encoded,
+            detector=self.detector,
+        )
+
+    def predict(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run the network alone.
+
+        Args:
+            images: uint8 [N, size, size, 3], RGB, preprocessed.
+
+        Returns:
+            Probabilities and heatmaps.
+        """
+        return self.backend.infer(images)
+
+    def close(self) -> None:
+        """Free the model."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,173 @@
+"""What the machine says of itself, read without loading any library."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..model.devices import count_cores
+
+# Distributions that say how ffd runs here. Those of one family write the same files.
+FAMILIES = {
+    "onnxruntime": r"onnxruntime(-gpu|-directml|-openvino|-qnn|-rocm)?",
+    "OpenCV": r"opencv(-contrib)?-python(-headless)?",
+}
+PACKAGES = "|".join(
+    (
+        *FAMILIES.values(),
+        r"numpy|openvino|torch|cuda-bindings|nvidia-cudnn-cu\d+|nvidia-cuda-runtime(-cu\d+)?",
+        r"tensorrt(-lean|-rtx|-dispatch)?(-cu\d+)?",
+    )
+)
+# Names of /proc/cpuinfo, and what people call them.
+X86 = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "BF16",
+    "amx_bf16": "AMX BF16",
+    "amx_int8": "AMX INT8",
+}
+ARM = {"asimd": "NEON", "asimddp": "dotprod", "i8mm": "i8mm", "bf16": "BF16", "sve": "SVE"}
+
+
+def packages() -> dict[str, str]:
+    """Installed distributions that matter here, by name, with their versions."""
+    found = {}
+    for distribution in metadata.distributions():
+        # A damaged installation has metadata without a name.
+        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
+        if re.fullmatch(PACKAGES, name):
+            found[name] = distribution.version
+    return dict(sorted(found.items()))
+
+
+def describe_cpu() -> dict[str, Any]:
+    """Name, cores and features of the processor."""
+    info = _read(Path("/proc/cpuinfo"))
+    features = find_features(info)
+    return {
+        "name": _name_cpu(info),
+        "architecture": platform.machine(),
+        "cores_present": os.cpu_count(),
+        "cores_usable": count_cores(),
+        "cores_quota": cgroup_cores(),
+        "features": features,
+        "int8": None if features is None else explain_int8(features),
+    }
+
+
+def _name_cpu(info: str) -> str:
+    # A board says its own name where an ARM processor has none in cpuinfo.
+    board = _read(Path("/proc/device-tree/model")).strip("\0\n ")
+    match = re.search(r"^model name\s*:\s*(.+)", info, re.MULTILINE)
+    return match[1].strip() if match else board or platform.processor() or platform.machine()
+
+
+def find_features(info: str) -> list[str] | None:
+    """Features that matter to inference, of a `/proc/cpuinfo`; None where that is not there."""
+    match = re.search(r"^(flags|Features)\s*:\s*(.*)", info, re.MULTILINE)
+    if not match:
+        return None
+    words = set(match[2].split())
+    return [name for word, name in (X86 if match[1] == "flags" else ARM).items() if word in words]
+
+
+def explain_int8(features: Iterable[str]) -> str:
+    """What a processor's features mean for an INT8 model."""
+    has = set(features)
+    if "AMX INT8" in has:
+        return "fast: AMX multiplies INT8 matrices in hardware"
+    if has & {"AVX-VNNI", "AVX-512 VNNI"}:
+        return "fast: VNNI sums four INT8 products in one instruction"
+    if "i8mm" in has:
+        return "fast: i8mm multiplies INT8 matrices in hardware"
+    if "dotprod" in has:
+        return "fast: dotprod sums four INT8 products in one instruction"
+    if "AVX2" in has:
+        return (
+            "slower than it could be: without VNNI, INT8 products are summed in 16 bits, which may "
+            "overflow in models that this version of ffd-export did not write"
+        )
+    return "slow: no instructions for INT8 dot products; measure it against FP32"
+
+
+def describe_memory() -> dict[str, Any]:
+    """Bytes of memory: of the machine, free now, and this container's limit."""
+    info = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE))
+    total = int(info["MemTotal"]) << 10 if "MemTotal" in info else _physical_memory()
+    available = int(info["MemAvailable"]) << 10 if "MemAvailable" in info else None
+    limit = cgroup_memory()
+    # Without a limit, version 1 answers with a number near 2**63.
+    if limit is not None and total is not None and limit >= total:
+        limit = None
+    return {"total_bytes": total, "available_bytes": available, "limit_bytes": limit}
+
+
+def _physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> float | None:
+    """Processors that this process's control groups let it use; None without a quota.
+
+    Args:
+        root: where the control groups are mounted.
+        own: text of `/proc/self/cgroup`; None to read it.
+    """
+    quotas = []
+    for folder in _cgroups(root, own, "cpu"):
+        text = _read(folder / "cpu.max") or " ".join(
+            (_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+        )
+        match = re.fullmatch(r"(\d+)\s+(\d+)", text.strip())
+        if match and int(match[2]):
+            quotas.append(int(match[1]) / int(match[2]))
+    return min(quotas, default=None)
+
+
+def cgroup_memory(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> int | None:
+    """Bytes that this process's control groups let it use; see `cgroup_cores`."""
+    limits = []
+    for folder in _cgroups(root, own, "memory"):
+        text = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
+        if text.strip().isdecimal():
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _cgroups(root: Path, own: str | None, controller: str) -> Iterator[Path]:
+    """Folders of a process's control group and of all above it, of either version."""
+    for line in (_read(Path("/proc/self/cgroup")) if own is None else own).splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        names = controllers.split(",")
+        if number == "0" or controller in names:
+            top = root if number == "0" else root / controller
+            # A container may not see its own path, but it sees its limits at the mount.
+            below = Path(path.strip("/"))
+            yield from (top / part for part in (below, *below.parents) if ".." not in part.parts)
+
+
+def count_pci_gpus() -> int:
+    """NVIDIA's display controllers on the PCI bus, whether or not there is a driver."""
+    return sum(
+        _read(folder / "vendor").strip() == "0x10de" and _read(folder / "class").startswith("0x03")
+        for folder in Path("/sys/bus/pci/devices").glob("*")
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

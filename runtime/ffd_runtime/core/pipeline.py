@@ -1,0 +1,374 @@
+"""From inputs to rows: read, decode and preprocess in threads, infer in batches, keep the order."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from queue import Empty, Queue
+from threading import Semaphore, Thread
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..image.decode import MAX_PIXELS, Image, decode
+from ..image.preprocess import preprocess
+from ..inputs import Item
+from ..inputs.kinds import is_no_picture
+from ..model.backends import Backend
+from ..model.backends.pending import Finished, Pending
+from ..model.card import ModelCard, PreprocessSpec
+from .errors import BackendError, DeviceMemoryError, InputError
+from .results import Box, Result
+from .within_memory import WithinMemory
+
+if TYPE_CHECKING:
+    from ..image.faces import Face, FaceDetector
+
+log = logging.getLogger(__name__)
+
+# Seconds for which a batch that is not full waits for a source: longer than a disk needs.
+GRACE = 0.05
+# Bytes of a file that are kept for sinks which show it: batches of large ones would fill memory.
+MOST_KEPT = 1 << 23
+# Faces of one picture that are judged: a crowd's would fill memory.
+MOST_FACES = 64
+# Seconds that the end of a run waits for images that are being prepared.
+PATIENCE = 2.0
+
+
+class Prepared(NamedTuple):
+    """An input on its way to the network.
+
+    Attributes:
+        source: what its row is called.
+        image: uint8 [size, size, 3], RGB, or why there is none; for `prepare_faces` as decoded.
+        encoded: the file's bytes, where sinks want them and they are at most `MOST_KEPT`.
+        frame: see `Result`, as for those below.
+        face: of the face that was cut out.
+        reason: why the verdict is `unsure` whatever the score.
+        time: of the frame.
+    """
+
+    source: str
+    image: Image | InputError
+    encoded: bytes | None = None
+    frame: int | None = None
+    face: Box | None = None
+    reason: str | None = None
+    time: float | None = None
+
+
+def classify_items(
+    items: Iterable[Item],
+    backend: Backend,
+    *,
+    batch: int,
+    workers: int,
+    max_pixels: int = MAX_PIXELS,
+    keep_encoded: bool = False,
+    detector: FaceDetector | None = None,
+) -> Iterator[Result]:
+    """A row for every item, or for every face in it, in the order of the items.
+
+    At most three batches, those that the backend has under way, and one image a worker are held in
+    memory, however many items there are, with `keep_encoded` each with up to `MOST_KEPT` bytes of
+    its file. A batch is not waited for: when the source has nothing ready, what has come is
+    inferred. Meanwhile OpenCV uses one thread a call.
+
+    Args:
+        items: read as rows are taken.
+        backend: runs in the calling thread while workers prepare what comes next.
+        batch: images that are inferred together; the last batch may be smaller.
+        workers: threads that read, decode and preprocess.
+        max_pixels: see `decode`.
+        keep_encoded: rows carry the bytes of their files, for sinks that show pictures.
+        detector: faces are found by it and judged each; None to judge pictures as they are.
+    """
+    work = partial(
+        prepare_views,
+        spec=backend.card.preprocess,
+        max_pixels=max_pixels,
+        keep_encoded=keep_encoded,
+        detector=detector,
+    )
+    batches = Batches(backend, batch)
+    waiting: list[Prepared] = []
+    with _PrepareAhead(items, work, workers, 2 * batch) as ahead:
+        for prepared in ahead:
+            waiting += prepared or ()
+            while len(waiting) >= batch:
+                yield from batches.submit(waiting[:batch])
+                del waiting[:batch]
+            yield from batches.ready()
+            if prepared is None:
+                yield from batches.infer(waiting)
+                waiting = []
+        yield from batches.infer(waiting)
+
+
+def infer_prepared(prepared: list[Prepared], backend: Backend) -> Iterator[Result]:
+    """Rows of one batch, errors at their places."""
+    return Batches(backend, len(prepared)).infer(prepared)
+
+
+def prepare(item: Item, spec: PreprocessSpec) -> Prepared:
+    """Read, decode and preprocess one item; what goes wrong becomes part of the result."""
+    (prepared,) = prepare_views(item, spec)
+    return prepared
+
+
+def prepare_views(
+    item: Item,
+    spec: PreprocessSpec,
+    max_pixels: int = MAX_PIXELS,
+    keep_encoded: bool = False,
+    detector: FaceDetector | None = None,
+) -> list[Prepared]:
+    """What is to be seen in one item: its faces, or without a detector all of it.
+
+    There is always something, also what goes wrong and that no face was found, except for a file
+    of a folder or an archive that is not a picture: `Item.skip` is given its name.
+    """
+    encoded = None
+    try:
+        encoded = item.read()
+        # A face in a large picture needs its pixels.
+        image = decode(encoded, max_pixels, 0 if detector else spec.decode_side)
+        kept = encoded if keep_encoded and len(encoded) <= MOST_KEPT else None
+        if detector is None:
+            return [Prepared(item.source, preprocess(image, spec), kept)]
+        picture, faces = Prepared(item.source, image, kept), detector.detect(image)
+        if not faces:
+            raise InputError("no_face", "no face was found in it")
+        return prepare_faces(picture, faces, spec)
+    except InputError as error:
+        failure = error
+    except MemoryError:
+        failure = InputError("too_large", "not enough memory for it")
+    except Exception as error:  # whatever one file does, the run goes on
+        reason = f"{type(error).__name__}: {error}"
+        failure = InputError("corrupt", f"it cannot be processed ({reason})")
+    if item.skip and is_no_picture(item.source, encoded, failure):
+        item.skip(item.source)
+        return []
+    return [Prepared(item.source, failure)]
+
+
+def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec) -> list[Prepared]:
+    """The faces of a picture, cut out and preprocessed: at most `MOST_FACES`.
+
+    Args:
+        picture: `image` as it was decoded.
+        faces: what the detector found in it.
+        spec: the card's.
+    """
+    image = picture.image
+    assert not isinstance(image, InputError)
+    return [
+        picture._replace(image=preprocess(image, spec, face.box), face=face.box, reason=face.reason)
+        for face in faces[:MOST_FACES]
+    ]
+
+
+class Batches:
+    """Runs batches out of one buffer, on as many lanes as the backend has.
+
+    Args:
+        backend: the model.
+        most: images of the largest batch.
+    """
+
+    def __init__(self, backend: Backend, most: int) -> None:
+        self._backend = WithinMemory.of(backend)
+        self._lanes = self._backend.lanes
+        size = backend.card.preprocess.size
+        self._pixels = np.empty((most, size, size, 3), np.uint8)
+        # Oldest first; None for a batch without a readable image.
+        self._under_way: deque[tuple[list[Prepared], Pending | None]] = deque()
+
+    def infer(self, prepared: list[Prepared]) -> Iterator[Result]:
+        """Rows of at most `most` inputs, errors at their places, after those of earlier batches."""
+        yield from self.submit(prepared)
+        while self._under_way:
+            yield from self._collect()
+
+    def submit(self, prepared: list[Prepared]) -> Iterator[Result]:
+        """Start a batch of at most `most` inputs; rows of earlier batches that are ready.
+
+        A backend that infers at once has its rows ready at once.
+        """
+        # With this batch started before the rows of the oldest are used, the device has work.
+        rows: list[Result] = []
+        while len(self._under_way) >= self._lanes:
+            rows += self._collect()
+        try:
+            self._under_way.append((prepared, self._start(self._stack(prepared), rows)))
+        except BackendError:
+            yield from rows
+            while self._under_way:
+                yield from self._collect()
+            raise
+        yield from rows
+        yield from self.ready()
+
+    def ready(self) -> Iterator[Result]:
+        """Rows of the batches that have ended, without waiting for any."""
+        while self._under_way and ((first := self._under_way[0][1]) is None or first.done()):
+            yield from self._collect()
+
+    def _stack(self, prepared: list[Prepared]) -> npt.NDArray[np.uint8]:
+        count = 0
+        for entry in prepared:
+            if not isinstance(entry.image, InputError):
+                self._pixels[count] = entry.image
+                count += 1
+        return self._pixels[:count]
+
+    def _start(self, images: npt.NDArray[np.uint8], rows: list[Result]) -> Pending | None:
+        """Start a batch; where memory is short, after the others, whose rows are added."""
+        if not len(images):
+            return None
+        try:
+            return self._backend.submit(images)
+        except DeviceMemoryError as error:
+            if not self._under_way:
+                return Finished(self._backend.infer(images))
+            self._lanes = 1
+            log.warning("%s; continuing with one batch at a time", error)
+        while self._under_way:
+            rows += self._collect()
+        return Finished(self._backend.infer(images))
+
+    def _collect(self) -> Iterator[Result]:
+        """Wait for the oldest batch; its rows."""
+        prepared, pending = self._under_way.popleft()
+        outputs: Iterator[tuple[float, npt.NDArray[np.float32]]] = iter(())
+        if pending:
+            given = pending.collect()
+            outputs = zip(given.probability[:, 0].tolist(), given.heatmap, strict=True)
+        for entry in prepared:
+            if isinstance(entry.image, InputError):
+                yield Result.failed(entry.source, entry.image)
+            else:
+                yield _judge(entry, *next(outputs), self._backend.card)
+
+
+class _PrepareAhead:
+    """Iterates over prepared items, in order; a None says that the source has nothing ready.
+
+    A thread takes items from the source, so that a source that waits (a person, a program that
+    wants a verdict before it names the next file) holds up nothing that has come already. All
+    threads are daemons: one that a dead server holds must not hold the end of the program.
+
+    Args:
+        items: the source.
+        work: what workers do with an item.
+        workers: threads that prepare.
+        ahead: items that may be under way or ready.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        work: Callable[[Item], list[Prepared]],
+        workers: int,
+        ahead: int,
+    ) -> None:
+        self._items = items
+        self._work = work
+        # None ends the queue; an exception is the source's own.
+        self._queue: Queue[Future[list[Prepared]] | BaseException | None] = Queue()
+        self._tasks: Queue[tuple[Item, Future[list[Prepared]]] | None] = Queue()
+        self._room = Semaphore(ahead + workers)
+        self._stop = False
+        self._reader = Thread(target=self._read, name="ffd-read", daemon=True)
+        self._workers = [
+            Thread(target=self._prepare, name=f"ffd-prepare-{i}", daemon=True)
+            for i in range(workers)
+        ]
+
+    def __enter__(self) -> Self:
+        # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
+        self._opencv_threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        for thread in (self._reader, *self._workers):
+            thread.start()
+        return self
+
+    def __iter__(self) -> Iterator[list[Prepared] | None]:
+        while True:
+            try:
+                entry = self._queue.get(timeout=GRACE)
+            except Empty:
+                yield None
+                entry = self._queue.get()
+            if entry is None:
+                return
+            if isinstance(entry, BaseException):
+                yield None
+                raise entry
+            yield entry.result()
+            self._room.release()
+
+    def __exit__(self, *_: object) -> None:
+        # However this ends, nothing that has not begun is done any more.
+        self._stop = True
+        self._room.release()
+        for _worker in self._workers:
+            self._tasks.put(None)
+        deadline = time.monotonic() + PATIENCE
+        for thread in self._workers:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        # It may be waiting for its source, which nothing can hurry.
+        self._reader.join(GRACE)
+        cv2.setNumThreads(self._opencv_threads)
+
+    def _read(self) -> None:
+        try:
+            for item in self._items:
+                self._room.acquire()
+                if self._stop:
+                    return
+                future: Future[list[Prepared]] = Future()
+                self._tasks.put((item, future))
+                self._queue.put(future)
+            self._queue.put(None)
+        except BaseException as error:
+            self._queue.put(error)
+
+    def _prepare(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            item, future = task
+            if self._stop:
+                continue
+            try:
+                future.set_result(self._work(item))
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def _judge(
+    entry: Prepared, score: float, heatmap: npt.NDArray[np.float32], card: ModelCard
+) -> Result:
+    if not 0 <= score <= 1:
+        message = f"the model gave {score} instead of a probability"
+        failed = Result.failed(entry.source, InputError("bad_output", message))
+        return replace(failed, frame=entry.frame, face=entry.face, time=entry.time)
+    return Result(
+        entry.source,
+        frame=entry.frame,
+        face=entry.face,
+        label="unsure" if entry.reason else card.verdict(score),
+        score=score,
+        reason=entry.reason,
+        time=entry.time,
+        heatmap=heatmap,
+        encoded=entry.encoded,
+    )

@@ -1,0 +1,303 @@
+"""Bytes of an image file to 8-bit BGR: the first step of preprocessing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..core.errors import InputError
+from .decoder_messages import messages
+from .formats import gif, jpeg, png, tiff, webp
+from .formats.jpeg import MAX_SCANS
+from .heif import read_heif_pixels
+from .image_header import ImageHeader, read_header
+
+Image = npt.NDArray[np.uint8]
+
+# 134 megapixels decode to 400 MB: above any camera that takes portraits, below what hurts.
+MAX_PIXELS = 1 << 27
+MAX_BYTES = 1 << 29
+# Samples that the scans of a JPEG may cover together. libjpeg-turbo takes 3 to 10 ns for each (AMD
+# EPYC), so these are 6 to 20 s. Encoders write 8 to 14 samples a pixel: the largest picture fits.
+MAX_SCANNED = 16 * MAX_PIXELS
+
+REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+}
+
+# OpenCV reports what it cannot decode by exception or None; its own log would only repeat it in
+# the middle of the progress bar.
+_set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+_set_log_level(0)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file whole.
+
+    Raises:
+        InputError: it is absent, forbidden, not a regular file (opening a pipe would wait forever),
+            larger than `MAX_BYTES`, or reading failed.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError("not_a_file", "not a regular file")
+        if status.st_size > MAX_BYTES:
+            size = f"{status.st_size >> 20} MiB, over the limit of {MAX_BYTES >> 20}"
+            raise InputError("too_large", size)
+        with open(path, "rb") as file:
+            # Exactly its size: asked for more, Python would allocate all of that first.
+            return file.read(status.st_size)
+    except OSError as error:
+        raise os_error(error, path) from None
+    except ValueError:
+        raise InputError("not_found", "not a possible file name") from None
+
+
+def os_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
+    """The input error that stands for what the operating system said of a path."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if os.path.islink(path):
+            return InputError("not_found", "the link leads nowhere")
+        return InputError("not_found", "no such file or folder")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InputError("permission_denied", "no permission to read it")
+    if error.errno == errno.ELOOP:
+        return InputError("link_loop", "the link leads back to itself")
+    return InputError("read_failed", f"reading failed: {error.strerror or error}")
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Image:
+    """Decode an image file to what a viewer would show.
+
+    EXIF orientation is applied; grey and CMYK become BGR; 16 bits become 8; transparent parts
+    stand on white; of an animation, the first frame; of a TIFF, the first image that is no
+    thumbnail.
+
+    Args:
+        data: the whole file.
+        max_pixels: width times height above which a file is refused unread.
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side
+            keeps this many pixels; with 0, never.
+
+    Returns:
+        uint8 [height, width, 3], BGR.
+
+    Raises:
+        InputError: `empty`, `not_an_image`, `unsupported`, `truncated`, `corrupt` or `too_large`.
+    """
+    header = read_header(data)
+    check_header(header, max_pixels)
+    try:
+        if header.format == "heif":
+            return to_bgr(read_heif_pixels(data))
+        return _decode_with_opencv(header, data, at_least)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise InputError("too_large", "not enough memory to decode it") from None
+        detail = " ".join(str(error.err or error).split())
+        raise _explain(header, data, detail) from None
+    except MemoryError:
+        raise InputError("too_large", "not enough memory to decode it") from None
+
+
+def check_header(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse what should not be decoded.
+
+    A JPEG without its end marker is let through: decoding it tells what is missing.
+
+    Raises:
+        InputError: `too_large` or `truncated`.
+    """
+    if header.width * header.height > max_pixels:
+        raise InputError(
+            "too_large",
+            f"{header.width}x{header.height} pixels, over the limit of {max_pixels / 1e6:.0f} "
+            "million (--max-pixels)",
+        )
+    if header.scans > MAX_SCANS or header.scanned > max(MAX_SCANNED, 16 * max_pixels):
+        scans = f"more than {MAX_SCANS}" if header.scans > MAX_SCANS else header.scans
+        raise InputError(
+            "too_large",
+            f"a JPEG of {header.width}x{header.height} pixels in {scans} scans, which takes too "
+            "long to decode: save it again",
+        )
+    if not header.complete and (header.format != "jpeg" or not messages.available()):
+        raise InputError("truncated", f"the {header.format.upper()} ends early")
+
+
+def to_bgr(array: npt.NDArray[Any]) -> Image:
+    """An image in memory as 8-bit BGR.
+
+    Args:
+        array: uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA), as OpenCV
+            hands it out.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if array.dtype == np.uint16:
+        array = (array >> np.uint16(8)).astype(np.uint8)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(
+            f"an image must be uint8 [height, width, 3] in BGR order, "
+            f"not {array.dtype} {list(array.shape)}"
+        )
+    image: Image = np.ascontiguousarray(array, dtype=np.uint8)
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if channels == 1:
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
+    if channels == 4:
+        return _on_white(image)
+    if channels != 3:
+        raise ValueError(f"an image must have 1, 3 or 4 channels, not {channels}")
+    return image
+
+
+def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Image:
+    """Decode, and refuse what the decoder complained of.
+
+    Raises:
+        InputError: `unsupported`, `truncated` or `corrupt`.
+        cv2.error: OpenCV refuses the file.
+        MemoryError: it does not fit the memory.
+    """
+    if header.format == "tiff":
+        obstacle = tiff.find_obstacle(data)
+        if obstacle:
+            raise InputError("unsupported", f"a TIFF that ffd cannot read: {obstacle}")
+    shown = _prepare(header, data)
+
+    def suspicious(image: Image | None, text: str) -> bool:
+        if header.format == "jpeg":
+            return jpeg.find_damage(text, shown) is not None
+        return image is None
+
+    image, text = messages.run(
+        lambda: _decode_whole(header, np.frombuffer(shown, np.uint8), at_least),
+        suspicious,
+        alone=not header.complete,
+    )
+    damage = jpeg.find_damage(text, shown) if header.format == "jpeg" else None
+    if damage:
+        code, message = damage
+        raise InputError(code, message)
+    if image is None or image.size == 0:
+        said = re.search(r"libpng error: (.*)", text)
+        raise _explain(header, data, said[1] if said else "it cannot be decoded")
+    return image
+
+
+def _prepare(header: ImageHeader, data: bytes) -> bytes:
+    """What OpenCV is given: the picture to judge, whole, without what follows it.
+
+    A file may lack its end and hold the whole picture; OpenCV refuses it without.
+    """
+    if header.format == "jpeg":
+        return data if header.complete else jpeg.with_end(data)
+    if header.format == "bmp":
+        return data + bytes(3)
+    prepare = _PREPARED.get(header.format)
+    return prepare(data) if prepare else data
+
+
+_PREPARED: dict[str, Callable[[bytes], bytes]] = {
+    "gif": gif.first_frame,
+    "png": png.with_end,
+    "tiff": tiff.with_page,
+    "webp": webp.whole_part,
+}
+
+
+def _explain(header: ImageHeader, data: bytes, detail: str) -> InputError:
+    """Why a file could not be decoded: it is damaged, or of a kind that OpenCV cannot read."""
+    if header.format == "tiff":
+        compression = tiff.explain_failure(data)
+        if compression:
+            return InputError("unsupported", f"a TIFF that OpenCV cannot read: {compression}")
+    if header.format == "jpeg":
+        coding = jpeg.describe_coding(data)
+        if coding:
+            return InputError("unsupported", f"a {coding} JPEG: save it as an 8-bit baseline JPEG")
+    if header.format == "avif" and not _reads_avif():
+        return InputError(
+            "unsupported",
+            f"an AVIF picture, which OpenCV {cv2.__version__} was built without: install "
+            "opencv-python 4.14 or later, or convert it to JPEG or PNG",
+        )
+    return InputError("corrupt", f"broken {header.format.upper()}: {detail}")
+
+
+@cache
+def _reads_avif() -> bool:
+    found = re.search(r"^\s*AVIF:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)
+    return found is not None and found[1] != "NO"
+
+
+def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | None:
+    if header.alpha:
+        # IMREAD_COLOR would drop alpha and show whatever colour lies under it.
+        raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and raw.dtype.kind == "u":
+            if header.format == "avif":
+                raw = (np.asarray(raw, np.uint16) >> (header.depth - 8)).astype(np.uint8)
+            # libtiff multiplies 8-bit colour by alpha, nobody else does.
+            multiplied = header.format == "tiff" and raw.dtype == np.uint8
+            image = _add_white(np.asarray(raw, np.uint8)) if multiplied else to_bgr(raw)
+            return _turn(image, header.orientation)
+    # OpenCV's versions differ in which formats they turn by EXIF, so all of it is done here.
+    flags = _reduction(header, at_least) | cv2.IMREAD_IGNORE_ORIENTATION
+    colour = cv2.imdecode(data, flags)
+    return None if colour is None else _turn(np.asarray(colour, np.uint8), header.orientation)
+
+
+def _reduction(header: ImageHeader, at_least: int) -> int:
+    """OpenCV's flag for the smallest size at which enough pixels are left.
+
+    Only libjpeg skips work for it, by inverse transforms of fewer coefficients.
+    """
+    if header.format == "jpeg" and at_least:
+        shorter = min(header.width, header.height)
+        for factor, flag in REDUCED.items():
+            if shorter >= factor * at_least:
+                return flag
+    return cv2.IMREAD_COLOR
+
+
+def _turn(image: Image, orientation: int) -> Image:
+    """Apply an EXIF orientation (1 to 8)."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _on_white(bgra: Image) -> Image:
+    """Blend with white, a strip at a time: a whole picture in 16 bits would be twice its size."""
+    out = np.empty((*bgra.shape[:2], 3), np.uint8)
+    for top in range(0, bgra.shape[0], 64):
+        strip = bgra[top : top + 64]
+        alpha = strip[..., 3:].astype(np.uint16)
+        mixed = strip[..., :3] * alpha + 255 * (255 - alpha) + 127
+        out[top : top + 64] = mixed // 255
+    return out
+
+
+def _add_white(bgra: Image) -> Image:
+    """Blend colour that is multiplied by alpha already."""
+    white = cv2.cvtColor(255 - bgra[..., 3], cv2.COLOR_GRAY2BGR)
+    return np.asarray(cv2.add(np.ascontiguousarray(bgra[..., :3]), white), np.uint8)

@@ -1,0 +1,243 @@
+"""Verdicts and evidence drawn on pictures: pure functions on uint8 BGR arrays."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..core.results import Box, Result
+from ..model.card import PreprocessSpec
+from .decode import Image
+
+Colour = tuple[int, int, int]
+
+# Blue, green, red. Vermilion, blue and amber stay apart for colour-blind eyes (Okabe and Ito,
+# "Color Universal Design", 2008); each verdict has a shape of its own as well.
+VERDICT_COLOURS: dict[str | None, Colour] = {
+    "generated": (60, 108, 255),
+    "groundtruth": (245, 165, 70),
+    "unsure": (70, 195, 245),
+    None: (170, 170, 170),
+}
+_GENERATED: Colour = (0, 60, 235)
+_GROUNDTRUTH: Colour = (235, 95, 0)
+PANEL: Colour = (28, 22, 20)
+TEXT: Colour = (250, 250, 250)
+
+# Log-odds at which the evidence of one place is drawn at full strength. It is fixed, so that two
+# pictures can be compared; about one place in ten of the embedded model's heatmaps lies beyond.
+EVIDENCE_LIMIT = 20.0
+_OPACITY = 0.62
+
+# A picture with a shorter side than this is enlarged, or nobody could read what stands on it; one
+# with a side longer than _MAX_SIDE is never made larger.
+_MIN_SIDE = 192
+_MAX_SIDE = 4096
+
+FONT = cv2.FONT_HERSHEY_DUPLEX
+# Height of that font's capitals at scale 1, in pixels.
+CAPITAL = 22
+
+
+def draw_verdict(
+    image: Image, result: Result, face_scale: float = PreprocessSpec.face_scale
+) -> Image:
+    """The picture with label and score in a corner, and marks around the classified square.
+
+    Args:
+        image: uint8 [height, width, 3], BGR; left as it is.
+        result: its verdict, or the error that it has instead.
+        face_scale: the card's `preprocess.face_scale`, for a result with a face.
+
+    Returns:
+        uint8 [k * height, k * width, 3]: a copy, enlarged by a whole k where the picture would be
+        too small to read (up to 4096 pixels a side), else with k = 1.
+    """
+    height, width = image.shape[:2]
+    factor = enlargement(image)
+    size = (width * factor, height * factor)
+    out = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+    if height != width or result.face:
+        left, top, side = classified_square(image, result.face, face_scale)
+        side *= factor
+        stroke, arm = max(1, round(side / 300)), max(1, side // 16)
+        mark_corners(out, (left * factor, top * factor, side, side), arm, stroke, TEXT)
+    _draw_label(out, result)
+    return out
+
+
+def enlargement(image: Image) -> int:
+    """How many times a picture is enlarged before it is drawn on, or nobody could read it."""
+    shorter, longer = sorted(map(int, image.shape[:2]))
+    return min(math.ceil(_MIN_SIDE / shorter), max(1, _MAX_SIDE // longer))
+
+
+def overlay_heatmap(
+    image: Image,
+    heatmap: npt.NDArray[np.float32],
+    face: Box | None = None,
+    face_scale: float = PreprocessSpec.face_scale,
+) -> Image:
+    """The picture with the evidence laid over the square that was classified.
+
+    Red speaks for `generated`, blue for `groundtruth`; zero is transparent, and the colour is at
+    full strength from `EVIDENCE_LIMIT` log-odds on, in every picture alike.
+
+    Args:
+        image: uint8 [height, width, 3], BGR; left as it is.
+        heatmap: float32 [h, w], a `Result.heatmap`.
+        face: the result's face, if it has one.
+        face_scale: the card's `preprocess.face_scale`.
+
+    Returns:
+        uint8 [height, width, 3]: a copy.
+    """
+    out = image.copy()
+    lay_heatmap(out, heatmap, face, face_scale)
+    return out
+
+
+def lay_heatmap(
+    image: Image,
+    heatmap: npt.NDArray[np.float32],
+    face: Box | None = None,
+    face_scale: float = PreprocessSpec.face_scale,
+) -> None:
+    """What `overlay_heatmap` does, on the picture itself."""
+    height, width = image.shape[:2]
+    left, top, side = classified_square(image, face, face_scale)
+    levels = _evidence_levels(heatmap, side)
+    first, last = max(left, 0), min(left + side, width)
+    columns = slice(first, max(first, last))
+    # A strip at a time: a whole picture in 16 bits would be twice its size.
+    for start in range(max(top, 0), min(top + side, height), 128):
+        rows = slice(start, min(start + 128, top + side, height))
+        strip = levels[rows.start - top : rows.stop - top, first - left : columns.stop - left]
+        if strip.size:
+            image[rows, columns] = _tint(image[rows, columns], strip)
+
+
+def evidence_layer(heatmap: npt.NDArray[np.float32], side: int) -> Image:
+    """What `overlay_heatmap` lays over the classified square, as a picture of its own.
+
+    Args:
+        heatmap: float32 [h, w], a `Result.heatmap`.
+        side: of the layer, in pixels.
+
+    Returns:
+        uint8 [side, side, 4], BGRA.
+    """
+    layer: Image = _TINTS[_evidence_levels(heatmap, side)]
+    return layer
+
+
+def classified_square(
+    image: Image, face: Box | None = None, face_scale: float = PreprocessSpec.face_scale
+) -> tuple[int, int, int]:
+    """Where `crop_centre`, or `crop_face`, cuts: left, top and side, in pixels.
+
+    Around a face near the edge the square may leave the picture.
+    """
+    if face is None:
+        height, width = image.shape[:2]
+        side = min(height, width)
+        return (width - side) // 2, (height - side) // 2, side
+    x, y, width, height = face
+    side = max(1, round(max(width, height) * face_scale))
+    return x + width // 2 - side // 2, y + height // 2 - side // 2, side
+
+
+def _evidence_levels(heatmap: npt.NDArray[np.float32], side: int) -> Image:
+    """Evidence as 1 to 255, with 128 for none, scaled up smoothly: uint8 [side, side]."""
+    shares = np.clip(np.nan_to_num(heatmap.astype(np.float32)) / EVIDENCE_LIMIT, -1, 1)
+    # Floats of a large picture would take four times its memory: they go to a middle size only.
+    middle = min(side, 1024)
+    smooth = cv2.resize(shares, (middle, middle), interpolation=cv2.INTER_CUBIC)
+    levels = np.rint(np.clip(smooth, -1, 1) * 127 + 128).astype(np.uint8)
+    scaled = cv2.resize(levels, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(scaled, np.uint8)
+
+
+def _make_tints() -> Image:
+    """Colour and opacity of each level: uint8 [256, 4], BGRA."""
+    table = np.empty((256, 4), np.uint8)
+    table[:128, :3], table[128:, :3] = _GROUNDTRUTH, _GENERATED
+    table[:, 3] = np.rint(np.minimum(np.abs(np.arange(256) - 128) / 127, 1) * 255 * _OPACITY)
+    return table
+
+
+_TINTS = _make_tints()
+# What a level adds to a picture, and what it leaves of it, times 255: uint16 [1, 256, 3].
+_ADDED = (_TINTS[None, :, :3].astype(np.uint16) * _TINTS[None, :, 3:]).astype(np.uint16)
+_LEFT = np.repeat(255 - _TINTS[None, :, 3:].astype(np.uint16), 3, axis=2)
+
+
+def _tint(image: Image, levels: Image) -> Image:
+    """The picture with the evidence of each place laid over it, in whole numbers throughout."""
+    each = cv2.merge([levels] * 3)
+    kept = cv2.multiply(image, cv2.LUT(each, _LEFT), dtype=cv2.CV_16U)
+    blended: Image = ((kept + cv2.LUT(each, _ADDED)) // 255).astype(np.uint8)
+    return blended
+
+
+def mark_corners(image: Image, box: Box, arm: int, stroke: int, colour: Colour) -> None:
+    """Marks at a box's four corners: edged in dark, so that they show on any picture.
+
+    Args:
+        image: uint8 [height, width, 3], BGR; drawn on.
+        box: in pixels; it may leave the picture.
+        arm: length of each line, in pixels.
+        stroke: its thickness, in pixels; a dark edge of the same thickness is added on each side.
+        colour: of the lines.
+    """
+    left, top, width, height = box
+    right, bottom = left + width - 1, top + height - 1
+    for thickness, ink in ((3 * stroke, PANEL), (stroke, colour)):
+        for x, inward in ((left, arm), (right, -arm)):
+            for y, down in ((top, arm), (bottom, -arm)):
+                cv2.line(image, (x, y), (x + inward, y), ink, thickness)
+                cv2.line(image, (x, y), (x, y + down), ink, thickness)
+
+
+def _draw_label(image: Image, result: Result) -> None:
+    """A panel in the upper left corner: the verdict's shape in its colour, label and score."""
+    height, width = image.shape[:2]
+    text = f"{result.label} {result.score:.3f}" if result.label else "no verdict"
+    capital = max(9.0, 0.042 * min(height, width))
+    # A panel is 2.6 capitals high, and its shape and margins are 3.8 wide.
+    across = cv2.getTextSize(text, FONT, 1, 1)[0][0] / CAPITAL
+    capital = min(capital, width / (across + 3.8), height / 2.6)
+    stroke = max(1, round(capital / 9))
+    right, bottom = math.ceil((across + 3.8) * capital), math.ceil(2.6 * capital)
+    cv2.rectangle(image, (0, 0), (right, bottom), PANEL, cv2.FILLED)
+    draw_shape(image, result.label, (1.5 * capital, 1.3 * capital), 0.72 * capital)
+    origin = (round(2.8 * capital), round(1.8 * capital))
+    cv2.putText(image, text, origin, FONT, capital / CAPITAL, TEXT, stroke, cv2.LINE_AA)
+
+
+def draw_shape(image: Image, label: str | None, centre: tuple[float, float], size: float) -> None:
+    """A triangle for generated, a disc for groundtruth, a diamond for unsure, a bar for none.
+
+    Args:
+        image: uint8 [height, width, 3], BGR; drawn on.
+        label: a result's, or a track's.
+        centre: in pixels.
+        size: half of its width, in pixels.
+    """
+    x, y = centre
+    outlines: dict[str | None, list[tuple[float, float]]] = {
+        "generated": [(-1, 0.8), (0, -0.9), (1, 0.8)],
+        "unsure": [(-1, 0), (0, -1), (1, 0), (0, 1)],
+        None: [(-1, -0.25), (1, -0.25), (1, 0.25), (-1, 0.25)],
+    }
+    colour = VERDICT_COLOURS[label]
+    if label == "groundtruth":
+        cv2.circle(image, (round(x), round(y)), round(0.85 * size), colour, cv2.FILLED, cv2.LINE_AA)
+        return
+    points = [
+        (round(x + across * size), round(y + down * size)) for across, down in outlines[label]
+    ]
+    cv2.fillPoly(image, [np.array(points, np.int32)], colour, cv2.LINE_AA)

@@ -1,0 +1,54 @@
+"""Name the kinds of files that ffd does not read as pictures."""
+
+from __future__ import annotations
+
+from ...core.errors import InputError
+
+_CONVERT = "convert it to JPEG or PNG"
+# The four-byte box that a JPEG XL or JPEG 2000 container begins with, after its length.
+_JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_SIGNATURES: tuple[tuple[tuple[bytes, ...], str], ...] = (
+    ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), f"a JPEG 2000 picture: {_CONVERT}"),
+    ((b"8BPS",), f"a Photoshop document: {_CONVERT}"),
+    ((b"v/1\x01",), f"an OpenEXR picture: {_CONVERT}"),
+    ((b"\0\0\1\0", b"\0\0\2\0"), f"an icon: {_CONVERT}"),
+    ((b"%PDF-",), f"a PDF document: {_CONVERT}"),
+    ((b"FUJIFILMCCD-RAW",), f"camera raw data (Fujifilm RAF): {_CONVERT}"),
+)
+_BLANKS = b" \t\r\n\f\xef\xbb\xbf\xff\xfe"
+_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title", b"<meta")
+_LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+
+
+def name_foreign(data: bytes) -> InputError:
+    """The error that says what a file without a known signature is, and what to do.
+
+    Returns:
+        `unsupported` for a picture in a format that ffd does not read yet, else `not_an_image`.
+    """
+    if data.startswith(_JXL):
+        return InputError("unsupported", f"a JPEG XL picture, which ffd does not read: {_CONVERT}")
+    if data[4:12] == b"ftypcrx ":
+        return InputError("unsupported", f"camera raw data (Canon CR3): {_CONVERT}")
+    for starts, name in _SIGNATURES:
+        if data.startswith(starts):
+            return InputError("not_an_image", f"not an image that ffd reads but {name}")
+    return InputError("not_an_image", _name_text(data))
+
+
+def _name_text(data: bytes) -> str:
+    if data.startswith(_LFS):
+        return "a Git LFS pointer instead of the file: run `git lfs pull`"
+    # UTF-16 has a zero byte in every second place.
+    head = data[:2048].replace(b"\0", b"").lstrip(_BLANKS).lower()
+    if head.startswith(b"<?xml"):
+        head = head.partition(b"?>")[2].lstrip(_BLANKS)
+    while head.startswith(b"<!--") and b"-->" in head:
+        head = head.partition(b"-->")[2].lstrip(_BLANKS)
+    if head.startswith(_PAGES):
+        return "an HTML page instead of a picture: open its address in a browser and save it again"
+    if head.startswith((b"<svg", b"<!doctype svg")):
+        return f"not an image that ffd reads but an SVG drawing: {_CONVERT}"
+    if head.startswith((b"<error>", b"<error ")):
+        return "an error message in XML instead of a picture: download it again"
+    return "not an image in a format that ffd reads"

@@ -1,0 +1,99 @@
+"""What an image file says about itself, read without decoding it.
+
+OpenCV decodes whatever size a file claims, so size and completeness are checked here, before it
+sees the bytes. JPEG 2000 is left out on purpose: its decoder in OpenCV 4.10 and 4.11 brings the
+process down on damaged files.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+
+from ..core.errors import InputError
+from .formats.bmff import is_avif, is_heif, read_avif, read_heif
+from .formats.foreign import name_foreign
+from .formats.gif import read_gif
+from .formats.header import ImageHeader
+from .formats.jpeg import read_jpeg
+from .formats.png import SIGNATURE, read_png
+from .formats.tiff import read_tiff
+from .formats.webp import read_webp
+
+__all__ = ["ImageHeader", "read_header"]
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Read the header of an encoded image.
+
+    Args:
+        data: the whole file.
+
+    Raises:
+        InputError: `empty`, `not_an_image` (no known signature), `unsupported` (a picture that ffd
+            can name but not read), `truncated` (the header itself ends early) or `corrupt`.
+    """
+    if not data:
+        raise InputError("empty", "the file is empty")
+    for name, matches, parse in _FORMATS:
+        if matches(data):
+            try:
+                header = parse(data)
+            except (struct.error, IndexError, OverflowError):
+                raise InputError("truncated", f"the {name.upper()} header ends early") from None
+            except ValueError as error:
+                raise InputError("corrupt", f"broken {name.upper()}: {error}") from None
+            if header.width < 1 or header.height < 1:
+                size = f"{header.width}x{header.height}"
+                raise InputError("corrupt", f"broken {name.upper()}: its size is {size}")
+            return header
+    raise name_foreign(data)
+
+
+# The headers of BMP's versions: any other number is some text that begins with BM.
+_DIB_SIZES = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
+
+
+def _bmp(data: bytes) -> ImageHeader:
+    (header_size,) = struct.unpack_from("<I", data, 14)
+    if header_size not in _DIB_SIZES:
+        raise InputError("not_an_image", "not an image in a format that ffd reads")
+    if header_size == 12:
+        return ImageHeader("bmp", *struct.unpack_from("<HH", data, 18))
+    width, height = struct.unpack_from("<ii", data, 18)
+    (offset,) = struct.unpack_from("<I", data, 10)
+    bits, compression = struct.unpack_from("<HI", data, 28)
+    row = (abs(width) * bits + 31) // 32 * 4
+    # Rows are padded to four bytes; nobody misses the padding of the last.
+    needed = offset + row * (abs(height) - 1) + (abs(width) * bits + 7) // 8
+    complete = compression not in (0, 3) or len(data) >= needed
+    return ImageHeader("bmp", abs(width), abs(height), complete)
+
+
+# A magic number, then a size: comments and blanks may stand between.
+_PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+\s")
+
+
+def _pnm(data: bytes) -> ImageHeader:
+    # Only its head can hold the size; comments run from # to the end of the line.
+    lines = (line.split(b"#", 1)[0] for line in data[2:4096].splitlines())
+    tokens = b" ".join(lines).split()
+    return ImageHeader("pnm", int(tokens[0][:9]), int(tokens[1][:9]))
+
+
+def _starts(*signatures: bytes) -> Callable[[bytes], bool]:
+    return lambda data: data.startswith(signatures)
+
+
+_FORMATS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], ImageHeader]], ...] = (
+    ("jpeg", _starts(b"\xff\xd8\xff"), read_jpeg),
+    ("png", _starts(SIGNATURE), read_png),
+    ("webp", lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", read_webp),
+    ("gif", _starts(b"GIF87a", b"GIF89a"), read_gif),
+    ("bmp", _starts(b"BM"), _bmp),
+    ("tiff", _starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), read_tiff),
+    ("avif", is_avif, read_avif),
+    ("heif", is_heif, read_heif),
+    ("pnm", lambda data: _PNM.match(data) is not None, _pnm),
+)

@@ -1,0 +1,278 @@
+"""Still images: files, folders, globs, and lists of paths on standard input."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import glob
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from ..core.errors import InputError
+from ..core.redact import redact
+from ..image.decode import os_error, read_file
+from .fetch_policy import FetchPolicy
+from .kinds import HEAD, holds_picture, is_called_picture
+from .lists import read_names
+from .members import open_file
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input: something to read, or the reason why there is nothing.
+
+    Attributes:
+        source: what the row will call it; undecodable bytes as surrogates (PEP 383).
+        error: set if it is already known that it cannot be read.
+        fetch: gives the file's bytes, in a worker's thread, or raises `InputError`; None for a
+            file of this machine, whose path is `source`.
+        skip: is given the source, in a worker's thread, if the input turns out to be no picture:
+            it then has no row. None for what a user named, which always has its row.
+    """
+
+    source: str
+    error: InputError | None = None
+    fetch: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
+    skip: Callable[[str], object] | None = field(default=None, compare=False, repr=False)
+
+    def read(self) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        if self.error:
+            raise self.error
+        if self.fetch:
+            return self.fetch()
+        if self.skip and not is_called_picture(self.source):
+            _require_picture(self.source)
+        return read_file(self.source)
+
+
+def _require_picture(path: str) -> None:
+    """Refuse a file by its first bytes, since a video may be large.
+
+    Raises:
+        InputError: it is not a picture, or cannot be read.
+    """
+    try:
+        with open_file(path) as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise os_error(error, path) from None
+    if not holds_picture(head):
+        raise InputError("not_an_image", "not a picture by its name and its first bytes")
+
+
+def ignore(source: str) -> None:
+    """Skip a file without a word."""
+
+
+def find_files(
+    sources: Iterable[str],
+    *,
+    null: bool = False,
+    leave_out: Collection[str] = (),
+    policy: FetchPolicy | None = None,
+    skip: Callable[[str], object] = ignore,
+) -> Iterator[Item]:
+    """Every input that the sources stand for, lazily and in a fixed order.
+
+    A folder gives every file below it, sorted by name, links followed; those that turn out to be no
+    pictures when they are read are skipped. A source that does not exist and looks like a pattern
+    is a glob. An archive that is named gives its members, as a folder does. `-` gives the paths and
+    addresses on standard input.
+
+    Args:
+        sources: files, folders, patterns, archives, http and https addresses, `-`.
+        null: paths on standard input end with NUL instead of a newline.
+        leave_out: paths never given, absolute and without links in their folders, such as the
+            file that results are written to.
+        policy: how addresses are fetched; None for `FetchPolicy`'s defaults.
+        skip: see `Item`, for the files of folders and archives.
+    """
+    search = Search(leave_out, policy or FetchPolicy(), skip)
+    for source in sources:
+        yield from search.expand(read_names(null)) if source == "-" else search.find(source)
+
+
+class Search:
+    """Finds inputs; addresses that look alike once their credentials are hidden stay apart.
+
+    Args:
+        leave_out: see `find_files`, as for those below.
+        policy: how addresses are fetched.
+        skip: for the files of folders and archives.
+    """
+
+    def __init__(
+        self,
+        leave_out: Collection[str] = (),
+        policy: FetchPolicy | None = None,
+        skip: Callable[[str], object] = ignore,
+    ) -> None:
+        self._leave_out = leave_out
+        self._policy = policy or FetchPolicy()
+        self._skip = skip
+        self._names = _Names()
+
+    def find(self, source: str) -> Iterator[Item]:
+        """Inputs of a source, which may be a pattern."""
+        if "://" in source or os.path.lexists(source) or not glob.has_magic(source):
+            yield from self.expand([source])
+            return
+        empty = True
+        for item in self._match(source):
+            empty = False
+            yield item
+        if empty:
+            yield Item(source, InputError("not_found", "no file matches this pattern"))
+
+    def expand(self, paths: Iterable[str]) -> Iterator[Item]:
+        """Inputs of paths and addresses, taken as they are: no patterns."""
+        for path in paths:
+            address = self._address(path) if "://" in path else None
+            if address:
+                yield address
+            elif os.path.isdir(path):
+                yield from self._walk(path)
+            elif not _left_out(path, self._leave_out):
+                yield from self._open(path)
+
+    def _match(self, pattern: str) -> Iterator[Item]:
+        """Inputs that match a pattern; what `**` stands for is walked, so that link loops end."""
+        parts = pattern.split("/")
+        if "**" not in parts:
+            yield from self.expand(sorted(glob.iglob(pattern)))
+            return
+        deep = parts.index("**")
+        wanted = [part for part in parts[deep:] if part not in ("", ".")]
+        top = "/".join(parts[:deep]) or ("/" if pattern.startswith("/") else ".")
+        for folder in sorted(glob.iglob(top)) if glob.has_magic(top) else [top]:
+            if not os.path.isdir(folder):
+                continue
+            for item in self._walk(folder):
+                below = os.path.relpath(item.source, folder).split(os.sep)
+                loop = item.error is not None and item.error.code == "link_loop"
+                if loop or not (item.error or _fits(below, wanted)):
+                    continue
+                path = "/".join(below) if deep == 0 else item.source
+                # What `**` alone stands for is a folder's content.
+                named = wanted[-1] != "**" and fnmatch.fnmatchcase(below[-1], wanted[-1])
+                for one in [Item(path, item.error)] if item.error else self._open(path):
+                    yield one if named or one.error else replace(one, skip=self._skip)
+
+    def _address(self, text: str) -> Item | None:
+        from .urls import is_url, url_item
+
+        if is_url(text):
+            item = url_item(text, self._policy)
+            return replace(item, source=self._names.of(text, item.source))
+        if os.path.lexists(text.partition("\0")[0]):
+            return None
+        reason = "no such file, and no picture's address"
+        return Item(redact(text), InputError("not_found", reason))
+
+    def _open(self, path: str) -> Iterator[Item]:
+        """A file that was named: an archive stands for its members."""
+        from .archives import find_in_archive, is_archive
+
+        if is_archive(path):
+            for item in find_in_archive(path):
+                # What is wrong with the archive itself is no member.
+                yield item if item.source == path else replace(item, skip=self._skip)
+        else:
+            yield Item(path)
+
+    def _walk(self, top: str) -> Iterator[Item]:
+        # Of each folder being walked: its identity, and the names not yet visited, last first.
+        stack: list[tuple[tuple[int, int], list[str]]] = []
+
+        def enter(folder: str) -> Item | None:
+            try:
+                status = os.stat(folder)
+                identity = status.st_dev, status.st_ino
+                if any(identity == above for above, _ in stack):
+                    raise OSError(errno.ELOOP, "link loop")
+                names = sorted(os.listdir(folder), reverse=True)
+            except OSError as error:
+                return Item(folder, os_error(error, folder))
+            stack.append((identity, [os.path.join(folder, name) for name in names]))
+            return None
+
+        failed = enter(top)
+        if failed:
+            yield failed
+        while stack:
+            _, paths = stack[-1]
+            if not paths:
+                stack.pop()
+                continue
+            path = paths.pop()
+            if os.path.isdir(path):
+                failed = enter(path)
+                if failed:
+                    yield failed
+            elif not _left_out(path, self._leave_out):
+                yield Item(path, skip=self._skip)
+
+
+class _Names:
+    """Names of addresses in rows: different ones for addresses that differ in what is hidden.
+
+    The second address with the same hidden form has `#2` behind its name, and so on in the order of
+    the sources, so that `--resume` and annotated copies do not take one for the other. An address
+    that is given again keeps its name. Only addresses with something to hide take memory.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, str] = {}
+        self._counts: Counter[bytes] = Counter()
+
+    def of(self, address: str, hidden: str) -> str:
+        """The name of an address whose credentials are hidden in `hidden`."""
+        if address == hidden:
+            return address
+        whole, shown = _digest(address), _digest(hidden)
+        if whole not in self._names:
+            self._counts[shown] += 1
+            count = self._counts[shown]
+            # The name is known from the address; what is kept is what is added to it.
+            self._names[whole] = f"#{count}" if count > 1 else ""
+        return hidden + self._names[whole]
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _fits(names: list[str], patterns: list[str]) -> bool:
+    """Whether a path, or a folder that it lies in, fits a pattern, part by part.
+
+    As in a shell, a leading dot must be written out.
+    """
+    if not patterns:
+        return True
+    if patterns[0] == "**":
+        hidden = [name.startswith(".") for name in names]
+        if patterns == ["**"]:
+            return not any(hidden)
+        return any(_fits(names[i:], patterns[1:]) for i in range(len(names)) if not any(hidden[:i]))
+    if not names or (names[0].startswith(".") and not patterns[0].startswith(".")):
+        return False
+    return fnmatch.fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
+
+
+def _left_out(path: str, leave_out: Collection[str]) -> bool:
+    if not leave_out:
+        return False
+    folder, name = os.path.split(path)
+    try:
+        return os.path.join(os.path.realpath(folder or "."), name) in leave_out
+    except ValueError:
+        # A NUL: no file is called that, which reading it will say.
+        return False

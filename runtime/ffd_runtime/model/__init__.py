@@ -1,0 +1,1 @@
+"""Models: the card, the engine manifest, devices, backends."""

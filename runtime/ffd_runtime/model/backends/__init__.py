@@ -1,0 +1,199 @@
+"""Inference backends: a new one is one file here and one line in `BACKENDS`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import BackendError, CardError, DeviceMemoryError, ModelError
+from ..card import ModelCard
+from .embedded import EMBEDDED as EMBEDDED
+from .embedded import EMBEDDED_INT8 as EMBEDDED_INT8
+from .embedded import find_embedded as find_embedded
+from .embedded import find_embedded_by as find_embedded_by
+
+# Name of each, which is its module's, to the files that it reads; of two that read a file, the
+# first does unless the other is asked for. Each module has `open_model(path, device) -> Backend`.
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "onnxruntime": (".onnx",),
+    "openvino": (".onnx",),
+    "tensorrt": (".engine", ".plan"),
+}
+# Every suffix of a model that runs; a file of any other is taken for an ONNX.
+READS = tuple(dict.fromkeys(suffix for suffixes in BACKENDS.values() for suffix in suffixes))
+
+# A larger batch is no faster on a CPU, takes more memory, and makes Ctrl-C wait.
+MOST_ON_CPU = 32
+
+# How onnxruntime, OpenVINO, TensorRT, CUDA, cuDNN, cuBLAS and C++ say that memory has run out.
+OUT_OF_MEMORY = (
+    r"(?i)out ?of ?memory|out_of_memory|failed to allocate|alloc(ation)?_failed|cuda failure 2\b"
+    r"|bad[ _]alloc|cannot allocate memory"
+)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the graph gives for a batch.
+
+    Attributes:
+        probability: float32 [N, 2], in the card's class order.
+        heatmap: float32 [N, h, w], evidence for `generated` in log-odds: the sigmoid of a heatmap's
+            mean is P(generated).
+    """
+
+    probability: npt.NDArray[np.float32]
+    heatmap: npt.NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """A model, loaded and ready on a device.
+
+    One that can infer while the host prepares the next batch is `pending.Asynchronous`, too.
+
+    Attributes:
+        card: of the model.
+        description: backend, version and device that really run, for people.
+    """
+
+    card: ModelCard
+    description: str
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run one batch; may be called from several threads.
+
+        Args:
+            images: uint8 [N, size, size, 3], RGB, as `preprocess` returns them, stacked.
+
+        Raises:
+            DeviceMemoryError: it does not fit the device's memory; a smaller one may.
+            BackendError: inference failed; the message quotes the backend.
+        """
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+def find_model(model: str | Path | None = None, device: str = "auto") -> Path:
+    """The file of a model.
+
+    Args:
+        model: an ONNX or engine of `ffd-export`; None for the embedded model.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; decides which embedded model is taken.
+
+    Raises:
+        ModelError: there is none, or it is something else.
+    """
+    path = Path(model) if model is not None else find_embedded(device)
+    if path.is_dir():
+        raise ModelError(f"model {path} is a folder: give its ONNX, such as {path / 'best.onnx'}")
+    if not path.is_file():
+        raise ModelError(f"model {path}: no such file")
+    if path.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
+        raise ModelError(f"model {path} is a checkpoint: make an ONNX of it with ffd-export {path}")
+    return path
+
+
+def open_backend(
+    model: str | Path | None = None, backend: str = "auto", device: str = "auto"
+) -> Backend:
+    """Load a model.
+
+    The embedded model runs as FP32 on a GPU. On a CPU it runs as INT8 if the card of the INT8 file
+    shows that it is accurate enough (`embedded.explain_rejection`). Another model runs as it is.
+
+    Args:
+        model: an ONNX or engine of `ffd-export`; None for the embedded model.
+        backend: `auto` (the first that reads the file) or a key of `BACKENDS`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ModelError: the file is absent or not one of ours.
+        BackendError: the backend or device that was asked for does not start.
+    """
+    path = find_model(model, device)
+    suffix = path.suffix if path.suffix in READS else ".onnx"
+    readers = [name for name, suffixes in BACKENDS.items() if suffix in suffixes]
+    name = readers[0] if backend == "auto" else backend
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}: use auto or one of {', '.join(BACKENDS)}")
+    if name not in readers:
+        does = f"{readers[0]} does" if len(readers) == 1 else f"{' and '.join(readers)} do"
+        raise BackendError(f"--backend {name} does not read {path.name}: {does}")
+    module = import_module(f".{name}", __name__)
+    opened: Backend = module.open_model(path, device)
+    if model is None and device == "auto" and not getattr(opened, "on_cuda", False):
+        # The GPU cannot be used, or the backend uses none: this is a CPU run after all.
+        on_cpu = find_embedded("cpu")
+        if on_cpu != path:
+            opened.close()
+            opened = module.open_model(on_cpu, "cpu")
+    return opened
+
+
+def read_card(
+    path: Path, text: str | None, inputs: list[str], outputs: Collection[str]
+) -> ModelCard:
+    """The card of an ONNX, once card and graph are known to agree.
+
+    Args:
+        path: the file, for messages.
+        text: what its metadata hold under `CARD_KEY`; None for nothing.
+        inputs: signatures, such as `image uint8[N,299,299,3]`, N where the size is open.
+        outputs: likewise, such as `probability float[N,2]`.
+
+    Raises:
+        CardError: there is no card, or this version cannot read it.
+        ModelError: inputs or outputs break the graph contract.
+    """
+    if text is None:
+        raise CardError(f"model {path} has no model card: it was not written by ffd-export")
+    try:
+        card = ModelCard.from_json(text)
+    except CardError as error:
+        raise CardError(f"model {path}: {error}") from None
+    size = card.preprocess.size
+    if inputs != [f"image uint8[N,{size},{size},3]"]:
+        raise ModelError(
+            f"model {path} takes {'; '.join(inputs)}, not image uint8[N,{size},{size},3]: "
+            "export it with ffd-export"
+        )
+    if "probability float[N,2]" not in outputs or not any(
+        output.startswith("heatmap float[N,") and output.count(",") == 2 for output in outputs
+    ):
+        raise ModelError(
+            f"model {path} gives {'; '.join(sorted(outputs))}, "
+            "not probability float[N,2] and heatmap float[N,h,w]: export it with ffd-export"
+        )
+    return card
+
+
+def infer_in_parts(
+    run: Callable[[npt.NDArray[np.uint8]], Outputs], images: npt.NDArray[np.uint8], most: int
+) -> Outputs:
+    """Run a batch, at most so many images at a time."""
+    parts = [run(images[i : i + most]) for i in range(0, len(images), most)]
+    if len(parts) == 1:
+        return parts[0]
+    return Outputs(
+        np.concatenate([part.probability for part in parts]),
+        np.concatenate([part.heatmap for part in parts]),
+    )
+
+
+def failure(message: str, said: str = "") -> BackendError:
+    """The error for a run that failed: `DeviceMemoryError` where that was the reason.
+
+    Args:
+        message: of the error.
+        said: all that the backend said, where that is more.
+    """
+    kind = DeviceMemoryError if re.search(OUT_OF_MEMORY, f"{message}\n{said}") else BackendError
+    return kind(message)

@@ -1,0 +1,125 @@
+"""Kernels that TensorRT for RTX compiled for an engine, kept in the user's cache folder.
+
+TensorRT for RTX compiles an engine's kernels where the engine runs. Its runtime cache can be saved
+and loaded, so that the next start compiles nothing. A file belongs to one engine, GPU and version.
+TensorRT checks what it loads, the driver's version for example; ffd checks the file's hash first,
+so that no damaged bytes reach native code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...core.user_cache import cache_folder
+from ..devices import Gpu
+
+log = logging.getLogger(__name__)
+
+HEADER = b"ffd-rtx-kernels-1\n"
+DIGEST = hashlib.sha256().digest_size
+
+
+class KernelCache:
+    """The runtime cache of one engine; opened for TensorRT for RTX only.
+
+    Args:
+        engine: sha256 of the engine, in hex.
+        gpu: what it runs on.
+        version: of TensorRT for RTX.
+    """
+
+    def __init__(self, engine: str, gpu: Gpu, version: str) -> None:
+        self._key = "\n".join((engine, gpu.name, gpu.compute_capability, version)).encode()
+        self._cache: Any = None
+        self._saved = b""
+
+    @property
+    def path(self) -> Path:
+        """The file.
+
+        Raises:
+            RuntimeError: the user has no home folder.
+        """
+        return cache_folder() / "rtx" / f"{hashlib.sha256(self._key).hexdigest()[:32]}.kernels"
+
+    def open(self, config: Any) -> Any:
+        """Return the cache for an execution context, loaded from the file the first time.
+
+        Args:
+            config: an `IRuntimeConfig`.
+        """
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            self._load()
+        return self._cache
+
+    def _load(self) -> None:
+        try:
+            content = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, RuntimeError):
+            return
+        except OSError as error:
+            log.warning("kernels are compiled again: %s: %s", self.path, error.strerror)
+            return
+        kernels = content[len(HEADER) + DIGEST :]
+        if content != self._wrap(kernels):
+            reason = "is damaged, or of another engine, GPU or version"
+        elif not self._deserialize(kernels):
+            reason = "was refused by TensorRT, after a change of the driver perhaps"
+        else:
+            self._saved = kernels
+            return
+        log.warning("kernels are compiled again: %s %s", self.path, reason)
+
+    def _deserialize(self, kernels: bytes) -> bool:
+        try:
+            return bool(self._cache.deserialize(kernels))
+        except Exception as error:  # pybind11's, whatever TensorRT throws
+            log.debug("deserialize: %s", error)
+            return False
+
+    def save(self) -> None:
+        """Write what was compiled since the file was read or written.
+
+        Needs the GPU to be the current device. A folder that cannot be written is no error: the
+        next start compiles again.
+        """
+        if self._cache is None:
+            return
+        try:
+            serialized = self._cache.serialize()
+            kernels = bytes(serialized) if serialized is not None else b""
+            if kernels and kernels != self._saved:
+                _write(self.path, self._wrap(kernels))
+                self._saved = kernels
+        except Exception as error:  # also pybind11's: nothing was asked for that could fail
+            log.debug("compiled kernels were not saved: %s", error)
+
+    def close(self) -> None:
+        """Free the cache; needs every execution context freed."""
+        self._cache = None
+
+    def _wrap(self, kernels: bytes) -> bytes:
+        return HEADER + hashlib.sha256(self._key + b"\n" + kernels).digest() + kernels
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step: another process reads the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=path.stem, suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise

@@ -1,0 +1,388 @@
+"""onnxruntime: CPU and CUDA."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import BackendError, CardError, DeviceError, ModelError
+from ...core.text import counted
+from ..card import CARD_KEY, ModelCard
+from ..devices import PinnedMemory, count_cores, count_gpus, parse_device
+from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
+from .buckets import SteadyBucket, find_buckets
+from .onnx_metadata import read_metadata
+
+log = logging.getLogger(__name__)
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+OUTPUTS = ("probability", "heatmap")
+# Options of the CUDA provider that change its speed; ffd-bench tries them.
+TUNING = ("prefer_nhwc", "fuse_conv_bias")
+# Images of the largest batch on CUDA: beyond it a GPU is busy, and padding costs memory.
+MOST_ON_CUDA = 256
+# Batches in a row after which a smaller batch size is taken. Not measured: on paper, 16 batches
+# computed too large cost about as much as preparing a network's convolutions once.
+PATIENCE = 16
+SPIN_MICROSECONDS = "20"
+INSTALL = "install the CUDA and cuDNN libraries with pip install 'ffd-edge[cuda]'"
+
+
+class OnnxRuntime:
+    """A model in an onnxruntime session; made by `open_model`.
+
+    Args:
+        session: what runs it.
+        card: of the model.
+        description: see `Backend`.
+        staging: buffers between host and GPU; None on a CPU.
+    """
+
+    def __init__(
+        self, session: Any, card: ModelCard, description: str, staging: Staging | None = None
+    ) -> None:
+        self._session = session
+        self._staging = staging
+        self.card = card
+        self.description = description
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether it runs on a GPU."""
+        return self._staging is not None
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run one batch; see `Backend.infer`."""
+        session = self._session
+        if session is None:
+            raise BackendError("the model was closed")
+        try:
+            if self._staging:
+                run = partial(self._staging.run, session)
+                return infer_in_parts(run, images, MOST_ON_CUDA)
+            return infer_in_parts(partial(_run, session), images, MOST_ON_CPU)
+        except BackendError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no other base
+            raise failure(f"onnxruntime failed: {_first_line(error)}", str(error)) from error
+
+    def settle(self, count: int) -> None:
+        """Run the next batches at the size for `count` images, whatever size ran before.
+
+        A benchmark calls it, so that what it measured before does not change what it measures.
+        """
+        if self._staging:
+            self._staging.settle(min(count, MOST_ON_CUDA))
+
+    def close(self) -> None:
+        """Free the session and its buffers."""
+        self._session = None
+        if self._staging:
+            self._staging.close()
+
+
+class Memory(Protocol):
+    """Memory of the host at an address, until it is closed."""
+
+    address: int
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Staging:
+    """Page-locked buffers that a session on CUDA copies from and to, for the largest batch so far.
+
+    onnxruntime's Python module hands out no page-locked memory itself, but copies to and from any
+    address that is bound to it.
+
+    The CUDA provider remembers one shape for each convolution and prepares it again for any other
+    (`UpdateState` in onnxruntime's core/providers/cuda/nn/conv.cc). Batches are therefore padded to
+    one of a few sizes, and the outputs of the padding are dropped.
+
+    Args:
+        outputs: of one image; their shapes but for the batch hold for every batch.
+        allocate: gives memory of that many bytes; on CUDA, page-locked.
+    """
+
+    def __init__(self, outputs: Outputs, allocate: Callable[[int], Memory]) -> None:
+        self._lock = Lock()
+        self._allocate = allocate
+        self._shapes = [outputs.probability.shape[1:], outputs.heatmap.shape[1:]]
+        self._sizes = SteadyBucket(find_buckets(1, MOST_ON_CUDA), PATIENCE)
+        self._memories: list[Memory] = []
+        self._image: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._outputs: list[npt.NDArray[np.float32]] = []
+
+    def run(self, session: Any, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run one batch of at most `MOST_ON_CUDA` images; threads take turns."""
+        with self._lock:
+            try:
+                return self._run(session, images)
+            except BaseException:
+                # Perhaps memory for this size: a smaller batch must not be padded to it.
+                self._sizes.settle(0)
+                raise
+
+    def _run(self, session: Any, images: npt.NDArray[np.uint8]) -> Outputs:
+        count = len(images)
+        shape = (self._sizes.choose(count), *images.shape[1:])
+        if shape[0] > len(self._image) or shape[1:] != self._image.shape[1:]:
+            self._grow(shape)
+        # Rows beyond the images keep what they hold: any byte is a pixel, and no row of the
+        # network's outputs depends on another.
+        np.copyto(self._image[:count], images, casting="no")
+        binding = session.io_binding()
+        binding.bind_input("image", "cpu", 0, np.uint8, shape, self._image.ctypes.data)
+        for name, buffer in zip(OUTPUTS, self._outputs, strict=True):
+            bound = (shape[0], *buffer.shape[1:])
+            binding.bind_output(name, "cpu", 0, np.float32, bound, buffer.ctypes.data)
+        # Binding has copied the images to the GPU, on a stream of its own.
+        binding.synchronize_inputs()
+        session.run_with_iobinding(binding, _quietly())
+        binding.synchronize_outputs()
+        # Copies: the next batch overwrites the buffers.
+        return Outputs(*(buffer[:count].copy() for buffer in self._outputs))
+
+    def settle(self, count: int) -> None:
+        """See `OnnxRuntime.settle`."""
+        with self._lock:
+            self._sizes.settle(count)
+
+    def _grow(self, shape: tuple[int, ...]) -> None:
+        """Take buffers for a larger batch, once the smaller ones are given back."""
+        self._free()
+        try:
+            outputs = [self._take((shape[0], *rest), np.float32) for rest in self._shapes]
+            self._image, self._outputs = self._take(shape, np.uint8), outputs
+        except BaseException:
+            self._free()
+            raise
+
+    def _take(self, shape: tuple[int, ...], kind: type[np.generic]) -> npt.NDArray[Any]:
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        memory = self._allocate(size)
+        self._memories.append(memory)
+        block = (ctypes.c_uint8 * size).from_address(memory.address)
+        return np.frombuffer(memoryview(block), kind).reshape(shape)
+
+    def _free(self) -> None:
+        # What has no memory any more must not be written to: the next batch takes some first.
+        self._image = np.empty(0, np.uint8)
+        self._outputs = []
+        while self._memories:
+            self._memories.pop().close()
+
+    def close(self) -> None:
+        """Free the buffers, once no thread uses them."""
+        with self._lock:
+            self._free()
+
+
+def cuda_options(precision: str) -> dict[str, int | str]:
+    """Options with which the CUDA provider computes a model as it was measured.
+
+    Triton's configuration has them too.
+
+    Args:
+        precision: the card's.
+    """
+    # Exhaustive search would run again for every new batch size.
+    options: dict[str, int | str] = {"cudnn_conv_algo_search": "HEURISTIC"}
+    if precision == "fp32":
+        # TF32 would make an FP32 model something else than what was measured. For other models the
+        # provider's default stays: without TF32 it deselects every plan on tensor cores, whatever
+        # the type (`CreateCudnnFeExecutionPlan` in onnxruntime's core/providers/cuda/nn/conv.cc),
+        # and FP16 would be slower than FP32.
+        options["use_tf32"] = 0
+    return options
+
+
+def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> list[Any]:
+    """What a session for a model is made with: CUDA and its options where it is to run there.
+
+    Nothing is started: whether CUDA works, the session says.
+
+    Args:
+        path: an ONNX; its precision decides, which is read from its card.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        tuning: of `TUNING`, options of CUDA to switch on.
+
+    Returns:
+        For `onnxruntime.InferenceSession`; the first is what the model is to run on.
+
+    Raises:
+        DeviceError: the driver does not offer the GPU that is asked for by name.
+    """
+    kind, index = parse_device(device)
+    gpus = 0 if kind == "cpu" else count_gpus()
+    if kind == "cuda" and index >= gpus:
+        there = f"NVIDIA's driver offers {gpus}" if gpus else "NVIDIA's driver offers no GPU here"
+        raise DeviceError(f"--device {device}: {there}; use --device cpu or auto")
+    precision = _read_precision(path)
+    # CUDA has no INT8 convolutions in onnxruntime: it would compute in FP32, between nodes that
+    # quantise and dequantise, and be slower than the FP32 model.
+    if not gpus or (kind == "auto" and precision == "int8"):
+        return [CPU]
+    options = {"device_id": index, **cuda_options(precision), **dict.fromkeys(tuning, 1)}
+    return [(CUDA, options), CPU]
+
+
+def _read_precision(path: Path) -> str:
+    """The card's, before a session is made; `fp32`, the exact way, where no card can be read."""
+    card = _peek_card(path)
+    return card.precision if card else "fp32"
+
+
+def _fits_every_cpu(path: Path) -> bool:
+    """Whether its card says that 8-bit weights are so small that no CPU's fast kernels saturate."""
+    card = _peek_card(path)
+    return card is not None and card.metrics.get("export", {}).get("weight_bits") == 7
+
+
+def _peek_card(path: Path) -> ModelCard | None:
+    """Read the card without a session; None if it is invalid, which loading the model reports."""
+    try:
+        return ModelCard.from_json(read_metadata(path).get(CARD_KEY, ""))
+    except CardError:
+        return None
+
+
+def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> OnnxRuntime:
+    """Load an ONNX.
+
+    On `auto`, a GPU is used if there is one that works, except for an INT8 model; one that is there
+    but cannot be used is a warning. A device that is asked for by name either runs the model or is
+    an error.
+
+    Args:
+        path: the file.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        tuning: see `choose_providers`.
+
+    Raises:
+        ModelError, CardError: the file is not an ONNX that keeps our graph contract.
+        DeviceError: the device that was asked for does not start.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise BackendError(f"onnxruntime cannot be imported ({error}): reinstall it") from None
+
+    providers = choose_providers(path, device, tuning)
+    kind, index = parse_device(device)
+    if providers != [CPU]:
+        opened, reason = _open_cuda(ort, path, index, providers)
+        if opened:
+            return opened
+        message = f"there is a GPU, but onnxruntime cannot use it: {reason}"
+        if kind == "cuda":
+            raise DeviceError(f"--device {device}: {message}")
+        log.warning("%s; running on the CPU", message)
+    session = _open(ort, path, [CPU])
+    card = _read_card(session, path)
+    description = f"onnxruntime {ort.__version__}, CPU, {counted(count_cores(), 'thread')}"
+    if providers == [CPU] and kind == "auto" and card.precision == "int8" and count_gpus():
+        description += (
+            " (not the GPU, for which onnxruntime has no INT8 convolutions: export with --fp16, or "
+            "give --device cuda)"
+        )
+    return OnnxRuntime(session, card, description)
+
+
+def _open_cuda(
+    ort: Any, path: Path, index: int, providers: list[Any]
+) -> tuple[OnnxRuntime | None, str]:
+    """The model where it really runs on CUDA, or None and why not."""
+    if CUDA not in ort.get_available_providers():
+        return None, f"this onnxruntime is built for the CPU only; {INSTALL}"
+    # It prints what it misses to stdout, where rows go.
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        ort.preload_dlls()
+    if said.getvalue():
+        log.debug("preload_dlls: %s", said.getvalue())
+    try:
+        session = _open(ort, path, providers)
+    except ModelError as error:
+        # Perhaps the GPU's memory is full. If it is the model, the CPU will say so too.
+        return None, str(error)
+    # What the session runs on, not what is installed: a library that is missing only shows here.
+    if session.get_providers()[0] != CUDA:
+        return None, f"its CUDA provider did not start; {INSTALL}"
+    session.disable_fallback()
+    card = _read_card(session, path)
+    try:
+        # A GPU that this build has no kernels for only shows when something runs.
+        size = card.preprocess.size
+        outputs = _run(session, np.zeros((1, size, size, 3), np.uint8))
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        return None, f"a first image failed: {_first_line(error)}"
+    staging = Staging(outputs, partial(PinnedMemory, index))
+    description = f"onnxruntime {ort.__version__}, CUDA device {index}"
+    if card.precision == "int8":
+        description += (
+            " (INT8 computed in FP32, slower than an FP32 model: export with --fp16 for a GPU)"
+        )
+    return OnnxRuntime(session, card, description, staging), ""
+
+
+def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = count_cores()
+    # By default an idle thread spins for a millisecond, on the cores that decode, detect and
+    # preprocess the next images. This bridges the gaps between operators; onnxruntime before 1.26
+    # ignores it.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
+    if not _fits_every_cpu(path):
+        # On x86 CPUs without VNNI, the default 8-bit kernels saturate sums of 16 bits, so that the
+        # scores differ from other CPUs' (onnxruntime_session_options_config_keys.h).
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise ModelError(f"model {path} cannot be loaded: {_first_line(error)}") from None
+
+
+def _run(session: Any, images: npt.NDArray[np.uint8]) -> Outputs:
+    return Outputs(*session.run(list(OUTPUTS), {"image": images}, _quietly()))
+
+
+def _quietly() -> Any:
+    """Options of a run that prints nothing where it fails: the exception says it all."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def _read_card(session: Any, path: Path) -> ModelCard:
+    return read_card(
+        path,
+        session.get_modelmeta().custom_metadata_map.get(CARD_KEY),
+        [_signature(tensor) for tensor in session.get_inputs()],
+        {_signature(tensor) for tensor in session.get_outputs()},
+    )
+
+
+def _signature(tensor: Any) -> str:
+    """Such as `image uint8[N,299,299,3]`; N is any size that is left open."""
+    kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+    shape = ",".join(str(side) if isinstance(side, int) else "N" for side in tensor.shape)
+    return f"{tensor.name} {kind}[{shape}]"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,157 @@
+"""OpenVINO: ONNX on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...core.errors import BackendError, DeviceError, ModelError
+from ...core.text import counted
+from ..card import CARD_KEY, ModelCard
+from ..devices import count_cores, parse_device
+from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
+
+# OpenVINO's names of layers that multiply by weights: their precision is the model's.
+WEIGHED = ("Convolution", "FullyConnected", "MatMul", "Gemm")
+ELEMENT_TYPES = {"u8": "uint8", "i8": "int8", "f32": "float", "f16": "float16"}
+
+
+class OpenVino:
+    """A model, compiled for the CPU; made by `open_model`.
+
+    Args:
+        compiled: the model.
+        again: compiles it another time.
+        card: of the model.
+        description: see `Backend`.
+    """
+
+    def __init__(
+        self, compiled: Any, again: Callable[[], Any], card: ModelCard, description: str
+    ) -> None:
+        self._lock = Lock()
+        self._compile: Callable[[], Any] | None = again
+        # One request for all threads: a batch takes every core already.
+        self._request = compiled.create_infer_request()
+        self.card = card
+        self.description = description
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run one batch; see `Backend.infer`."""
+        with self._lock:
+            return infer_in_parts(self._run, images, MOST_ON_CPU)
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        if self._compile is None:
+            raise BackendError("the model was closed")
+        try:
+            if self._request is None:
+                self._request = self._compile().create_infer_request()
+            self._request.infer({"image": images}, share_inputs=True)
+        except Exception as error:  # OpenVINO's exceptions share no other base
+            # A compiled model that lacked memory once asks for as much again for any smaller batch.
+            self._request = None
+            raise failure(f"openvino failed: {_reason(error)}", str(error)) from error
+        # Copies: the request writes the next batch's outputs to the same memory.
+        return Outputs(
+            *(self._request.get_tensor(name).data.copy() for name in ("probability", "heatmap"))
+        )
+
+    def close(self) -> None:
+        """Free the model."""
+        with self._lock:
+            self._request = self._compile = None
+
+
+def open_model(path: Path, device: str = "auto") -> OpenVino:
+    """Load an ONNX.
+
+    Args:
+        path: the file.
+        device: `auto` or `cpu`.
+
+    Raises:
+        ModelError, CardError: the file is not an ONNX that keeps our graph contract.
+        DeviceError: another device was asked for.
+        BackendError: OpenVINO is not installed.
+    """
+    kind, _ = parse_device(device)
+    if kind == "cuda":
+        raise DeviceError(
+            f"--device {device}: openvino runs on the CPU only; use --backend onnxruntime, or "
+            "--device cpu"
+        )
+    try:
+        import openvino
+        from openvino.frontend import FrontEndManager
+    except ImportError as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise BackendError(
+            f"openvino cannot be imported ({reason}): pip install 'ffd-edge[openvino]'"
+        ) from None
+    try:
+        # The ONNX reader alone: `read_model` tries every format, and the others print.
+        reader = FrontEndManager().load_by_framework("onnx")
+        model = reader.convert(reader.load(str(path)))
+    except Exception as error:  # OpenVINO's exceptions share no other base
+        raise ModelError(f"model {path} cannot be loaded: {_reason(error)}") from None
+    where = ["framework", CARD_KEY]
+    text = model.get_rt_info(where).astype(str) if model.has_rt_info(where) else None
+    card = read_card(
+        path,
+        text,
+        [_signature(tensor) for tensor in model.inputs],
+        {_signature(tensor) for tensor in model.outputs},
+    )
+    threads = count_cores()
+    options = {
+        # A CPU that has bfloat16 would make a FP32 model something else than what was measured.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # All threads work on one batch: batches come one at a time.
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    compile_model = partial(openvino.Core().compile_model, model, "CPU", options)
+    try:
+        compiled = compile_model()
+    except Exception as error:
+        raise ModelError(f"model {path} cannot be loaded: {_reason(error)}") from None
+    precision = "/".join(_precisions(compiled))
+    version = openvino.__version__.split("-")[0]
+    description = f"openvino {version}, CPU, {counted(threads, 'thread')}, computing in {precision}"
+    return OpenVino(compiled, compile_model, card, description)
+
+
+def _precisions(compiled: Any) -> list[str]:
+    """Of the layers with weights as they really run, such as `["f32"]` or `["f32", "u8"]`."""
+    layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    return sorted(
+        {
+            layer["runtimePrecision"].astype(str)
+            for layer in layers
+            if layer["layerType"].astype(str) in WEIGHED
+        }
+    )
+
+
+def _signature(tensor: Any) -> str:
+    """Such as `image uint8[N,299,299,3]`; N is any size that is left open."""
+    kind = tensor.element_type.get_type_name()
+    shape = tensor.partial_shape
+    if shape.rank.is_dynamic:
+        return f"{tensor.any_name} {ELEMENT_TYPES.get(kind, kind)}[any shape]"
+    sides = ",".join(str(side.get_length()) if side.is_static else "N" for side in shape)
+    return f"{tensor.any_name} {ELEMENT_TYPES.get(kind, kind)}[{sides}]"
+
+
+def _reason(error: Exception) -> str:
+    """What is left of OpenVINO's message without the places in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return (said or [type(error).__name__])[-1]

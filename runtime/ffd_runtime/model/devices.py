@@ -1,0 +1,145 @@
+"""Devices: what is asked for, and what the driver says is there."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import DeviceError, DeviceMemoryError
+
+
+def parse_device(text: str) -> tuple[str, int]:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as (kind, index).
+
+    Raises:
+        DeviceError: another text.
+    """
+    match = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):(\d{1,3}))?", text)
+    if not match:
+        raise DeviceError(f"unknown device {text!r}: use auto, cpu, cuda or cuda:N")
+    return match[1], int(match[2] or 0)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver names it.
+
+    Attributes:
+        name: such as `NVIDIA GeForce RTX 4090`.
+        compute_capability: such as `8.9`.
+    """
+
+    name: str
+    compute_capability: str
+
+
+def count_gpus() -> int:
+    """How many GPUs NVIDIA's driver offers; asks the driver itself, needs no CUDA toolkit."""
+    driver = _driver()
+    count = ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def describe_gpu(index: int) -> Gpu:
+    """Name and compute capability of a GPU.
+
+    Raises:
+        DeviceError: the driver does not offer it.
+    """
+    driver = _driver()
+    device = ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGet(ctypes.byref(device), index) != 0:
+        raise DeviceError(f"NVIDIA's driver offers no GPU {index} here")
+    name = ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(name, len(name), device)
+    numbers = []
+    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in NVIDIA's cuda.h.
+    for attribute in (75, 76):
+        number = ctypes.c_int(0)
+        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+        numbers.append(str(number.value))
+    return Gpu(name.value.decode(errors="replace"), ".".join(numbers))
+
+
+def _driver() -> Any:
+    """NVIDIA's driver library, ready to be asked; None where there is none that works."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+        return driver if driver.cuInit(0) == 0 else None
+    except (OSError, AttributeError):
+        return None
+
+
+class PinnedMemory:
+    """Page-locked memory of the host, which a GPU copies from and to without a detour.
+
+    Taken from NVIDIA's driver itself, so it needs no CUDA toolkit.
+
+    Args:
+        index: of the GPU.
+        size: in bytes.
+
+    Raises:
+        DeviceError: the driver does not offer the GPU.
+        DeviceMemoryError: there is not that much.
+    """
+
+    def __init__(self, index: int, size: int) -> None:
+        self._driver = _driver()
+        self._device = ctypes.c_int(0)
+        self._context = ctypes.c_void_p()
+        if (
+            self._driver is None
+            or self._driver.cuDeviceGet(ctypes.byref(self._device), index) != 0
+            # The context that CUDA's runtime, and so onnxruntime, uses too.
+            or self._driver.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), self._device) != 0
+        ):
+            raise DeviceError(f"NVIDIA's driver cannot start GPU {index} here")
+        address = ctypes.c_void_p()
+        self._driver.cuCtxPushCurrent_v2(self._context)
+        # CU_MEMHOSTALLOC_PORTABLE in NVIDIA's cuda.h: page-locked for every context.
+        error = self._driver.cuMemHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), 1)
+        self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        self.address = address.value or 0
+        if error or not self.address:
+            self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
+            raise DeviceMemoryError(
+                f"NVIDIA's driver gives no {size} bytes of page-locked memory (CUDA error {error})"
+            )
+
+    def close(self) -> None:
+        """Free it, from whichever thread; a second call does nothing."""
+        if self.address:
+            # Without a current context the driver frees nothing.
+            self._driver.cuCtxPushCurrent_v2(self._context)
+            self._driver.cuMemFreeHost(ctypes.c_void_p(self.address))
+            self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+            self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
+            self.address = 0
+
+
+_most_cores: int | None = None
+
+
+def limit_cores(count: int) -> None:
+    """Let this process use fewer processors than it may, where it shares the machine with others.
+
+    Args:
+        count: what `count_cores` answers from now on, at most.
+    """
+    global _most_cores
+    _most_cores = max(1, count)
+
+
+def count_cores() -> int:
+    """Processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    there = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(there, _most_cores or there)

@@ -1,0 +1,339 @@
+"""The manifest beside a TensorRT engine, and whether the engine can run here.
+
+An engine is bound to what built it: TensorRT's version, the GPU's compute capability, a range of
+batch sizes. `NAME.engine.json` says all of it, so that a runtime can refuse with what is wrong
+before TensorRT fails with a code; the engine itself holds nothing of ours, for trtexec and Triton.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CardError, DeviceError, EngineError
+from .card import ModelCard
+from .devices import Gpu
+
+SCHEMA = 1
+BUILDERS = ("tensorrt", "tensorrt_rtx")
+COMPATIBILITIES = ("none", "ampere_plus", "same_compute_capability")
+# GPUs that TensorRT for RTX supports: NVIDIA's support matrix for version 1.5 and later, and
+# `ComputeCapability` of its Python module. The H100 (9.0) and the B200 (10.0) are absent.
+RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """What an engine is, and where it can run.
+
+    Attributes:
+        card: of the model inside.
+        engine_sha256: of the engine's file.
+        onnx: name of the ONNX that it was built from.
+        onnx_sha256: of that ONNX.
+        builder: module that built it, `tensorrt` or `tensorrt_rtx`.
+        builder_version: its version.
+        gpu: name of the GPU that it was built on; None if it was built without one.
+        compute_capabilities: of the GPUs that it is for, such as `8.9`.
+        hardware_compatibility: `none`, `ampere_plus` or `same_compute_capability`.
+        version_compatible: whether later versions of TensorRT can run it.
+        lean_runtime: whether it holds the lean runtime that a later version needs to run it.
+        batch: smallest, optimal and largest batch.
+        options: the builder's other settings (workspace, optimisation level).
+        layers: convolution and GEMM layers of the parsed network, by type.
+        float_layers: those that are not of the card's precision, by name.
+        built_layers: such layers of the engine by type, as TensorRT's inspector tells on a GPU.
+        command: builds it anew for the GPU of the machine that it is run on, where the ONNX is.
+    """
+
+    card: ModelCard
+    engine_sha256: str
+    onnx: str
+    onnx_sha256: str
+    builder: str
+    builder_version: str
+    gpu: str | None
+    compute_capabilities: tuple[str, ...]
+    hardware_compatibility: str
+    version_compatible: bool
+    lean_runtime: bool
+    batch: tuple[int, int, int]
+    command: str
+    options: Mapping[str, int | str | None] = field(default_factory=dict)
+    layers: Mapping[str, int] = field(default_factory=dict)
+    float_layers: tuple[str, ...] = ()
+    built_layers: Mapping[str, int] | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        for name, (valid, wanted) in _CHECKS.items():
+            if not valid(getattr(self, name)):
+                raise EngineError(f"engine manifest: {name} must be {wanted}")
+
+    @property
+    def how_to_rebuild(self) -> str:
+        """The command, and where to run it."""
+        return f"rebuild it here, in a folder with {self.onnx}, by {self.command}"
+
+    def to_json(self) -> str:
+        """As it stands beside the engine."""
+        document = {"schema": self.schema, **dataclasses.asdict(self)}
+        document["card"] = json.loads(self.card.to_json())
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineManifest:
+        """Read and validate a manifest.
+
+        Raises:
+            EngineError: it is no JSON, or a field is absent, unknown or of another form.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise EngineError(f"engine manifest is not valid JSON: {error}") from None
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise EngineError(
+                f"engine manifest is not of schema {SCHEMA}, which this version of ffd reads: "
+                "build the engine again with ffd-export"
+            )
+        names = {item.name for item in dataclasses.fields(cls)}
+        for name in sorted(document.keys() ^ names):
+            fault = "unknown field" if name in document else "missing field"
+            raise EngineError(f"engine manifest: {fault} {name}")
+        try:
+            document["card"] = ModelCard.from_json(json.dumps(document["card"]))
+        except CardError as error:
+            raise EngineError(f"engine manifest: {error}") from None
+        for name in ("compute_capabilities", "batch", "float_layers"):
+            if not isinstance(document[name], list):
+                raise EngineError(f"engine manifest: {name} must be a list")
+            document[name] = tuple(document[name])
+        return cls(**document)
+
+
+@dataclass(frozen=True)
+class Here:
+    """What would run an engine.
+
+    Attributes:
+        module: `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
+        version: its version.
+        gpu: name of the GPU.
+        compute_capability: of the GPU, such as `8.9`.
+    """
+
+    module: str
+    version: str
+    gpu: str
+    compute_capability: str
+
+
+def manifest_path(engine: Path) -> Path:
+    """Where an engine's manifest stands: `NAME.engine.json` beside `NAME.engine`."""
+    return engine.with_name(engine.name + ".json")
+
+
+def read_manifest(engine: Path) -> EngineManifest:
+    """The manifest of an engine, once both files are known to belong together.
+
+    Raises:
+        EngineError: there is none, it is damaged, or the engine or the ONNX beside it is another
+            than it says.
+    """
+    path = manifest_path(engine)
+    try:
+        manifest = EngineManifest.from_json(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise EngineError(
+            f"engine {engine} has no {path.name} beside it: copy both, or build it here with "
+            "ffd-export MODEL.onnx --engine tensorrt"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} cannot be read: {error}") from None
+    except EngineError as error:
+        raise EngineError(f"{path}: {error}") from None
+    if _sha256(engine) != manifest.engine_sha256:
+        raise EngineError(
+            f"engine {engine} is not the one that {path.name} describes: copy both again, or "
+            f"{manifest.how_to_rebuild}"
+        )
+    onnx = engine.with_name(manifest.onnx)
+    if onnx.is_file() and _sha256(onnx) != manifest.onnx_sha256:
+        raise EngineError(
+            f"engine {engine} was built from another {onnx.name} than the one beside it: "
+            f"{manifest.how_to_rebuild}"
+        )
+    return manifest
+
+
+def require_runnable(manifest: EngineManifest, here: Here) -> None:
+    """Refuse an engine that cannot run here.
+
+    Raises:
+        EngineError: what was built, what is here, and the command that rebuilds it.
+    """
+    reason = _version_fault(manifest, here) or _gpu_fault(manifest, here)
+    if not reason:
+        return
+    built = f"{manifest.builder} {manifest.builder_version} for compute capability " + ", ".join(
+        manifest.compute_capabilities
+    )
+    where = f" on {manifest.gpu}" if manifest.gpu else ""
+    raise EngineError(
+        f"the engine cannot run here: {reason}; it was built by {built}{where}; here are "
+        f"{here.module} {here.version} and {here.gpu} ({here.compute_capability}); "
+        f"{manifest.how_to_rebuild}"
+    )
+
+
+def list_rtx_gpus(trt: Any) -> tuple[str, ...]:
+    """Compute capabilities that an installed TensorRT for RTX supports.
+
+    Args:
+        trt: the module `tensorrt_rtx`; the documented ones are returned where it lists none.
+    """
+    names = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    listed = tuple(f"{n[2:-1]}.{n[-1]}" for n in names if re.fullmatch(r"SM\d{2,3}", n))
+    return listed or RTX_COMPUTE_CAPABILITIES
+
+
+def require_rtx_gpu(trt: Any, gpu: Gpu) -> None:
+    """Refuse a GPU that TensorRT for RTX does not support, before anything is built or loaded.
+
+    Args:
+        trt: the module `tensorrt_rtx`.
+        gpu: the GPU to build for, or to run on.
+
+    Raises:
+        DeviceError: the GPU, and what runs on it instead.
+    """
+    supported = list_rtx_gpus(trt)
+    if gpu.compute_capability not in supported:
+        raise DeviceError(
+            f"TensorRT for RTX {trt.__version__} does not support {gpu.name} (compute capability "
+            f"{gpu.compute_capability}; supported are {', '.join(supported)}): use "
+            "ffd-export --engine tensorrt on this machine, or run the ONNX"
+        )
+
+
+def _version_fault(manifest: EngineManifest, here: Here) -> str | None:
+    lean = here.module == "tensorrt_lean"
+    if manifest.builder != ("tensorrt" if lean else here.module):
+        return f"it needs {manifest.builder}"
+    built, current = _version(manifest.builder_version), _version(here.version)
+    if lean and not manifest.version_compatible:
+        return "the lean runtime runs version-compatible engines only (--version-compatible)"
+    if built[:3] == current[:3]:
+        return None
+    # Forward only, within a major version or from 10 to 11: NVIDIA's support matrix for TensorRT
+    # 11.4, "Engine Portability".
+    forward = current > built and (built[0] == current[0] or (built[0], current[0]) == (10, 11))
+    if not manifest.version_compatible or not forward:
+        return "it is of another version of TensorRT"
+    if not manifest.lean_runtime:
+        return "it was built without the lean runtime that another version needs to run it"
+    return None
+
+
+def _gpu_fault(manifest: EngineManifest, here: Here) -> str | None:
+    if here.compute_capability in manifest.compute_capabilities:
+        return None
+    if manifest.hardware_compatibility == "ampere_plus" and _version(here.compute_capability) >= (
+        8,
+        0,
+    ):
+        return None
+    return "it is for GPUs of another compute capability"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Leading numbers: `10.14.1.48.post1` is (10, 14, 1, 48)."""
+    numbers = []
+    for part in text.split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _is_version(value: object) -> bool:
+    return isinstance(value, str) and bool(_version(value))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_batch(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 3
+        and all(map(_is_count, value))
+        and 1 <= value[0] <= value[1] <= value[2]
+    )
+
+
+def _are(kind: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, tuple) and all(map(kind, value))
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_text(name) and _is_count(count) for name, count in value.items()
+    )
+
+
+def _settings(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_text(name) and isinstance(setting, int | str | None) for name, setting in value.items()
+    )
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "engine_sha256": (_is_hash, "a sha256 in hex"),
+    "onnx": (lambda v: _is_text(v) and Path(v).name == v, "a file's name"),
+    "onnx_sha256": (_is_hash, "a sha256 in hex"),
+    "builder": (lambda v: v in BUILDERS, f"one of {', '.join(BUILDERS)}"),
+    "builder_version": (_is_version, "a version"),
+    "gpu": (lambda v: v is None or _is_text(v), "a GPU's name or null"),
+    "compute_capabilities": (
+        lambda v: _are(_is_version)(v) and len(v) > 0,
+        "a list of compute capabilities, such as 8.9",
+    ),
+    "hardware_compatibility": (
+        lambda v: v in COMPATIBILITIES,
+        f"one of {', '.join(COMPATIBILITIES)}",
+    ),
+    "version_compatible": (lambda v: isinstance(v, bool), "true or false"),
+    "lean_runtime": (lambda v: isinstance(v, bool), "true or false"),
+    "batch": (_is_batch, "three sizes, [smallest, optimal, largest]"),
+    "command": (_is_text, "a command"),
+    "options": (_settings, "an object of settings"),
+    "layers": (_counts, "an object of counts"),
+    "float_layers": (_are(_is_text), "a list of names"),
+    "built_layers": (lambda v: v is None or _counts(v), "an object of counts or null"),
+    "schema": (lambda v: v == SCHEMA and not isinstance(v, bool), str(SCHEMA)),
+}

@@ -1,0 +1,340 @@
+"""Annotated copies of the pictures, in a folder that mirrors where they came from."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import logging
+import os
+import struct
+import sys
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import BoundedSemaphore
+from types import TracebackType
+from typing import Self
+
+import cv2
+import numpy as np
+
+from ..core.errors import InputError, OutputError
+from ..core.results import Result
+from ..core.text import printable
+from ..image.decode import Image, decode, read_file
+from ..image.draw import draw_verdict, overlay_heatmap
+from ..image.image_header import read_header
+from ..model.card import PreprocessSpec
+from ..model.devices import count_cores
+
+log = logging.getLogger(__name__)
+
+QUALITY = 90
+
+# What says that a file is ours and may be replaced by a later run.
+STAMP = b"annotated by ffd"
+# The stamp stands within the first bytes of a file: after SOI in a JPEG, after IHDR in a PNG.
+_STAMP_WITHIN = 128
+
+# libjpeg's JPEG_MAX_DIMENSION.
+_MAX_JPEG_SIDE = 65_500
+
+_SUFFIXES = {".jpg": (".jpg", ".jpeg"), ".png": (".png",)}
+_MAX_NAME = 200
+_MAX_PATH = 1000
+# What FAT, exFAT and NTFS do not take in a name.
+_FORBIDDEN = frozenset('/\\:*?"<>|')
+
+
+class Annotate:
+    """A sink that writes each picture again, with its verdict drawn on it.
+
+    A copy of `portraits/x/a.jpg` from the source `portraits` is `FOLDER/x/a.jpg`: PNG for a PNG
+    (and for what JPEG cannot hold, above 65,500 pixels a side), JPEG for everything else. A name
+    that has to change, for its ending, an odd character or its length, gets a short hash of the
+    source; so do addresses and whatever does not lie below a source folder. Rows without a
+    verdict or without `encoded` are left out.
+
+    Args:
+        folder: made if it is absent. Only files that this sink wrote are ever replaced.
+        sources: as on `ffd-run`'s command line; names are relative to the folder they share.
+        heatmap: draw the evidence too.
+        face_scale: the card's `preprocess.face_scale`, for results with a face.
+
+    Raises:
+        OutputError: the folder is a source's own or lies in one, or it cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sources: Iterable[str] = (),
+        *,
+        heatmap: bool = False,
+        face_scale: float = PreprocessSpec.face_scale,
+    ) -> None:
+        self.folder = folder
+        self.heatmap = heatmap
+        self.face_scale = face_scale
+        self._names = Names(sources)
+        self._refuse_sources()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._top = folder.resolve()
+        except OSError as error:
+            raise OutputError(f"--annotate {folder}: {error.strerror}") from None
+        workers = count_cores()
+        self._pool = ThreadPoolExecutor(workers, "ffd-annotate")
+        self._most = 3 * workers
+        self._room = BoundedSemaphore(self._most)
+        self._numbers = itertools.count()
+        self._failure: BaseException | None = None
+
+    def write(self, result: Result) -> Future[None] | None:
+        """Have one picture drawn and written in the background.
+
+        Returns:
+            What is done once the copy is there; None for a row without a picture.
+
+        Raises:
+            OutputError: an earlier one could not be written.
+        """
+        if self._failure:
+            raise self._failure
+        if result.error or result.heatmap is None:
+            return None
+        self._room.acquire()
+        copy = self._pool.submit(self._save, result)
+        copy.add_done_callback(self._finish)
+        return copy
+
+    def follow(self, results: Iterable[Result], at_once: bool = False) -> Iterator[Result]:
+        """Pass rows on in order, each once its copy is there: a row says that all is done.
+
+        Args:
+            results: rows with their pictures.
+            at_once: wait for each copy, for a source that waits for each row.
+        """
+        pending: deque[tuple[Result, Future[None] | None]] = deque()
+        for result in results:
+            pending.append((result, self.write(result)))
+            while pending and (at_once or len(pending) > self._most or _is_done(pending[0][1])):
+                yield _wait_for(*pending.popleft())
+        while pending:
+            yield _wait_for(*pending.popleft())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # What has begun is finished either way, so that no half of a file stays.
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is None and self._failure:
+            raise self._failure
+
+    def _finish(self, done: Future[None]) -> None:
+        self._room.release()
+        if not done.cancelled() and self._failure is None:
+            self._failure = done.exception()
+
+    def _save(self, result: Result) -> None:
+        try:
+            # Of a large file, the bytes were not kept.
+            encoded = result.encoded or read_file(result.source)
+            header = read_header(encoded)
+            # It was decoded before, so whatever limit there is has been kept.
+            image = self._draw(decode(encoded, sys.maxsize), result)
+        except (InputError, MemoryError) as error:
+            # It has its verdict, and a run of a night does not end for its copy.
+            log.warning("no annotated copy of %s: %s", printable(result.source), error)
+            return
+        png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE
+        suffix = ".png" if png else ".jpg"
+        target = self.folder / self._names.of(result, suffix)
+        try:
+            self._replace(target, encode(image, suffix))
+        except OSError as error:
+            raise OutputError(f"cannot write {target}: {error.strerror}") from None
+
+    def _draw(self, image: Image, result: Result) -> Image:
+        if self.heatmap and result.heatmap is not None:
+            image = overlay_heatmap(image, result.heatmap, result.face, self.face_scale)
+        return draw_verdict(image, result, self.face_scale)
+
+    def _replace(self, target: Path, data: bytes) -> None:
+        """Let a file appear whole, and never in the place of one that is not ours."""
+        if not target.parent.resolve().is_relative_to(self._top):
+            raise OutputError(f"{target.parent} is a link that leaves {self.folder}: remove it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(target) and not is_annotated(target):
+            raise OutputError(
+                f"{target} exists and is no annotated picture: name another folder for --annotate"
+            )
+        partial = target.with_name(f".ffd-{os.getpid()}-{next(self._numbers)}.partial")
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _refuse_sources(self) -> None:
+        folder = os.path.realpath(self.folder)
+        for top, walked in self._names.tops.items():
+            read = os.path.realpath(top)
+            if folder == read or (walked and os.path.commonpath([folder, read]) == read):
+                raise OutputError(
+                    f"--annotate {self.folder} is in {top or 'the current folder'}, which is read "
+                    "as a source: name a folder outside of it"
+                )
+
+
+def _is_done(copy: Future[None] | None) -> bool:
+    return copy is None or copy.done()
+
+
+def _wait_for(result: Result, copy: Future[None] | None) -> Result:
+    if copy:
+        copy.result()
+    return result
+
+
+class Names:
+    """Names of copies: the same for a source in every run, and different for different sources.
+
+    Args:
+        sources: as on `ffd-run`'s command line.
+
+    Attributes:
+        tops: the folders that sources are read from, and whether folders below them are too.
+    """
+
+    def __init__(self, sources: Iterable[str]) -> None:
+        self.tops: dict[str, bool] = {}
+        for source in sources:
+            if "://" not in source and "\0" not in source:
+                top, walked = _top_of(source)
+                self.tops[top] = walked or self.tops.get(top, False)
+        whole = {top: os.path.abspath(top) for top in self.tops}
+        shared = os.path.commonpath(whole.values()) if whole else ""
+        self._below = {
+            top: [part for part in os.path.relpath(path, shared).split(os.sep) if part != "."]
+            for top, path in whole.items()
+        }
+
+    def of(self, result: Result, suffix: str) -> Path:
+        """Where a result's picture goes: relative, without `..`, and possible on any disk.
+
+        Args:
+            result: the source, and where in it (a frame, a face).
+            suffix: `.jpg` or `.png`.
+        """
+        source = result.source
+        *folders, name = self._place(source) or ["", source.rstrip("/").rpartition("/")[2]]
+        part = _part_of(result)
+        if not all(_is_plain(folder) and not _is_picture(folder) for folder in folders) or (
+            len("/".join(folders)) > _MAX_PATH
+        ):
+            folders = []
+        elif _is_plain(name) and name.lower().endswith(_SUFFIXES[suffix]) and not part:
+            return Path(*folders, name)
+        return Path(*folders, f"{_tame(name)}{part}-{_digest(source)}{suffix}")
+
+    def _place(self, source: str) -> list[str] | None:
+        """Names of the folders below the shared one, and of the file; None if it lies elsewhere."""
+        if "://" in source:
+            return None
+        cut = len(source)
+        while cut > 0:
+            cut = source.rfind("/", 0, cut)
+            top = _without_slash(source[: cut + 1])
+            if top in self._below:
+                return [*self._below[top], *source[cut + 1 :].split("/")]
+        return None
+
+
+def encode(image: Image, suffix: str) -> bytes:
+    """A picture as a file's bytes, with the stamp that says whose it is.
+
+    Args:
+        image: uint8 [height, width, 3], BGR.
+        suffix: `.jpg` or `.png`.
+    """
+    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY] if suffix == ".jpg" else []
+    done, array = cv2.imencode(suffix, image, options)
+    if not done:
+        raise OutputError(f"OpenCV cannot write a picture of {image.shape[1]}x{image.shape[0]}")
+    data = np.asarray(array, np.uint8).tobytes()
+    if suffix == ".png":
+        body = b"tEXtComment\0" + STAMP
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        after = 33  # signature and IHDR
+    else:
+        chunk = b"\xff\xfe" + struct.pack(">H", len(STAMP) + 2) + STAMP
+        after = 4 + int.from_bytes(data[4:6])  # SOI and APP0, which JFIF wants first
+    return data[:after] + chunk + data[after:]
+
+
+def is_annotated(path: Path) -> bool:
+    """Whether a file was written by this sink; a pipe, which would be waited for, was not."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return STAMP in file.read(_STAMP_WITHIN)
+
+
+def _top_of(source: str) -> tuple[str, bool]:
+    """The folder that a source is read from, and whether the folders below it are read too."""
+    if source == "-":
+        return "", False
+    if os.path.isdir(source):
+        return _without_slash(source), True
+    if glob.has_magic(source) and not os.path.lexists(source):
+        *folders, _ = source.split("/")
+        fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), folders))
+        head = "/".join(fixed) or ("/" if source.startswith("/") else "")
+        return _without_slash(head), len(fixed) < len(folders)
+    return _without_slash(os.path.dirname(source)), False
+
+
+def _without_slash(path: str) -> str:
+    return path.rstrip("/") or path[:1]
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be used as it is, also on a disk that Windows formatted."""
+    return (
+        name not in ("", ".", "..")
+        and printable(name) == name
+        and not set(name) & _FORBIDDEN
+        and name[-1] not in " ."
+        and len(name.encode()) <= _MAX_NAME
+    )
+
+
+def _is_picture(name: str) -> bool:
+    """Whether a copy could have this name, which a folder of copies must not have."""
+    return name.lower().endswith(tuple(itertools.chain(*_SUFFIXES.values())))
+
+
+def _tame(name: str) -> str:
+    """A name made plain, no longer unique."""
+    plain = "".join("_" if c in _FORBIDDEN else c for c in printable(name))
+    return plain.encode()[: _MAX_NAME // 2].decode(errors="ignore")
+
+
+def _part_of(result: Result) -> str:
+    """What tells several results of one source apart."""
+    frame = "" if result.frame is None else f"-frame{result.frame:06}"
+    return frame + ("-face" + "_".join(map(str, result.face)) if result.face else "")
+
+
+def _digest(source: str) -> str:
+    return hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()[:10]

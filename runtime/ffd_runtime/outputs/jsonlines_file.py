@@ -1,0 +1,34 @@
+"""JSON Lines in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import IO
+
+from ..core.results import Result
+from .jsonlines import to_line
+from .partial_file import PartialFile
+
+CHUNK = 1 << 20
+
+
+class JsonLinesFile(PartialFile):
+    """Rows to a `.jsonl` file."""
+
+    def _write(self, result: Result) -> None:
+        self.file.write(to_line(result))
+
+    def _whole_rows(self, file: IO[bytes]) -> int:
+        end = 0
+        offset = 0
+        while chunk := file.read(CHUNK):
+            last = chunk.rfind(b"\n")
+            if last >= 0:
+                end = offset + last + 1
+            offset += len(chunk)
+        return end
+
+    def _read(self, lines: Iterable[str]) -> Iterator[Result]:
+        for line in lines:
+            yield Result.from_row(json.loads(line))

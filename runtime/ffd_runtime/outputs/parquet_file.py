@@ -1,0 +1,107 @@
+"""Parquet, the row's own schema: for pandas, DuckDB, Spark."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import OutputError
+from .jsonlines_file import JsonLinesFile
+from .provenance import Origin
+
+ROWS_A_GROUP = 1 << 16
+
+
+class ParquetFile(JsonLinesFile):
+    """Rows to a `.parquet` file.
+
+    Parquet is readable only once it is closed, so rows are collected as JSON Lines, which outlive
+    any end of the run, and turned into Parquet last. A name that is not UTF-8 has its bytes as
+    backslash escapes (`\\udcff`): Parquet's text cannot hold them.
+    """
+
+    def __init__(self, path: Path, origin: Origin | None = None, resume: bool = False) -> None:
+        _pyarrow()
+        super().__init__(path, origin, resume)
+
+    def _finish(self) -> None:
+        pa = _pyarrow()
+        schema = _schema(pa)
+        draft = self.partial.with_name(self.partial.name + ".draft")
+        try:
+            with (
+                self.partial.open(encoding="ascii") as lines,
+                pa.parquet.ParquetWriter(draft, schema, compression="zstd") as writer,
+            ):
+                while rows := [_to_arrow(line) for line in islice(lines, ROWS_A_GROUP)]:
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(draft, self.path)
+        except pa.ArrowException as error:
+            draft.unlink(missing_ok=True)
+            raise OSError(None, str(error)) from None
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        self.partial.unlink()
+
+
+def to_parquet(lines: Iterable[str]) -> bytes:
+    """A Parquet file of rows.
+
+    Args:
+        lines: the rows as JSON.
+    """
+    pa = _pyarrow()
+    table = pa.Table.from_pylist(list(map(_to_arrow, lines)), _schema(pa))
+    file = pa.BufferOutputStream()
+    pa.parquet.write_table(table, file, compression="zstd")
+    data: bytes = file.getvalue().to_pybytes()
+    return data
+
+
+def _to_arrow(line: str) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(line)
+    row["source"] = row["source"].encode("utf-8", "backslashreplace").decode()
+    if row["error"]:
+        message = row["error"]["message"]
+        row["error"]["message"] = message.encode("utf-8", "backslashreplace").decode()
+    return row
+
+
+def _schema(pa: Any) -> Any:
+    return pa.schema(
+        [
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("frame", pa.int64()),
+            pa.field("face", pa.list_(pa.int32())),
+            pa.field("label", pa.string()),
+            pa.field("score", pa.float64()),
+            pa.field("error", pa.struct([("code", pa.string()), ("message", pa.string())])),
+            pa.field("reason", pa.string()),
+            pa.field("time", pa.float64()),
+            pa.field(
+                "track",
+                pa.struct(
+                    [("number", pa.int64()), ("label", pa.string()), ("score", pa.float64())]
+                ),
+            ),
+        ]
+    )
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise OutputError(
+            f"Parquet needs pyarrow ({error}): pip install 'ffd-edge[parquet]', "
+            "or write .jsonl or .csv"
+        ) from None
+    return pyarrow

@@ -1,0 +1,226 @@
+"""A file that appears whole: rows go to NAME.partial, which takes its name at the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from ..core.errors import OutputError
+from ..core.results import Result
+from .provenance import Origin
+from .target import follow_links
+
+
+def own_files(path: Path) -> list[Path]:
+    """The files that writing `path` makes, whose pictures must not be looked for."""
+    partial = ("", ".draft", ".origin.json", ".origin.json.draft")
+    endings = ("", ".origin.json", *(f".partial{ending}" for ending in partial))
+    return [path.with_name(path.name + ending) for ending in endings]
+
+
+def record_of(path: Path) -> Path:
+    """Where it is recorded what a file of rows was made by."""
+    return path.with_name(path.name + ".origin.json")
+
+
+class PartialFile(ABC):
+    """Base of the sinks that write files.
+
+    A run that fails leaves its rows in NAME.partial; NAME itself is only ever whole. What they were
+    made by is in NAME.partial.origin.json, so that a later run can continue them, and in the end in
+    NAME.origin.json.
+
+    Args:
+        path: the file to write, or a link to it.
+        origin: what makes the rows; None for a file that nobody will continue.
+        resume: keep the rows of an interrupted run; `earlier` gives them.
+        errors: how text that is not valid UTF-8 is written; see `open`.
+
+    Raises:
+        OutputError: it cannot be written, another run is writing it, there are rows of an
+            interrupted run and `resume` is not set, or they are of another origin.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        origin: Origin | None = None,
+        resume: bool = False,
+        errors: str = "strict",
+    ) -> None:
+        self.path = path = follow_links(path)
+        self.partial = path.with_name(path.name + ".partial")
+        self._record = record_of(self.partial)
+        self._errors = errors
+        if self.partial.exists() and not self.partial.is_file():
+            raise OutputError(f"{self.partial} is not a regular file: give another --output")
+        try:
+            self.file = open(self.partial, "a", encoding="utf-8", errors=errors, newline="")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
+        self._lock: int | None = None
+        try:
+            self._begin(origin, resume)
+        except OSError as error:
+            self._close()
+            raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
+        except BaseException:
+            self._close()
+            raise
+
+    def _begin(self, origin: Origin | None, resume: bool) -> None:
+        self._lock = _lock(self.file, self.partial)
+        with self.partial.open("rb") as file:
+            self._whole = self._whole_rows(file)
+        begun = self._whole > len(self._header())
+        if begun and not resume:
+            way = "continue it with --resume, or delete" if origin else "delete"
+            raise OutputError(
+                f"{self.partial} holds the rows of an interrupted run: {way} it to begin again"
+            )
+        if begun and origin:
+            origin.require_same_file(self._record, self.partial)
+        elif origin:
+            origin.save(self._record)
+        self._recorded = origin is not None
+        # What follows the last whole row was being written when the run ended.
+        self.file.truncate(self._whole if begun else 0)
+        if not begun:
+            self.file.write(self._header())
+            self.file.flush()
+            self._whole = len(self._header())
+
+    def earlier(self) -> Iterator[Result]:
+        """The rows of the interrupted run that this one continues.
+
+        Raises:
+            OutputError: one of them cannot be read.
+        """
+        with self.partial.open("rb") as file:
+            try:
+                yield from self._read(_Lines(file, self._whole, self._errors))
+            except (ValueError, KeyError, TypeError):
+                raise OutputError(
+                    f"{self.partial} holds what is no row: delete it to begin again"
+                ) from None
+
+    def write(self, result: Result) -> None:
+        """Write one row and hand it to the operating system at once."""
+        try:
+            self._write(result)
+            self.file.flush()
+        except OSError as error:
+            raise OutputError(self._failure(error)) from None
+
+    def _header(self) -> str:
+        """What stands before the first row; ASCII."""
+        return ""
+
+    @abstractmethod
+    def _whole_rows(self, file: IO[bytes]) -> int:
+        """Bytes up to the end of the last whole row."""
+
+    @abstractmethod
+    def _read(self, lines: Iterable[str]) -> Iterator[Result]:
+        """Rows from the file's lines, header included."""
+
+    @abstractmethod
+    def _write(self, result: Result) -> None:
+        """Hand one row to the file's buffer."""
+
+    def _finish(self) -> None:
+        """Give the file its name."""
+        os.replace(self.partial, self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.file.flush()
+            empty = os.fstat(self.file.fileno()).st_size <= len(self._header())
+            if kind is None:
+                os.fsync(self.file.fileno())
+                self._require_there()
+            self.file.close()
+            if kind is None:
+                self._finish()
+                if self._recorded:
+                    os.replace(self._record, record_of(self.path))
+                else:
+                    record_of(self.path).unlink(missing_ok=True)
+            elif empty:
+                # Nothing to continue: a run that was refused leaves nothing behind.
+                self.partial.unlink(missing_ok=True)
+                self._record.unlink(missing_ok=True)
+        except OSError as failure:
+            if kind is None:
+                raise OutputError(self._failure(failure)) from None
+        finally:
+            self._close()
+
+    def _require_there(self) -> None:
+        """The rows must still be what NAME.partial names."""
+        written = os.fstat(self.file.fileno())
+        try:
+            there = os.stat(self.partial)
+        except OSError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (written.st_dev, written.st_ino):
+            raise OutputError(
+                f"{self.partial} was removed or replaced while rows were written to it: run again"
+            )
+
+    def _close(self) -> None:
+        """Close the file, and only then let other runs have it."""
+        with suppress(OSError):
+            self.file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _failure(self, error: OSError) -> str:
+        reason = error.strerror or error
+        return f"cannot write {self.path}: {reason}; rows so far are in {self.partial}"
+
+
+class _Lines:
+    """Lines of a file's first bytes, line ends kept."""
+
+    def __init__(self, file: IO[bytes], size: int, errors: str) -> None:
+        self._file = file
+        self._size = size
+        self._errors = errors
+
+    def __iter__(self) -> Iterator[str]:
+        left = self._size
+        while left > 0 and (line := self._file.readline(left)):
+            left -= len(line)
+            yield line.decode("utf-8", self._errors)
+
+
+def _lock(file: IO[str], path: Path) -> int | None:
+    """Hold the file until the descriptor is closed, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Some network file systems know no locks; a run there is not refused for it.
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise OutputError(f"another run is writing {path}: give another --output") from None
+    # The lock belongs to all descriptors of one opening, so it outlives the file's own.
+    return os.dup(file.fileno())

@@ -1,0 +1,62 @@
+"""Rows to a pipe or a device, each as it comes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from ..core.errors import OutputError
+from ..core.results import Result
+from .target import descriptor_of
+
+
+class Pipe:
+    """Rows to what cannot be renamed or read back: a FIFO, `/dev/stdout`, a character device.
+
+    Opening a FIFO waits until a program opens its other end.
+
+    Args:
+        path: of the pipe; it must exist.
+        to_line: gives a row's text, its line end included.
+        header: text before the first row.
+
+    Raises:
+        OutputError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, to_line: Callable[[Result], str], header: str = "") -> None:
+        self._path = path
+        self._to_line = to_line
+        descriptor = descriptor_of(path)
+        try:
+            # A descriptor may be a socket, which cannot be opened by its name.
+            self._file = os.dup(descriptor) if descriptor is not None else _open(path)
+        except OSError as error:
+            raise OutputError(f"cannot write to {path}: {error.strerror}") from None
+        self._send(header)
+
+    def write(self, result: Result) -> None:
+        """Write one row."""
+        self._send(self._to_line(result))
+
+    def _send(self, text: str) -> None:
+        data = text.encode("utf-8", "surrogateescape")
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write to {self._path}: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)

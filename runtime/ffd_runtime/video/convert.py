@@ -1,0 +1,86 @@
+"""Decoded frames to BGR pixels, as a player would show them."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from av.buffer import Buffer
+    from av.filter import Graph
+    from av.video.frame import VideoFrame
+
+    from ..image.decode import Image
+
+
+# Values of AVColorSpace that FFmpeg's scaler converts, and the one where a stream does not say.
+MATRICES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
+UNSPECIFIED = 2
+
+
+class Converter:
+    """Converts frames of any size, pixel format and orientation, which may change between them."""
+
+    def __init__(self) -> None:
+        # A filter graph and not `VideoFrame.reformat`: it takes its frames from a pool. Fresh
+        # memory for each costs more, in page faults, than the conversion itself.
+        self._graph: Graph | None = None
+        self._kind: tuple[object, ...] = ()
+
+    def __call__(self, frame: VideoFrame) -> Image | None:
+        """The pixels of a frame.
+
+        Returns:
+            uint8 [height, width, 3], BGR; None if FFmpeg cannot convert it.
+        """
+        from av.error import FFmpegError
+
+        if frame.colorspace not in MATRICES:
+            frame.colorspace = UNSPECIFIED
+        # Only matrix and range are applied; FFmpeg refuses frames with reserved values here.
+        frame.color_trc = frame.color_primaries = UNSPECIFIED
+        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        try:
+            if self._graph is None or kind != self._kind:
+                self._graph, self._kind = self._build(frame), kind
+            self._graph.vpush(frame)
+            pixels = cast("Image", self._graph.vpull().to_ndarray())
+        except (FFmpegError, ValueError):
+            self._graph = None
+            return None
+        return np.ascontiguousarray(_upright(pixels, frame))
+
+    @staticmethod
+    def _build(frame: VideoFrame) -> Graph:
+        from av.filter import Graph
+
+        graph = Graph()
+        # The decoder's threads have the other processors.
+        graph.threads = 1
+        source = graph.add(
+            "buffer",
+            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+            f":time_base=1/1000:colorspace={frame.colorspace}:range={frame.color_range}",
+        )
+        graph.link_nodes(source, graph.add("format", "bgr24"), graph.add("buffersink"))
+        graph.configure()
+        return graph
+
+
+def _upright(pixels: Image, frame: VideoFrame) -> Image:
+    """Apply a display matrix, by quarter turns and reflections, as phones write it."""
+    from av.sidedata.sidedata import Type
+
+    data = cast("Mapping[Type, Buffer]", frame.side_data).get(Type.DISPLAYMATRIX)
+    if data is None:
+        return pixels
+    # Rows of 3 fixed-point numbers: x' = a x + c y, y' = b x + d y.
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels = pixels.swapaxes(0, 1)
+        a, d = c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

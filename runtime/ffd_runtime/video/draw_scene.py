@@ -1,0 +1,360 @@
+"""Scenes as pictures for a person: faces with their verdicts, and how their source is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..core.results import Box, Result
+from ..core.text import printable
+from ..image.decode import Image
+from ..image.draw import (
+    CAPITAL,
+    FONT,
+    PANEL,
+    TEXT,
+    VERDICT_COLOURS,
+    Colour,
+    classified_square,
+    draw_shape,
+    enlargement,
+    lay_heatmap,
+    mark_corners,
+)
+from .scene import Frame, Health, Scene
+
+_Whole = npt.NDArray[np.int64]
+
+# Blue, green, red; darker than the verdict `generated`, and it always stands with words.
+_ALARM: Colour = (40, 35, 200)
+_FAINT: Colour = (190, 185, 182)
+
+_TITLES = {
+    "connecting": "connecting",
+    "playing": "waiting for a picture",
+    "waiting": "no signal",
+    "failed": "no signal",
+    "ended": "ended",
+}
+
+# OpenCV 4 draws Hershey's strokes, which are ASCII; 5 has a font for most scripts.
+_ANY_SCRIPT = hasattr(cv2, "FontFace")
+
+
+def draw_scene(scene: Scene, *, heatmap: bool = False, face_scale: float) -> Image:
+    """The frame with a box and a label for each face, and how its source is on a strip below.
+
+    Args:
+        scene: its picture is left as it is.
+        heatmap: lay the evidence over the squares that were classified.
+        face_scale: the card's `preprocess.face_scale`.
+
+    Returns:
+        uint8 [k * height, k * width, 3], BGR: a new picture, enlarged by a whole k where it would
+        be too small to read, as `draw_verdict` does, else with k = 1.
+    """
+    out = scene.frame.image.copy()
+    for result in scene.results if heatmap else ():
+        if result.heatmap is not None:
+            lay_heatmap(out, result.heatmap, result.face, face_scale)
+    factor = enlargement(out)
+    if factor > 1:
+        out = _resize(out, out.shape[1] * factor, out.shape[0] * factor)
+    capital = max(9.0, 0.022 * min(out.shape[:2]))
+    stroke = max(1, round(capital / 7))
+    boxes = [_box(out, result, factor) for result in scene.results]
+    for (left, top, width, height), result in zip(boxes, scene.results, strict=True):
+        arm = max(4 * stroke, min(width, height) // 5)
+        colour = VERDICT_COLOURS[_verdict(result)[0]]
+        mark_corners(out, (left, top, width, height), arm, stroke, colour)
+    bottom = _draw_strip(out, scene.frame, scene.health, capital)
+    _draw_labels(out[:bottom], boxes, scene.results, capital)
+    return out
+
+
+def shrink_scene(scene: Scene, width: int, height: int) -> Scene:
+    """The scene in a picture that is small enough, so that what is drawn on it stays legible.
+
+    Args:
+        scene: left as it is.
+        width: of the picture, at most, in pixels.
+        height: of the picture, at most, in pixels.
+
+    Returns:
+        A scene with picture and faces made smaller alike; the same one where it fits.
+    """
+    down, across = scene.frame.image.shape[:2]
+    share = min(width / across, height / down)
+    if share >= 1:
+        return scene
+    image = _resize(scene.frame.image, max(1, round(across * share)), max(1, round(down * share)))
+    results = [
+        replace(result, face=_scaled(result.face, share)) if result.face else result
+        for result in scene.results
+    ]
+    return replace(scene, frame=replace(scene.frame, image=image), results=results)
+
+
+def draw_no_signal(size: tuple[int, int], health: Health) -> Image:
+    """A picture in the place of one that does not come: whose, and why.
+
+    Args:
+        size: width and height, in pixels.
+        health: of the source.
+
+    Returns:
+        uint8 [height, width, 3], BGR.
+    """
+    width, height = size
+    out = np.full((height, width, 3), PANEL, np.uint8)
+    capital = min(max(9.0, 0.03 * min(size)), width / 16, height / 14)
+    room = width - 4 * capital
+    lines = [(_TITLES[health.state], 1.6 * capital, TEXT)]
+    lines.append((_shorten(printable(health.source), capital, room), capital, TEXT))
+    for text in _reasons(health):
+        lines += [(line, 0.9 * capital, _FAINT) for line in _wrap(text, 0.9 * capital, room)]
+    lines = lines[: int(height / capital / 2.1) - 4]
+    y = height / 2 - (1.05 * len(lines) - 2.2) * capital
+    _draw_sign(out, (width / 2, y - 3.4 * capital), 2 * capital, health)
+    for text, letter, colour in lines:
+        y += 1.3 * letter
+        _put(out, text, ((width - _measure(text, letter)) / 2, y), letter, colour)
+        y += 0.9 * letter
+    return out
+
+
+def draw_keys(image: Image, keys: Mapping[str, str]) -> None:
+    """A panel in the middle of a picture that says what keys do.
+
+    Args:
+        image: uint8 [height, width, 3], BGR; drawn on.
+        keys: what each does, by its name.
+    """
+    height, width = image.shape[:2]
+    lines = len(keys) + 1
+    capital = min(max(9.0, 0.03 * min(height, width)), width / 24, height / (2 * lines))
+    names = max(_measure(name, capital) for name in keys)
+    wide = names + max(_measure(text, capital) for text in keys.values()) + 4.5 * capital
+    left, top = round((width - wide) / 2), round(height / 2 - lines * capital)
+    panel = image[max(0, top) : top + round(2 * lines * capital), max(0, left) :][:, : round(wide)]
+    panel[:] = PANEL
+    y = 1.0 * capital
+    for name, text in keys.items():
+        y += 1.5 * capital
+        _put(panel, name, (1.5 * capital, y), capital, TEXT)
+        _put(panel, text, (names + 3 * capital, y), capital, _FAINT)
+        y += 0.5 * capital
+
+
+def _box(image: Image, result: Result, factor: int) -> Box:
+    """What is marked for a result, in the pixels of the enlarged picture."""
+    if result.face:
+        return _scaled(result.face, factor)
+    left, top, side = classified_square(image)
+    return left, top, side, side
+
+
+def _scaled(box: Box, share: float) -> Box:
+    left, top, width, height = (round(share * value) for value in box)
+    return left, top, max(1, width), max(1, height)
+
+
+def _resize(image: Image, width: int, height: int) -> Image:
+    # By area, 1920x1080 would take five milliseconds of the frame loop instead of one.
+    method = cv2.INTER_LINEAR if width < image.shape[1] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+
+
+def _verdict(result: Result) -> tuple[str | None, float | None]:
+    """Label and score that are shown: the track's, which do not flicker, where there is one."""
+    if result.track:
+        return result.track.label, result.track.score
+    # A score that did not count would only make one wonder.
+    return result.label, None if result.reason else result.score
+
+
+def _caption(result: Result) -> str:
+    label, score = _verdict(result)
+    text = (label or "no verdict") + ("" if score is None else f" {score:.3f}")
+    return f"{text}, {result.reason}" if result.reason else text
+
+
+def _draw_labels(
+    image: Image, boxes: Sequence[Box], results: Sequence[Result], capital: float
+) -> None:
+    """A panel at each box: the verdict's shape in its colour, label, score, and reason if any."""
+    height, width = image.shape[:2]
+    taken: list[Box] = []
+    for box, result in zip(boxes, results, strict=True):
+        text = _caption(result)
+        # Shape and margins of a panel are 3 capitals wide, and it is 2.2 high.
+        across = _measure(text, capital) / capital + 3
+        letter = min(capital, width / across, height / 2.2)
+        size = (math.ceil(across * letter), math.ceil(2.2 * letter))
+        left, top = _place(size, box, boxes, taken, (width, height), bool(result.face))
+        # With a margin, or two side by side would look like one.
+        taken.append((left - 2, top - 2, size[0] + 4, size[1] + 4))
+        panel = image[top : top + size[1], left : left + size[0]]
+        panel[:] = PANEL
+        draw_shape(panel, _verdict(result)[0], (1.2 * letter, 1.1 * letter), 0.62 * letter)
+        _put(panel, text, (2.3 * letter, 1.6 * letter), letter, TEXT)
+
+
+def _place(
+    size: tuple[int, int],
+    box: Box,
+    boxes: Sequence[Box],
+    taken: Sequence[Box],
+    room: tuple[int, int],
+    outside: bool,
+) -> tuple[int, int]:
+    """Where a panel hides least: left and top, within the picture.
+
+    Other panels count most, then faces; of equally good places, the first is taken, so that
+    panels stay where they are from one frame to the next.
+    """
+    (width, height), (x, y, across, down) = size, box
+    gap = max(2, height // 6)
+    if not outside:
+        x, y = x + 2 * gap, y + 2 * gap
+    aligned, above, below = x + across - width, y - gap - height, y + down + gap
+    inside = [(x, y), (x, y + down - height)]
+    around = [(x, above), (x, below), (aligned, above), (aligned, below)]
+    around += [(x + across + gap, y), (x - gap - width, y)]
+    around += [(x, above - height - gap), (x, below + height + gap)]
+    places = np.array(around + inside if outside else inside[:1])
+    places = np.maximum(np.minimum(places, np.array(room) - size), 0)
+    cost = 4 * _overlap(places, size, taken) + _overlap(places, size, boxes if outside else ())
+    best = places[int(np.argmin(cost))]
+    return int(best[0]), int(best[1])
+
+
+def _overlap(places: _Whole, size: tuple[int, int], boxes: Sequence[Box]) -> _Whole:
+    """Pixels that a panel at each place has in common with the boxes."""
+    if not boxes:
+        return np.zeros(len(places), np.int64)
+    begin = np.array(boxes)[:, :2]
+    end = begin + np.array(boxes)[:, 2:]
+    places = places[:, None]
+    common = np.minimum(places + size, end) - np.maximum(places, begin)
+    covered: _Whole = np.maximum(common, 0).prod(axis=2).sum(axis=1)
+    return covered
+
+
+def _draw_strip(image: Image, frame: Frame, health: Health, capital: float) -> int:
+    """Name, time, rate, age and drops along the lower edge.
+
+    Returns:
+        Its upper edge, in pixels.
+    """
+    height, width = image.shape[:2]
+    top: int = max(0, height - math.ceil(2.2 * capital))
+    strip = image[top:]
+    cv2.addWeighted(strip, 0.2, np.full_like(strip, PANEL), 0.8, 0, strip)
+    baseline = 1.6 * capital
+    right = width - 0.8 * capital
+    if health.state not in ("playing", "ended"):
+        right -= _measure("no signal", capital)
+        strip[:, max(0, round(right - 0.8 * capital)) :] = _ALARM
+        _put(strip, "no signal", (right, baseline), capital, TEXT)
+        right -= 0.8 * capital
+    else:
+        for text in _facts(frame, health):
+            start = right - _measure(text, capital)
+            # A third of the strip is the name's.
+            if start < width / 3:
+                break
+            _put(strip, text, (start, baseline), capital, _FAINT)
+            right = start - 1.4 * capital
+    name = _shorten(printable(frame.source), capital, right - 1.6 * capital)
+    _put(strip, name, (0.8 * capital, baseline), capital, TEXT)
+    return top
+
+
+def _facts(frame: Frame, health: Health) -> list[str]:
+    """How a source is, from the right of the strip to the left: the last go first for room."""
+    facts = [f"{health.fps:.1f} fps"]
+    if health.age is not None:
+        facts.append(f"{_duration(health.age)} old")
+    if not health.live:
+        minutes, seconds = divmod(int(frame.time), 60)
+        return [*facts, f"{minutes}:{seconds:02}"]
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(frame.time))
+    return [*facts, f"{health.dropped} dropped", clock]
+
+
+def _duration(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _reasons(health: Health) -> list[str]:
+    """Why there is no picture, and what will be done about it."""
+    reasons = [printable(health.error)] if health.error else []
+    if health.state == "waiting" and health.next_try is not None:
+        reasons.append(f"next try in {math.ceil(health.next_try)} s")
+    elif health.state == "failed":
+        reasons.append("it is not tried again")
+    return reasons
+
+
+def _draw_sign(image: Image, centre: tuple[float, float], radius: float, health: Health) -> None:
+    """A ring: struck through in red for what has failed, plain for what is well."""
+    failed = health.state in ("waiting", "failed")
+    colour = _ALARM if failed else _FAINT
+    x, y = round(centre[0]), round(centre[1])
+    stroke = max(1, round(radius / 5))
+    cv2.circle(image, (x, y), round(radius), colour, stroke, cv2.LINE_AA)
+    if failed:
+        reach = round(radius * math.sqrt(0.5))
+        cv2.line(image, (x - reach, y + reach), (x + reach, y - reach), colour, stroke, cv2.LINE_AA)
+
+
+def _put(
+    image: Image, text: str, origin: tuple[float, float], capital: float, colour: Colour
+) -> None:
+    """Write at the left end of the baseline, with capitals of a height in pixels."""
+    where = (round(origin[0]), round(origin[1]))
+    stroke = max(1, round(capital / 9))
+    scale = capital / CAPITAL
+    cv2.putText(image, _drawable(text), where, FONT, scale, colour, stroke, cv2.LINE_AA)
+
+
+def _measure(text: str, capital: float) -> float:
+    """Width of a text, in pixels."""
+    stroke = max(1, round(capital / 9))
+    return float(cv2.getTextSize(_drawable(text), FONT, capital / CAPITAL, stroke)[0][0])
+
+
+def _drawable(text: str) -> str:
+    return text if _ANY_SCRIPT else text.encode("ascii", "replace").decode()
+
+
+def _shorten(text: str, capital: float, room: float) -> str:
+    """The text, with its middle left out where it is wider than there is room."""
+    # A letter is at least a tenth of a capital wide: what is beyond cannot fit.
+    keep = min(len(text), max(0, int(10 * room / capital)))
+    shown = text
+    while _measure(shown, capital) > room:
+        if keep <= 2:
+            return ""
+        keep -= max(1, keep // 16)
+        shown = f"{text[: (keep + 1) // 2]}...{text[len(text) - keep // 2 :]}"
+    return shown
+
+
+def _wrap(text: str, capital: float, room: float, most: int = 4) -> list[str]:
+    """The text in lines, as many as allowed; what is too wide is shortened."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and _measure(f"{lines[-1]} {word}", capital) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    kept = [*lines[: most - 1], " ".join(lines[most - 1 :])] if len(lines) > most else lines
+    return [_shorten(line, capital, room) for line in kept]

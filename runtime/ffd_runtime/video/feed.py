@@ -1,0 +1,86 @@
+"""The frames of several streams, as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from threading import Condition
+from typing import Self
+
+from .remote_reader import open_capture
+from .scene import Frame, Health
+from .stream_address import Stream
+from .stream_policy import StreamPolicy
+from .stream_reader import FileReader, LiveReader, OpenCapture, Reader
+
+# Seconds without a frame after which an empty round is given.
+TICK = 0.25
+# Seconds that the end waits for threads.
+PATIENCE = 0.5
+
+
+class Feed:
+    """Reads streams side by side; a context manager. One that is dead holds no other up.
+
+    Args:
+        streams: what to read.
+        policy: how.
+        open_capture: opens a stream.
+
+    Example:
+        >>> from ffd_runtime.video.stream_address import to_streams
+        >>> with Feed(to_streams(["rtsp://127.0.0.1:9/door"]), StreamPolicy(retries=0)) as feed:
+        ...     print(sum(map(len, feed)), feed.readers[0].health().state)
+        0 failed
+    """
+
+    def __init__(
+        self,
+        streams: Iterable[Stream],
+        policy: StreamPolicy | None = None,
+        open_capture: OpenCapture = open_capture,
+    ) -> None:
+        self.news = Condition()
+        """Notified when a stream has a frame or a new state, and held to look at them."""
+        policy = policy or StreamPolicy()
+        self.readers: Sequence[Reader] = [
+            (LiveReader if stream.live else FileReader)(stream, policy, self.news, open_capture)
+            for stream in streams
+        ]
+
+    def __iter__(self) -> Iterator[list[tuple[Reader, Frame]]]:
+        """Rounds: at most one frame of each stream; an empty one every `TICK` when none comes.
+
+        Raises:
+            FfdError: this machine cannot read such streams at all.
+        """
+        while True:
+            taken = [(reader, reader.take()) for reader in self.readers]
+            found = [(reader, frame) for reader, frame in taken if frame is not None]
+            if not found:
+                with self.news:
+                    for reader in self.readers:
+                        reader.require_fit()
+                    if all(reader.done() for reader in self.readers):
+                        return
+                    if not any(reader.has_frame() for reader in self.readers):
+                        self.news.wait(TICK)
+                    if any(reader.has_frame() for reader in self.readers):
+                        continue
+            yield found
+
+    def health(self) -> list[Health]:
+        """How all streams are now."""
+        return [reader.health() for reader in self.readers]
+
+    def __enter__(self) -> Self:
+        for reader in self.readers:
+            reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self.readers:
+            reader.stop()
+        deadline = time.monotonic() + PATIENCE
+        for reader in self.readers:
+            reader.join(max(0.0, deadline - time.monotonic()))

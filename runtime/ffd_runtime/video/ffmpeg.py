@@ -1,0 +1,302 @@
+"""Video files and network streams, decoded by FFmpeg through PyAV."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, cast
+
+from ..core.errors import InputError
+from .container import Length, describe, open_container, require_pyav, select_video
+from .convert import Converter
+from .deinterlace import Deinterlacer
+from .open_failure import explain
+from .stream_address import Stream as Source
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from av.packet import Packet
+    from av.stream import Stream
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+    from ..image.decode import Image
+
+# Decoders that paint grey or black what they lack a key frame for, and call it a good frame.
+PAINTERS = frozenset("flv h263 h263p mpeg4 msmpeg4 msmpeg4v1 msmpeg4v2 rv10 rv20 wmv1 wmv2".split())
+# Seconds that the clock of a file goes back where two were joined end to end.
+JOINED = 1.0
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What belongs to a frame and outlives filters, as its `opaque`.
+
+    Attributes:
+        pts: its timestamp, in ticks of the stream; None where it has none.
+        duration: in the same ticks; 0 where it is not known.
+        arrived: when it was decoded, in seconds of `time.monotonic`.
+    """
+
+    pts: int | None
+    duration: int
+    arrived: float
+
+
+def _mark(frame: VideoFrame) -> _Mark:
+    assert isinstance(frame.opaque, _Mark)
+    return frame.opaque
+
+
+class _Clock:
+    """Times of frames, which always increase for a file.
+
+    Attributes:
+        seconds: of the last frame: since the first of a file, or of a server's own clock.
+    """
+
+    def __init__(self, stream: VideoStream, live: bool) -> None:
+        self._base = stream.time_base
+        self._live = live
+        rate = stream.guessed_rate or stream.average_rate
+        self._step = float(1 / rate) if rate else 0.0
+        self._start = 0.0 if live else self._to_seconds(stream.start_time or 0)
+        self.seconds, self._end, self._begun = 0.0, 0.0, False
+
+    def advance(self, mark: _Mark) -> float:
+        """Go to a frame; the end of it in seconds of the stream's own clock."""
+        at = None if mark.pts is None else self._to_seconds(mark.pts) - self._start
+        late = at is None or (self._begun and not self._live and at <= self.seconds)
+        if at is not None and late and self.seconds - at > JOINED:
+            self._start -= self._end - at
+        self.seconds = self._end if at is None or late else at
+        self._begun = True
+        self._end = self.seconds + (self._to_seconds(mark.duration) or self._step)
+        return self._end + self._start
+
+    def _to_seconds(self, ticks: int) -> float:
+        return float(ticks * self._base) if self._base else 0.0
+
+
+class FFmpegCapture:
+    """A file or server that PyAV reads; see `capture.Capture`.
+
+    Frames are deinterlaced and turned upright. One that is damaged or cannot be decoded is never
+    given: a server's is left out, a file's is None from `retrieve`, and the end of the file raises
+    how many there were.
+
+    Args:
+        stream: a file of this machine or of the web, or a server.
+        timeout: seconds that opening it, and then each frame, may take.
+
+    Raises:
+        InputError: it cannot be opened, or holds no video.
+        BackendError: PyAV is not installed.
+    """
+
+    def __init__(self, stream: Source, timeout: float) -> None:
+        require_pyav()
+        from av.error import FFmpegError
+
+        begin = time.monotonic()
+        self.grabbed, self.waited, self.broken = begin, 0.0, 0
+        self._live, self._timeout = stream.live, timeout
+        target = str(stream.target)
+        try:
+            self._container = open_container(target, timeout, stream.live)
+        except FFmpegError as error:
+            raise explain(error, target, timeout, time.monotonic() - begin) from None
+        try:
+            self._stream = select_video(self._container)
+        except BaseException:
+            self._container.close()
+            raise
+        self.note = describe(self._container, self._stream)
+        # The format's name: `av1`, not `libdav1d`.
+        self._codec = self._stream.codec_context.codec.canonical_name
+        # Each frame thread would hold a frame back.
+        self._stream.thread_type = "SLICE" if stream.live else "AUTO"
+        self._stream.thread_count = threads = 1 if stream.live else 0
+        assert self._stream.time_base
+        self._deinterlacer = Deinterlacer(self._stream.time_base, threads)
+        self._convert = Converter()
+        self._length = Length(self._container, self._stream)
+        self._clock = _Clock(self._stream, stream.live)
+        self._keyed = self._stream.codec_context.codec.name not in PAINTERS
+        # Whether it begins amid a group of pictures, as recordings of broadcasts do.
+        self._cut: bool | None = None
+        # Timestamps of packets that lack data: not all decoders flag their frames.
+        self._lacking: deque[int] = deque(maxlen=64)
+        # Of a transport stream, the last packet before each join is flagged, and whole.
+        self._flags_joins = "mpegts" in self._container.format.name
+        self._frames = self._read()
+        self._frame: VideoFrame | None = None
+        self._deadline = 0.0
+        # Frames that were good, and those since the last of them that were not.
+        self._good = self._bad = 0
+
+    def grab(self) -> bool:
+        """Go to the next frame.
+
+        Returns:
+            False at the end of a file, or where a server ended the stream.
+
+        Raises:
+            InputError: there is none within the timeout; the connection broke; or the file ended
+                before its stated length or held frames that could not be decoded.
+        """
+        begin, busy = time.monotonic(), _busy() if self._live else 0.0
+        self._deadline = begin + self._timeout
+        frame = next(self._frames, False)
+        while frame is None and self._live:
+            frame = next(self._frames, False)
+        if frame is False:
+            if not self._live:
+                self._require_whole()
+            return False
+        assert frame is not True
+        self._frame = frame
+        self.grabbed = _mark(frame).arrived if frame else time.monotonic()
+        if self._live:
+            self.waited = max(0.0, time.monotonic() - begin - (_busy() - busy))
+        return True
+
+    def timestamp(self) -> float:
+        """Time of this frame: seconds since the first of a file, or of a server's own clock."""
+        return self._clock.seconds
+
+    def retrieve(self) -> Image | None:
+        """This frame, uint8 [height, width, 3], BGR; None if it could not be decoded."""
+        if self._frame is None:
+            return None
+        image = self._convert(self._frame)
+        self.broken += image is None
+        return image
+
+    def close(self) -> None:
+        """Close the file or connection."""
+        self._frames.close()
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self) -> Generator[VideoFrame | None]:
+        """Frames in order, progressive; None for each that is damaged."""
+        from av.error import FFmpegError
+
+        for packet in self._packets():
+            frames: Sequence[VideoFrame | None]
+            try:
+                frames = packet.decode()
+            except FFmpegError:
+                frames = [None]
+            for frame in frames:
+                yield from self._progressive(frame)
+        yield from map(self._counted, self._deinterlacer.flush())
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        """Packets of the stream, and at the end one that flushes the decoder.
+
+        Raises:
+            InputError: they cease to come, or reading fails.
+        """
+        from av.error import FFmpegError
+
+        index = self._stream.index
+        streams: list[Stream] = [self._stream]
+        if self._length.every_stream and not self._live:
+            streams = list(self._container.streams)
+        try:
+            for packet in self._container.demux(*streams):
+                if time.monotonic() > self._deadline:
+                    raise InputError("timeout", self._late())
+                if packet.stream_index != index:
+                    self._length.note(packet)
+                    continue
+                if self._cut is None:
+                    self._cut = not packet.is_keyframe
+                if packet.is_corrupt and packet.pts is not None and not self._flags_joins:
+                    self._lacking.append(packet.pts)
+                if packet.is_discard:
+                    self._length.note(packet)
+                yield cast("Packet[VideoStream]", packet)
+        except FFmpegError as error:
+            raise self._failure(error) from None
+
+    def _progressive(self, frame: VideoFrame | None) -> Iterator[VideoFrame | None]:
+        from av.error import FFmpegError
+
+        if frame is None or frame.is_corrupt or frame.pts in self._lacking:
+            # What comes before the first key frame cannot be decoded, and nothing is wrong.
+            if self._good or not self._cut:
+                yield self._counted(None)
+            return
+        self._keyed |= frame.key_frame
+        if not self._keyed:
+            return
+        frame.opaque = _Mark(frame.pts, frame.duration, time.monotonic())
+        try:
+            yield from map(self._counted, self._deinterlacer.push(frame))
+        except FFmpegError:
+            yield self._counted(None)
+
+    def _counted(self, frame: VideoFrame | None) -> VideoFrame | None:
+        if frame is None:
+            self._bad += 1
+            return None
+        self.broken += self._bad
+        self._good, self._bad = self._good + 1, 0
+        self._length.reach(self._clock.advance(_mark(frame)))
+        return frame
+
+    def _failure(self, error: Exception) -> InputError:
+        from av.error import ExitError, TimeoutError
+
+        if isinstance(error, ExitError | TimeoutError) or time.monotonic() > self._deadline:
+            return InputError("timeout", self._late())
+        reason = getattr(error, "strerror", None) or error
+        if self._live:
+            return InputError("fetch_failed", f"the stream broke off ({reason})")
+        where = f"after {self._clock.seconds:.1f} s"
+        return InputError("read_failed", f"reading it failed {where} ({reason})")
+
+    def _late(self) -> str:
+        if self._bad:
+            return f"no frame within {self._timeout:g} s that could be decoded, of {self._bad}"
+        return f"no frame within {self._timeout:g} s"
+
+    def _require_whole(self) -> None:
+        """Check what is known at the end of a file.
+
+        Raises:
+            InputError: `corrupt` or `truncated`.
+        """
+        if not self._good:
+            raise InputError(
+                "corrupt",
+                f"no frame of its {self._codec} video can be decoded: it is damaged, or encoded in "
+                "a way that FFmpeg does not support (convert it to H.264)",
+            )
+        self._length.require()
+        broken = self.broken + self._bad
+        if broken:
+            raise InputError(
+                "corrupt", f"{broken} of {self._good + broken} frames could not be decoded"
+            )
+
+
+def _busy() -> float:
+    """Seconds for which this thread computed, or could have if there were a processor for it."""
+    seconds = time.thread_time()
+    try:
+        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+            return seconds + int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return seconds

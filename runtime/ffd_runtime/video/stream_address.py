@@ -1,0 +1,158 @@
+"""Which sources are streams, and what they may be called where anybody can read it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+from ..core.redact import redact
+from ..inputs.kinds import is_called_picture
+from .video_signature import ENOUGH, is_video
+
+Kind = Literal["file", "camera", "server", "pipeline"]
+
+# What FFmpeg can play from a network, besides http.
+SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
+WEB = ("http", "https")
+FILE_ENDINGS = tuple(
+    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+)
+# In a path of this machine a video without timestamps; at an address, a camera.
+MJPEG_ENDINGS = (".mjpeg", ".mjpg")
+PLAYLIST_ENDINGS = (".m3u8", ".mpd")
+
+_NAMED = re.compile(r"\s*([^/=]*[^/=\s])\s*=\s*(?=[a-z][a-z0-9+.-]*://|/dev/|\d+$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A source of frames.
+
+    Attributes:
+        name: what rows, pictures and messages call it; without credentials.
+        target: what is opened: a path, an address, a camera's number or a GStreamer pipeline. It
+            may hold a password, so it is not part of the representation.
+        kind: `file`, `camera`, `server` or `pipeline`.
+    """
+
+    name: str
+    target: str | int = field(repr=False)
+    kind: Kind
+
+    @property
+    def live(self) -> bool:
+        """Whether it goes on without us, so that frames have to be dropped when we are late."""
+        return self.kind != "file"
+
+
+def is_stream(source: str, web: bool = False) -> bool:
+    """Whether a source is a stream and not pictures.
+
+    Args:
+        source: as on the command line.
+        web: every http and https address is a stream, whatever its ending.
+    """
+    _, target = _split(source)
+    scheme = _scheme(target)
+    if scheme in WEB:
+        endings = FILE_ENDINGS + MJPEG_ENDINGS + PLAYLIST_ENDINGS
+        return web or urlsplit(target).path.lower().endswith(endings)
+    if scheme:
+        return scheme in SCHEMES
+    return _is_camera(target) or is_video_file(source)
+
+
+def is_video_file(path: str) -> bool:
+    """Whether a source is a file of this machine that is a video: by name, or by content."""
+    if not _is_file(path):
+        return False
+    return is_named_video(path) or _holds_video(path)
+
+
+def is_named_video(path: str) -> bool:
+    """Whether a path is called like a video."""
+    return path.lower().endswith(FILE_ENDINGS + MJPEG_ENDINGS)
+
+
+def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
+    """Streams, each under a name of its own.
+
+    Args:
+        sources: as on the command line; `NAME=ADDRESS` gives a name.
+        gst: they are GStreamer pipelines.
+    """
+    streams: list[Stream] = []
+    seen: Counter[str] = Counter()
+    for source in sources:
+        stream = _to_stream(source, gst)
+        seen[stream.name] += 1
+        if seen[stream.name] > 1:
+            # Two addresses may differ in their credentials alone.
+            stream = Stream(f"{stream.name}#{seen[stream.name]}", stream.target, stream.kind)
+        streams.append(stream)
+    return streams
+
+
+def _to_stream(source: str, gst: bool) -> Stream:
+    if gst:
+        return Stream(redact(source), source, "pipeline")
+    name, target = _split(source)
+    if _is_camera(target):
+        return Stream(name or target, _camera(target), "camera")
+    if _scheme(target):
+        return Stream(name or redact(target), target, "file" if _is_download(target) else "server")
+    return Stream(source, _as_path(source), "file")
+
+
+def _as_path(file: str) -> str:
+    """A file's path, which FFmpeg cannot take for an address: `cam:1.mp4` would be one."""
+    special = ":" in file or "," in file
+    return os.path.join(os.curdir, file) if special and not os.path.isabs(file) else file
+
+
+def _split(source: str) -> tuple[str, str]:
+    """The name before an address, empty without one, and the address."""
+    named = None if os.path.lexists(source.partition("\0")[0]) else _NAMED.match(source)
+    return (named[1], source[named.end() :]) if named else ("", source)
+
+
+def _is_download(address: str) -> bool:
+    """Whether an address is a file's, which has an end, and frames that wait for us."""
+    path = urlsplit(address).path.lower()
+    return _scheme(address) in WEB and path.endswith(FILE_ENDINGS)
+
+
+def _scheme(text: str) -> str:
+    scheme, found, _ = text.partition("://")
+    return scheme.lower() if found and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) else ""
+
+
+def _is_camera(text: str) -> bool:
+    number = text.isascii() and text.isdigit() and len(text) < 4 and not os.path.lexists(text)
+    return number or text.startswith("/dev/video")
+
+
+def _camera(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
+def _holds_video(path: str) -> bool:
+    if is_called_picture(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return is_video(file.read(ENOUGH))
+    except OSError:
+        return False
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return os.path.isfile(path)
+    except ValueError:
+        return False

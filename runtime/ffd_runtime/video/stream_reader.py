@@ -1,0 +1,338 @@
+"""A thread for each stream, which reads it and brings it back when it breaks."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Condition, Event, Thread
+
+from ..core.errors import FfdError, InputError
+from ..core.results import RowError
+from ..image.decode import Image
+from .backoff import Backoff
+from .capture import Capture
+from .lag import Lag
+from .remote_reader import open_capture
+from .scene import Frame, Health, State
+from .stream_address import Stream
+from .stream_policy import Sampler, StreamPolicy
+
+# Frames of a file that are decoded ahead.
+AHEAD = 4
+# Seconds, and frames, over which the frame rate is counted.
+RATE_OVER = 5.0
+RATE_FRAMES = 600
+# Seconds of lag at which a connection is given up: a new one begins with what is now.
+MOST_LAG = 5.0
+# Seconds beyond its timeout at which a wait is called one that nothing can interrupt: more than a
+# stream's process may take.
+MARGIN = 5.0
+
+OpenCapture = Callable[[Stream, float], Capture]
+
+
+class Reader(ABC):
+    """Base of the threads that read streams.
+
+    Args:
+        stream: what to read.
+        policy: how.
+        news: notified when there is a frame, and when there will be none for a while.
+        open_capture: opens the stream.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        policy: StreamPolicy,
+        news: Condition,
+        open_capture: OpenCapture = open_capture,
+    ) -> None:
+        self.stream = stream
+        self._policy = policy
+        self._news = news
+        self._open_capture = open_capture
+        self._sampler = Sampler(policy)
+        self._stop = Event()
+        # Below: written by the thread, read by others, under `news`.
+        self._health = Health(stream.name, stream.live, "connecting")
+        self._frames: deque[Frame] = deque()
+        self._arrivals: deque[float] = deque(maxlen=RATE_FRAMES)
+        self._blocked_since: float | None = None
+        self._next_try: float | None = None
+        self._fatal: FfdError | None = None
+        # Of captures that are closed.
+        self._undecoded = 0
+        self._thread = Thread(target=self._run, name=f"ffd-stream {stream.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end."""
+        self._stop.set()
+        with self._news:
+            self._news.notify_all()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread, which may be held by what nothing can interrupt."""
+        self._thread.join(timeout)
+
+    def has_frame(self) -> bool:
+        """Whether `take` would give one. Called under `news`."""
+        return bool(self._frames)
+
+    def take(self) -> Frame | None:
+        """The frame whose turn it is, if there is one."""
+        with self._news:
+            if not self._frames:
+                return None
+            # There is room for another.
+            self._news.notify_all()
+            return self._frames.popleft()
+
+    def require_fit(self) -> None:
+        """Raise what shows that this machine cannot read such streams at all.
+
+        Raises:
+            FfdError: the reason.
+        """
+        if self._fatal:
+            raise self._fatal
+
+    def done(self) -> bool:
+        """Whether no frame will come any more. Called under `news`."""
+        return self._health.state in ("failed", "ended") and not self.has_frame()
+
+    def health(self) -> Health:
+        """How the stream is now."""
+        now = time.monotonic()
+        with self._news:
+            self._forget_arrivals(now)
+            span = now - self._arrivals[0] if self._arrivals else 0.0
+            fps = (len(self._arrivals) - 1) / span if span else 0.0
+            left = None if self._next_try is None else max(0.0, self._next_try - now)
+            health = replace(self._health, fps=fps, next_try=left)
+            since = self._blocked_since
+        if since is not None and now - since > self._policy.timeout + MARGIN:
+            # A driver or a name server that says neither yes nor no.
+            error = "it hangs: the system does not answer"
+            return replace(health, state="waiting", error=error, code="timeout")
+        return health
+
+    def count_analysed(self, age: float) -> Health:
+        """Count a frame that was classified.
+
+        Args:
+            age: seconds from its capture to its verdict.
+        """
+        with self._news:
+            self._change(analysed=self._health.analysed + 1, age=age)
+        return self.health()
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except FfdError as error:
+            self._fatal = error
+        except Exception as error:  # whatever one stream does, the others go on
+            reason = f"it cannot be read ({type(error).__name__}: {error})"
+            self._end("failed", InputError("read_failed", reason))
+        finally:
+            with self._news:
+                self._news.notify_all()
+
+    @abstractmethod
+    def _read(self) -> None:
+        """Read until the end, or until `stop`."""
+
+    @contextmanager
+    def _opened(self) -> Iterator[Capture]:
+        """The stream, open.
+
+        Raises:
+            InputError: it cannot be opened.
+        """
+        with self._blocked():
+            capture = self._open_capture(self.stream, self._policy.timeout)
+        try:
+            with self._news:
+                self._change(note=capture.note)
+            yield capture
+        finally:
+            self._undecoded += capture.broken
+            with self._blocked():
+                capture.close()
+
+    def _grab(self, capture: Capture) -> bool:
+        with self._blocked():
+            return capture.grab()
+
+    @contextmanager
+    def _blocked(self) -> Iterator[None]:
+        """Notes since when something is waited for that may never come back."""
+        self._blocked_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._blocked_since = None
+
+    def _forget_arrivals(self, now: float) -> None:
+        """Under `news`."""
+        while self._arrivals and now - self._arrivals[0] > RATE_OVER:
+            self._arrivals.popleft()
+
+    def _change(self, **values: object) -> None:
+        """Under `news`."""
+        self._health = replace(self._health, **values)  # type: ignore[arg-type]
+
+    def _count(self, image: Image | None, capture: Capture) -> None:
+        """A frame has come, and was decoded if it is to be classified; under `news`."""
+        now = time.monotonic()
+        self._forget_arrivals(now)
+        self._arrivals.append(now)
+        size = self._health.size if image is None else (image.shape[1], image.shape[0])
+        self._change(
+            state="playing",
+            error=None,
+            code=None,
+            size=size,
+            frames=self._health.frames + 1,
+            undecoded=self._undecoded + capture.broken,
+            last_frame=time.time(),
+        )
+
+    def _end(self, state: State, failure: InputError | None = None) -> None:
+        with self._news:
+            error, code = (failure.message, failure.code) if failure else (None, None)
+            self._change(state=state, error=error, code=code)
+            self._news.notify_all()
+
+
+class FileReader(Reader):
+    """Reads a video file: every frame in order, some ahead."""
+
+    def _read(self) -> None:
+        try:
+            with self._opened() as capture:
+                self._read_frames(capture)
+        except InputError as error:
+            self._end("failed", error)
+        else:
+            self._end("ended")
+
+    def _read_frames(self, capture: Capture) -> None:
+        """Read to the end.
+
+        Raises:
+            InputError: it is not where it should be, or frames could not be decoded.
+        """
+        number = 0
+        while not self._stop.is_set() and self._grab(capture):
+            at = capture.timestamp()
+            image = capture.retrieve() if self._sampler.takes(number, at) else None
+            with self._news:
+                self._count(image, capture)
+            if image is not None:
+                self._give(Frame(self.stream.name, number, image, capture.grabbed, at))
+            number += 1
+
+    def _give(self, frame: Frame) -> None:
+        with self._news:
+            while len(self._frames) >= AHEAD and not self._stop.is_set():
+                self._news.wait()
+            self._frames.append(frame)
+            self._news.notify_all()
+
+
+class LiveReader(Reader):
+    """Reads a camera or server: its newest frame wins, and it is brought back when it breaks."""
+
+    _number = 0
+    _broken_at: float | None = None
+
+    def _read(self) -> None:
+        backoff = Backoff(self._policy.first_wait, self._policy.most_wait)
+        tries = 0
+        while not self._stop.is_set():
+            first, begin = self._number, time.monotonic()
+            failure = self._play()
+            if self._stop.is_set():
+                break
+            tries = tries + 1 if self._number == first else 1
+            if self._policy.retries is not None and tries > self._policy.retries:
+                self._end("failed", failure)
+                return
+            backoff.played(time.monotonic() - begin if self._number > first else 0.0)
+            self._wait(failure, backoff.wait())
+        self._end("ended")
+
+    def _play(self) -> InputError:
+        """Read until it breaks; the reason."""
+        try:
+            with self._opened() as capture:
+                lag = Lag()
+                while not self._stop.is_set():
+                    self._read_frame(capture, lag)
+        except InputError as error:
+            return error
+        except FfdError:
+            raise
+        except Exception as error:  # such as no more processes; it may pass
+            reason = f"it cannot be read ({type(error).__name__}: {error})"
+            return InputError("read_failed", reason)
+        return InputError("fetch_failed", "stopped")
+
+    def _read_frame(self, capture: Capture, lag: Lag) -> None:
+        """Take one frame from the stream.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not self._grab(capture):
+            raise InputError("fetch_failed", "the stream broke off")
+        now = capture.grabbed
+        timed = self.stream.kind == "server"
+        late = lag.measure(capture.timestamp(), now, capture.waited) if timed else 0.0
+        if late > MOST_LAG:
+            raise InputError("fetch_failed", f"its frames came {late:.1f} s late")
+        frame = None
+        if self._sampler.takes(self._number, now):
+            image = capture.retrieve()
+            if image is None:
+                raise InputError("fetch_failed", "a frame could not be decoded")
+            frame = Frame(self.stream.name, self._number, image, now, time.time(), late)
+        self._give(frame, capture)
+        self._number += 1
+
+    def _give(self, frame: Frame | None, capture: Capture) -> None:
+        with self._news:
+            if self._broken_at is not None:
+                self._change(outage=time.monotonic() - self._broken_at)
+                self._broken_at = None
+            self._count(frame.image if frame else None, capture)
+            if frame is None:
+                return
+            if self._frames:
+                self._frames.clear()
+                self._change(dropped=self._health.dropped + 1)
+            self._frames.append(frame)
+            self._news.notify_all()
+
+    def _wait(self, failure: InputError, seconds: float) -> None:
+        with self._news:
+            if self._health.state == "playing":
+                self._broken_at = time.monotonic()
+                broken = RowError.of(failure)
+                self._change(breaks=self._health.breaks + 1, broken=broken, outage=None)
+            self._next_try = time.monotonic() + seconds
+            self._change(state="waiting", error=failure.message, code=failure.code)
+            self._news.notify_all()
+        self._stop.wait(seconds)
+        with self._news:
+            self._next_try = None

@@ -1,0 +1,299 @@
+"""A window on the machine's own screen: what streams show, as it comes."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import cv2
+import numpy as np
+
+from ..core.errors import OutputError
+from ..core.text import printable
+from ..image.decode import Image
+from ..image.draw import enlargement
+from .draw_scene import draw_keys, draw_no_signal, draw_scene, shrink_scene
+from .scene import Health, Quit, Scene
+
+log = logging.getLogger(__name__)
+
+NAME = "ffd"
+KEYS = {"q, Esc": "quit", "h": "heatmap", "s": "save this picture", "?, F1": "show these keys"}
+
+# The largest picture that is made, in pixels: what makes it larger is the window.
+SIZE = (1920, 1080)
+# Of the window when it opens, at most; and of what it shows before the first frame.
+OPENED = (1280, 720)
+SMALLEST = (640, 480)
+# Pictures a second that are shown at most: each costs some three milliseconds of the frame loop,
+# most of them for Qt's turn.
+FPS = 30.0
+# Seconds that the keys stay shown.
+HELP = 4.0
+
+_QUIT = (ord("q"), ord("Q"), 27)
+# F1, as X and as Windows call it.
+_HELP = (ord("?"), 0xFFBE, 0x700000)
+
+# What OpenCV 4's Qt says of a window is never more than the picture that is in it.
+_TELLS_SIZE = int(cv2.__version__.partition(".")[0]) >= 5
+
+_FLAGS = cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL
+_ADVICE = "leave --show out, and use --serve or --record instead"
+# Seconds that opening a window may take where it is tried: importing OpenCV is most of it.
+_PATIENCE = 20.0
+
+
+class Window:
+    """A sink that shows scenes in one window, several sources as tiles.
+
+    Keys: see `KEYS`. Closing the window ends the run as well.
+
+    Args:
+        sources: names of all sources, in the order of their tiles.
+        face_scale: the card's `preprocess.face_scale`.
+        heatmap: draw the evidence too, until `h` is pressed.
+
+    Example:
+        >>> with Window(["0"], face_scale=1.3) as window:  # doctest: +SKIP
+        ...     window.show(scene)
+    """
+
+    def __init__(self, sources: Sequence[str], *, face_scale: float, heatmap: bool = False) -> None:
+        self._sources = list(sources)
+        self._face_scale = face_scale
+        self._heatmap = heatmap
+        self._scenes: dict[str, Scene] = {}
+        self._health: dict[str, Health] = {}
+        # What is drawn already, by source.
+        self._tiles: dict[str, Image] = {}
+        self._picture: Image | None = None
+        self._fitted = False
+        self._room = SMALLEST
+        self._turned = -math.inf
+        self._help_until = -math.inf
+
+    def show(self, scene: Scene) -> None:
+        """Show a scene, in the place of an older one of its source.
+
+        Raises:
+            Quit: a key, or the window's own button, asks for the end.
+        """
+        source = scene.frame.source
+        self._scenes[source], self._health[source] = scene, scene.health
+        self._tiles.pop(source, None)
+        self._turn()
+
+    def tick(self, sources: Sequence[Health]) -> None:
+        """Show how the sources are that do not play.
+
+        Raises:
+            Quit: as `show`.
+        """
+        for health in sources:
+            if health.state != "playing":
+                self._health[health.source] = health
+                self._tiles.pop(health.source, None)
+        self._turn()
+
+    def __enter__(self) -> Self:
+        """Open the window.
+
+        Raises:
+            OutputError: there is no screen, or this OpenCV has no windows.
+        """
+        # The wheels' Qt has no fonts, and says so; nothing here needs them.
+        os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
+        require_screen()
+        try:
+            cv2.namedWindow(NAME, _FLAGS)
+            cv2.resizeWindow(NAME, *SMALLEST)
+        except cv2.error as error:
+            raise OutputError(f"no window can be opened ({error.err}): {_ADVICE}") from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # It may be closed already.
+        with suppress(cv2.error):
+            cv2.destroyWindow(NAME)
+            cv2.pollKey()
+
+    def _turn(self) -> None:
+        """Show what is new, and do what keys ask for, `FPS` times a second."""
+        now = time.monotonic()
+        if now - self._turned < 1 / FPS:
+            return
+        # First: a picture would open a window again that a person has closed.
+        if not _is_open():
+            raise Quit
+        self._picture = self._compose()
+        if now < self._help_until:
+            draw_keys(self._picture, KEYS)
+        cv2.imshow(NAME, self._picture)
+        while (key := cv2.pollKey()) != -1:
+            self._press(key)
+        self._turned = time.monotonic()
+
+    def _press(self, key: int) -> None:
+        if key in _QUIT:
+            raise Quit
+        if key in (ord("h"), ord("H")):
+            self._heatmap = not self._heatmap
+            self._tiles.clear()
+        elif key in (ord("s"), ord("S")) and self._picture is not None:
+            save_picture(self._picture, datetime.now())
+        elif key in _HELP:
+            self._help_until = time.monotonic() + HELP
+
+    def _compose(self) -> Image:
+        """All sources in one picture, a new one, as large as it is shown if that is known."""
+        columns = math.ceil(math.sqrt(len(self._sources)))
+        rows = math.ceil(len(self._sources) / columns)
+        shape = self._shape_of_one() if columns == 1 else (16 * columns, 9 * rows)
+        width, height = _fit(shape, OPENED, enlarge=columns > 1)
+        if self._scenes and not self._fitted:
+            self._fitted = True
+            cv2.resizeWindow(NAME, width, height)
+        if _TELLS_SIZE:
+            width, height = _fit(shape, _shown_size(), enlarge=True)
+        room = (max(1, width // columns), max(1, height // rows))
+        if room != self._room:
+            self._room = room
+            self._tiles.clear()
+        whole = np.zeros((height, width, 3), np.uint8)
+        for number, source in enumerate(self._sources):
+            tile = self._draw(source)
+            row, column = divmod(number, columns)
+            top = row * room[1] + (room[1] - tile.shape[0]) // 2
+            left = column * room[0] + (room[0] - tile.shape[1]) // 2
+            whole[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+        return whole
+
+    def _shape_of_one(self) -> tuple[int, int]:
+        """Width and height of the only source's picture as it is drawn."""
+        scene = self._scenes.get(self._sources[0])
+        if not scene:
+            return SMALLEST
+        factor = enlargement(scene.frame.image)
+        height, width = scene.frame.image.shape[:2]
+        return factor * width, factor * height
+
+    def _draw(self, source: str) -> Image:
+        """A source's picture, or one that says why there is none, no larger than its room."""
+        if source not in self._tiles:
+            health = self._health.get(source) or Health(source, True, "connecting")
+            scene = self._scenes.get(source)
+            if scene and health.state in ("playing", "ended"):
+                # Made small first: letters that are made small afterwards cannot be read.
+                scene = shrink_scene(scene, *self._room)
+                tile = draw_scene(scene, heatmap=self._heatmap, face_scale=self._face_scale)
+                size = _fit((tile.shape[1], tile.shape[0]), self._room, enlarge=True)
+                self._tiles[source] = np.asarray(cv2.resize(tile, size), np.uint8)
+            else:
+                self._tiles[source] = draw_no_signal(self._room, health)
+        return self._tiles[source]
+
+
+def require_screen() -> None:
+    """Refuse what could only end the process: Qt aborts it where it finds no screen.
+
+    Raises:
+        OutputError: there is none, it does not answer, or this OpenCV has no windows.
+    """
+    if not cv2.currentUIFramework():
+        raise OutputError(
+            "this OpenCV has no windows: install opencv-python in the place of "
+            f"opencv-python-headless, or {_ADVICE}"
+        )
+    if not sys.platform.startswith("linux"):
+        return
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not display:
+        raise OutputError(f"there is no screen (DISPLAY is not set): {_ADVICE}")
+    reason = _try_window()
+    if reason:
+        raise OutputError(f"no window can be opened on {printable(display)} ({reason}): {_ADVICE}")
+
+
+def _try_window() -> str | None:
+    """Open a window in a process of its own; why it could not be, or None."""
+    code = f"import cv2; cv2.namedWindow({NAME!r}, {_FLAGS})"
+    try:
+        tried = subprocess.run(  # noqa: S603 (this Python, and a program that stands above)
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "it does not answer"
+    if tried.returncode == 0:
+        return None
+    said = tried.stderr.decode(errors="replace").strip().splitlines()
+    return printable(said[0]) if said else f"exit code {tried.returncode}"
+
+
+def save_picture(image: Image, when: datetime) -> Path | None:
+    """Write a picture to the current folder, never in the place of a file.
+
+    Args:
+        image: uint8 [height, width, 3], BGR.
+        when: names it.
+
+    Returns:
+        ffd-DATE.png, or the next name that is free; None where it cannot be written.
+    """
+    done, data = cv2.imencode(".png", image)
+    assert done
+    for count in itertools.count(1):
+        number = "" if count == 1 else f"-{count}"
+        path = Path(f"ffd-{when:%Y%m%d-%H%M%S}{number}.png")
+        try:
+            with path.open("xb") as file:
+                file.write(data.tobytes())
+        except FileExistsError:
+            continue
+        except OSError as error:
+            # A run of months does not end for a picture.
+            log.warning("the picture cannot be saved to %s: %s", path, error.strerror)
+            return None
+        log.warning("saved %s", path)
+        return path
+    raise AssertionError
+
+
+def _is_open() -> bool:
+    try:
+        return cv2.getWindowProperty(NAME, cv2.WND_PROP_VISIBLE) >= 1
+    except cv2.error:
+        return False
+
+
+def _shown_size() -> tuple[int, int]:
+    """Width and height at which the window shows its picture, `SIZE` at most."""
+    *_, width, height = cv2.getWindowImageRect(NAME)
+    return _fit((width, height), SIZE) if width > 0 < height else SMALLEST
+
+
+def _fit(size: tuple[int, int], largest: tuple[int, int], enlarge: bool = False) -> tuple[int, int]:
+    """Width and height made smaller alike until they fit, or larger too."""
+    share = min(largest[0] / size[0], largest[1] / size[1])
+    share = share if enlarge else min(share, 1.0)
+    return max(1, round(share * size[0])), max(1, round(share * size[1]))
