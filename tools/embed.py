@@ -20,7 +20,7 @@ from ffd_export.exporting import Made, Source, Wish, make, open_source, take_as_
 from ffd_export.images import Images, find_images, prepare_images
 from ffd_export.output import write_files
 from ffd_export.runs import find_checkpoint
-from ffd_runtime.cli.options import Command, say
+from ffd_runtime.cli.command import Command, say
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.backends.embedded import EMBEDDED, EMBEDDED_INT8, explain_rejection
 

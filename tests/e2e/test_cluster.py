@@ -158,7 +158,7 @@ def test_a_command_that_is_killed_goes_on_where_it_was(
     assert_one_line(run(*folders, *options), "go on with --resume")
     code, _, said = run(*folders, *options, "--resume")
     assert code == 3, said
-    assert "going on after" in said
+    assert "resuming after" in said
     want = [path for number in range(3) for path in (night / str(number)).iterdir()]
     assert f"{len(want)} inputs" in said
     # What was whole has stayed.
@@ -171,7 +171,7 @@ def test_a_command_that_is_killed_goes_on_where_it_was(
         client.put_object(Bucket="night", Key=f"later/{name}", Body=data.tobytes())
     code, _, said = run(*folders, "s3://night/later/", *options, "--resume")
     assert code == 3, said
-    assert f"going on after {len(want)} inputs" in said
+    assert f"resuming after {len(want)} inputs" in said
     store.fetch("night", "killed/", tmp_path / "rows")
     sources = [row["source"] for row in rows_in(tmp_path / "rows")]
     expected = [f"s3://night/in/{path.relative_to(night)}" for path in want]
@@ -239,7 +239,7 @@ def test_a_run_within_this_process(
     (portraits / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     command = [str(portraits), "--ray", machines.address, "--model", str(colour_model)]
     command += ["--output", str(tmp_path / "out")]
-    for more, said in (([], "4 inputs: 2 generated"), (["--resume"], "going on after 4 inputs")):
+    for more, said in (([], "4 inputs: 2 generated"), (["--resume"], "resuming after 4 inputs")):
         ended = CliRunner().invoke(ffd_run, [*command, *more])
         assert (ended.exit_code, ended.stdout) == (3, ""), ended.output
         assert said in ended.stderr
@@ -419,6 +419,9 @@ def test_a_signal_ends_what_was_started(
             time.sleep(0.1)
 
 
+REFUSED = "cannot be combined with --ray"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -426,11 +429,20 @@ def test_a_signal_ends_what_was_started(
         (("in", "--output", "gs://b1/rows/"), "s3:// and gs:// addresses need --ray"),
         (("in", "--ray"), "--ray needs an --output"),
         (("in", "--ray", "--output", "rows.parquet"), "a folder of Parquet files"),
-        (("in", "--ray", "--output", "out", "--workers", "2"), "--workers does not go with --ray"),
-        (("in", "--ray", "--output", "out", "--annotate", "d"), "--annotate does not go with"),
-        (("in", "--ray", "--output", "out", "--report", "a.html"), "--report does not go with"),
-        (("in", "--ray", "--output", "out", "--json"), "does not go with --ray"),
-        (("in", "--ray", "--output", "out", "--show"), "--show does not go with --ray"),
+        (
+            ("in", "--ray", "--output", "out", "--workers", "2"),
+            f"--workers {REFUSED}",
+        ),
+        (
+            ("in", "--ray", "--output", "out", "--annotate", "d"),
+            f"--annotate {REFUSED}",
+        ),
+        (
+            ("in", "--ray", "--output", "out", "--report", "a.html"),
+            f"--report {REFUSED}",
+        ),
+        (("in", "--ray", "--output", "out", "--json"), REFUSED),
+        (("in", "--ray", "--output", "out", "--show"), f"--show {REFUSED}"),
         (("in", "--actors", "2"), "--actors needs --ray"),
         (("in", "--part", "2"), "--part needs --ray"),
         (("--ray", "s3://b1/in/", "--output", "out"), "put SOURCEs before --ray"),

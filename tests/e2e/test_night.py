@@ -89,14 +89,14 @@ def test_killed_at_any_moment_every_input_has_one_row(
     assert code == 3, err
     files = sorted(map(str, many.iterdir()))
     assert sources_in(output) == files + files
-    assert "1000 inputs: 900 generated, 0 groundtruth, 0 unsure, 100 errors" in err
+    assert "1000 inputs: 900 generated, 0 photographs, 0 unsure, 100 errors" in err
     assert not list(tmp_path.glob("rows.*.partial*"))
     if ending == "jsonl":
         # A row is only there if its copy is.
         copies = [path.name for path in (tmp_path / "shown").glob("[!.]*")]
         assert len(copies) == 450
     code, _, err = run(*command)
-    assert (code, "is whole: there is nothing to resume" in err) == (0, True)
+    assert (code, "is complete: nothing to resume" in err) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_signal_leaves_whole_rows(
     _, err = process.communicate(timeout=WATCHDOG)
     assert process.returncode == code
     assert err.decode().splitlines()[-1] == f"ffd-run: {said}"
-    assert f"rows so far are in {partial}; --resume goes on with them" in err.decode()
+    assert f"rows so far are in {partial}; resume with --resume" in err.decode()
     text = partial.read_text()
     assert text.endswith("\n")
     files = sorted(map(str, many.iterdir()))
@@ -329,7 +329,7 @@ main()
 
 def test_resume_is_for_a_file() -> None:
     code, _, err = run("x", "--resume")
-    assert (code, "--resume needs the --output" in err) == (2, True)
+    assert (code, "--resume needs --output" in err) == (2, True)
 
 
 def test_a_signal_ends_a_run_that_is_at_work(many: Path, colour_model: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_folder_of_everything(mixed: tuple[Path, dict[str, str]], colour_model
     assert done.stdout.isascii()
     assert b"\x1b" not in done.stdout + done.stderr
     summary = done.stderr.decode().splitlines()[-1]
-    assert summary.startswith("20 inputs: 8 generated, 1 groundtruth, 1 unsure, 10 errors (")
+    assert summary.startswith("20 inputs: 8 generated, 1 photograph, 1 unsure, 10 errors (")
     assert summary.endswith("; skipped 2 files that are not pictures: .DS_Store, notes.txt")
 
 
@@ -166,7 +166,7 @@ def test_good_files_alone_end_with_0(portraits: Path, colour_model: Path) -> Non
     assert [row["label"] for row in rows_of(out)] == ["generated", "groundtruth", "generated"]
     first, summary = err.splitlines()
     assert first.startswith("colour (colour, fp32), onnxruntime")
-    assert summary.startswith("3 inputs: 2 generated, 1 groundtruth, 0 unsure, 0 errors (")
+    assert summary.startswith("3 inputs: 2 generated, 1 photograph, 0 unsure, 0 errors (")
 
 
 def test_paths_on_standard_input(portraits: Path, colour_model: Path) -> None:
@@ -240,7 +240,7 @@ def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path:
         ((portraits, "--model", colour_model, "--output", "/proc/x.csv"), 1, "cannot write"),
         ((portraits, "--output", tmp_path / "folder.csv"), 1, "is a folder: name a file"),
         ((no_card, "--output", tmp_path / "x/../y.csv", tmp_path / "y.csv"), 2, "is also a SOURCE"),
-        (("ftp://camera/1",), 2, "is not an address that ffd-run reads"),
+        (("ftp://camera/1",), 2, "is not a supported address"),
         ((), 2, "Missing argument"),
         ((portraits, "--batch", "0"), 2, "Invalid value for '--batch'"),
     ):
@@ -406,7 +406,7 @@ def test_a_report_of_a_continued_run_counts_all(
     assert (code, "cannot write" in err) == (1, True)
     code, _, err = run(*command, "--resume", "--report", page)
     assert code == 0
-    assert "going on after" in err
+    assert "resuming after" in err
     assert "23 inputs" in page.read_text()
 
 
@@ -415,7 +415,7 @@ def test_written_files_are_no_sources(portraits: Path, colour_model: Path, tmp_p
         (("--report", portraits / "0-red.png"), "is also a SOURCE"),
         (("--report", tmp_path / "page.txt"), "must end with .html"),
         (("--annotate", portraits), "--annotate"),
-        (("--heatmap",), "--heatmap needs the --annotate DIR"),
+        (("--heatmap",), "--heatmap needs --annotate DIR"),
     ):
         before = sorted(portraits.iterdir())
         code, _, err = run(portraits / "0-red.png", portraits, "--model", colour_model, *options)

@@ -89,7 +89,7 @@ def test_an_interlaced_video_without_a_name_has_its_verdicts(
     assert code == 0, err
     assert [row["label"] for row in rows] == ["generated"] * 5
     assert [row["time"] for row in rows] == [0.0, 0.04, 0.08, 0.12, 0.16]
-    assert f"{path} is a video by its content" in err
+    assert f"{path} is a video, according to its content" in err
 
 
 def test_what_could_not_be_decoded_is_a_row(colour_model: Path, tmp_path: Path) -> None:
@@ -205,15 +205,15 @@ def test_sigterm_ends_within_two_seconds_with_whole_files(
 
 def test_what_cannot_be_run_together(clip: Path, portraits: Path, tmp_path: Path) -> None:
     for arguments, said in [
-        (("0", portraits), "is no stream"),
-        ((clip, "--resume", "--output", tmp_path / "a.jsonl"), "--resume is for pictures alone"),
-        ((portraits, "--show"), "--show is for streams alone"),
-        ((portraits, "--every", 2), "--every is for streams alone"),
-        (("http://127.0.0.1:1/a.jpg", "--events"), "--events is for streams alone"),
+        (("0", portraits), "is not a stream"),
+        ((clip, "--resume", "--output", tmp_path / "a.jsonl"), "--resume applies only to pictures"),
+        ((portraits, "--show"), "--show applies only to streams"),
+        ((portraits, "--every", 2), "--every applies only to streams"),
+        (("http://127.0.0.1:1/a.jpg", "--events"), "--events applies only to streams"),
         ((clip, "--serve", "nonsense:port"), "--serve"),
-        (("ftp://a/b",), "is not an address"),
-        ((clip, "--batch", 2), "--batch is for pictures alone"),
-        ((portraits, "--token", "x" * 16), "--token is for streams alone"),
+        (("ftp://a/b",), "is not a supported address"),
+        ((clip, "--batch", 2), "--batch applies only to pictures"),
+        ((portraits, "--token", "x" * 16), "--token applies only to streams"),
     ]:
         code, rows, err = run(*arguments)
         assert (code, rows) == (2, []), err
@@ -223,7 +223,7 @@ def test_what_cannot_be_run_together(clip: Path, portraits: Path, tmp_path: Path
 
 def test_what_cannot_be_opened_ends_the_run_in_one_line(clip: Path, tmp_path: Path) -> None:
     for arguments, said in [
-        (("0", "--output", tmp_path / "a.csv"), "go to a .jsonl"),
+        (("0", "--output", tmp_path / "a.csv"), "append to a .jsonl"),
         (("videotestsrc ! appsink", "--gst"), "without GStreamer"),
         ((clip, "--record", tmp_path / "a.gif"), "a.gif"),
         ((clip, "--face-model", tmp_path / "absent.onnx"), "absent.onnx"),

@@ -30,7 +30,7 @@ def test_a_run_with_everything(portraits: Path, colour_model: Path, tmp_path: Pa
     assert page.exists()
     assert len(list(shown.iterdir())) == 3
     done = call(ffd_run, *command)
-    assert "is whole: there is nothing to resume" in done.stderr
+    assert "is complete: nothing to resume" in done.stderr
 
 
 def test_a_run_that_goes_on(portraits: Path, colour_model: Path, tmp_path: Path) -> None:

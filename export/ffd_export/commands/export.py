@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ffd_runtime.cli.options import (
-    Command,
-    format_option,
-    say,
-    say_more,
-    version_option,
-    wants_table,
-)
+from ffd_runtime.cli.command import Command, say, say_more
+from ffd_runtime.cli.options import format_option, version_option, wants_table
 
 if TYPE_CHECKING:
     from ffd_runtime.model.card import PreprocessSpec

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.text import printable
-from .options import Command, device_option, format_option, say, version_option, wants_table
+from .command import Command, say
+from .options import device_option, format_option, version_option, wants_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

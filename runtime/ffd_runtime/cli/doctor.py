@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.text import printable
-from .options import Command, format_option, version_option, wants_table
+from .command import Command
+from .options import format_option, version_option, wants_table
 
 if TYPE_CHECKING:
     from rich.console import Console

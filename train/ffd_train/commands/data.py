@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ffd_runtime.cli.options import say, version_option
+from ffd_runtime.cli.command import say
+from ffd_runtime.cli.options import version_option
 
 # Each module has a command of the same name.
 COMMANDS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ffd_runtime.cli.options import Command, say
+from ffd_runtime.cli.command import Command, say
 from ffd_runtime.core.text import printable
 
 if TYPE_CHECKING:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ffd_runtime.cli.command import Command, say, say_more
 from ffd_runtime.cli.options import (
-    Command,
     backend_option,
     device_option,
     format_option,
-    say,
-    say_more,
     version_option,
     wants_table,
 )

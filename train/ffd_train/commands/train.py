@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ffd_runtime.cli.options import Command, say, say_more, version_option
+from ffd_runtime.cli.command import Command, say, say_more
+from ffd_runtime.cli.options import version_option
 
 if TYPE_CHECKING:
     from ..recipe import Recipe

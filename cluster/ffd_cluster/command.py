@@ -1,0 +1,213 @@
+"""ffd-run --ray: classify pictures on a cluster."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ffd_runtime.cli.command import option, say, wants_more
+from ffd_runtime.cli.program import Program, RunOptions
+
+if TYPE_CHECKING:
+    from .output_parts import Parts
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(RunOptions):
+    """The options for a cluster, as `ffd-run --help` explains them."""
+
+    ray: str
+    actors: int | None
+    part: int
+    batch: int
+    max_pixels: int
+    null: bool
+    resume: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_address(self.ray)
+
+    @property
+    def address(self) -> str | None:
+        """The cluster's address; None for the one of this machine, or for this machine."""
+        return None if self.ray == LOCAL else self.ray
+
+
+DECLARATIONS = (
+    option(
+        "--ray",
+        group="Cluster",
+        is_flag=False,
+        flag_value=LOCAL,
+        metavar="[HOST:PORT]",
+        help="Run on this Ray cluster. Without an address: on the cluster of this machine, or on "
+        "this machine. SOURCEs may be s3:// and gs:// addresses, --output is a folder.",
+    ),
+    option(
+        "--actors",
+        group="Cluster",
+        type=click.IntRange(1),
+        help="Processes that hold the model. Default: one per GPU, or one per core.",
+    ),
+    option(
+        "--part",
+        group="Cluster",
+        type=click.IntRange(1),
+        default=10_000,
+        show_default=True,
+        help="Inputs in each Parquet file of --output.",
+    ),
+)
+
+
+def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
+    """Whether --ray is given.
+
+    Raises:
+        click.UsageError: an address needs --ray.
+    """
+    from .object_address import is_object
+
+    if values["ray"] is not None:
+        return True
+    if any(map(is_object, [*sources, values["output"] or ""])):
+        raise click.UsageError(
+            "s3:// and gs:// addresses need --ray (without a cluster it runs on this machine)"
+        )
+    return False
+
+
+def _check_address(address: str) -> None:
+    from .object_address import is_object
+
+    if address.startswith("ray://"):
+        raise click.UsageError(
+            "--ray ray://: Ray Data does not support Ray's client. Give HOST:PORT on a machine of "
+            "the cluster, or submit ffd-run --ray by 'ray job submit'"
+        )
+    if is_object(address) or os.path.lexists(address):
+        raise click.UsageError(
+            "--ray takes the word after it as an address: put SOURCEs before --ray"
+        )
+
+
+def run(sources: Sequence[str], options: ClusterOptions) -> None:
+    """Classify pictures on a Ray cluster."""
+    output = _check_output(options.output)
+    device = _check_device(options.device)
+    from ffd_runtime.cli.progress import summarise
+    from ffd_runtime.model.backends import find_model
+    from ffd_runtime.outputs.provenance import Origin
+
+    from .classify import Counted, Run, find_inputs
+    from .object_address import place_of
+    from .output_parts import Parts
+    from .plan import Plan
+    from .ray_pipeline import Work, connected, try_model
+    from .stages import Model
+    from .storage import storage_of
+
+    # A wrong path is an error before the cluster is waited for.
+    find_model(options.model, device)
+    detector = options.open_detector()
+    with connected(options.address, wants_more()) as ray:
+        plan = Plan.of(ray.nodes(), device, options.actors)
+        say(f"Ray {ray.__version__}: {plan}")
+
+        def replan() -> Plan:
+            # The model is opened on the device that it was tried on.
+            return Plan.of(ray.nodes(), plan.device, options.actors)
+
+        path = find_model(options.model, plan.device)
+        model = Model.read(path, options.backend, plan.device)
+        description, card = try_model(ray, model, plan)
+        say(f"{card.name} ({card.architecture}, {card.precision}), {description}")
+        origin = Origin.of(path, card, (), faces=detector.settings if detector else None)
+        parts = Parts(output, storage_of(place_of(output)))
+        seen = parts.begin(origin, options.resume)
+        if earlier := parts.inputs:
+            say(f"resuming after {earlier} inputs with rows in {output}")
+        work = Work(
+            model,
+            card.preprocess,
+            parts,
+            max_pixels=options.max_pixels,
+            batch=options.batch,
+            part=options.part,
+            detector=detector,
+        )
+        begin = time.monotonic()
+        items = Counted(find_inputs(sources, output, options.null))
+        with _naming_rows(parts), _progress(ray, earlier, items.total) as tally:
+            classified = Run(ray, work, parts, seen, replan, tally)
+            classified.classify(items)
+        say(summarise(parts.counts, earlier, time.monotonic() - begin, classified.skipped))
+    if parts.counts["errors"]:
+        click.get_current_context().exit(3)
+
+
+def _check_device(device: str) -> str:
+    from ffd_runtime.model.devices import parse_device
+
+    kind, _ = parse_device(device)
+    if device != kind:
+        raise click.UsageError(
+            f"--device {device}: give cuda with --ray; each actor has its own GPU"
+        )
+    return kind
+
+
+def _check_output(output: str | None) -> str:
+    from ffd_runtime.outputs import FILE_SINKS
+
+    if not output:
+        raise click.UsageError("--ray needs an --output: a folder, or s3://BUCKET/FOLDER/")
+    if output.lower().endswith(tuple(FILE_SINKS)):
+        raise click.UsageError("with --ray, --output is a folder of Parquet files, not a file")
+    from .storage import require_no_credentials
+
+    require_no_credentials(output)
+    return output
+
+
+@contextmanager
+def _progress(ray: Any, earlier: int, count: Callable[[], int]) -> Iterator[Any]:
+    """Start the actor that counts the work of all machines; show a bar on a terminal."""
+    from rich.console import Console
+
+    from ffd_runtime.cli.progress import progress
+
+    from .tally import following, start_tally
+
+    tally = start_tally(ray)
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield tally
+        return
+    with progress(console, count, earlier) as advance, following(ray, tally, advance):
+        yield tally
+
+
+@contextmanager
+def _naming_rows(parts: Parts) -> Iterator[None]:
+    """Say where the rows of an interrupted run are."""
+    from .output_parts import TakenError
+
+    try:
+        yield
+    except BaseException as error:
+        if parts.inputs and not isinstance(error, TakenError):
+            say(f"{parts.inputs} inputs have rows in {parts.folder}; resume with --resume")
+        raise
+
+
+PROGRAM = Program("pictures", ClusterOptions, accepts, run, DECLARATIONS, flag="--ray")

@@ -1,0 +1,217 @@
+"""The base class of all commands: grouped help, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+import click
+
+from ..core.errors import FfdError, OutputError
+from ..core.text import printable
+
+# The modules that each extra installs.
+EXTRAS = {
+    "train": "torch torchvision timm lightning torchmetrics sklearn scipy safetensors matplotlib "
+    "PIL tensorboard",
+    "export": "onnx onnxscript",
+    "tensorrt": "tensorrt cuda",
+    "rtx": "tensorrt_rtx",
+    "openvino": "openvino",
+    "parquet": "pyarrow",
+    "ray": "ray",
+    "web": "starlette uvicorn",
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM was received. As after Ctrl-C, open files and devices are closed."""
+
+
+class GroupedOption(click.Option):
+    """An option that `--help` lists under a title."""
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+def option(*names: str, group: str, **attributes: Any) -> Callable[[Any], Any]:
+    """Declare an option with a group, as `click.option` does without one."""
+    return click.option(*names, cls=GroupedOption, group=group, **attributes)
+
+
+class Command(click.Command):
+    """A click command whose errors are one line each.
+
+    Exit codes: that of an `FfdError`; 2 for wrong usage; 130 for Ctrl-C; 143 for SIGTERM; 1 for a
+    closed pipe, without a message. Any other exception is a defect of ffd: its message names
+    `--debug`, which shows the traceback of every error.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(["-v", "--verbose"], is_flag=True, help="Print more details."),
+            click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+        ]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the options by group; those without a group come last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        ungrouped: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record and isinstance(parameter, GroupedOption):
+                groups.setdefault(parameter.group, []).append(record)
+            elif record and isinstance(parameter, click.Option):
+                ungrouped.append(record)
+        groups["Other options" if groups else "Options"] = ungrouped
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            _end_usage(f"{parent.command_path} {info_name}" if parent else info_name, error)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = ctx.params.pop("debug")
+        ctx.ensure_object(dict)["verbose"] = ctx.params.pop("verbose")
+        try:
+            _prepare_streams()
+            with _raising_on_sigterm(), _saying_what_is_logged():
+                super().invoke(ctx)
+            _leave(ctx, 0)
+        except click.exceptions.Exit as ended:
+            _leave(ctx, ended.exit_code)
+        except click.Abort:
+            raise
+        except click.UsageError as error:
+            _end_usage(ctx.command_path, error)
+        except KeyboardInterrupt:
+            say(f"{ctx.command_path}: interrupted")
+            _leave(ctx, 130)
+        except Terminated:
+            say(f"{ctx.command_path}: terminated")
+            _leave(ctx, 143)
+        except BrokenPipeError:
+            # Nobody reads stdout any more. Without this, Python fails to flush it at exit.
+            sys.stdout = None
+            ctx.exit(1)
+        except Exception as error:
+            if debug:
+                raise
+            code = error.exit_code if isinstance(error, FfdError) else 1
+            say(f"{ctx.command_path}: error: {_explain(error)}")
+            _leave(ctx, code)
+
+
+def _leave(ctx: click.Context, code: int) -> None:
+    """Exit. Everything that was open is closed already."""
+    if any(thread.name.startswith("ffd-") for thread in threading.enumerate()):
+        # A thread still runs in a decoder or waits for a server. If it returned while the
+        # interpreter shuts down, it would abort the process with another exit code.
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    ctx.exit(code)
+
+
+@contextmanager
+def _raising_on_sigterm() -> Iterator[None]:
+    """Raise `Terminated` in the main thread at the first SIGTERM; let a second one kill."""
+
+    def terminate(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _saying_what_is_logged() -> Iterator[None]:
+    """Print the runtime's log messages to stderr."""
+    # Imported here, so that --help does not wait for it.
+    import logging
+
+    class Say(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    logger = logging.getLogger("ffd_runtime")
+    handler = Say()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+def _prepare_streams() -> None:
+    """Names that a stream's encoding lacks are escaped instead of ending the run."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed: redirect it to a file or to /dev/null")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+
+
+def _end_usage(name: str | None, error: click.UsageError) -> NoReturn:
+    say(f"{name}: error: {error.format_message()} ({name} --help)")
+    raise click.exceptions.Exit(2)
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong and what to do, in one sentence."""
+    if isinstance(error, FfdError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        for extra, modules in EXTRAS.items():
+            if error.name.split(".")[0] in modules.split():
+                return f"{error.name} is not installed: pip install 'ffd-edge[{extra}]'"
+    if isinstance(error, ImportError):
+        return f"a library cannot be loaded ({error}): install what it names, or reinstall ffd-edge"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"
+
+
+def say(message: str) -> None:
+    """One line on stderr, safe to show; lost if the terminal is gone."""
+    with suppress(OSError):
+        click.echo(printable(" ".join(line.strip() for line in message.splitlines())), err=True)
+
+
+def say_more(text: str) -> None:
+    """Text of our own on stderr, as it is, if -v was given to the running command."""
+    if wants_more():
+        click.echo(text, err=True)
+
+
+def wants_more() -> bool:
+    """Whether -v was given to the running command."""
+    return bool(click.get_current_context().ensure_object(dict).get("verbose"))

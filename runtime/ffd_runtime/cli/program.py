@@ -1,0 +1,145 @@
+"""The programs of `ffd-run`: still pictures, streams, a cluster.
+
+A program declares its options as the fields of a frozen dataclass. An option of the command belongs
+to the programs whose dataclass has a field of its name, and is refused by the others. A new program
+is one module with a `PROGRAM` and one line in `PROGRAMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..image.faces import FaceDetector
+
+# In the order in which they are asked; the last one takes everything. Named, and not imported: the
+# runtime does not depend on the cluster.
+PROGRAMS = ("ffd_cluster.command", "ffd_runtime.cli.run_streams", "ffd_runtime.cli.run_pictures")
+
+Options = TypeVar("Options", bound="RunOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of every program.
+
+    Attributes:
+        model: path of an ONNX or engine; None for the embedded model.
+        backend: name of a backend, or `auto`.
+        device: `auto`, `cpu` or `cuda[:N]`.
+        output: file or folder of rows.
+        faces: whether to detect faces; None for the program's default.
+        face_model: path of a YuNet model.
+        min_face: smallest side of a face that is classified, in pixels.
+
+    Raises:
+        click.UsageError: the options contradict each other.
+    """
+
+    model: str | None
+    backend: str
+    device: str
+    output: str | None
+    faces: bool | None
+    face_model: str | None
+    min_face: int | None
+
+    def __post_init__(self) -> None:
+        if self.min_face and not self.detect_faces:
+            raise click.UsageError("--min-face needs --faces")
+
+    @property
+    def detect_faces(self) -> bool:
+        """Whether faces are detected."""
+        return bool(self.faces)
+
+    def open_detector(self) -> FaceDetector | None:
+        """Open the face detector; None if faces are not detected."""
+        if not self.detect_faces:
+            return None
+        from pathlib import Path
+
+        from ..image.face_model import find_face_model
+        from ..image.faces import FaceDetector
+
+        model = find_face_model(Path(self.face_model) if self.face_model else None)
+        return FaceDetector(model, **({} if self.min_face is None else {"min_side": self.min_face}))
+
+
+@dataclass(frozen=True)
+class Program(Generic[Options]):
+    """One of the programs behind the command.
+
+    Attributes:
+        inputs: what it classifies, as error messages name it.
+        options: a dataclass with a field for each option.
+        accepts: whether the program is to run, given the sources and all values of the command.
+        run: classify the sources.
+        declarations: click options that only this program has.
+        flag: the option that selects the program, if there is one.
+    """
+
+    inputs: str
+    options: type[Options]
+    accepts: Callable[[Sequence[str], Mapping[str, Any]], bool]
+    run: Callable[[Sequence[str], Options], None]
+    declarations: tuple[Callable[[Any], Any], ...] = ()
+    flag: str | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the program's options, as click passes them."""
+        return frozenset(field.name for field in fields(self.options))
+
+    def start(self, sources: Sequence[str], values: Mapping[str, Any]) -> None:
+        """Check the options and run.
+
+        Raises:
+            click.UsageError: an option does not apply, or some contradict each other.
+        """
+        _refuse_foreign_options(self)
+        self.run(sources, self.options(**{name: values[name] for name in self.names}))
+
+
+def load_programs() -> tuple[Program[Any], ...]:
+    """The programs, in the order in which they are asked."""
+    return tuple(import_module(name).PROGRAM for name in PROGRAMS)
+
+
+def choose_program(sources: Sequence[str], values: Mapping[str, Any]) -> Program[Any]:
+    """The first program that accepts the sources and options.
+
+    Raises:
+        click.UsageError: no program classifies these sources together.
+    """
+    return next(program for program in load_programs() if program.accepts(sources, values))
+
+
+def add_declarations(command: Any) -> Any:
+    """Add the options that only one program has."""
+    for program in load_programs():
+        for declare in reversed(program.declarations):
+            command = declare(command)
+    return command
+
+
+def _refuse_foreign_options(program: Program[Any]) -> None:
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        others = [other for other in load_programs() if name in other.names]
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if not given or name in program.names or not others:
+            continue
+        option = "/".join([*parameter.opts, *parameter.secondary_opts])
+        if program.flag:
+            raise click.UsageError(f"{option} cannot be combined with {program.flag}")
+        if all(other.flag for other in others):
+            raise click.UsageError(f"{option} needs {others[0].flag}")
+        inputs = " and ".join(other.inputs for other in others if not other.flag)
+        raise click.UsageError(f"{option} applies only to {inputs}")

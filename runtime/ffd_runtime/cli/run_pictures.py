@@ -1,0 +1,399 @@
+"""ffd-run on pictures: files, folders, archives and web addresses."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..core.errors import OutputError
+from .command import say, say_more
+from .options import wants_table
+from .program import Program, RunOptions
+from .progress import progress, summarise
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..core.classifier import Classifier
+    from ..core.results import Result
+    from ..inputs import Item
+    from ..outputs import Sink
+    from ..outputs.annotated_copies import Annotate
+    from ..outputs.html_report import Report
+    from ..outputs.partial_file import PartialFile
+    from ..outputs.provenance import Origin
+
+# Seconds until the download of a picture is given up.
+TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(RunOptions):
+    """The options for pictures, as `ffd-run --help` explains them."""
+
+    batch: int
+    workers: int | None
+    max_pixels: int
+    null: bool
+    timeout: float | None
+    allow_private: bool
+    overwrite: bool
+    resume: bool
+    annotate: str | None
+    heatmap: bool
+    report: str | None
+    as_json: bool | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.overwrite:
+            raise click.UsageError("--resume keeps rows that --overwrite would replace: give one")
+        if (self.resume or self.overwrite) and not self.output:
+            option = "resume" if self.resume else "overwrite"
+            raise click.UsageError(f"--{option} needs --output")
+        if self.heatmap and not self.annotate:
+            raise click.UsageError("--heatmap needs --annotate DIR, where it is drawn")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where a run writes.
+
+    Attributes:
+        rows: file of rows, with links followed; None if rows go elsewhere.
+        pipe: pipe or device of rows.
+        report: the HTML report.
+        named: the paths as they were given.
+    """
+
+    rows: Path | None
+    pipe: Path | None
+    report: Path | None
+    named: tuple[Path, ...]
+
+    @classmethod
+    def check(cls, sources: Iterable[str], options: PictureOptions) -> Targets:
+        """Find early what would otherwise fail at the end of a run.
+
+        Raises:
+            OutputError: a target cannot be written.
+            click.UsageError: a target is also a source, or cannot be resumed.
+        """
+        from ..outputs import check_file_sink, follow_links, is_pipe, require_folder, require_new
+
+        output = Path(options.output) if options.output else None
+        report = Path(options.report) if options.report else None
+        named = tuple(path for path in (output, report) if path)
+        for path in named:
+            _refuse_source(path, sources)
+        if report:
+            require_folder("--report", report)
+        if output is None:
+            return cls(None, None, report, named)
+        check_file_sink(output)
+        if is_pipe(output):
+            if options.resume:
+                raise click.UsageError(f"--resume cannot read rows back from the pipe {output}")
+            return cls(None, output, report, named)
+        if not (options.resume or options.overwrite):
+            require_new(output)
+        return cls(follow_links(output), None, report, named)
+
+    @property
+    def partial(self) -> Path | None:
+        """The file that rows go to until the run is complete."""
+        return self.rows and self.rows.with_name(self.rows.name + ".partial")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the rows of an earlier run are complete."""
+        return bool(self.rows and self.partial and self.rows.exists() and not self.partial.exists())
+
+    def files(self) -> frozenset[str]:
+        """The files that this run writes, and links to them: they are not inputs."""
+        from ..outputs import follow_links
+        from ..outputs.partial_file import own_files
+
+        written = {path for named in self.named for path in (named, follow_links(named))}
+        absolute = (Path(os.path.realpath(path.parent), path.name) for path in written)
+        return frozenset(str(path) for one in absolute for path in own_files(one))
+
+
+class Earlier:
+    """The rows of an interrupted run.
+
+    Attributes:
+        counts: rows by label, or `errors`.
+        total: the number of rows.
+    """
+
+    def __init__(self, once: bool) -> None:
+        """Begin without rows.
+
+        Args:
+            once: each input has one row, so that an input that is named twice has two rows.
+        """
+        self.counts: Counter[str] = Counter()
+        self.total = 0
+        self._by_source: Counter[str] = Counter()
+        self._once = once
+        self._last = ""
+        self._last_rows = 0
+
+    def read(self, file: PartialFile, report: Report | None) -> None:
+        """Read the rows that `file` has already."""
+        for result in file.earlier():
+            self._last = result.source
+            self._by_source[self._last] += 1
+            self.counts[result.label or "errors"] += 1
+            if report:
+                report.add_row(result)
+        self.total = self._by_source.total()
+        if self.total:
+            say(f"resuming after {self.total} rows in {file.partial}")
+        if not self._once:
+            # A picture has a row for each face. The last one may be incomplete: classify it again.
+            self._last_rows = self._by_source.pop(self._last, 0)
+
+    def remaining(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the inputs that have no rows yet."""
+        for item in items:
+            if self._by_source[item.source] <= 0:
+                yield item
+            elif self._once:
+                self._by_source[item.source] -= 1
+
+    def without_known(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Drop the rows of the last picture that are in the file already."""
+        for result in results:
+            if self._last_rows and result.source == self._last:
+                self._last_rows -= 1
+            else:
+                yield result
+
+
+def run(sources: Sequence[str], options: PictureOptions) -> None:
+    """Classify pictures; write a row for each, in the order of the inputs."""
+    _refuse_unknown_addresses(sources)
+    # Imported here and below, so that --help does not wait for OpenCV and onnxruntime.
+    from ..inputs.kinds import Skipped
+
+    targets = Targets.check(sources, options)
+    skipped = Skipped()
+    with ExitStack() as stack:
+        classifier = _open_classifier(stack, options)
+        origin = _origin(sources, classifier, options)
+        if options.resume and targets.complete:
+            _require_same_run(targets, origin)
+            return
+        # Whatever may refuse to start comes before whatever creates files.
+        copies = _open_copies(stack, sources, classifier, options)
+        report = _open_report(stack, targets.report, classifier)
+        file = _open_rows(stack, targets, origin, options.resume)
+        earlier = Earlier(once=classifier.detector is None)
+        if file and options.resume:
+            earlier.read(file, report)
+        rows = _open_pipe(stack, targets.pipe) or file
+        sinks, console = _open_sinks(stack, rows, options.as_json)
+        sinks += [report] if report else []
+        find = _finder(sources, options, targets.files())
+        counts = earlier.counts
+        begin = time.monotonic()
+        with (
+            progress(console, _counter(find, sources), earlier.total) as advance,
+            _naming_partial_rows(targets, counts),
+        ):
+            items = earlier.remaining(find(_each(skipped.add, advance)))
+            results: Iterable[Result] = classifier.classify_items(
+                items, keep_encoded=bool(report or copies)
+            )
+            results = earlier.without_known(results)
+            for result in copies.follow(results, "-" in sources) if copies else results:
+                for sink in sinks:
+                    sink.write(result)
+                counts[result.label or "errors"] += 1
+                advance(1)
+    say(summarise(counts, earlier.total, time.monotonic() - begin, skipped))
+    if counts["errors"]:
+        click.get_current_context().exit(3)
+
+
+def _each(add: Callable[[str], None], advance: Callable[[int], None]) -> Callable[[str], None]:
+    def skip(source: str) -> None:
+        add(source)
+        advance(1)
+
+    return skip
+
+
+def _open_classifier(stack: ExitStack, options: PictureOptions) -> Classifier:
+    from ..image.preprocess import warming_up
+
+    with warming_up():
+        from ..core.classifier import Classifier
+
+        classifier = Classifier.open(
+            options.model,
+            backend=options.backend,
+            device=options.device,
+            batch=options.batch,
+            workers=options.workers,
+            max_pixels=options.max_pixels,
+            detector=options.open_detector(),
+        )
+    stack.enter_context(classifier)
+    say(classifier.description)
+    say_more(classifier.card.to_json(indent=2))
+    return classifier
+
+
+def _finder(
+    sources: Sequence[str], options: PictureOptions, leave_out: frozenset[str]
+) -> Callable[[Callable[[str], object]], Iterator[Item]]:
+    """Return a function that finds the inputs; its argument is called for each skipped file."""
+    from ..inputs import FetchPolicy, find_files
+
+    policy = FetchPolicy(options.timeout or TIMEOUT_S, allow_private=options.allow_private)
+    return lambda skip: find_files(
+        sources, null=options.null, leave_out=leave_out, policy=policy, skip=skip
+    )
+
+
+def _counter(
+    find: Callable[[Callable[[str], object]], Iterator[Item]], sources: Sequence[str]
+) -> Callable[[], int] | None:
+    """Return a function that counts the inputs; None for standard input, which is read once."""
+    return None if "-" in sources else lambda: sum(1 for _ in find(lambda _: None))
+
+
+def _refuse_source(target: Path, sources: Iterable[str]) -> None:
+    path = os.path.realpath(target)
+    if any(os.path.realpath(source) == path for source in sources if "\0" not in source):
+        raise click.UsageError(f"{target} is also a SOURCE: it would be overwritten")
+
+
+def _refuse_unknown_addresses(sources: Iterable[str]) -> None:
+    """Refuse addresses of an unsupported scheme: as a path, a password in one would be shown."""
+    for source in sources:
+        if "://" in source and not source.lower().startswith(("http://", "https://")):
+            from ..core.redact import redact
+
+            if not os.path.lexists(source.partition("\0")[0]):
+                raise click.UsageError(f"{redact(source)!r} is not a supported address")
+
+
+def _origin(sources: Sequence[str], classifier: Classifier, options: PictureOptions) -> Origin:
+    from ..model.backends import find_embedded_by
+    from ..outputs.provenance import Origin
+
+    detector = classifier.detector
+    return Origin.of(
+        Path(options.model or find_embedded_by(classifier.card)),
+        classifier.card,
+        sources,
+        faces=detector.settings if detector else None,
+    )
+
+
+def _require_same_run(targets: Targets, origin: Origin) -> None:
+    from ..outputs.partial_file import record_of
+
+    assert targets.rows
+    origin.require_same_file(record_of(targets.rows), targets.rows)
+    say(f"{targets.rows} is complete: nothing to resume (delete it to run again)")
+
+
+def _open_rows(
+    stack: ExitStack, targets: Targets, origin: Origin, resume: bool
+) -> PartialFile | None:
+    if not targets.rows:
+        return None
+    from ..outputs import open_file_sink
+
+    file = open_file_sink(targets.rows, origin, resume)
+    stack.enter_context(file)
+    return file
+
+
+def _open_pipe(stack: ExitStack, path: Path | None) -> Sink | None:
+    if not path:
+        return None
+    from ..outputs import open_pipe_sink
+
+    return stack.enter_context(open_pipe_sink(path))
+
+
+def _open_report(stack: ExitStack, path: Path | None, classifier: Classifier) -> Report | None:
+    if not path:
+        return None
+    from ..outputs.html_report import Report
+
+    report = Report(path, model=classifier.description, card=classifier.card)
+    stack.enter_context(report)
+    return report
+
+
+def _open_copies(
+    stack: ExitStack, sources: Iterable[str], classifier: Classifier, options: PictureOptions
+) -> Annotate | None:
+    if not options.annotate:
+        return None
+    from ..outputs.annotated_copies import Annotate
+
+    copies = Annotate(
+        Path(options.annotate),
+        sources,
+        heatmap=options.heatmap,
+        face_scale=classifier.card.preprocess.face_scale,
+    )
+    stack.enter_context(copies)
+    return copies
+
+
+def _open_sinks(
+    stack: ExitStack, rows: Sink | None, as_json: bool | None
+) -> tuple[list[Sink], Console | None]:
+    """Return the sinks of rows, and the terminal of stdout or stderr, if there is one."""
+    from ..outputs import JsonLines
+
+    console: Console | None = None
+    table = wants_table(as_json)
+    if table or sys.stderr.isatty():
+        from rich.console import Console
+
+        # The table and the progress bar share a console. Two would overwrite each other.
+        console = Console(stderr=not table, highlight=False)
+    sinks: list[Sink] = [rows] if rows else []
+    if table and console and (as_json is False or not rows):
+        from ..outputs.table import Table
+
+        sinks.append(stack.enter_context(Table(console)))
+    elif as_json or not (rows or table):
+        sinks.append(JsonLines(sys.stdout))
+    return sinks, console
+
+
+@contextmanager
+def _naming_partial_rows(targets: Targets, counts: Counter[str]) -> Iterator[None]:
+    """Say where the rows of an interrupted run are."""
+    try:
+        yield
+    except OutputError:
+        # Its message names the file.
+        raise
+    except BaseException:
+        if targets.partial and counts:
+            say(f"rows so far are in {targets.partial}; resume with --resume")
+        raise
+
+
+PROGRAM = Program("pictures", PictureOptions, lambda *_: True, run)
