@@ -1,13 +1,14 @@
 # make demo    classify sample portraits with the embedded model (IMAGES=path for your own)
 # make test    lint, types and tests (make test-nightly: with longer loops)
-# Both make .venv themselves; nothing else on the machine is touched.
+# make docs    the documentation as a site in site/
+# All make .venv themselves; nothing else on the machine is touched.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-nightly lint clean
+.PHONY: demo test test-nightly lint docs clean
 
 ifdef IMAGES
 demo: $(VENV)/runtime.stamp
@@ -31,6 +32,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The stamp comes last, so that an installation that was broken off is begun again.
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable .
@@ -41,6 +45,10 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --no-deps 'tritonclient==2.73.0' # only for its schema; its gRPC wants an older protobuf
 	touch $@ $(VENV)/runtime.stamp
 
+$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ffd needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -49,4 +57,4 @@ demo/astronaut.png: tools/fetch_portraits.py | $(BIN)/python
 	$(BIN)/python tools/fetch_portraits.py demo
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
