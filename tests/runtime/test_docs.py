@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import click
 import cv2
 import pytest
+
+from ffd_export.commands.export import main as ffd_export
+from ffd_runtime.cli.bench import main as ffd_bench
+from ffd_runtime.cli.doctor import main as ffd_doctor
+from ffd_runtime.cli.run import main as ffd_run
+from ffd_train.commands.data import main as ffd_data
+from ffd_train.commands.eval import main as ffd_eval
+from ffd_train.commands.train import main as ffd_train
 
 from ..conftest import picture
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "api.md"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Pages that another one makes when the site is built.
+COMMANDS: dict[str, click.Command] = {
+    "ffd-bench": ffd_bench,
+    "ffd-data": ffd_data,
+    "ffd-doctor": ffd_doctor,
+    "ffd-eval": ffd_eval,
+    "ffd-export": ffd_export,
+    "ffd-run": ffd_run,
+    "ffd-train": ffd_train,
+}
+# Pages that are made when the site is built.
 GENERATED = {"changelog.md"}
 
 
@@ -33,6 +52,23 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in find_anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_options_that_exist(page: Path) -> None:
+    text = page.read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^```(?:console|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    for line in "\n".join(blocks).splitlines():
+        words = shlex.split(line.removeprefix("$ ").split(" | ")[0].split(" < ")[0], comments=True)
+        command = COMMANDS.get(words[0]) if words else None
+        if isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), words[1])
+        if command:
+            options = {
+                option for each in command.params for option in each.opts + each.secondary_opts
+            }
+            named = {word for word in words if word.startswith("--")}
+            assert named <= options, line
 
 
 def test_the_site_lists_every_page_once() -> None:
