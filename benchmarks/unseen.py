@@ -24,7 +24,7 @@ import csv
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,17 +156,33 @@ def tabulate(
     return rows
 
 
+def average(rows: list[dict[str, object]], diffusion: Collection[str]) -> list[dict[str, object]]:
+    """Rows of means over the generated sources of an experiment: all, by GANs, by diffusion."""
+    generated = [row for row in rows if row["class"] == "generated"]
+    families = {
+        "mean of generated": generated,
+        "mean of GANs": [row for row in generated if row["source"] not in diffusion],
+        "mean of diffusion": [row for row in generated if row["source"] in diffusion],
+    }
+    return [
+        {
+            "experiment": chosen[0]["experiment"],
+            "source": name,
+            "class": "generated",
+            "images": sum(int(str(row["images"])) for row in chosen),
+            **{column: np.mean([row[column] for row in chosen]) for column in COLUMNS[4:]},  # type: ignore[misc]
+        }
+        for name, chosen in families.items()
+        if chosen
+    ]
+
+
 def write(rows: list[dict[str, object]]) -> None:
-    """Print the table, and the mean over the generated sources at its end."""
+    """Print the table."""
     print(f"# {describe()}")
     table = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
     table.writeheader()
-    shown = [row for row in rows if row["class"] == "generated"]
-    numbers = COLUMNS[4:]
-    mean = {name: np.mean([row[name] for row in shown]) for name in numbers}  # type: ignore[misc]
-    total = {"experiment": "all", "source": "mean of generated", "class": "generated"}
-    total["images"] = str(sum(int(str(row["images"])) for row in shown))
-    for row in [*rows, {**total, **mean}]:
+    for row in rows:
         table.writerow({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()})
 
 
@@ -183,7 +199,8 @@ def main() -> None:
     parser.add_argument("--name", help="of the experiment; its runs are runs/NAME-FOLD")
     parser.add_argument("--fold", action="append", help="of unseen.toml; all, if not given")
     arguments = parser.parse_args(own)
-    folds = tomllib.loads(FOLDS.read_text())
+    tables = tomllib.loads(FOLDS.read_text())
+    folds, diffusion = tables["folds"], tables["families"]["diffusion"]
     runs = list(arguments.run)
     if arguments.name:
         for fold in arguments.fold or folds:
@@ -195,10 +212,12 @@ def main() -> None:
     data = scan(arguments.data, ("train", "val"))
     rows = []
     for run in runs:
-        rows += tabulate(run.name, *score_run(data, run))
+        measured = tabulate(run.name, *score_run(data, run))
+        rows += measured + average(measured, diffusion)
     if arguments.embedded:
         scored = score_embedded(data, set(arguments.embedded))
-        rows += tabulate(scored[-1].name, *scored)
+        measured = tabulate(scored[-1].name, *scored)
+        rows += measured + average(measured, diffusion)
     write(rows)
 
 

@@ -1,0 +1,66 @@
+"""Calibration for images of sources that a network was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from scipy.special import expit
+
+from .calibrate import (
+    Bools,
+    Calibration,
+    Floats,
+    fit_temperature,
+    fit_threshold,
+    fit_unsure_band,
+)
+
+
+def calibrate_unseen(
+    logits: Floats,
+    generated: Bools,
+    sources: Sequence[str],
+    left_out: Collection[str],
+    max_fpr: float = 0.02,
+    max_confident_misses: float = 0.25,
+    confidence: float = 0.99,
+) -> Calibration:
+    """Fit temperature, threshold and unsure band on seen and unseen sources together.
+
+    The threshold keeps the max FPR for every source of photographs, also for those that were left
+    out of training. The lower end of the unsure band depends on unseen generators: a network gives
+    many of their images a low score, and such a score must not count as a certain photograph.
+
+    Args:
+        logits: [N, 2], in the card's class order (generated first).
+        generated: [N], true for generated images.
+        sources: [N], names of the sources.
+        left_out: the sources that the network was not trained on.
+        max_fpr: maximum share of each source's photographs that are classified as generated.
+        max_confident_misses: maximum share of the missed generated images of `left_out` that are
+            below the unsure band. An image is missed if its score is below the threshold.
+        confidence: share of correct verdicts outside the unsure band.
+    """
+    margin = logits[:, 0] - logits[:, 1]
+    temperature = fit_temperature(margin, generated)
+    scores = expit(margin / temperature)
+    threshold = fit_threshold(scores, generated, sources, max_fpr)
+    low, high = fit_unsure_band(scores, generated, threshold, confidence)
+    unseen = generated & np.isin(sources, list(left_out))
+    low = min(low, lower_end(scores[unseen], threshold, max_confident_misses))
+    return Calibration(temperature, threshold, (low, high))
+
+
+def lower_end(scores: Floats, threshold: float, max_confident_misses: float) -> float:
+    """Return the highest lower end of the unsure band that few missed images are below.
+
+    Args:
+        scores: [N], P(generated) of generated images.
+        threshold: images with a lower score are missed.
+        max_confident_misses: maximum share of the missed images below the band.
+    """
+    missed = np.sort(scores[scores < threshold])
+    if not missed.size:
+        return threshold
+    return float(missed[int(max_confident_misses * missed.size)])
