@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from ffd_runtime.core.errors import BackendError, FfdError, InputError, StorageError
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.core.text import printable
 from ffd_runtime.image.faces import FaceDetector
 from ffd_runtime.inputs.files import ignore
@@ -64,8 +65,8 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
         import ray.data
     except ImportError as error:
         raise BackendError(
-            f"--ray needs Ray ({_first_line(error)}): pip install 'ffd-edge[ray]', here and on "
-            "every machine of the cluster"
+            f"--ray needs Ray ({_first_line(error)}): {install_hint('ray')}, and install "
+            "the extra ray on every machine of the cluster"
         ) from None
     handler = signal.getsignal(signal.SIGTERM)
     _join(ray, address, verbose)
@@ -189,7 +190,7 @@ def explaining(ray: Any) -> Iterator[None]:
         if isinstance(cause, ModuleNotFoundError):
             raise BackendError(
                 f"a machine of the cluster cannot import what it needs ({said}): "
-                "pip install 'ffd-edge[ray]' there"
+                "install ffd with the extra ray there, as here"
             ) from None
         if isinstance(cause, lost):
             raise BrokenError(said) from None

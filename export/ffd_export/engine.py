@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError, ModelError
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.model.backends.tensorrt_log import remembering_logger
 from ffd_runtime.model.devices import Gpu, count_gpus, describe_gpu
 from ffd_runtime.model.engine_manifest import COMPATIBILITIES, list_rtx_gpus, require_rtx_gpu
@@ -168,7 +169,7 @@ def open_builder(kind: str, options: EngineOptions) -> Builder:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(
             f"--engine {kind} needs {MODULES[kind]}, which cannot be imported ({reason}): "
-            f"pip install 'ffd-edge[{kind}]', or use the one of JetPack"
+            f"{install_hint(kind)}, or use the one of JetPack"
         ) from None
     for capability in options.compute_capabilities:
         _find_capability(module, capability)

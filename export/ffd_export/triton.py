@@ -271,8 +271,8 @@ $note
 ## Prepare an image
 
 The network was trained on images prepared in exactly this way; anything else gives other answers.
-`ffd_runtime` does it (`pip install ffd-edge`), with the numbers of the model card, which the server
-tells as the parameter `$key` of the model's configuration. By hand:
+`ffd_runtime`, a package of `ffd-edge`, does it with the numbers of the model card. The server
+returns the card as the parameter `$key` of the model's configuration. By hand:
 
 $preprocessing
 
@@ -281,7 +281,7 @@ itself.
 
 ## Ask
 
-With `pip install ffd-edge "tritonclient[http]"`:
+With `ffd-edge` installed, and `pip install "tritonclient[http]"`:
 
 ```python
 """Classify pictures: python client.py PICTURE..."""

@@ -31,6 +31,7 @@ from ffd_cluster.storage import storage_of
 from ffd_cluster.tally import start_tally
 from ffd_runtime.cli.run import main as ffd_run
 from ffd_runtime.core.errors import BackendError, ModelError
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.inputs import Item
 from ffd_runtime.model.card import PreprocessSpec
 
@@ -296,7 +297,7 @@ def test_a_machine_with_another_version_ends_the_run_at_once(
     ("code", "error", "said"),
     [
         ("1 / 0", BackendError, r"^Ray failed: ZeroDivisionError: division by zero$"),
-        ("import nothing_such", BackendError, r"pip install 'ffd-edge\[ray\]' there$"),
+        ("import nothing_such", BackendError, r"the extra ray there, as here$"),
     ],
 )
 def test_what_fails_on_a_machine_is_told_by_its_cause(
@@ -493,7 +494,7 @@ def test_without_ray_it_is_said_how_to_get_it(portraits: Path, tmp_path: Path) -
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("ffd-run: error: ")
-    assert "pip install 'ffd-edge[ray]'" in line
+    assert install_hint("ray") in line
     assert not (tmp_path / "out").exists()
 
 

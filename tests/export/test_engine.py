@@ -19,6 +19,7 @@ from ffd_export.commands.export import main
 from ffd_export.engine import EngineOptions, build_engine, count_kernels, require_buildable
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError, ModelError
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.model.backends import EMBEDDED, open_backend
 from ffd_runtime.model.devices import Gpu, count_gpus
 from ffd_runtime.model.engine_manifest import EngineManifest, manifest_path
@@ -292,7 +293,7 @@ def test_without_the_builder_one_line_says_what_to_install(
     )
     assert outcome.exit_code == 1
     (line,) = outcome.stderr.splitlines()
-    assert "pip install 'ffd-edge[rtx]'" in line
+    assert install_hint("rtx") in line
     assert not (tmp_path / "out").exists()
 
 

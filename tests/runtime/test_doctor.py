@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffd_runtime.cli.diagnosis import ask, find_advice, find_traps, make_picture
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.core.machine import (
     cgroup_cores,
     cgroup_memory,
@@ -190,7 +191,7 @@ def test_what_is_not_installed_is_absent_and_names_its_extra(
     for answer in (ask("openvino"), ask("start", "openvino", "cpu")):
         assert answer["outcome"] == "absent"
         assert answer["reason"] == "openvino is not installed"
-        assert answer["do"] == "pip install 'ffd-edge[openvino]'"
+        assert answer["do"] == install_hint("openvino")
 
 
 def test_a_library_that_cannot_be_loaded_and_chatters(

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as Pillow
 
 from ffd_runtime.core.errors import InputError
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.image.decode import decode
 from ffd_runtime.image.image_header import read_header
 
@@ -265,5 +266,5 @@ def test_a_heic_without_its_package_says_what_to_install(monkeypatch: pytest.Mon
     error = error_of(data)
     assert error.code == "unsupported"
     assert error.message == (
-        "a HEIC picture: pip install 'ffd-edge[heif]' to read it, or convert it to JPEG"
+        f"a HEIC picture: {install_hint('heif')} to read it, or convert it to JPEG"
     )

@@ -4,6 +4,7 @@ import ctypes
 import json
 import logging
 import mmap
+import re
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,6 +24,7 @@ from ffd_runtime.core.errors import (
     DeviceMemoryError,
     ModelError,
 )
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.model.backends import EMBEDDED, Outputs, open_backend
 from ffd_runtime.model.backends.onnxruntime import (
     CPU,
@@ -135,12 +137,12 @@ def test_a_gpu_that_cannot_be_used_is_said(
 ) -> None:
     # onnxruntime really tries to start its CUDA provider here, and finds no CUDA.
     monkeypatch.setattr(backend, "count_gpus", lambda: 1)
-    with pytest.raises(DeviceError, match=r"ffd-edge\[cuda\]"):
+    with pytest.raises(DeviceError, match=re.escape(install_hint("cuda"))):
         open_backend(colour_model, device="cuda")
     with caplog.at_level(logging.WARNING):
         opened = open_backend(colour_model, device="auto")
     assert "CPU" in opened.description
-    assert "ffd-edge[cuda]" in caplog.text
+    assert install_hint("cuda") in caplog.text
 
 
 @pytest.mark.gpu

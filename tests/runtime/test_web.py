@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from ffd_runtime.core.errors import OutputError
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.core.results import Result, Track
 from ffd_runtime.video.scene import Frame, Health, Scene
 from ffd_runtime.web import board, connection, pictures, site
@@ -162,7 +163,7 @@ def test_the_same_port_again_at_once() -> None:
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(OutputError, match=re.escape("pip install 'ffd-edge[web]'")):
+    with pytest.raises(OutputError, match=re.escape(install_hint("web"))):
         serve().__enter__()
 
 

@@ -190,9 +190,11 @@ def _explain(error: Exception) -> str:
     if isinstance(error, FfdError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name:
+        from ..core.install_hint import install_hint
+
         for extra, modules in EXTRAS.items():
             if error.name.split(".")[0] in modules.split():
-                return f"{error.name} is not installed: pip install 'ffd-edge[{extra}]'"
+                return f"{error.name} is not installed: {install_hint(extra)}"
     if isinstance(error, ImportError):
         return f"a library cannot be loaded ({error}): install what it names, or reinstall ffd-edge"
     if isinstance(error, OSError) and error.strerror:

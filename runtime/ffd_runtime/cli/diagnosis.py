@@ -23,6 +23,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.errors import BackendError, DeviceError
+from ..core.install_hint import install_hint
 from ..core.machine import FAMILIES, count_pci_gpus, describe_cpu, describe_memory, packages
 from ..model.devices import count_gpus, describe_gpu
 
@@ -43,7 +44,6 @@ TOLERANCE = 0.1
 ENGINES = {"tensorrt": "tensorrt", "tensorrt_lean": "tensorrt-lean", "tensorrt_rtx": "rtx"}
 EXTRAS = {**ENGINES, "openvino": "openvino", "cuda": "tensorrt"}
 
-REINSTALL = "pip install --force-reinstall ffd-edge"
 ADVICE = {
     r"lib(GL|EGL|gthread|glib|SM|Xext)[-.\w]*: cannot open": (
         "install what OpenCV's windows need (on Debian: apt install libgl1 libglib2.0-0), or "
@@ -196,7 +196,7 @@ class _Remember(logging.Handler):
 
 def _absent(error: ModuleNotFoundError) -> Facts:
     extra = EXTRAS.get((error.name or "").split(".")[0])
-    do = f"pip install 'ffd-edge[{extra}]'" if extra else REINSTALL
+    do = install_hint(extra) if extra else install_hint(reinstall=True)
     return {"outcome": "absent", "reason": f"{error.name} is not installed", "do": do}
 
 
@@ -420,7 +420,10 @@ def find_traps(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 def _default_traps(report: Mapping[str, Any]) -> Traps:
     default = report["backends"][0]
     if default["outcome"] != "started":
-        yield f"the embedded model does not run: {default['reason']}", default["do"] or REINSTALL
+        yield (
+            f"the embedded model does not run: {default['reason']}",
+            default["do"] or install_hint(reinstall=True),
+        )
     for message in default["said"]:
         yield message, "do what it names, or give --device cpu to run without this warning"
 
@@ -440,14 +443,17 @@ def _package_traps(report: Mapping[str, Any]) -> Traps:
         extra = ENGINES[installed[0]]
         yield (
             f"{installed[0]} is installed, but not cuda-bindings, without which no engine runs",
-            f"pip install 'ffd-edge[{extra}]'",
+            install_hint(extra),
         )
 
 
 def _opencv_traps(report: Mapping[str, Any]) -> Traps:
     opencv = report["opencv"]
     if opencv["outcome"] != "started":
-        yield f"OpenCV cannot be loaded: {opencv['reason']}", opencv["do"] or REINSTALL
+        yield (
+            f"OpenCV cannot be loaded: {opencv['reason']}",
+            opencv["do"] or install_hint(reinstall=True),
+        )
         return
     missing = [name for name, reads in opencv["formats"].items() if not reads]
     if missing:
@@ -531,5 +537,5 @@ def _engine_traps(report: Mapping[str, Any]) -> Traps:
     for name, engine in report["engines"].items():
         if engine["outcome"] not in HARMLESS:
             extra = EXTRAS[name]
-            do = engine["do"] or f"pip install --force-reinstall 'ffd-edge[{extra}]'"
+            do = engine["do"] or install_hint(extra, reinstall=True)
             yield f"{name} is installed but does not start: {engine['reason']}", do

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import InputError
+from ..core.install_hint import install_hint
 
 
 def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
@@ -32,7 +33,7 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
     except ImportError:
         raise InputError(
             "unsupported",
-            "a HEIC picture: pip install 'ffd-edge[heif]' to read it, or convert it to JPEG",
+            f"a HEIC picture: {install_hint('heif')} to read it, or convert it to JPEG",
         ) from None
     # Several workers decode at once, each a picture of its own.
     pillow_heif.options.DECODE_THREADS = 1

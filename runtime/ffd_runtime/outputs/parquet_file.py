@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import OutputError
+from ..core.install_hint import install_hint
 from .jsonlines_file import JsonLinesFile
 from .provenance import Origin
 
@@ -101,7 +102,6 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise OutputError(
-            f"Parquet needs pyarrow ({error}): pip install 'ffd-edge[parquet]', "
-            "or write .jsonl or .csv"
+            f"Parquet needs pyarrow ({error}): {install_hint('parquet')}, or write .jsonl or .csv"
         ) from None
     return pyarrow

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .. import __version__
 from ..core.errors import OutputError
+from ..core.install_hint import install_hint
 from ..core.text import printable
 from ..model.card import ModelCard
 from ..video.scene import Health, Scene
@@ -205,7 +206,7 @@ def _check_extra() -> None:
             import_module(name)
     except ImportError as error:
         raise OutputError(
-            f"--serve needs starlette and uvicorn ({error}): pip install 'ffd-edge[web]'"
+            f"--serve needs starlette and uvicorn ({error}): {install_hint('web')}"
         ) from None
 
 

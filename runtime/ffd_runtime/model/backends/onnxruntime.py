@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import BackendError, CardError, DeviceError, ModelError
+from ...core.install_hint import install_hint
 from ...core.text import counted
 from ..card import CARD_KEY, ModelCard
 from ..devices import PinnedMemory, count_cores, count_gpus, parse_device
@@ -36,7 +37,7 @@ MOST_ON_CUDA = 256
 # computed too large cost about as much as preparing a network's convolutions once.
 PATIENCE = 16
 SPIN_MICROSECONDS = "20"
-INSTALL = "install the CUDA and cuDNN libraries with pip install 'ffd-edge[cuda]'"
+INSTALL = "install the CUDA and cuDNN libraries with"
 
 
 class OnnxRuntime:
@@ -306,7 +307,7 @@ def _open_cuda(
 ) -> tuple[OnnxRuntime | None, str]:
     """The model where it really runs on CUDA, or None and why not."""
     if CUDA not in ort.get_available_providers():
-        return None, f"this onnxruntime is built for the CPU only; {INSTALL}"
+        return None, f"this onnxruntime is built for the CPU only; {INSTALL} {install_hint('cuda')}"
     # It prints what it misses to stdout, where rows go.
     with contextlib.redirect_stdout(io.StringIO()) as said:
         ort.preload_dlls()
@@ -319,7 +320,7 @@ def _open_cuda(
         return None, str(error)
     # What the session runs on, not what is installed: a library that is missing only shows here.
     if session.get_providers()[0] != CUDA:
-        return None, f"its CUDA provider did not start; {INSTALL}"
+        return None, f"its CUDA provider did not start; {INSTALL} {install_hint('cuda')}"
     session.disable_fallback()
     card = _read_card(session, path)
     try:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import BackendError, DeviceError, ModelError
+from ...core.install_hint import install_hint
 from ...core.text import counted
 from ..card import CARD_KEY, ModelCard
 from ..devices import count_cores, parse_device
@@ -93,7 +94,7 @@ def open_model(path: Path, device: str = "auto") -> OpenVino:
     except ImportError as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise BackendError(
-            f"openvino cannot be imported ({reason}): pip install 'ffd-edge[openvino]'"
+            f"openvino cannot be imported ({reason}): {install_hint('openvino')}"
         ) from None
     try:
         # The ONNX reader alone: `read_model` tries every format, and the others print.

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import BackendError, DeviceError, EngineError
+from ...core.install_hint import install_hint
 from ..devices import Gpu, count_gpus, describe_gpu, parse_device
 from ..engine_manifest import EngineManifest, Here, read_manifest, require_rtx_gpu, require_runnable
 from . import Outputs, failure
@@ -268,7 +269,7 @@ def _import(manifest: EngineManifest) -> Any:
             reasons.append(f"{name}: {(str(error).splitlines() or [type(error).__name__])[0]}")
     raise BackendError(
         f"the engine needs {' or '.join(names)} ({'; '.join(reasons)}): "
-        f"pip install 'ffd-edge[{EXTRAS[names[0]]}]'"
+        f"{install_hint(EXTRAS[names[0]])}"
     )
 
 
