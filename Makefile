@@ -1,14 +1,22 @@
-# make demo    classify sample portraits with the embedded model (IMAGES=path for your own)
-# make test    lint, types and tests (make test-nightly: with longer loops)
-# make docs    the documentation as a site in site/
-# All make .venv themselves; nothing else on the machine is touched.
+# make demo          classify sample portraits with the embedded model (IMAGES=path for your own)
+# make lint          check style and types
+# make test-fast     run the runtime's tests, without torch: under a minute on two cores
+# make test          lint, then run all tests, as a change must pass them
+# make test-nightly  run all tests with longer loops
+# make docs          build the documentation as a site in site/
+# make dist          build the wheel and the sdist, and run the demo from the installed wheel
+# make clean         delete what the targets above made
+#
+# All targets work in .venv, which they make. Nothing else on the machine changes.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# The environment into which `make dist` installs the wheel.
+EMPTY := build/empty
 
-.PHONY: demo test test-nightly lint docs clean
+.PHONY: demo help lint test-fast test test-nightly docs dist clean
 
 ifdef IMAGES
 demo: $(VENV)/runtime.stamp
@@ -17,6 +25,17 @@ demo: IMAGES = demo
 demo: $(VENV)/runtime.stamp demo/astronaut.png
 endif
 	$(BIN)/ffd-run --table "$(IMAGES)"
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-fast: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/runtime -m 'not alone' --numprocesses 2 --dist loadfile
 
 test: lint
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --cov --cov-report=
@@ -27,23 +46,32 @@ test: lint
 test-nightly:
 	FFD_NIGHTLY=1 $(MAKE) test
 
-lint: $(VENV)/dev.stamp
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+# The wheel is built from the sdist, so that a file that the sdist lacks fails here.
+dist: demo/astronaut.png
+	$(PIP) build
+	rm -rf dist $(EMPTY)
+	$(BIN)/python -m build
+	$(BIN)/python -m venv $(EMPTY)
+	$(EMPTY)/bin/python -m pip --disable-pip-version-check install --quiet \
+		--constraint constraints.txt dist/*.whl
+	cd $(EMPTY) && bin/ffd-run --table ../../demo
 
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# The stamp comes last, so that an installation that was broken off is begun again.
+# The stamp comes last, so that make repeats an installation that was interrupted.
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable .
 	touch $@
 
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[test]'
+	touch $@ $(VENV)/runtime.stamp
+
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps 'tritonclient==2.73.0' # only for its schema; its gRPC wants an older protobuf
-	touch $@ $(VENV)/runtime.stamp
+	touch $@ $(VENV)/test.stamp $(VENV)/runtime.stamp
 
 $(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[docs]'
@@ -57,4 +85,4 @@ demo/astronaut.png: tools/fetch_portraits.py | $(BIN)/python
 	$(BIN)/python tools/fetch_portraits.py demo
 
 clean:
-	rm -rf $(VENV) demo site
+	rm -rf $(VENV) build demo dist site

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import pytest
+
 from .servers import free_port
 
 KEY = "AKIAFFDTESTKEY123456"
@@ -26,6 +28,7 @@ class S3Server:
     """moto's S3 in a process of its own, open to everybody but in `asking_for_keys`."""
 
     def __init__(self) -> None:
+        pytest.importorskip("moto")
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.environment = {

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import pytest
 
 from ffd_runtime.model.card import CARD_KEY, ModelCard, Provenance
+
+# `onnx.TensorProto.UINT8`. Only the functions need onnx, and tests that call them skip without it.
+UINT8 = 2
 
 CARD = ModelCard(
     name="colour",
@@ -20,12 +22,14 @@ CARD = ModelCard(
 )
 
 
-def colour_model(size: int = 299, batch: int | str = "N", kind: int = TensorProto.UINT8) -> Any:
+def colour_model(size: int = 299, batch: int | str = "N", kind: int = UINT8) -> Any:
     """Log-odds = (mean red - mean blue) / 5; the heatmap is its local value."""
+    onnx = pytest.importorskip("onnx")
+    helper, kinds, from_array = onnx.helper, onnx.TensorProto, onnx.numpy_helper.from_array
     weight = np.array([0.2, 0, -0.2], np.float32).reshape(1, 3, 1, 1)
     to_logits = np.array([[1, 0]], np.float32)
     nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["image"], ["float"], to=kinds.FLOAT),
         helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["nchw", "weight"], ["local"]),
         helper.make_node(
@@ -41,14 +45,14 @@ def colour_model(size: int = 299, batch: int | str = "N", kind: int = TensorProt
         "colour",
         [helper.make_tensor_value_info("image", kind, [batch, size, size, 3])],
         [
-            helper.make_tensor_value_info("probability", TensorProto.FLOAT, [batch, 2]),
-            helper.make_tensor_value_info("heatmap", TensorProto.FLOAT, [batch, "h", "w"]),
+            helper.make_tensor_value_info("probability", kinds.FLOAT, [batch, 2]),
+            helper.make_tensor_value_info("heatmap", kinds.FLOAT, [batch, "h", "w"]),
         ],
         [
-            numpy_helper.from_array(weight, "weight"),
-            numpy_helper.from_array(to_logits, "to_logits"),
-            numpy_helper.from_array(np.array([1]), "channel"),
-            numpy_helper.from_array(np.array([2, 3]), "space"),
+            from_array(weight, "weight"),
+            from_array(to_logits, "to_logits"),
+            from_array(np.array([1]), "channel"),
+            from_array(np.array([2, 3]), "space"),
         ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -58,6 +62,7 @@ def save_colour_model(
     path: Path, card: str | None = CARD.to_json(), doc: str = "", **options: Any
 ) -> Path:
     """Write the colour model, with a card's text, or without one; `doc` makes it another file."""
+    onnx = pytest.importorskip("onnx")
     model = colour_model(**options)
     model.doc_string = doc
     if card is not None:
@@ -69,13 +74,14 @@ def save_colour_model(
 def save_sided_model(path: Path) -> Path:
     """Write a colour model that weighs right and bottom more: a turn changes the score."""
     save_colour_model(path)
+    onnx = pytest.importorskip("onnx")
     model = onnx.load(path)
     y, x = np.mgrid[-1:1:13j, -1:1:13j]
     sides = (1 + 0.8 * x + 0.4 * y).astype(np.float32)[None, None]
-    model.graph.initializer.append(numpy_helper.from_array(sides, "sides"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(sides, "sides"))
     mean = next(node for node in model.graph.node if node.op_type == "ReduceMean")
     mean.input[0] = "sided"
     place = list(model.graph.node).index(mean)
-    model.graph.node.insert(place, helper.make_node("Mul", ["pooled", "sides"], ["sided"]))
+    model.graph.node.insert(place, onnx.helper.make_node("Mul", ["pooled", "sides"], ["sided"]))
     onnx.save(model, path)
     return path

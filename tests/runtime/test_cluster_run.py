@@ -14,8 +14,6 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-import ray
-import ray.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +28,9 @@ from ffd_runtime.inputs import Item
 from ffd_runtime.outputs.jsonlines import to_line
 from ffd_runtime.outputs.parquet_file import to_parquet
 from ffd_runtime.outputs.provenance import Origin
+
+ray = pytest.importorskip("ray")
+pytest.importorskip("ray.data")
 
 ORIGIN = Origin("colour (fp32)", "12", {"size": 299}, "34")
 # What becomes of a part in an attempt that breaks: it is written and told of, written and not told

@@ -229,8 +229,7 @@ def test_a_heic_is_read(brand: bytes) -> None:
 
 @pytest.mark.parametrize("value", range(1, 9))
 def test_a_heic_stands_as_pillow_heif_shows_it(value: int) -> None:
-    import pillow_heif
-
+    pillow_heif = pytest.importorskip("pillow_heif")
     data = heic(value)
     shown = np.asarray(pillow_heif.open_heif(data, bgr_mode=True))
     image = decode(data)

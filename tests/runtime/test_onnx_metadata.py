@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +10,10 @@ from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.backends.onnx_metadata import read_metadata
 from ffd_runtime.model.card import CARD_KEY, ModelCard
 
+from ..conftest import COLOUR_MODEL
 from ..models import CARD, colour_model, save_colour_model
+
+onnx = pytest.importorskip("onnx")
 
 TEXT = st.text(max_size=300)
 
@@ -22,6 +24,10 @@ def test_the_card_is_read(tmp_path: Path) -> None:
     expected = {entry.key: entry.value for entry in onnx.load(EMBEDDED).metadata_props}
     assert read_metadata(EMBEDDED) == expected
     assert CARD_KEY in expected
+
+
+def test_the_colour_model_in_the_repository_is_what_its_code_makes(tmp_path: Path) -> None:
+    assert onnx.load(COLOUR_MODEL) == onnx.load(save_colour_model(tmp_path / "m.onnx"))
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,8 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto
 
 import ffd_runtime.model.backends.onnxruntime as backend
 import ffd_runtime.model.devices as devices
@@ -40,6 +38,8 @@ from ffd_runtime.model.card import CARD_KEY, PreprocessSpec
 from ffd_runtime.model.devices import PinnedMemory, count_gpus, parse_device
 
 from ..models import CARD, colour_model, save_colour_model
+
+onnx = pytest.importorskip("onnx")
 
 BATCH = np.zeros((2, 299, 299, 3), np.uint8)
 
@@ -77,7 +77,7 @@ def test_a_card_of_another_schema_is_refused(tmp_path: Path) -> None:
         open_backend(save_colour_model(tmp_path / "m.onnx", card=card))
 
 
-@pytest.mark.parametrize("change", [{"size": 322}, {"batch": 1}, {"kind": TensorProto.INT8}])
+@pytest.mark.parametrize("change", [{"size": 322}, {"batch": 1}, {"kind": onnx.TensorProto.INT8}])
 def test_other_inputs_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"takes image .*not image uint8\[N,299,299,3\]"):
         open_backend(save_colour_model(tmp_path / "m.onnx", **change))
