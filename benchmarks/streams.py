@@ -25,11 +25,11 @@ from machine import describe
 from ffd_runtime import Classifier
 from ffd_runtime.image.faces import FaceDetector
 from ffd_runtime.video.feed import Feed
-from ffd_runtime.video.frame_classifier import Analyser
-from ffd_runtime.video.scene import Health, Scene
+from ffd_runtime.video.frame_classifier import FrameClassifier
+from ffd_runtime.video.frame_result import FrameResult, StreamHealth
 from ffd_runtime.video.stream_address import to_streams
+from ffd_runtime.video.stream_pipeline import StreamPipeline
 from ffd_runtime.video.stream_policy import StreamPolicy
-from ffd_runtime.video.watch import Watch
 
 WARM_UP = 50
 FPS = 25
@@ -83,14 +83,14 @@ class Ages:
         self.faces: list[int] = []
         self.shown: list[float] = []
 
-    def show(self, scene: Scene) -> None:
-        assert scene.health.age is not None
-        self.inference.append(scene.inference)
-        self.added.append(scene.health.age - scene.inference)
-        self.faces.append(len(scene.results))
+    def show(self, frame_result: FrameResult) -> None:
+        assert frame_result.health.age is not None
+        self.inference.append(frame_result.inference)
+        self.added.append(frame_result.health.age - frame_result.inference)
+        self.faces.append(len(frame_result.results))
         self.shown.append(time.monotonic())
 
-    def tick(self, sources: Sequence[Health]) -> None:
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
         pass
 
     def __enter__(self) -> Ages:
@@ -114,8 +114,8 @@ def measure(
         Classifier.open(device="cpu") as classifier,
         Feed(streams, policy, lambda *_: camera()) as feed,
     ):
-        analyser = Analyser(classifier.backend, detector)
-        Watch(feed, analyser, classifier.card, scenes=[ages], whole=detector is None).run()
+        frame_classifier = FrameClassifier(classifier.backend, detector)
+        StreamPipeline(feed, frame_classifier, frame_sinks=[ages]).run()
         dropped = sum(health.dropped for health in feed.health())
     warm = slice(WARM_UP, None)
     added, inference = 1000 * np.array(ages.added[warm]), 1000 * np.array(ages.inference[warm])

@@ -19,9 +19,9 @@ import pytest
 
 from ffd_runtime.core.results import Result, Track
 from ffd_runtime.image.decode import Image
-from ffd_runtime.video.scene import Frame, Health, Scene
-from ffd_runtime.web.listen_address import Address
-from ffd_runtime.web.server import Serve
+from ffd_runtime.video.frame_result import Frame, FrameResult, StreamHealth
+from ffd_runtime.web.dashboard_server import DashboardServer
+from ffd_runtime.web.listen_address import ListenAddress
 
 from ..models import CARD
 from ..runtime.test_report import Browser
@@ -49,15 +49,17 @@ def draw_face() -> Image:
 
 
 class Run:
-    """What `ffd-run --serve` does all the time: scenes, and how the sources are.
+    """What `ffd-run --serve` does all the time: frame_results, and how the sources are.
 
     Args:
         serve: gets them.
         names: of the sources.
-        pictures: of faces, uint8 BGR, one for each face in a scene.
+        pictures: of faces, uint8 BGR, one for each face in a frame_result.
     """
 
-    def __init__(self, serve: Serve, names: Sequence[str], pictures: Sequence[Image] = ()) -> None:
+    def __init__(
+        self, serve: DashboardServer, names: Sequence[str], pictures: Sequence[Image] = ()
+    ) -> None:
         self.serve = serve
         self.healths = {name: self._playing(name, 0) for name in names}
         self.labels = ["generated", "groundtruth"]
@@ -67,8 +69,8 @@ class Run:
         self._thread = threading.Thread(target=self._go)
 
     @staticmethod
-    def _playing(name: str, frames: int) -> Health:
-        return Health(
+    def _playing(name: str, frames: int) -> StreamHealth:
+        return StreamHealth(
             name,
             live=True,
             state="playing",
@@ -100,7 +102,7 @@ class Run:
                     self.serve.show(self._scene(name, number))
             self.serve.tick(list(self.healths.values()))
 
-    def _scene(self, name: str, number: int) -> Scene:
+    def _scene(self, name: str, number: int) -> FrameResult:
         image, results = self._rooms[name].copy(), []
         for at, (label, face) in enumerate(zip(self.labels, self._pictures, strict=False)):
             height, width = face.shape[:2]
@@ -120,7 +122,7 @@ class Run:
                 )
             )
         frame = Frame(name, number, image, time.monotonic(), time.time())
-        return Scene(frame, results, self.healths[name], inference=0.02)
+        return FrameResult(frame, results, self.healths[name], inference=0.02)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -186,8 +188,10 @@ def viewer(browser: Browser) -> Viewer:
     return Viewer(browser)
 
 
-def serve(port: int = 0, host: str = "127.0.0.1", token: str | None = None) -> Serve:
-    return Serve(Address(host, port), card=CARD, model="colour (fp32), CPU", token=token)
+def serve(port: int = 0, host: str = "127.0.0.1", token: str | None = None) -> DashboardServer:
+    return DashboardServer(
+        ListenAddress(host, port), card=CARD, model="colour (fp32), CPU", token=token
+    )
 
 
 # Mean of each cell of the first picture as the browser shows it, 16 x 9, red channel.
@@ -299,10 +303,10 @@ def test_a_hidden_page_asks_for_no_pictures_but_keeps_its_title(viewer: Viewer) 
         viewer.wait(SHOWN)
         viewer.browser.evaluate(hidden % "true")
         time.sleep(0.5)
-        drawn = served._pictures.drawn
+        drawn = served._snapshots.drawn
         run.lose("door")
         viewer.wait("document.title", lambda title: "down" in title)
-        assert served._pictures.drawn == drawn
+        assert served._snapshots.drawn == drawn
         run.find("door")
         viewer.browser.evaluate(hidden % "false")
         first = viewer.see(PIXELS)

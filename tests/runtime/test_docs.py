@@ -97,6 +97,6 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len((tmp_path / "verdicts.csv").read_text().splitlines()) == 4
     assert [result.source for result in names["results"]] == [str(p) for p in names["paths"]]
     assert names["shown"].shape == (400, 300, 3)
-    assert names["watch"].summary() == "clip.mp4: 20 of 20 frames"
+    assert names["pipeline"].summary() == "clip.mp4: 20 of 20 frames"
     with pytest.raises(Exception, match="closed"):
         names["classifier"].predict(names["outputs"].heatmap)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ffd_runtime.core.redact import redact
 from ffd_runtime.video.backoff import Backoff
-from ffd_runtime.video.lag import JUMP, Lag
+from ffd_runtime.video.lag_estimator import MIN_CLOCK_JUMP_SECONDS, LagEstimator
 from ffd_runtime.video.stream_address import is_stream, to_streams
-from ffd_runtime.video.stream_policy import Sampler, StreamPolicy
+from ffd_runtime.video.stream_policy import FrameSampler, StreamPolicy
 
 # Nothing that stands in the rest of an address anyway.
 secrets = st.text(string.ascii_uppercase + string.digits + "@:/%!$'()*+,;=._~-", min_size=6)
@@ -147,7 +147,7 @@ def test_waits_grow_to_their_limit(first: float, times: float, count: int) -> No
 
 
 def test_lag_is_what_piles_up() -> None:
-    lag = Lag()
+    lag = LagEstimator()
     # A burst of old frames, as many servers begin with.
     assert [lag.measure(10 + n / 25, 100 + n / 250, 0.0) for n in range(25)] == [0] * 25
     # Then each takes longer to decode than the next takes to come: 100 frames, 2 s late.
@@ -155,20 +155,20 @@ def test_lag_is_what_piles_up() -> None:
     assert lags == sorted(lags)
     assert lags[-1] - lags[0] == pytest.approx(2, abs=0.01)
     # The camera's clock was set: nothing has piled up.
-    assert lag.measure(15.0 + 2 * JUMP, 106.2, 0.0) == 0
+    assert lag.measure(15.0 + 2 * MIN_CLOCK_JUMP_SECONDS, 106.2, 0.0) == 0
     assert lag.measure(0.0, 106.3, 0.0) == 0
 
 
 @given(st.floats(0.3, 3))
 def test_a_camera_whose_clock_is_wrong_is_not_late(speed: float) -> None:
-    lag = Lag()
+    lag = LagEstimator()
     lags = [lag.measure(n / 25 * speed, n / 25, 0.02) for n in range(2_000)]
     assert max(lags) < 0.1
 
 
 @given(st.integers(1, 9), st.integers(0, 100))
 def test_every_nth_frame(every: int, count: int) -> None:
-    sampler = Sampler(StreamPolicy(every=every))
+    sampler = FrameSampler(StreamPolicy(every=every))
     assert [n for n in range(count) if sampler.takes(n, 0.0)] == list(range(0, count, every))
 
 
@@ -176,7 +176,7 @@ def test_every_nth_frame(every: int, count: int) -> None:
 @example(29.96875, 29.97)
 @example(24.090396706775625, 24.0)
 def test_frames_a_second(wanted: float, rate: float) -> None:
-    sampler = Sampler(StreamPolicy(fps=wanted))
+    sampler = FrameSampler(StreamPolicy(fps=wanted))
     seconds = 20
     taken = sum(sampler.takes(n, round(n / rate, 3)) for n in range(round(rate * seconds)))
     assert abs(taken - min(wanted, rate) * seconds) <= 2
@@ -185,7 +185,8 @@ def test_frames_a_second(wanted: float, rate: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"timeout": 0}, {"retries": -1}, {"every": 0}, {"fps": 0.0}, {"first_wait": 31.0}]
+    "wrong",
+    [{"timeout": 0}, {"retries": -1}, {"every": 0}, {"fps": 0.0}, {"initial_backoff": 31.0}],
 )
 def test_a_policy_is_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):

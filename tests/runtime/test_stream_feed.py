@@ -20,12 +20,12 @@ from ffd_runtime import Classifier
 from ffd_runtime.core.errors import BackendError, InputError
 from ffd_runtime.video.capture import OpenCVCapture
 from ffd_runtime.video.feed import Feed
-from ffd_runtime.video.frame_classifier import Analyser
+from ffd_runtime.video.frame_classifier import FrameClassifier
+from ffd_runtime.video.frame_result import Frame, FrameResult, StreamHealth
 from ffd_runtime.video.remote_reader import RemoteCapture
-from ffd_runtime.video.scene import Frame, Health, Scene
 from ffd_runtime.video.stream_address import to_streams
+from ffd_runtime.video.stream_pipeline import StreamPipeline
 from ffd_runtime.video.stream_policy import StreamPolicy
-from ffd_runtime.video.watch import Watch
 
 from ..servers import (
     RtspServer,
@@ -46,7 +46,7 @@ __all__ = ["rtsp"]
 
 # Seconds: only to end a test that would not end.
 WATCHDOG = 30
-QUICK = StreamPolicy(timeout=1.0, first_wait=0.05, most_wait=0.2)
+QUICK = StreamPolicy(timeout=1.0, initial_backoff=0.05, max_backoff=0.2)
 
 
 def frames_until(feed: Feed, enough: Callable[[Frame], bool]) -> list[Frame]:
@@ -62,7 +62,7 @@ def frames_until(feed: Feed, enough: Callable[[Frame], bool]) -> list[Frame]:
     return frames
 
 
-def wait_for(feed: Feed, what: Callable[[list[Health]], bool]) -> list[Health]:
+def wait_for(feed: Feed, what: Callable[[list[StreamHealth]], bool]) -> list[StreamHealth]:
     """Read on until the sources are so."""
     begin = time.monotonic()
     for _ in feed:
@@ -75,10 +75,10 @@ def wait_for(feed: Feed, what: Callable[[list[Health]], bool]) -> list[Health]:
 class Kept:
     """A scene sink that keeps nothing."""
 
-    def show(self, scene: Scene) -> None:
+    def show(self, frame_result: FrameResult) -> None:
         pass
 
-    def tick(self, sources: Sequence[Health]) -> None:
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
         pass
 
     def __enter__(self) -> Self:
@@ -230,7 +230,7 @@ def test_the_newest_frame_wins_and_drops_are_counted() -> None:
 
 
 def test_a_decoder_that_is_too_slow_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffd_runtime.video.stream_reader.MOST_LAG", 0.5)
+    monkeypatch.setattr("ffd_runtime.video.stream_reader.MAX_LAG_SECONDS", 0.5)
 
     class Behind(Synthetic):
         """As fast as it can go, the stream's clock runs much faster."""
@@ -275,9 +275,9 @@ def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
     class Watched(Kept):
         early = 0
 
-        def show(self, scene: Scene) -> None:
+        def show(self, frame_result: FrameResult) -> None:
             # What comes and goes with the threads' own heaps is seen in this many.
-            if 10_000 < scene.frame.number < 40_000:
+            if 10_000 < frame_result.frame.number < 40_000:
                 self.early = max(self.early, resident())
 
     kept = Watched()
@@ -285,8 +285,8 @@ def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
         Classifier.open(colour_model, device="cpu") as classifier,
         Feed(to_streams(["0"]), StreamPolicy(retries=0), lambda *_: Fast(0.0, 100_000)) as feed,
     ):
-        analyser = Analyser(classifier.backend)
-        Watch(feed, analyser, classifier.card, scenes=[kept], whole=True).run()
+        frame_classifier = FrameClassifier(classifier.backend)
+        StreamPipeline(feed, frame_classifier, frame_sinks=[kept]).run()
         health = feed.readers[0].health()
     assert health.frames == 100_000
     assert health.analysed > 100
@@ -385,7 +385,7 @@ RECONNECTS = 50 if "FFD_NIGHTLY" in os.environ else 10
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
 def test_a_server_is_killed_and_restarted_with_another_size_many_times(rtsp: RtspServer) -> None:
     sizes = [(160, 120), (96, 64)]
-    policy = StreamPolicy(timeout=2.0, first_wait=0.02, most_wait=0.1)
+    policy = StreamPolicy(timeout=2.0, initial_backoff=0.02, max_backoff=0.1)
     rtsp.start(*sizes[0], fps=400)
     with Feed(to_streams([rtsp.address]), policy) as feed:
         frames_until(feed, lambda _: True)
@@ -397,7 +397,7 @@ def test_a_server_is_killed_and_restarted_with_another_size_many_times(rtsp: Rts
             begin = time.monotonic()
             while feed.readers[0].health().size != (width, height):
                 frames_until(feed, lambda _: True)
-            assert time.monotonic() - begin < policy.most_wait + 2
+            assert time.monotonic() - begin < policy.max_backoff + 2
             if cycle == 5:
                 threads_then, descriptors_then = threading.active_count(), descriptors()
         assert feed.readers[0].health().reconnects == RECONNECTS
@@ -459,7 +459,7 @@ def test_a_server_that_freezes_is_left_within_the_timeout(rtsp: RtspServer) -> N
 
 def test_a_server_that_is_not_there_is_given_up_after_its_retries() -> None:
     address = f"rtsp://me:secret@127.0.0.1:{free_port()}/door"
-    policy = StreamPolicy(timeout=1.0, retries=2, first_wait=0.05)
+    policy = StreamPolicy(timeout=1.0, retries=2, initial_backoff=0.05)
     with Feed(to_streams([address]), policy) as feed:
         assert not any(feed)
         health = feed.readers[0].health()
@@ -499,7 +499,7 @@ def test_what_nobody_expected_is_tried_again() -> None:
         tries.append(1)
         raise BlockingIOError("no more processes")
 
-    policy = StreamPolicy(retries=2, first_wait=0.02)
+    policy = StreamPolicy(retries=2, initial_backoff=0.02)
     with Feed(to_streams(["0"]), policy, fail) as feed:
         assert not any(feed)
         assert "no more processes" in (feed.readers[0].health().error or "")
@@ -526,7 +526,7 @@ def test_without_gstreamer_it_is_said() -> None:
 def test_a_reader_that_cannot_be_interrupted_is_shown_and_holds_nothing_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ffd_runtime.video.stream_reader.MARGIN", 0.1)
+    monkeypatch.setattr("ffd_runtime.video.stream_reader.HANG_MARGIN_SECONDS", 0.1)
     release = threading.Event()
 
     def hang(*_: object) -> OpenCVCapture:

@@ -16,11 +16,11 @@ from ffd_runtime.core.results import Result
 from ffd_runtime.model.backends import Outputs
 from ffd_runtime.model.card import ModelCard
 from ffd_runtime.video.feed import Feed
-from ffd_runtime.video.frame_classifier import Analyser
-from ffd_runtime.video.scene import Frame, Health, Quit, Scene
+from ffd_runtime.video.frame_classifier import FrameClassifier
+from ffd_runtime.video.frame_result import Frame, FrameResult, Quit, StreamHealth
 from ffd_runtime.video.stream_address import Stream, to_streams
+from ffd_runtime.video.stream_pipeline import StreamPipeline
 from ffd_runtime.video.stream_policy import StreamPolicy
-from ffd_runtime.video.watch import Watch
 
 from ..conftest import Image
 from ..models import CARD
@@ -61,14 +61,19 @@ class Scripted:
         pass
 
 
-class Faked(Analyser):
+class Faked(FrameClassifier):
     """Calls a function for each frame, which gives it a verdict."""
 
-    def __init__(self, work: Callable[[Frame], None]) -> None:
+    def __init__(self, work: Callable[[Frame], None], detects_faces: bool = False) -> None:
         super().__init__(Gated())
         self.work = work
+        self._detects_faces = detects_faces
 
-    def analyse(self, frames: Sequence[Frame]) -> Verdicts:
+    @property
+    def detects_faces(self) -> bool:
+        return self._detects_faces
+
+    def classify(self, frames: Sequence[Frame]) -> Verdicts:
         (frame,) = frames
         self.work(frame)
         row = Result(frame.source, frame=frame.number, label="generated", score=0.9)
@@ -76,7 +81,7 @@ class Faked(Analyser):
 
 
 class Kept:
-    """A sink of rows and of scenes."""
+    """A sink of rows and of frame_results."""
 
     def __init__(self, quit_after: int | None = None) -> None:
         self.rows: list[Result] = []
@@ -87,12 +92,12 @@ class Kept:
     def write(self, result: Result) -> None:
         self.rows.append(result)
 
-    def show(self, scene: Scene) -> None:
-        self.shown.append(scene.frame)
+    def show(self, frame_result: FrameResult) -> None:
+        self.shown.append(frame_result.frame)
         if len(self.shown) == self.quit_after:
             raise Quit
 
-    def tick(self, sources: Sequence[Health]) -> None:
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
         self.ticks += 1
 
     def __enter__(self) -> Self:
@@ -133,29 +138,26 @@ def run(
     work: Callable[[Frame], None],
     kept: Kept,
     workers: int = 2,
-    whole: bool = True,
-) -> Watch:
-    """Watch sources to their ends; file names are files, numbers cameras."""
+    whole_frames: bool = True,
+) -> StreamPipeline:
+    """Run sources to their ends; file names are files, numbers cameras."""
 
     def open_capture(stream: Stream, _: float) -> Scripted:
         return sources[stream.name]
 
     with Feed(to_streams(sources), StreamPolicy(retries=0), open_capture) as feed:
-        watch = Watch(
+        pipeline = StreamPipeline(
             feed,
-            Faked(work),
-            CARD,
+            Faked(work, detects_faces=not whole_frames),
             rows=[kept],
-            scenes=[kept],
-            whole=whole,
-            workers=workers,
+            frame_sinks=[kept],
         )
-        watch.run()
-    return watch
+        pipeline.run(workers)
+    return pipeline
 
 
 def analysing() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("ffd-analyse")]
+    return [t.name for t in threading.enumerate() if t.name.startswith("ffd-classify")]
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -233,9 +235,9 @@ def test_a_camera_gives_its_newest_frame_and_one_at_a_time() -> None:
         busy.release()
 
     kept = Kept()
-    watch = run({"0": camera}, work, kept, workers=4)
+    pipeline = run({"0": camera}, work, kept, workers=4)
     assert kept.numbers("0") == [0, 10, 20]
-    assert watch.summary() == "0: 3 of 21 frames, 18 dropped"
+    assert pipeline.summary() == "0: 3 of 21 frames, 18 dropped"
 
 
 def test_a_frame_that_cannot_be_processed_has_its_row_and_the_rest_goes_on() -> None:
@@ -246,12 +248,12 @@ def test_a_frame_that_cannot_be_processed_has_its_row_and_the_rest_goes_on() -> 
             raise MemoryError
 
     kept = Kept()
-    watch = run({"a.mp4": Scripted(8)}, work, kept)
+    pipeline = run({"a.mp4": Scripted(8)}, work, kept)
     assert [row.frame for row in kept.rows] == list(range(8))
     codes = {row.frame: row.error.code for row in kept.rows if row.error}
     assert codes == {3: "corrupt", 4: "corrupt", 5: "too_large"}
     assert "bad frame" in (kept.rows[3].error.message if kept.rows[3].error else "")
-    assert watch.errors == 3
+    assert pipeline.errors == 3
     # The track is the same before and after.
     assert {row.track.number for row in kept.rows if row.track} == {1}
     assert kept.numbers("a.mp4") == [0, 1, 2, 6, 7]
@@ -284,7 +286,7 @@ def test_a_person_ends_it_while_frames_are_under_way() -> None:
 
 
 def test_workers_and_opencv_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffd_runtime.video.pool.count_cores", lambda: 4)
+    monkeypatch.setattr("ffd_runtime.video.classification_pool.count_cores", lambda: 4)
     used = set()
 
     def work(frame: Frame) -> None:
@@ -307,10 +309,10 @@ def test_workers_and_opencv_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_file_ends_after_its_last_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     # The reader is at its end long before the only frame is judged.
-    for module in ("pool", "watch"):
-        monkeypatch.setattr(f"ffd_runtime.video.{module}.TICK", 0.001)
+    for module in ("classification_pool", "stream_pipeline"):
+        monkeypatch.setattr(f"ffd_runtime.video.{module}.TICK_SECONDS", 0.001)
     kept = Kept()
-    run({"a.mp4": Scripted(1)}, lambda _: until(lambda: kept.ticks > 5), kept, whole=False)
+    run({"a.mp4": Scripted(1)}, lambda _: until(lambda: kept.ticks > 5), kept, whole_frames=False)
     assert [row.error for row in kept.rows] == [None]
 
 
@@ -320,34 +322,36 @@ def frame(number: int, level: int = 90) -> Frame:
     return Frame("0", number, image, 0.0, 0.0)
 
 
-def start_in_turn(callers: list[threading.Thread], backend: Gated, analyser: Analyser) -> None:
+def start_in_turn(
+    callers: list[threading.Thread], backend: Gated, frame_classifier: FrameClassifier
+) -> None:
     """Start each once the one before infers or waits to."""
     for count, caller in enumerate(callers, 1):
         caller.start()
-        until(partial(arrived, backend, analyser, count))
+        until(partial(arrived, backend, frame_classifier, count))
 
 
-def arrived(backend: Gated, analyser: Analyser, count: int) -> bool:
-    return len(backend.batches) + len(analyser._waiting) == count
+def arrived(backend: Gated, frame_classifier: FrameClassifier, count: int) -> bool:
+    return len(backend.batches) + len(frame_classifier._waiting) == count
 
 
 def test_what_is_ready_at_the_same_time_is_one_batch() -> None:
     backend = Gated()
-    analyser = Analyser(backend)
+    frame_classifier = FrameClassifier(backend)
     answers: dict[int, Verdicts] = {}
 
-    def analyse(number: int) -> None:
-        answers[number] = analyser.analyse([frame(number, 40 * number)])
+    def classify(number: int) -> None:
+        answers[number] = frame_classifier.classify([frame(number, 40 * number)])
 
-    callers = [threading.Thread(target=analyse, args=(number,)) for number in range(1, 6)]
+    callers = [threading.Thread(target=classify, args=(number,)) for number in range(1, 6)]
     # Two batches are under way; who comes later waits.
-    start_in_turn(callers, backend, analyser)
+    start_in_turn(callers, backend, frame_classifier)
     backend.gate.set()
     for caller in callers:
         caller.join(WATCHDOG)
     assert backend.batches == [1, 1, 3]
     for number in range(1, 6):
-        ((alone, _),) = analyser.analyse([frame(number, 40 * number)])
+        ((alone, _),) = frame_classifier.classify([frame(number, 40 * number)])
         ((shared, seconds),) = answers[number]
         assert shared == alone
         assert shared[0].frame == number
@@ -361,17 +365,17 @@ def test_a_shared_batch_that_fails_fails_for_all_who_wait() -> None:
             raise BackendError("broken")
 
     backend = Broken()
-    analyser = Analyser(backend)
+    frame_classifier = FrameClassifier(backend)
     caught: list[BackendError] = []
 
-    def analyse(number: int) -> None:
+    def classify(number: int) -> None:
         try:
-            analyser.analyse([frame(number)])
+            frame_classifier.classify([frame(number)])
         except BackendError as error:
             caught.append(error)
 
-    callers = [threading.Thread(target=analyse, args=(number,)) for number in range(4)]
-    start_in_turn(callers, backend, analyser)
+    callers = [threading.Thread(target=classify, args=(number,)) for number in range(4)]
+    start_in_turn(callers, backend, frame_classifier)
     backend.gate.set()
     for caller in callers:
         caller.join(WATCHDOG)
@@ -381,9 +385,9 @@ def test_a_shared_batch_that_fails_fails_for_all_who_wait() -> None:
 def test_a_batch_stays_halved_from_frame_to_frame(caplog: pytest.LogCaptureFixture) -> None:
     backend = Gated(most=3)
     backend.gate.set()
-    analyser = Analyser(backend)
+    frame_classifier = FrameClassifier(backend)
     for _ in range(3):
-        found = analyser.analyse([frame(number) for number in range(8)])
+        found = frame_classifier.classify([frame(number) for number in range(8)])
         assert [rows[0].frame for rows, _ in found] == list(range(8))
     assert backend.batches == [8, 4, *[2] * 12]
     assert len(caplog.records) == 2
@@ -396,7 +400,11 @@ def test_more_workers_change_no_row() -> None:
     def rows(workers: int) -> list[Result]:
         kept = Kept()
         with Feed(to_streams(["a.mp4", "b.mp4"]), None, lambda *_: Scripted(10)) as feed:
-            Watch(feed, Analyser(backend), CARD, rows=[kept], whole=True, workers=workers).run()
+            StreamPipeline(
+                feed,
+                FrameClassifier(backend),
+                rows=[kept],
+            ).run(workers)
         return sorted(kept.rows, key=lambda row: (row.source, row.frame or 0))
 
     assert rows(1) == rows(4)

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from ffd_runtime.core.errors import BackendError, InputError
 from ffd_runtime.video import container
-from ffd_runtime.video.convert import Converter
 from ffd_runtime.video.ffmpeg import FFmpegCapture
+from ffd_runtime.video.pixel_converter import PixelConverter
 from ffd_runtime.video.remote_reader import RemoteCapture
 from ffd_runtime.video.stream_address import Stream, is_video_file
 
@@ -339,7 +339,7 @@ def test_any_size_and_pixel_format(tmp_path: Path, width: int, height: int, pix_
 def test_only_formats_that_state_their_duration_are_held_to_it(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.m2v", map(bars, range(30)), "mpeg2video")
     with container.open_container(str(path), 1.0, live=False) as opened:
-        assert container.STATES_DURATION.isdisjoint(opened.format.name.split(","))
+        assert container.FORMATS_WITH_DURATION.isdisjoint(opened.format.name.split(","))
     assert read(path).error is None
 
 
@@ -486,7 +486,7 @@ def test_a_page_is_no_mjpeg_server() -> None:
 
 def test_options_of_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     assert container._options("rtsp://a/b", live=True)["rtsp_transport"] == "tcp"
-    monkeypatch.setenv(container.OPTIONS, "rtsp_transport;udp|buffer_size;65536")
+    monkeypatch.setenv(container.FFMPEG_OPTIONS_VARIABLE, "rtsp_transport;udp|buffer_size;65536")
     options = container._options("rtsp://a/b", live=True)
     assert (options["rtsp_transport"], options["buffer_size"]) == ("udp", "65536")
 
@@ -506,7 +506,7 @@ def test_any_colour_space_is_converted(
     frame = av.VideoFrame.from_ndarray(picture, "bgr24").reformat(format="yuv420p")
     frame.colorspace, frame.color_range = matrix, span
     frame.color_primaries, frame.color_trc = primaries, transfer
-    image = Converter()(frame)
+    image = PixelConverter()(frame)
     assert image is not None
     assert image.flags.c_contiguous
     # Another matrix or range shifts the colours.
@@ -519,7 +519,7 @@ def test_the_matrix_of_a_video_is_applied(matrix: int) -> None:
     frame = av.VideoFrame.from_ndarray(picture, "bgr24")
     frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
     frame.colorspace = matrix
-    image = Converter()(frame)
+    image = PixelConverter()(frame)
     assert image is not None
     assert np.abs(image.astype(int) - picture).max() <= 3
 

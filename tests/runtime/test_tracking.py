@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.core.results import Box, Result, Track
 from ffd_runtime.model.card import ModelCard, Provenance
-from ffd_runtime.video.tracking import FIRST_MARGIN, LEAST_MARGIN, Tracker
+from ffd_runtime.video.tracking import FIRST_MARGIN_LOG_ODDS, MIN_MARGIN_LOG_ODDS, GreedyIouTracker
 
 CARD = ModelCard("m", "tf_efficientnet_lite0", Provenance("0"), threshold=0.2, unsure=(0.1, 0.6))
 FACE = (100, 100, 80, 100)
@@ -25,18 +25,18 @@ def seen(face: Box | None = FACE, score: float | None = 0.9, **fields: Any) -> R
     return Result("door", face=face, label="unsure", score=score, **fields)
 
 
-def tracks(tracker: Tracker, results: Sequence[Result], at: float) -> list[Track]:
+def tracks(tracker: GreedyIouTracker, results: Sequence[Result], at: float) -> list[Track]:
     answer = tracker.update(results, at)
     given = [track for result in answer if (track := result.track)]
     assert len(given) == len(results)
     return given
 
 
-def numbers(tracker: Tracker, faces: Sequence[Box], at: float) -> list[int]:
+def numbers(tracker: GreedyIouTracker, faces: Sequence[Box], at: float) -> list[int]:
     return [track.number for track in tracks(tracker, [seen(face) for face in faces], at)]
 
 
-def labels(tracker: Tracker, scores: Sequence[float], fps: float = 10) -> list[str]:
+def labels(tracker: GreedyIouTracker, scores: Sequence[float], fps: float = 10) -> list[str]:
     return [
         tracks(tracker, [seen(score=score)], number / fps)[0].label
         for number, score in enumerate(scores)
@@ -52,7 +52,7 @@ def probability(log_odds: float) -> float:
 
 
 def test_a_face_keeps_its_number_as_it_moves_and_grows() -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     for frame in range(60):
         face = (100 + 8 * frame, 100 + 2 * frame, 80 + frame, 100 + frame)
         assert numbers(tracker, [face], frame / 10) == [1]
@@ -60,12 +60,12 @@ def test_a_face_keeps_its_number_as_it_moves_and_grows() -> None:
 
 def test_results_stay_as_they_are_but_for_the_track() -> None:
     result = seen(reason="blurred", frame=7, time=3.5)
-    answer = Tracker(CARD).update([result], 3.5)[0]
+    answer = GreedyIouTracker(CARD).update([result], 3.5)[0]
     assert {**answer.to_row(), "track": None} == result.to_row()
 
 
 def test_a_face_that_jumps_is_another() -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     assert numbers(tracker, [FACE], 0) == [1]
     assert numbers(tracker, [(300, 100, 80, 100)], 0.1) == [2]
     # Somebody who stands where the first one stood a moment ago is taken for that one.
@@ -73,7 +73,7 @@ def test_a_face_that_jumps_is_another() -> None:
 
 
 def test_each_of_several_keeps_its_own_whatever_their_order() -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     row = [(150 * place, 50, 80, 100) for place in range(6)]
     assert numbers(tracker, row, 0) == [1, 2, 3, 4, 5, 6]
     assert numbers(tracker, row[::-1], 0.1) == [6, 5, 4, 3, 2, 1]
@@ -81,7 +81,7 @@ def test_each_of_several_keeps_its_own_whatever_their_order() -> None:
 
 
 def test_two_faces_share_no_number() -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     numbers(tracker, [FACE], 0)
     x, y, width, height = FACE
     assert numbers(tracker, [(x + 15, y, width, height), FACE], 0.1) == [2, 1]
@@ -90,7 +90,7 @@ def test_two_faces_share_no_number() -> None:
 @pytest.mark.parametrize("fps", [5, 10, 25])
 @pytest.mark.parametrize("hidden", [False, True])
 def test_faces_that_pass_each_other_keep_their_numbers(fps: int, hidden: bool) -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     rng = np.random.default_rng(0)
     for frame in range(8 * fps):
         left = round(frame / fps * 80)
@@ -102,7 +102,7 @@ def test_faces_that_pass_each_other_keep_their_numbers(fps: int, hidden: bool) -
 
 
 def test_a_face_is_remembered_for_a_while_only() -> None:
-    tracker = Tracker(CARD, forget=1.5)
+    tracker = GreedyIouTracker(CARD, forget=1.5)
     for frame in range(3):
         assert numbers(tracker, [FACE], frame / 10) == [1]
     for frame in range(3, 16):
@@ -114,7 +114,7 @@ def test_a_face_is_remembered_for_a_while_only() -> None:
 
 
 def test_a_slow_stream_has_lasting_faces_too() -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     tracker.update([], 0)
     assert [numbers(tracker, [FACE], 2.0 * frame) for frame in range(1, 9)] == [[1]] * 8
 
@@ -122,7 +122,7 @@ def test_a_slow_stream_has_lasting_faces_too() -> None:
 @pytest.mark.parametrize("jump", [-0.05, -1000.0, 60.0])
 @pytest.mark.parametrize("face", [FACE, None])
 def test_after_a_jump_in_time_nothing_is_known(jump: float, face: Box | None) -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     for frame in range(20):
         tracker.update([seen(face, 0.99)], 5000 + frame / 10)
     (track,) = tracks(tracker, [seen(face, 0.01)], 5001.9 + jump)
@@ -131,13 +131,13 @@ def test_after_a_jump_in_time_nothing_is_known(jump: float, face: Box | None) ->
 
 
 def test_the_whole_picture_is_one_track() -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     given = [tracks(tracker, [seen(None, 0.9)], at)[0] for at in (0, 0.1, 50, 50.1, 3, 4)]
     assert {(track.number, track.label) for track in given} == {(1, "generated")}
 
 
 def test_views_that_are_not_clear_say_nothing() -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     unclear = [
         seen(score=0.99, reason="blurred"),
         Result("door", face=FACE, error=Result.failed("", InputError("empty", "")).error),
@@ -152,13 +152,13 @@ def test_views_that_are_not_clear_say_nothing() -> None:
 
 
 def test_one_frame_does_not_decide() -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     scores = [0.97] * 10 + [0.0] + [0.97] * 20
     assert set(labels(tracker, scores)) == {"generated"}
 
 
 def test_a_lasting_change_is_followed() -> None:
-    said = labels(Tracker(CARD), [0.99] * 30 + [0.01] * 60)
+    said = labels(GreedyIouTracker(CARD), [0.99] * 30 + [0.01] * 60)
     assert said[0] == "generated"
     assert said[-1] == "groundtruth"
     assert flips(said) == 2
@@ -167,7 +167,7 @@ def test_a_lasting_change_is_followed() -> None:
 
 def test_old_frames_count_less() -> None:
     def score_after(half_life: float) -> float:
-        tracker = Tracker(CARD, half_life=half_life)
+        tracker = GreedyIouTracker(CARD, half_life=half_life)
         for at in (0.0, 1.0):
             (track,) = tracks(tracker, [seen(score=probability(-3 + 6 * at))], at)
         assert track.score is not None
@@ -183,7 +183,7 @@ def test_the_frame_rate_changes_nothing() -> None:
     # Both follow a change within about the same time.
     ways = []
     for fps in (5, 25):
-        said = labels(Tracker(CARD), [0.99] * 10 * fps + [0.01] * 10 * fps, fps)
+        said = labels(GreedyIouTracker(CARD), [0.99] * 10 * fps + [0.01] * 10 * fps, fps)
         ways.append((said.index("unsure") / fps, said.index("groundtruth") / fps))
     assert ways[0] == pytest.approx(ways[1], abs=0.5)
 
@@ -196,19 +196,19 @@ def test_a_constant_score_has_its_verdict_from_the_first(
     score: float, band: tuple[float, float]
 ) -> None:
     card = CARD.replace(unsure=band, threshold=band[0])
-    assert set(labels(Tracker(card), [score] * 20)) == {card.verdict(score)}
+    assert set(labels(GreedyIouTracker(card), [score] * 20)) == {card.verdict(score)}
 
 
 @settings(max_examples=50)
 @given(
     st.sampled_from([0.1, 0.6]),
-    st.lists(st.floats(-LEAST_MARGIN, LEAST_MARGIN), min_size=1, max_size=60),
+    st.lists(st.floats(-MIN_MARGIN_LOG_ODDS, MIN_MARGIN_LOG_ODDS), min_size=1, max_size=60),
 )
 def test_a_score_that_wavers_around_a_border_flips_nothing(
     border: float, noise: list[float]
 ) -> None:
     middle = math.log(border / (1 - border))
-    said = labels(Tracker(CARD), [probability(middle + 0.99 * step) for step in noise])
+    said = labels(GreedyIouTracker(CARD), [probability(middle + 0.99 * step) for step in noise])
     # The first frame says on which side.
     assert flips(said) == 0
 
@@ -217,14 +217,17 @@ def test_a_score_that_wavers_around_a_border_flips_nothing(
 def test_independent_noise_flips_once_at_most(mean: float) -> None:
     for seed in range(4):
         noise = np.random.default_rng(seed).normal(mean, 2, 200)
-        assert flips(labels(Tracker(CARD), [probability(step) for step in noise])) <= 1
+        assert flips(labels(GreedyIouTracker(CARD), [probability(step) for step in noise])) <= 1
 
 
 def test_the_first_frames_need_a_wider_margin() -> None:
     border = math.log(0.6 / 0.4)
-    start = probability(border + 0.1)
-    for below, label in ((1.2 * FIRST_MARGIN, "generated"), (2 * FIRST_MARGIN, "unsure")):
-        assert labels(Tracker(CARD), [start, probability(border - below)])[-1] == label
+    margin, start = FIRST_MARGIN_LOG_ODDS, probability(border + 0.1)
+    for below, label in (
+        (1.2 * margin, "generated"),
+        (2 * margin, "unsure"),
+    ):
+        assert labels(GreedyIouTracker(CARD), [start, probability(border - below)])[-1] == label
 
 
 @settings(max_examples=100, deadline=None)
@@ -239,7 +242,7 @@ def test_the_first_frames_need_a_wider_margin() -> None:
 def test_numbers_are_never_used_again(
     frames: list[tuple[list[tuple[Box, float | None]], float]],
 ) -> None:
-    tracker, at = Tracker(CARD), 0.0
+    tracker, at = GreedyIouTracker(CARD), 0.0
     highest = 0
     for views, gap in frames:
         before, at = at, at + gap
@@ -256,7 +259,7 @@ def test_numbers_are_never_used_again(
 
 
 def test_nothing_is_kept_of_those_who_have_gone() -> None:
-    tracker = Tracker(CARD)
+    tracker = GreedyIouTracker(CARD)
     rng = np.random.default_rng(0)
     counts = []
     for frame in range(3000):

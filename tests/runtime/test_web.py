@@ -22,12 +22,12 @@ import pytest
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.core.results import Result, Track
-from ffd_runtime.video.scene import Frame, Health, Scene
-from ffd_runtime.web import board, connection, pictures, site
-from ffd_runtime.web.guard import Guard
-from ffd_runtime.web.listen_address import Address, parse_address
+from ffd_runtime.video.frame_result import Frame, FrameResult, StreamHealth
+from ffd_runtime.web import dashboard, dashboard_state, http_protocol, snapshots
+from ffd_runtime.web.auth_middleware import AuthMiddleware
+from ffd_runtime.web.dashboard_server import DashboardServer
+from ffd_runtime.web.listen_address import ListenAddress, parse_listen_address
 from ffd_runtime.web.metrics import LABELS
-from ffd_runtime.web.server import Serve
 
 from ..conftest import picture
 from ..models import CARD
@@ -45,15 +45,17 @@ HOSTILE = (
 )
 
 
-def serve(host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> Serve:
-    return Serve(Address(host, port), card=CARD, model="colour (colour, fp32), CPU", token=token)
+def serve(host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> DashboardServer:
+    return DashboardServer(
+        ListenAddress(host, port), card=CARD, model="colour (colour, fp32), CPU", token=token
+    )
 
 
-def health(source: str = "door", **facts: Any) -> Health:
-    return Health(source, **{"live": True, "state": "playing", "size": (200, 100), **facts})
+def health(source: str = "door", **facts: Any) -> StreamHealth:
+    return StreamHealth(source, **{"live": True, "state": "playing", "size": (200, 100), **facts})
 
 
-def scene(number: int = 0, source: str = "door", *labels: str, **facts: Any) -> Scene:
+def frame_result(number: int = 0, source: str = "door", *labels: str, **facts: Any) -> FrameResult:
     """A frame with a face for each label, each a track of its own."""
     image = picture("red" if number % 2 else "blue", 100, 200, number)
     faces = [
@@ -70,7 +72,7 @@ def scene(number: int = 0, source: str = "door", *labels: str, **facts: Any) -> 
     ]
     frame = Frame(source, number, image, time.monotonic(), 1.7e9 + number)
     facts = {"frames": number + 1, "analysed": number + 1, "age": 0.03, **facts}
-    return Scene(frame, faces, health(source, **facts), inference=0.02)
+    return FrameResult(frame, faces, health(source, **facts), inference=0.02)
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Answer:
 
 
 def ask(
-    served: Serve, path: str, method: str = "GET", host: str = "127.0.0.1", **headers: str
+    served: DashboardServer, path: str, method: str = "GET", host: str = "127.0.0.1", **headers: str
 ) -> Answer:
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     with closing(http.client.HTTPConnection(host, served.address.port, timeout=10)) as connection:
@@ -99,7 +101,7 @@ def ask(
 
 
 @pytest.fixture
-def served() -> Iterator[Serve]:
+def served() -> Iterator[DashboardServer]:
     with serve() as opened:
         yield opened
 
@@ -107,17 +109,17 @@ def served() -> Iterator[Serve]:
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("8080", Address("127.0.0.1", 8080)),
-        (":8080", Address("127.0.0.1", 8080)),
-        ("0.0.0.0:0", Address("0.0.0.0", 0)),
-        ("box.local:80", Address("box.local", 80)),
-        ("[::1]:8080", Address("::1", 8080)),
-        ("[fe80::1%eth0]:65535", Address("fe80::1%eth0", 65535)),
+        ("8080", ListenAddress("127.0.0.1", 8080)),
+        (":8080", ListenAddress("127.0.0.1", 8080)),
+        ("0.0.0.0:0", ListenAddress("0.0.0.0", 0)),
+        ("box.local:80", ListenAddress("box.local", 80)),
+        ("[::1]:8080", ListenAddress("::1", 8080)),
+        ("[fe80::1%eth0]:65535", ListenAddress("fe80::1%eth0", 65535)),
     ],
 )
-def test_addresses(text: str, address: Address) -> None:
-    assert parse_address(text) == address
-    assert parse_address(str(address)) == address
+def test_addresses(text: str, address: ListenAddress) -> None:
+    assert parse_listen_address(text) == address
+    assert parse_listen_address(str(address)) == address
 
 
 @pytest.mark.parametrize(
@@ -140,10 +142,10 @@ def test_addresses(text: str, address: Address) -> None:
 )
 def test_what_is_no_address(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_address(text)
+        parse_listen_address(text)
 
 
-def test_a_port_that_is_taken_is_said_before_the_run(served: Serve) -> None:
+def test_a_port_that_is_taken_is_said_before_the_run(served: DashboardServer) -> None:
     with pytest.raises(OutputError, match="another program listens there"):
         serve(port=served.address.port).__enter__()
     with pytest.raises(OutputError, match="has no such address"):
@@ -169,7 +171,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_heavy_is_loaded_before_it_serves() -> None:
     code = "import sys, ffd_runtime.web.listen_address\na = set(sys.modules)\n"
-    code += "import ffd_runtime.web.server"
+    code += "import ffd_runtime.web.dashboard_server"
     code += "\nprint('cv2' in a, {'starlette', 'uvicorn', 'torch'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "set()"]
@@ -197,7 +199,7 @@ def test_no_host_header_opens_a_path(host: str) -> None:
         sent.append(message)
 
     sent: list[Any] = []
-    guard = Guard(app, token=TOKEN, host=None)
+    guard = AuthMiddleware(app, token=TOKEN, host=None)
     headers = [(b"host", host.encode())]
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/state", "headers": headers}
     scope |= {"query_string": b"", "scheme": "http", "server": ("127.0.0.1", 80)}
@@ -208,7 +210,7 @@ def test_no_host_header_opens_a_path(host: str) -> None:
 
 def test_no_token_no_data() -> None:
     with serve("0.0.0.0", token=TOKEN) as served:
-        served.show(scene(0, "secret-door", "generated"))
+        served.show(frame_result(0, "secret-door", "generated"))
         served.tick([health("secret-door", state="waiting", error="secret-reason")])
         bad = {"Authorization": f"Bearer {TOKEN}x"}
         for path in ("/", "/state", "/picture/0.jpg", "/verdict/1.jpg", "/metrics", "/none"):
@@ -256,9 +258,9 @@ def test_a_token_on_loopback_is_asked_for_too() -> None:
         assert ask(served, "/", Authorization=f"Bearer {TOKEN}", Host="evil.example").status == 421
 
 
-def test_on_loopback_other_names_are_refused(served: Serve) -> None:
+def test_on_loopback_other_names_are_refused(served: DashboardServer) -> None:
     port = served.address.port
-    served.show(scene())
+    served.show(frame_result())
     for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST", "[::1]"):
         assert ask(served, "/state", Host=host).status == 200
     # A tunnel (ssh -L) has a port of its own.
@@ -268,8 +270,8 @@ def test_on_loopback_other_names_are_refused(served: Serve) -> None:
             assert ask(served, path, Host=host).status == 421
 
 
-def test_every_answer_is_kept_to_itself(served: Serve) -> None:
-    served.show(scene(0, "door", "generated"))
+def test_every_answer_is_kept_to_itself(served: DashboardServer) -> None:
+    served.show(frame_result(0, "door", "generated"))
     for path, status in (
         ("/", 200),
         ("/state", 200),
@@ -293,7 +295,7 @@ def test_every_answer_is_kept_to_itself(served: Serve) -> None:
         assert ask(served, "/state", method).status == 405
 
 
-def test_the_page_refers_to_nothing_outside(served: Serve) -> None:
+def test_the_page_refers_to_nothing_outside(served: DashboardServer) -> None:
     html = ask(served, "/").body.decode()
     assert "http" not in html
     assert "url(" not in html
@@ -302,13 +304,13 @@ def test_the_page_refers_to_nothing_outside(served: Serve) -> None:
     assert set(re.findall(r'(?:href|src)="(.*?)"', html)) == {"data:,", "#sources"}
 
 
-def test_a_picture_comes_when_there_is_another(served: Serve) -> None:
-    served.show(scene(1))
+def test_a_picture_comes_when_there_is_another(served: DashboardServer) -> None:
+    served.show(frame_result(1))
     first = ask(served, "/picture/0.jpg")
     assert first.headers["Content-Type"] == "image/jpeg"
     assert first.image[30, 100, 2] > first.image[30, 100, 0] + 20
     number = first.headers["FFD-Picture"]
-    late = threading.Timer(0.2, served.show, [scene(2)])
+    late = threading.Timer(0.2, served.show, [frame_result(2)])
     late.start()
     began = time.monotonic()
     second = ask(served, f"/picture/0.jpg?after={number}")
@@ -321,16 +323,18 @@ def test_a_picture_comes_when_there_is_another(served: Serve) -> None:
     assert ask(served, "/picture/0.jpg?after=junk").status == 200
 
 
-def test_no_other_picture_for_a_while(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "HOLD", 0.1)
-    served.show(scene())
+def test_no_other_picture_for_a_while(
+    served: DashboardServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "LONG_POLL_SECONDS", 0.1)
+    served.show(frame_result())
     number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
     assert ask(served, f"/picture/0.jpg?after={number}").status == 204
     assert ask(served, f"/picture/0.jpg?after={number}&heatmap=1").status == 204
 
 
-def test_large_pictures_are_made_smaller_and_evidence_is_laid_over(served: Serve) -> None:
-    large = scene(0, "door", "generated")
+def test_large_pictures_are_made_smaller_and_evidence_is_laid_over(served: DashboardServer) -> None:
+    large = frame_result(0, "door", "generated")
     image = np.full((1500, 3000, 3), 128, np.uint8)
     face = replace(large.results[0], face=(1000, 500, 600, 600))
     served.show(replace(large, frame=replace(large.frame, image=image), results=[face]))
@@ -341,11 +345,11 @@ def test_large_pictures_are_made_smaller_and_evidence_is_laid_over(served: Serve
     assert laid.image[middle][2] > 180
 
 
-def test_a_dead_source_has_no_picture(served: Serve) -> None:
+def test_a_dead_source_has_no_picture(served: DashboardServer) -> None:
     served.tick([health(state="connecting", size=None)])
     absent = ask(served, "/picture/0.jpg")
     assert absent.image.shape == (360, 640, 3)
-    served.show(scene(1, "door", "generated"))
+    served.show(frame_result(1, "door", "generated"))
     alive = ask(served, f"/picture/0.jpg?after={absent.headers['FFD-Picture']}")
     number = alive.headers["FFD-Picture"]
     assert len(ask(served, "/state").json["sources"][0]["faces"]) == 1
@@ -357,15 +361,15 @@ def test_a_dead_source_has_no_picture(served: Serve) -> None:
     source = ask(served, "/state").json["sources"][0]
     assert source["faces"] == []
     assert source["error"] == "it does not answer"
-    served.show(scene(3))
+    served.show(frame_result(3))
     served.tick([health(state="ended")])
     last = ask(served, f"/picture/0.jpg?after={dead.headers['FFD-Picture']}")
     assert last.image.mean() > dead.image.mean() + 20
 
 
-def test_without_a_viewer_nothing_is_drawn(served: Serve) -> None:
+def test_without_a_viewer_nothing_is_drawn(served: DashboardServer) -> None:
     for number in range(100):
-        served.show(scene(number, "door", "generated"))
+        served.show(frame_result(number, "door", "generated"))
         served.tick([health()])
     for path in ("/", "/state", "/metrics", "/healthz"):
         assert ask(served, path).status == 200
@@ -376,8 +380,10 @@ def test_without_a_viewer_nothing_is_drawn(served: Serve) -> None:
     assert values(served)["ffd_page_pictures_total", ()] == 1
 
 
-def test_pictures_are_drawn_once_for_all_and_not_faster_than_their_rate(served: Serve) -> None:
-    served.show(scene())
+def test_pictures_are_drawn_once_for_all_and_not_faster_than_their_rate(
+    served: DashboardServer,
+) -> None:
+    served.show(frame_result())
     done = threading.Event()
     fetched = []
 
@@ -393,21 +399,21 @@ def test_pictures_are_drawn_once_for_all_and_not_faster_than_their_rate(served: 
     for viewer in viewers:
         viewer.start()
     for number in range(100):
-        served.show(scene(number))
+        served.show(frame_result(number))
         time.sleep(0.01)
     done.set()
-    served.show(scene(101))
+    served.show(frame_result(101))
     for viewer in viewers:
         viewer.join()
     took = time.monotonic() - began
     drawn = values(served)["ffd_page_pictures_total", ()]
-    assert drawn <= took * pictures.RATE + 2
+    assert drawn <= took * snapshots.MAX_FPS + 2
     assert drawn >= 4
     assert min(fetched) >= 2
     assert sum(fetched) > drawn
 
 
-def hold(served: Serve, path: str) -> socket.socket:
+def hold(served: DashboardServer, path: str) -> socket.socket:
     """A viewer that asks and does not read."""
     opened = socket.create_connection(("127.0.0.1", served.address.port), 10)
     opened.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -421,20 +427,22 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_viewers_are_limited(served: Serve) -> None:
-    served.show(scene())
+def test_viewers_are_limited(served: DashboardServer) -> None:
+    served.show(frame_result())
     number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
     path = f"/picture/0.jpg?after={number}"
     with ExitStack() as stack:
-        held = [stack.enter_context(hold(served, path)) for _ in range(site.MAX_PICTURES)]
-        wait_for(lambda: served._pictures.waiting == site.MAX_PICTURES)
+        held = [
+            stack.enter_context(hold(served, path)) for _ in range(dashboard.MAX_PICTURE_REQUESTS)
+        ]
+        wait_for(lambda: served._snapshots.waiting == dashboard.MAX_PICTURE_REQUESTS)
         refused = ask(served, path)
         assert refused.status == 503
         assert refused.headers["Retry-After"]
         assert ask(served, "/state").status == 200
         served.tick([health()])
         assert ask(served, "/healthz").status == 200
-        served.show(scene(1))
+        served.show(frame_result(1))
         for viewer in held:
             assert viewer.recv(12) == b"HTTP/1.1 200"
     assert ask(served, "/picture/0.jpg").status == 200
@@ -443,7 +451,7 @@ def test_viewers_are_limited(served: Serve) -> None:
 def test_a_viewer_that_does_not_read_holds_up_nobody() -> None:
     threads = threading.active_count()
     with ExitStack() as stack, serve() as served:
-        large = scene()
+        large = frame_result()
         noise = np.random.default_rng(0).integers(0, 255, (720, 960, 3), np.uint8)
         large = replace(large, frame=replace(large.frame, image=noise))
         served.show(large)
@@ -466,10 +474,10 @@ def test_a_viewer_that_does_not_read_holds_up_nobody() -> None:
 
 
 def test_connections_are_limited_and_silent_ones_closed(
-    served: Serve, monkeypatch: pytest.MonkeyPatch
+    served: DashboardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "PATIENCE", 0.5)
-    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(http_protocol, "REQUEST_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 20)
     with ExitStack() as stack:
         for number in range(20):
             silent = stack.enter_context(
@@ -486,9 +494,9 @@ def test_connections_are_limited_and_silent_ones_closed(
 
 
 def test_a_page_that_fails_is_said_on_one_line(
-    served: Serve, caplog: pytest.LogCaptureFixture
+    served: DashboardServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = scene()
+    broken = frame_result()
     served.show(replace(broken, frame=replace(broken.frame, image=None)))  # type: ignore[arg-type]
     assert ask(served, "/picture/0.jpg").status == 500
     # It is logged after it was answered.
@@ -496,7 +504,7 @@ def test_a_page_that_fails_is_said_on_one_line(
     assert [record.getMessage()[:40] for record in caplog.records] == [
         "--serve: /picture/0.jpg failed: AttributeE"[:40]
     ]
-    served.show(scene())
+    served.show(frame_result())
     assert ask(served, "/picture/0.jpg").status == 200
 
 
@@ -512,18 +520,18 @@ def test_ipv6() -> None:
 
 def test_it_ends_at_once_with_viewers_and_leaves_nothing() -> None:
     with serve() as warm:
-        warm.show(scene())
+        warm.show(frame_result())
         ask(warm, "/picture/0.jpg")
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     threads = threading.active_count()
     with ExitStack() as stack:
         with serve() as served:
-            served.show(scene())
+            served.show(frame_result())
             number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
             path = f"/picture/0.jpg?after={number}"
             held = [stack.enter_context(hold(served, path)) for _ in range(3)]
             stack.enter_context(hold(served, "/state"))
-            wait_for(lambda: served._pictures.waiting == 3)
+            wait_for(lambda: served._snapshots.waiting == 3)
             began = time.monotonic()
         assert time.monotonic() - began < 2
         for viewer in held:
@@ -534,18 +542,18 @@ def test_it_ends_at_once_with_viewers_and_leaves_nothing() -> None:
         assert len(os.listdir("/proc/self/fd")) <= len(before)
 
 
-def test_the_run_hears_of_a_server_that_ended(served: Serve) -> None:
+def test_the_run_hears_of_a_server_that_ended(served: DashboardServer) -> None:
     served.tick([health()])
     served._server.should_exit = True
     served._thread.join(10)
     with pytest.raises(OutputError, match="the server ended"):
         served.tick([health()])
-    served.show(scene())
+    served.show(frame_result())
 
 
-def test_history(served: Serve) -> None:
+def test_history(served: DashboardServer) -> None:
     for number, label in enumerate(("unsure", "generated", "generated", "unsure", "groundtruth")):
-        served.show(scene(number, "door", label))
+        served.show(frame_result(number, "door", label))
     state = ask(served, "/state").json
     assert [(v["before"], v["label"], v["time"] - 1.7e9) for v in state["history"]] == [
         ("unsure", "generated", 1),
@@ -562,12 +570,12 @@ def test_history(served: Serve) -> None:
         "since": 1.7e9 + 4,
     }
     thumbnail = ask(served, "/verdict/1.jpg").image
-    assert thumbnail.shape[:2] == (board.THUMBNAIL, board.THUMBNAIL)
+    assert thumbnail.shape[:2] == (dashboard_state.THUMBNAIL_PX, dashboard_state.THUMBNAIL_PX)
     assert thumbnail[..., 2].mean() > thumbnail[..., 0].mean() + 20
 
 
-def test_whole_pictures_have_verdicts_too(served: Serve) -> None:
-    whole = scene()
+def test_whole_pictures_have_verdicts_too(served: DashboardServer) -> None:
+    whole = frame_result()
     row = Result("door", frame=0, label="generated", score=0.9)
     served.show(replace(whole, results=[row]))
     served.show(replace(whole, results=[replace(row, face=(500, 500, 20, 20), label="unsure")]))
@@ -580,8 +588,8 @@ def test_whole_pictures_have_verdicts_too(served: Serve) -> None:
     assert ask(served, "/verdict/2.jpg").image.shape == (1, 1, 3)
 
 
-def test_history_does_not_grow(served: Serve) -> None:
-    first = scene(0, "door", "generated")
+def test_history_does_not_grow(served: DashboardServer) -> None:
+    first = frame_result(0, "door", "generated")
     for number in range(3000):
         track = Track(number + 1, "generated", 0.9)
         served.show(replace(first, results=[replace(first.results[0], track=track)]))
@@ -589,14 +597,14 @@ def test_history_does_not_grow(served: Serve) -> None:
     assert [v["number"] for v in state["history"]] == list(range(2951, 3001))
     assert ask(served, "/verdict/2950.jpg").status == 404
     assert ask(served, "/verdict/3000.jpg").status == 200
-    kept = served._board._sources["door"]
+    kept = served._state._sources["door"]
     assert len(kept.verdicts) == 256
-    assert sum(v.thumbnail.nbytes for v in served._board._history) <= 50 * 96 * 96 * 3
-    assert all(v.thumbnail.base is None for v in served._board._history)
+    assert sum(v.thumbnail.nbytes for v in served._state._history) <= 50 * 96 * 96 * 3
+    assert all(v.thumbnail.base is None for v in served._state._history)
 
 
-def test_a_face_that_stays_is_not_forgotten(served: Serve) -> None:
-    first = scene(0, "door", "generated", "generated")
+def test_a_face_that_stays_is_not_forgotten(served: DashboardServer) -> None:
+    first = frame_result(0, "door", "generated", "generated")
     one, other = first.results
     for number in range(600):
         track = Track(number + 2, "generated", 0.9)
@@ -619,7 +627,7 @@ def unescape(text: str) -> str:
     return re.sub(r"\\.", lambda escape: escapes[escape[0]], text)
 
 
-def values(served: Serve) -> dict[tuple[str, Labels], float]:
+def values(served: DashboardServer) -> dict[tuple[str, Labels], float]:
     """What /metrics says, read by the letter of the text format."""
     answer = ask(served, "/metrics")
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -649,10 +657,12 @@ def values(served: Serve) -> dict[tuple[str, Labels], float]:
     return found
 
 
-def test_metrics(served: Serve) -> None:
+def test_metrics(served: DashboardServer) -> None:
     served.tick([health("gate", state="waiting", error="gone", breaks=5)])
     for number in range(10):
-        served.show(scene(number, "door", "generated", "unsure", dropped=3, age=0.03 + number))
+        served.show(
+            frame_result(number, "door", "generated", "unsure", dropped=3, age=0.03 + number)
+        )
     found = values(served)
     door, gate = ("source", "door"), ("source", "gate")
     assert found["ffd_build_info", tuple(served_facts(found))] == 1
@@ -686,8 +696,8 @@ def served_facts(found: dict[tuple[str, Labels], float]) -> Labels:
     return labels
 
 
-def test_counters_never_go_back(served: Serve) -> None:
-    served.show(scene(100, breaks=2, outage=1.0, dropped=50))
+def test_counters_never_go_back(served: DashboardServer) -> None:
+    served.show(frame_result(100, breaks=2, outage=1.0, dropped=50))
     before = values(served)
     served.tick([health(frames=3, analysed=1, dropped=0, breaks=0, state="waiting")])
     after = values(served)
@@ -696,9 +706,9 @@ def test_counters_never_go_back(served: Serve) -> None:
             assert after[name, labels] >= value
 
 
-def test_names_from_outside_are_only_names(served: Serve) -> None:
+def test_names_from_outside_are_only_names(served: DashboardServer) -> None:
     for name in HOSTILE:
-        served.show(scene(1, name, "generated"))
+        served.show(frame_result(1, name, "generated"))
     served.tick([health(name, state="failed", error=name) for name in HOSTILE])
     state = ask(served, "/state").json
     names = [source["name"] for source in state["sources"]]
@@ -712,7 +722,7 @@ def test_names_from_outside_are_only_names(served: Serve) -> None:
         assert ask(served, f"/picture/{number}.jpg").status == 200
 
 
-def test_healthz(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_healthz(served: DashboardServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(served, "/healthz").status == 503
     served.tick([health(), health("gate", state="waiting", error="gone"), health(state="ended")])
     answer = ask(served, "/healthz")
@@ -722,14 +732,14 @@ def test_healthz(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(served, "/healthz?strict=1").status == 503
     served.tick([health(), health("gate")])
     assert ask(served, "/healthz?strict=1").status == 200
-    monkeypatch.setattr(site, "STALLED", 0.05)
+    monkeypatch.setattr(dashboard, "STALL_TIMEOUT_SECONDS", 0.05)
     time.sleep(0.1)
     assert ask(served, "/healthz").status == 503
     served.tick([health()])
-    assert served._board.health()[0] is not None
+    assert served._state.health()[0] is not None
 
 
-def test_many_threads(served: Serve) -> None:
+def test_many_threads(served: DashboardServer) -> None:
     """The run goes on while everything is asked for at once."""
     done = threading.Event()
     failures: list[object] = []
@@ -744,14 +754,14 @@ def test_many_threads(served: Serve) -> None:
             if status not in (200, 204):
                 failures.append((path, status))
 
-    served.show(scene(0, "door", "generated"))
+    served.show(frame_result(0, "door", "generated"))
     served.tick([health()])
     paths = ("/state", "/metrics", "/picture/0.jpg", "/picture/0.jpg?heatmap=1", "/healthz")
     lookers = [threading.Thread(target=look, args=[path]) for path in paths]
     for looker in lookers:
         looker.start()
     for number in range(400):
-        served.show(scene(number, f"door-{number % 7}", "generated", LABELS[number % 3]))
+        served.show(frame_result(number, f"door-{number % 7}", "generated", LABELS[number % 3]))
         served.tick([health(f"door-{source}") for source in range(7)])
     done.set()
     for looker in lookers:

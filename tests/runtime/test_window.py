@@ -27,26 +27,26 @@ pytestmark = pytest.mark.alone
 Array = npt.NDArray[np.uint8]
 GREEN, BLUE, RED = (60, 180, 60), (200, 90, 40), (40, 35, 200)
 
-# Shows scenes until a person ends it; `tick` is all that comes where a source does not play.
+# Shows frame_results until a person ends it; `tick` is all that comes where a source does not play.
 _SHOWS = """
 import sys, time
 import numpy as np
 from ffd_runtime.core.results import Result
 from ffd_runtime.video.window import Window
-from ffd_runtime.video.scene import Frame, Health, Quit, Scene
+from ffd_runtime.video.frame_result import Frame, StreamHealth, Quit, FrameResult
 sources = sys.argv[1:]
 heatmap = np.full((10, 10), 20, np.float32)
 image = np.full((240, 320, 3), (60, 180, 60), np.uint8)
 results = [Result("a", 0, (120, 60, 80, 90), "generated", 0.98, heatmap=heatmap)]
-health = Health("a", True, "playing", size=(320, 240))
-silent = [Health(name, True, "waiting", "it is dark") for name in sources if name != "a"]
+health = StreamHealth("a", True, "playing", size=(320, 240))
+silent = [StreamHealth(name, True, "waiting", "it is dark") for name in sources if name != "a"]
 try:
     with Window(sources, face_scale=1.3) as window:
         print("open", flush=True)
         for number in range(20_000):
             if "a" in sources:
                 frame = Frame("a", number, image, time.monotonic(), time.time())
-                window.show(Scene(frame, results, health))
+                window.show(FrameResult(frame, results, health))
             if number % 10 == 0:
                 window.tick([health, *silent])
             time.sleep(0.01)
@@ -286,7 +286,7 @@ def test_no_screen_is_an_error_and_no_abort(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no DISPLAY")
 @pytest.mark.skipif(not cv2.currentUIFramework(), reason="this OpenCV has no windows")
 def test_a_screen_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffd_runtime.video.window._PATIENCE", 1.5)
+    monkeypatch.setattr("ffd_runtime.video.window._PROBE_TIMEOUT_SECONDS", 1.5)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from ..core.classifier import Classifier
     from ..outputs import Sink
-    from ..video.frame_classifier import Analyser
-    from ..video.scene import SceneSink
+    from ..video.frame_classifier import FrameClassifier
+    from ..video.frame_result import FrameSink
     from ..video.stream_address import Stream
     from ..video.stream_policy import StreamPolicy
-    from ..web.listen_address import Address
+    from ..web.listen_address import ListenAddress
 
 # Seconds that a stream may take to connect, and for each frame.
 TIMEOUT_S = 10.0
@@ -154,37 +154,34 @@ def run(sources: Sequence[str], options: StreamOptions) -> None:
     """Classify streams until they end or the user stops them."""
     from ..video.feed import Feed
     from ..video.stream_address import to_streams
-    from ..video.watch import Watch
+    from ..video.stream_pipeline import StreamPipeline
 
     streams = to_streams(sources, options.gst)
     _refuse_ambiguous(streams)
     _check_outputs(streams, options)
     server = _parse_server(options.serve)
     with ExitStack() as stack:
-        classifier, analyser = _open_analyser(stack, options)
+        classifier, frame_classifier = _open_classifier(stack, options)
         console = _open_console(options.as_json)
         rows = [stack.enter_context(sink) for sink in _rows(streams, options)]
         # The table shows only changes, also without --events.
         table = [stack.enter_context(sink) for sink in _table(options, console)]
-        scenes = [
+        frame_sinks = [
             stack.enter_context(sink)
-            for sink in _scenes(streams, options, console, classifier, server)
+            for sink in _frame_sinks(streams, options, console, classifier, server)
         ]
         feed = stack.enter_context(Feed(streams, _policy(options)))
-        watch = Watch(
+        pipeline = StreamPipeline(
             feed,
-            analyser,
-            classifier.card,
+            frame_classifier,
             rows=[] if options.events else rows,
             changes=[*rows, *table] if options.events else table,
-            scenes=scenes,
-            whole=not options.detect_faces,
-            say=say,
-            workers=classifier.workers,
+            frame_sinks=frame_sinks,
+            report=say,
         )
-        stack.callback(lambda: say(watch.summary()))
-        watch.run()
-    if watch.errors:
+        stack.callback(lambda: say(pipeline.summary()))
+        pipeline.run(classifier.workers)
+    if pipeline.errors:
         click.get_current_context().exit(3)
 
 
@@ -218,33 +215,35 @@ def _check_outputs(streams: Sequence[Stream], options: StreamOptions) -> None:
         if not (live or options.overwrite):
             require_new(Path(output))
     if options.record:
-        from ..video.recording import check_record
+        from ..video.recording import check_recording_path
 
-        check_record(Path(options.record))
+        check_recording_path(Path(options.record))
     if options.gst:
         from ..video.capture import require_gstreamer
 
         require_gstreamer()
 
 
-def _parse_server(text: str | None) -> Address | None:
+def _parse_server(text: str | None) -> ListenAddress | None:
     """Parse --serve before the models are loaded."""
     if text is None:
         return None
-    from ..web.listen_address import parse_address
+    from ..web.listen_address import parse_listen_address
 
     try:
-        return parse_address(text)
+        return parse_listen_address(text)
     except ValueError as error:
         raise click.UsageError(f"--serve: {error}") from None
 
 
-def _open_analyser(stack: ExitStack, options: StreamOptions) -> tuple[Classifier, Analyser]:
+def _open_classifier(
+    stack: ExitStack, options: StreamOptions
+) -> tuple[Classifier, FrameClassifier]:
     from ..image.preprocess import warming_up
 
     with warming_up():
         from ..core.classifier import Classifier
-        from ..video.frame_classifier import Analyser
+        from ..video.frame_classifier import FrameClassifier
 
         detector = options.open_detector()
         classifier = Classifier.open(
@@ -255,7 +254,7 @@ def _open_analyser(stack: ExitStack, options: StreamOptions) -> tuple[Classifier
         )
     stack.enter_context(classifier)
     say(classifier.description + ("" if detector else ", whole frames"))
-    return classifier, Analyser(classifier.backend, detector)
+    return classifier, FrameClassifier(classifier.backend, detector)
 
 
 def _open_console(as_json: bool | None) -> Console | None:
@@ -291,31 +290,31 @@ def _table(options: StreamOptions, console: Console | None) -> Iterator[Sink]:
         yield Table(console)
 
 
-def _scenes(
+def _frame_sinks(
     streams: Sequence[Stream],
     options: StreamOptions,
     console: Console | None,
     classifier: Classifier,
-    server: Address | None,
-) -> Iterator[SceneSink]:
+    server: ListenAddress | None,
+) -> Iterator[FrameSink]:
     from pathlib import Path
 
-    from ..video.systemd import Notify
+    from ..video.systemd import SystemdNotifier
 
     names = [stream.name for stream in streams]
     heatmap, face_scale = options.heatmap, classifier.card.preprocess.face_scale
     if server:
-        from ..web.server import Serve
+        from ..web.dashboard_server import DashboardServer
 
-        page = Serve(
+        page = DashboardServer(
             server, card=classifier.card, model=classifier.description, token=options.token
         )
         yield page
         say(f"serving {page.url}")
     if options.record:
-        from ..video.recording import Record
+        from ..video.recording import Recorder
 
-        yield Record(Path(options.record), names, heatmap=heatmap, face_scale=face_scale)
+        yield Recorder(Path(options.record), names, heatmap=heatmap, face_scale=face_scale)
     if options.show:
         from ..video.window import Window
 
@@ -324,7 +323,7 @@ def _scenes(
         from ..video.status_line import StatusLine
 
         yield StatusLine(console)
-    yield Notify()
+    yield SystemdNotifier()
 
 
 def _policy(options: StreamOptions) -> StreamPolicy:

@@ -23,7 +23,7 @@ if "OPENCV_LOG_LEVEL" not in os.environ:
     _set_level(0)
 
 # Pictures in a row of a live stream that may be broken.
-TRIES = 5
+MAX_GRAB_ATTEMPTS = 5
 
 
 class Capture(Protocol):
@@ -80,7 +80,7 @@ class OpenCVCapture:
     def grab(self) -> bool:
         begin = time.monotonic()
         done = False
-        for _ in range(TRIES):
+        for _ in range(MAX_GRAB_ATTEMPTS):
             # When its limit interrupts OpenCV, it gives what it had kept back.
             if done or time.monotonic() - begin >= self._timeout:
                 break

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 # FFmpeg's own options, as OpenCV reads them: `name;value|name;value`.
-OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+FFMPEG_OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 # Formats whose headers state a duration; that of others is estimated, by bit rate at worst.
-STATES_DURATION = frozenset(("mov", "matroska", "avi", "flv", "asf"))
+FORMATS_WITH_DURATION = frozenset(("mov", "matroska", "avi", "flv", "asf"))
 # AVFMT_FLAG_GENPTS of libavformat/avformat.h, which PyAV sets.
-GEN_PTS = 1
+AVFMT_FLAG_GENPTS = 1
 # What may be missing of a stated duration, which formats round: seconds and share.
-MISSING_SECONDS, MISSING_SHARE = 0.5, 0.01
+MAX_MISSING_SECONDS, MAX_MISSING_SHARE = 0.5, 0.01
 
 
 def require_pyav() -> None:
@@ -58,7 +58,7 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
     container = _open_address(target, _options(target, live), timeout, live)
     if live:
         # It would hold back packets without a timestamp until a later one has one.
-        container.flags &= ~GEN_PTS
+        container.flags &= ~AVFMT_FLAG_GENPTS
     return container
 
 
@@ -115,7 +115,7 @@ def _options(address: str, live: bool) -> dict[str, str]:
         options["fpsprobesize"] = "0"
     if address.lower().startswith("rtsp"):
         options["rtsp_transport"] = "tcp"
-    for pair in os.environ.get(OPTIONS, "").split("|"):
+    for pair in os.environ.get(FFMPEG_OPTIONS_VARIABLE, "").split("|"):
         name, separator, value = pair.partition(";")
         if separator:
             options[name.strip()] = value.strip()
@@ -163,7 +163,7 @@ def _what_it_holds(container: InputContainer) -> str:
     return f"no video in it, only {' and '.join(kinds)}" if kinds else "no video in it"
 
 
-class Length:
+class DurationCheck:
     """Compares how long a file says to be with how far it went.
 
     Args:
@@ -177,7 +177,7 @@ class Length:
         self._start = 0.0
         # A container's duration may be that of its audio.
         self.every_stream = False
-        if STATES_DURATION.isdisjoint(container.format.name.split(",")):
+        if FORMATS_WITH_DURATION.isdisjoint(container.format.name.split(",")):
             return
         if stream.duration and stream.time_base:
             self._stated = float(stream.duration * stream.time_base)
@@ -208,7 +208,7 @@ class Length:
             InputError: `truncated`.
         """
         missing = self._stated - self._reached
-        if missing > max(MISSING_SECONDS, MISSING_SHARE * self._stated):
+        if missing > max(MAX_MISSING_SECONDS, MAX_MISSING_SHARE * self._stated):
             raise InputError(
                 "truncated", f"it ends after {self._reached:.1f} of {self._stated:.1f} s"
             )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Progressive frames in a row after which a stream is no longer treated as interlaced: broadcasts
 # mix both, and each new filter graph begins without the fields before.
-CALM = 50
+MIN_PROGRESSIVE_FRAMES = 50
 
 
 class Deinterlacer:
@@ -31,7 +31,7 @@ class Deinterlacer:
         self._threads = threads
         self._graph: Graph | None = None
         self._shape: tuple[int, int, str] | None = None
-        self._calm = 0
+        self._progressive = 0
 
     def push(self, frame: VideoFrame) -> Iterator[VideoFrame]:
         """Take a frame and give those that are ready, in order.
@@ -42,8 +42,8 @@ class Deinterlacer:
             av.FFmpegError: FFmpeg cannot filter such frames.
         """
         shape = (frame.width, frame.height, frame.format.name)
-        self._calm = 0 if frame.interlaced_frame else self._calm + 1
-        if self._graph and (shape != self._shape or self._calm > CALM):
+        self._progressive = 0 if frame.interlaced_frame else self._progressive + 1
+        if self._graph and (shape != self._shape or self._progressive > MIN_PROGRESSIVE_FRAMES):
             yield from self.flush()
         if not self._graph:
             if not frame.interlaced_frame:

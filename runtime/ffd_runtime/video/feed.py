@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from threading import Condition
 from typing import Self
 
+from .frame_result import Frame, StreamHealth
 from .remote_reader import open_capture
-from .scene import Frame, Health
 from .stream_address import Stream
 from .stream_policy import StreamPolicy
-from .stream_reader import FileReader, LiveReader, OpenCapture, Reader
+from .stream_reader import FileReader, LiveReader, OpenCapture, StreamReader
 
 # Seconds without a frame after which an empty round is given.
-TICK = 0.25
+TICK_SECONDS = 0.25
 # Seconds that the end waits for threads.
-PATIENCE = 0.5
+JOIN_TIMEOUT_SECONDS = 0.5
 
 
 class Feed:
@@ -40,16 +40,16 @@ class Feed:
         policy: StreamPolicy | None = None,
         open_capture: OpenCapture = open_capture,
     ) -> None:
-        self.news = Condition()
+        self.changed = Condition()
         """Notified when a stream has a frame or a new state, and held to look at them."""
         policy = policy or StreamPolicy()
-        self.readers: Sequence[Reader] = [
-            (LiveReader if stream.live else FileReader)(stream, policy, self.news, open_capture)
+        self.readers: Sequence[StreamReader] = [
+            (LiveReader if stream.live else FileReader)(stream, policy, self.changed, open_capture)
             for stream in streams
         ]
 
-    def __iter__(self) -> Iterator[list[tuple[Reader, Frame]]]:
-        """Rounds: at most one frame of each stream; an empty one every `TICK` when none comes.
+    def __iter__(self) -> Iterator[list[tuple[StreamReader, Frame]]]:
+        """Yield rounds of at most one frame per stream; an empty round after `TICK_SECONDS`.
 
         Raises:
             FfdError: this machine cannot read such streams at all.
@@ -58,18 +58,18 @@ class Feed:
             taken = [(reader, reader.take()) for reader in self.readers]
             found = [(reader, frame) for reader, frame in taken if frame is not None]
             if not found:
-                with self.news:
+                with self.changed:
                     for reader in self.readers:
                         reader.require_fit()
                     if all(reader.done() for reader in self.readers):
                         return
                     if not any(reader.has_frame() for reader in self.readers):
-                        self.news.wait(TICK)
+                        self.changed.wait(TICK_SECONDS)
                     if any(reader.has_frame() for reader in self.readers):
                         continue
             yield found
 
-    def health(self) -> list[Health]:
+    def health(self) -> list[StreamHealth]:
         """How all streams are now."""
         return [reader.health() for reader in self.readers]
 
@@ -81,6 +81,6 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         for reader in self.readers:
             reader.stop()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
         for reader in self.readers:
             reader.join(max(0.0, deadline - time.monotonic()))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, cast
 
 from ..core.errors import InputError
-from .container import Length, describe, open_container, require_pyav, select_video
-from .convert import Converter
+from .container import DurationCheck, describe, open_container, require_pyav, select_video
 from .deinterlace import Deinterlacer
 from .open_failure import explain
+from .pixel_converter import PixelConverter
 from .stream_address import Stream as Source
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from ..image.decode import Image
 
 # Decoders that paint grey or black what they lack a key frame for, and call it a good frame.
-PAINTERS = frozenset("flv h263 h263p mpeg4 msmpeg4 msmpeg4v1 msmpeg4v2 rv10 rv20 wmv1 wmv2".split())
+CONCEALING_DECODERS = frozenset(
+    "flv h263 h263p mpeg4 msmpeg4 msmpeg4v1 msmpeg4v2 rv10 rv20 wmv1 wmv2".split()
+)
 # Seconds that the clock of a file goes back where two were joined end to end.
-JOINED = 1.0
+MIN_JOIN_JUMP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class _Mark:
+class _FrameTiming:
     """What belongs to a frame and outlives filters, as its `opaque`.
 
     Attributes:
@@ -46,8 +48,8 @@ class _Mark:
     arrived: float
 
 
-def _mark(frame: VideoFrame) -> _Mark:
-    assert isinstance(frame.opaque, _Mark)
+def _timing(frame: VideoFrame) -> _FrameTiming:
+    assert isinstance(frame.opaque, _FrameTiming)
     return frame.opaque
 
 
@@ -66,11 +68,11 @@ class _Clock:
         self._start = 0.0 if live else self._to_seconds(stream.start_time or 0)
         self.seconds, self._end, self._begun = 0.0, 0.0, False
 
-    def advance(self, mark: _Mark) -> float:
+    def advance(self, mark: _FrameTiming) -> float:
         """Go to a frame; the end of it in seconds of the stream's own clock."""
         at = None if mark.pts is None else self._to_seconds(mark.pts) - self._start
         late = at is None or (self._begun and not self._live and at <= self.seconds)
-        if at is not None and late and self.seconds - at > JOINED:
+        if at is not None and late and self.seconds - at > MIN_JOIN_JUMP_SECONDS:
             self._start -= self._end - at
         self.seconds = self._end if at is None or late else at
         self._begun = True
@@ -122,10 +124,10 @@ class FFmpegCapture:
         self._stream.thread_count = threads = 1 if stream.live else 0
         assert self._stream.time_base
         self._deinterlacer = Deinterlacer(self._stream.time_base, threads)
-        self._convert = Converter()
-        self._length = Length(self._container, self._stream)
+        self._convert = PixelConverter()
+        self._length = DurationCheck(self._container, self._stream)
         self._clock = _Clock(self._stream, stream.live)
-        self._keyed = self._stream.codec_context.codec.name not in PAINTERS
+        self._keyed = self._stream.codec_context.codec.name not in CONCEALING_DECODERS
         # Whether it begins amid a group of pictures, as recordings of broadcasts do.
         self._cut: bool | None = None
         # Timestamps of packets that lack data: not all decoders flag their frames.
@@ -159,7 +161,7 @@ class FFmpegCapture:
             return False
         assert frame is not True
         self._frame = frame
-        self.grabbed = _mark(frame).arrived if frame else time.monotonic()
+        self.grabbed = _timing(frame).arrived if frame else time.monotonic()
         if self._live:
             self.waited = max(0.0, time.monotonic() - begin - (_busy() - busy))
         return True
@@ -241,7 +243,7 @@ class FFmpegCapture:
         self._keyed |= frame.key_frame
         if not self._keyed:
             return
-        frame.opaque = _Mark(frame.pts, frame.duration, time.monotonic())
+        frame.opaque = _FrameTiming(frame.pts, frame.duration, time.monotonic())
         try:
             yield from map(self._counted, self._deinterlacer.push(frame))
         except FFmpegError:
@@ -253,7 +255,7 @@ class FFmpegCapture:
             return None
         self.broken += self._bad
         self._good, self._bad = self._good + 1, 0
-        self._length.reach(self._clock.advance(_mark(frame)))
+        self._length.reach(self._clock.advance(_timing(frame)))
         return frame
 
     def _failure(self, error: Exception) -> InputError:

@@ -1,4 +1,4 @@
-"""Verdicts on frames: faces are found, cut out, and classified."""
+"""Classify frames: detect faces, crop them, and run the model on the crops."""
 
 from __future__ import annotations
 
@@ -15,71 +15,81 @@ from ..core.within_memory import WithinMemory
 from ..image.faces import FaceDetector, is_blank
 from ..image.preprocess import preprocess
 from ..model.backends import Backend
-from .scene import Frame
+from ..model.card import ModelCard
+from .frame_result import Frame
 
-# Batches that run at once. A second one uses a CPU's other cores while the first is in a part that
-# has no parallel work, and on a GPU is copied while the first runs. More would leave no frames
-# waiting that can share a batch.
-MOST_BATCHES = 2
+# A second batch uses a CPU's idle cores during the serial parts of the first; on a GPU it is copied
+# while the first runs. With more, no frames would wait, and batches could not be shared.
+MAX_CONCURRENT_BATCHES = 2
 
 
 @dataclass
 class _Request:
-    """Views that one caller waits for.
+    """The crops of one caller.
 
     Attributes:
-        views: what is classified.
-        answer: a result for each view, and the seconds that the batch took.
+        crops: the model's inputs.
+        answer: one result per crop, and the duration of the batch in seconds.
     """
 
-    views: list[Prepared]
+    crops: list[Prepared]
     answer: Future[tuple[list[Result], float]] = field(default_factory=Future)
 
 
-class Analyser:
-    """Classifies frames. Several threads may call it: what is ready at the same time is one batch.
+class FrameClassifier:
+    """Classify frames. Thread-safe: crops of several threads share a batch.
 
     Args:
         backend: the model.
-        detector: finds the faces; None to classify the centre of whole pictures.
+        detector: finds the faces; None to classify the centre of the whole frame.
     """
 
     def __init__(self, backend: Backend, detector: FaceDetector | None = None) -> None:
         self._backend = WithinMemory.of(backend)
         self._detector = detector
-        self._batches = Semaphore(MOST_BATCHES)
+        self._batches = Semaphore(MAX_CONCURRENT_BATCHES)
         self._lock = Lock()
         self._waiting: list[_Request] = []
 
-    def analyse(self, frames: Sequence[Frame]) -> list[tuple[list[Result], float]]:
-        """Classify some frames, all their faces in one batch.
+    @property
+    def card(self) -> ModelCard:
+        """The card of the model."""
+        return self._backend.card
+
+    @property
+    def detects_faces(self) -> bool:
+        """False if whole frames are classified."""
+        return self._detector is not None
+
+    def classify(self, frames: Sequence[Frame]) -> list[tuple[list[Result], float]]:
+        """Classify frames, all their faces in one batch.
 
         Args:
             frames: of any streams and sizes.
 
         Returns:
-            For each frame its results, and the seconds that networks took: the detector on it, and
-            the classifier on the batch.
+            Per frame its results, and the inference time in seconds: the detector on this frame
+            plus the model on the batch.
 
         Raises:
             BackendError: inference failed.
         """
-        views: list[Prepared] = []
+        crops: list[Prepared] = []
         counts, seconds = [], []
         for frame in frames:
-            found, second = self._views(frame)
-            views += found
+            found, second = self._crop(frame)
+            crops += found
             counts.append(len(found))
             seconds.append(second)
-        results, classified = self._classify(views) if views else ([], 0.0)
+        results, batch_seconds = self._infer(crops) if crops else ([], 0.0)
         rest = iter(results)
         return [
-            (list(islice(rest, count)), second + classified)
+            (list(islice(rest, count)), second + batch_seconds)
             for count, second in zip(counts, seconds, strict=True)
         ]
 
-    def _views(self, frame: Frame) -> tuple[list[Prepared], float]:
-        """What is classified of a frame, and the seconds that the detector took."""
+    def _crop(self, frame: Frame) -> tuple[list[Prepared], float]:
+        """Return the crops of a frame, and the detector's time in seconds."""
         picture = Prepared(frame.source, frame.image, frame=frame.number, time=frame.time)
         spec = self._backend.card.preprocess
         if self._detector is None:
@@ -90,25 +100,25 @@ class Analyser:
         seconds = time.perf_counter() - begin
         return prepare_faces(picture, faces, spec), seconds
 
-    def _classify(self, views: list[Prepared]) -> tuple[list[Result], float]:
-        """Results of views and the seconds of their batch, which the caller may share or run."""
-        request = _Request(views)
+    def _infer(self, crops: list[Prepared]) -> tuple[list[Result], float]:
+        """Return results and batch time in seconds; another caller may run the batch."""
+        request = _Request(crops)
         with self._lock:
             self._waiting.append(request)
         with self._batches:
             with self._lock:
-                together, self._waiting = self._waiting, []
-            # Empty where another caller took this request, too.
-            if together:
-                self._run(together)
+                requests, self._waiting = self._waiting, []
+            # Empty if another caller has already taken this request.
+            if requests:
+                self._run_batch(requests)
         return request.answer.result()
 
-    def _run(self, requests: Sequence[_Request]) -> None:
-        """Answer requests by one batch, or by its error."""
+    def _run_batch(self, requests: Sequence[_Request]) -> None:
+        """Answer all requests with one batch, or with its error."""
         begin = time.perf_counter()
         try:
-            views = [view for request in requests for view in request.views]
-            results = list(infer_prepared(views, self._backend))
+            crops = [crop for request in requests for crop in request.crops]
+            results = list(infer_prepared(crops, self._backend))
         except BaseException as error:
             for request in requests:
                 request.answer.set_exception(error)
@@ -116,4 +126,4 @@ class Analyser:
         seconds = time.perf_counter() - begin
         rest = iter(results)
         for request in requests:
-            request.answer.set_result((list(islice(rest, len(request.views))), seconds))
+            request.answer.set_result((list(islice(rest, len(request.crops))), seconds))

@@ -3,7 +3,7 @@
 What a stranger's stream does to a decoder must not end the run.
 
 The stream and its time limit come as JSON on standard input, which stays open as long as the frames
-are wanted; frames go to standard output, each as a `HEAD` and its pixels.
+are wanted; frames go to standard output, each as a `MESSAGE_HEADER` and its pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .stream_address import Stream
 
 # Kind, height and width (or length of a message), frames that could not be decoded, and three
 # numbers, in the machine's byte order.
-HEAD = struct.Struct("=c3I3d")
+MESSAGE_HEADER = struct.Struct("=c3I3d")
 OPENED, FRAME, FAILED = b"O", b"F", b"E"
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     except FfdError as error:
         code = error.code if isinstance(error, InputError) else None
         message = json.dumps([code, str(error)]).encode()
-        out.write(HEAD.pack(FAILED, len(message), 0, 0, 0, 0, 0) + message)
+        out.write(MESSAGE_HEADER.pack(FAILED, len(message), 0, 0, 0, 0, 0) + message)
         out.flush()
 
 
@@ -48,7 +48,7 @@ def _send_frames(order: dict[str, float | str], out: BinaryIO) -> NoReturn:
     stream = Stream("", str(order["target"]), "server")
     with FFmpegCapture(stream, float(order["timeout"])) as capture:
         note = (capture.note or "").encode()
-        out.write(HEAD.pack(OPENED, len(note), 0, 0, 0, 0, 0) + note)
+        out.write(MESSAGE_HEADER.pack(OPENED, len(note), 0, 0, 0, 0, 0) + note)
         out.flush()
         while capture.grab():
             image = capture.retrieve()
@@ -56,7 +56,7 @@ def _send_frames(order: dict[str, float | str], out: BinaryIO) -> NoReturn:
                 raise InputError("unsupported", "FFmpeg cannot convert its frames to BGR")
             height, width = image.shape[:2]
             times = capture.timestamp(), capture.grabbed, capture.waited
-            out.write(HEAD.pack(FRAME, height, width, capture.broken, *times))
+            out.write(MESSAGE_HEADER.pack(FRAME, height, width, capture.broken, *times))
             out.write(memoryview(image.data).cast("B"))
             out.flush()
     raise InputError("fetch_failed", "the stream broke off")

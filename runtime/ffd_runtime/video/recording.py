@@ -1,8 +1,7 @@
-"""Annotated recordings of streams: a video file for each source, which plays in real time."""
+"""Record annotated streams: one video file per source, in real time."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
@@ -10,110 +9,82 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Thread
 from types import TracebackType
 from typing import Literal, Self
 
-import cv2
-import numpy as np
-
 from ..core.errors import OutputError
 from ..core.text import printable
-from ..image.decode import Image
-from .draw_scene import draw_no_signal, draw_scene
-from .scene import Health, Scene, State
+from .draw_frame import draw_frame
+from .frame_rate import DEFAULT_FPS
+from .frame_result import FrameResult, State, StreamHealth
+from .source_recording import SourceRecording
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".mp4", ".mkv")
-# MPEG-4 part 2: what OpenCV's wheels, which have no H.264 encoder, write into both.
-_FOURCC = cv2.VideoWriter.fourcc(*"mp4v")
-
-# Frames a second in the recording of a live source, and of a file that does not say.
-FPS = 25.0
-# Seconds without a frame that are filled with the last picture; a longer gap becomes STILL seconds
-# of a picture that says how long it was.
-GAP = 5.0
-STILL = 1.0
-# Seconds by which the frames of a file may lie beside their times before one is repeated.
-DRIFT = 0.5
-# Seconds of a live source in one file: what a crash can cost at most.
-LONGEST = 3600.0
-
-# Bytes that the recording leaves free; closing an hour's file needs some two million.
-LEAST_FREE = 64 << 20
-# Seconds between two looks at the disk, and until a file that does not grow is called stuck:
-# FFmpeg hands on 256 KiB at a time, which a still and tiny picture needs half a minute for.
-CHECK_EVERY = 1.0
-STUCK = 120.0
-# Seconds without a frame after which the recording of a source that has ended is closed.
-QUIET = 5.0
-# Seconds that the end of a run waits for the encoder: SIGTERM must not take two.
-PATIENCE = 1.5
-
-# Frames, and bytes of them, that the rate of a file is told from. Times in milliseconds, as a
-# Matroska file has them, tell 29.97 from 30 over 20 frames (a least-squares slope, 0.03 %).
-_RATE_FRAMES = 32
-_RATE_BYTES = 1 << 27
-_LIKE = 4e-4
-# What the codec takes, with room.
-_LEAST_RATE, _MOST_RATE = 0.05, 240.0
-# Seconds between frames below which times are called missing.
-_LEAST_STEP = 1e-5
+EXTENSIONS = (".mp4", ".mkv")
+# Kept free on the disk. To finish a file of one hour takes about two million bytes.
+MIN_FREE_BYTES = 64 << 20
+CHECK_INTERVAL_SECONDS = 1.0
+# Delay after the last frame of an ended source before its file is closed.
+IDLE_CLOSE_SECONDS = 5.0
+# Limit for the encoder at the end of a run, so that SIGTERM is handled within two seconds.
+CLOSE_TIMEOUT_SECONDS = 1.5
+MAX_NAME_BYTES = 80
 
 
-def check_record(path: Path) -> None:
-    """Refuse early what could only fail at the first frame.
+def check_recording_path(path: Path) -> None:
+    """Check a path before the models are loaded.
 
     Raises:
-        OutputError: it does not end with .mp4 or .mkv, its folder is missing, cannot be written or
-            is full, or a folder has its name.
+        OutputError: the extension is not .mp4 or .mkv, the path is a folder, or its folder is
+            missing, not writable or full.
     """
-    said = f"--record {printable(str(path))}"
-    if path.suffix.lower() not in ENDINGS:
-        raise OutputError(f"{said}: the name must end with {' or '.join(ENDINGS)}")
+    option = f"--record {printable(str(path))}"
+    if path.suffix.lower() not in EXTENSIONS:
+        raise OutputError(f"{option}: the name must end with {' or '.join(EXTENSIONS)}")
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        # OpenCV would end the process.
-        raise OutputError(f"{said}: give a name and a folder that are valid UTF-8") from None
+        # OpenCV would abort the process.
+        raise OutputError(f"{option}: name and folder must be valid UTF-8") from None
     if path.is_dir():
-        raise OutputError(f"{said} is a folder: name a file")
+        raise OutputError(f"{option} is a folder: name a file")
     if not path.parent.is_dir():
-        raise OutputError(f"{said}: there is no folder {printable(str(path.parent))}: make it")
+        raise OutputError(f"{option}: the folder {printable(str(path.parent))} does not exist")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{said}: the folder must not be written to: name another")
-    if shutil.disk_usage(path.parent).free < LEAST_FREE:
-        raise OutputError(f"{said}: less than {LEAST_FREE >> 20} MiB are free: make room")
+        raise OutputError(f"{option}: the folder is not writable: choose another")
+    if shutil.disk_usage(path.parent).free < MIN_FREE_BYTES:
+        raise OutputError(f"{option}: less than {MIN_FREE_BYTES >> 20} MiB are free on the disk")
 
 
-class Record:
-    """A sink that records scenes as a person sees them, encoded in a thread of its own.
+class Recorder:
+    """A frame sink that records annotated frames, encoded in a separate thread.
 
-    One source goes to NAME.mp4; of several, each goes to NAME-SOURCE.mp4. No file is ever
-    replaced: where there is one, NAME-2.mp4 is next, then NAME-3.mp4. A new file also begins when
-    the size of the picture changes, and for live sources after each hour. An .mp4 that is not
-    closed, since the process was killed, cannot be played; an .mkv can, but for its last moments.
+    One source is recorded to NAME.mp4, several to NAME-SOURCE.mp4. Existing files are never
+    overwritten: the next name is NAME-2.mp4, then NAME-3.mp4. A new file starts when the frame size
+    changes and, for live sources, every hour. If the process is killed, an .mp4 cannot be played;
+    an .mkv can, except for its last moments.
 
-    Recordings of live sources play in real time: the last picture stays until the next comes, and
-    gaps above `GAP` are cut to a second of a picture that says so. Live frames are left out when
-    the encoder does not keep up. Of a video file every frame is kept, once, at the file's rate.
+    Recordings of live sources play in real time: each picture stays until the next, and a gap
+    longer than `source_recording.MAX_GAP_SECONDS` is replaced by a notice of one second. Live
+    frames are dropped if the encoder cannot keep up. Each frame of a video file is recorded once,
+    at the file's rate.
 
-    When the disk is almost full, or a file cannot grow or a new one be opened, the recording stops
-    with a warning, and the run goes on.
+    If the disk is almost full, or a file cannot be opened or written, recording stops with a
+    warning and the run continues.
 
     Args:
         path: ends with .mp4 or .mkv.
         sources: names of all sources.
         face_scale: the card's `preprocess.face_scale`.
-        heatmap: draw the evidence too.
-        fps: frames a second of a live source's recording.
+        heatmap: draw the heatmap.
+        fps: frames per second for live sources.
 
     Raises:
-        OutputError: as `check_record`.
+        OutputError: see `check_recording_path`.
     """
 
     def __init__(
@@ -123,49 +94,49 @@ class Record:
         *,
         face_scale: float,
         heatmap: bool = False,
-        fps: float = FPS,
+        fps: float = DEFAULT_FPS,
     ) -> None:
-        check_record(path)
+        check_recording_path(path)
         self._folder = path.parent
         self._face_scale = face_scale
         self._heatmap = heatmap
         self._recordings = {
-            source: _Recording(target, fps)
-            for source, target in name_recordings(path, sources).items()
+            source: SourceRecording(target, fps)
+            for source, target in recording_paths(path, sources).items()
         }
         self._states: Mapping[str, State] = {}
-        self._queue: Queue[Scene | None] = Queue(2 + 2 * len(sources))
+        self._queue: Queue[FrameResult | None] = Queue(2 + 2 * len(sources))
         self._thread = Thread(target=self._work, name="ffd-record", daemon=True)
         self._failure: Exception | None = None
         self._stopped = False
-        self._begun = False
-        self._left_out = 0
+        self._started = False
+        self._dropped = 0
         self._checked = time.monotonic()
 
-    def show(self, scene: Scene) -> None:
-        """Hand a scene to the encoder; of a file, wait until it has room.
+    def show(self, frame_result: FrameResult) -> None:
+        """Queue a frame; for a video file, wait while the queue is full.
 
         Raises:
             OutputError: a file cannot be opened or written.
         """
-        live, waits = scene.health.live, True
+        live, waits = frame_result.health.live, True
         while waits and not self._stopped:
-            self._require_well()
+            self._raise_failure()
             try:
-                self._queue.put(scene, block=not live, timeout=CHECK_EVERY)
+                self._queue.put(frame_result, block=not live, timeout=CHECK_INTERVAL_SECONDS)
                 waits = False
             except Full:
-                self._left_out += live
+                self._dropped += live
                 waits = not live
 
-    def tick(self, sources: Sequence[Health]) -> None:
-        """Learn which sources have ended.
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
+        """Record which sources have ended.
 
         Raises:
-            OutputError: as `show`.
+            OutputError: see `show`.
         """
         self._states = {health.source: health.state for health in sources}
-        self._require_well()
+        self._raise_failure()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -177,331 +148,107 @@ class Record:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end = time.monotonic() + PATIENCE
-        while self._thread.is_alive() and time.monotonic() < end:
+        deadline = time.monotonic() + CLOSE_TIMEOUT_SECONDS
+        while self._thread.is_alive() and time.monotonic() < deadline:
             try:
                 self._queue.put(None, timeout=0.1)
-                self._thread.join(end - time.monotonic())
+                self._thread.join(deadline - time.monotonic())
             except Full:
                 continue
         if self._thread.is_alive():
-            log.warning("the recording was left open: the disk does not answer")
-        if self._left_out:
-            log.info("%d frames were left out of the recording", self._left_out)
+            log.warning("the recording was not closed: the disk does not respond")
+        if self._dropped:
+            log.info("%d frames were dropped from the recording", self._dropped)
         if kind is None:
-            self._require_well()
+            self._raise_failure()
 
-    def _require_well(self) -> None:
+    def _raise_failure(self) -> None:
         if self._failure:
             raise self._failure
 
     def _work(self) -> None:
         try:
-            while (scene := self._next()) is not None:
-                if isinstance(scene, Scene) and not self._stopped:
-                    image = draw_scene(scene, heatmap=self._heatmap, face_scale=self._face_scale)
-                    self._recordings[scene.frame.source].add(image, scene)
-                    self._begun = True
-                if time.monotonic() - self._checked >= CHECK_EVERY:
+            while (item := self._next()) is not None:
+                if isinstance(item, FrameResult) and not self._stopped:
+                    image = draw_frame(item, heatmap=self._heatmap, face_scale=self._face_scale)
+                    self._recordings[item.frame.source].add(image, item)
+                    self._started = True
+                if time.monotonic() - self._checked >= CHECK_INTERVAL_SECONDS:
                     self._check()
             for recording in self._recordings.values():
                 recording.close()
-        except Exception as error:  # raised again where it can end the run
-            if self._begun and isinstance(error, OutputError):
-                self._give_up(str(error))
+        except Exception as error:  # raised again by the caller's thread
+            if self._started and isinstance(error, OutputError):
+                self._stop_recording(str(error))
             else:
                 self._failure = error
-                self._save()
+                self._close_all()
 
-    def _next(self) -> Scene | Literal["nothing"] | None:
+    def _next(self) -> FrameResult | Literal["timeout"] | None:
         try:
-            return self._queue.get(timeout=CHECK_EVERY)
+            return self._queue.get(timeout=CHECK_INTERVAL_SECONDS)
         except Empty:
-            return "nothing"
+            return "timeout"
 
     def _check(self) -> None:
-        """Stop before the disk is full, and close what has ended."""
+        """Close the files of ended sources, and stop before the disk is full."""
         now = self._checked = time.monotonic()
         if self._stopped:
             return
-        reason = _shortage(self._folder)
+        reason = _disk_failure(self._folder)
         for source, recording in self._recordings.items():
-            if self._states.get(source) in ("ended", "failed") and now - recording.heard > QUIET:
+            idle = now - recording.last_frame > IDLE_CLOSE_SECONDS
+            if idle and self._states.get(source) in ("ended", "failed"):
                 recording.close()
-            reason = reason or recording.trouble(now)
+            reason = reason or recording.failure(now)
         if reason:
-            self._give_up(reason)
+            self._stop_recording(reason)
 
-    def _give_up(self, reason: str) -> None:
+    def _stop_recording(self, reason: str) -> None:
         self._stopped = True
-        self._save()
-        log.warning("the recording has stopped, and the run goes on: %s", reason)
+        self._close_all()
+        log.warning("recording stopped, the run continues: %s", reason)
 
-    def _save(self) -> None:
-        """Close what can still be closed."""
+    def _close_all(self) -> None:
         for recording in self._recordings.values():
             with suppress(OutputError):
                 recording.close()
 
 
-def name_recordings(path: Path, sources: Sequence[str]) -> dict[str, Path]:
-    """The file that each source's recording begins with.
+def recording_paths(path: Path, sources: Sequence[str]) -> dict[str, Path]:
+    """Return the first file of each source's recording.
 
     Args:
-        path: as it was asked for.
-        sources: names of all sources, each different.
+        path: the value of --record.
+        sources: names of all sources, unique.
 
     Returns:
-        The path itself for one source; for several, with what is plain in each name.
+        The path itself for one source; for several, the path with a sanitised source name.
 
     Example:
-        >>> name_recordings(Path("a.mkv"), ["0", "rtsp://door:554/live"])["rtsp://door:554/live"]
+        >>> recording_paths(Path("a.mkv"), ["0", "rtsp://door:554/live"])["rtsp://door:554/live"]
         PosixPath('a-door_554_live.mkv')
     """
     if len(sources) < 2:
         return dict.fromkeys(sources, path)
-    names: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for number, source in enumerate(sources, 1):
         name = source.partition("://")[2] or Path(source).stem
         plain = re.sub(r"[^\w.-]+", "_", printable(name)).strip("._")
-        plain = plain.encode()[:80].decode(errors="ignore")
+        plain = plain.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
         target = path.with_name(f"{path.stem}-{plain or number}{path.suffix}")
-        if target in names.values():
+        if target in paths.values():
             target = path.with_name(f"{path.stem}-{plain}-source{number}{path.suffix}")
-        names[source] = target
-    return names
+        paths[source] = target
+    return paths
 
 
-class _Recording:
-    """The recording of one source, in as many files as it takes.
-
-    Args:
-        path: of the first file.
-        fps: frames a second of a live source's files.
-
-    Attributes:
-        heard: when a frame came last, in seconds of `time.monotonic`.
-    """
-
-    def __init__(self, path: Path, fps: float) -> None:
-        self.heard = time.monotonic()
-        self._path = path
-        self._fps = fps
-        self._number = 1
-        self._video: _Video | None = None
-        self._start = 0.0
-        self._last: Image | None = None
-        # Of a file: frames that come before its rate is known.
-        self._waiting: list[tuple[Image, Scene]] = []
-
-    def add(self, image: Image, scene: Scene) -> None:
-        """Write a picture as often as its time asks for."""
-        self.heard = time.monotonic()
-        if self._last is not None and self._last.shape != image.shape:
-            self.close()
-        if scene.health.live:
-            if self._video and self._video.seconds >= LONGEST:
-                self.close()
-            self._write(image, scene, self._fps)
-        elif self._video:
-            self._write(image, scene, self._video.fps)
-        else:
-            self._last = image
-            self._waiting.append((image, scene))
-            count = len(self._waiting)
-            if count >= _RATE_FRAMES or count * image.nbytes >= _RATE_BYTES:
-                self._write_waiting()
-
-    def close(self) -> None:
-        """End the file, so that it can be played; a later picture begins another."""
-        self._write_waiting()
-        if self._video:
-            self._video.close()
-        self._video = self._last = None
-
-    def trouble(self, now: float) -> str | None:
-        """Why the file cannot go on; None while it can."""
-        if self._video and self._video.is_gone():
-            log.warning("%s was removed: a new recording begins", self._video.shown)
-            self.close()
-        return self._video.trouble(now) if self._video else None
-
-    def _write_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        fps = tell_rate([scene.frame.time for _, scene in waiting])
-        for image, scene in waiting:
-            self._write(image, scene, fps)
-
-    def _write(self, image: Image, scene: Scene, fps: float) -> None:
-        live, frame = scene.health.live, scene.frame
-        at = frame.captured if live else frame.time
-        if not self._video:
-            self._video, self._number = _Video.create(self._path, self._number, fps, image)
-            self._start, self._last = at, image
-        missing = round((at - self._start) * fps) - self._video.frames
-        if live and missing < 0:
-            return
-        if missing > max(GAP * fps, 3):
-            self._write_gap(self._video, at, scene.health)
-        elif missing > (0 if live else max(DRIFT * fps, 2)):
-            assert self._last is not None
-            self._video.write(self._last, missing)
-        self._video.write(image)
-        self._last = image
-
-    def _write_gap(self, video: _Video, at: float, health: Health) -> None:
-        error = f"no picture came for {_duration(at - self._start - video.seconds)}"
-        gone = replace(health, state="waiting", error=error, next_try=None)
-        video.write(draw_no_signal(video.size, gone), max(1, round(STILL * video.fps)))
-        self._start = at - video.seconds
-
-
-class _Video:
-    """One file that is being written.
-
-    Args:
-        path: an empty file of ours.
-        fps: frames a second.
-        size: width and height, in pixels; even, as the codec wants them.
-
-    Attributes:
-        frames: that were written.
-        shown: the path, safe to show.
-
-    Raises:
-        OutputError: OpenCV does not write such a video.
-    """
-
-    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        self.fps = fps
-        self.size = size
-        self.frames = 0
-        self.shown = printable(str(path))
-        self._path = path
-        self._file = _identity(path)
-        self._size = self._seen = 0
-        self._grown = time.monotonic()
-        # Absolute, or FFmpeg would take what stands before a colon for a protocol.
-        self._writer = cv2.VideoWriter(os.path.abspath(path), cv2.CAP_FFMPEG, _FOURCC, fps, size)
-        if not self._writer.isOpened():
-            path.unlink(missing_ok=True)
-            width, height = size
-            raise OutputError(
-                f"cannot record to {self.shown}: OpenCV's FFmpeg does not encode MPEG-4 at "
-                f"{width}x{height}, {fps:.4g} fps: install opencv-python, or leave --record out"
-            )
-
-    @classmethod
-    def create(cls, path: Path, number: int, fps: float, image: Image) -> tuple[Self, int]:
-        """A file in the place of none.
-
-        Args:
-            path: NAME.mp4.
-            number: the first to try, 1 for the name itself.
-            fps: frames a second.
-            image: the first picture.
-
-        Returns:
-            The video, and the number after its own.
-        """
-        for count in itertools.count(number):
-            name = path if count == 1 else path.with_name(f"{path.stem}-{count}{path.suffix}")
-            try:
-                name.open("xb").close()
-            except FileExistsError:
-                continue
-            except OSError as error:
-                reason = error.strerror
-                raise OutputError(f"cannot record to {printable(str(name))}: {reason}") from None
-            height, width = image.shape[:2]
-            video = cls(name, fps, (width + width % 2, height + height % 2))
-            log.info("recording to %s", video.shown)
-            return video, count + 1
-        raise AssertionError
-
-    @property
-    def seconds(self) -> float:
-        """How long it plays."""
-        return self.frames / self.fps
-
-    def write(self, image: Image, times: int = 1) -> None:
-        """Write a picture, one pixel larger than it is where a side is odd."""
-        width, height = self.size
-        right, below = width - image.shape[1], height - image.shape[0]
-        if right or below:
-            even = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
-            image = np.asarray(even, np.uint8)
-        for _ in range(times):
-            self._writer.write(image)
-        self.frames += times
-
-    def close(self) -> None:
-        """Write what the file needs to be played."""
-        self._writer.release()
-
-    def is_gone(self) -> bool:
-        """Whether the name no longer stands for what is written."""
-        return _identity(self._path) != self._file
-
-    def trouble(self, now: float) -> str | None:
-        """Why the file cannot go on: OpenCV does not say that a write failed, its size does.
-
-        Args:
-            now: in seconds of `time.monotonic`.
-        """
-        try:
-            size = self._path.stat().st_size
-        except OSError as error:
-            return f"{self.shown}: {error.strerror}"
-        # Nothing has to grow while nothing is written.
-        if size > self._size or self.frames == self._seen:
-            self._size, self._grown = size, now
-        self._seen = self.frames
-        return f"{self.shown} does not grow" if now - self._grown > STUCK else None
-
-
-def tell_rate(times: Sequence[float]) -> float:
-    """Frames a second, from the times of a file's first frames.
-
-    Args:
-        times: in seconds, rising.
-
-    Returns:
-        The usual rate (whole, or whole over 1.001) where it is near one; `FPS` where there are
-        fewer than two times, or none at all.
-    """
-    if len(times) < 2:
-        return FPS
-    step = float(np.polynomial.polynomial.polyfit(np.arange(len(times)), times, 1)[1])
-    if step < _LEAST_STEP:
-        return FPS
-    rate = min(max(1 / step, _LEAST_RATE), _MOST_RATE)
-    for usual in (round(rate), round(rate * 1.001) / 1.001):
-        if abs(rate - usual) < _LIKE * rate:
-            return float(usual)
-    return rate
-
-
-def _shortage(folder: Path) -> str | None:
-    """Why the disk takes no more; None while it does."""
+def _disk_failure(folder: Path) -> str | None:
+    """Return the reason why the disk cannot take more, or None."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return f"{printable(str(folder))}: {error.strerror}"
-    return f"less than {LEAST_FREE >> 20} MiB are free" if free < LEAST_FREE else None
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another that has its name; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min")) if count]
-    return " ".join([*parts, f"{rest} s"])
+    if free < MIN_FREE_BYTES:
+        return f"less than {MIN_FREE_BYTES >> 20} MiB are free on the disk"
+    return None

@@ -18,19 +18,19 @@ from ..image.decode import Image
 from . import reader_process as worker
 from .capture import Capture, OpenCVCapture
 from .ffmpeg import FFmpegCapture
-from .reader_process import FAILED, FRAME, HEAD, OPENED
+from .reader_process import FAILED, FRAME, MESSAGE_HEADER, OPENED
 from .stream_address import Stream
 
 # Seconds that the process may take beyond the limit of what it does.
-MARGIN = 2.0
+TIMEOUT_MARGIN_SECONDS = 2.0
 # How a process ends by its own fault; Windows has fewer of them.
-CRASHES = {
+CRASH_SIGNALS = {
     number
     for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
     if (number := getattr(signal, name, None)) is not None
 }
 # What the process runs: it finds modules where we do.
-_BEGIN = (
+_BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     f"from {worker.__name__} import main; main()"
 )
@@ -68,7 +68,7 @@ class RemoteCapture:
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
             # Beside its own limit, the process has to start.
-            length = self._receive(OPENED, 2 * MARGIN)[0]
+            length = self._receive(OPENED, 2 * TIMEOUT_MARGIN_SECONDS)[0]
             note = bytearray(length)
             self._fill(memoryview(note), timeout)
             self.note = note.decode() or None
@@ -117,9 +117,9 @@ class RemoteCapture:
             InputError: it is the last one, or there is none.
             BackendError: the process cannot work.
         """
-        head = bytearray(HEAD.size)
-        self._fill(memoryview(head), self._timeout + MARGIN + more)
-        kind, length, *numbers = HEAD.unpack(head)
+        head = bytearray(MESSAGE_HEADER.size)
+        self._fill(memoryview(head), self._timeout + TIMEOUT_MARGIN_SECONDS + more)
+        kind, length, *numbers = MESSAGE_HEADER.unpack(head)
         if kind == FAILED:
             text = bytearray(length)
             self._fill(memoryview(text), self._timeout)
@@ -147,8 +147,8 @@ class RemoteCapture:
 
     def _how_it_ended(self) -> str:
         with suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(MARGIN)
-            if -code in CRASHES:
+            code = self._process.wait(TIMEOUT_MARGIN_SECONDS)
+            if -code in CRASH_SIGNALS:
                 return f"its decoder crashed (signal {-code})"
             if code < 0:
                 return f"its process was ended (signal {-code}): out of memory?"
@@ -157,7 +157,7 @@ class RemoteCapture:
 
 def _start() -> subprocess.Popen[bytes]:
     process = subprocess.Popen(  # noqa: S603 (our own module)
-        [sys.executable, "-P", "-c", _BEGIN, json.dumps(sys.path)],
+        [sys.executable, "-P", "-c", _BOOTSTRAP, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..core.text import printable
-from .scene import Health, Scene
+from .frame_result import FrameResult, StreamHealth
 
 
 class StatusLine:
@@ -24,10 +24,10 @@ class StatusLine:
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
-    def show(self, scene: Scene) -> None:
+    def show(self, frame_result: FrameResult) -> None:
         """Nothing: lines change with the ticks."""
 
-    def tick(self, sources: Sequence[Health]) -> None:
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
         """Draw the lines anew."""
         # The terminal may be gone; the run goes on.
         with suppress(OSError):
@@ -42,7 +42,7 @@ class StatusLine:
             self._live.stop()
 
 
-def _line(health: Health) -> Text:
+def _line(health: StreamHealth) -> Text:
     style = {"playing": "green", "connecting": "yellow", "ended": ""}.get(health.state, "bold red")
     parts = [f"{health.analysed} frames", f"{health.fps:.1f} fps"]
     if health.live and health.age is not None:

@@ -12,19 +12,19 @@ from urllib.parse import urlsplit
 
 from ..core.redact import redact
 from ..inputs.kinds import is_called_picture
-from .video_signature import ENOUGH, is_video
+from .video_signature import SIGNATURE_BYTES, is_video
 
 Kind = Literal["file", "camera", "server", "pipeline"]
 
 # What FFmpeg can play from a network, besides http.
-SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
-WEB = ("http", "https")
-FILE_ENDINGS = tuple(
+STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
+WEB_SCHEMES = ("http", "https")
+VIDEO_EXTENSIONS = tuple(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
 # In a path of this machine a video without timestamps; at an address, a camera.
-MJPEG_ENDINGS = (".mjpeg", ".mjpg")
-PLAYLIST_ENDINGS = (".m3u8", ".mpd")
+MJPEG_EXTENSIONS = (".mjpeg", ".mjpg")
+PLAYLIST_EXTENSIONS = (".m3u8", ".mpd")
 
 _NAMED = re.compile(r"\s*([^/=]*[^/=\s])\s*=\s*(?=[a-z][a-z0-9+.-]*://|/dev/|\d+$)", re.IGNORECASE)
 
@@ -59,11 +59,11 @@ def is_stream(source: str, web: bool = False) -> bool:
     """
     _, target = _split(source)
     scheme = _scheme(target)
-    if scheme in WEB:
-        endings = FILE_ENDINGS + MJPEG_ENDINGS + PLAYLIST_ENDINGS
+    if scheme in WEB_SCHEMES:
+        endings = VIDEO_EXTENSIONS + MJPEG_EXTENSIONS + PLAYLIST_EXTENSIONS
         return web or urlsplit(target).path.lower().endswith(endings)
     if scheme:
-        return scheme in SCHEMES
+        return scheme in STREAM_SCHEMES
     return _is_camera(target) or is_video_file(source)
 
 
@@ -76,7 +76,7 @@ def is_video_file(path: str) -> bool:
 
 def is_named_video(path: str) -> bool:
     """Whether a path is called like a video."""
-    return path.lower().endswith(FILE_ENDINGS + MJPEG_ENDINGS)
+    return path.lower().endswith(VIDEO_EXTENSIONS + MJPEG_EXTENSIONS)
 
 
 def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
@@ -124,7 +124,7 @@ def _split(source: str) -> tuple[str, str]:
 def _is_download(address: str) -> bool:
     """Whether an address is a file's, which has an end, and frames that wait for us."""
     path = urlsplit(address).path.lower()
-    return _scheme(address) in WEB and path.endswith(FILE_ENDINGS)
+    return _scheme(address) in WEB_SCHEMES and path.endswith(VIDEO_EXTENSIONS)
 
 
 def _scheme(text: str) -> str:
@@ -146,7 +146,7 @@ def _holds_video(path: str) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            return is_video(file.read(ENOUGH))
+            return is_video(file.read(SIGNATURE_BYTES))
     except OSError:
         return False
 

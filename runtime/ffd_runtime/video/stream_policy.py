@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Seconds by which the time between two frames may be wrong: both are rounded to milliseconds.
-ROUNDING = 1e-3
+ROUNDING_SECONDS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class StreamPolicy:
         retries: how often a live stream is tried again in a row; None for ever.
         every: only each so-manieth frame is classified.
         fps: at most so many frames a second are classified; None for all.
-        first_wait: seconds before a stream is tried again, at most.
-        most_wait: seconds that a wait grows to.
+        initial_backoff: seconds before a stream is tried again, at most.
+        max_backoff: seconds that a wait grows to.
 
     Raises:
         ValueError: a number is out of range.
@@ -28,8 +28,8 @@ class StreamPolicy:
     retries: int | None = None
     every: int = 1
     fps: float | None = None
-    first_wait: float = 0.5
-    most_wait: float = 30.0
+    initial_backoff: float = 0.5
+    max_backoff: float = 30.0
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout <= 86400:
@@ -38,13 +38,13 @@ class StreamPolicy:
             raise ValueError(f"retries must not be negative, not {self.retries}")
         if self.every < 1 or (self.fps is not None and self.fps <= 0):
             raise ValueError(f"every and fps must be positive, not {self.every} and {self.fps}")
-        if not 0 < self.first_wait <= self.most_wait:
+        if not 0 < self.initial_backoff <= self.max_backoff:
             raise ValueError(
-                f"waits must be positive and grow: {self.first_wait}, {self.most_wait}"
+                f"waits must be positive and grow: {self.initial_backoff}, {self.max_backoff}"
             )
 
 
-class Sampler:
+class FrameSampler:
     """Which frames are classified.
 
     Args:
@@ -67,8 +67,8 @@ class Sampler:
             return False
         if not self._gap:
             return True
-        if self._due is not None and self._due - self._gap < at < self._due - ROUNDING:
+        if self._due is not None and self._due - self._gap < at < self._due - ROUNDING_SECONDS:
             return False
-        late = self._due is None or abs(at - self._due) > self._gap + ROUNDING
+        late = self._due is None or abs(at - self._due) > self._gap + ROUNDING_SECONDS
         self._due = (at if late or self._due is None else self._due) + self._gap
         return True

@@ -15,33 +15,33 @@ from ..core.results import RowError
 from ..image.decode import Image
 from .backoff import Backoff
 from .capture import Capture
-from .lag import Lag
+from .frame_result import Frame, State, StreamHealth
+from .lag_estimator import LagEstimator
 from .remote_reader import open_capture
-from .scene import Frame, Health, State
 from .stream_address import Stream
-from .stream_policy import Sampler, StreamPolicy
+from .stream_policy import FrameSampler, StreamPolicy
 
 # Frames of a file that are decoded ahead.
-AHEAD = 4
+MAX_BUFFERED_FRAMES = 4
 # Seconds, and frames, over which the frame rate is counted.
-RATE_OVER = 5.0
-RATE_FRAMES = 600
+FPS_WINDOW_SECONDS = 5.0
+FPS_WINDOW_FRAMES = 600
 # Seconds of lag at which a connection is given up: a new one begins with what is now.
-MOST_LAG = 5.0
+MAX_LAG_SECONDS = 5.0
 # Seconds beyond its timeout at which a wait is called one that nothing can interrupt: more than a
 # stream's process may take.
-MARGIN = 5.0
+HANG_MARGIN_SECONDS = 5.0
 
 OpenCapture = Callable[[Stream, float], Capture]
 
 
-class Reader(ABC):
+class StreamReader(ABC):
     """Base of the threads that read streams.
 
     Args:
         stream: what to read.
         policy: how.
-        news: notified when there is a frame, and when there will be none for a while.
+        changed: notified when there is a frame, and when there will be none for a while.
         open_capture: opens the stream.
     """
 
@@ -49,19 +49,19 @@ class Reader(ABC):
         self,
         stream: Stream,
         policy: StreamPolicy,
-        news: Condition,
+        changed: Condition,
         open_capture: OpenCapture = open_capture,
     ) -> None:
         self.stream = stream
         self._policy = policy
-        self._news = news
+        self._changed = changed
         self._open_capture = open_capture
-        self._sampler = Sampler(policy)
+        self._sampler = FrameSampler(policy)
         self._stop = Event()
-        # Below: written by the thread, read by others, under `news`.
-        self._health = Health(stream.name, stream.live, "connecting")
+        # Below: written by the thread, read by others, under `changed`.
+        self._health = StreamHealth(stream.name, stream.live, "connecting")
         self._frames: deque[Frame] = deque()
-        self._arrivals: deque[float] = deque(maxlen=RATE_FRAMES)
+        self._arrivals: deque[float] = deque(maxlen=FPS_WINDOW_FRAMES)
         self._blocked_since: float | None = None
         self._next_try: float | None = None
         self._fatal: FfdError | None = None
@@ -76,24 +76,24 @@ class Reader(ABC):
     def stop(self) -> None:
         """Ask the thread to end."""
         self._stop.set()
-        with self._news:
-            self._news.notify_all()
+        with self._changed:
+            self._changed.notify_all()
 
     def join(self, timeout: float) -> None:
         """Wait for the thread, which may be held by what nothing can interrupt."""
         self._thread.join(timeout)
 
     def has_frame(self) -> bool:
-        """Whether `take` would give one. Called under `news`."""
+        """Whether `take` would give one. Called under `changed`."""
         return bool(self._frames)
 
     def take(self) -> Frame | None:
         """The frame whose turn it is, if there is one."""
-        with self._news:
+        with self._changed:
             if not self._frames:
                 return None
             # There is room for another.
-            self._news.notify_all()
+            self._changed.notify_all()
             return self._frames.popleft()
 
     def require_fit(self) -> None:
@@ -106,32 +106,32 @@ class Reader(ABC):
             raise self._fatal
 
     def done(self) -> bool:
-        """Whether no frame will come any more. Called under `news`."""
+        """Whether no frame will come any more. Called under `changed`."""
         return self._health.state in ("failed", "ended") and not self.has_frame()
 
-    def health(self) -> Health:
+    def health(self) -> StreamHealth:
         """How the stream is now."""
         now = time.monotonic()
-        with self._news:
+        with self._changed:
             self._forget_arrivals(now)
             span = now - self._arrivals[0] if self._arrivals else 0.0
             fps = (len(self._arrivals) - 1) / span if span else 0.0
             left = None if self._next_try is None else max(0.0, self._next_try - now)
             health = replace(self._health, fps=fps, next_try=left)
             since = self._blocked_since
-        if since is not None and now - since > self._policy.timeout + MARGIN:
+        if since is not None and now - since > self._policy.timeout + HANG_MARGIN_SECONDS:
             # A driver or a name server that says neither yes nor no.
             error = "it hangs: the system does not answer"
             return replace(health, state="waiting", error=error, code="timeout")
         return health
 
-    def count_analysed(self, age: float) -> Health:
+    def count_analysed(self, age: float) -> StreamHealth:
         """Count a frame that was classified.
 
         Args:
             age: seconds from its capture to its verdict.
         """
-        with self._news:
+        with self._changed:
             self._change(analysed=self._health.analysed + 1, age=age)
         return self.health()
 
@@ -144,8 +144,8 @@ class Reader(ABC):
             reason = f"it cannot be read ({type(error).__name__}: {error})"
             self._end("failed", InputError("read_failed", reason))
         finally:
-            with self._news:
-                self._news.notify_all()
+            with self._changed:
+                self._changed.notify_all()
 
     @abstractmethod
     def _read(self) -> None:
@@ -161,7 +161,7 @@ class Reader(ABC):
         with self._blocked():
             capture = self._open_capture(self.stream, self._policy.timeout)
         try:
-            with self._news:
+            with self._changed:
                 self._change(note=capture.note)
             yield capture
         finally:
@@ -183,16 +183,16 @@ class Reader(ABC):
             self._blocked_since = None
 
     def _forget_arrivals(self, now: float) -> None:
-        """Under `news`."""
-        while self._arrivals and now - self._arrivals[0] > RATE_OVER:
+        """Under `changed`."""
+        while self._arrivals and now - self._arrivals[0] > FPS_WINDOW_SECONDS:
             self._arrivals.popleft()
 
     def _change(self, **values: object) -> None:
-        """Under `news`."""
+        """Under `changed`."""
         self._health = replace(self._health, **values)  # type: ignore[arg-type]
 
     def _count(self, image: Image | None, capture: Capture) -> None:
-        """A frame has come, and was decoded if it is to be classified; under `news`."""
+        """A frame has come, and was decoded if it is to be classified; under `changed`."""
         now = time.monotonic()
         self._forget_arrivals(now)
         self._arrivals.append(now)
@@ -208,13 +208,13 @@ class Reader(ABC):
         )
 
     def _end(self, state: State, failure: InputError | None = None) -> None:
-        with self._news:
+        with self._changed:
             error, code = (failure.message, failure.code) if failure else (None, None)
             self._change(state=state, error=error, code=code)
-            self._news.notify_all()
+            self._changed.notify_all()
 
 
-class FileReader(Reader):
+class FileReader(StreamReader):
     """Reads a video file: every frame in order, some ahead."""
 
     def _read(self) -> None:
@@ -236,28 +236,28 @@ class FileReader(Reader):
         while not self._stop.is_set() and self._grab(capture):
             at = capture.timestamp()
             image = capture.retrieve() if self._sampler.takes(number, at) else None
-            with self._news:
+            with self._changed:
                 self._count(image, capture)
             if image is not None:
                 self._give(Frame(self.stream.name, number, image, capture.grabbed, at))
             number += 1
 
     def _give(self, frame: Frame) -> None:
-        with self._news:
-            while len(self._frames) >= AHEAD and not self._stop.is_set():
-                self._news.wait()
+        with self._changed:
+            while len(self._frames) >= MAX_BUFFERED_FRAMES and not self._stop.is_set():
+                self._changed.wait()
             self._frames.append(frame)
-            self._news.notify_all()
+            self._changed.notify_all()
 
 
-class LiveReader(Reader):
+class LiveReader(StreamReader):
     """Reads a camera or server: its newest frame wins, and it is brought back when it breaks."""
 
     _number = 0
     _broken_at: float | None = None
 
     def _read(self) -> None:
-        backoff = Backoff(self._policy.first_wait, self._policy.most_wait)
+        backoff = Backoff(self._policy.initial_backoff, self._policy.max_backoff)
         tries = 0
         while not self._stop.is_set():
             first, begin = self._number, time.monotonic()
@@ -276,7 +276,7 @@ class LiveReader(Reader):
         """Read until it breaks; the reason."""
         try:
             with self._opened() as capture:
-                lag = Lag()
+                lag = LagEstimator()
                 while not self._stop.is_set():
                     self._read_frame(capture, lag)
         except InputError as error:
@@ -288,7 +288,7 @@ class LiveReader(Reader):
             return InputError("read_failed", reason)
         return InputError("fetch_failed", "stopped")
 
-    def _read_frame(self, capture: Capture, lag: Lag) -> None:
+    def _read_frame(self, capture: Capture, lag: LagEstimator) -> None:
         """Take one frame from the stream.
 
         Raises:
@@ -299,7 +299,7 @@ class LiveReader(Reader):
         now = capture.grabbed
         timed = self.stream.kind == "server"
         late = lag.measure(capture.timestamp(), now, capture.waited) if timed else 0.0
-        if late > MOST_LAG:
+        if late > MAX_LAG_SECONDS:
             raise InputError("fetch_failed", f"its frames came {late:.1f} s late")
         frame = None
         if self._sampler.takes(self._number, now):
@@ -311,7 +311,7 @@ class LiveReader(Reader):
         self._number += 1
 
     def _give(self, frame: Frame | None, capture: Capture) -> None:
-        with self._news:
+        with self._changed:
             if self._broken_at is not None:
                 self._change(outage=time.monotonic() - self._broken_at)
                 self._broken_at = None
@@ -322,17 +322,17 @@ class LiveReader(Reader):
                 self._frames.clear()
                 self._change(dropped=self._health.dropped + 1)
             self._frames.append(frame)
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def _wait(self, failure: InputError, seconds: float) -> None:
-        with self._news:
+        with self._changed:
             if self._health.state == "playing":
                 self._broken_at = time.monotonic()
                 broken = RowError.of(failure)
                 self._change(breaks=self._health.breaks + 1, broken=broken, outage=None)
             self._next_try = time.monotonic() + seconds
             self._change(state="waiting", error=failure.message, code=failure.code)
-            self._news.notify_all()
+            self._changed.notify_all()
         self._stop.wait(seconds)
-        with self._news:
+        with self._changed:
             self._next_try = None

@@ -7,10 +7,10 @@ import socket
 from collections.abc import Sequence
 from typing import Self
 
-from .scene import Health, Scene
+from .frame_result import FrameResult, StreamHealth
 
 
-class Notify:
+class SystemdNotifier:
     """A sink that sends systemd's notifications; it does nothing where nobody listens.
 
     `READY=1` comes with the first tick, `WATCHDOG=1` with each: a loop that hangs is noticed by
@@ -26,10 +26,10 @@ class Notify:
             # An @ stands for the NUL of an abstract name.
             self._address = address.replace("@", "\0", 1) if address[0] == "@" else address
 
-    def show(self, scene: Scene) -> None:
+    def show(self, frame_result: FrameResult) -> None:
         """Nothing: a tick follows soon."""
 
-    def tick(self, sources: Sequence[Health]) -> None:
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
         """Say that the loop goes on, and how many sources play."""
         if self._socket is None:
             return

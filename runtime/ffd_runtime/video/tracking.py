@@ -17,29 +17,29 @@ Corners = npt.NDArray[np.float64]
 
 # Share of their union that a face's box and the place where it is expected must have in common:
 # SORT's (Bewley et al., "Simple Online and Realtime Tracking", ICIP 2016).
-LEAST_OVERLAP = 0.3
+MIN_IOU = 0.3
 # Seconds for which a face is expected to move on as it did, and in which what is known of its
 # motion is renewed by half, for boxes jitter. Of simulated pairs of faces that pass each other (2
 # to 25 frames a second, 0.5 to 2 widths a second each, jitter of 3 % of a width), both kept their
 # numbers in 85 %, without a guess in 46 %. Most of the others were too fast for 2 frames a second.
-FORESIGHT = 0.75
-RENEWAL = 0.3
+MAX_PREDICTION_SECONDS = 0.75
+VELOCITY_HALF_LIFE_SECONDS = 0.3
 # Most seconds between two frames of a slow stream in which faces are still the same.
-LONGEST_GAP = 5.0
+MAX_GAP_SECONDS = 5.0
 
 # Log-odds beyond which a frame counts no more, so that a single one cannot decide; where a border
-# of the card is further out, it lies `HEADROOM` beyond that border.
-MOST_EVIDENCE = 6.0
-HEADROOM = 2.0
+# of the card is further out, it lies `LOG_ODDS_HEADROOM` beyond that border.
+MAX_LOG_ODDS = 6.0
+LOG_ODDS_HEADROOM = 2.0
 # Log-odds by which the smoothed verdict must pass a border to become another one: when it rests on
 # a single frame, and at least. With independent noise of deviation 2 around any mean, simulated
 # labels flip at most once in 400 frames; with 0.5 at least, 6 times.
-FIRST_MARGIN = 2.0
-LEAST_MARGIN = 1.0
+FIRST_MARGIN_LOG_ODDS = 2.0
+MIN_MARGIN_LOG_ODDS = 1.0
 LABELS = ("groundtruth", "unsure", "generated")
 
 
-class Tracker:
+class GreedyIouTracker:
     """Gives the faces of one source numbers and verdicts that last.
 
     A face is the one whose expected place it overlaps most. Its verdict is that on the decayed
@@ -48,12 +48,12 @@ class Tracker:
     Args:
         card: of the model that gave the scores.
         forget: seconds after which a face that is not seen is forgotten; in streams with fewer
-            than two frames in that time, after two frames, at most `LONGEST_GAP`.
+            than two frames in that time, after two frames, at most `MAX_GAP_SECONDS`.
         half_life: seconds after which a frame counts half.
 
     Example:
         >>> from ffd_runtime.model.card import ModelCard, Provenance
-        >>> tracker = Tracker(ModelCard("m", "resnext50_32x4d", Provenance("0")))
+        >>> tracker = GreedyIouTracker(ModelCard("m", "resnext50_32x4d", Provenance("0")))
         >>> for time, left in enumerate((10, 20, 400)):
         ...     result = Result("0", face=(left, 10, 80, 100), label="generated", score=0.9)
         ...     track = tracker.update([result], at=time)[0].track
@@ -70,7 +70,7 @@ class Tracker:
         # With a high of 1 no score is `generated`; with a low of 0 the log-odds say it themselves.
         self._borders = _log_odds(low), _log_odds(high)
         reached = [abs(border) for border in self._borders if math.isfinite(border)]
-        self._most = max([MOST_EVIDENCE, *(border + HEADROOM for border in reached)])
+        self._most = max([MAX_LOG_ODDS, *(border + LOG_ODDS_HEADROOM for border in reached)])
         self._tracks: list[_Track] = []
         self._given = 0
         self._at: float | None = None
@@ -94,7 +94,7 @@ class Tracker:
 
     def _forget_old(self, at: float) -> None:
         gap = 0.0 if self._at is None else at - self._at
-        patience = max(self._forget, min(2 * self._gap, LONGEST_GAP))
+        patience = max(self._forget, min(2 * self._gap, MAX_GAP_SECONDS))
         self._at, self._gap = at, gap
         lost = gap < 0
         self._tracks = [t for t in self._tracks if not lost and at - t.seen <= patience]
@@ -129,7 +129,7 @@ class Tracker:
         if track.label is None:
             return self._label_of(track.mean)
         # As of any mean of so many frames, its error falls with the root of their number.
-        margin = max(LEAST_MARGIN, FIRST_MARGIN / math.sqrt(track.weight))
+        margin = max(MIN_MARGIN_LOG_ODDS, FIRST_MARGIN_LOG_ODDS / math.sqrt(track.weight))
         lowest, highest = (self._label_of(track.mean + way * margin) for way in (-1, 1))
         order = LABELS.index
         if order(lowest) > order(track.label):
@@ -172,13 +172,13 @@ class _Track:
         """Its box at a moment, if it goes on as it did."""
         if self.speed is None:
             return self.box
-        return self.box + np.tile(self.speed * min(at - self.seen, FORESIGHT), 2)
+        return self.box + np.tile(self.speed * min(at - self.seen, MAX_PREDICTION_SECONDS), 2)
 
     def move(self, box: Corners, at: float) -> None:
         """Take in where it is."""
         if (gap := at - self.seen) > 0:
             moved = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2 / gap
-            kept = 0.5 ** (gap / RENEWAL)
+            kept = 0.5 ** (gap / VELOCITY_HALF_LIFE_SECONDS)
             self.speed = moved if self.speed is None else kept * self.speed + (1 - kept) * moved
         self.box, self.seen = box, at
 
@@ -196,13 +196,13 @@ def _log_odds(score: float) -> float:
 
 
 # What stands for the whole picture: a box that is like itself and like no face's.
-_WHOLE = (-1.0, -1.0, 0.0, 0.0)
+_WHOLE_FRAME = (-1.0, -1.0, 0.0, 0.0)
 
 
 def _corners(face: Box | None) -> Corners:
     """Left, top, right and bottom."""
     if face is None:
-        return np.array(_WHOLE)
+        return np.array(_WHOLE_FRAME)
     x, y, width, height = face
     return np.array([x, y, x + width, y + height], np.float64)
 
@@ -213,8 +213,8 @@ def _match(boxes: Sequence[Corners], expected: Sequence[Corners]) -> list[int | 
     if not boxes or not expected:
         return matches
     overlap = _overlap(np.array(boxes)[:, None], np.array(expected))
-    pairs = np.argwhere(overlap >= LEAST_OVERLAP)
-    best = np.argsort(-overlap[overlap >= LEAST_OVERLAP], kind="stable")
+    pairs = np.argwhere(overlap >= MIN_IOU)
+    best = np.argsort(-overlap[overlap >= MIN_IOU], kind="stable")
     taken = set()
     for box, other in pairs[best].tolist():
         if matches[box] is None and other not in taken:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 # Bytes that `is_video` needs: three packets of a transport stream with time codes.
-ENOUGH = 2 * 192 + 5
+SIGNATURE_BYTES = 2 * 192 + 5
 # Brands of pictures (HEIF, AVIF, JPEG XL, JPEG 2000, Canon's raw files) and of sound, in the same
 # container as MP4's.
-_NO_VIDEO = re.compile(
+_NON_VIDEO_BRANDS = re.compile(
     rb"heic|heix|heim|heis|hevc|hevx|mif1|msf1|miaf|avif|avis|jxl |jp2 |jpx |crx |M4A |M4B |M4P "
 )
-_MAGIC = re.compile(
+_SIGNATURES = re.compile(
     rb"\x1aE\xdf\xa3"  # Matroska, WebM
     rb"|RIFF....AVI "
     rb"|FLV\x01"
@@ -25,19 +25,19 @@ _MAGIC = re.compile(
     re.DOTALL,
 )
 # QuickTime's files before `ftyp` was invented, and those of recorders that write it last.
-_QUICKTIME = (b"moov", b"mdat", b"wide", b"pnot")
+_QUICKTIME_ATOMS = (b"moov", b"mdat", b"wide", b"pnot")
 
 
 def is_video(head: bytes) -> bool:
     """Whether a file is a video, as far as its beginning tells.
 
     Args:
-        head: its first `ENOUGH` bytes, or all of it.
+        head: its first `SIGNATURE_BYTES` bytes, or all of it.
     """
     kind = head[4:8]
     if kind == b"ftyp":
-        return not _NO_VIDEO.match(head[8:12])
-    return kind in _QUICKTIME or bool(_MAGIC.match(head)) or _is_transport_stream(head)
+        return not _NON_VIDEO_BRANDS.match(head[8:12])
+    return kind in _QUICKTIME_ATOMS or bool(_SIGNATURES.match(head)) or _is_transport_stream(head)
 
 
 def _is_transport_stream(head: bytes) -> bool:

@@ -23,40 +23,40 @@ from ..core.errors import OutputError
 from ..core.text import printable
 from ..image.decode import Image
 from ..image.draw import enlargement
-from .draw_scene import draw_keys, draw_no_signal, draw_scene, shrink_scene
-from .scene import Health, Quit, Scene
+from .draw_frame import draw_frame, draw_keys, draw_no_signal, shrink_to_fit
+from .frame_result import FrameResult, Quit, StreamHealth
 
 log = logging.getLogger(__name__)
 
-NAME = "ffd"
+WINDOW_NAME = "ffd"
 KEYS = {"q, Esc": "quit", "h": "heatmap", "s": "save this picture", "?, F1": "show these keys"}
 
 # The largest picture that is made, in pixels: what makes it larger is the window.
-SIZE = (1920, 1080)
+MAX_SIZE_PX = (1920, 1080)
 # Of the window when it opens, at most; and of what it shows before the first frame.
-OPENED = (1280, 720)
-SMALLEST = (640, 480)
+MAX_INITIAL_SIZE_PX = (1280, 720)
+PLACEHOLDER_SIZE_PX = (640, 480)
 # Pictures a second that are shown at most: each costs some three milliseconds of the frame loop,
 # most of them for Qt's turn.
-FPS = 30.0
+MAX_FPS = 30.0
 # Seconds that the keys stay shown.
-HELP = 4.0
+HELP_SECONDS = 4.0
 
-_QUIT = (ord("q"), ord("Q"), 27)
+_QUIT_KEYS = (ord("q"), ord("Q"), 27)
 # F1, as X and as Windows call it.
-_HELP = (ord("?"), 0xFFBE, 0x700000)
+_HELP_KEYS = (ord("?"), 0xFFBE, 0x700000)
 
 # What OpenCV 4's Qt says of a window is never more than the picture that is in it.
-_TELLS_SIZE = int(cv2.__version__.partition(".")[0]) >= 5
+_REPORTS_WINDOW_SIZE = int(cv2.__version__.partition(".")[0]) >= 5
 
 _FLAGS = cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL
 _ADVICE = "leave --show out, and use --serve or --record instead"
 # Seconds that opening a window may take where it is tried: importing OpenCV is most of it.
-_PATIENCE = 20.0
+_PROBE_TIMEOUT_SECONDS = 20.0
 
 
 class Window:
-    """A sink that shows scenes in one window, several sources as tiles.
+    """A sink that shows frame_results in one window, several sources as tiles.
 
     Keys: see `KEYS`. Closing the window ends the run as well.
 
@@ -67,35 +67,35 @@ class Window:
 
     Example:
         >>> with Window(["0"], face_scale=1.3) as window:  # doctest: +SKIP
-        ...     window.show(scene)
+        ...     window.show(frame_result)
     """
 
     def __init__(self, sources: Sequence[str], *, face_scale: float, heatmap: bool = False) -> None:
         self._sources = list(sources)
         self._face_scale = face_scale
         self._heatmap = heatmap
-        self._scenes: dict[str, Scene] = {}
-        self._health: dict[str, Health] = {}
+        self._frame_results: dict[str, FrameResult] = {}
+        self._health: dict[str, StreamHealth] = {}
         # What is drawn already, by source.
         self._tiles: dict[str, Image] = {}
         self._picture: Image | None = None
         self._fitted = False
-        self._room = SMALLEST
-        self._turned = -math.inf
+        self._tile_size = PLACEHOLDER_SIZE_PX
+        self._refreshed = -math.inf
         self._help_until = -math.inf
 
-    def show(self, scene: Scene) -> None:
+    def show(self, frame_result: FrameResult) -> None:
         """Show a scene, in the place of an older one of its source.
 
         Raises:
             Quit: a key, or the window's own button, asks for the end.
         """
-        source = scene.frame.source
-        self._scenes[source], self._health[source] = scene, scene.health
+        source = frame_result.frame.source
+        self._frame_results[source], self._health[source] = frame_result, frame_result.health
         self._tiles.pop(source, None)
-        self._turn()
+        self._refresh()
 
-    def tick(self, sources: Sequence[Health]) -> None:
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
         """Show how the sources are that do not play.
 
         Raises:
@@ -105,7 +105,7 @@ class Window:
             if health.state != "playing":
                 self._health[health.source] = health
                 self._tiles.pop(health.source, None)
-        self._turn()
+        self._refresh()
 
     def __enter__(self) -> Self:
         """Open the window.
@@ -117,8 +117,8 @@ class Window:
         os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
         require_screen()
         try:
-            cv2.namedWindow(NAME, _FLAGS)
-            cv2.resizeWindow(NAME, *SMALLEST)
+            cv2.namedWindow(WINDOW_NAME, _FLAGS)
+            cv2.resizeWindow(WINDOW_NAME, *PLACEHOLDER_SIZE_PX)
         except cv2.error as error:
             raise OutputError(f"no window can be opened ({error.err}): {_ADVICE}") from None
         return self
@@ -131,13 +131,13 @@ class Window:
     ) -> None:
         # It may be closed already.
         with suppress(cv2.error):
-            cv2.destroyWindow(NAME)
+            cv2.destroyWindow(WINDOW_NAME)
             cv2.pollKey()
 
-    def _turn(self) -> None:
-        """Show what is new, and do what keys ask for, `FPS` times a second."""
+    def _refresh(self) -> None:
+        """Show what is new, and do what keys ask for, `MAX_FPS` times a second."""
         now = time.monotonic()
-        if now - self._turned < 1 / FPS:
+        if now - self._refreshed < 1 / MAX_FPS:
             return
         # First: a picture would open a window again that a person has closed.
         if not _is_open():
@@ -145,36 +145,36 @@ class Window:
         self._picture = self._compose()
         if now < self._help_until:
             draw_keys(self._picture, KEYS)
-        cv2.imshow(NAME, self._picture)
+        cv2.imshow(WINDOW_NAME, self._picture)
         while (key := cv2.pollKey()) != -1:
             self._press(key)
-        self._turned = time.monotonic()
+        self._refreshed = time.monotonic()
 
     def _press(self, key: int) -> None:
-        if key in _QUIT:
+        if key in _QUIT_KEYS:
             raise Quit
         if key in (ord("h"), ord("H")):
             self._heatmap = not self._heatmap
             self._tiles.clear()
         elif key in (ord("s"), ord("S")) and self._picture is not None:
             save_picture(self._picture, datetime.now())
-        elif key in _HELP:
-            self._help_until = time.monotonic() + HELP
+        elif key in _HELP_KEYS:
+            self._help_until = time.monotonic() + HELP_SECONDS
 
     def _compose(self) -> Image:
         """All sources in one picture, a new one, as large as it is shown if that is known."""
         columns = math.ceil(math.sqrt(len(self._sources)))
         rows = math.ceil(len(self._sources) / columns)
         shape = self._shape_of_one() if columns == 1 else (16 * columns, 9 * rows)
-        width, height = _fit(shape, OPENED, enlarge=columns > 1)
-        if self._scenes and not self._fitted:
+        width, height = _fit(shape, MAX_INITIAL_SIZE_PX, enlarge=columns > 1)
+        if self._frame_results and not self._fitted:
             self._fitted = True
-            cv2.resizeWindow(NAME, width, height)
-        if _TELLS_SIZE:
+            cv2.resizeWindow(WINDOW_NAME, width, height)
+        if _REPORTS_WINDOW_SIZE:
             width, height = _fit(shape, _shown_size(), enlarge=True)
         room = (max(1, width // columns), max(1, height // rows))
-        if room != self._room:
-            self._room = room
+        if room != self._tile_size:
+            self._tile_size = room
             self._tiles.clear()
         whole = np.zeros((height, width, 3), np.uint8)
         for number, source in enumerate(self._sources):
@@ -187,26 +187,26 @@ class Window:
 
     def _shape_of_one(self) -> tuple[int, int]:
         """Width and height of the only source's picture as it is drawn."""
-        scene = self._scenes.get(self._sources[0])
-        if not scene:
-            return SMALLEST
-        factor = enlargement(scene.frame.image)
-        height, width = scene.frame.image.shape[:2]
+        frame_result = self._frame_results.get(self._sources[0])
+        if not frame_result:
+            return PLACEHOLDER_SIZE_PX
+        factor = enlargement(frame_result.frame.image)
+        height, width = frame_result.frame.image.shape[:2]
         return factor * width, factor * height
 
     def _draw(self, source: str) -> Image:
         """A source's picture, or one that says why there is none, no larger than its room."""
         if source not in self._tiles:
-            health = self._health.get(source) or Health(source, True, "connecting")
-            scene = self._scenes.get(source)
-            if scene and health.state in ("playing", "ended"):
+            health = self._health.get(source) or StreamHealth(source, True, "connecting")
+            frame_result = self._frame_results.get(source)
+            if frame_result and health.state in ("playing", "ended"):
                 # Made small first: letters that are made small afterwards cannot be read.
-                scene = shrink_scene(scene, *self._room)
-                tile = draw_scene(scene, heatmap=self._heatmap, face_scale=self._face_scale)
-                size = _fit((tile.shape[1], tile.shape[0]), self._room, enlarge=True)
+                frame_result = shrink_to_fit(frame_result, *self._tile_size)
+                tile = draw_frame(frame_result, heatmap=self._heatmap, face_scale=self._face_scale)
+                size = _fit((tile.shape[1], tile.shape[0]), self._tile_size, enlarge=True)
                 self._tiles[source] = np.asarray(cv2.resize(tile, size), np.uint8)
             else:
-                self._tiles[source] = draw_no_signal(self._room, health)
+                self._tiles[source] = draw_no_signal(self._tile_size, health)
         return self._tiles[source]
 
 
@@ -233,13 +233,13 @@ def require_screen() -> None:
 
 def _try_window() -> str | None:
     """Open a window in a process of its own; why it could not be, or None."""
-    code = f"import cv2; cv2.namedWindow({NAME!r}, {_FLAGS})"
+    code = f"import cv2; cv2.namedWindow({WINDOW_NAME!r}, {_FLAGS})"
     try:
         tried = subprocess.run(  # noqa: S603 (this Python, and a program that stands above)
             [sys.executable, "-P", "-c", code],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_PATIENCE,
+            timeout=_PROBE_TIMEOUT_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -281,15 +281,15 @@ def save_picture(image: Image, when: datetime) -> Path | None:
 
 def _is_open() -> bool:
     try:
-        return cv2.getWindowProperty(NAME, cv2.WND_PROP_VISIBLE) >= 1
+        return cv2.getWindowProperty(WINDOW_NAME, cv2.WND_PROP_VISIBLE) >= 1
     except cv2.error:
         return False
 
 
 def _shown_size() -> tuple[int, int]:
-    """Width and height at which the window shows its picture, `SIZE` at most."""
-    *_, width, height = cv2.getWindowImageRect(NAME)
-    return _fit((width, height), SIZE) if width > 0 < height else SMALLEST
+    """Width and height at which the window shows its picture, `MAX_SIZE_PX` at most."""
+    *_, width, height = cv2.getWindowImageRect(WINDOW_NAME)
+    return _fit((width, height), MAX_SIZE_PX) if width > 0 < height else PLACEHOLDER_SIZE_PX
 
 
 def _fit(size: tuple[int, int], largest: tuple[int, int], enlarge: bool = False) -> tuple[int, int]:

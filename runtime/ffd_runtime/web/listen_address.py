@@ -11,7 +11,7 @@ _PARTS = re.compile(r"(?:(?P<host>\[[^\[\]]+\]|[^\[\]:]*):)?(?P<port>[^:]*)")
 
 
 @dataclass(frozen=True)
-class Address:
+class ListenAddress:
     """A host and a port to listen on.
 
     Attributes:
@@ -26,14 +26,14 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_address(text: str) -> Address:
+def parse_listen_address(text: str) -> ListenAddress:
     """Read `HOST:PORT`, `[IPv6]:PORT`, or `:PORT` and `PORT` for this machine alone.
 
     Raises:
         ValueError: it is none of these; the message says what is wrong.
 
     Example:
-        >>> [str(parse_address(text)) for text in ("8080", "0.0.0.0:80", "[::1]:8080")]
+        >>> [str(parse_listen_address(text)) for text in ("8080", "0.0.0.0:80", "[::1]:8080")]
         ['127.0.0.1:8080', '0.0.0.0:80', '[::1]:8080']
     """
     found = _PARTS.fullmatch(text)
@@ -46,4 +46,4 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"{text!r} is no HOST:PORT: write {LOOPBACK}:8080, for example")
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
         raise ValueError(f"{text!r}: the port must be a number from 0 to 65535")
-    return Address(host.strip("[]"), int(port))
+    return ListenAddress(host.strip("[]"), int(port))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..video.scene import Health, Scene
+from ..video.frame_result import FrameResult, StreamHealth
 
 LABELS = ("generated", "groundtruth", "unsure")
 # Upper edges in seconds: from a GPU's milliseconds to a stream that has piled up.
@@ -29,9 +29,9 @@ class _Histogram:
 
 @dataclass
 class _Series:
-    """What is known of one source; the counts of `Health` are kept from going back."""
+    """What is known of one source; the counts of `StreamHealth` are kept from going back."""
 
-    health: Health
+    health: StreamHealth
     frames: int = 0
     dropped: int = 0
     analysed: int = 0
@@ -43,7 +43,7 @@ class _Series:
 
 
 class Metrics:
-    """Counts scenes; not safe for several threads at once.
+    """Counts frame_results; not safe for several threads at once.
 
     Args:
         facts: labels of `ffd_build_info`.
@@ -53,7 +53,7 @@ class Metrics:
         self._facts = facts
         self._series: dict[str, _Series] = {}
 
-    def update(self, source: str, health: Health) -> None:
+    def update(self, source: str, health: StreamHealth) -> None:
         """Take how a source is."""
         series = self._series.setdefault(source, _Series(health))
         series.health = health
@@ -62,22 +62,24 @@ class Metrics:
         series.analysed = max(series.analysed, health.analysed)
         series.reconnects = max(series.reconnects, health.reconnects)
 
-    def count(self, source: str, scene: Scene, shown: Iterable[str], new: Iterable[str]) -> None:
+    def count(
+        self, source: str, frame_result: FrameResult, shown: Iterable[str], new: Iterable[str]
+    ) -> None:
         """Count a scene.
 
         Args:
             source: its name.
-            scene: its times.
+            frame_result: its times.
             shown: labels of the faces in it.
             new: labels of the verdicts that it changed.
         """
-        self.update(source, scene.health)
+        self.update(source, frame_result.health)
         series = self._series[source]
         series.faces.update(shown)
         series.changes.update(new)
-        series.inference.observe(scene.inference)
-        if scene.health.age is not None:
-            series.delay.observe(scene.health.age)
+        series.inference.observe(frame_result.inference)
+        if frame_result.health.age is not None:
+            series.delay.observe(frame_result.health.age)
 
     def render(self, pictures: int) -> str:
         """Everything, as `CONTENT_TYPE`.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 # Seconds: a jump of the stream's clock, not a delay.
-JUMP = 30.0
+MIN_CLOCK_JUMP_SECONDS = 30.0
 # Share of the time that a reader spends waiting for frames at which nothing has piled up.
-IDLE = 0.2
+IDLE_SHARE = 0.2
 # Share of an average that is its newest value: it looks back about a second of video.
-NEWEST = 0.05
+SMOOTHING_FACTOR = 0.05
 
 
-class Lag:
+class LagEstimator:
     """Compares a stream's timestamps with the clock while its reader is busy.
 
     A reader that has to wait for frames has what there is: they are not late, whatever their
@@ -36,11 +36,11 @@ class Lag:
         offset = now - timestamp
         if self._quickest is None:
             self._last = now
-        self._gap += NEWEST * (now - self._last - self._gap)
-        self._waited += NEWEST * (waited - self._waited)
+        self._gap += SMOOTHING_FACTOR * (now - self._last - self._gap)
+        self._waited += SMOOTHING_FACTOR * (waited - self._waited)
         self._last = now
-        idle = self._waited > IDLE * self._gap
-        if self._quickest is None or idle or abs(offset - self._quickest) > JUMP:
+        idle = self._waited > IDLE_SHARE * self._gap
+        if self._quickest is None or idle or abs(offset - self._quickest) > MIN_CLOCK_JUMP_SECONDS:
             self._quickest = offset
         self._quickest = min(self._quickest, offset)
         return offset - self._quickest

@@ -37,7 +37,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Health:
+class StreamHealth:
     """How a source is, at one moment.
 
     Attributes:
@@ -88,7 +88,7 @@ class Health:
 
 
 @dataclass(frozen=True)
-class Scene:
+class FrameResult:
     """One frame with its verdicts.
 
     Attributes:
@@ -101,7 +101,7 @@ class Scene:
 
     frame: Frame
     results: Sequence[Result]
-    health: Health
+    health: StreamHealth
     inference: float = 0.0
 
 
@@ -109,10 +109,10 @@ class Quit(Exception):  # noqa: N818 (nothing is wrong)
     """A person has seen enough: the run ends as if its sources had."""
 
 
-class SceneSink(Protocol):
-    """Shows or keeps scenes; a context manager. All its methods are called from one thread."""
+class FrameSink(Protocol):
+    """Show or store frame results; a context manager. All methods are called from one thread."""
 
-    def show(self, scene: Scene) -> None:
+    def show(self, frame_result: FrameResult) -> None:
         """Take a scene.
 
         Raises:
@@ -120,14 +120,14 @@ class SceneSink(Protocol):
             Quit: a person has asked for the end.
         """
 
-    def tick(self, sources: Sequence[Health]) -> None:
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
         """Take how all sources are: about four times a second, also when no frame comes.
 
         Raises:
             OutputError, Quit: as `show`.
         """
 
-    def __enter__(self) -> SceneSink: ...
+    def __enter__(self) -> FrameSink: ...
 
     def __exit__(
         self,

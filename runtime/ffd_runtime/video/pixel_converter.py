@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 # Values of AVColorSpace that FFmpeg's scaler converts, and the one where a stream does not say.
-MATRICES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
-UNSPECIFIED = 2
+SUPPORTED_COLORSPACES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
+COLORSPACE_UNSPECIFIED = 2
 
 
-class Converter:
+class PixelConverter:
     """Converts frames of any size, pixel format and orientation, which may change between them."""
 
     def __init__(self) -> None:
@@ -39,10 +39,10 @@ class Converter:
         """
         from av.error import FFmpegError
 
-        if frame.colorspace not in MATRICES:
-            frame.colorspace = UNSPECIFIED
+        if frame.colorspace not in SUPPORTED_COLORSPACES:
+            frame.colorspace = COLORSPACE_UNSPECIFIED
         # Only matrix and range are applied; FFmpeg refuses frames with reserved values here.
-        frame.color_trc = frame.color_primaries = UNSPECIFIED
+        frame.color_trc = frame.color_primaries = COLORSPACE_UNSPECIFIED
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         try:
             if self._graph is None or kind != self._kind:

@@ -16,11 +16,11 @@ from ffd_runtime import Classifier
 from ffd_runtime.core.results import Result
 from ffd_runtime.image.faces import FaceDetector
 from ffd_runtime.video.feed import Feed
-from ffd_runtime.video.frame_classifier import Analyser
-from ffd_runtime.video.scene import Health, Quit, Scene
+from ffd_runtime.video.frame_classifier import FrameClassifier
+from ffd_runtime.video.frame_result import FrameResult, Quit, StreamHealth
 from ffd_runtime.video.stream_address import to_streams
+from ffd_runtime.video.stream_pipeline import StreamPipeline
 from ffd_runtime.video.stream_policy import StreamPolicy
-from ffd_runtime.video.watch import Watch
 
 from ..conftest import Image, load, picture
 
@@ -31,23 +31,23 @@ FRAMES = 50
 
 
 class Kept:
-    """A sink of rows, and of scenes."""
+    """A sink of rows, and of frame_results."""
 
     def __init__(self, quit_after: int | None = None) -> None:
         self.rows: list[Result] = []
-        self.scenes: list[Scene] = []
-        self.ticks: list[Sequence[Health]] = []
+        self.frame_results: list[FrameResult] = []
+        self.ticks: list[Sequence[StreamHealth]] = []
         self.quit_after = quit_after
 
     def write(self, result: Result) -> None:
         self.rows.append(result)
 
-    def show(self, scene: Scene) -> None:
-        self.scenes.append(scene)
-        if len(self.scenes) == self.quit_after:
+    def show(self, frame_result: FrameResult) -> None:
+        self.frame_results.append(frame_result)
+        if len(self.frame_results) == self.quit_after:
             raise Quit
 
-    def tick(self, sources: Sequence[Health]) -> None:
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
         self.ticks.append(sources)
 
     def __enter__(self) -> Self:
@@ -73,24 +73,22 @@ def watch(
     detector: FaceDetector | None = None,
     changes: bool = False,
     quit_after: int | None = None,
-) -> tuple[Kept, Watch, list[str]]:
+) -> tuple[Kept, StreamPipeline, list[str]]:
     kept, said = Kept(quit_after), list[str]()
     with (
         Classifier.open(model, device="cpu") as classifier,
         Feed(to_streams(map(str, sources)), StreamPolicy()) as feed,
     ):
-        watch = Watch(
+        pipeline = StreamPipeline(
             feed,
-            Analyser(classifier.backend, detector),
-            classifier.card,
+            FrameClassifier(classifier.backend, detector),
             rows=[] if changes else [kept],
             changes=[kept] if changes else [],
-            scenes=[kept],
-            whole=detector is None,
-            say=said.append,
+            frame_sinks=[kept],
+            report=said.append,
         )
-        watch.run()
-    return kept, watch, said
+        pipeline.run()
+    return kept, pipeline, said
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +116,7 @@ def test_faces_keep_their_numbers_and_their_verdicts(
     crowd: tuple[Path, dict[int, str]], face_model: Path
 ) -> None:
     path, kinds = crowd
-    kept, watched, _ = watch([path], None, FaceDetector(face_model, min_side=60))
+    kept, pipeline, _ = watch([path], None, FaceDetector(face_model, min_side=60))
     tracks: dict[int, list[Result]] = defaultdict(list)
     for row in kept.rows:
         assert row.track is not None
@@ -143,20 +141,26 @@ def test_faces_keep_their_numbers_and_their_verdicts(
             assert labels[-1] == kinds[quarter]
     # Or there would be nothing to see here.
     assert clear >= 3
-    assert watched.summary().startswith(f"{path}: {FRAMES} of {FRAMES} frames, 4 faces")
+    assert pipeline.summary().startswith(f"{path}: {FRAMES} of {FRAMES} frames, 4 faces")
 
 
 def test_all_faces_of_all_streams_are_one_batch(
     crowd: tuple[Path, dict[int, str]], face_model: Path, colour_model: Path
 ) -> None:
     kept, _, _ = watch([crowd[0]] * 2, colour_model, FaceDetector(face_model), quit_after=8)
-    assert {scene.frame.source for scene in kept.scenes} == {str(crowd[0]), f"{crowd[0]}#2"}
-    for scene in kept.scenes:
-        assert len(scene.results) == 4
-        for result in scene.results:
+    assert {frame_result.frame.source for frame_result in kept.frame_results} == {
+        str(crowd[0]),
+        f"{crowd[0]}#2",
+    }
+    for frame_result in kept.frame_results:
+        assert len(frame_result.results) == 4
+        for result in frame_result.results:
             assert result.heatmap is not None
-            assert (result.frame, result.time) == (scene.frame.number, scene.frame.time)
-        assert 0 < scene.inference < (scene.health.age or 0)
+            assert (result.frame, result.time) == (
+                frame_result.frame.number,
+                frame_result.frame.time,
+            )
+        assert 0 < frame_result.inference < (frame_result.health.age or 0)
 
 
 def test_a_black_frame_is_not_judged(colour_model: Path, tmp_path: Path) -> None:
@@ -171,11 +175,11 @@ def test_a_video_without_a_face_has_its_row(
     face_model: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     clip = write(tmp_path / "empty.mp4", [picture("red", 120, 160)] * 5)
-    kept, watched, _ = watch([clip], colour_model, FaceDetector(face_model))
+    kept, pipeline, _ = watch([clip], colour_model, FaceDetector(face_model))
     (row,) = kept.rows
     assert row.error is not None
     assert row.error.code == "no_face"
-    assert watched.errors == 1
+    assert pipeline.errors == 1
 
 
 def test_changes_alone(colour_model: Path, tmp_path: Path) -> None:
@@ -218,23 +222,27 @@ class Flaky:
 
 def test_a_break_that_nobody_saw_has_its_row(colour_model: Path) -> None:
     class Slow(Kept):
-        def show(self, scene: Scene) -> None:
+        def show(self, frame_result: FrameResult) -> None:
             # Longer than the break.
             time.sleep(0.5)
-            super().show(scene)
+            super().show(frame_result)
 
     kept, said = Slow(quit_after=3), list[str]()
-    policy = StreamPolicy(first_wait=0.01, most_wait=0.01)
+    policy = StreamPolicy(initial_backoff=0.01, max_backoff=0.01)
     with (
         Classifier.open(colour_model, device="cpu") as classifier,
         Feed(to_streams(["0"]), policy, lambda *_: Flaky()) as feed,
     ):
-        analyser = Analyser(classifier.backend)
-        watch = Watch(
-            feed, analyser, classifier.card, rows=[kept], scenes=[kept], whole=True, say=said.append
+        frame_classifier = FrameClassifier(classifier.backend)
+        pipeline = StreamPipeline(
+            feed,
+            frame_classifier,
+            rows=[kept],
+            frame_sinks=[kept],
+            report=said.append,
         )
-        watch.run()
-    assert watch.errors >= 1
+        pipeline.run()
+    assert pipeline.errors >= 1
     assert all(row.error.code == "fetch_failed" for row in kept.rows if row.error)
     (first, *_) = [line for line in said if "back after" in line]
     assert first.startswith("0: the stream broke off; back after 0.")
@@ -243,7 +251,7 @@ def test_a_break_that_nobody_saw_has_its_row(colour_model: Path) -> None:
 def test_a_person_ends_it(colour_model: Path, tmp_path: Path) -> None:
     clip = write(tmp_path / "long.mp4", [picture("red", 120, 160)] * 50)
     kept, _, _ = watch([clip], colour_model, quit_after=3)
-    assert len(kept.scenes) == 3
+    assert len(kept.frame_results) == 3
 
 
 def test_pictures_are_judged_by_face(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ffd_runtime.core.results import Box, Result, Track
 from ffd_runtime.image.draw import PANEL, VERDICT_COLOURS, Colour
-from ffd_runtime.video.draw_scene import draw_keys, draw_no_signal, draw_scene, shrink_scene
-from ffd_runtime.video.scene import Frame, Health, Scene, State
+from ffd_runtime.video.draw_frame import draw_frame, draw_keys, draw_no_signal, shrink_to_fit
+from ffd_runtime.video.frame_result import Frame, FrameResult, State, StreamHealth
 
 Array = npt.NDArray[np.uint8]
 LABELS = ("generated", "groundtruth", "unsure")
@@ -26,18 +26,18 @@ def seen(face: Box | None = FACE, label: str = "generated", **values: object) ->
     return replace(result, **values)  # type: ignore[arg-type]
 
 
-def scene(
+def frame_result(
     *results: Result, width: int = 640, height: int = 480, name: str = "door", **health: object
-) -> Scene:
+) -> FrameResult:
     image = np.full((height, width, 3), 128, np.uint8)
     image.setflags(write=False)
-    well = Health(name, True, "playing", size=(width, height), fps=25.0, age=0.04)
+    well = StreamHealth(name, True, "playing", size=(width, height), fps=25.0, age=0.04)
     frame = Frame(name, 0, image, 10.0, 1.7e9)
-    return Scene(frame, results, replace(well, **health))  # type: ignore[arg-type]
+    return FrameResult(frame, results, replace(well, **health))  # type: ignore[arg-type]
 
 
-def draw(one: Scene, heatmap: bool = False) -> Array:
-    return draw_scene(one, heatmap=heatmap, face_scale=1.3)
+def draw(one: FrameResult, heatmap: bool = False) -> Array:
+    return draw_frame(one, heatmap=heatmap, face_scale=1.3)
 
 
 def count(image: Array, colour: Colour) -> int:
@@ -45,7 +45,7 @@ def count(image: Array, colour: Colour) -> int:
 
 
 def test_the_frame_is_left_as_it_is() -> None:
-    one = scene(seen())
+    one = frame_result(seen())
     drawn = draw(one, heatmap=True)
     assert (one.frame.image == 128).all()
     assert drawn.shape == (480, 640, 3)
@@ -55,7 +55,7 @@ def test_the_frame_is_left_as_it_is() -> None:
 def test_a_face_has_its_colour_and_is_not_covered() -> None:
     x, y, width, height = FACE
     for label in LABELS:
-        drawn = draw(scene(seen(label=label)))
+        drawn = draw(frame_result(seen(label=label)))
         assert count(drawn, VERDICT_COLOURS[label]) > 100
         assert (drawn[y + 40 : y + height - 40, x + 5 : x + width - 5] == 128).all()
         for other in set(LABELS) - {label}:
@@ -63,18 +63,18 @@ def test_a_face_has_its_colour_and_is_not_covered() -> None:
 
 
 def test_the_verdict_shown_is_the_tracks() -> None:
-    drawn = draw(scene(seen(label="generated", track=Track(1, "groundtruth", 0.03))))
+    drawn = draw(frame_result(seen(label="generated", track=Track(1, "groundtruth", 0.03))))
     assert count(drawn, VERDICT_COLOURS["groundtruth"])
     assert not count(drawn, VERDICT_COLOURS["generated"])
-    first = draw(scene(seen(label="unsure", reason="small", track=Track(1, "unsure", None))))
+    first = draw(frame_result(seen(label="unsure", reason="small", track=Track(1, "unsure", None))))
     assert count(first, VERDICT_COLOURS["unsure"])
 
 
 def test_the_reason_is_said() -> None:
     track = Track(1, "unsure", 0.5)
-    plain = draw(scene(seen(track=track)))
-    small = draw(scene(seen(track=track, reason="small")))
-    blurred = draw(scene(seen(track=track, reason="blurred")))
+    plain = draw(frame_result(seen(track=track)))
+    small = draw(frame_result(seen(track=track, reason="small")))
+    blurred = draw(frame_result(seen(track=track, reason="blurred")))
     panels = [count(image, PANEL) for image in (plain, small, blurred)]
     assert panels[0] + 300 < panels[1] < panels[2]
 
@@ -83,22 +83,22 @@ def test_the_reason_is_said() -> None:
 def test_labels_of_near_faces_do_not_lie_on_each_other(gap: int) -> None:
     def labels(*lefts: int) -> int:
         faces = [seen((left, 200, 50, 60)) for left in lefts]
-        return count(draw(scene(*faces))[:440], PANEL)
+        return count(draw(frame_result(*faces))[:440], PANEL)
 
     near = labels(200, 250 + gap, 300 + 2 * gap)
     assert near == pytest.approx(labels(40, 250, 460), rel=0.02)
 
 
 def test_a_label_does_not_cover_another_face() -> None:
-    drawn = draw(scene(seen((200, 100, 80, 80)), seen((200, 190, 80, 80))))
+    drawn = draw(frame_result(seen((200, 100, 80, 80)), seen((200, 190, 80, 80))))
     for top in (100, 190):
         assert (drawn[top + 5 : top + 75, 222:258] == 128).all()
 
 
 def test_a_face_at_the_edge_has_its_whole_label() -> None:
-    middle = count(draw(scene(seen()))[:440], PANEL)
+    middle = count(draw(frame_result(seen()))[:440], PANEL)
     for left, top in ((-40, -30), (600, -30), (-40, 420), (560, 400), (0, 0)):
-        drawn = draw(scene(seen((left, top, 120, 140))))
+        drawn = draw(frame_result(seen((left, top, 120, 140))))
         assert count(drawn[:455], PANEL) > 0.6 * middle
 
 
@@ -121,19 +121,23 @@ def test_a_face_at_the_edge_has_its_whole_label() -> None:
 def test_anything_can_be_drawn(
     width: int, height: int, faces: list[Box], state: State, name: str
 ) -> None:
-    one = scene(*map(seen, faces), width=width, height=height, name=name, state=state, error=name)
+    one = frame_result(
+        *map(seen, faces), width=width, height=height, name=name, state=state, error=name
+    )
     for heatmap in (False, True):
         drawn = draw(one, heatmap=heatmap)
         factor = drawn.shape[0] // height
         assert drawn.shape == (height * factor, width * factor, 3)
         assert drawn.dtype == np.uint8
     assert draw_no_signal((width, height), one.health).shape == (height, width, 3)
-    assert max(shrink_scene(one, 320, 200).frame.image.shape) <= 320
+    assert max(shrink_to_fit(one, 320, 200).frame.image.shape) <= 320
 
 
 def test_every_size_of_camera_is_legible() -> None:
     for width, height in ((64, 48), (640, 480), (1920, 1080), (4096, 2160)):
-        drawn = draw(scene(seen((width // 3, height // 3, 20, 20)), width=width, height=height))
+        drawn = draw(
+            frame_result(seen((width // 3, height // 3, 20, 20)), width=width, height=height)
+        )
         # Rows with something as white as the text: on the label, and on the strip.
         white = (drawn.min(axis=2) > 200).any(axis=1)
         assert 18 <= white.sum() < 0.12 * drawn.shape[0] + 10
@@ -141,7 +145,7 @@ def test_every_size_of_camera_is_legible() -> None:
 
 
 def test_evidence_is_shown_when_it_is_asked_for() -> None:
-    one = scene(seen(), seen((20, 20, 60, 60), heatmap=None))
+    one = frame_result(seen(), seen((20, 20, 60, 60), heatmap=None))
     plain, shown = draw(one), draw(one, heatmap=True)
     centre = (FACE[1] + 70, FACE[0] + 60)
     assert (plain[centre] == 128).all()
@@ -150,7 +154,7 @@ def test_evidence_is_shown_when_it_is_asked_for() -> None:
 
 
 def test_a_whole_picture_has_its_square_marked_and_its_label_within() -> None:
-    drawn = draw(scene(seen(None)))
+    drawn = draw(frame_result(seen(None)))
     # The square of 480 pixels begins 80 from the left.
     assert tuple(drawn[0, 90]) == VERDICT_COLOURS["generated"]
     assert tuple(drawn[50, 80]) == VERDICT_COLOURS["generated"]
@@ -160,19 +164,19 @@ def test_a_whole_picture_has_its_square_marked_and_its_label_within() -> None:
 
 def test_a_source_that_does_not_play_is_red() -> None:
     for state in STATES:
-        red = count(draw(scene(state=state)), ALARM)
+        red = count(draw(frame_result(state=state)), ALARM)
         assert (red > 500) == (state not in ("playing", "ended")), state
 
 
 def test_a_long_name_leaves_the_facts_their_room() -> None:
-    short, long = (draw(scene(name=name)) for name in ("door", "日本 Tür \x1b[31m" * 30))
+    short, long = (draw(frame_result(name=name)) for name in ("door", "日本 Tür \x1b[31m" * 30))
     assert (short[:, 440:] == long[:, 440:]).all()
     assert (short[:, :200] != long[:, :200]).any()
 
 
 def test_the_facts_are_on_the_strip() -> None:
     pictures = [
-        draw(scene(**facts))
+        draw(frame_result(**facts))
         for facts in ({}, {"fps": 7.5}, {"age": 1.5}, {"age": None}, {"dropped": 12})
     ]
     for number, one in enumerate(pictures):
@@ -181,15 +185,15 @@ def test_the_facts_are_on_the_strip() -> None:
 
 
 def test_a_smaller_scene_has_its_faces_where_they_were() -> None:
-    one = scene(seen((400, 200, 100, 60)), seen(None), width=1280, height=720)
-    small = shrink_scene(one, 640, 640)
+    one = frame_result(seen((400, 200, 100, 60)), seen(None), width=1280, height=720)
+    small = shrink_to_fit(one, 640, 640)
     assert small.frame.image.shape == (360, 640, 3)
     assert [result.face for result in small.results] == [(200, 100, 50, 30), None]
-    assert shrink_scene(one, 1280, 720) is one
+    assert shrink_to_fit(one, 1280, 720) is one
 
 
 def test_no_signal_says_why() -> None:
-    waiting = Health("door", True, "waiting", "the server refused it", next_try=3.2)
+    waiting = StreamHealth("door", True, "waiting", "the server refused it", next_try=3.2)
     pictures = [
         draw_no_signal((320, 240), health)
         for health in (
@@ -198,8 +202,8 @@ def test_no_signal_says_why() -> None:
             replace(waiting, error="it hangs"),
             replace(waiting, next_try=9.0),
             replace(waiting, state="failed"),
-            Health("door", True, "connecting"),
-            Health("door", True, "ended"),
+            StreamHealth("door", True, "connecting"),
+            StreamHealth("door", True, "ended"),
         )
     ]
     for number, one in enumerate(pictures):

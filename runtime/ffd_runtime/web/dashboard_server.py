@@ -19,27 +19,27 @@ from ..core.errors import OutputError
 from ..core.install_hint import install_hint
 from ..core.text import printable
 from ..model.card import ModelCard
-from ..video.scene import Health, Scene
-from .board import Board
-from .listen_address import Address
+from ..video.frame_result import FrameResult, StreamHealth
+from .dashboard_state import DashboardState
+from .listen_address import ListenAddress
 from .metrics import Metrics
-from .pictures import Pictures
+from .snapshots import SnapshotRenderer
 
 if TYPE_CHECKING:
     import uvicorn
 
-MIN_TOKEN = 16
+MIN_TOKEN_CHARACTERS = 16
 
 # Seconds: for the server to begin, and for answers under way when the run ends.
-_START = 10.0
-_FAREWELL = 0.4
+_START_TIMEOUT_SECONDS = 10.0
+_DRAIN_TIMEOUT_SECONDS = 0.4
 
 
-class Serve:
-    """A sink that shows scenes on a page, to browsers.
+class DashboardServer:
+    """A frame sink that serves a page to browsers.
 
-    The page is drawn for viewers alone, in threads of its own: without one, a scene costs the run
-    some microseconds.
+    Pictures are drawn only for viewers, in separate threads. Without viewers, a frame costs the run
+    a few microseconds.
 
     Args:
         address: where to listen. On a loopback address everybody on the machine may look; any
@@ -54,7 +54,7 @@ class Serve:
     """
 
     def __init__(
-        self, address: Address, *, card: ModelCard, model: str, token: str | None = None
+        self, address: ListenAddress, *, card: ModelCard, model: str, token: str | None = None
     ) -> None:
         self.address = address
         self._token = token
@@ -69,8 +69,8 @@ class Serve:
             "model": printable(card.name),
             "precision": card.precision,
         }
-        self._board = Board(Metrics(labels), card.preprocess.face_scale)
-        self._pictures = Pictures(self._board, card.preprocess.face_scale)
+        self._state = DashboardState(Metrics(labels), card.preprocess.face_scale)
+        self._snapshots = SnapshotRenderer(self._state, card.preprocess.face_scale)
         self._failure: BaseException | None = None
 
     @property
@@ -79,13 +79,13 @@ class Serve:
         host = self.address.host
         if _is_wildcard(host):
             host = socket.gethostname()
-        return f"http://{Address(host, self.address.port)}/"
+        return f"http://{ListenAddress(host, self.address.port)}/"
 
-    def show(self, scene: Scene) -> None:
+    def show(self, frame_result: FrameResult) -> None:
         """Keep a scene for those who look."""
-        self._pictures.changed(self._board.show(scene))
+        self._snapshots.changed(self._state.show(frame_result))
 
-    def tick(self, sources: Sequence[Health]) -> None:
+    def tick(self, sources: Sequence[StreamHealth]) -> None:
         """Take how all sources are.
 
         Raises:
@@ -93,8 +93,8 @@ class Serve:
         """
         if not self._thread.is_alive():
             raise OutputError(f"--serve {self.address}: the server ended: {self._failure}")
-        for index in self._board.tick(sources):
-            self._pictures.changed(index)
+        for index in self._state.tick(sources):
+            self._snapshots.changed(index)
 
     def __enter__(self) -> Self:
         if self._token is not None:
@@ -104,10 +104,10 @@ class Serve:
         self._server = self._make_server(_is_loopback(listener))
         self._thread = Thread(target=self._run, args=(listener,), name="ffd-serve", daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + _START
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                reason = self._failure or f"it did not begin within {_START:g} s"
+                reason = self._failure or f"it did not begin within {_START_TIMEOUT_SECONDS:g} s"
                 raise OutputError(f"--serve {self.address}: the server did not start: {reason}")
             time.sleep(0.005)
         return self
@@ -119,24 +119,26 @@ class Serve:
         trace: TracebackType | None,
     ) -> None:
         self._server.should_exit = True
-        self._pictures.stop()
-        self._thread.join(_FAREWELL)
+        self._snapshots.stop()
+        self._thread.join(_DRAIN_TIMEOUT_SECONDS)
         # Viewers that do not take what they asked for are not waited for.
         self._server.force_exit = True
-        self._thread.join(_START)
+        self._thread.join(_START_TIMEOUT_SECONDS)
 
     def _make_server(self, local: bool) -> uvicorn.Server:
         import uvicorn
 
-        from .connection import Connection
-        from .guard import Guard
-        from .site import Site
+        from .auth_middleware import AuthMiddleware
+        from .dashboard import Dashboard
+        from .http_protocol import LimitedProtocol
 
-        site = Site(self._board, self._pictures, self._facts)
-        guard = Guard(site.app, token=self._token, host=self.address.host if local else None)
+        site = Dashboard(self._state, self._snapshots, self._facts)
+        guard = AuthMiddleware(
+            site.app, token=self._token, host=self.address.host if local else None
+        )
         config = uvicorn.Config(
             guard,
-            http=Connection,
+            http=LimitedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -159,18 +161,20 @@ class Serve:
                 f"--serve {self.address}: others can reach this address, so it needs --token or "
                 f"FFD_TOKEN; 127.0.0.1:{self.address.port} is for this machine alone and needs none"
             )
-        self.address = Address(self.address.host, listener.getsockname()[1])
+        self.address = ListenAddress(self.address.host, listener.getsockname()[1])
         return listener
 
     def _run(self, listener: socket.socket) -> None:
         try:
             with listener:
-                asyncio.run(_serve(self._server, self._pictures, listener))
+                asyncio.run(_serve(self._server, self._snapshots, listener))
         except BaseException as error:
             self._failure = error
 
 
-async def _serve(server: uvicorn.Server, pictures: Pictures, listener: socket.socket) -> None:
+async def _serve(
+    server: uvicorn.Server, pictures: SnapshotRenderer, listener: socket.socket
+) -> None:
     with pictures:
         await server.serve(sockets=[listener])
         for connection in list(server.server_state.connections):
@@ -180,7 +184,7 @@ async def _serve(server: uvicorn.Server, pictures: Pictures, listener: socket.so
             await asyncio.sleep(0.005)
 
 
-def _bind(address: Address) -> socket.socket:
+def _bind(address: ListenAddress) -> socket.socket:
     family, _, _, _, where = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -211,9 +215,14 @@ def _check_extra() -> None:
 
 
 def _check_token(token: str) -> None:
-    if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+    if (
+        len(token) < MIN_TOKEN_CHARACTERS
+        or not token.isascii()
+        or not token.isprintable()
+        or " " in token
+    ):
         raise OutputError(
-            f"the token must be at least {MIN_TOKEN} ASCII characters without spaces: "
+            f"the token must be at least {MIN_TOKEN_CHARACTERS} ASCII characters without spaces: "
             "take what `openssl rand -hex 16` prints"
         )
 

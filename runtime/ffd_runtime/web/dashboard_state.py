@@ -16,14 +16,14 @@ from ..core.results import Result
 from ..core.text import printable
 from ..image.decode import Image
 from ..image.draw import classified_square
-from ..video.scene import Health, Scene
+from ..video.frame_result import FrameResult, StreamHealth
 from .metrics import Metrics
 
 # Verdicts that are kept, and the side of their thumbnails in pixels: 1.4 MB in all.
-HISTORY = 50
-THUMBNAIL = 96
+MAX_HISTORY = 50
+THUMBNAIL_PX = 96
 # Tracks of a source whose verdict is remembered, so that a face that was hidden is not news.
-_TRACKS = 256
+_MAX_REMEMBERED_TRACKS = 256
 # Of a source that has a picture to show; a file's last one stays.
 SHOWN_STATES = ("playing", "ended")
 
@@ -52,7 +52,7 @@ class Verdict:
         index: of its source.
         before: the label that it had.
         time: as `Frame.time`.
-        thumbnail: uint8 [h, w, 3], BGR, up to `THUMBNAIL` a side: what was classified.
+        thumbnail: uint8 [h, w, 3], BGR, up to `THUMBNAIL_PX` a side: what was classified.
     """
 
     number: int
@@ -66,34 +66,34 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class View:
+class SourceView:
     """What there is to draw of a source.
 
     Attributes:
         number: another one whenever there is another picture.
-        scene: None where the source has no picture now.
+        frame_result: None where the source has no picture now.
     """
 
     number: int
-    scene: Scene | None
-    health: Health
+    frame_result: FrameResult | None
+    health: StreamHealth
 
 
 @dataclass
 class _Source:
     index: int
     name: str
-    health: Health
+    health: StreamHealth
     began: float
     number: int = 0
-    scene: Scene | None = None
+    frame_result: FrameResult | None = None
     faces: tuple[Face, ...] = ()
     # Label and since when, by track; a face is `unsure` until it is known better.
     verdicts: dict[int | None, tuple[str, float]] = field(default_factory=dict)
 
 
-class Board:
-    """Takes scenes from the run's thread, and is read from the server's.
+class DashboardState:
+    """Takes frame_results from the run's thread, and is read from the server's.
 
     Args:
         metrics: what is counted on the way.
@@ -105,27 +105,29 @@ class Board:
         self._face_scale = face_scale
         self._lock = Lock()
         self._sources: dict[str, _Source] = {}
-        self._history: deque[Verdict] = deque(maxlen=HISTORY)
+        self._history: deque[Verdict] = deque(maxlen=MAX_HISTORY)
         self._verdicts = 0
         self._ticked: float | None = None
 
-    def show(self, scene: Scene) -> int:
+    def show(self, frame_result: FrameResult) -> int:
         """Keep a scene in place of the one before.
 
         Returns:
             its source's index.
         """
         with self._lock:
-            source = self._source(scene.health)
-            source.health, source.scene = scene.health, scene
+            source = self._source(frame_result.health)
+            source.health, source.frame_result = frame_result.health, frame_result
             source.number += 1
-            news = self._follow(source, scene)
+            news = self._follow(source, frame_result)
             labels = [face.label for face in source.faces if face.label]
-            self._metrics.count(source.name, scene, labels, [verdict.label for verdict in news])
+            self._metrics.count(
+                source.name, frame_result, labels, [verdict.label for verdict in news]
+            )
             self._history.extend(news)
             return source.index
 
-    def tick(self, healths: Sequence[Health]) -> list[int]:
+    def tick(self, healths: Sequence[StreamHealth]) -> list[int]:
         """Take how all sources are.
 
         Returns:
@@ -143,7 +145,7 @@ class Board:
                 self._metrics.update(source.name, health)
         return changed
 
-    def _source(self, health: Health) -> _Source:
+    def _source(self, health: StreamHealth) -> _Source:
         known = self._sources.get(health.source)
         if known is None:
             name = printable(health.source)
@@ -151,17 +153,17 @@ class Board:
             self._sources[health.source] = known
         return known
 
-    def _follow(self, source: _Source, scene: Scene) -> list[Verdict]:
+    def _follow(self, source: _Source, frame_result: FrameResult) -> list[Verdict]:
         """Find the faces that are in a scene now, and which of their verdicts changed."""
         faces, news = [], []
-        for result in scene.results:
+        for result in frame_result.results:
             track = result.track
             label = track.label if track else result.label
             score = track.score if track else result.score
             number = track.number if track else None
             # A face that is not followed has no verdict that could change.
             followed = label is not None and (track is not None or result.face is None)
-            since = scene.frame.time
+            since = frame_result.frame.time
             if label is not None and followed:
                 before, began = source.verdicts.pop(number, ("unsure", since))
                 since = began if before == label else since
@@ -177,24 +179,24 @@ class Board:
                             before,
                             score,
                             since,
-                            _thumbnail(scene.frame.image, result, self._face_scale),
+                            _thumbnail(frame_result.frame.image, result, self._face_scale),
                         )
                     )
             reason = result.reason if label == "unsure" else None
             faces.append(Face(number, label, score, reason, since))
-        while len(source.verdicts) > _TRACKS:
+        while len(source.verdicts) > _MAX_REMEMBERED_TRACKS:
             del source.verdicts[next(iter(source.verdicts))]
         source.faces = tuple(faces)
         return news
 
-    def view(self, index: int) -> View | None:
+    def view(self, index: int) -> SourceView | None:
         """What there is to draw; None where there is no such source."""
         with self._lock:
             source = next((s for s in self._sources.values() if s.index == index), None)
             if source is None:
                 return None
-            shown = source.scene if source.health.state in SHOWN_STATES else None
-            return View(source.number, shown, source.health)
+            shown = source.frame_result if source.health.state in SHOWN_STATES else None
+            return SourceView(source.number, shown, source.health)
 
     def thumbnail(self, number: int) -> Image | None:
         """A verdict's thumbnail; None where it is no longer kept."""
@@ -206,7 +208,7 @@ class Board:
         with self._lock:
             return self._metrics.render(pictures)
 
-    def health(self) -> tuple[float | None, list[Health]]:
+    def health(self) -> tuple[float | None, list[StreamHealth]]:
         """Seconds since the last tick (None before the first), and how each source is."""
         with self._lock:
             ticked = self._ticked
@@ -278,12 +280,12 @@ def _thumbnail(image: Image, result: Result, face_scale: float) -> Image:
     """The square that was classified, as far as it lies in the picture."""
     left, top, side = classified_square(image, result.face, face_scale)
     # Every nth pixel first: the run waits for this, and to reduce a large face whole takes 1 ms.
-    step = max(1, side // (2 * THUMBNAIL))
+    step = max(1, side // (2 * THUMBNAIL_PX))
     part = image[max(top, 0) : max(top + side, 1) : step, max(left, 0) : max(left + side, 1) : step]
     if not part.size:  # a box outside of its picture
         return np.zeros((1, 1, 3), np.uint8)
     height, width = part.shape[:2]
-    scale = THUMBNAIL / max(height, width)
+    scale = THUMBNAIL_PX / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)
 

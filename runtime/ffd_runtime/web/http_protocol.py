@@ -10,13 +10,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 # Descriptors are the cameras' too: a reconnect must find some.
 MAX_CONNECTIONS = 128
 # Seconds in which a new connection must have asked for something.
-PATIENCE = 10.0
+REQUEST_TIMEOUT_SECONDS = 10.0
 
 
-class Connection(H11Protocol):
+class LimitedProtocol(H11Protocol):
     """uvicorn's, but one too many is closed at once, and one that asks nothing after a while."""
 
-    _patience: asyncio.TimerHandle | None = None
+    _timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, or close it."""
@@ -26,12 +26,12 @@ class Connection(H11Protocol):
             stream.abort()
             return
         super().connection_made(stream)
-        self._patience = self.loop.call_later(PATIENCE, self._give_up)
+        self._timeout = self.loop.call_later(REQUEST_TIMEOUT_SECONDS, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget a connection."""
-        if self._patience is not None:
-            self._patience.cancel()
+        if self._timeout is not None:
+            self._timeout.cancel()
         super().connection_lost(exc)
 
     def _give_up(self) -> None:

@@ -14,32 +14,32 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN_PATHS = ("/healthz",)
+PUBLIC_PATHS = ("/healthz",)
 
 log = logging.getLogger(__name__)
 
-_HOST = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]+)(?::\d+)?")
-_YEAR = 365 * 24 * 3600
-_HEADERS = {
+_HOST_HEADER = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]+)(?::\d+)?")
+_COOKIE_SECONDS = 365 * 24 * 3600
+_SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_STYLE = (
+_LOGIN_STYLE = (
     ":root{color-scheme:light dark}body{font:1rem/1.5 system-ui,sans-serif;max-width:34rem;"
     "margin:12vh auto;padding:0 1rem}form{display:flex;gap:.5rem}"
     "input{flex:1;min-width:0}input,button{font:inherit;padding:.4rem .7rem}"
 )
-_ASK = f"""<!doctype html>
+_LOGIN_PAGE = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>ffd: token needed</title>
 <link rel="icon" href="data:,">
-<style>{_STYLE}</style>
+<style>{_LOGIN_STYLE}</style>
 </head>
 <body>
 <main>
@@ -57,7 +57,7 @@ $wrong<form action="/">
 """
 
 
-class Guard:
+class AuthMiddleware:
     """Stands before the site; what it lets through has `authorised` in its `scope`.
 
     Args:
@@ -109,22 +109,26 @@ class Guard:
         given = request.query_params.get("token") if path == "/" else None
         if self._token is not None and given is not None and _same(given, self._token):
             return self._welcome()
-        if request.scope["authorised"] or path in OPEN_PATHS:
+        if request.scope["authorised"] or path in PUBLIC_PATHS:
             return None
         headers = {"WWW-Authenticate": 'Bearer realm="ffd"'}
         if path == "/":
             headers["Content-Security-Policy"] = policy(
-                _STYLE, "img-src data:", "form-action 'self'"
+                _LOGIN_STYLE, "img-src data:", "form-action 'self'"
             )
             wrong = "" if given is None else "<p><strong>That is not it.</strong></p>\n"
-            return HTMLResponse(_ASK.replace("$wrong", wrong), 401, headers)
+            return HTMLResponse(_LOGIN_PAGE.replace("$wrong", wrong), 401, headers)
         text = "a token is needed: send the header 'Authorization: Bearer TOKEN'\n"
         return PlainTextResponse(text, 401, headers)
 
     def _welcome(self) -> Response:
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
-            self._cookie_name, self._cookie, max_age=_YEAR, httponly=True, samesite="strict"
+            self._cookie_name,
+            self._cookie,
+            max_age=_COOKIE_SECONDS,
+            httponly=True,
+            samesite="strict",
         )
         return answer
 
@@ -138,7 +142,7 @@ class Guard:
 
     def _is_here(self, header: str) -> bool:
         """Whether a Host header means this machine; the port may be a tunnel's."""
-        found = _HOST.fullmatch(header)
+        found = _HOST_HEADER.fullmatch(header)
         if found is None:
             return False
         name = found[1].strip("[]").lower()
@@ -180,7 +184,7 @@ def _same(given: str, expected: str) -> bool:
 def _add_headers(message: Any) -> None:
     headers = list(message.get("headers", []))
     present = {name.lower() for name, _ in headers}
-    for name, value in _HEADERS.items():
+    for name, value in _SECURITY_HEADERS.items():
         if name.lower().encode() not in present:
             headers.append((name.lower().encode(), value.encode()))
     message["headers"] = headers

@@ -14,23 +14,23 @@ import cv2
 import numpy as np
 
 from ..image.decode import Image
-from ..video.draw_scene import draw_no_signal, draw_scene, shrink_scene
-from .board import Board, View
+from ..video.draw_frame import draw_frame, draw_no_signal, shrink_to_fit
+from .dashboard_state import DashboardState, SourceView
 
 # Longer side in pixels, and pictures a second of each source: enough to see what goes on. For
 # 1920x1080, drawing and serving them took a tenth of a workstation's core.
-SIDE = 960
-RATE = 15.0
-QUALITY = 80
+MAX_SIDE_PX = 960
+MAX_FPS = 15.0
+JPEG_QUALITY = 80
 # A viewer that has the newest picture waits so long for another, in seconds.
-HOLD = 2.0
+LONG_POLL_SECONDS = 2.0
 
-_NO_SIZE = (640, 360)
+_PLACEHOLDER_SIZE_PX = (640, 360)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A JPEG, and the `View.number` that it shows."""
+class Snapshot:
+    """A JPEG, and the `SourceView.number` that it shows."""
 
     number: int
     jpeg: bytes = field(repr=False)
@@ -41,29 +41,29 @@ class _Feed:
     """The newest JPEG of one source in one kind; whoever needs a newer one draws it for all."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    picture: Picture | None = None
+    picture: Snapshot | None = None
     drawn: float = 0.0
 
 
-class Pictures:
+class SnapshotRenderer:
     """Newest pictures, for the server's event loop; `changed` and `stop` are for other threads.
 
     Args:
-        board: where scenes are.
+        board: where frame_results are.
         face_scale: the card's `preprocess.face_scale`.
     """
 
-    def __init__(self, board: Board, face_scale: float) -> None:
+    def __init__(self, board: DashboardState, face_scale: float) -> None:
         self.drawn = 0
         self.waiting = 0
-        self._board = board
+        self._state = board
         self._face_scale = face_scale
         self._loop: asyncio.AbstractEventLoop | None = None
         self._feeds: defaultdict[tuple[int, bool], _Feed] = defaultdict(_Feed)
         self._events: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._stopped = False
 
-    def __enter__(self) -> Pictures:
+    def __enter__(self) -> SnapshotRenderer:
         self._loop = asyncio.get_running_loop()
         # One thread: viewers get fewer pictures rather than the run less of the processor.
         self._drawer = ThreadPoolExecutor(1, thread_name_prefix="ffd-serve-draw")
@@ -96,7 +96,7 @@ class Pictures:
         for index in list(self._events):
             self._wake(index)
 
-    async def newest(self, index: int, heatmap: bool, after: int | None) -> Picture | None:
+    async def newest(self, index: int, heatmap: bool, after: int | None) -> Snapshot | None:
         """The newest picture of a source.
 
         Args:
@@ -105,12 +105,12 @@ class Pictures:
             after: number of the picture that the viewer has; None if it has none.
 
         Returns:
-            None where there is no newer one within `HOLD`.
+            None where there is no newer one within `LONG_POLL_SECONDS`.
         """
         self.waiting += 1
         try:
-            async with asyncio.timeout(HOLD):
-                while (view := self._board.view(index)) and view.number == after:
+            async with asyncio.timeout(LONG_POLL_SECONDS):
+                while (view := self._state.view(index)) and view.number == after:
                     if self._stopped:
                         return None
                     await self._events[index].wait()
@@ -120,33 +120,33 @@ class Pictures:
             self.waiting -= 1
         return await self._draw(index, heatmap, after)
 
-    async def _draw(self, index: int, heatmap: bool, after: int | None) -> Picture | None:
+    async def _draw(self, index: int, heatmap: bool, after: int | None) -> Snapshot | None:
         feed = self._feeds[index, heatmap]
         async with feed.lock:
-            pause = feed.drawn + 1 / RATE - time.monotonic()
+            pause = feed.drawn + 1 / MAX_FPS - time.monotonic()
             if feed.picture and feed.picture.number != after and pause > 0:
                 return feed.picture
             await asyncio.sleep(max(pause, 0))
-            view = self._board.view(index)
+            view = self._state.view(index)
             if view is None or self._stopped:
                 return None
             if feed.picture is None or feed.picture.number != view.number:
                 loop = asyncio.get_running_loop()
                 jpeg = await loop.run_in_executor(self._drawer, self._encode, view, heatmap)
-                feed.picture = Picture(view.number, jpeg)
+                feed.picture = Snapshot(view.number, jpeg)
                 feed.drawn = time.monotonic()
                 self.drawn += 1
             return feed.picture
 
-    def _encode(self, view: View, heatmap: bool) -> bytes:
-        if view.scene is None:
-            width, height = view.health.size or _NO_SIZE
-            scale = min(1.0, SIDE / max(width, height))
+    def _encode(self, view: SourceView, heatmap: bool) -> bytes:
+        if view.frame_result is None:
+            width, height = view.health.size or _PLACEHOLDER_SIZE_PX
+            scale = min(1.0, MAX_SIDE_PX / max(width, height))
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             image = draw_no_signal(size, view.health)
         else:
-            scene = shrink_scene(view.scene, SIDE, SIDE)
-            image = draw_scene(scene, heatmap=heatmap, face_scale=self._face_scale)
+            frame_result = shrink_to_fit(view.frame_result, MAX_SIDE_PX, MAX_SIDE_PX)
+            image = draw_frame(frame_result, heatmap=heatmap, face_scale=self._face_scale)
         return encode(image)
 
 
@@ -156,6 +156,6 @@ def encode(image: Image) -> bytes:
     Args:
         image: uint8 [height, width, 3], BGR.
     """
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     assert done, image.shape
     return np.asarray(data, np.uint8).tobytes()

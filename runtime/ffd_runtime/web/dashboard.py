@@ -13,19 +13,19 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ..core.text import printable
-from .board import Board
-from .guard import policy, source_hash
+from .auth_middleware import policy, source_hash
+from .dashboard_state import DashboardState
 from .metrics import CONTENT_TYPE
-from .pictures import Pictures, encode
+from .snapshots import SnapshotRenderer, encode
 
 # Requests for pictures that are held or drawn at once: those of sixteen pages, which ask for four
 # at a time if they show as many sources.
-MAX_PICTURES = 64
+MAX_PICTURE_REQUESTS = 64
 # Seconds without a tick of the run's loop after which it is taken to hang.
-STALLED = 5.0
+STALL_TIMEOUT_SECONDS = 5.0
 
 
-class Site:
+class Dashboard:
     """Answers requests; `app` is the ASGI application.
 
     Args:
@@ -34,9 +34,11 @@ class Site:
         facts: what the page says of the run; `run` differs from run to run.
     """
 
-    def __init__(self, board: Board, pictures: Pictures, facts: Mapping[str, str]) -> None:
-        self._board = board
-        self._pictures = pictures
+    def __init__(
+        self, board: DashboardState, pictures: SnapshotRenderer, facts: Mapping[str, str]
+    ) -> None:
+        self._state = board
+        self._snapshots = pictures
         self._facts = facts
         self._asked = 0
         self._page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
@@ -66,7 +68,7 @@ class Site:
 
     async def state(self, request: Request) -> Response:
         """Sources, faces and verdicts; of those only what came `?after=` a number."""
-        return JSONResponse({**self._facts, **self._board.state(_number(request, "after") or 0)})
+        return JSONResponse({**self._facts, **self._state.state(_number(request, "after") or 0)})
 
     async def picture(self, request: Request) -> Response:
         """A source's newest picture: at once, or as soon as it is another than `?after=`.
@@ -74,13 +76,13 @@ class Site:
         204 if there is no other for a while, 503 if too many viewers ask.
         """
         index = request.path_params["index"]
-        if self._board.view(index) is None:
+        if self._state.view(index) is None:
             raise HTTPException(404)
-        if self._asked >= MAX_PICTURES:
+        if self._asked >= MAX_PICTURE_REQUESTS:
             raise HTTPException(503, "too many viewers", {"Retry-After": "2"})
         self._asked += 1
         try:
-            found = await self._pictures.newest(
+            found = await self._snapshots.newest(
                 index, request.query_params.get("heatmap") == "1", _number(request, "after")
             )
         finally:
@@ -92,7 +94,7 @@ class Site:
 
     async def thumbnail(self, request: Request) -> Response:
         """What a verdict of the history was about."""
-        image = self._board.thumbnail(request.path_params["number"])
+        image = self._state.thumbnail(request.path_params["number"])
         if image is None:
             raise HTTPException(404)
         return Response(encode(image), media_type="image/jpeg")
@@ -103,8 +105,8 @@ class Site:
         A camera that is away is no reason to restart the run, which tries it again itself; with
         `?strict=1` it is 503 too. Who has not given the token is told no more than that.
         """
-        ticked, healths = self._board.health()
-        running = ticked is not None and ticked <= STALLED
+        ticked, healths = self._state.health()
+        running = ticked is not None and ticked <= STALL_TIMEOUT_SECONDS
         absent = [health for health in healths if health.state not in ("playing", "ended")]
         strict = request.query_params.get("strict") == "1"
         ok = running and not (strict and absent)
@@ -123,7 +125,7 @@ class Site:
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
-        text = self._board.metrics(self._pictures.drawn)
+        text = self._state.metrics(self._snapshots.drawn)
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
 

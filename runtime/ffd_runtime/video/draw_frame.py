@@ -27,15 +27,15 @@ from ..image.draw import (
     lay_heatmap,
     mark_corners,
 )
-from .scene import Frame, Health, Scene
+from .frame_result import Frame, FrameResult, StreamHealth
 
 _Whole = npt.NDArray[np.int64]
 
 # Blue, green, red; darker than the verdict `generated`, and it always stands with words.
-_ALARM: Colour = (40, 35, 200)
-_FAINT: Colour = (190, 185, 182)
+_ALARM_COLOUR: Colour = (40, 35, 200)
+_MUTED_COLOUR: Colour = (190, 185, 182)
 
-_TITLES = {
+_STATE_TITLES = {
     "connecting": "connecting",
     "playing": "waiting for a picture",
     "waiting": "no signal",
@@ -44,14 +44,14 @@ _TITLES = {
 }
 
 # OpenCV 4 draws Hershey's strokes, which are ASCII; 5 has a font for most scripts.
-_ANY_SCRIPT = hasattr(cv2, "FontFace")
+_DRAWS_UNICODE = hasattr(cv2, "FontFace")
 
 
-def draw_scene(scene: Scene, *, heatmap: bool = False, face_scale: float) -> Image:
+def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: float) -> Image:
     """The frame with a box and a label for each face, and how its source is on a strip below.
 
     Args:
-        scene: its picture is left as it is.
+        frame_result: its picture is left as it is.
         heatmap: lay the evidence over the squares that were classified.
         face_scale: the card's `preprocess.face_scale`.
 
@@ -59,8 +59,8 @@ def draw_scene(scene: Scene, *, heatmap: bool = False, face_scale: float) -> Ima
         uint8 [k * height, k * width, 3], BGR: a new picture, enlarged by a whole k where it would
         be too small to read, as `draw_verdict` does, else with k = 1.
     """
-    out = scene.frame.image.copy()
-    for result in scene.results if heatmap else ():
+    out = frame_result.frame.image.copy()
+    for result in frame_result.results if heatmap else ():
         if result.heatmap is not None:
             lay_heatmap(out, result.heatmap, result.face, face_scale)
     factor = enlargement(out)
@@ -68,40 +68,42 @@ def draw_scene(scene: Scene, *, heatmap: bool = False, face_scale: float) -> Ima
         out = _resize(out, out.shape[1] * factor, out.shape[0] * factor)
     capital = max(9.0, 0.022 * min(out.shape[:2]))
     stroke = max(1, round(capital / 7))
-    boxes = [_box(out, result, factor) for result in scene.results]
-    for (left, top, width, height), result in zip(boxes, scene.results, strict=True):
+    boxes = [_box(out, result, factor) for result in frame_result.results]
+    for (left, top, width, height), result in zip(boxes, frame_result.results, strict=True):
         arm = max(4 * stroke, min(width, height) // 5)
         colour = VERDICT_COLOURS[_verdict(result)[0]]
         mark_corners(out, (left, top, width, height), arm, stroke, colour)
-    bottom = _draw_strip(out, scene.frame, scene.health, capital)
-    _draw_labels(out[:bottom], boxes, scene.results, capital)
+    bottom = _draw_strip(out, frame_result.frame, frame_result.health, capital)
+    _draw_labels(out[:bottom], boxes, frame_result.results, capital)
     return out
 
 
-def shrink_scene(scene: Scene, width: int, height: int) -> Scene:
+def shrink_to_fit(frame_result: FrameResult, width: int, height: int) -> FrameResult:
     """The scene in a picture that is small enough, so that what is drawn on it stays legible.
 
     Args:
-        scene: left as it is.
+        frame_result: left as it is.
         width: of the picture, at most, in pixels.
         height: of the picture, at most, in pixels.
 
     Returns:
-        A scene with picture and faces made smaller alike; the same one where it fits.
+        A frame_result with picture and faces made smaller alike; the same one where it fits.
     """
-    down, across = scene.frame.image.shape[:2]
+    down, across = frame_result.frame.image.shape[:2]
     share = min(width / across, height / down)
     if share >= 1:
-        return scene
-    image = _resize(scene.frame.image, max(1, round(across * share)), max(1, round(down * share)))
+        return frame_result
+    image = _resize(
+        frame_result.frame.image, max(1, round(across * share)), max(1, round(down * share))
+    )
     results = [
         replace(result, face=_scaled(result.face, share)) if result.face else result
-        for result in scene.results
+        for result in frame_result.results
     ]
-    return replace(scene, frame=replace(scene.frame, image=image), results=results)
+    return replace(frame_result, frame=replace(frame_result.frame, image=image), results=results)
 
 
-def draw_no_signal(size: tuple[int, int], health: Health) -> Image:
+def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
     """A picture in the place of one that does not come: whose, and why.
 
     Args:
@@ -115,10 +117,10 @@ def draw_no_signal(size: tuple[int, int], health: Health) -> Image:
     out = np.full((height, width, 3), PANEL, np.uint8)
     capital = min(max(9.0, 0.03 * min(size)), width / 16, height / 14)
     room = width - 4 * capital
-    lines = [(_TITLES[health.state], 1.6 * capital, TEXT)]
+    lines = [(_STATE_TITLES[health.state], 1.6 * capital, TEXT)]
     lines.append((_shorten(printable(health.source), capital, room), capital, TEXT))
     for text in _reasons(health):
-        lines += [(line, 0.9 * capital, _FAINT) for line in _wrap(text, 0.9 * capital, room)]
+        lines += [(line, 0.9 * capital, _MUTED_COLOUR) for line in _wrap(text, 0.9 * capital, room)]
     lines = lines[: int(height / capital / 2.1) - 4]
     y = height / 2 - (1.05 * len(lines) - 2.2) * capital
     _draw_sign(out, (width / 2, y - 3.4 * capital), 2 * capital, health)
@@ -148,7 +150,7 @@ def draw_keys(image: Image, keys: Mapping[str, str]) -> None:
     for name, text in keys.items():
         y += 1.5 * capital
         _put(panel, name, (1.5 * capital, y), capital, TEXT)
-        _put(panel, text, (names + 3 * capital, y), capital, _FAINT)
+        _put(panel, text, (names + 3 * capital, y), capital, _MUTED_COLOUR)
         y += 0.5 * capital
 
 
@@ -247,7 +249,7 @@ def _overlap(places: _Whole, size: tuple[int, int], boxes: Sequence[Box]) -> _Wh
     return covered
 
 
-def _draw_strip(image: Image, frame: Frame, health: Health, capital: float) -> int:
+def _draw_strip(image: Image, frame: Frame, health: StreamHealth, capital: float) -> int:
     """Name, time, rate, age and drops along the lower edge.
 
     Returns:
@@ -261,7 +263,7 @@ def _draw_strip(image: Image, frame: Frame, health: Health, capital: float) -> i
     right = width - 0.8 * capital
     if health.state not in ("playing", "ended"):
         right -= _measure("no signal", capital)
-        strip[:, max(0, round(right - 0.8 * capital)) :] = _ALARM
+        strip[:, max(0, round(right - 0.8 * capital)) :] = _ALARM_COLOUR
         _put(strip, "no signal", (right, baseline), capital, TEXT)
         right -= 0.8 * capital
     else:
@@ -270,14 +272,14 @@ def _draw_strip(image: Image, frame: Frame, health: Health, capital: float) -> i
             # A third of the strip is the name's.
             if start < width / 3:
                 break
-            _put(strip, text, (start, baseline), capital, _FAINT)
+            _put(strip, text, (start, baseline), capital, _MUTED_COLOUR)
             right = start - 1.4 * capital
     name = _shorten(printable(frame.source), capital, right - 1.6 * capital)
     _put(strip, name, (0.8 * capital, baseline), capital, TEXT)
     return top
 
 
-def _facts(frame: Frame, health: Health) -> list[str]:
+def _facts(frame: Frame, health: StreamHealth) -> list[str]:
     """How a source is, from the right of the strip to the left: the last go first for room."""
     facts = [f"{health.fps:.1f} fps"]
     if health.age is not None:
@@ -293,7 +295,7 @@ def _duration(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def _reasons(health: Health) -> list[str]:
+def _reasons(health: StreamHealth) -> list[str]:
     """Why there is no picture, and what will be done about it."""
     reasons = [printable(health.error)] if health.error else []
     if health.state == "waiting" and health.next_try is not None:
@@ -303,10 +305,12 @@ def _reasons(health: Health) -> list[str]:
     return reasons
 
 
-def _draw_sign(image: Image, centre: tuple[float, float], radius: float, health: Health) -> None:
+def _draw_sign(
+    image: Image, centre: tuple[float, float], radius: float, health: StreamHealth
+) -> None:
     """A ring: struck through in red for what has failed, plain for what is well."""
     failed = health.state in ("waiting", "failed")
-    colour = _ALARM if failed else _FAINT
+    colour = _ALARM_COLOUR if failed else _MUTED_COLOUR
     x, y = round(centre[0]), round(centre[1])
     stroke = max(1, round(radius / 5))
     cv2.circle(image, (x, y), round(radius), colour, stroke, cv2.LINE_AA)
@@ -332,7 +336,7 @@ def _measure(text: str, capital: float) -> float:
 
 
 def _drawable(text: str) -> str:
-    return text if _ANY_SCRIPT else text.encode("ascii", "replace").decode()
+    return text if _DRAWS_UNICODE else text.encode("ascii", "replace").decode()
 
 
 def _shorten(text: str, capital: float, room: float) -> str:

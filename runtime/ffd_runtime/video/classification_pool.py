@@ -15,17 +15,17 @@ import cv2
 from ..core.errors import FfdError, InputError
 from ..core.results import Result
 from ..model.devices import count_cores
-from .feed import TICK, Feed
-from .frame_classifier import Analyser
-from .scene import Frame
-from .stream_reader import Reader
+from .feed import TICK_SECONDS, Feed
+from .frame_classifier import FrameClassifier
+from .frame_result import Frame
+from .stream_reader import StreamReader
 
 # Seconds that the end waits for frames that are being analysed.
-PATIENCE = 2.0
+JOIN_TIMEOUT_SECONDS = 2.0
 
 
 @dataclass(eq=False)
-class Analysed:
+class ClassifiedFrame:
     """A frame on its way to its verdicts.
 
     Attributes:
@@ -37,7 +37,7 @@ class Analysed:
         done: whether the above are final.
     """
 
-    reader: Reader
+    reader: StreamReader
     frame: Frame
     results: list[Result] = field(default_factory=list)
     inference: float = 0.0
@@ -56,13 +56,13 @@ class _Lane:
         order: those of them that were not handed over, in the order of the source.
     """
 
-    reader: Reader
+    reader: StreamReader
     room: int
     taken: int = 0
-    order: deque[Analysed] = field(default_factory=deque)
+    order: deque[ClassifiedFrame] = field(default_factory=deque)
 
 
-class AnalysisPool:
+class ClassificationPool:
     """Iterates over the analysed frames of a feed; a context manager.
 
     Workers take frames from the sources in turn, so that none holds another up. The frames of one
@@ -72,23 +72,25 @@ class AnalysisPool:
 
     Args:
         feed: the streams, entered.
-        analyser: classifies their frames.
+        frame_classifier: classifies their frames.
         workers: threads that analyse; None for one a core.
     """
 
-    def __init__(self, feed: Feed, analyser: Analyser, workers: int | None = None) -> None:
-        self._news = feed.news
-        self._analyser = analyser
+    def __init__(
+        self, feed: Feed, frame_classifier: FrameClassifier, workers: int | None = None
+    ) -> None:
+        self._changed = feed.changed
+        self._analyser = frame_classifier
         workers = workers or count_cores()
         self._lanes = deque(
             _Lane(reader, 1 if reader.stream.live else workers + 1) for reader in feed.readers
         )
         # None ends the queue; an exception ends the run.
-        self._ready: Queue[Analysed | BaseException | None] = Queue()
+        self._ready: Queue[ClassifiedFrame | BaseException | None] = Queue()
         self._stopped = False
         self._running = min(workers, max(1, sum(lane.room for lane in self._lanes)))
         self._workers = [
-            Thread(target=self._work, name=f"ffd-analyse-{number}", daemon=True)
+            Thread(target=self._work, name=f"ffd-classify-{number}", daemon=True)
             for number in range(self._running)
         ]
 
@@ -101,8 +103,8 @@ class AnalysisPool:
             worker.start()
         return self
 
-    def __iter__(self) -> Iterator[Analysed | None]:
-        """Frames as they are analysed; None every `TICK` while there is none.
+    def __iter__(self) -> Iterator[ClassifiedFrame | None]:
+        """Frames as they are analysed; None every `TICK_SECONDS` while there is none.
 
         Raises:
             BackendError: inference failed.
@@ -110,7 +112,7 @@ class AnalysisPool:
         """
         while True:
             try:
-                entry = self._ready.get(timeout=TICK)
+                entry = self._ready.get(timeout=TICK_SECONDS)
             except Empty:
                 yield None
                 continue
@@ -123,7 +125,7 @@ class AnalysisPool:
 
     def finished(self, source: str) -> bool:
         """Whether a source has no more frames, and the caller is done with those that it gave."""
-        with self._news:
+        with self._changed:
             return all(
                 lane.reader.done() and not lane.taken
                 for lane in self._lanes
@@ -131,10 +133,10 @@ class AnalysisPool:
             )
 
     def __exit__(self, *_: object) -> None:
-        with self._news:
+        with self._changed:
             self._stopped = True
-            self._news.notify_all()
-        deadline = time.monotonic() + PATIENCE
+            self._changed.notify_all()
+        deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
         cv2.setNumThreads(self._opencv_threads)
@@ -143,24 +145,24 @@ class AnalysisPool:
         try:
             while (taken := self._take()) is not None:
                 lane, entry = taken
-                self._analyse(entry)
+                self._classify_frame(entry)
                 self._hand_over(lane, entry)
         except BaseException as error:
             self._ready.put(error)
-        with self._news:
+        with self._changed:
             self._running -= 1
             if not self._running:
                 self._ready.put(None)
 
-    def _take(self) -> tuple[_Lane, Analysed] | None:
+    def _take(self) -> tuple[_Lane, ClassifiedFrame] | None:
         """The next frame of the source whose turn it is; None when no more will come."""
-        with self._news:
+        with self._changed:
             while not self._stopped:
                 for lane in self._lanes:
                     lane.reader.require_fit()
                 for lane in self._lanes:
                     if lane.taken < lane.room and (frame := lane.reader.take()):
-                        entry = Analysed(lane.reader, frame)
+                        entry = ClassifiedFrame(lane.reader, frame)
                         lane.taken += 1
                         lane.order.append(entry)
                         self._lanes.remove(lane)
@@ -168,13 +170,13 @@ class AnalysisPool:
                         return lane, entry
                 if all(lane.reader.done() for lane in self._lanes):
                     return None
-                self._news.wait(TICK)
+                self._changed.wait(TICK_SECONDS)
             return None
 
-    def _analyse(self, entry: Analysed) -> None:
+    def _classify_frame(self, entry: ClassifiedFrame) -> None:
         """Fill in the verdicts, or why there are none: whatever one frame does, others follow."""
         try:
-            ((entry.results, entry.inference),) = self._analyser.analyse([entry.frame])
+            ((entry.results, entry.inference),) = self._analyser.classify([entry.frame])
         except InputError as error:
             entry.failure = error
         except FfdError:
@@ -185,16 +187,16 @@ class AnalysisPool:
             reason = f"{type(error).__name__}: {error}"
             entry.failure = InputError("corrupt", f"a frame cannot be processed ({reason})")
 
-    def _hand_over(self, lane: _Lane, entry: Analysed) -> None:
+    def _hand_over(self, lane: _Lane, entry: ClassifiedFrame) -> None:
         """Give the caller what is final and has nothing before it that is not."""
-        with self._news:
+        with self._changed:
             entry.done = True
             while lane.order and lane.order[0].done:
                 self._ready.put(lane.order.popleft())
 
-    def _release(self, entry: Analysed) -> None:
+    def _release(self, entry: ClassifiedFrame) -> None:
         """Let the source give another frame."""
-        with self._news:
+        with self._changed:
             for lane in self._lanes:
                 lane.taken -= lane.reader is entry.reader
-            self._news.notify_all()
+            self._changed.notify_all()

@@ -1,0 +1,129 @@
+"""Record one source: keep its timing, split it into files, replace long gaps by a notice."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ..image.decode import Image
+from .draw_frame import draw_no_signal
+from .frame_rate import estimate_frame_rate
+from .frame_result import FrameResult, StreamHealth
+from .video_file import VideoFile
+
+log = logging.getLogger(__name__)
+
+# The last picture fills a gap up to this length; a longer gap becomes a short notice.
+MAX_GAP_SECONDS = 5.0
+GAP_NOTICE_SECONDS = 1.0
+# A file's last frame is repeated only if the recording is this far behind its timestamps.
+MAX_DRIFT_SECONDS = 0.5
+# The most that a crash can destroy of a live source's recording.
+MAX_FILE_SECONDS = 3600.0
+
+# A file's frame rate is estimated from so many frames, or from those that fit in so many bytes.
+_RATE_FRAMES = 32
+_RATE_BYTES = 1 << 27
+
+
+class SourceRecording:
+    """The recording of one source, in one or more files.
+
+    Args:
+        path: of the first file.
+        fps: frames per second of a live source's files.
+
+    Attributes:
+        last_frame: time of the last frame, in seconds of `time.monotonic`.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.last_frame = time.monotonic()
+        self._path = path
+        self._fps = fps
+        self._number = 1
+        self._video: VideoFile | None = None
+        self._start = 0.0
+        self._last: Image | None = None
+        # Frames of a video file that arrive before its frame rate is known.
+        self._pending: list[tuple[Image, FrameResult]] = []
+
+    def add(self, image: Image, frame_result: FrameResult) -> None:
+        """Write a picture, repeated or dropped to keep real time.
+
+        Args:
+            image: the annotated frame, uint8 [height, width, 3], BGR.
+            frame_result: its timestamps and its source's health.
+        """
+        self.last_frame = time.monotonic()
+        if self._last is not None and self._last.shape != image.shape:
+            self.close()
+        if frame_result.health.live:
+            if self._video and self._video.seconds >= MAX_FILE_SECONDS:
+                self.close()
+            self._write(image, frame_result, self._fps)
+        elif self._video:
+            self._write(image, frame_result, self._video.fps)
+        else:
+            self._last = image
+            self._pending.append((image, frame_result))
+            count = len(self._pending)
+            if count >= _RATE_FRAMES or count * image.nbytes >= _RATE_BYTES:
+                self._write_pending()
+
+    def close(self) -> None:
+        """Finish the file so that it can be played; the next picture starts a new one."""
+        self._write_pending()
+        if self._video:
+            self._video.close()
+        self._video = self._last = None
+
+    def failure(self, now: float) -> str | None:
+        """Return the reason why recording fails, or None; a removed file is replaced.
+
+        Args:
+            now: seconds of `time.monotonic`.
+        """
+        if self._video and self._video.is_removed():
+            log.warning("%s was removed: starting a new recording", self._video.shown)
+            self.close()
+        return self._video.failure(now) if self._video else None
+
+    def _write_pending(self) -> None:
+        pending, self._pending = self._pending, []
+        fps = estimate_frame_rate([frame_result.frame.time for _, frame_result in pending])
+        for image, frame_result in pending:
+            self._write(image, frame_result, fps)
+
+    def _write(self, image: Image, frame_result: FrameResult, fps: float) -> None:
+        live, frame = frame_result.health.live, frame_result.frame
+        at = frame.captured if live else frame.time
+        if not self._video:
+            self._video, self._number = VideoFile.create(self._path, self._number, fps, image)
+            self._start, self._last = at, image
+        missing = round((at - self._start) * fps) - self._video.frames
+        if live and missing < 0:
+            return
+        if missing > max(MAX_GAP_SECONDS * fps, 3):
+            self._write_gap_notice(self._video, at, frame_result.health)
+        elif missing > (0 if live else max(MAX_DRIFT_SECONDS * fps, 2)):
+            assert self._last is not None
+            self._video.write(self._last, missing)
+        self._video.write(image)
+        self._last = image
+
+    def _write_gap_notice(self, video: VideoFile, at: float, health: StreamHealth) -> None:
+        error = f"no picture for {_format_duration(at - self._start - video.seconds)}"
+        missing = replace(health, state="waiting", error=error, next_try=None)
+        notice = draw_no_signal(video.size, missing)
+        video.write(notice, max(1, round(GAP_NOTICE_SECONDS * video.fps)))
+        self._start = at - video.seconds
+
+
+def _format_duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min")) if count]
+    return " ".join([*parts, f"{rest} s"])

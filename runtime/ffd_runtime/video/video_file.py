@@ -1,0 +1,141 @@
+"""Write one video file with OpenCV, and detect that it can no longer be written."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Self
+
+import cv2
+import numpy as np
+
+from ..core.errors import OutputError
+from ..core.text import printable
+from ..image.decode import Image
+
+log = logging.getLogger(__name__)
+
+# MPEG-4 part 2: OpenCV's wheels have no H.264 encoder. Both .mp4 and .mkv can hold it.
+_FOURCC = cv2.VideoWriter.fourcc(*"mp4v")
+# FFmpeg writes 256 KiB at a time; a small picture that does not change takes 30 s to fill that.
+STALL_TIMEOUT_SECONDS = 120.0
+
+
+class VideoFile:
+    """A video file that is being written.
+
+    Args:
+        path: an empty file that the caller has created.
+        fps: frames per second.
+        size: width and height in pixels; the codec needs even numbers.
+
+    Attributes:
+        frames: number of frames written.
+        shown: the path as printable text.
+
+    Raises:
+        OutputError: OpenCV cannot write such a video.
+    """
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        self.fps = fps
+        self.size = size
+        self.frames = 0
+        self.shown = printable(str(path))
+        self._path = path
+        self._identity = _file_identity(path)
+        self._bytes = self._checked_frames = 0
+        self._grew_at = time.monotonic()
+        # An absolute path: FFmpeg takes text before a colon for a protocol.
+        self._writer = cv2.VideoWriter(os.path.abspath(path), cv2.CAP_FFMPEG, _FOURCC, fps, size)
+        if not self._writer.isOpened():
+            path.unlink(missing_ok=True)
+            width, height = size
+            raise OutputError(
+                f"cannot record to {self.shown}: OpenCV's FFmpeg cannot encode MPEG-4 at "
+                f"{width}x{height}, {fps:.4g} fps: install opencv-python, or omit --record"
+            )
+
+    @classmethod
+    def create(cls, path: Path, number: int, fps: float, image: Image) -> tuple[Self, int]:
+        """Create a file, numbered if the name exists.
+
+        Args:
+            path: NAME.mp4 or NAME.mkv.
+            number: first number to try; 1 is the name without a number.
+            fps: frames per second.
+            image: the first picture, which sets the frame size.
+
+        Returns:
+            The file, and the next number to try.
+        """
+        for count in itertools.count(number):
+            name = path if count == 1 else path.with_name(f"{path.stem}-{count}{path.suffix}")
+            try:
+                name.open("xb").close()
+            except FileExistsError:
+                continue
+            except OSError as error:
+                reason = error.strerror
+                raise OutputError(f"cannot record to {printable(str(name))}: {reason}") from None
+            height, width = image.shape[:2]
+            video = cls(name, fps, (width + width % 2, height + height % 2))
+            log.info("recording to %s", video.shown)
+            return video, count + 1
+        raise AssertionError
+
+    @property
+    def seconds(self) -> float:
+        """Duration so far."""
+        return self.frames / self.fps
+
+    def write(self, image: Image, times: int = 1) -> None:
+        """Write a picture, padded by one pixel where a side is odd."""
+        width, height = self.size
+        right, bottom = width - image.shape[1], height - image.shape[0]
+        if right or bottom:
+            even = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+            image = np.asarray(even, np.uint8)
+        for _ in range(times):
+            self._writer.write(image)
+        self.frames += times
+
+    def close(self) -> None:
+        """Write the index, without which an .mp4 cannot be played."""
+        self._writer.release()
+
+    def is_removed(self) -> bool:
+        """Return True if the path no longer names this file."""
+        return _file_identity(self._path) != self._identity
+
+    def failure(self, now: float) -> str | None:
+        """Return the reason why writing fails, or None.
+
+        OpenCV does not report a failed write, so the size of the file is checked.
+
+        Args:
+            now: seconds of `time.monotonic`.
+        """
+        try:
+            size = self._path.stat().st_size
+        except OSError as error:
+            return f"{self.shown}: {error.strerror}"
+        # Without new frames, the file need not grow.
+        if size > self._bytes or self.frames == self._checked_frames:
+            self._bytes, self._grew_at = size, now
+        self._checked_frames = self.frames
+        return (
+            f"{self.shown} does not grow" if now - self._grew_at > STALL_TIMEOUT_SECONDS else None
+        )
+
+
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a file, or None if it does not exist."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
