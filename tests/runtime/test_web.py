@@ -609,7 +609,7 @@ def test_a_face_that_stays_is_not_forgotten(served: DashboardServer) -> None:
     for number in range(600):
         track = Track(number + 2, "generated", 0.9)
         served.show(replace(first, results=[one, replace(other, track=track)]))
-    changes = "ffd_verdict_changes_total", (("source", "door"), ("label", "generated"))
+    changes = "ffd_verdict_changes_total", (("label", "generated"), ("source", "door"))
     assert values(served)[changes] == 601
 
 
@@ -651,7 +651,7 @@ def values(served: DashboardServer) -> dict[tuple[str, Labels], float]:
             name, inside, number = parsed[1], parsed[2] or "", parsed[3]
             family = re.sub(r"_(bucket|sum|count)$", "", name)
             assert current == (family if kinds.get(family) == "histogram" else name)
-            labels = tuple((key, unescape(text)) for key, text in LABEL.findall(inside))
+            labels = tuple(sorted((key, unescape(text)) for key, text in LABEL.findall(inside)))
             assert (name, labels) not in found
             found[name, labels] = float(number)
     return found
@@ -675,14 +675,14 @@ def test_metrics(served: DashboardServer) -> None:
     assert found["ffd_frame_age_seconds", (door,)] == pytest.approx(9.03)
     assert ("ffd_frame_age_seconds", (gate,)) not in found
     for label, faces, changes in zip(LABELS, (10, 0, 10), (1, 0, 0), strict=True):
-        assert found["ffd_faces_total", (door, ("label", label))] == faces
-        assert found["ffd_verdict_changes_total", (door, ("label", label))] == changes
+        assert found["ffd_faces_total", (("label", label), door)] == faces
+        assert found["ffd_verdict_changes_total", (("label", label), door)] == changes
     assert found["ffd_verdict_delay_seconds_count", (door,)] == 10
     assert found["ffd_verdict_delay_seconds_sum", (door,)] == pytest.approx(45.3)
     edges = [
-        (float(labels[1][1]), value)
+        (float(labels[0][1]), value)
         for (name, labels), value in found.items()
-        if name == "ffd_verdict_delay_seconds_bucket" and labels[0] == door
+        if name == "ffd_verdict_delay_seconds_bucket" and labels[1] == door
     ]
     assert edges == sorted(edges)
     for edge, value in edges:
@@ -692,7 +692,7 @@ def test_metrics(served: DashboardServer) -> None:
 
 def served_facts(found: dict[tuple[str, Labels], float]) -> Labels:
     labels = next(labels for name, labels in found if name == "ffd_build_info")
-    assert [key for key, _ in labels] == ["version", "model", "precision"]
+    assert [key for key, _ in labels] == ["model", "precision", "version"]
     return labels
 
 

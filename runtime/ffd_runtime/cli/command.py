@@ -25,7 +25,7 @@ EXTRAS = {
     "openvino": "openvino",
     "parquet": "pyarrow",
     "ray": "ray",
-    "web": "starlette uvicorn",
+    "web": "starlette uvicorn prometheus_client",
 }
 
 

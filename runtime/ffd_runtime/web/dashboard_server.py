@@ -20,13 +20,12 @@ from ..core.install_hint import install_hint
 from ..core.text import printable
 from ..model.card import ModelCard
 from ..video.frame_result import FrameResult, StreamHealth
-from .dashboard_state import DashboardState
 from .listen_address import ListenAddress
-from .metrics import Metrics
-from .snapshots import SnapshotRenderer
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from .snapshots import SnapshotRenderer
 
 MIN_TOKEN_CHARACTERS = 16
 
@@ -56,6 +55,11 @@ class DashboardServer:
     def __init__(
         self, address: ListenAddress, *, card: ModelCard, model: str, token: str | None = None
     ) -> None:
+        _require_extra()
+        from .dashboard_state import DashboardState
+        from .metrics import Metrics
+        from .snapshots import SnapshotRenderer
+
         self.address = address
         self._token = token
         self._facts = {
@@ -99,7 +103,6 @@ class DashboardServer:
     def __enter__(self) -> Self:
         if self._token is not None:
             _check_token(self._token)
-        _check_extra()
         listener = self._listen()
         self._server = self._make_server(_is_loopback(listener))
         self._thread = Thread(target=self._run, args=(listener,), name="ffd-serve", daemon=True)
@@ -204,13 +207,14 @@ def _is_wildcard(host: str) -> bool:
         return False
 
 
-def _check_extra() -> None:
+def _require_extra() -> None:
     try:
-        for name in ("starlette", "uvicorn"):
+        for name in ("starlette", "uvicorn", "prometheus_client"):
             import_module(name)
     except ImportError as error:
         raise OutputError(
-            f"--serve needs starlette and uvicorn ({error}): {install_hint('web')}"
+            f"--serve needs starlette, uvicorn and prometheus-client ({error}): "
+            f"{install_hint('web')}"
         ) from None
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -17,7 +17,9 @@ from ..core.text import printable
 from ..image.decode import Image
 from ..image.draw import classified_square
 from ..video.frame_result import FrameResult, StreamHealth
-from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 # Verdicts that are kept, and the side of their thumbnails in pixels: 1.4 MB in all.
 MAX_HISTORY = 50
@@ -203,7 +205,7 @@ class DashboardState:
         with self._lock:
             return next((v.thumbnail for v in self._history if v.number == number), None)
 
-    def metrics(self, pictures: int) -> str:
+    def metrics(self, pictures: int) -> bytes:
         """`Metrics.render`."""
         with self._lock:
             return self._metrics.render(pictures)

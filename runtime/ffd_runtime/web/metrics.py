@@ -1,201 +1,158 @@
-"""Counters and gauges of a run, in Prometheus' text format."""
+"""Counters, gauges and histograms of a run, in Prometheus' text format."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from ..video.frame_result import FrameResult, StreamHealth
 
 LABELS = ("generated", "groundtruth", "unsure")
-# Upper edges in seconds: from a GPU's milliseconds to a stream that has piled up.
+# Upper bounds in seconds, from the latency of a GPU to that of a stream with a backlog.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 # Version 0.0.4 of https://prometheus.io/docs/instrumenting/exposition_formats/
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-
-class _Histogram:
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
-        self.sum = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(BUCKETS, seconds)] += 1
-        self.sum += seconds
-
-
-@dataclass
-class _Series:
-    """What is known of one source; the counts of `StreamHealth` are kept from going back."""
-
-    health: StreamHealth
-    frames: int = 0
-    dropped: int = 0
-    analysed: int = 0
-    reconnects: int = 0
-    faces: Counter[str] = field(default_factory=Counter)
-    changes: Counter[str] = field(default_factory=Counter)
-    delay: _Histogram = field(default_factory=_Histogram)
-    inference: _Histogram = field(default_factory=_Histogram)
+# They would double the number of series, and Prometheus does not use them.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """Counts frame_results; not safe for several threads at once.
+    """The metrics of one server; not thread-safe.
 
     Args:
-        facts: labels of `ffd_build_info`.
+        build_info: labels of `ffd_build_info`.
     """
 
-    def __init__(self, facts: Mapping[str, str]) -> None:
-        self._facts = facts
-        self._series: dict[str, _Series] = {}
+    def __init__(self, build_info: Mapping[str, str]) -> None:
+        self._registry = CollectorRegistry()
+        info = self._gauge("ffd_build_info", "Version and model; always 1.", *build_info)
+        info.labels(**build_info).set(1)
+        self._pictures = _RunningTotal(
+            self._counter("ffd_page_pictures_total", "Pictures drawn for viewers.")
+        )
+        self._up = self._gauge("ffd_source_up", "1 while frames arrive, otherwise 0.", "source")
+        self._totals = {
+            "frames": self._counter("ffd_frames_total", "Frames received.", "source"),
+            "dropped": self._counter(
+                "ffd_frames_dropped_total",
+                "Frames not classified because a newer one had arrived.",
+                "source",
+            ),
+            "analysed": self._counter("ffd_frames_analysed_total", "Frames classified.", "source"),
+            "reconnects": self._counter(
+                "ffd_reconnects_total", "Times that the source recovered from a failure.", "source"
+            ),
+        }
+        self._age = self._gauge(
+            "ffd_frame_age_seconds", "Capture to result of the last classified frame.", "source"
+        )
+        self._last_frame = self._gauge(
+            "ffd_last_frame_timestamp_seconds",
+            "Time of the last frame in seconds since 1970.",
+            "source",
+        )
+        self._faces = self._counter(
+            "ffd_faces_total", "Results for faces (or whole frames).", "source", "label"
+        )
+        self._changes = self._counter(
+            "ffd_verdict_changes_total",
+            "Times that the label of a face (or whole frame) changed to this one.",
+            "source",
+            "label",
+        )
+        self._delay = self._histogram(
+            "ffd_verdict_delay_seconds", "Capture of a frame to its result."
+        )
+        self._inference = self._histogram(
+            "ffd_inference_seconds", "Face detector and model, for one frame."
+        )
+        self._running_totals: dict[tuple[str, str], _RunningTotal] = {}
 
     def update(self, source: str, health: StreamHealth) -> None:
-        """Take how a source is."""
-        series = self._series.setdefault(source, _Series(health))
-        series.health = health
-        series.frames = max(series.frames, health.frames)
-        series.dropped = max(series.dropped, health.dropped)
-        series.analysed = max(series.analysed, health.analysed)
-        series.reconnects = max(series.reconnects, health.reconnects)
+        """Take over the health of a source.
+
+        Args:
+            source: its name.
+            health: its totals must not decrease; smaller ones are ignored.
+        """
+        self._create_series(source)
+        self._up.labels(source).set(health.state == "playing")
+        for name in self._totals:
+            self._running_totals[source, name].raise_to(getattr(health, name))
+        if health.age is not None:
+            self._age.labels(source).set(health.age)
+        if health.last_frame is not None:
+            self._last_frame.labels(source).set(health.last_frame)
 
     def count(
         self, source: str, frame_result: FrameResult, shown: Iterable[str], new: Iterable[str]
     ) -> None:
-        """Count a scene.
+        """Count a frame.
 
         Args:
             source: its name.
-            frame_result: its times.
+            frame_result: its times and health.
             shown: labels of the faces in it.
-            new: labels of the verdicts that it changed.
+            new: labels that changed with it.
         """
         self.update(source, frame_result.health)
-        series = self._series[source]
-        series.faces.update(shown)
-        series.changes.update(new)
-        series.inference.observe(frame_result.inference)
+        for label in shown:
+            self._faces.labels(source, label).inc()
+        for label in new:
+            self._changes.labels(source, label).inc()
+        self._inference.labels(source).observe(frame_result.inference)
         if frame_result.health.age is not None:
-            series.delay.observe(frame_result.health.age)
+            self._delay.labels(source).observe(frame_result.health.age)
 
-    def render(self, pictures: int) -> str:
-        """Everything, as `CONTENT_TYPE`.
+    def render(self, pictures: int) -> bytes:
+        """Return all metrics as `CONTENT_TYPE`.
 
         Args:
-            pictures: that were drawn for viewers of the page.
+            pictures: number of pictures drawn for viewers.
         """
-        return "".join(f"{line}\n" for line in self._lines(pictures))
+        self._pictures.raise_to(pictures)
+        return generate_latest(self._registry)
 
-    def _lines(self, pictures: int) -> Iterator[str]:
-        yield from _head("ffd_build_info", "gauge", "Version and model; always 1.")
-        yield _sample("ffd_build_info", self._facts, 1)
-        yield from _head("ffd_page_pictures_total", "counter", "Pictures drawn for viewers.")
-        yield _sample("ffd_page_pictures_total", {}, pictures)
-        for name, kind, text, value in _PER_SOURCE:
-            yield from _head(name, kind, text)
-            for source, series in self._series.items():
-                found = value(series)
-                if found is not None:
-                    yield _sample(name, {"source": source}, found)
-        yield from self._by_label(
-            "ffd_faces_total",
-            "Verdicts on faces (or whole pictures) in analysed frames.",
-            lambda series: series.faces,
-        )
-        yield from self._by_label(
-            "ffd_verdict_changes_total",
-            "Times that a face's (or whole picture's) verdict changed to this label.",
-            lambda series: series.changes,
-        )
-        yield from self._histogram(
-            "ffd_verdict_delay_seconds",
-            "From a frame's capture to its verdict.",
-            lambda series: series.delay,
-        )
-        yield from self._histogram(
-            "ffd_inference_seconds",
-            "Detector and classifier, for one frame.",
-            lambda series: series.inference,
-        )
+    def _create_series(self, source: str) -> None:
+        """Create the series of a new source, so that they start at 0."""
+        if (source, "frames") in self._running_totals:
+            return
+        for name, total in self._totals.items():
+            self._running_totals[source, name] = _RunningTotal(total.labels(source))
+        for label in LABELS:
+            self._faces.labels(source, label)
+            self._changes.labels(source, label)
+        self._delay.labels(source)
+        self._inference.labels(source)
 
-    def _by_label(
-        self, name: str, text: str, value: Callable[[_Series], Counter[str]]
-    ) -> Iterator[str]:
-        yield from _head(name, "counter", text)
-        for source, series in self._series.items():
-            for label in LABELS:
-                yield _sample(name, {"source": source, "label": label}, value(series)[label])
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self._registry)
 
-    def _histogram(
-        self, name: str, text: str, value: Callable[[_Series], _Histogram]
-    ) -> Iterator[str]:
-        yield from _head(name, "histogram", text)
-        for source, series in self._series.items():
-            histogram, below = value(series), 0
-            edges = [*map(_number, BUCKETS), "+Inf"]
-            for edge, count in zip(edges, histogram.counts, strict=True):
-                below += count
-                yield _sample(f"{name}_bucket", {"source": source, "le": edge}, below)
-            yield _sample(f"{name}_sum", {"source": source}, histogram.sum)
-            yield _sample(f"{name}_count", {"source": source}, below)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, ["source"], registry=self._registry, buckets=BUCKETS)
 
 
-_PER_SOURCE: tuple[tuple[str, str, str, Callable[[_Series], float | None]], ...] = (
-    (
-        "ffd_source_up",
-        "gauge",
-        "1 while frames come, 0 else.",
-        lambda series: int(series.health.state == "playing"),
-    ),
-    ("ffd_frames_total", "counter", "Frames that came.", lambda series: series.frames),
-    (
-        "ffd_frames_dropped_total",
-        "counter",
-        "Frames that were not classified because a newer one had come.",
-        lambda series: series.dropped,
-    ),
-    (
-        "ffd_frames_analysed_total",
-        "counter",
-        "Frames that were classified.",
-        lambda series: series.analysed,
-    ),
-    (
-        "ffd_reconnects_total",
-        "counter",
-        "Times that the source came back after it had failed.",
-        lambda series: series.reconnects,
-    ),
-    (
-        "ffd_frame_age_seconds",
-        "gauge",
-        "From capture to verdict of the frame that was analysed last.",
-        lambda series: series.health.age,
-    ),
-    (
-        "ffd_last_frame_timestamp_seconds",
-        "gauge",
-        "When the last frame came, in seconds since 1970.",
-        lambda series: series.health.last_frame,
-    ),
-)
+class _RunningTotal:
+    """A counter that follows a total."""
 
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._total = 0
 
-def _head(name: str, kind: str, text: str) -> tuple[str, str]:
-    return f"# HELP {name} {text}", f"# TYPE {name} {kind}"
-
-
-def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
-    inside = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
-    return f"{name}{f'{{{inside}}}' if inside else ''} {_number(value)}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else repr(float(value))
+    def raise_to(self, total: int) -> None:
+        if total > self._total:
+            self._counter.inc(total - self._total)
+            self._total = total
