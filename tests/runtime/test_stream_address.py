@@ -137,13 +137,13 @@ def test_a_file_with_a_colon_in_its_name_is_that_file(
 @given(st.floats(0.01, 10), st.floats(1, 100), st.integers(1, 50))
 def test_waits_grow_to_their_limit(first: float, times: float, count: int) -> None:
     backoff = Backoff(first, first * times)
-    waits = [backoff.wait() for _ in range(count)]
+    waits = [backoff.next_delay() for _ in range(count)]
     whole = [min(first * 2**n, first * times) for n in range(count)]
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, whole, strict=True))
-    backoff.played(first / 2)
-    assert backoff.wait() >= min(first * 2**count, first * times) / 2
-    backoff.played(first * times * 2 + 1)
-    assert backoff.wait() <= first
+    backoff.record_success(first / 2)
+    assert backoff.next_delay() >= min(first * 2**count, first * times) / 2
+    backoff.record_success(first * times * 2 + 1)
+    assert backoff.next_delay() <= first
 
 
 def test_lag_is_what_piles_up() -> None:

@@ -472,8 +472,8 @@ def test_a_server_that_is_not_there_is_given_up_after_its_retries() -> None:
 @pytest.mark.parametrize(
     ("status", "user", "said"),
     [
-        (b"401 Unauthorized", "", "wants a user and password"),
-        (b"401 Unauthorized", "me:secret@", "does not accept this user and password"),
+        (b"401 Unauthorized", "", "requires a user and password"),
+        (b"401 Unauthorized", "me:secret@", "rejected the user and password"),
         (b"404 Not Found", "", "wrong path?"),
     ],
 )
@@ -510,7 +510,7 @@ def test_a_camera_that_is_not_there() -> None:
     policy = StreamPolicy(timeout=1.0, retries=0)
     with Feed(to_streams(["/dev/video977"]), policy) as feed:
         assert not any(feed)
-        assert feed.readers[0].health().error == "there is no camera /dev/video977"
+        assert feed.readers[0].health().error == "camera /dev/video977 does not exist"
 
 
 @pytest.mark.skipif(

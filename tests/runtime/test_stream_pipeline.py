@@ -245,7 +245,7 @@ def test_a_break_that_nobody_saw_has_its_row(colour_model: Path) -> None:
     assert pipeline.errors >= 1
     assert all(row.error.code == "fetch_failed" for row in kept.rows if row.error)
     (first, *_) = [line for line in said if "back after" in line]
-    assert first.startswith("0: the stream broke off; back after 0.")
+    assert first.startswith("0: the stream was interrupted; back after 0.")
 
 
 def test_a_person_ends_it(colour_model: Path, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_screen_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPat
         server.bind(("127.0.0.1", 0))
         server.listen()
         number = server.getsockname()[1] - 6000
-        assert "does not answer" in refused(monkeypatch, f"127.0.0.1:{number}")
+        assert "does not respond" in refused(monkeypatch, f"127.0.0.1:{number}")
 
 
 def test_an_opencv_without_windows_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

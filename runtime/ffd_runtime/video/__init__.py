@@ -1,1 +1,1 @@
-"""Cameras, servers and video files: sources that give frames, and what is done with them."""
+"""Read cameras, network streams and video files, classify their frames, show and record them."""

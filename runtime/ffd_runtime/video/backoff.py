@@ -1,4 +1,4 @@
-"""How long to wait before a source is tried again."""
+"""Exponential backoff with jitter."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import random
 
 
 class Backoff:
-    """Waits that double up to a limit, each with jitter.
+    """Delays that double up to a limit, each reduced by up to half at random.
 
-    The jitter takes up to half of a wait away, so that cameras behind a switch that was restarted
-    do not all come back at once ("equal jitter" in Brooker, "Exponential Backoff And Jitter",
-    2015).
+    With jitter, cameras behind a restarted switch do not all reconnect at once. See "equal jitter"
+    in Brooker, "Exponential Backoff And Jitter", 2015.
 
     Args:
-        first: seconds of the first wait, at most.
-        most: seconds of the longest.
+        initial: upper bound of the first delay in seconds.
+        maximum: upper bound of every delay in seconds.
     """
 
-    def __init__(self, first: float, most: float) -> None:
-        self._first = first
-        self._most = most
-        self._next = first
+    def __init__(self, initial: float, maximum: float) -> None:
+        self._initial = initial
+        self._maximum = maximum
+        self._next = initial
 
-    def wait(self) -> float:
-        """Seconds to wait now; the next time they are twice as many."""
-        whole = self._next
-        self._next = min(2 * whole, self._most)
-        return whole * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+    def next_delay(self) -> float:
+        """Return the delay before the next attempt in seconds, and double the one after it."""
+        bound = self._next
+        self._next = min(2 * bound, self._maximum)
+        return bound * random.uniform(0.5, 1.0)  # noqa: S311 (not cryptographic)
 
-    def played(self, seconds: float) -> None:
-        """A source has played: if for longer than the coming wait, waits begin anew.
+    def record_success(self, seconds: float) -> None:
+        """Reset the delay if a source played for longer than the next delay.
 
-        A source that gives a frame and breaks again would be tried without end otherwise.
+        A shorter success does not count: a source that fails after its first frame would otherwise
+        be retried at the initial rate for ever.
         """
         if seconds > self._next:
-            self._next = self._first
+            self._next = self._initial

@@ -1,4 +1,4 @@
-"""One opened stream, and OpenCV's: webcams and GStreamer."""
+"""The interface of an open stream, and its implementation by OpenCV: webcams and GStreamer."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from ..core.errors import BackendError, InputError
 from ..image.decode import Image
 from .stream_address import Stream
 
-# What FFmpeg and OpenCV print names addresses, passwords included, and repeats itself for months.
-# FFmpeg's level is read when the first capture is opened.
+# Log lines of FFmpeg and OpenCV contain addresses with passwords, and repeat for months. FFmpeg's
+# level is read when the first capture is opened.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 if "OPENCV_LOG_LEVEL" not in os.environ:
-    # OpenCV 4 has it in two places, 5 in the second.
+    # OpenCV 4 has both functions, OpenCV 5 only the second.
     _set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
     _set_level(0)
 
-# Pictures in a row of a live stream that may be broken.
+# Consecutive damaged frames that a live stream may have.
 MAX_GRAB_ATTEMPTS = 5
 
 
 class Capture(Protocol):
-    """What a reader needs of an opened stream."""
+    """An open stream."""
 
     note: str | None
-    """What a user may not expect of it, such as a second video stream."""
+    """An unexpected property, such as a second video stream; None if there is none."""
     broken: int
-    """Frames so far that were damaged or could not be decoded."""
+    """Number of frames so far that were damaged or could not be decoded."""
     grabbed: float
-    """When the last frame was, in seconds of `time.monotonic`."""
+    """Time of the last frame, in seconds of `time.monotonic`."""
     waited: float
-    """Seconds for which it was waited for and nothing was done; told of servers alone."""
+    """Idle seconds before the last frame; measured only for network streams."""
 
     def grab(self) -> bool:
-        """Go to the next frame; False at the end or where it broke.
+        """Advance to the next frame; return False at the end of the stream.
 
         Raises:
-            InputError: it broke, and it is known why.
+            InputError: the stream failed for a known reason.
         """
 
     def timestamp(self) -> float:
-        """Of this frame, in seconds of the stream's own clock."""
+        """Return this frame's timestamp in seconds of the stream's clock."""
 
     def retrieve(self) -> Image | None:
-        """This frame, uint8 [height, width, 3], BGR; None if it cannot be decoded."""
+        """Return this frame, uint8 [height, width, 3], BGR; None if it cannot be decoded."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the stream."""
 
 
 class OpenCVCapture:
-    """A camera of this machine or a GStreamer pipeline, which OpenCV reads.
+    """A local camera or a GStreamer pipeline, read by OpenCV.
 
     Args:
         stream: what to open.
-        timeout: seconds that opening it, and then each frame, may take.
+        timeout: limit in seconds for opening, and for each frame.
 
     Raises:
         InputError: it cannot be opened.
-        BackendError: OpenCV was built without what it takes.
+        BackendError: OpenCV was built without GStreamer.
     """
 
     note: str | None = None
@@ -75,13 +75,13 @@ class OpenCVCapture:
         self._capture = _open(stream, timeout)
         if not self._capture.isOpened():
             self._capture.release()
-            raise _failure(stream)
+            raise _open_failure(stream)
 
     def grab(self) -> bool:
         begin = time.monotonic()
         done = False
         for _ in range(MAX_GRAB_ATTEMPTS):
-            # When its limit interrupts OpenCV, it gives what it had kept back.
+            # After a timeout, OpenCV returns frames that it had buffered.
             if done or time.monotonic() - begin >= self._timeout:
                 break
             done = self._grab()
@@ -122,15 +122,15 @@ class OpenCVCapture:
 
 
 def require_gstreamer() -> None:
-    """Check that OpenCV can run GStreamer's pipelines.
+    """Check that OpenCV supports GStreamer.
 
     Raises:
-        BackendError: it cannot.
+        BackendError: it does not.
     """
     if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         raise BackendError(
-            "--gst: this OpenCV was built without GStreamer, as PyPI's is: "
-            "use the one of your Jetson or distribution, or give an address without --gst"
+            "--gst: this OpenCV was built without GStreamer, like all wheels on PyPI: "
+            "use the OpenCV of JetPack or of your distribution, or omit --gst"
         )
 
 
@@ -140,7 +140,7 @@ def _open(stream: Stream, timeout: float) -> cv2.VideoCapture:
     limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
     try:
         if stream.kind == "camera":
-            # Read when a camera is opened; whole seconds.
+            # Whole seconds; read when a camera is opened.
             os.environ["OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT"] = str(max(1, round(timeout)))
             system = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             return cv2.VideoCapture(stream.target, system)
@@ -148,28 +148,30 @@ def _open(stream: Stream, timeout: float) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(str(stream.target), cv2.CAP_GSTREAMER, limits)
         if capture.isOpened():
             return capture
-        # An older OpenCV, a Jetson's perhaps, refuses limits here, and waits 30 s at most.
+        # Older versions, such as JetPack's, reject these limits; theirs is 30 s.
         return cv2.VideoCapture(str(stream.target), cv2.CAP_GSTREAMER)
     except cv2.error as error:
         raise InputError("fetch_failed", f"OpenCV cannot open it ({error.code})") from None
 
 
-def _failure(stream: Stream) -> InputError:
-    """Why it could not be opened, of which OpenCV says nothing."""
+def _open_failure(stream: Stream) -> InputError:
+    """Find out why a stream cannot be opened: OpenCV does not report it."""
     if stream.kind == "pipeline":
-        return InputError("fetch_failed", "the pipeline does not start; try it with gst-launch-1.0")
+        return InputError(
+            "fetch_failed", "the pipeline does not start: test it with gst-launch-1.0"
+        )
     target = stream.target
     if sys.platform != "linux":
         return InputError(
             "read_failed",
-            f"camera {target} gives no picture: it is absent, another program has it, or the "
-            "system does not let this one",
+            f"camera {target} cannot be opened: it does not exist, another program uses it, or "
+            "access is denied",
         )
     path = f"/dev/video{target}" if isinstance(target, int) else target
     if not os.path.exists(path):
-        return InputError("not_found", f"there is no camera {path}")
+        return InputError("not_found", f"camera {path} does not exist")
     if not os.access(path, os.R_OK | os.W_OK):
         return InputError(
             "permission_denied", f"no permission for {path}: add this user to the group video"
         )
-    return InputError("read_failed", f"{path} gives no picture: another program may have it open")
+    return InputError("read_failed", f"{path} gives no picture: another program may use it")

@@ -1,4 +1,4 @@
-"""Frames of a feed, analysed side by side."""
+"""Classify the frames of a feed in a pool of threads."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ from .frame_classifier import FrameClassifier
 from .frame_result import Frame
 from .stream_reader import StreamReader
 
-# Seconds that the end waits for frames that are being analysed.
 JOIN_TIMEOUT_SECONDS = 2.0
 
 
 @dataclass(eq=False)
 class ClassifiedFrame:
-    """A frame on its way to its verdicts.
+    """A frame and its results.
 
     Attributes:
-        reader: that gave it.
+        reader: the reader that it comes from.
         frame: the picture.
-        results: its verdicts.
-        inference: seconds that the networks took.
-        failure: why there are none; None where there are.
-        done: whether the above are final.
+        results: one per face.
+        inference: seconds in the face detector and the model.
+        failure: why there are no results; None if there are.
+        done: True once the attributes above are final.
     """
 
     reader: StreamReader
@@ -46,49 +45,50 @@ class ClassifiedFrame:
 
 
 @dataclass(eq=False)
-class _Lane:
-    """One source's share of the workers.
+class _SourceQueue:
+    """The frames of one source that are being classified.
 
     Attributes:
         reader: of the source.
-        room: frames that may be taken and not yet released.
-        taken: frames that are.
-        order: those of them that were not handed over, in the order of the source.
+        limit: maximum number of frames in the pool.
+        in_flight: number of frames taken and not yet released.
+        order: frames not yet delivered, in the order of the source.
     """
 
     reader: StreamReader
-    room: int
-    taken: int = 0
+    limit: int
+    in_flight: int = 0
     order: deque[ClassifiedFrame] = field(default_factory=deque)
 
 
 class ClassificationPool:
-    """Iterates over the analysed frames of a feed; a context manager.
+    """Iterate over the classified frames of a feed; a context manager.
 
-    Workers take frames from the sources in turn, so that none holds another up. The frames of one
-    source keep their order. Of a live source, one frame at a time is under way: the next is taken
-    when the caller is done with it, and is the newest then. Of a file, enough are for all workers.
-    Meanwhile OpenCV's own threads share the cores with the workers.
+    Threads take frames from the sources in turn, so that no source delays another. Frames of one
+    source keep their order. A live source has one frame in the pool: the next is taken once the
+    caller is done with it, and is then the newest. A file has enough for all threads. OpenCV's own
+    threads share the cores with the pool.
 
     Args:
         feed: the streams, entered.
         frame_classifier: classifies their frames.
-        workers: threads that analyse; None for one a core.
+        workers: number of threads; None for one per core.
     """
 
     def __init__(
         self, feed: Feed, frame_classifier: FrameClassifier, workers: int | None = None
     ) -> None:
         self._changed = feed.changed
-        self._analyser = frame_classifier
+        self._frame_classifier = frame_classifier
         workers = workers or count_cores()
-        self._lanes = deque(
-            _Lane(reader, 1 if reader.stream.live else workers + 1) for reader in feed.readers
+        self._sources = deque(
+            _SourceQueue(reader, 1 if reader.stream.live else workers + 1)
+            for reader in feed.readers
         )
         # None ends the queue; an exception ends the run.
         self._ready: Queue[ClassifiedFrame | BaseException | None] = Queue()
         self._stopped = False
-        self._running = min(workers, max(1, sum(lane.room for lane in self._lanes)))
+        self._running = min(workers, max(1, sum(source.limit for source in self._sources)))
         self._workers = [
             Thread(target=self._work, name=f"ffd-classify-{number}", daemon=True)
             for number in range(self._running)
@@ -96,7 +96,7 @@ class ClassificationPool:
 
     def __enter__(self) -> Self:
         self._opencv_threads = cv2.getNumThreads()
-        # More threads than cores would only take turns.
+        # More threads than cores do not help.
         share = max(1, count_cores() // len(self._workers))
         cv2.setNumThreads(min(share, self._opencv_threads))
         for worker in self._workers:
@@ -104,11 +104,11 @@ class ClassificationPool:
         return self
 
     def __iter__(self) -> Iterator[ClassifiedFrame | None]:
-        """Frames as they are analysed; None every `TICK_SECONDS` while there is none.
+        """Yield classified frames; None every `TICK_SECONDS` while there is none.
 
         Raises:
             BackendError: inference failed.
-            FfdError: this machine cannot read such streams at all.
+            FfdError: this machine cannot read such streams.
         """
         while True:
             try:
@@ -124,12 +124,12 @@ class ClassificationPool:
             self._release(entry)
 
     def finished(self, source: str) -> bool:
-        """Whether a source has no more frames, and the caller is done with those that it gave."""
+        """Return True if a source has ended and the caller is done with all its frames."""
         with self._changed:
             return all(
-                lane.reader.done() and not lane.taken
-                for lane in self._lanes
-                if lane.reader.stream.name == source
+                queue.reader.done() and not queue.in_flight
+                for queue in self._sources
+                if queue.reader.stream.name == source
             )
 
     def __exit__(self, *_: object) -> None:
@@ -144,9 +144,9 @@ class ClassificationPool:
     def _work(self) -> None:
         try:
             while (taken := self._take()) is not None:
-                lane, entry = taken
+                queue, entry = taken
                 self._classify_frame(entry)
-                self._hand_over(lane, entry)
+                self._deliver(queue, entry)
         except BaseException as error:
             self._ready.put(error)
         with self._changed:
@@ -154,29 +154,29 @@ class ClassificationPool:
             if not self._running:
                 self._ready.put(None)
 
-    def _take(self) -> tuple[_Lane, ClassifiedFrame] | None:
-        """The next frame of the source whose turn it is; None when no more will come."""
+    def _take(self) -> tuple[_SourceQueue, ClassifiedFrame] | None:
+        """Take a frame from the next source in turn; return None when all have ended."""
         with self._changed:
             while not self._stopped:
-                for lane in self._lanes:
-                    lane.reader.require_fit()
-                for lane in self._lanes:
-                    if lane.taken < lane.room and (frame := lane.reader.take()):
-                        entry = ClassifiedFrame(lane.reader, frame)
-                        lane.taken += 1
-                        lane.order.append(entry)
-                        self._lanes.remove(lane)
-                        self._lanes.append(lane)
-                        return lane, entry
-                if all(lane.reader.done() for lane in self._lanes):
+                for queue in self._sources:
+                    queue.reader.raise_fatal()
+                for queue in self._sources:
+                    if queue.in_flight < queue.limit and (frame := queue.reader.take()):
+                        entry = ClassifiedFrame(queue.reader, frame)
+                        queue.in_flight += 1
+                        queue.order.append(entry)
+                        self._sources.remove(queue)
+                        self._sources.append(queue)
+                        return queue, entry
+                if all(queue.reader.done() for queue in self._sources):
                     return None
                 self._changed.wait(TICK_SECONDS)
             return None
 
     def _classify_frame(self, entry: ClassifiedFrame) -> None:
-        """Fill in the verdicts, or why there are none: whatever one frame does, others follow."""
+        """Set the results or the failure; a bad frame does not end the run."""
         try:
-            ((entry.results, entry.inference),) = self._analyser.classify([entry.frame])
+            ((entry.results, entry.inference),) = self._frame_classifier.classify([entry.frame])
         except InputError as error:
             entry.failure = error
         except FfdError:
@@ -187,16 +187,16 @@ class ClassificationPool:
             reason = f"{type(error).__name__}: {error}"
             entry.failure = InputError("corrupt", f"a frame cannot be processed ({reason})")
 
-    def _hand_over(self, lane: _Lane, entry: ClassifiedFrame) -> None:
-        """Give the caller what is final and has nothing before it that is not."""
+    def _deliver(self, queue: _SourceQueue, entry: ClassifiedFrame) -> None:
+        """Pass on finished frames, in order, up to the first unfinished one."""
         with self._changed:
             entry.done = True
-            while lane.order and lane.order[0].done:
-                self._ready.put(lane.order.popleft())
+            while queue.order and queue.order[0].done:
+                self._ready.put(queue.order.popleft())
 
     def _release(self, entry: ClassifiedFrame) -> None:
-        """Let the source give another frame."""
+        """Allow the source of a frame to give another one."""
         with self._changed:
-            for lane in self._lanes:
-                lane.taken -= lane.reader is entry.reader
+            for queue in self._sources:
+                queue.in_flight -= queue.reader is entry.reader
             self._changed.notify_all()

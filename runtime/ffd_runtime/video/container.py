@@ -1,4 +1,4 @@
-"""Open what holds a video: its options, which of its streams is read, how long it says to be."""
+"""Open video containers, select the video stream, and check the duration."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-# FFmpeg's own options, as OpenCV reads them: `name;value|name;value`.
+# FFmpeg options in OpenCV's format: `name;value|name;value`.
 FFMPEG_OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
-# Formats whose headers state a duration; that of others is estimated, by bit rate at worst.
+# Formats whose headers state the duration. FFmpeg estimates it for others, sometimes from the bit
+# rate.
 FORMATS_WITH_DURATION = frozenset(("mov", "matroska", "avi", "flv", "asf"))
-# AVFMT_FLAG_GENPTS of libavformat/avformat.h, which PyAV sets.
+# Set by PyAV; from libavformat/avformat.h.
 AVFMT_FLAG_GENPTS = 1
-# What may be missing of a stated duration, which formats round: seconds and share.
+# Formats round the stated duration: a file that ends earlier than this is truncated.
 MAX_MISSING_SECONDS, MAX_MISSING_SHARE = 0.5, 0.01
 
 
@@ -43,21 +44,21 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
 
     Args:
         target: a path, or an address with a scheme.
-        timeout: seconds for opening, and for each read.
-        live: it is a server's.
+        timeout: limit in seconds for opening, and for each read.
+        live: True for a server.
 
     Raises:
         av.FFmpegError: FFmpeg cannot open it.
-        InputError: the name cannot be a file's.
+        InputError: the path contains a NUL character.
     """
     if "\0" in target:
-        raise InputError("not_found", "no file has a NUL character in its name")
+        raise InputError("not_found", "a file name cannot contain a NUL character")
     if "://" not in target:
-        # A path may look like an address: `cam:1.mp4`.
+        # `file:`: FFmpeg would take `cam:1.mp4` for an address.
         return _open(f"file:{target}", {}, timeout)
     container = _open_address(target, _options(target, live), timeout, live)
     if live:
-        # It would hold back packets without a timestamp until a later one has one.
+        # With it, FFmpeg delays packets without a timestamp until one with a timestamp arrives.
         container.flags &= ~AVFMT_FLAG_GENPTS
     return container
 
@@ -83,22 +84,22 @@ def _open_address(
         left = timeout - (time.monotonic() - begin)
         if not live or left <= 0 or not address.lower().startswith("http"):
             raise
-        container = _open_jpegs(address, options, left)
+        container = _open_mjpeg(address, options, left)
         if container is None:
             raise
         return container
 
 
-def _open_jpegs(address: str, options: dict[str, str], timeout: float) -> InputContainer | None:
-    """Open a server whose parts FFmpeg cannot tell apart: one without a boundary before the first.
+def _open_mjpeg(address: str, options: dict[str, str], timeout: float) -> InputContainer | None:
+    """Open a server whose multipart stream FFmpeg cannot parse: it lacks the first boundary.
 
     Returns:
-        None if it sends no JPEG.
+        None if it does not send JPEGs.
     """
     from av.error import FFmpegError
 
     try:
-        # One picture tells all there is to know.
+        # The first picture is enough to analyse the stream.
         container = _open(address, {**options, "analyzeduration": "1"}, timeout, "mjpeg")
     except FFmpegError:
         return None
@@ -111,7 +112,7 @@ def _open_jpegs(address: str, options: dict[str, str], timeout: float) -> InputC
 def _options(address: str, live: bool) -> dict[str, str]:
     options = {}
     if live:
-        # The rate of a live stream is not used; measuring it takes 20 frames.
+        # The frame rate of a live stream is not used; to measure it takes 20 frames.
         options["fpsprobesize"] = "0"
     if address.lower().startswith("rtsp"):
         options["rtsp_transport"] = "tcp"
@@ -123,26 +124,26 @@ def _options(address: str, live: bool) -> dict[str, str]:
 
 
 def select_video(container: InputContainer) -> VideoStream:
-    """The video stream to read: FFmpeg's choice among those that are no cover pictures.
+    """Select the video stream: FFmpeg's choice, without cover pictures.
 
     Raises:
-        InputError: there is none, or no decoder for it.
+        InputError: there is no video stream, or no decoder for it.
     """
     videos = _videos(container)
     if not videos:
-        raise InputError("unsupported", _what_it_holds(container))
+        raise InputError("unsupported", _describe_content(container))
     best = container.streams.best("video")
     stream = next((video for video in videos if video is best), videos[0])
     if stream.codec_context is None:
         raise InputError(
             "unsupported",
-            "its video is in a codec that this FFmpeg does not know: convert it to H.264",
+            "its video is in a codec that this FFmpeg does not support: convert it to H.264",
         )
     return stream
 
 
-def describe(container: InputContainer, stream: VideoStream) -> str | None:
-    """What a user may not expect of the choice of a stream; None where there was none."""
+def describe_choice(container: InputContainer, stream: VideoStream) -> str | None:
+    """Describe the selected stream if there are several; otherwise return None."""
     videos = _videos(container)
     if len(videos) < 2:
         return None
@@ -156,7 +157,7 @@ def _videos(container: InputContainer) -> list[VideoStream]:
     return [video for video in container.streams.video if not video.disposition & pictures]
 
 
-def _what_it_holds(container: InputContainer) -> str:
+def _describe_content(container: InputContainer) -> str:
     if container.streams.video:
         return "no video: it is audio with a cover picture"
     kinds = sorted({stream.type for stream in container.streams} - {"unknown", "data"})
@@ -164,45 +165,45 @@ def _what_it_holds(container: InputContainer) -> str:
 
 
 class DurationCheck:
-    """Compares how long a file says to be with how far it went.
+    """Compare the stated duration of a file with its actual end.
 
     Args:
         container: the file, open.
-        stream: its video that is read.
+        stream: its video stream.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self._reached = 0.0
         self._stated = 0.0
         self._start = 0.0
-        # A container's duration may be that of its audio.
+        # The container's duration may be that of the audio, which is then read too.
         self.every_stream = False
         if FORMATS_WITH_DURATION.isdisjoint(container.format.name.split(",")):
             return
         if stream.duration and stream.time_base:
             self._stated = float(stream.duration * stream.time_base)
             if container.format.name == "avi" and stream.average_rate:
-                # FFmpeg shortens the duration to what is there, not the header's count of frames.
+                # FFmpeg shortens the duration of a truncated AVI, but not its frame count.
                 self._stated = max(self._stated, float(stream.frames / stream.average_rate))
             self._start = float((stream.start_time or 0) * stream.time_base)
         elif container.duration:
             self._start = (container.start_time or 0) / 1e6
             total = container.duration / 1e6
-            # Matroska's ends with its last timestamp, which need not begin at 0.
+            # Matroska states the last timestamp; the first need not be 0.
             self._stated = total - self._start if total > self._start > 0 else total
             self.every_stream = True
 
-    def note(self, packet: Packet[Stream]) -> None:
-        """Take in a packet that counts although no frame of it is shown."""
+    def count_packet(self, packet: Packet[Stream]) -> None:
+        """Count a packet that is not shown as a frame."""
         if packet.pts is not None and packet.time_base:
-            self.reach(float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            self.advance(float((packet.pts + (packet.duration or 0)) * packet.time_base))
 
-    def reach(self, end: float) -> None:
-        """Take in that a frame lasted until a time, in seconds of the stream's own clock."""
+    def advance(self, end: float) -> None:
+        """Record the end of a frame, in seconds of the stream's clock."""
         self._reached = max(self._reached, end - self._start)
 
-    def require(self) -> None:
-        """Check the end.
+    def require_complete(self) -> None:
+        """Check the end of the file.
 
         Raises:
             InputError: `truncated`.

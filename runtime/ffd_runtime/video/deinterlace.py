@@ -1,4 +1,4 @@
-"""Turn interlaced frames into progressive ones."""
+"""Deinterlace frames."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
     from av.filter import Graph
     from av.video.frame import VideoFrame
 
-# Progressive frames in a row after which a stream is no longer treated as interlaced: broadcasts
-# mix both, and each new filter graph begins without the fields before.
+# Consecutive progressive frames after which the filter is removed. Broadcasts mix both kinds, and
+# each new filter graph lacks the previous fields.
 MIN_PROGRESSIVE_FRAMES = 50
 
 
 class Deinterlacer:
-    """Weaves and interpolates fields with FFmpeg's bwdif, one frame out for each one in.
+    """Deinterlace with FFmpeg's bwdif: one frame out for each frame in.
 
-    Progressive frames pass unchanged and undelayed until the first interlaced one comes. From then
-    on each frame is held back until the next, because the filter needs the fields on both sides.
+    Progressive frames pass through without delay until the first interlaced frame. From then on
+    each frame is delayed by one, because the filter needs the fields before and after it.
 
     Args:
-        time_base: of the frames' timestamps, in seconds.
-        threads: that a filter graph may use; 0 for one a processor.
+        time_base: unit of the frames' timestamps in seconds.
+        threads: threads of the filter graph; 0 for one per processor.
     """
 
     def __init__(self, time_base: Fraction, threads: int = 0) -> None:
@@ -34,9 +34,9 @@ class Deinterlacer:
         self._progressive = 0
 
     def push(self, frame: VideoFrame) -> Iterator[VideoFrame]:
-        """Take a frame and give those that are ready, in order.
+        """Take a frame and yield those that are ready, in order.
 
-        `opaque` of each frame given is that of the frame it was made of.
+        Each yielded frame has the `opaque` of the frame that it was made from.
 
         Raises:
             av.FFmpegError: FFmpeg cannot filter such frames.
@@ -54,7 +54,7 @@ class Deinterlacer:
         yield from _ready(self._graph)
 
     def flush(self) -> Iterator[VideoFrame]:
-        """Give the frames that are held back."""
+        """Yield the delayed frames."""
         graph, self._graph = self._graph, None
         if graph:
             graph.vpush(None)
@@ -71,7 +71,7 @@ class Deinterlacer:
             format=frame.format,
             time_base=self._time_base,
         )
-        # Frames that are flagged progressive amid interlaced ones stay as they are.
+        # deint=interlaced: frames flagged as progressive are not changed.
         bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
         graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
         return graph

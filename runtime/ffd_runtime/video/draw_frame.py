@@ -1,4 +1,4 @@
-"""Scenes as pictures for a person: faces with their verdicts, and how their source is."""
+"""Draw frames for people: faces with labels, and the state of their source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .frame_result import Frame, FrameResult, StreamHealth
 
 _Whole = npt.NDArray[np.int64]
 
-# Blue, green, red; darker than the verdict `generated`, and it always stands with words.
+# BGR; darker than the colour of `generated`, and always used with text.
 _ALARM_COLOUR: Colour = (40, 35, 200)
 _MUTED_COLOUR: Colour = (190, 185, 182)
 
@@ -43,21 +43,21 @@ _STATE_TITLES = {
     "ended": "ended",
 }
 
-# OpenCV 4 draws Hershey's strokes, which are ASCII; 5 has a font for most scripts.
+# OpenCV 4 draws Hershey fonts, which are ASCII; OpenCV 5 has a font for most scripts.
 _DRAWS_UNICODE = hasattr(cv2, "FontFace")
 
 
 def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: float) -> Image:
-    """The frame with a box and a label for each face, and how its source is on a strip below.
+    """Draw a box and a label for each face, and a status strip with the state of the source.
 
     Args:
-        frame_result: its picture is left as it is.
-        heatmap: lay the evidence over the squares that were classified.
+        frame_result: its picture is not changed.
+        heatmap: draw the heatmap over the squares that were classified.
         face_scale: the card's `preprocess.face_scale`.
 
     Returns:
-        uint8 [k * height, k * width, 3], BGR: a new picture, enlarged by a whole k where it would
-        be too small to read, as `draw_verdict` does, else with k = 1.
+        A new picture, uint8 [k * height, k * width, 3], BGR. The integer k enlarges pictures that
+        are too small to read, as in `draw_verdict`; otherwise it is 1.
     """
     out = frame_result.frame.image.copy()
     for result in frame_result.results if heatmap else ():
@@ -79,15 +79,15 @@ def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: 
 
 
 def shrink_to_fit(frame_result: FrameResult, width: int, height: int) -> FrameResult:
-    """The scene in a picture that is small enough, so that what is drawn on it stays legible.
+    """Shrink a frame before drawing, so that text on it stays legible.
 
     Args:
-        frame_result: left as it is.
-        width: of the picture, at most, in pixels.
-        height: of the picture, at most, in pixels.
+        frame_result: not changed.
+        width: maximum width in pixels.
+        height: maximum height in pixels.
 
     Returns:
-        A frame_result with picture and faces made smaller alike; the same one where it fits.
+        A copy with picture and faces scaled alike; the same object if it already fits.
     """
     down, across = frame_result.frame.image.shape[:2]
     share = min(width / across, height / down)
@@ -104,7 +104,7 @@ def shrink_to_fit(frame_result: FrameResult, width: int, height: int) -> FrameRe
 
 
 def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
-    """A picture in the place of one that does not come: whose, and why.
+    """Draw a notice for a source without a picture: its name and the reason.
 
     Args:
         size: width and height, in pixels.
@@ -132,11 +132,11 @@ def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
 
 
 def draw_keys(image: Image, keys: Mapping[str, str]) -> None:
-    """A panel in the middle of a picture that says what keys do.
+    """Draw a list of keys in the middle of a picture.
 
     Args:
         image: uint8 [height, width, 3], BGR; drawn on.
-        keys: what each does, by its name.
+        keys: description of each key by its name.
     """
     height, width = image.shape[:2]
     lines = len(keys) + 1
@@ -155,7 +155,7 @@ def draw_keys(image: Image, keys: Mapping[str, str]) -> None:
 
 
 def _box(image: Image, result: Result, factor: int) -> Box:
-    """What is marked for a result, in the pixels of the enlarged picture."""
+    """Return the box to mark for a result, in pixels of the enlarged picture."""
     if result.face:
         return _scaled(result.face, factor)
     left, top, side = classified_square(image)
@@ -168,16 +168,16 @@ def _scaled(box: Box, share: float) -> Box:
 
 
 def _resize(image: Image, width: int, height: int) -> Image:
-    # By area, 1920x1080 would take five milliseconds of the frame loop instead of one.
+    # INTER_AREA would take 5 ms of the frame loop for 1920x1080; INTER_LINEAR takes 1 ms.
     method = cv2.INTER_LINEAR if width < image.shape[1] else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
 
 
 def _verdict(result: Result) -> tuple[str | None, float | None]:
-    """Label and score that are shown: the track's, which do not flicker, where there is one."""
+    """Return label and score to show: those of the track, if any, because they do not flicker."""
     if result.track:
         return result.track.label, result.track.score
-    # A score that did not count would only make one wonder.
+    # A score that does not count would confuse users.
     return result.label, None if result.reason else result.score
 
 
@@ -190,17 +190,17 @@ def _caption(result: Result) -> str:
 def _draw_labels(
     image: Image, boxes: Sequence[Box], results: Sequence[Result], capital: float
 ) -> None:
-    """A panel at each box: the verdict's shape in its colour, label, score, and reason if any."""
+    """Draw a panel at each box: shape and colour of the label, text, score, and reason if any."""
     height, width = image.shape[:2]
     taken: list[Box] = []
     for box, result in zip(boxes, results, strict=True):
         text = _caption(result)
-        # Shape and margins of a panel are 3 capitals wide, and it is 2.2 high.
+        # In units of the capital height: shape and margins are 3 wide, the panel 2.2 high.
         across = _measure(text, capital) / capital + 3
         letter = min(capital, width / across, height / 2.2)
         size = (math.ceil(across * letter), math.ceil(2.2 * letter))
         left, top = _place(size, box, boxes, taken, (width, height), bool(result.face))
-        # With a margin, or two side by side would look like one.
+        # With a margin between adjacent panels.
         taken.append((left - 2, top - 2, size[0] + 4, size[1] + 4))
         panel = image[top : top + size[1], left : left + size[0]]
         panel[:] = PANEL
@@ -216,10 +216,10 @@ def _place(
     room: tuple[int, int],
     outside: bool,
 ) -> tuple[int, int]:
-    """Where a panel hides least: left and top, within the picture.
+    """Return left and top of a panel, where it covers least, within the picture.
 
-    Other panels count most, then faces; of equally good places, the first is taken, so that
-    panels stay where they are from one frame to the next.
+    Overlap with other panels costs most, then overlap with faces. Of equally good places, the
+    first is chosen, so that panels do not move from frame to frame.
     """
     (width, height), (x, y, across, down) = size, box
     gap = max(2, height // 6)
@@ -238,7 +238,7 @@ def _place(
 
 
 def _overlap(places: _Whole, size: tuple[int, int], boxes: Sequence[Box]) -> _Whole:
-    """Pixels that a panel at each place has in common with the boxes."""
+    """Return the number of pixels that a panel at each place shares with the boxes."""
     if not boxes:
         return np.zeros(len(places), np.int64)
     begin = np.array(boxes)[:, :2]
@@ -250,10 +250,10 @@ def _overlap(places: _Whole, size: tuple[int, int], boxes: Sequence[Box]) -> _Wh
 
 
 def _draw_strip(image: Image, frame: Frame, health: StreamHealth, capital: float) -> int:
-    """Name, time, rate, age and drops along the lower edge.
+    """Draw name, time, frame rate, age and drops along the lower edge.
 
     Returns:
-        Its upper edge, in pixels.
+        The upper edge of the strip in pixels.
     """
     height, width = image.shape[:2]
     top: int = max(0, height - math.ceil(2.2 * capital))
@@ -269,7 +269,7 @@ def _draw_strip(image: Image, frame: Frame, health: StreamHealth, capital: float
     else:
         for text in _facts(frame, health):
             start = right - _measure(text, capital)
-            # A third of the strip is the name's.
+            # A third of the strip is reserved for the name.
             if start < width / 3:
                 break
             _put(strip, text, (start, baseline), capital, _MUTED_COLOUR)
@@ -280,7 +280,7 @@ def _draw_strip(image: Image, frame: Frame, health: StreamHealth, capital: float
 
 
 def _facts(frame: Frame, health: StreamHealth) -> list[str]:
-    """How a source is, from the right of the strip to the left: the last go first for room."""
+    """Return the facts from right to left; those on the left are omitted if space is short."""
     facts = [f"{health.fps:.1f} fps"]
     if health.age is not None:
         facts.append(f"{_duration(health.age)} old")
@@ -296,19 +296,19 @@ def _duration(seconds: float) -> str:
 
 
 def _reasons(health: StreamHealth) -> list[str]:
-    """Why there is no picture, and what will be done about it."""
+    """Return why there is no picture, and what happens next."""
     reasons = [printable(health.error)] if health.error else []
     if health.state == "waiting" and health.next_try is not None:
-        reasons.append(f"next try in {math.ceil(health.next_try)} s")
+        reasons.append(f"next retry in {math.ceil(health.next_try)} s")
     elif health.state == "failed":
-        reasons.append("it is not tried again")
+        reasons.append("no more retries")
     return reasons
 
 
 def _draw_sign(
     image: Image, centre: tuple[float, float], radius: float, health: StreamHealth
 ) -> None:
-    """A ring: struck through in red for what has failed, plain for what is well."""
+    """Draw a ring: red and struck through for a failed source, otherwise plain."""
     failed = health.state in ("waiting", "failed")
     colour = _ALARM_COLOUR if failed else _MUTED_COLOUR
     x, y = round(centre[0]), round(centre[1])
@@ -322,7 +322,7 @@ def _draw_sign(
 def _put(
     image: Image, text: str, origin: tuple[float, float], capital: float, colour: Colour
 ) -> None:
-    """Write at the left end of the baseline, with capitals of a height in pixels."""
+    """Draw text from the left end of its baseline; `capital` is the capital height in pixels."""
     where = (round(origin[0]), round(origin[1]))
     stroke = max(1, round(capital / 9))
     scale = capital / CAPITAL
@@ -330,7 +330,7 @@ def _put(
 
 
 def _measure(text: str, capital: float) -> float:
-    """Width of a text, in pixels."""
+    """Return the width of a text in pixels."""
     stroke = max(1, round(capital / 9))
     return float(cv2.getTextSize(_drawable(text), FONT, capital / CAPITAL, stroke)[0][0])
 
@@ -340,8 +340,8 @@ def _drawable(text: str) -> str:
 
 
 def _shorten(text: str, capital: float, room: float) -> str:
-    """The text, with its middle left out where it is wider than there is room."""
-    # A letter is at least a tenth of a capital wide: what is beyond cannot fit.
+    """Shorten a text in the middle until it fits."""
+    # A letter is at least a tenth of a capital wide, so more letters cannot fit.
     keep = min(len(text), max(0, int(10 * room / capital)))
     shown = text
     while _measure(shown, capital) > room:
@@ -352,13 +352,17 @@ def _shorten(text: str, capital: float, room: float) -> str:
     return shown
 
 
-def _wrap(text: str, capital: float, room: float, most: int = 4) -> list[str]:
-    """The text in lines, as many as allowed; what is too wide is shortened."""
+def _wrap(text: str, capital: float, room: float, max_lines: int = 4) -> list[str]:
+    """Wrap a text into at most `max_lines` lines; lines that are too wide are shortened."""
     lines: list[str] = []
     for word in text.split():
         if lines and _measure(f"{lines[-1]} {word}", capital) <= room:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
-    kept = [*lines[: most - 1], " ".join(lines[most - 1 :])] if len(lines) > most else lines
+    kept = (
+        [*lines[: max_lines - 1], " ".join(lines[max_lines - 1 :])]
+        if len(lines) > max_lines
+        else lines
+    )
     return [_shorten(line, capital, room) for line in kept]

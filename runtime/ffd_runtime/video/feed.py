@@ -1,4 +1,4 @@
-"""The frames of several streams, as they come."""
+"""Read several streams concurrently."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from .stream_address import Stream
 from .stream_policy import StreamPolicy
 from .stream_reader import FileReader, LiveReader, OpenCapture, StreamReader
 
-# Seconds without a frame after which an empty round is given.
+# An empty round is yielded after this time without a frame.
 TICK_SECONDS = 0.25
-# Seconds that the end waits for threads.
 JOIN_TIMEOUT_SECONDS = 0.5
 
 
 class Feed:
-    """Reads streams side by side; a context manager. One that is dead holds no other up.
+    """Read each stream in its own thread; a context manager.
+
+    A stream that does not respond does not delay the others.
 
     Args:
         streams: what to read.
-        policy: how.
+        policy: timeouts, retries and sampling.
         open_capture: opens a stream.
 
     Example:
@@ -41,7 +42,7 @@ class Feed:
         open_capture: OpenCapture = open_capture,
     ) -> None:
         self.changed = Condition()
-        """Notified when a stream has a frame or a new state, and held to look at them."""
+        """Notified when a stream has a frame or a new state; guards the state of the readers."""
         policy = policy or StreamPolicy()
         self.readers: Sequence[StreamReader] = [
             (LiveReader if stream.live else FileReader)(stream, policy, self.changed, open_capture)
@@ -52,7 +53,7 @@ class Feed:
         """Yield rounds of at most one frame per stream; an empty round after `TICK_SECONDS`.
 
         Raises:
-            FfdError: this machine cannot read such streams at all.
+            FfdError: this machine cannot read such streams.
         """
         while True:
             taken = [(reader, reader.take()) for reader in self.readers]
@@ -60,7 +61,7 @@ class Feed:
             if not found:
                 with self.changed:
                     for reader in self.readers:
-                        reader.require_fit()
+                        reader.raise_fatal()
                     if all(reader.done() for reader in self.readers):
                         return
                     if not any(reader.has_frame() for reader in self.readers):
@@ -70,7 +71,7 @@ class Feed:
             yield found
 
     def health(self) -> list[StreamHealth]:
-        """How all streams are now."""
+        """Return the current health of all streams."""
         return [reader.health() for reader in self.readers]
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Video files and network streams, decoded by FFmpeg through PyAV."""
+"""Decode video files and network streams with FFmpeg, through PyAV."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, cast
 
 from ..core.errors import InputError
-from .container import DurationCheck, describe, open_container, require_pyav, select_video
+from .container import (
+    DurationCheck,
+    describe_choice,
+    open_container,
+    require_pyav,
+    select_video,
+)
 from .deinterlace import Deinterlacer
-from .open_failure import explain
+from .open_failure import open_failure
 from .pixel_converter import PixelConverter
 from .stream_address import Stream as Source
 
@@ -25,22 +31,22 @@ if TYPE_CHECKING:
 
     from ..image.decode import Image
 
-# Decoders that paint grey or black what they lack a key frame for, and call it a good frame.
+# Decoders that return a grey or black frame, not flagged as corrupt, if its key frame is missing.
 CONCEALING_DECODERS = frozenset(
     "flv h263 h263p mpeg4 msmpeg4 msmpeg4v1 msmpeg4v2 rv10 rv20 wmv1 wmv2".split()
 )
-# Seconds that the clock of a file goes back where two were joined end to end.
+# A larger step back of the timestamps means that two files were concatenated.
 MIN_JOIN_JUMP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class _FrameTiming:
-    """What belongs to a frame and outlives filters, as its `opaque`.
+    """Timing of a frame; stored in `opaque`, which filters preserve.
 
     Attributes:
-        pts: its timestamp, in ticks of the stream; None where it has none.
-        duration: in the same ticks; 0 where it is not known.
-        arrived: when it was decoded, in seconds of `time.monotonic`.
+        pts: its timestamp in ticks of the stream; None if it has none.
+        duration: in ticks of the stream; 0 if unknown.
+        arrived: time of decoding, in seconds of `time.monotonic`.
     """
 
     pts: int | None
@@ -54,10 +60,10 @@ def _timing(frame: VideoFrame) -> _FrameTiming:
 
 
 class _Clock:
-    """Times of frames, which always increase for a file.
+    """Convert timestamps to seconds, which always increase for a file.
 
     Attributes:
-        seconds: of the last frame: since the first of a file, or of a server's own clock.
+        seconds: time of the last frame: since the start of a file, or of a server's clock.
     """
 
     def __init__(self, stream: VideoStream, live: bool) -> None:
@@ -66,16 +72,16 @@ class _Clock:
         rate = stream.guessed_rate or stream.average_rate
         self._step = float(1 / rate) if rate else 0.0
         self._start = 0.0 if live else self._to_seconds(stream.start_time or 0)
-        self.seconds, self._end, self._begun = 0.0, 0.0, False
+        self.seconds, self._end, self._started = 0.0, 0.0, False
 
     def advance(self, mark: _FrameTiming) -> float:
-        """Go to a frame; the end of it in seconds of the stream's own clock."""
+        """Advance to a frame; return its end in seconds of the stream's clock."""
         at = None if mark.pts is None else self._to_seconds(mark.pts) - self._start
-        late = at is None or (self._begun and not self._live and at <= self.seconds)
+        late = at is None or (self._started and not self._live and at <= self.seconds)
         if at is not None and late and self.seconds - at > MIN_JOIN_JUMP_SECONDS:
             self._start -= self._end - at
         self.seconds = self._end if at is None or late else at
-        self._begun = True
+        self._started = True
         self._end = self.seconds + (self._to_seconds(mark.duration) or self._step)
         return self._end + self._start
 
@@ -86,16 +92,16 @@ class _Clock:
 class FFmpegCapture:
     """A file or server that PyAV reads; see `capture.Capture`.
 
-    Frames are deinterlaced and turned upright. One that is damaged or cannot be decoded is never
-    given: a server's is left out, a file's is None from `retrieve`, and the end of the file raises
-    how many there were.
+    Frames are deinterlaced and turned upright. Damaged frames are never returned: those of a server
+    are skipped; for those of a file `retrieve` returns None, and the end of the file raises an
+    error with their number.
 
     Args:
-        stream: a file of this machine or of the web, or a server.
-        timeout: seconds that opening it, and then each frame, may take.
+        stream: a local or remote file, or a server.
+        timeout: limit in seconds for opening, and for each frame.
 
     Raises:
-        InputError: it cannot be opened, or holds no video.
+        InputError: it cannot be opened, or has no video.
         BackendError: PyAV is not installed.
     """
 
@@ -110,68 +116,68 @@ class FFmpegCapture:
         try:
             self._container = open_container(target, timeout, stream.live)
         except FFmpegError as error:
-            raise explain(error, target, timeout, time.monotonic() - begin) from None
+            raise open_failure(error, target, timeout, time.monotonic() - begin) from None
         try:
             self._stream = select_video(self._container)
         except BaseException:
             self._container.close()
             raise
-        self.note = describe(self._container, self._stream)
-        # The format's name: `av1`, not `libdav1d`.
+        self.note = describe_choice(self._container, self._stream)
+        # The name of the codec, `av1`, not of the decoder, `libdav1d`.
         self._codec = self._stream.codec_context.codec.canonical_name
-        # Each frame thread would hold a frame back.
+        # Each frame thread would add a delay of one frame.
         self._stream.thread_type = "SLICE" if stream.live else "AUTO"
         self._stream.thread_count = threads = 1 if stream.live else 0
         assert self._stream.time_base
         self._deinterlacer = Deinterlacer(self._stream.time_base, threads)
         self._convert = PixelConverter()
-        self._length = DurationCheck(self._container, self._stream)
+        self._duration_check = DurationCheck(self._container, self._stream)
         self._clock = _Clock(self._stream, stream.live)
-        self._keyed = self._stream.codec_context.codec.name not in CONCEALING_DECODERS
-        # Whether it begins amid a group of pictures, as recordings of broadcasts do.
-        self._cut: bool | None = None
-        # Timestamps of packets that lack data: not all decoders flag their frames.
-        self._lacking: deque[int] = deque(maxlen=64)
-        # Of a transport stream, the last packet before each join is flagged, and whole.
+        self._has_key_frame = self._stream.codec_context.codec.name not in CONCEALING_DECODERS
+        # True if it starts within a group of pictures, as recordings of broadcasts do.
+        self._starts_mid_group: bool | None = None
+        # Timestamps of incomplete packets: not all decoders flag the frames as corrupt.
+        self._incomplete: deque[int] = deque(maxlen=64)
+        # In a transport stream, the complete packet before each join is flagged, too.
         self._flags_joins = "mpegts" in self._container.format.name
         self._frames = self._read()
         self._frame: VideoFrame | None = None
         self._deadline = 0.0
-        # Frames that were good, and those since the last of them that were not.
+        # Number of good frames, and of damaged frames since the last good one.
         self._good = self._bad = 0
 
     def grab(self) -> bool:
-        """Go to the next frame.
+        """Advance to the next frame.
 
         Returns:
-            False at the end of a file, or where a server ended the stream.
+            False at the end of a file, or if a server ended the stream.
 
         Raises:
-            InputError: there is none within the timeout; the connection broke; or the file ended
-                before its stated length or held frames that could not be decoded.
+            InputError: no frame arrived within the timeout; the connection failed; the file is
+                truncated or contains frames that could not be decoded.
         """
-        begin, busy = time.monotonic(), _busy() if self._live else 0.0
+        begin, busy = time.monotonic(), _busy_seconds() if self._live else 0.0
         self._deadline = begin + self._timeout
         frame = next(self._frames, False)
         while frame is None and self._live:
             frame = next(self._frames, False)
         if frame is False:
             if not self._live:
-                self._require_whole()
+                self._require_complete()
             return False
         assert frame is not True
         self._frame = frame
         self.grabbed = _timing(frame).arrived if frame else time.monotonic()
         if self._live:
-            self.waited = max(0.0, time.monotonic() - begin - (_busy() - busy))
+            self.waited = max(0.0, time.monotonic() - begin - (_busy_seconds() - busy))
         return True
 
     def timestamp(self) -> float:
-        """Time of this frame: seconds since the first of a file, or of a server's own clock."""
+        """Return this frame's time: seconds since the start of a file, or of a server's clock."""
         return self._clock.seconds
 
     def retrieve(self) -> Image | None:
-        """This frame, uint8 [height, width, 3], BGR; None if it could not be decoded."""
+        """Return this frame, uint8 [height, width, 3], BGR; None if it could not be decoded."""
         if self._frame is None:
             return None
         image = self._convert(self._frame)
@@ -190,7 +196,7 @@ class FFmpegCapture:
         self.close()
 
     def _read(self) -> Generator[VideoFrame | None]:
-        """Frames in order, progressive; None for each that is damaged."""
+        """Yield progressive frames in order; None for each damaged one."""
         from av.error import FFmpegError
 
         for packet in self._packets():
@@ -204,30 +210,30 @@ class FFmpegCapture:
         yield from map(self._counted, self._deinterlacer.flush())
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
-        """Packets of the stream, and at the end one that flushes the decoder.
+        """Yield the packets of the stream, and an empty one at the end that flushes the decoder.
 
         Raises:
-            InputError: they cease to come, or reading fails.
+            InputError: no packet arrives in time, or reading fails.
         """
         from av.error import FFmpegError
 
         index = self._stream.index
         streams: list[Stream] = [self._stream]
-        if self._length.every_stream and not self._live:
+        if self._duration_check.every_stream and not self._live:
             streams = list(self._container.streams)
         try:
             for packet in self._container.demux(*streams):
                 if time.monotonic() > self._deadline:
-                    raise InputError("timeout", self._late())
+                    raise InputError("timeout", self._timeout_message())
                 if packet.stream_index != index:
-                    self._length.note(packet)
+                    self._duration_check.count_packet(packet)
                     continue
-                if self._cut is None:
-                    self._cut = not packet.is_keyframe
+                if self._starts_mid_group is None:
+                    self._starts_mid_group = not packet.is_keyframe
                 if packet.is_corrupt and packet.pts is not None and not self._flags_joins:
-                    self._lacking.append(packet.pts)
+                    self._incomplete.append(packet.pts)
                 if packet.is_discard:
-                    self._length.note(packet)
+                    self._duration_check.count_packet(packet)
                 yield cast("Packet[VideoStream]", packet)
         except FFmpegError as error:
             raise self._failure(error) from None
@@ -235,13 +241,13 @@ class FFmpegCapture:
     def _progressive(self, frame: VideoFrame | None) -> Iterator[VideoFrame | None]:
         from av.error import FFmpegError
 
-        if frame is None or frame.is_corrupt or frame.pts in self._lacking:
-            # What comes before the first key frame cannot be decoded, and nothing is wrong.
-            if self._good or not self._cut:
+        if frame is None or frame.is_corrupt or frame.pts in self._incomplete:
+            # Frames before the first key frame cannot be decoded; that is not an error.
+            if self._good or not self._starts_mid_group:
                 yield self._counted(None)
             return
-        self._keyed |= frame.key_frame
-        if not self._keyed:
+        self._has_key_frame |= frame.key_frame
+        if not self._has_key_frame:
             return
         frame.opaque = _FrameTiming(frame.pts, frame.duration, time.monotonic())
         try:
@@ -255,27 +261,27 @@ class FFmpegCapture:
             return None
         self.broken += self._bad
         self._good, self._bad = self._good + 1, 0
-        self._length.reach(self._clock.advance(_timing(frame)))
+        self._duration_check.advance(self._clock.advance(_timing(frame)))
         return frame
 
     def _failure(self, error: Exception) -> InputError:
         from av.error import ExitError, TimeoutError
 
         if isinstance(error, ExitError | TimeoutError) or time.monotonic() > self._deadline:
-            return InputError("timeout", self._late())
+            return InputError("timeout", self._timeout_message())
         reason = getattr(error, "strerror", None) or error
         if self._live:
-            return InputError("fetch_failed", f"the stream broke off ({reason})")
+            return InputError("fetch_failed", f"the stream was interrupted ({reason})")
         where = f"after {self._clock.seconds:.1f} s"
         return InputError("read_failed", f"reading it failed {where} ({reason})")
 
-    def _late(self) -> str:
+    def _timeout_message(self) -> str:
         if self._bad:
-            return f"no frame within {self._timeout:g} s that could be decoded, of {self._bad}"
+            return f"no valid frame within {self._timeout:g} s, only {self._bad} damaged ones"
         return f"no frame within {self._timeout:g} s"
 
-    def _require_whole(self) -> None:
-        """Check what is known at the end of a file.
+    def _require_complete(self) -> None:
+        """Check a file that has been read to its end.
 
         Raises:
             InputError: `corrupt` or `truncated`.
@@ -283,10 +289,10 @@ class FFmpegCapture:
         if not self._good:
             raise InputError(
                 "corrupt",
-                f"no frame of its {self._codec} video can be decoded: it is damaged, or encoded in "
-                "a way that FFmpeg does not support (convert it to H.264)",
+                f"no frame of its {self._codec} video can be decoded: it is damaged, or FFmpeg "
+                "does not support its encoding (convert it to H.264)",
             )
-        self._length.require()
+        self._duration_check.require_complete()
         broken = self.broken + self._bad
         if broken:
             raise InputError(
@@ -294,8 +300,8 @@ class FFmpegCapture:
             )
 
 
-def _busy() -> float:
-    """Seconds for which this thread computed, or could have if there were a processor for it."""
+def _busy_seconds() -> float:
+    """Return the seconds that this thread has computed or waited for a processor."""
     seconds = time.thread_time()
     try:
         with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:

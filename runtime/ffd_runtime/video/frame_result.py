@@ -1,4 +1,4 @@
-"""What a stream gives: frames, what was found in them, and how its source is."""
+"""Frames, their results, and the health of their sources."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 from ..core.results import Result, RowError
 from ..image.decode import Image
 
-# connecting: being opened, or open without a frame yet; playing: frames come; waiting: it failed
-# and is tried again; failed: given up; ended: a file's end, or the end of the run.
+# connecting: being opened, or open without a frame yet; playing: frames arrive; waiting: it failed
+# and will be retried; failed: retries exhausted; ended: end of the file or of the run.
 State = Literal["connecting", "playing", "waiting", "failed", "ended"]
 
 
@@ -20,12 +20,12 @@ class Frame:
     """One picture of a stream.
 
     Attributes:
-        source: the stream's name, safe to show: without credentials.
-        number: from 0; frames that were dropped or left out are counted.
+        source: the stream's name, without credentials.
+        number: from 0; dropped and skipped frames are counted.
         image: uint8 [height, width, 3], BGR; read only.
-        captured: when the decoder gave it, in seconds of `time.monotonic`.
-        time: seconds since the start for a video file, since 1970 (UTC) for a live one.
-        lag: seconds by which it was old when it was captured, because frames had piled up.
+        captured: time of decoding, in seconds of `time.monotonic`.
+        time: seconds since the start of a video file; of a live source, since 1970 (UTC).
+        lag: age in seconds when it was captured, because frames had queued up.
     """
 
     source: str
@@ -38,28 +38,28 @@ class Frame:
 
 @dataclass(frozen=True)
 class StreamHealth:
-    """How a source is, at one moment.
+    """The state of a source at one moment.
 
     Attributes:
         source: its name.
-        live: a camera or server; False for a video file.
+        live: True for a camera or server, False for a video file.
         state: see `State`.
-        error: why it does not play, for a person; None while it does.
+        error: why it does not play, as text; None while it plays.
         code: the same as one of `InputError.CODES`.
-        size: width and height of the last frame, in pixels; None before the first.
-        fps: frames a second that came lately.
-        frames: that came.
-        undecoded: that were damaged or could not be decoded, and are left out.
-        analysed: that were classified.
-        dropped: that were not, because a newer one had come.
-        breaks: times that it ceased to play.
-        broken: why, the last time; None before the first.
-        outage: seconds until it played again then; None before the first time.
-        age: seconds from capture to verdict of the frame that was analysed last, `lag` included;
-            None before the first.
-        last_frame: when the last frame came, in seconds since 1970 (UTC); None before the first.
-        next_try: seconds until it is tried again, where it is waiting.
-        note: what a user may not expect of it, such as a second video stream; None for nothing.
+        size: width and height of the last frame in pixels; None before the first.
+        fps: recent frames per second.
+        frames: number of frames received.
+        undecoded: number of frames skipped because they were damaged or could not be decoded.
+        analysed: number of frames classified.
+        dropped: number of frames not classified because a newer one had arrived.
+        breaks: number of times that it stopped playing.
+        broken: reason of the last break; None before the first.
+        outage: duration of the last outage in seconds; None before the first recovery.
+        age: seconds from capture to result of the last classified frame, `lag` included; None
+            before the first.
+        last_frame: time of the last frame in seconds since 1970 (UTC); None before the first.
+        next_try: seconds until the next retry, while waiting.
+        note: an unexpected property, such as a second video stream; None if there is none.
     """
 
     source: str
@@ -83,20 +83,20 @@ class StreamHealth:
 
     @property
     def reconnects(self) -> int:
-        """Times that it played again after a break."""
+        """Number of times that it recovered from a break."""
         return self.breaks if self.outage is not None else max(0, self.breaks - 1)
 
 
 @dataclass(frozen=True)
 class FrameResult:
-    """One frame with its verdicts.
+    """One frame with its results.
 
     Attributes:
         frame: the picture.
-        results: a result for each face in it, with `face`, `track` and `heatmap`; one without
-            `face` where whole pictures are classified.
-        health: of its source, right after.
-        inference: seconds that the networks took, detector and classifier.
+        results: one per face, with `face`, `track` and `heatmap`; one without `face` if whole
+            frames are classified.
+        health: of its source, after this frame.
+        inference: seconds in the face detector and the model.
     """
 
     frame: Frame
@@ -105,26 +105,26 @@ class FrameResult:
     inference: float = 0.0
 
 
-class Quit(Exception):  # noqa: N818 (nothing is wrong)
-    """A person has seen enough: the run ends as if its sources had."""
+class Quit(Exception):  # noqa: N818 (not an error)
+    """The user asked to end the run: it ends as if all sources had ended."""
 
 
 class FrameSink(Protocol):
     """Show or store frame results; a context manager. All methods are called from one thread."""
 
     def show(self, frame_result: FrameResult) -> None:
-        """Take a scene.
+        """Take a frame with its results.
 
         Raises:
-            OutputError: it cannot be shown or kept; the run ends.
-            Quit: a person has asked for the end.
+            OutputError: it cannot be shown or stored; the run ends.
+            Quit: the user asked to end the run.
         """
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Take how all sources are: about four times a second, also when no frame comes.
+        """Take the health of all sources, about four times per second, even without frames.
 
         Raises:
-            OutputError, Quit: as `show`.
+            OutputError, Quit: see `show`.
         """
 
     def __enter__(self) -> FrameSink: ...

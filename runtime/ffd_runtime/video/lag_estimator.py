@@ -1,46 +1,49 @@
-"""How old frames are when they come, because they have piled up."""
+"""Estimate how late frames arrive because they have queued up."""
 
 from __future__ import annotations
 
-# Seconds: a jump of the stream's clock, not a delay.
+# A larger change of the offset is a jump of the stream's clock, not a delay.
 MIN_CLOCK_JUMP_SECONDS = 30.0
-# Share of the time that a reader spends waiting for frames at which nothing has piled up.
+# If the reader is idle for more than this share of the time, nothing has queued up.
 IDLE_SHARE = 0.2
-# Share of an average that is its newest value: it looks back about a second of video.
+# Weight of the newest value in moving averages, which then cover about one second of video.
 SMOOTHING_FACTOR = 0.05
 
 
 class LagEstimator:
-    """Compares a stream's timestamps with the clock while its reader is busy.
+    """Compare a stream's timestamps with the clock while its reader is busy.
 
-    A reader that has to wait for frames has what there is: they are not late, whatever their
-    timestamps say, and those of many cameras run too fast or too slow. One that never waits decodes
-    more slowly than frames come: they pile up on the way, and how much later than at first they
-    are, their timestamps tell.
+    A reader that waits for frames has no backlog, even if the camera's clock runs too fast or too
+    slow. A reader that never waits decodes more slowly than frames arrive. The offset between
+    timestamps and clock then grows with the backlog.
     """
 
     def __init__(self) -> None:
-        self._quickest: float | None = None
+        self._min_offset: float | None = None
         self._last = 0.0
-        self._gap = 0.0
+        self._interval = 0.0
         self._waited = 0.0
 
     def measure(self, timestamp: float, now: float, waited: float) -> float:
-        """Seconds by which a frame is late.
+        """Return the lag of a frame in seconds.
 
         Args:
             timestamp: of the frame, in seconds of the stream's clock.
-            now: when it was read, in seconds of `time.monotonic`.
-            waited: seconds for which it was waited for.
+            now: time at which it was read, in seconds of `time.monotonic`.
+            waited: idle seconds before it.
         """
         offset = now - timestamp
-        if self._quickest is None:
+        if self._min_offset is None:
             self._last = now
-        self._gap += SMOOTHING_FACTOR * (now - self._last - self._gap)
+        self._interval += SMOOTHING_FACTOR * (now - self._last - self._interval)
         self._waited += SMOOTHING_FACTOR * (waited - self._waited)
         self._last = now
-        idle = self._waited > IDLE_SHARE * self._gap
-        if self._quickest is None or idle or abs(offset - self._quickest) > MIN_CLOCK_JUMP_SECONDS:
-            self._quickest = offset
-        self._quickest = min(self._quickest, offset)
-        return offset - self._quickest
+        idle = self._waited > IDLE_SHARE * self._interval
+        if (
+            self._min_offset is None
+            or idle
+            or abs(offset - self._min_offset) > MIN_CLOCK_JUMP_SECONDS
+        ):
+            self._min_offset = offset
+        self._min_offset = min(self._min_offset, offset)
+        return offset - self._min_offset

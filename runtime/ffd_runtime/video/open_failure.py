@@ -1,4 +1,4 @@
-"""Why a file or server could not be opened: FFmpeg's reason, in words for a person."""
+"""Turn FFmpeg's error for a file or server into a message."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..core.errors import InputError
 PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 
 
-def explain(error: Exception, target: str, timeout: float, took: float) -> InputError:
-    """The error of what could not be opened; nothing of its credentials is in it.
+def open_failure(error: Exception, target: str, timeout: float, took: float) -> InputError:
+    """Return the error for a file or server that could not be opened, without credentials.
 
     Args:
-        error: FFmpeg's.
+        error: FFmpeg's error.
         target: a path, or an address with a scheme.
-        timeout: seconds that opening could take.
-        took: seconds that it took.
+        timeout: limit for opening in seconds.
+        took: time that it took in seconds.
     """
     from av.error import ExitError, TimeoutError
 
@@ -25,11 +25,11 @@ def explain(error: Exception, target: str, timeout: float, took: float) -> Input
     if took >= timeout or isinstance(error, ExitError | TimeoutError):
         return InputError("timeout", f"no video within {timeout:g} s")
     if "://" not in target:
-        return _of_file(target)
-    return InputError("fetch_failed", _of_server(error, target))
+        return _file_failure(target)
+    return InputError("fetch_failed", _server_failure(error, target))
 
 
-def _of_file(path: str) -> InputError:
+def _file_failure(path: str) -> InputError:
     from ..image.decode import os_error
 
     try:
@@ -39,41 +39,41 @@ def _of_file(path: str) -> InputError:
         return os_error(error, path)
     if empty:
         return InputError("empty", "the file is empty")
-    return InputError("corrupt", "no video that can be decoded: it is damaged or something else")
+    return InputError("corrupt", "no decodable video: it is damaged or not a video")
 
 
-def _of_server(error: Exception, address: str) -> str:
+def _server_failure(error: Exception, address: str) -> str:
     from av import error as reasons
 
     try:
         parts = urlsplit(address)
-        where = _name(parts)
+        where = _host_and_port(parts)
     except ValueError:
-        return "the address is malformed"
+        return "the address is invalid"
     if not parts.hostname:
-        return "the address names no server"
+        return "the address has no host"
     if isinstance(error, reasons.HTTPUnauthorizedError):
         if parts.username:
-            return f"{where} does not accept this user and password"
-        return f"{where} wants a user and password"
+            return f"{where} rejected the user and password"
+        return f"{where} requires a user and password"
     if isinstance(error, reasons.ProtocolNotFoundError):
-        return f"this FFmpeg cannot open {parts.scheme}:// addresses"
+        return f"this FFmpeg does not support {parts.scheme}:// addresses"
     reason = getattr(error, "strerror", None) or type(error).__name__
     if isinstance(error, reasons.HTTPClientError | reasons.HTTPServerError):
         path = " (wrong path?)" if isinstance(error, reasons.HTTPNotFoundError) else ""
         return f"{where}: {reason}{path}"
     if isinstance(error, reasons.InvalidDataError):
-        return f"{where} gives no video that can be decoded"
-    if not _is_known(parts.hostname):
-        return f"the name {parts.hostname} is not known"
-    return f"{where} gives no video ({reason[:1].lower()}{reason[1:]})"
+        return f"{where} sends no decodable video"
+    if not _resolves(parts.hostname):
+        return f"the host name {parts.hostname} cannot be resolved"
+    return f"{where} sends no video ({reason[:1].lower()}{reason[1:]})"
 
 
-def _name(parts: SplitResult) -> str:
-    """Host and port, without credentials.
+def _host_and_port(parts: SplitResult) -> str:
+    """Return host and port, without credentials.
 
     Raises:
-        ValueError: the port is no number.
+        ValueError: the port is not a number.
     """
     host = parts.hostname or ""
     port = parts.port or PORTS.get(parts.scheme.lower())
@@ -81,8 +81,8 @@ def _name(parts: SplitResult) -> str:
     return f"{host}:{port}" if port else host
 
 
-def _is_known(host: str) -> bool:
-    """Whether a name leads to an address: FFmpeg reports one that does not as an I/O error."""
+def _resolves(host: str) -> bool:
+    """Return True if a host name can be resolved: FFmpeg only reports an I/O error."""
     try:
         socket.getaddrinfo(host, None)
     except (OSError, UnicodeError):

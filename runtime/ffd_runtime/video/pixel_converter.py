@@ -1,4 +1,4 @@
-"""Decoded frames to BGR pixels, as a player would show them."""
+"""Convert decoded frames to upright BGR pictures."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from ..image.decode import Image
 
 
-# Values of AVColorSpace that FFmpeg's scaler converts, and the one where a stream does not say.
+# Values of AVColorSpace that FFmpeg's scaler supports, and the value for an unknown one.
 SUPPORTED_COLORSPACES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
 COLORSPACE_UNSPECIFIED = 2
 
 
 class PixelConverter:
-    """Converts frames of any size, pixel format and orientation, which may change between them."""
+    """Convert frames; size, pixel format and orientation may change from frame to frame."""
 
     def __init__(self) -> None:
-        # A filter graph and not `VideoFrame.reformat`: it takes its frames from a pool. Fresh
-        # memory for each costs more, in page faults, than the conversion itself.
+        # A filter graph takes its frames from a pool. `VideoFrame.reformat` allocates each one, and
+        # the page faults cost more than the conversion.
         self._graph: Graph | None = None
         self._kind: tuple[object, ...] = ()
 
     def __call__(self, frame: VideoFrame) -> Image | None:
-        """The pixels of a frame.
+        """Convert a frame.
 
         Returns:
             uint8 [height, width, 3], BGR; None if FFmpeg cannot convert it.
@@ -41,7 +41,7 @@ class PixelConverter:
 
         if frame.colorspace not in SUPPORTED_COLORSPACES:
             frame.colorspace = COLORSPACE_UNSPECIFIED
-        # Only matrix and range are applied; FFmpeg refuses frames with reserved values here.
+        # Only matrix and range are applied; FFmpeg rejects frames with reserved values here.
         frame.color_trc = frame.color_primaries = COLORSPACE_UNSPECIFIED
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         try:
@@ -59,7 +59,7 @@ class PixelConverter:
         from av.filter import Graph
 
         graph = Graph()
-        # The decoder's threads have the other processors.
+        # The decoder's threads use the other processors.
         graph.threads = 1
         source = graph.add(
             "buffer",
@@ -72,7 +72,7 @@ class PixelConverter:
 
 
 def _upright(pixels: Image, frame: VideoFrame) -> Image:
-    """Apply a display matrix, by quarter turns and reflections, as phones write it."""
+    """Apply the display matrix that phones write: quarter turns and reflections."""
     from av.sidedata.sidedata import Type
 
     data = cast("Mapping[Type, Buffer]", frame.side_data).get(Type.DISPLAYMATRIX)

@@ -1,9 +1,9 @@
-"""A process that opens one server and sends what it gives to the one that started it.
+"""A process that reads one server and sends its frames to the parent process.
 
-What a stranger's stream does to a decoder must not end the run.
+A stream that crashes the decoder must not end the run.
 
-The stream and its time limit come as JSON on standard input, which stays open as long as the frames
-are wanted; frames go to standard output, each as a `MESSAGE_HEADER` and its pixels.
+The target and the timeout are read from standard input as JSON. Standard input stays open while
+frames are wanted. Each frame is written to standard output as a `MESSAGE_HEADER` and its pixels.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ..core.errors import FfdError, InputError
 from .ffmpeg import FFmpegCapture
 from .stream_address import Stream
 
-# Kind, height and width (or length of a message), frames that could not be decoded, and three
-# numbers, in the machine's byte order.
+# In the machine's byte order: kind; height and width, or length and 0; number of undecoded frames;
+# timestamp, time of capture, and idle time in seconds.
 MESSAGE_HEADER = struct.Struct("=c3I3d")
 OPENED, FRAME, FAILED = b"O", b"F", b"E"
 
 
 def main() -> None:
-    """Send frames until the stream breaks or nobody wants them any more."""
-    # A service manager ends all processes at once; the one that wants our frames goes first.
+    """Send frames until the stream fails or the parent process ends."""
+    # A service manager signals all processes at once; the parent must end first.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # What FFmpeg or a library prints must not come between frames.
+    # Output that FFmpeg or a library prints must not get between frames.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     order = json.loads(sys.stdin.readline())
@@ -59,10 +59,10 @@ def _send_frames(order: dict[str, float | str], out: BinaryIO) -> NoReturn:
             out.write(MESSAGE_HEADER.pack(FRAME, height, width, capture.broken, *times))
             out.write(memoryview(image.data).cast("B"))
             out.flush()
-    raise InputError("fetch_failed", "the stream broke off")
+    raise InputError("fetch_failed", "the stream was interrupted")
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of standard input, then end, whatever FFmpeg waits for."""
+    """Wait for the end of standard input, then exit, even if FFmpeg is blocked."""
     sys.stdin.read()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A server's stream, read by a process of its own; see `worker`."""
+"""Read a server in a separate process; see `reader_process`."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ import numpy as np
 
 from ..core.errors import BackendError, InputError
 from ..image.decode import Image
-from . import reader_process as worker
+from . import reader_process
 from .capture import Capture, OpenCVCapture
 from .ffmpeg import FFmpegCapture
 from .reader_process import FAILED, FRAME, MESSAGE_HEADER, OPENED
 from .stream_address import Stream
 
-# Seconds that the process may take beyond the limit of what it does.
+# Extra time for the process to report its own timeout.
 TIMEOUT_MARGIN_SECONDS = 2.0
-# How a process ends by its own fault; Windows has fewer of them.
+# Signals of a crash; Windows has fewer of them.
 CRASH_SIGNALS = {
     number
     for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
     if (number := getattr(signal, name, None)) is not None
 }
-# What the process runs: it finds modules where we do.
+# The program of the process; it uses the same module search path.
 _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    f"from {worker.__name__} import main; main()"
+    f"from {reader_process.__name__} import main; main()"
 )
-# Bytes in the pipe on their way, where the system lets us say so: a frame takes fewer turns.
+# Size of the pipe, if the system allows it: a frame then needs fewer reads.
 PIPE_BYTES = 1 << 20
 
 
 def open_capture(stream: Stream, timeout: float) -> Capture:
-    """Open a stream: files and servers by PyAV, each server in a process of its own."""
+    """Open a stream: files and servers with PyAV, each server in a separate process."""
     if stream.kind == "server":
         return RemoteCapture(stream, timeout)
     if stream.kind == "file":
@@ -48,11 +48,11 @@ def open_capture(stream: Stream, timeout: float) -> Capture:
 
 
 class RemoteCapture:
-    """What a `worker` reads. One that crashes, or hangs for good, is an error like any other.
+    """A server that a `reader_process` reads. If the process crashes or hangs, the stream fails.
 
     Args:
         stream: a server.
-        timeout: seconds that opening it, and then each frame, may take.
+        timeout: limit in seconds for opening, and for each frame.
 
     Raises:
         InputError: it cannot be opened.
@@ -67,14 +67,14 @@ class RemoteCapture:
             order = {"target": stream.target, "timeout": timeout}
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
-            # Beside its own limit, the process has to start.
+            # The process also needs time to start.
             length = self._receive(OPENED, 2 * TIMEOUT_MARGIN_SECONDS)[0]
             note = bytearray(length)
             self._fill(memoryview(note), timeout)
             self.note = note.decode() or None
         except OSError:
             self.close()
-            raise InputError("fetch_failed", "its process ended") from None
+            raise InputError("fetch_failed", "the reader process ended") from None
         except BaseException:
             self.close()
             raise
@@ -84,7 +84,7 @@ class RemoteCapture:
 
     @property
     def process(self) -> int:
-        """The number of the process that reads."""
+        """The ID of the reader process."""
         return self._process.pid
 
     def grab(self) -> bool:
@@ -111,11 +111,14 @@ class RemoteCapture:
     def _receive(
         self, expected: bytes, more: float = 0.0
     ) -> tuple[int, int, int, float, float, float]:
-        """The next message's head.
+        """Receive the next message's header.
+
+        Returns:
+            The fields of `MESSAGE_HEADER` after the kind.
 
         Raises:
-            InputError: it is the last one, or there is none.
-            BackendError: the process cannot work.
+            InputError: the stream failed, or no message arrived.
+            BackendError: the process cannot read such streams.
         """
         head = bytearray(MESSAGE_HEADER.size)
         self._fill(memoryview(head), self._timeout + TIMEOUT_MARGIN_SECONDS + more)
@@ -126,45 +129,45 @@ class RemoteCapture:
             code, message = json.loads(text)
             raise InputError(code, message) if code else BackendError(message)
         if kind != expected:
-            raise InputError("fetch_failed", "its process sent what is no frame")
+            raise InputError("fetch_failed", "the reader process sent an invalid message")
         return length, *numbers
 
     def _fill(self, into: memoryview, seconds: float) -> None:
-        """Read as many bytes as there is room for.
+        """Fill a buffer.
 
         Raises:
-            InputError: they do not come.
+            InputError: the bytes do not arrive.
         """
         assert self._process.stdout
         source, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
         while into:
             if not _readable(source, deadline - time.monotonic()):
-                raise InputError("timeout", f"nothing within {self._timeout:g} s")
+                raise InputError("timeout", f"no data within {self._timeout:g} s")
             count = os.readv(source, [into]) if hasattr(os, "readv") else _read(source, into)
             if not count:
-                raise InputError("fetch_failed", self._how_it_ended())
+                raise InputError("fetch_failed", self._exit_reason())
             into = into[count:]
 
-    def _how_it_ended(self) -> str:
+    def _exit_reason(self) -> str:
         with suppress(subprocess.TimeoutExpired):
             code = self._process.wait(TIMEOUT_MARGIN_SECONDS)
             if -code in CRASH_SIGNALS:
-                return f"its decoder crashed (signal {-code})"
+                return f"the decoder crashed (signal {-code})"
             if code < 0:
-                return f"its process was ended (signal {-code}): out of memory?"
-        return "its process ended"
+                return f"the reader process was killed (signal {-code}): out of memory?"
+        return "the reader process ended"
 
 
 def _start() -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(  # noqa: S603 (our own module)
+    process = subprocess.Popen(  # noqa: S603 (this package's module)
         [sys.executable, "-P", "-c", _BOOTSTRAP, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         bufsize=0,
-        # A decoder that a stranger's stream has taken over need not know it.
+        # A malicious stream could exploit the decoder and read the token.
         env={name: value for name, value in os.environ.items() if name != "FFD_TOKEN"},
-        # Ctrl-C is for us: the process ends with its input.
+        # Ctrl-C must reach only the parent: the process ends with its standard input.
         start_new_session=True,
     )
     if sys.platform == "linux":
@@ -178,7 +181,7 @@ def _start() -> subprocess.Popen[bytes]:
 
 def _readable(source: int, seconds: float) -> bool:
     if not hasattr(select, "poll"):
-        # Windows cannot wait for a pipe: the process's own limits have to do.
+        # Windows cannot wait for a pipe: only the process's own timeouts apply.
         return True
     poll = select.poll()
     poll.register(source, select.POLLIN)

@@ -1,4 +1,4 @@
-"""A line at the foot of a terminal: how each stream is."""
+"""Show one status line per stream at the bottom of a terminal."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .frame_result import FrameResult, StreamHealth
 
 
 class StatusLine:
-    """A scene sink that keeps a line for each stream below the rows.
+    """A frame sink that shows one line per stream below the rows.
 
     Args:
-        console: a terminal, on which rows may be printed too.
+        console: a terminal; rows may be printed on it too.
     """
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def show(self, frame_result: FrameResult) -> None:
-        """Nothing: lines change with the ticks."""
+        """Do nothing: lines change with each tick."""
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Draw the lines anew."""
-        # The terminal may be gone; the run goes on.
+        """Redraw the lines."""
+        # The run continues if the terminal has been closed.
         with suppress(OSError):
             self._live.update(Text("\n").join(map(_line, sources)), refresh=True)
 

@@ -1,4 +1,4 @@
-"""Which sources are streams, and what they may be called where anybody can read it."""
+"""Recognise streams among sources, and give them names without credentials."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .video_signature import SIGNATURE_BYTES, is_video
 
 Kind = Literal["file", "camera", "server", "pipeline"]
 
-# What FFmpeg can play from a network, besides http.
+# Network protocols of FFmpeg, besides http.
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
 WEB_SCHEMES = ("http", "https")
 VIDEO_EXTENSIONS = tuple(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
-# In a path of this machine a video without timestamps; at an address, a camera.
+# A local path with it is a video without timestamps; an address is a camera.
 MJPEG_EXTENSIONS = (".mjpeg", ".mjpg")
 PLAYLIST_EXTENSIONS = (".m3u8", ".mpd")
 
@@ -34,9 +34,9 @@ class Stream:
     """A source of frames.
 
     Attributes:
-        name: what rows, pictures and messages call it; without credentials.
-        target: what is opened: a path, an address, a camera's number or a GStreamer pipeline. It
-            may hold a password, so it is not part of the representation.
+        name: its name in rows, pictures and messages; without credentials.
+        target: a path, an address, a camera's number or a GStreamer pipeline. It may contain a
+            password and is not part of the representation.
         kind: `file`, `camera`, `server` or `pipeline`.
     """
 
@@ -46,45 +46,45 @@ class Stream:
 
     @property
     def live(self) -> bool:
-        """Whether it goes on without us, so that frames have to be dropped when we are late."""
+        """True if frames arrive in real time, and must be dropped when classification is slower."""
         return self.kind != "file"
 
 
 def is_stream(source: str, web: bool = False) -> bool:
-    """Whether a source is a stream and not pictures.
+    """Return True if a source is a stream, not pictures.
 
     Args:
         source: as on the command line.
-        web: every http and https address is a stream, whatever its ending.
+        web: treat each http and https address as a stream, regardless of its extension.
     """
     _, target = _split(source)
     scheme = _scheme(target)
     if scheme in WEB_SCHEMES:
-        endings = VIDEO_EXTENSIONS + MJPEG_EXTENSIONS + PLAYLIST_EXTENSIONS
-        return web or urlsplit(target).path.lower().endswith(endings)
+        extensions = VIDEO_EXTENSIONS + MJPEG_EXTENSIONS + PLAYLIST_EXTENSIONS
+        return web or urlsplit(target).path.lower().endswith(extensions)
     if scheme:
         return scheme in STREAM_SCHEMES
     return _is_camera(target) or is_video_file(source)
 
 
 def is_video_file(path: str) -> bool:
-    """Whether a source is a file of this machine that is a video: by name, or by content."""
+    """Return True if a source is a local video file, by name or by content."""
     if not _is_file(path):
         return False
     return is_named_video(path) or _holds_video(path)
 
 
 def is_named_video(path: str) -> bool:
-    """Whether a path is called like a video."""
+    """Return True if a path has the extension of a video."""
     return path.lower().endswith(VIDEO_EXTENSIONS + MJPEG_EXTENSIONS)
 
 
 def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
-    """Streams, each under a name of its own.
+    """Turn sources into streams with unique names.
 
     Args:
-        sources: as on the command line; `NAME=ADDRESS` gives a name.
-        gst: they are GStreamer pipelines.
+        sources: as on the command line; `NAME=ADDRESS` sets the name.
+        gst: the sources are GStreamer pipelines.
     """
     streams: list[Stream] = []
     seen: Counter[str] = Counter()
@@ -92,7 +92,7 @@ def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
         stream = _to_stream(source, gst)
         seen[stream.name] += 1
         if seen[stream.name] > 1:
-            # Two addresses may differ in their credentials alone.
+            # Addresses may differ only in their credentials.
             stream = Stream(f"{stream.name}#{seen[stream.name]}", stream.target, stream.kind)
         streams.append(stream)
     return streams
@@ -110,19 +110,19 @@ def _to_stream(source: str, gst: bool) -> Stream:
 
 
 def _as_path(file: str) -> str:
-    """A file's path, which FFmpeg cannot take for an address: `cam:1.mp4` would be one."""
+    """Return a path that FFmpeg cannot take for an address, as it would `cam:1.mp4`."""
     special = ":" in file or "," in file
     return os.path.join(os.curdir, file) if special and not os.path.isabs(file) else file
 
 
 def _split(source: str) -> tuple[str, str]:
-    """The name before an address, empty without one, and the address."""
+    """Split `NAME=ADDRESS`; the name is empty if there is none."""
     named = None if os.path.lexists(source.partition("\0")[0]) else _NAMED.match(source)
     return (named[1], source[named.end() :]) if named else ("", source)
 
 
 def _is_download(address: str) -> bool:
-    """Whether an address is a file's, which has an end, and frames that wait for us."""
+    """Return True if an address is that of a file: it has an end, and no frame is dropped."""
     path = urlsplit(address).path.lower()
     return _scheme(address) in WEB_SCHEMES and path.endswith(VIDEO_EXTENSIONS)
 

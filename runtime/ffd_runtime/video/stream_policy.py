@@ -1,24 +1,24 @@
-"""How streams are read."""
+"""How streams are read: timeouts, retries and frame sampling."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Seconds by which the time between two frames may be wrong: both are rounded to milliseconds.
+# Timestamps are rounded to milliseconds.
 ROUNDING_SECONDS = 1e-3
 
 
 @dataclass(frozen=True)
 class StreamPolicy:
-    """Limits and choices of reading.
+    """Timeouts, retries and sampling.
 
     Attributes:
-        timeout: seconds that opening a stream, and then each frame, may take.
-        retries: how often a live stream is tried again in a row; None for ever.
-        every: only each so-manieth frame is classified.
-        fps: at most so many frames a second are classified; None for all.
-        initial_backoff: seconds before a stream is tried again, at most.
-        max_backoff: seconds that a wait grows to.
+        timeout: limit in seconds for opening a stream, and for each frame.
+        retries: number of consecutive retries of a live stream; None for no limit.
+        every: classify only each Nth frame.
+        fps: maximum number of frames per second to classify; None for no limit.
+        initial_backoff: upper bound of the first delay before a retry in seconds.
+        max_backoff: upper bound of every delay in seconds.
 
     Raises:
         ValueError: a number is out of range.
@@ -40,15 +40,16 @@ class StreamPolicy:
             raise ValueError(f"every and fps must be positive, not {self.every} and {self.fps}")
         if not 0 < self.initial_backoff <= self.max_backoff:
             raise ValueError(
-                f"waits must be positive and grow: {self.initial_backoff}, {self.max_backoff}"
+                "initial_backoff must be positive and at most max_backoff, not "
+                f"{self.initial_backoff} and {self.max_backoff}"
             )
 
 
 class FrameSampler:
-    """Which frames are classified.
+    """Select the frames to classify.
 
     Args:
-        policy: its `every` and `fps`.
+        policy: its `every` and `fps` are used.
     """
 
     def __init__(self, policy: StreamPolicy) -> None:
@@ -57,11 +58,11 @@ class FrameSampler:
         self._due: float | None = None
 
     def takes(self, number: int, at: float) -> bool:
-        """Whether a frame is one of them.
+        """Return True if a frame is to be classified.
 
         Args:
             number: of the frame, from 0.
-            at: its time in seconds, in frames' order.
+            at: its time in seconds, ascending.
         """
         if number % self._every:
             return False

@@ -1,4 +1,4 @@
-"""A thread for each stream, which reads it and brings it back when it breaks."""
+"""Read a stream in a thread, and reconnect when it fails."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from .stream_policy import FrameSampler, StreamPolicy
 
 # Frames of a file that are decoded ahead.
 MAX_BUFFERED_FRAMES = 4
-# Seconds, and frames, over which the frame rate is counted.
+# The window over which the frame rate is measured.
 FPS_WINDOW_SECONDS = 5.0
 FPS_WINDOW_FRAMES = 600
-# Seconds of lag at which a connection is given up: a new one begins with what is now.
+# A connection with a larger lag is closed: a new one starts at the current frame.
 MAX_LAG_SECONDS = 5.0
-# Seconds beyond its timeout at which a wait is called one that nothing can interrupt: more than a
-# stream's process may take.
+# A call that exceeds its timeout by this much is reported as hanging. A reader process needs less.
 HANG_MARGIN_SECONDS = 5.0
 
 OpenCapture = Callable[[Stream, float], Capture]
@@ -40,8 +39,8 @@ class StreamReader(ABC):
 
     Args:
         stream: what to read.
-        policy: how.
-        changed: notified when there is a frame, and when there will be none for a while.
+        policy: timeouts, retries and sampling.
+        changed: notified when there is a frame or the state changes.
         open_capture: opens the stream.
     """
 
@@ -58,19 +57,19 @@ class StreamReader(ABC):
         self._open_capture = open_capture
         self._sampler = FrameSampler(policy)
         self._stop = Event()
-        # Below: written by the thread, read by others, under `changed`.
+        # Written by the thread and read by others, guarded by `changed`.
         self._health = StreamHealth(stream.name, stream.live, "connecting")
         self._frames: deque[Frame] = deque()
         self._arrivals: deque[float] = deque(maxlen=FPS_WINDOW_FRAMES)
         self._blocked_since: float | None = None
         self._next_try: float | None = None
         self._fatal: FfdError | None = None
-        # Of captures that are closed.
+        # Total of the captures that are closed.
         self._undecoded = 0
         self._thread = Thread(target=self._run, name=f"ffd-stream {stream.name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -80,37 +79,37 @@ class StreamReader(ABC):
             self._changed.notify_all()
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread, which may be held by what nothing can interrupt."""
+        """Wait for the thread, at most `timeout` seconds: a blocked call cannot be interrupted."""
         self._thread.join(timeout)
 
     def has_frame(self) -> bool:
-        """Whether `take` would give one. Called under `changed`."""
+        """Return True if `take` would return a frame. The caller holds `changed`."""
         return bool(self._frames)
 
     def take(self) -> Frame | None:
-        """The frame whose turn it is, if there is one."""
+        """Return the next frame, or None."""
         with self._changed:
             if not self._frames:
                 return None
-            # There is room for another.
+            # There is room for another frame.
             self._changed.notify_all()
             return self._frames.popleft()
 
-    def require_fit(self) -> None:
-        """Raise what shows that this machine cannot read such streams at all.
+    def raise_fatal(self) -> None:
+        """Raise the error, if any, that shows that this machine cannot read such streams.
 
         Raises:
-            FfdError: the reason.
+            FfdError: the error.
         """
         if self._fatal:
             raise self._fatal
 
     def done(self) -> bool:
-        """Whether no frame will come any more. Called under `changed`."""
+        """Return True if there will be no more frames. The caller holds `changed`."""
         return self._health.state in ("failed", "ended") and not self.has_frame()
 
     def health(self) -> StreamHealth:
-        """How the stream is now."""
+        """Return the current health of the stream."""
         now = time.monotonic()
         with self._changed:
             self._forget_arrivals(now)
@@ -120,16 +119,16 @@ class StreamReader(ABC):
             health = replace(self._health, fps=fps, next_try=left)
             since = self._blocked_since
         if since is not None and now - since > self._policy.timeout + HANG_MARGIN_SECONDS:
-            # A driver or a name server that says neither yes nor no.
-            error = "it hangs: the system does not answer"
+            # A driver or a name server that does not respond.
+            error = "it hangs: the system does not respond"
             return replace(health, state="waiting", error=error, code="timeout")
         return health
 
     def count_analysed(self, age: float) -> StreamHealth:
-        """Count a frame that was classified.
+        """Count a classified frame, and return the health of the stream.
 
         Args:
-            age: seconds from its capture to its verdict.
+            age: seconds from its capture to its result.
         """
         with self._changed:
             self._change(analysed=self._health.analysed + 1, age=age)
@@ -140,7 +139,7 @@ class StreamReader(ABC):
             self._read()
         except FfdError as error:
             self._fatal = error
-        except Exception as error:  # whatever one stream does, the others go on
+        except Exception as error:  # one stream must not end the others
             reason = f"it cannot be read ({type(error).__name__}: {error})"
             self._end("failed", InputError("read_failed", reason))
         finally:
@@ -153,7 +152,7 @@ class StreamReader(ABC):
 
     @contextmanager
     def _opened(self) -> Iterator[Capture]:
-        """The stream, open.
+        """Open the stream, and close it at the end.
 
         Raises:
             InputError: it cannot be opened.
@@ -175,7 +174,7 @@ class StreamReader(ABC):
 
     @contextmanager
     def _blocked(self) -> Iterator[None]:
-        """Notes since when something is waited for that may never come back."""
+        """Record the start of a call that may never return."""
         self._blocked_since = time.monotonic()
         try:
             yield
@@ -183,16 +182,16 @@ class StreamReader(ABC):
             self._blocked_since = None
 
     def _forget_arrivals(self, now: float) -> None:
-        """Under `changed`."""
+        """Remove old arrivals. The caller holds `changed`."""
         while self._arrivals and now - self._arrivals[0] > FPS_WINDOW_SECONDS:
             self._arrivals.popleft()
 
     def _change(self, **values: object) -> None:
-        """Under `changed`."""
+        """Update the health. The caller holds `changed`."""
         self._health = replace(self._health, **values)  # type: ignore[arg-type]
 
     def _count(self, image: Image | None, capture: Capture) -> None:
-        """A frame has come, and was decoded if it is to be classified; under `changed`."""
+        """Count a received frame; `image` is None if it is skipped. The caller holds `changed`."""
         now = time.monotonic()
         self._forget_arrivals(now)
         self._arrivals.append(now)
@@ -215,7 +214,7 @@ class StreamReader(ABC):
 
 
 class FileReader(StreamReader):
-    """Reads a video file: every frame in order, some ahead."""
+    """Read a video file: every frame in order, a few ahead."""
 
     def _read(self) -> None:
         try:
@@ -230,7 +229,7 @@ class FileReader(StreamReader):
         """Read to the end.
 
         Raises:
-            InputError: it is not where it should be, or frames could not be decoded.
+            InputError: the file is truncated, or frames could not be decoded.
         """
         number = 0
         while not self._stop.is_set() and self._grab(capture):
@@ -239,10 +238,10 @@ class FileReader(StreamReader):
             with self._changed:
                 self._count(image, capture)
             if image is not None:
-                self._give(Frame(self.stream.name, number, image, capture.grabbed, at))
+                self._put(Frame(self.stream.name, number, image, capture.grabbed, at))
             number += 1
 
-    def _give(self, frame: Frame) -> None:
+    def _put(self, frame: Frame) -> None:
         with self._changed:
             while len(self._frames) >= MAX_BUFFERED_FRAMES and not self._stop.is_set():
                 self._changed.wait()
@@ -251,29 +250,30 @@ class FileReader(StreamReader):
 
 
 class LiveReader(StreamReader):
-    """Reads a camera or server: its newest frame wins, and it is brought back when it breaks."""
+    """Read a camera or server: keep only the newest frame, and reconnect when it fails."""
 
     _number = 0
     _broken_at: float | None = None
 
     def _read(self) -> None:
         backoff = Backoff(self._policy.initial_backoff, self._policy.max_backoff)
-        tries = 0
+        failures = 0
         while not self._stop.is_set():
             first, begin = self._number, time.monotonic()
             failure = self._play()
             if self._stop.is_set():
                 break
-            tries = tries + 1 if self._number == first else 1
-            if self._policy.retries is not None and tries > self._policy.retries:
+            played = self._number > first
+            failures = 1 if played else failures + 1
+            if self._policy.retries is not None and failures > self._policy.retries:
                 self._end("failed", failure)
                 return
-            backoff.played(time.monotonic() - begin if self._number > first else 0.0)
-            self._wait(failure, backoff.wait())
+            backoff.record_success(time.monotonic() - begin if played else 0.0)
+            self._wait(failure, backoff.next_delay())
         self._end("ended")
 
     def _play(self) -> InputError:
-        """Read until it breaks; the reason."""
+        """Read until the stream fails; return the reason."""
         try:
             with self._opened() as capture:
                 lag = LagEstimator()
@@ -283,34 +283,35 @@ class LiveReader(StreamReader):
             return error
         except FfdError:
             raise
-        except Exception as error:  # such as no more processes; it may pass
+        except Exception as error:  # may be temporary, such as a process limit
             reason = f"it cannot be read ({type(error).__name__}: {error})"
             return InputError("read_failed", reason)
         return InputError("fetch_failed", "stopped")
 
-    def _read_frame(self, capture: Capture, lag: LagEstimator) -> None:
-        """Take one frame from the stream.
+    def _read_frame(self, capture: Capture, lag_estimator: LagEstimator) -> None:
+        """Read one frame.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or it is too late.
         """
         if not self._grab(capture):
-            raise InputError("fetch_failed", "the stream broke off")
+            raise InputError("fetch_failed", "the stream was interrupted")
         now = capture.grabbed
-        timed = self.stream.kind == "server"
-        late = lag.measure(capture.timestamp(), now, capture.waited) if timed else 0.0
-        if late > MAX_LAG_SECONDS:
-            raise InputError("fetch_failed", f"its frames came {late:.1f} s late")
+        lag = 0.0
+        if self.stream.kind == "server":
+            lag = lag_estimator.measure(capture.timestamp(), now, capture.waited)
+        if lag > MAX_LAG_SECONDS:
+            raise InputError("fetch_failed", f"its frames arrive {lag:.1f} s late")
         frame = None
         if self._sampler.takes(self._number, now):
             image = capture.retrieve()
             if image is None:
                 raise InputError("fetch_failed", "a frame could not be decoded")
-            frame = Frame(self.stream.name, self._number, image, now, time.time(), late)
-        self._give(frame, capture)
+            frame = Frame(self.stream.name, self._number, image, now, time.time(), lag)
+        self._put(frame, capture)
         self._number += 1
 
-    def _give(self, frame: Frame | None, capture: Capture) -> None:
+    def _put(self, frame: Frame | None, capture: Capture) -> None:
         with self._changed:
             if self._broken_at is not None:
                 self._change(outage=time.monotonic() - self._broken_at)

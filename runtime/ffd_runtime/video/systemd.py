@@ -1,4 +1,4 @@
-"""Tells systemd that the run goes on, where it was started as a service of `Type=notify`."""
+"""Notify systemd that the run is ready and alive, in a service of `Type=notify`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .frame_result import FrameResult, StreamHealth
 
 
 class SystemdNotifier:
-    """A sink that sends systemd's notifications; it does nothing where nobody listens.
+    """A frame sink that notifies systemd; it does nothing outside such a service.
 
-    `READY=1` comes with the first tick, `WATCHDOG=1` with each: a loop that hangs is noticed by
-    `WatchdogSec=`. Protocol: sd_notify(3).
+    The first tick sends `READY=1`, each tick `WATCHDOG=1`, so that `WatchdogSec=` detects a loop
+    that hangs. Protocol: sd_notify(3).
     """
 
     def __init__(self) -> None:
@@ -23,14 +23,14 @@ class SystemdNotifier:
         self._status = ""
         if address[:1] in ("/", "@") and hasattr(socket, "AF_UNIX"):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            # An @ stands for the NUL of an abstract name.
+            # In an abstract name, @ stands for NUL.
             self._address = address.replace("@", "\0", 1) if address[0] == "@" else address
 
     def show(self, frame_result: FrameResult) -> None:
-        """Nothing: a tick follows soon."""
+        """Do nothing: a tick follows soon."""
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Say that the loop goes on, and how many sources play."""
+        """Send the watchdog signal, and the number of playing sources if it changed."""
         if self._socket is None:
             return
         playing = sum(health.state == "playing" for health in sources)
@@ -44,7 +44,7 @@ class SystemdNotifier:
         try:
             self._socket.sendto(text.encode(), self._address)
         except OSError:
-            # Nobody listens any more; the next tick tries again.
+            # Nobody receives it; the next tick tries again.
             return
 
     def __enter__(self) -> Self:

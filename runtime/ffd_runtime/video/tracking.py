@@ -1,4 +1,4 @@
-"""Faces followed through a stream, each with a verdict that is smoothed over time."""
+"""Track faces through a stream, and smooth the label of each over time."""
 
 from __future__ import annotations
 
@@ -15,41 +15,43 @@ from ..model.card import ModelCard
 
 Corners = npt.NDArray[np.float64]
 
-# Share of their union that a face's box and the place where it is expected must have in common:
-# SORT's (Bewley et al., "Simple Online and Realtime Tracking", ICIP 2016).
+# IoU of a face's box and a track's predicted box, as in SORT (Bewley et al., "Simple Online and
+# Realtime Tracking", ICIP 2016).
 MIN_IOU = 0.3
-# Seconds for which a face is expected to move on as it did, and in which what is known of its
-# motion is renewed by half, for boxes jitter. Of simulated pairs of faces that pass each other (2
-# to 25 frames a second, 0.5 to 2 widths a second each, jitter of 3 % of a width), both kept their
-# numbers in 85 %, without a guess in 46 %. Most of the others were too fast for 2 frames a second.
+# Limit for the extrapolation of motion, and half-life of the smoothed velocity: boxes jitter. In
+# simulations of two faces that pass each other (2 to 25 frames per second, 0.5 to 2 widths per
+# second each, jitter of 3 % of a width), both kept their numbers in 85 % of cases, without
+# prediction in 46 %. Most of the others were too fast for 2 frames per second.
 MAX_PREDICTION_SECONDS = 0.75
 VELOCITY_HALF_LIFE_SECONDS = 0.3
-# Most seconds between two frames of a slow stream in which faces are still the same.
+# Limit for how long a track is kept in streams with a low frame rate.
 MAX_GAP_SECONDS = 5.0
 
-# Log-odds beyond which a frame counts no more, so that a single one cannot decide; where a border
-# of the card is further out, it lies `LOG_ODDS_HEADROOM` beyond that border.
+# The log-odds of a frame are clipped here, so that no single frame decides. If a threshold of the
+# card is further out, the limit is `LOG_ODDS_HEADROOM` beyond it.
 MAX_LOG_ODDS = 6.0
 LOG_ODDS_HEADROOM = 2.0
-# Log-odds by which the smoothed verdict must pass a border to become another one: when it rests on
-# a single frame, and at least. With independent noise of deviation 2 around any mean, simulated
-# labels flip at most once in 400 frames; with 0.5 at least, 6 times.
+# The smoothed log-odds must pass a threshold by a margin to change the label. The margin shrinks
+# with the number of frames, from the first value to the minimum. With independent noise of standard
+# deviation 2 around any mean, simulated labels flip at most once in 400 frames; with a minimum of
+# 0.5, six times.
 FIRST_MARGIN_LOG_ODDS = 2.0
 MIN_MARGIN_LOG_ODDS = 1.0
 LABELS = ("groundtruth", "unsure", "generated")
 
 
 class GreedyIouTracker:
-    """Gives the faces of one source numbers and verdicts that last.
+    """Assign track numbers and smoothed labels to the faces of one source.
 
-    A face is the one whose expected place it overlaps most. Its verdict is that on the decayed
-    average of its log-odds, and changes only when the average has clearly passed a border.
+    Faces are matched greedily to predicted boxes, in descending order of IoU. The label of a track
+    is that of the exponentially decayed average of its log-odds. It changes only when the average
+    passes a threshold by a margin.
 
     Args:
         card: of the model that gave the scores.
         forget: seconds after which a face that is not seen is forgotten; in streams with fewer
             than two frames in that time, after two frames, at most `MAX_GAP_SECONDS`.
-        half_life: seconds after which a frame counts half.
+        half_life: seconds after which the weight of a frame is halved.
 
     Example:
         >>> from ffd_runtime.model.card import ModelCard, Provenance
@@ -67,68 +69,68 @@ class GreedyIouTracker:
         self._forget = forget
         self._half_life = half_life
         low, high = card.unsure
-        # With a high of 1 no score is `generated`; with a low of 0 the log-odds say it themselves.
-        self._borders = _log_odds(low), _log_odds(high)
-        reached = [abs(border) for border in self._borders if math.isfinite(border)]
-        self._most = max([MAX_LOG_ODDS, *(border + LOG_ODDS_HEADROOM for border in reached)])
+        # A threshold of 0 or 1 becomes an infinite one.
+        self._thresholds = _log_odds(low), _log_odds(high)
+        finite = [abs(value) for value in self._thresholds if math.isfinite(value)]
+        self._max_log_odds = max([MAX_LOG_ODDS, *(value + LOG_ODDS_HEADROOM for value in finite)])
         self._tracks: list[_Track] = []
-        self._given = 0
+        self._last_number = 0
         self._at: float | None = None
         self._gap = 0.0
 
     def update(self, results: Sequence[Result], at: float) -> list[Result]:
-        """The results of one frame, each with its `track`, in the same order.
+        """Return the results of one frame, each with its `track`, in the same order.
 
         Args:
-            results: a result for each face, or one for the whole picture, which is always track 1.
-                Those with a reason or an error are followed, but say nothing about their face.
-            at: seconds of the stream's clock; where it goes back, or on by more than a gap, all is
+            results: one per face, or one for the whole frame, which is always track 1. Those with a
+                reason or an error are tracked, but their scores do not count.
+            at: seconds of the stream's clock; after a step back or a long gap, all tracks are
                 forgotten.
         """
         self._forget_old(at)
-        tracks = self._follow([result.face for result in results], at)
+        tracks = self._assign_tracks([result.face for result in results], at)
         return [
-            dataclasses.replace(result, track=self._judge(track, result, at))
+            dataclasses.replace(result, track=self._update_label(track, result, at))
             for result, track in zip(results, tracks, strict=True)
         ]
 
     def _forget_old(self, at: float) -> None:
         gap = 0.0 if self._at is None else at - self._at
-        patience = max(self._forget, min(2 * self._gap, MAX_GAP_SECONDS))
+        max_age = max(self._forget, min(2 * self._gap, MAX_GAP_SECONDS))
         self._at, self._gap = at, gap
         lost = gap < 0
-        self._tracks = [t for t in self._tracks if not lost and at - t.seen <= patience]
+        self._tracks = [t for t in self._tracks if not lost and at - t.seen <= max_age]
 
-    def _follow(self, faces: Sequence[Box | None], at: float) -> list[_Track]:
-        """The track of each face, moved to where it is now."""
+    def _assign_tracks(self, faces: Sequence[Box | None], at: float) -> list[_Track]:
+        """Return the track of each face, moved to its box."""
         boxes = [_corners(face) for face in faces]
-        matches = _match(boxes, [track.expected(at) for track in self._tracks])
-        followed = []
+        matches = _match(boxes, [track.predict(at) for track in self._tracks])
+        assigned = []
         for face, box, match in zip(faces, boxes, matches, strict=True):
             if match is None:
-                number = 1 if face is None else self._given + 1
-                self._given = max(self._given, number)
+                number = 1 if face is None else self._last_number + 1
+                self._last_number = max(self._last_number, number)
                 track = _Track(number, box, at)
                 self._tracks.append(track)
             else:
                 track = self._tracks[match]
                 track.move(box, at)
-            followed.append(track)
-        return followed
+            assigned.append(track)
+        return assigned
 
-    def _judge(self, track: _Track, result: Result, at: float) -> Track:
+    def _update_label(self, track: _Track, result: Result, at: float) -> Track:
         if result.score is not None and result.reason is None and result.error is None:
-            evidence = min(max(_log_odds(result.score), -self._most), self._most)
-            track.weigh(evidence, at, self._half_life)
+            log_odds = min(max(_log_odds(result.score), -self._max_log_odds), self._max_log_odds)
+            track.add_score(log_odds, at, self._half_life)
             track.label = self._label(track)
         score = 1 / (1 + math.exp(-track.mean)) if track.weight else None
         return Track(track.number, track.label or "unsure", score)
 
     def _label(self, track: _Track) -> str:
-        """The label that a track has now: its last one unless the mean is clearly elsewhere."""
+        """Return the label of a track: the last one, unless the mean passed a threshold clearly."""
         if track.label is None:
             return self._label_of(track.mean)
-        # As of any mean of so many frames, its error falls with the root of their number.
+        # The error of a mean decreases with the square root of the number of frames.
         margin = max(MIN_MARGIN_LOG_ODDS, FIRST_MARGIN_LOG_ODDS / math.sqrt(track.weight))
         lowest, highest = (self._label_of(track.mean + way * margin) for way in (-1, 1))
         order = LABELS.index
@@ -137,8 +139,8 @@ class GreedyIouTracker:
         return highest if order(highest) < order(track.label) else track.label
 
     def _label_of(self, mean: float) -> str:
-        """`ModelCard.verdict` of log-odds."""
-        low, high = self._borders
+        """Return `ModelCard.verdict` for log-odds."""
+        low, high = self._thresholds
         if mean >= high:
             return "generated"
         return "groundtruth" if mean < low else "unsure"
@@ -146,47 +148,49 @@ class GreedyIouTracker:
 
 @dataclass
 class _Track:
-    """What is known of a face.
+    """The state of a track.
 
     Attributes:
         number: see `Track`.
         box: left, top, right and bottom in pixels.
-        seen: when it was last, in seconds.
-        speed: of its centre, in pixels a second, smoothed.
-        label: the last verdict; None before the first clear view.
-        mean: average log-odds of its clear views, decayed.
-        weight: clear views in it, decayed.
-        weighed: when the last of them was, in seconds.
+        seen: time of the last box in seconds.
+        velocity: of its centre in pixels per second, smoothed; None after the first box.
+        label: the last label; None before the first score that counts.
+        mean: decayed average of the log-odds.
+        weight: decayed number of scores in the average.
+        scored: time of the last score in seconds.
     """
 
     number: int
     box: Corners
     seen: float
-    speed: npt.NDArray[np.float64] | None = None
+    velocity: npt.NDArray[np.float64] | None = None
     label: str | None = None
     mean: float = 0.0
     weight: float = 0.0
-    weighed: float = 0.0
+    scored: float = 0.0
 
-    def expected(self, at: float) -> Corners:
-        """Its box at a moment, if it goes on as it did."""
-        if self.speed is None:
+    def predict(self, at: float) -> Corners:
+        """Return its box at a time, extrapolated with its velocity."""
+        if self.velocity is None:
             return self.box
-        return self.box + np.tile(self.speed * min(at - self.seen, MAX_PREDICTION_SECONDS), 2)
+        return self.box + np.tile(self.velocity * min(at - self.seen, MAX_PREDICTION_SECONDS), 2)
 
     def move(self, box: Corners, at: float) -> None:
-        """Take in where it is."""
+        """Move to a new box, and update the velocity."""
         if (gap := at - self.seen) > 0:
             moved = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2 / gap
             kept = 0.5 ** (gap / VELOCITY_HALF_LIFE_SECONDS)
-            self.speed = moved if self.speed is None else kept * self.speed + (1 - kept) * moved
+            self.velocity = (
+                moved if self.velocity is None else kept * self.velocity + (1 - kept) * moved
+            )
         self.box, self.seen = box, at
 
-    def weigh(self, evidence: float, at: float, half_life: float) -> None:
-        """Take in a clear view."""
-        self.weight = self.weight * 0.5 ** ((at - self.weighed) / half_life) + 1
-        self.mean += (evidence - self.mean) / self.weight
-        self.weighed = at
+    def add_score(self, log_odds: float, at: float, half_life: float) -> None:
+        """Add the log-odds of a frame to the average."""
+        self.weight = self.weight * 0.5 ** ((at - self.scored) / half_life) + 1
+        self.mean += (log_odds - self.mean) / self.weight
+        self.scored = at
 
 
 def _log_odds(score: float) -> float:
@@ -195,26 +199,26 @@ def _log_odds(score: float) -> float:
     return math.inf if score >= 1 else math.log(score) - math.log1p(-score)
 
 
-# What stands for the whole picture: a box that is like itself and like no face's.
+# Stands for the whole frame: a box that matches itself and no face.
 _WHOLE_FRAME = (-1.0, -1.0, 0.0, 0.0)
 
 
 def _corners(face: Box | None) -> Corners:
-    """Left, top, right and bottom."""
+    """Return left, top, right and bottom."""
     if face is None:
         return np.array(_WHOLE_FRAME)
     x, y, width, height = face
     return np.array([x, y, x + width, y + height], np.float64)
 
 
-def _match(boxes: Sequence[Corners], expected: Sequence[Corners]) -> list[int | None]:
-    """For each box the expected one that it is: the pairs that overlap most come first."""
+def _match(boxes: Sequence[Corners], predicted: Sequence[Corners]) -> list[int | None]:
+    """Match boxes greedily to predicted ones, by descending IoU; None for those without match."""
     matches: list[int | None] = [None] * len(boxes)
-    if not boxes or not expected:
+    if not boxes or not predicted:
         return matches
-    overlap = _overlap(np.array(boxes)[:, None], np.array(expected))
-    pairs = np.argwhere(overlap >= MIN_IOU)
-    best = np.argsort(-overlap[overlap >= MIN_IOU], kind="stable")
+    iou = _iou(np.array(boxes)[:, None], np.array(predicted))
+    pairs = np.argwhere(iou >= MIN_IOU)
+    best = np.argsort(-iou[iou >= MIN_IOU], kind="stable")
     taken = set()
     for box, other in pairs[best].tolist():
         if matches[box] is None and other not in taken:
@@ -223,13 +227,13 @@ def _match(boxes: Sequence[Corners], expected: Sequence[Corners]) -> list[int | 
     return matches
 
 
-def _overlap(boxes: Corners, others: Corners) -> npt.NDArray[np.float64]:
-    """Intersection over union of boxes, as numpy broadcasts them; 0 for those without a size."""
-    common = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(
+def _iou(boxes: Corners, others: Corners) -> npt.NDArray[np.float64]:
+    """Return the IoU of boxes, broadcast as in numpy; 0 for empty boxes."""
+    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(
         boxes[..., :2], others[..., :2]
     )
-    shared = common.clip(0).prod(axis=-1)
+    intersection = sides.clip(0).prod(axis=-1)
     sizes = [(box[..., 2:] - box[..., :2]).prod(axis=-1) for box in (boxes, others)]
-    union = sizes[0] + sizes[1] - shared
-    share: npt.NDArray[np.float64] = shared / np.where(union > 0, union, 1.0)
-    return share
+    union = sizes[0] + sizes[1] - intersection
+    iou: npt.NDArray[np.float64] = intersection / np.where(union > 0, union, 1.0)
+    return iou

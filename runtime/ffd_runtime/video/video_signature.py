@@ -1,4 +1,4 @@
-"""Recognise videos by their first bytes, for files whose names do not say what they are."""
+"""Recognise videos by their first bytes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 
 # Bytes that `is_video` needs: three packets of a transport stream with time codes.
 SIGNATURE_BYTES = 2 * 192 + 5
-# Brands of pictures (HEIF, AVIF, JPEG XL, JPEG 2000, Canon's raw files) and of sound, in the same
-# container as MP4's.
+# Brands of pictures (HEIF, AVIF, JPEG XL, JPEG 2000, Canon raw) and of audio in an MP4 container.
 _NON_VIDEO_BRANDS = re.compile(
     rb"heic|heix|heim|heis|hevc|hevx|mif1|msf1|miaf|avif|avis|jxl |jp2 |jpx |crx |M4A |M4B |M4P "
 )
@@ -24,15 +23,15 @@ _SIGNATURES = re.compile(
     rb"|OggS.{24,}(?:\x80theora|BBCD|\x01video)",
     re.DOTALL,
 )
-# QuickTime's files before `ftyp` was invented, and those of recorders that write it last.
+# First atoms of QuickTime files without a leading `ftyp`.
 _QUICKTIME_ATOMS = (b"moov", b"mdat", b"wide", b"pnot")
 
 
 def is_video(head: bytes) -> bool:
-    """Whether a file is a video, as far as its beginning tells.
+    """Return True if the first bytes of a file are those of a video.
 
     Args:
-        head: its first `SIGNATURE_BYTES` bytes, or all of it.
+        head: the first `SIGNATURE_BYTES` bytes, or the whole file if it is shorter.
     """
     kind = head[4:8]
     if kind == b"ftyp":
@@ -41,7 +40,7 @@ def is_video(head: bytes) -> bool:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """Whether a sync byte begins each packet: of 188 bytes, or 192 with a time code before it."""
+    """Check the sync byte of each packet: of 188 bytes, or 192 with a time code before it."""
     for size, first in ((188, 0), (192, 4)):
         if len(head) > first + 2 * size and set(head[first::size][:3]) == {0x47}:
             return True

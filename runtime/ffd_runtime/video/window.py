@@ -1,4 +1,4 @@
-"""A window on the machine's own screen: what streams show, as it comes."""
+"""Show streams in a window on this machine's screen."""
 
 from __future__ import annotations
 
@@ -31,39 +31,37 @@ log = logging.getLogger(__name__)
 WINDOW_NAME = "ffd"
 KEYS = {"q, Esc": "quit", "h": "heatmap", "s": "save this picture", "?, F1": "show these keys"}
 
-# The largest picture that is made, in pixels: what makes it larger is the window.
+# Larger windows enlarge a picture of this size.
 MAX_SIZE_PX = (1920, 1080)
-# Of the window when it opens, at most; and of what it shows before the first frame.
+# Maximum size of the window when it opens, and its size before the first frame.
 MAX_INITIAL_SIZE_PX = (1280, 720)
 PLACEHOLDER_SIZE_PX = (640, 480)
-# Pictures a second that are shown at most: each costs some three milliseconds of the frame loop,
-# most of them for Qt's turn.
+# Each picture costs about 3 ms of the frame loop, most of it in Qt.
 MAX_FPS = 30.0
-# Seconds that the keys stay shown.
 HELP_SECONDS = 4.0
 
 _QUIT_KEYS = (ord("q"), ord("Q"), 27)
-# F1, as X and as Windows call it.
+# F1 on X11 and on Windows.
 _HELP_KEYS = (ord("?"), 0xFFBE, 0x700000)
 
-# What OpenCV 4's Qt says of a window is never more than the picture that is in it.
+# OpenCV 4 with Qt reports the size of the picture if the window is larger.
 _REPORTS_WINDOW_SIZE = int(cv2.__version__.partition(".")[0]) >= 5
 
 _FLAGS = cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL
-_ADVICE = "leave --show out, and use --serve or --record instead"
-# Seconds that opening a window may take where it is tried: importing OpenCV is most of it.
+_ADVICE = "omit --show, and use --serve or --record instead"
+# Limit for the test process; most of it is the import of OpenCV.
 _PROBE_TIMEOUT_SECONDS = 20.0
 
 
 class Window:
-    """A sink that shows frame_results in one window, several sources as tiles.
+    """A frame sink that shows all sources as tiles in one window.
 
-    Keys: see `KEYS`. Closing the window ends the run as well.
+    Keys: see `KEYS`. Closing the window also ends the run.
 
     Args:
         sources: names of all sources, in the order of their tiles.
         face_scale: the card's `preprocess.face_scale`.
-        heatmap: draw the evidence too, until `h` is pressed.
+        heatmap: draw the heatmap; the key `h` switches it.
 
     Example:
         >>> with Window(["0"], face_scale=1.3) as window:  # doctest: +SKIP
@@ -76,7 +74,7 @@ class Window:
         self._heatmap = heatmap
         self._frame_results: dict[str, FrameResult] = {}
         self._health: dict[str, StreamHealth] = {}
-        # What is drawn already, by source.
+        # Finished pictures by source.
         self._tiles: dict[str, Image] = {}
         self._picture: Image | None = None
         self._fitted = False
@@ -85,10 +83,10 @@ class Window:
         self._help_until = -math.inf
 
     def show(self, frame_result: FrameResult) -> None:
-        """Show a scene, in the place of an older one of its source.
+        """Show a frame in place of the previous one of its source.
 
         Raises:
-            Quit: a key, or the window's own button, asks for the end.
+            Quit: the user pressed a key or closed the window.
         """
         source = frame_result.frame.source
         self._frame_results[source], self._health[source] = frame_result, frame_result.health
@@ -96,10 +94,10 @@ class Window:
         self._refresh()
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Show how the sources are that do not play.
+        """Show the state of sources that do not play.
 
         Raises:
-            Quit: as `show`.
+            Quit: see `show`.
         """
         for health in sources:
             if health.state != "playing":
@@ -111,16 +109,16 @@ class Window:
         """Open the window.
 
         Raises:
-            OutputError: there is no screen, or this OpenCV has no windows.
+            OutputError: there is no screen, or this OpenCV does not support windows.
         """
-        # The wheels' Qt has no fonts, and says so; nothing here needs them.
+        # The Qt of the wheels warns that it has no fonts; none are needed.
         os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
         require_screen()
         try:
             cv2.namedWindow(WINDOW_NAME, _FLAGS)
             cv2.resizeWindow(WINDOW_NAME, *PLACEHOLDER_SIZE_PX)
         except cv2.error as error:
-            raise OutputError(f"no window can be opened ({error.err}): {_ADVICE}") from None
+            raise OutputError(f"cannot open a window ({error.err}): {_ADVICE}") from None
         return self
 
     def __exit__(
@@ -129,17 +127,17 @@ class Window:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # It may be closed already.
+        # The user may have closed it.
         with suppress(cv2.error):
             cv2.destroyWindow(WINDOW_NAME)
             cv2.pollKey()
 
     def _refresh(self) -> None:
-        """Show what is new, and do what keys ask for, `MAX_FPS` times a second."""
+        """Update the picture and handle keys, at most `MAX_FPS` times per second."""
         now = time.monotonic()
         if now - self._refreshed < 1 / MAX_FPS:
             return
-        # First: a picture would open a window again that a person has closed.
+        # Checked first: `imshow` would reopen a window that the user has closed.
         if not _is_open():
             raise Quit
         self._picture = self._compose()
@@ -162,10 +160,10 @@ class Window:
             self._help_until = time.monotonic() + HELP_SECONDS
 
     def _compose(self) -> Image:
-        """All sources in one picture, a new one, as large as it is shown if that is known."""
+        """Draw all sources in a new picture, in the size of the window if that is known."""
         columns = math.ceil(math.sqrt(len(self._sources)))
         rows = math.ceil(len(self._sources) / columns)
-        shape = self._shape_of_one() if columns == 1 else (16 * columns, 9 * rows)
+        shape = self._single_source_size() if columns == 1 else (16 * columns, 9 * rows)
         width, height = _fit(shape, MAX_INITIAL_SIZE_PX, enlarge=columns > 1)
         if self._frame_results and not self._fitted:
             self._fitted = True
@@ -185,8 +183,8 @@ class Window:
             whole[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
         return whole
 
-    def _shape_of_one(self) -> tuple[int, int]:
-        """Width and height of the only source's picture as it is drawn."""
+    def _single_source_size(self) -> tuple[int, int]:
+        """Return width and height of the only source's picture as it is drawn."""
         frame_result = self._frame_results.get(self._sources[0])
         if not frame_result:
             return PLACEHOLDER_SIZE_PX
@@ -195,12 +193,12 @@ class Window:
         return factor * width, factor * height
 
     def _draw(self, source: str) -> Image:
-        """A source's picture, or one that says why there is none, no larger than its room."""
+        """Draw a source in the size of its tile: its frame, or the reason why there is none."""
         if source not in self._tiles:
             health = self._health.get(source) or StreamHealth(source, True, "connecting")
             frame_result = self._frame_results.get(source)
             if frame_result and health.state in ("playing", "ended"):
-                # Made small first: letters that are made small afterwards cannot be read.
+                # Shrunk before drawing: text would become illegible.
                 frame_result = shrink_to_fit(frame_result, *self._tile_size)
                 tile = draw_frame(frame_result, heatmap=self._heatmap, face_scale=self._face_scale)
                 size = _fit((tile.shape[1], tile.shape[0]), self._tile_size, enlarge=True)
@@ -211,15 +209,16 @@ class Window:
 
 
 def require_screen() -> None:
-    """Refuse what could only end the process: Qt aborts it where it finds no screen.
+    """Check that a window can be opened: without a screen, Qt would abort the process.
 
     Raises:
-        OutputError: there is none, it does not answer, or this OpenCV has no windows.
+        OutputError: there is no screen, it does not respond, or this OpenCV does not support
+            windows.
     """
     if not cv2.currentUIFramework():
         raise OutputError(
-            "this OpenCV has no windows: install opencv-python in the place of "
-            f"opencv-python-headless, or {_ADVICE}"
+            "this OpenCV does not support windows: replace opencv-python-headless by "
+            f"opencv-python, or {_ADVICE}"
         )
     if not sys.platform.startswith("linux"):
         return
@@ -228,14 +227,14 @@ def require_screen() -> None:
         raise OutputError(f"there is no screen (DISPLAY is not set): {_ADVICE}")
     reason = _try_window()
     if reason:
-        raise OutputError(f"no window can be opened on {printable(display)} ({reason}): {_ADVICE}")
+        raise OutputError(f"cannot open a window on {printable(display)} ({reason}): {_ADVICE}")
 
 
 def _try_window() -> str | None:
-    """Open a window in a process of its own; why it could not be, or None."""
+    """Open a window in another process; return the reason if it fails."""
     code = f"import cv2; cv2.namedWindow({WINDOW_NAME!r}, {_FLAGS})"
     try:
-        tried = subprocess.run(  # noqa: S603 (this Python, and a program that stands above)
+        test = subprocess.run(  # noqa: S603 (this Python, with the program above)
             [sys.executable, "-P", "-c", code],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -243,22 +242,22 @@ def _try_window() -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "it does not answer"
-    if tried.returncode == 0:
+        return "it does not respond"
+    if test.returncode == 0:
         return None
-    said = tried.stderr.decode(errors="replace").strip().splitlines()
-    return printable(said[0]) if said else f"exit code {tried.returncode}"
+    lines = test.stderr.decode(errors="replace").strip().splitlines()
+    return printable(lines[0]) if lines else f"exit code {test.returncode}"
 
 
 def save_picture(image: Image, when: datetime) -> Path | None:
-    """Write a picture to the current folder, never in the place of a file.
+    """Write a picture to the current folder; existing files are not overwritten.
 
     Args:
         image: uint8 [height, width, 3], BGR.
-        when: names it.
+        when: the time for its name.
 
     Returns:
-        ffd-DATE.png, or the next name that is free; None where it cannot be written.
+        ffd-DATE.png, or the next unused name; None if it cannot be written.
     """
     done, data = cv2.imencode(".png", image)
     assert done
@@ -271,7 +270,7 @@ def save_picture(image: Image, when: datetime) -> Path | None:
         except FileExistsError:
             continue
         except OSError as error:
-            # A run of months does not end for a picture.
+            # A picture that cannot be saved must not end the run.
             log.warning("the picture cannot be saved to %s: %s", path, error.strerror)
             return None
         log.warning("saved %s", path)
@@ -287,13 +286,13 @@ def _is_open() -> bool:
 
 
 def _shown_size() -> tuple[int, int]:
-    """Width and height at which the window shows its picture, `MAX_SIZE_PX` at most."""
+    """Return the size at which the window shows its picture, at most `MAX_SIZE_PX`."""
     *_, width, height = cv2.getWindowImageRect(WINDOW_NAME)
     return _fit((width, height), MAX_SIZE_PX) if width > 0 < height else PLACEHOLDER_SIZE_PX
 
 
 def _fit(size: tuple[int, int], largest: tuple[int, int], enlarge: bool = False) -> tuple[int, int]:
-    """Width and height made smaller alike until they fit, or larger too."""
+    """Scale a size, keeping its aspect ratio, to fit; enlarge it only on request."""
     share = min(largest[0] / size[0], largest[1] / size[1])
     share = share if enlarge else min(share, 1.0)
     return max(1, round(share * size[0])), max(1, round(share * size[1]))
