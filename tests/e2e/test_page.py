@@ -261,7 +261,7 @@ def test_a_source_that_dies_turns_red_and_comes_back(viewer: Viewer) -> None:
         assert max(green, blue) < 80
         text = viewer.see("document.querySelector('.down').innerText")
         assert re.search(r"✕ no picture since \d", text)
-        assert "it does not answer; tried again in 4 s" in text
+        assert "it does not answer; retry in 4 s" in text
         assert viewer.see("document.title") == "✕ 1 down · ffd"
         assert viewer.see("byId('summary').textContent") == (
             "1 of 2 sources without a picture, 1 generated now"
@@ -318,7 +318,7 @@ def test_a_token_lets_in_and_does_not_stay_in_the_address(viewer: Viewer) -> Non
     with serve(host="0.0.0.0", token=token) as served, Run(served, ["door"]):
         address = f"http://127.0.0.1:{served.address.port}/"
         viewer.visit(address)
-        viewer.wait("document.querySelector('h1')?.textContent", lambda t: "token is needed" in t)
+        viewer.wait("document.querySelector('h1')?.textContent", lambda t: "Token required" in t)
         assert [message for message in viewer.console() if "401" not in message] == []
         viewer.browser.evaluate(
             f"document.querySelector('[type=password]').value = '{token}';"

@@ -125,19 +125,19 @@ def test_addresses(text: str, address: ListenAddress) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no port"),
-        ("localhost", "names no port"),
+        ("", "has no port"),
+        ("localhost", "has no port"),
         ("localhost:", "must be a number"),
         ("localhost:65536", "must be a number"),
         ("localhost:-1", "must be a number"),
-        ("1.5", "names no port"),
+        ("1.5", "has no port"),
         ("a:٣", "must be a number"),
         ("::1", "needs brackets"),
         ("::1:8080", "needs brackets"),
-        ("[::1]", "no HOST:PORT"),
-        ("http://localhost:80", "no HOST:PORT"),
-        ("user@box:80", "no HOST:PORT"),
-        ("two words:80", "no HOST:PORT"),
+        ("[::1]", "is not HOST:PORT"),
+        ("http://localhost:80", "is not HOST:PORT"),
+        ("user@box:80", "is not HOST:PORT"),
+        ("two words:80", "is not HOST:PORT"),
     ],
 )
 def test_what_is_no_address(text: str, message: str) -> None:
@@ -146,11 +146,11 @@ def test_what_is_no_address(text: str, message: str) -> None:
 
 
 def test_a_port_that_is_taken_is_said_before_the_run(served: DashboardServer) -> None:
-    with pytest.raises(OutputError, match="another program listens there"):
+    with pytest.raises(OutputError, match="another program uses this port"):
         serve(port=served.address.port).__enter__()
-    with pytest.raises(OutputError, match="has no such address"):
+    with pytest.raises(OutputError, match="not an address of this machine"):
         serve("192.0.2.1", token=TOKEN).__enter__()
-    with pytest.raises(OutputError, match="no address is known"):
+    with pytest.raises(OutputError, match="cannot be resolved"):
         serve("no-such-host.invalid").__enter__()
     assert ask(served, "/").status == 200
     assert served.url == f"http://127.0.0.1:{served.address.port}/"
@@ -178,7 +178,9 @@ def test_nothing_heavy_is_loaded_before_it_serves() -> None:
 
 
 def test_others_need_a_token() -> None:
-    with pytest.raises(OutputError, match="needs --token or FFD_TOKEN; 127.0.0.1:0 is for"):
+    with pytest.raises(
+        OutputError, match="set --token or FFD_TOKEN, or use 127.0.0.1:0, which needs no token"
+    ):
         serve("0.0.0.0").__enter__()
     for bad in ("", "short", "x" * 15, "with a space in it all", "ünsicher" * 3, "line\n" * 5):
         with pytest.raises(OutputError, match="at least 16 ASCII characters"):
@@ -224,7 +226,7 @@ def test_no_token_no_data() -> None:
             assert good.status == (404 if path == "/none" else 200)
         wrong = ask(served, "/?token=wrong-but-long-enough")
         assert wrong.status == 401
-        assert b"That is not it" in wrong.body
+        assert b"Wrong token" in wrong.body
         assert ask(served, f"/state?token={TOKEN}").status == 401
         assert ask(served, "/healthz").json == {"status": "ok"}
         assert ask(served, "/healthz?strict=1").status == 503
@@ -598,7 +600,7 @@ def test_history_does_not_grow(served: DashboardServer) -> None:
     assert ask(served, "/verdict/2950.jpg").status == 404
     assert ask(served, "/verdict/3000.jpg").status == 200
     kept = served._state._sources["door"]
-    assert len(kept.verdicts) == 256
+    assert len(kept.labels) == 256
     assert sum(v.thumbnail.nbytes for v in served._state._history) <= 50 * 96 * 96 * 3
     assert all(v.thumbnail.base is None for v in served._state._history)
 

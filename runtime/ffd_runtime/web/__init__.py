@@ -1,1 +1,1 @@
-"""One page for a box without a screen: live pictures, verdicts, health and metrics, over HTTP."""
+"""Serve a page with live pictures, labels, health and metrics over HTTP."""

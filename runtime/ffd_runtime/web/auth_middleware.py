@@ -1,4 +1,4 @@
-"""Who may see the page: the token, the Host header, and what each answer says to browsers."""
+"""ASGI middleware: check the token and the Host header, and add security headers."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _LOGIN_PAGE = f"""<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>ffd: token needed</title>
+<title>ffd: token required</title>
 <link rel="icon" href="data:,">
 <style>{_LOGIN_STYLE}</style>
 </head>
 <body>
 <main>
-<h1>A token is needed</h1>
-<p>This page is for those who know the token that it was started with: <code>--token</code> or
+<h1>Token required</h1>
+<p>Enter the token that the server was started with: <code>--token</code> or
 <code>FFD_TOKEN</code> on that machine.</p>
-$wrong<form action="/">
+$message<form action="/">
 <input autocomplete="username" value="ffd" aria-hidden="true" hidden>
 <input name="token" type="password" aria-label="Token" autocomplete="current-password" required>
 <button>Open</button>
@@ -58,24 +58,24 @@ $wrong<form action="/">
 
 
 class AuthMiddleware:
-    """Stands before the site; what it lets through has `authorised` in its `scope`.
+    """Authenticate requests; sets `authorised` in the `scope`.
 
     Args:
-        app: the site.
-        token: that must be given, as `Authorization: Bearer`, or once as `/?token=`, which is
-            answered with a cookie; None where everybody on the machine may look.
-        host: name that this machine was bound by, where it is a loopback address: requests for
-            other names are refused, because a page from elsewhere could have its own name lead
-            here (DNS rebinding). None for other addresses, where the token keeps such pages out.
+        app: the application to protect.
+        token: required as `Authorization: Bearer`, or once as `/?token=`, which sets a cookie; None
+            if no token is required.
+        host: host name of a loopback address. Requests for other names are rejected, because a
+            foreign page could resolve its own name to this machine (DNS rebinding). None for other
+            addresses: there the token protects against such pages.
     """
 
     def __init__(self, app: ASGIApp, *, token: str | None, host: str | None) -> None:
         self._app = app
         self._token = token
         self._host = host
-        # The cookie is not the token, and stays good when the server comes back.
+        # The cookie does not reveal the token, and remains valid after a restart of the server.
         self._cookie = _digest(token, "cookie") if token else ""
-        # Cookies are shared by all ports of a machine.
+        # Cookies are shared by all ports of a host.
         self._cookie_name = f"ffd-{_digest(token, 'name')[:8]}" if token else ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,39 +89,39 @@ class AuthMiddleware:
 
         request = Request(scope)
         scope["authorised"] = self._is_authorised(request)
-        answer = self._answer(request) or self._app
+        respond = self._reject(request) or self._app
         try:
-            await answer(scope, receive, send_with_headers)
+            await respond(scope, receive, send_with_headers)
         except Exception as error:
-            # It was answered with 500; the run is worth more than the page.
+            # The response is 500; an error of the page must not end the run.
             debug = log.isEnabledFor(logging.DEBUG)
             log.warning("--serve: %s failed: %r", scope["path"], error, exc_info=debug)
 
-    def _answer(self, request: Request) -> Response | None:
-        """What is answered in the site's place; None if it may answer."""
-        # Not `request.url`: that is made of the Host header, too, which may hold a path.
+    def _reject(self, request: Request) -> Response | None:
+        """Return the response to a rejected request; None if the application may respond."""
+        # `request.url` is not safe: it contains the Host header, which may contain a path.
         path = request.scope["path"]
-        if self._host is not None and not self._is_here(request.headers.get("host", "")):
-            text = "open this page by the name localhost: through this one it is not served\n"
+        if self._host is not None and not self._is_local_host(request.headers.get("host", "")):
+            text = "this host name is not served: open the page as localhost\n"
             return PlainTextResponse(text, 421)
         if request.method not in ("GET", "HEAD"):
-            return PlainTextResponse("only GET\n", 405, {"Allow": "GET, HEAD"})
+            return PlainTextResponse("only GET is supported\n", 405, {"Allow": "GET, HEAD"})
         given = request.query_params.get("token") if path == "/" else None
-        if self._token is not None and given is not None and _same(given, self._token):
-            return self._welcome()
+        if self._token is not None and given is not None and _equal(given, self._token):
+            return self._set_cookie()
         if request.scope["authorised"] or path in PUBLIC_PATHS:
             return None
         headers = {"WWW-Authenticate": 'Bearer realm="ffd"'}
         if path == "/":
-            headers["Content-Security-Policy"] = policy(
+            headers["Content-Security-Policy"] = content_security_policy(
                 _LOGIN_STYLE, "img-src data:", "form-action 'self'"
             )
-            wrong = "" if given is None else "<p><strong>That is not it.</strong></p>\n"
-            return HTMLResponse(_LOGIN_PAGE.replace("$wrong", wrong), 401, headers)
-        text = "a token is needed: send the header 'Authorization: Bearer TOKEN'\n"
+            message = "" if given is None else "<p><strong>Wrong token.</strong></p>\n"
+            return HTMLResponse(_LOGIN_PAGE.replace("$message", message), 401, headers)
+        text = "token required: send the header 'Authorization: Bearer TOKEN'\n"
         return PlainTextResponse(text, 401, headers)
 
-    def _welcome(self) -> Response:
+    def _set_cookie(self) -> Response:
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
             self._cookie_name,
@@ -136,12 +136,12 @@ class AuthMiddleware:
         if self._token is None:
             return True
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _same(given.strip(), self._token):
+        if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
             return True
-        return _same(request.cookies.get(self._cookie_name, ""), self._cookie)
+        return _equal(request.cookies.get(self._cookie_name, ""), self._cookie)
 
-    def _is_here(self, header: str) -> bool:
-        """Whether a Host header means this machine; the port may be a tunnel's."""
+    def _is_local_host(self, header: str) -> bool:
+        """Return True if a Host header names this machine; the port may be that of a tunnel."""
         found = _HOST_HEADER.fullmatch(header)
         if found is None:
             return False
@@ -154,8 +154,8 @@ class AuthMiddleware:
             return False
 
 
-def policy(style: str, *more: str) -> str:
-    """A Content-Security-Policy that allows one style and nothing else that is not named."""
+def content_security_policy(style: str, *more: str) -> str:
+    """Return a Content-Security-Policy that allows one style and the given directives."""
     parts = (
         "default-src 'none'",
         f"style-src {source_hash(style)}",
@@ -167,7 +167,7 @@ def policy(style: str, *more: str) -> str:
 
 
 def source_hash(text: str) -> str:
-    """What a Content-Security-Policy calls a style or script by."""
+    """Return the source expression of a style or script for a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -175,7 +175,7 @@ def _digest(token: str, purpose: str) -> str:
     return hmac.new(token.encode(), f"ffd {purpose}".encode(), hashlib.sha256).hexdigest()
 
 
-def _same(given: str, expected: str) -> bool:
+def _equal(given: str, expected: str) -> bool:
     return hmac.compare_digest(
         given.encode(errors="surrogatepass"), expected.encode(errors="surrogatepass")
     )

@@ -1,4 +1,4 @@
-"""The site's routes: page, state, pictures, health and metrics."""
+"""The routes of the dashboard: page, state, pictures, health and metrics."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ..core.text import printable
-from .auth_middleware import policy, source_hash
+from .auth_middleware import content_security_policy, source_hash
 from .dashboard_state import DashboardState
 from .metrics import CONTENT_TYPE
 from .snapshots import SnapshotRenderer, encode
 
-# Requests for pictures that are held or drawn at once: those of sixteen pages, which ask for four
-# at a time if they show as many sources.
+# Concurrent requests for pictures: sixteen open pages with four requests each.
 MAX_PICTURE_REQUESTS = 64
-# Seconds without a tick of the run's loop after which it is taken to hang.
+# Without a tick for this time, the run's loop is considered hung.
 STALL_TIMEOUT_SECONDS = 5.0
 
 
 class Dashboard:
-    """Answers requests; `app` is the ASGI application.
+    """The ASGI application, in `app`.
 
     Args:
-        board: what is shown.
-        pictures: the board's, as JPEGs.
-        facts: what the page says of the run; `run` differs from run to run.
+        state: the data to show.
+        snapshots: renders the pictures.
+        facts: version, model and an ID of the run, for the page.
     """
 
     def __init__(
-        self, board: DashboardState, pictures: SnapshotRenderer, facts: Mapping[str, str]
+        self, state: DashboardState, snapshots: SnapshotRenderer, facts: Mapping[str, str]
     ) -> None:
-        self._state = board
-        self._snapshots = pictures
+        self._state = state
+        self._snapshots = snapshots
         self._facts = facts
-        self._asked = 0
+        self._picture_requests = 0
         self._page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
         self.app = Starlette(
             routes=[
@@ -54,10 +53,10 @@ class Dashboard:
         )
 
     async def page(self, request: Request) -> Response:
-        """The page itself, the same for everybody: what it shows, it asks for."""
+        """Return the page; it requests its data from the other routes."""
         style = self._page.partition("<style>")[2].partition("</style>")[0]
         script = self._page.partition("<script>")[2].partition("</script>")[0]
-        allowed = policy(
+        allowed = content_security_policy(
             style,
             f"script-src {source_hash(script)}",
             "img-src 'self' blob: data:",
@@ -67,43 +66,43 @@ class Dashboard:
         return HTMLResponse(self._page, headers={"Content-Security-Policy": allowed})
 
     async def state(self, request: Request) -> Response:
-        """Sources, faces and verdicts; of those only what came `?after=` a number."""
+        """Return sources, faces and label changes, of these only the ones `?after=` a number."""
         return JSONResponse({**self._facts, **self._state.state(_number(request, "after") or 0)})
 
     async def picture(self, request: Request) -> Response:
-        """A source's newest picture: at once, or as soon as it is another than `?after=`.
+        """Return a source's newest picture, or wait for one that is newer than `?after=`.
 
-        204 if there is no other for a while, 503 if too many viewers ask.
+        The status is 204 if there is none in time, and 503 if there are too many requests.
         """
         index = request.path_params["index"]
         if self._state.view(index) is None:
             raise HTTPException(404)
-        if self._asked >= MAX_PICTURE_REQUESTS:
+        if self._picture_requests >= MAX_PICTURE_REQUESTS:
             raise HTTPException(503, "too many viewers", {"Retry-After": "2"})
-        self._asked += 1
+        self._picture_requests += 1
         try:
             found = await self._snapshots.newest(
                 index, request.query_params.get("heatmap") == "1", _number(request, "after")
             )
         finally:
-            self._asked -= 1
+            self._picture_requests -= 1
         if found is None:
             return Response(status_code=204)
         headers = {"FFD-Picture": str(found.number)}
         return Response(found.jpeg, media_type="image/jpeg", headers=headers)
 
     async def thumbnail(self, request: Request) -> Response:
-        """What a verdict of the history was about."""
+        """Return the thumbnail of a label change."""
         image = self._state.thumbnail(request.path_params["number"])
         if image is None:
             raise HTTPException(404)
         return Response(encode(image), media_type="image/jpeg")
 
     async def health(self, request: Request) -> Response:
-        """200 as long as the run's loop ticks, 503 else.
+        """Return 200 while the run's loop ticks, otherwise 503.
 
-        A camera that is away is no reason to restart the run, which tries it again itself; with
-        `?strict=1` it is 503 too. Who has not given the token is told no more than that.
+        A camera that fails is not a reason to restart the run, which reconnects by itself. With
+        `?strict=1` the status is then 503, too. Without the token, only the status is returned.
         """
         ticked, healths = self._state.health()
         running = ticked is not None and ticked <= STALL_TIMEOUT_SECONDS
@@ -124,7 +123,7 @@ class Dashboard:
         return JSONResponse(answer, 200 if ok else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """For Prometheus."""
+        """Return the metrics for Prometheus."""
         text = self._state.metrics(self._snapshots.drawn)
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 

@@ -1,4 +1,4 @@
-"""`--serve`: the page's server, beside a run in a thread of its own."""
+"""Serve the dashboard of `--serve` in a thread beside the run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MIN_TOKEN_CHARACTERS = 16
 
-# Seconds: for the server to begin, and for answers under way when the run ends.
+# Limits for the start of the server, and for unfinished responses at the end of the run.
 _START_TIMEOUT_SECONDS = 10.0
 _DRAIN_TIMEOUT_SECONDS = 0.4
 
@@ -41,15 +41,15 @@ class DashboardServer:
     a few microseconds.
 
     Args:
-        address: where to listen. On a loopback address everybody on the machine may look; any
-            other needs a token.
-        card: the model's.
-        model: model, backend and device that really run, on one line.
-        token: that viewers must give; at least 16 printable ASCII characters.
+        address: where to listen. A loopback address is open to all users of the machine; any other
+            requires a token.
+        card: of the model.
+        model: model, backend and device in use, on one line.
+        token: required from viewers; at least 16 printable ASCII characters.
 
     Raises:
-        OutputError: on entry: the extra `web` is not installed, the address cannot be listened
-            on, or its token is absent or too short.
+        OutputError: the extra `web` is not installed; on entry: the server cannot listen on the
+            address, or the token is missing or too short.
     """
 
     def __init__(
@@ -79,24 +79,26 @@ class DashboardServer:
 
     @property
     def url(self) -> str:
-        """Where the page is, with the port that is really listened on."""
+        """The address of the page, with the actual port."""
         host = self.address.host
         if _is_wildcard(host):
             host = socket.gethostname()
         return f"http://{ListenAddress(host, self.address.port)}/"
 
     def show(self, frame_result: FrameResult) -> None:
-        """Keep a scene for those who look."""
+        """Store a frame for viewers."""
         self._snapshots.changed(self._state.show(frame_result))
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Take how all sources are.
+        """Store the health of all sources.
 
         Raises:
-            OutputError: the server has ended by itself.
+            OutputError: the server has ended unexpectedly.
         """
         if not self._thread.is_alive():
-            raise OutputError(f"--serve {self.address}: the server ended: {self._failure}")
+            raise OutputError(
+                f"--serve {self.address}: the server ended unexpectedly: {self._failure}"
+            )
         for index in self._state.tick(sources):
             self._snapshots.changed(index)
 
@@ -110,7 +112,7 @@ class DashboardServer:
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                reason = self._failure or f"it did not begin within {_START_TIMEOUT_SECONDS:g} s"
+                reason = self._failure or f"no response within {_START_TIMEOUT_SECONDS:g} s"
                 raise OutputError(f"--serve {self.address}: the server did not start: {reason}")
             time.sleep(0.005)
         return self
@@ -124,7 +126,7 @@ class DashboardServer:
         self._server.should_exit = True
         self._snapshots.stop()
         self._thread.join(_DRAIN_TIMEOUT_SECONDS)
-        # Viewers that do not take what they asked for are not waited for.
+        # Viewers that do not read their responses are disconnected.
         self._server.force_exit = True
         self._thread.join(_START_TIMEOUT_SECONDS)
 
@@ -135,18 +137,17 @@ class DashboardServer:
         from .dashboard import Dashboard
         from .http_protocol import LimitedProtocol
 
-        site = Dashboard(self._state, self._snapshots, self._facts)
-        guard = AuthMiddleware(
-            site.app, token=self._token, host=self.address.host if local else None
-        )
+        dashboard = Dashboard(self._state, self._snapshots, self._facts)
+        host = self.address.host if local else None
+        app = AuthMiddleware(dashboard.app, token=self._token, host=host)
         config = uvicorn.Config(
-            guard,
+            app,
             http=LimitedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
             log_level="critical",
-            # Its lines would have tokens in them.
+            # Its lines would contain tokens.
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -157,12 +158,12 @@ class DashboardServer:
         try:
             listener = _bind(self.address)
         except OSError as error:
-            raise OutputError(f"--serve {self.address}: {_explain(error)}") from None
+            raise OutputError(f"--serve {self.address}: {_listen_failure(error)}") from None
         if self._token is None and not _is_loopback(listener):
             listener.close()
             raise OutputError(
-                f"--serve {self.address}: others can reach this address, so it needs --token or "
-                f"FFD_TOKEN; 127.0.0.1:{self.address.port} is for this machine alone and needs none"
+                f"--serve {self.address}: other machines can reach this address: set --token or "
+                f"FFD_TOKEN, or use 127.0.0.1:{self.address.port}, which needs no token"
             )
         self.address = ListenAddress(self.address.host, listener.getsockname()[1])
         return listener
@@ -176,13 +177,13 @@ class DashboardServer:
 
 
 async def _serve(
-    server: uvicorn.Server, pictures: SnapshotRenderer, listener: socket.socket
+    server: uvicorn.Server, snapshots: SnapshotRenderer, listener: socket.socket
 ) -> None:
-    with pictures:
+    with snapshots:
         await server.serve(sockets=[listener])
         for connection in list(server.server_state.connections):
             connection.transport.abort()
-        # Their requests end when they hear of it, in the loop's next turns.
+        # Their requests end within the next iterations of the loop.
         while server.server_state.tasks:
             await asyncio.sleep(0.005)
 
@@ -226,16 +227,16 @@ def _check_token(token: str) -> None:
         or " " in token
     ):
         raise OutputError(
-            f"the token must be at least {MIN_TOKEN_CHARACTERS} ASCII characters without spaces: "
-            "take what `openssl rand -hex 16` prints"
+            f"the token must have at least {MIN_TOKEN_CHARACTERS} ASCII characters without spaces: "
+            "use the output of `openssl rand -hex 16`"
         )
 
 
-def _explain(error: OSError) -> str:
+def _listen_failure(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
-        return "no address is known by this name"
+        return "the host name cannot be resolved"
     return {
-        errno.EADDRINUSE: "another program listens there: take another port, or 0 for a free one",
-        errno.EADDRNOTAVAIL: "this machine has no such address: take 127.0.0.1, or 0.0.0.0 for all",
-        errno.EACCES: "ports below 1024 need root: take 8080, for example",
-    }.get(error.errno or 0, f"cannot listen there: {error.strerror or error}")
+        errno.EADDRINUSE: "another program uses this port: choose another, or 0 for a free one",
+        errno.EADDRNOTAVAIL: "not an address of this machine: use 127.0.0.1, or 0.0.0.0 for all",
+        errno.EACCES: "ports below 1024 require root: use for example 8080",
+    }.get(error.errno or 0, f"cannot listen on it: {error.strerror or error}")

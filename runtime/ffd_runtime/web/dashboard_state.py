@@ -1,4 +1,4 @@
-"""What the page shows, kept small: each source's newest scene, and the last verdicts."""
+"""The data of the dashboard: each source's newest frame, and the last label changes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from ..video.frame_result import FrameResult, StreamHealth
 if TYPE_CHECKING:
     from .metrics import Metrics
 
-# Verdicts that are kept, and the side of their thumbnails in pixels: 1.4 MB in all.
+# Label changes that are kept, and the side of their thumbnails: 1.4 MB in total.
 MAX_HISTORY = 50
 THUMBNAIL_PX = 96
-# Tracks of a source whose verdict is remembered, so that a face that was hidden is not news.
+# Per source; a face that reappears with the same label is not a change.
 _MAX_REMEMBERED_TRACKS = 256
-# Of a source that has a picture to show; a file's last one stays.
+# States in which a source has a picture; the last one of a file stays.
 SHOWN_STATES = ("playing", "ended")
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face that is in the picture now, or the whole picture (without `track`).
+    """A face in the current frame, or the whole frame (without `track`).
 
     Attributes:
-        since: when its verdict came to be this one, as `Frame.time`.
+        since: time of its last label change, as `Frame.time`.
     """
 
     track: int | None
@@ -46,15 +46,15 @@ class Face:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One line of the history.
+class LabelChange:
+    """An entry of the history.
 
     Attributes:
-        number: from 1, in order.
+        number: from 1, ascending.
         index: of its source.
-        before: the label that it had.
+        before: the previous label.
         time: as `Frame.time`.
-        thumbnail: uint8 [h, w, 3], BGR, up to `THUMBNAIL_PX` a side: what was classified.
+        thumbnail: the classified square, uint8 [h, w, 3], BGR, sides up to `THUMBNAIL_PX`.
     """
 
     number: int
@@ -69,11 +69,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class SourceView:
-    """What there is to draw of a source.
+    """The current picture of a source.
 
     Attributes:
-        number: another one whenever there is another picture.
-        frame_result: None where the source has no picture now.
+        number: changes whenever the picture changes.
+        frame_result: None if the source has no picture now.
     """
 
     number: int
@@ -90,15 +90,15 @@ class _Source:
     number: int = 0
     frame_result: FrameResult | None = None
     faces: tuple[Face, ...] = ()
-    # Label and since when, by track; a face is `unsure` until it is known better.
-    verdicts: dict[int | None, tuple[str, float]] = field(default_factory=dict)
+    # Label and time of its last change, by track; a new face is `unsure`.
+    labels: dict[int | None, tuple[str, float]] = field(default_factory=dict)
 
 
 class DashboardState:
-    """Takes frame_results from the run's thread, and is read from the server's.
+    """Store frames from the run's thread, for the server's thread.
 
     Args:
-        metrics: what is counted on the way.
+        metrics: counts the frames.
         face_scale: the card's `preprocess.face_scale`.
     """
 
@@ -107,33 +107,33 @@ class DashboardState:
         self._face_scale = face_scale
         self._lock = Lock()
         self._sources: dict[str, _Source] = {}
-        self._history: deque[Verdict] = deque(maxlen=MAX_HISTORY)
-        self._verdicts = 0
+        self._history: deque[LabelChange] = deque(maxlen=MAX_HISTORY)
+        self._changes = 0
         self._ticked: float | None = None
 
     def show(self, frame_result: FrameResult) -> int:
-        """Keep a scene in place of the one before.
+        """Store a frame in place of the previous one.
 
         Returns:
-            its source's index.
+            The index of its source.
         """
         with self._lock:
             source = self._source(frame_result.health)
             source.health, source.frame_result = frame_result.health, frame_result
             source.number += 1
-            news = self._follow(source, frame_result)
+            changes = self._update_faces(source, frame_result)
             labels = [face.label for face in source.faces if face.label]
             self._metrics.count(
-                source.name, frame_result, labels, [verdict.label for verdict in news]
+                source.name, frame_result, labels, [change.label for change in changes]
             )
-            self._history.extend(news)
+            self._history.extend(changes)
             return source.index
 
     def tick(self, healths: Sequence[StreamHealth]) -> list[int]:
-        """Take how all sources are.
+        """Store the health of all sources.
 
         Returns:
-            indices of those that have another picture to show, or have it no more.
+            The indices of the sources whose picture appeared or disappeared.
         """
         changed = []
         with self._lock:
@@ -155,26 +155,26 @@ class DashboardState:
             self._sources[health.source] = known
         return known
 
-    def _follow(self, source: _Source, frame_result: FrameResult) -> list[Verdict]:
-        """Find the faces that are in a scene now, and which of their verdicts changed."""
-        faces, news = [], []
+    def _update_faces(self, source: _Source, frame_result: FrameResult) -> list[LabelChange]:
+        """Update the faces of a source; return the label changes."""
+        faces, changes = [], []
         for result in frame_result.results:
             track = result.track
             label = track.label if track else result.label
             score = track.score if track else result.score
             number = track.number if track else None
-            # A face that is not followed has no verdict that could change.
-            followed = label is not None and (track is not None or result.face is None)
+            # A face without a track cannot change its label.
+            tracked = label is not None and (track is not None or result.face is None)
             since = frame_result.frame.time
-            if label is not None and followed:
-                before, began = source.verdicts.pop(number, ("unsure", since))
+            if label is not None and tracked:
+                before, began = source.labels.pop(number, ("unsure", since))
                 since = began if before == label else since
-                source.verdicts[number] = (label, since)
+                source.labels[number] = (label, since)
                 if before != label:
-                    self._verdicts += 1
-                    news.append(
-                        Verdict(
-                            self._verdicts,
+                    self._changes += 1
+                    changes.append(
+                        LabelChange(
+                            self._changes,
                             source.index,
                             number,
                             label,
@@ -186,13 +186,13 @@ class DashboardState:
                     )
             reason = result.reason if label == "unsure" else None
             faces.append(Face(number, label, score, reason, since))
-        while len(source.verdicts) > _MAX_REMEMBERED_TRACKS:
-            del source.verdicts[next(iter(source.verdicts))]
+        while len(source.labels) > _MAX_REMEMBERED_TRACKS:
+            del source.labels[next(iter(source.labels))]
         source.faces = tuple(faces)
-        return news
+        return changes
 
     def view(self, index: int) -> SourceView | None:
-        """What there is to draw; None where there is no such source."""
+        """Return the current picture of a source; None if there is no such source."""
         with self._lock:
             source = next((s for s in self._sources.values() if s.index == index), None)
             if source is None:
@@ -201,45 +201,47 @@ class DashboardState:
             return SourceView(source.number, shown, source.health)
 
     def thumbnail(self, number: int) -> Image | None:
-        """A verdict's thumbnail; None where it is no longer kept."""
+        """Return the thumbnail of a label change; None if it is no longer kept."""
         with self._lock:
-            return next((v.thumbnail for v in self._history if v.number == number), None)
+            return next(
+                (change.thumbnail for change in self._history if change.number == number), None
+            )
 
     def metrics(self, pictures: int) -> bytes:
-        """`Metrics.render`."""
+        """Return `Metrics.render`."""
         with self._lock:
             return self._metrics.render(pictures)
 
     def health(self) -> tuple[float | None, list[StreamHealth]]:
-        """Seconds since the last tick (None before the first), and how each source is."""
+        """Return seconds since the last tick (None before the first), and each source's health."""
         with self._lock:
             ticked = self._ticked
             healths = [source.health for source in self._sources.values()]
         return None if ticked is None else time.monotonic() - ticked, healths
 
     def state(self, after: int) -> dict[str, Any]:
-        """Everything but pictures, as JSON types.
+        """Return everything except pictures, as JSON types.
 
         Args:
-            after: number of the last verdict that is known already.
+            after: number of the last label change that the viewer has.
         """
         with self._lock:
             sources = [_describe(source) for source in self._sources.values()]
-            history = [verdict for verdict in self._history if verdict.number > after]
+            history = [change for change in self._history if change.number > after]
         return {
             "now": round(time.time(), 3),
             "sources": sources,
             "history": [
                 {
-                    "number": verdict.number,
-                    "source": verdict.index,
-                    "track": verdict.track,
-                    "label": verdict.label,
-                    "before": verdict.before,
-                    "score": _rounded(verdict.score),
-                    "time": _rounded(verdict.time),
+                    "number": change.number,
+                    "source": change.index,
+                    "track": change.track,
+                    "label": change.label,
+                    "before": change.before,
+                    "score": _rounded(change.score),
+                    "time": _rounded(change.time),
                 }
-                for verdict in history
+                for change in history
             ],
         }
 
@@ -279,12 +281,12 @@ def _describe(source: _Source) -> dict[str, Any]:
 
 
 def _thumbnail(image: Image, result: Result, face_scale: float) -> Image:
-    """The square that was classified, as far as it lies in the picture."""
+    """Return the part of the classified square that is within the picture."""
     left, top, side = classified_square(image, result.face, face_scale)
-    # Every nth pixel first: the run waits for this, and to reduce a large face whole takes 1 ms.
+    # Subsampled first: the run waits for this, and to resize a large face takes 1 ms.
     step = max(1, side // (2 * THUMBNAIL_PX))
     part = image[max(top, 0) : max(top + side, 1) : step, max(left, 0) : max(left + side, 1) : step]
-    if not part.size:  # a box outside of its picture
+    if not part.size:  # the box is outside the picture
         return np.zeros((1, 1, 3), np.uint8)
     height, width = part.shape[:2]
     scale = THUMBNAIL_PX / max(height, width)

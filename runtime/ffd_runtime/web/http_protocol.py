@@ -1,4 +1,4 @@
-"""What uvicorn leaves open: how many connections there may be, and how long one may say nothing."""
+"""Limits that uvicorn lacks: number of connections, and time until the first request."""
 
 from __future__ import annotations
 
@@ -7,33 +7,32 @@ from typing import cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# Descriptors are the cameras' too: a reconnect must find some.
+# File descriptors must remain for the cameras' reconnects.
 MAX_CONNECTIONS = 128
-# Seconds in which a new connection must have asked for something.
 REQUEST_TIMEOUT_SECONDS = 10.0
 
 
 class LimitedProtocol(H11Protocol):
-    """uvicorn's, but one too many is closed at once, and one that asks nothing after a while."""
+    """uvicorn's protocol that closes excess connections, and those that send no request in time."""
 
     _timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a connection, or close it."""
+        """Accept a connection, or close it."""
         stream = cast(asyncio.Transport, transport)
         if len(self.connections) >= MAX_CONNECTIONS:
             self.transport = stream
             stream.abort()
             return
         super().connection_made(stream)
-        self._timeout = self.loop.call_later(REQUEST_TIMEOUT_SECONDS, self._give_up)
+        self._timeout = self.loop.call_later(REQUEST_TIMEOUT_SECONDS, self._close_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget a connection."""
+        """Cancel the timeout."""
         if self._timeout is not None:
             self._timeout.cancel()
         super().connection_lost(exc)
 
-    def _give_up(self) -> None:
+    def _close_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""JPEGs for viewers: drawn once for all of them, when one is ready for it, and never else."""
+"""Render JPEGs on request, once for all viewers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..image.decode import Image
 from ..video.draw_frame import draw_frame, draw_no_signal, shrink_to_fit
 from .dashboard_state import DashboardState, SourceView
 
-# Longer side in pixels, and pictures a second of each source: enough to see what goes on. For
-# 1920x1080, drawing and serving them took a tenth of a workstation's core.
+# Longer side, and frame rate per source. At these limits, rendering and serving 1920x1080 took a
+# tenth of a workstation's core.
 MAX_SIDE_PX = 960
 MAX_FPS = 15.0
 JPEG_QUALITY = 80
-# A viewer that has the newest picture waits so long for another, in seconds.
+# Maximum wait of a request for a picture newer than the one the viewer has.
 LONG_POLL_SECONDS = 2.0
 
 _PLACEHOLDER_SIZE_PX = (640, 360)
@@ -30,15 +30,15 @@ _PLACEHOLDER_SIZE_PX = (640, 360)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A JPEG, and the `SourceView.number` that it shows."""
+    """A JPEG and its `SourceView.number`."""
 
     number: int
     jpeg: bytes = field(repr=False)
 
 
 @dataclass
-class _Feed:
-    """The newest JPEG of one source in one kind; whoever needs a newer one draws it for all."""
+class _SnapshotCache:
+    """The newest JPEG of one source, with or without heatmap; shared by all viewers."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     picture: Snapshot | None = None
@@ -46,47 +46,53 @@ class _Feed:
 
 
 class SnapshotRenderer:
-    """Newest pictures, for the server's event loop; `changed` and `stop` are for other threads.
+    """Render the newest pictures in the server's event loop.
+
+    `changed` and `stop` may be called from other threads.
 
     Args:
-        board: where frame_results are.
+        state: provides the frames.
         face_scale: the card's `preprocess.face_scale`.
+
+    Attributes:
+        drawn: number of pictures rendered.
+        waiting: number of requests that wait for a picture.
     """
 
-    def __init__(self, board: DashboardState, face_scale: float) -> None:
+    def __init__(self, state: DashboardState, face_scale: float) -> None:
         self.drawn = 0
         self.waiting = 0
-        self._state = board
+        self._state = state
         self._face_scale = face_scale
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._feeds: defaultdict[tuple[int, bool], _Feed] = defaultdict(_Feed)
+        self._cache: defaultdict[tuple[int, bool], _SnapshotCache] = defaultdict(_SnapshotCache)
         self._events: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._stopped = False
 
     def __enter__(self) -> SnapshotRenderer:
         self._loop = asyncio.get_running_loop()
-        # One thread: viewers get fewer pictures rather than the run less of the processor.
-        self._drawer = ThreadPoolExecutor(1, thread_name_prefix="ffd-serve-draw")
+        # A single thread: many viewers get fewer pictures, and the run keeps its processor time.
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="ffd-serve-draw")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop = None
-        self._drawer.shutdown()
+        self._executor.shutdown()
 
     def changed(self, index: int) -> None:
-        """A source has another picture."""
+        """Wake the requests that wait for a new picture of a source."""
         if self.waiting:
             self._call(self._wake, index)
 
     def stop(self) -> None:
-        """Let go of those who wait."""
+        """Answer all waiting requests."""
         self._stopped = True
         self._call(self._wake_all)
 
     def _call(self, action: Callable[..., None], *values: int) -> None:
         loop = self._loop
         if loop is not None:
-            with suppress(RuntimeError):  # it was closed just now
+            with suppress(RuntimeError):  # the loop has just been closed
                 loop.call_soon_threadsafe(action, *values)
 
     def _wake(self, index: int) -> None:
@@ -97,15 +103,15 @@ class SnapshotRenderer:
             self._wake(index)
 
     async def newest(self, index: int, heatmap: bool, after: int | None) -> Snapshot | None:
-        """The newest picture of a source.
+        """Return the newest picture of a source.
 
         Args:
-            index: of the source, which the board knows.
-            heatmap: with the evidence drawn over each face.
+            index: of a source that exists.
+            heatmap: draw the heatmap over each face.
             after: number of the picture that the viewer has; None if it has none.
 
         Returns:
-            None where there is no newer one within `LONG_POLL_SECONDS`.
+            None if there is no newer picture within `LONG_POLL_SECONDS`.
         """
         self.waiting += 1
         try:
@@ -121,22 +127,22 @@ class SnapshotRenderer:
         return await self._draw(index, heatmap, after)
 
     async def _draw(self, index: int, heatmap: bool, after: int | None) -> Snapshot | None:
-        feed = self._feeds[index, heatmap]
-        async with feed.lock:
-            pause = feed.drawn + 1 / MAX_FPS - time.monotonic()
-            if feed.picture and feed.picture.number != after and pause > 0:
-                return feed.picture
+        cache = self._cache[index, heatmap]
+        async with cache.lock:
+            pause = cache.drawn + 1 / MAX_FPS - time.monotonic()
+            if cache.picture and cache.picture.number != after and pause > 0:
+                return cache.picture
             await asyncio.sleep(max(pause, 0))
             view = self._state.view(index)
             if view is None or self._stopped:
                 return None
-            if feed.picture is None or feed.picture.number != view.number:
+            if cache.picture is None or cache.picture.number != view.number:
                 loop = asyncio.get_running_loop()
-                jpeg = await loop.run_in_executor(self._drawer, self._encode, view, heatmap)
-                feed.picture = Snapshot(view.number, jpeg)
-                feed.drawn = time.monotonic()
+                jpeg = await loop.run_in_executor(self._executor, self._encode, view, heatmap)
+                cache.picture = Snapshot(view.number, jpeg)
+                cache.drawn = time.monotonic()
                 self.drawn += 1
-            return feed.picture
+            return cache.picture
 
     def _encode(self, view: SourceView, heatmap: bool) -> bytes:
         if view.frame_result is None:
@@ -151,7 +157,7 @@ class SnapshotRenderer:
 
 
 def encode(image: Image) -> bytes:
-    """A picture as JPEG.
+    """Encode a picture as JPEG.
 
     Args:
         image: uint8 [height, width, 3], BGR.
