@@ -26,9 +26,6 @@ from ffd_runtime.web.listen_address import ListenAddress
 from ..models import CARD
 from ..runtime.test_report import Browser
 
-# Real time passes in it.
-pytestmark = pytest.mark.alone
-
 HOSTILE = "<img src=x onerror=alert(1)>\"'&amp;\n" + "long-name-" * 12
 WIDTH, HEIGHT = 640, 360
 PATIENCE = 20.0

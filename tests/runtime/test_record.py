@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -27,11 +27,10 @@ from ffd_runtime.video.recording import Recorder, check_recording_path, recordin
 
 from ..conftest import picture
 
-# Real time passes in it.
-pytestmark = pytest.mark.alone
-
 Array = npt.NDArray[np.uint8]
 WIDTH, HEIGHT = 320, 240
+# Limit in seconds for a test that hangs.
+WATCHDOG = 30
 
 
 def frame_result(
@@ -59,6 +58,13 @@ def brightness(path: Path) -> tuple[list[float], float]:
         if not there:
             return levels, len(levels) / video.get(cv2.CAP_PROP_FPS)
         levels.append(float(image[: image.shape[0] // 4].mean()))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + WATCHDOG
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def files(folder: Path) -> list[str]:
@@ -205,7 +211,7 @@ def test_removed_folder_does_not_end_the_run(
         for number in range(5):
             sink.show(frame_result(number, number / 25))
         folder.rmdir()
-        time.sleep(0.1)
+        wait_until(lambda: "the run continues" in caplog.text)
         sink.show(frame_result(9, 0.4))
     assert "the run continues" in caplog.text
 
@@ -262,10 +268,7 @@ def test_recording_of_an_ended_source_is_closed(
         for number in range(10):
             sink.show(frame_result(number, number / 25))
         sink.tick([StreamHealth("door", False, "ended")])
-        end = time.monotonic() + 8
-        while not files(tmp_path) and time.monotonic() < end:
-            time.sleep(0.02)
-        time.sleep(0.1)
+        wait_until(lambda: sink._recordings["door"]._video is None and files(tmp_path) != [])
         assert len(brightness(tmp_path / "a.mp4")[0]) == 10
 
 
@@ -311,6 +314,7 @@ def test_matroska_file_of_a_killed_process_can_be_played(tmp_path: Path) -> None
     assert len(brightness(path)[0]) > 40
 
 
+@pytest.mark.alone
 def test_live_source_does_not_block_the_frame_loop(tmp_path: Path) -> None:
     with Recorder(tmp_path / "a.mp4", ["door"], face_scale=1.3) as sink:
         frame_results = [frame_result(n, n / 25, live=True, size=(1920, 1080)) for n in range(30)]

@@ -32,9 +32,6 @@ from ffd_runtime.web.metrics import LABELS
 from ..conftest import picture
 from ..models import CARD
 
-# Real time passes in it.
-pytestmark = pytest.mark.alone
-
 TOKEN = "0123456789abcdef-token"
 HOSTILE = (
     'a"b\\c\nd{e="f"} 1',
@@ -382,6 +379,7 @@ def test_without_a_viewer_nothing_is_drawn(served: DashboardServer) -> None:
     assert values(served)["ffd_page_pictures_total", ()] == 1
 
 
+@pytest.mark.alone
 def test_pictures_are_drawn_once_for_all_and_not_faster_than_their_rate(
     served: DashboardServer,
 ) -> None:
@@ -450,6 +448,7 @@ def test_viewers_are_limited(served: DashboardServer) -> None:
     assert ask(served, "/picture/0.jpg").status == 200
 
 
+@pytest.mark.alone
 def test_a_viewer_that_does_not_read_holds_up_nobody() -> None:
     threads = threading.active_count()
     with ExitStack() as stack, serve() as served:
@@ -475,6 +474,7 @@ def test_a_viewer_that_does_not_read_holds_up_nobody() -> None:
     assert threading.active_count() == threads
 
 
+@pytest.mark.alone
 def test_connections_are_limited_and_silent_ones_closed(
     served: DashboardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,6 +520,7 @@ def test_ipv6() -> None:
         pytest.skip("this machine has no ::1")
 
 
+@pytest.mark.alone
 def test_it_ends_at_once_with_viewers_and_leaves_nothing() -> None:
     with serve() as warm:
         warm.show(frame_result())

@@ -21,9 +21,6 @@ import pytest
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.video.window import Window, require_screen, save_picture
 
-# Real time passes in it.
-pytestmark = pytest.mark.alone
-
 Array = npt.NDArray[np.uint8]
 GREEN, BLUE, RED = (60, 180, 60), (200, 90, 40), (40, 35, 200)
 
@@ -205,6 +202,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.alone
 def test_a_person_sees_the_stream_and_uses_its_keys(
     screen: Screen, shows: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -235,6 +233,7 @@ def test_a_person_sees_the_stream_and_uses_its_keys(
     wait_until(lambda: screen.count(GREEN) == 0)
 
 
+@pytest.mark.alone
 def test_a_closed_window_ends_the_run(
     screen: Screen, shows: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -248,6 +247,7 @@ def test_a_closed_window_ends_the_run(
     assert child.stderr.read() == ""
 
 
+@pytest.mark.alone
 def test_a_silent_source_is_shown_beside_the_one_that_plays(
     screen: Screen, shows: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -256,6 +256,7 @@ def test_a_silent_source_is_shown_beside_the_one_that_plays(
     assert not screen.count(GREEN, right=640)
 
 
+@pytest.mark.alone
 def test_a_window_opens_before_any_frame(
     screen: Screen, shows: Callable[..., subprocess.Popen[str]]
 ) -> None:
