@@ -75,7 +75,7 @@ class Camera:
 
 
 class Ages:
-    """A scene sink that notes what each frame waited for."""
+    """A frame sink that records the delay of each frame."""
 
     def __init__(self) -> None:
         self.inference: list[float] = []

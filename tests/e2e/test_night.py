@@ -1,4 +1,4 @@
-"""A night's run: killed, interrupted, out of disk, its folder gone; and what is left of it."""
+"""Interrupt long runs: kills, signals, a full disk, a removed folder. No row may be lost."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from ..models import save_colour_model
 from ..runtime.encoded import FORMATS
 from .test_run import rows_of, run, start
 
-# Nothing here may hang: what takes longer than this is killed, and the test fails.
+# Limit in seconds for a process that hangs.
 WATCHDOG = 120
 
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """A folder of 500 pictures, every tenth of them broken."""
+    """A folder of 500 pictures; every tenth is damaged."""
     folder = tmp_path / "many"
     folder.mkdir()
     ok, encoded = cv2.imencode(".jpg", picture())
@@ -59,17 +59,17 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-# Five show that resuming works; more find rarer moments.
+# Five kills show that resuming works; more find rare moments.
 KILLS = 20 if "FFD_NIGHTLY" in os.environ else 5
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_killed_at_any_moment_every_input_has_one_row(
+def test_killed_and_resumed_run_has_one_row_per_input(
     many: Path, colour_model: Path, tmp_path: Path, ending: str
 ) -> None:
     output = tmp_path / f"rows.{ending}"
     partial = tmp_path / f"rows.{ending}.partial"
-    # The folder twice: a source that is named twice has two rows.
+    # The folder is given twice: each file has two rows.
     command: tuple[object, ...] = (many, many, "--output", output, "--resume")
     command += ("--model", colour_model, "--batch", "3")
     if ending == "jsonl":
@@ -77,7 +77,7 @@ def test_killed_at_any_moment_every_input_has_one_row(
     rng = random.Random(ending)
     for number in range(KILLS):
         process = start(*command)
-        # In the middle of writing rows, or, each third time, at any moment of the start.
+        # Kill it while rows are written or, every third time, at a random time during the start.
         grown = size_of(partial) + rng.randrange(1, 6000)
         deadline = time.monotonic() + (rng.random() if number % 3 == 2 else WATCHDOG)
         while process.poll() is None and time.monotonic() < deadline and size_of(partial) < grown:
@@ -93,7 +93,7 @@ def test_killed_at_any_moment_every_input_has_one_row(
     assert "1000 inputs: 900 generated, 0 photographs, 0 unsure, 100 errors" in err
     assert not list(tmp_path.glob("rows.*.partial*"))
     if ending == "jsonl":
-        # A row is only there if its copy is.
+        # A row exists only if its annotated copy exists.
         copies = [path.name for path in (tmp_path / "shown").glob("[!.]*")]
         assert len(copies) == 450
     code, _, err = run(*command)
@@ -104,7 +104,7 @@ def test_killed_at_any_moment_every_input_has_one_row(
     ("number", "code", "said"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
-def test_a_signal_leaves_whole_rows(
+def test_signal_leaves_complete_rows(
     many: Path, colour_model: Path, tmp_path: Path, number: int, code: int, said: str
 ) -> None:
     output = tmp_path / "rows.jsonl"
@@ -123,7 +123,7 @@ def test_a_signal_leaves_whole_rows(
     assert text.endswith("\n")
     files = sorted(map(str, many.iterdir()))
     assert [row["source"] for row in rows_of(text)] == files[: len(rows_of(text))]
-    # A run that would throw these rows away is refused, one with another model too.
+    # A run that would overwrite these rows is an error, also with another model.
     ended, _, err_text = run(*command)
     assert (ended, "continue it with --resume" in err_text) == (1, True)
     other = save_colour_model(tmp_path / "other.onnx", doc="another file")
@@ -132,7 +132,7 @@ def test_a_signal_leaves_whole_rows(
     assert partial.read_text() == text
 
 
-def test_a_whole_file_is_not_taken_for_another_runs(
+def test_complete_file_of_another_run_is_not_resumed(
     many: Path, portraits: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "rows.jsonl"
@@ -144,7 +144,7 @@ def test_a_whole_file_is_not_taken_for_another_runs(
     assert (code, "of other SOURCEs" in err) == (1, True)
 
 
-def test_a_terminal_that_goes_away_takes_nothing_with_it(
+def test_closed_terminal_does_not_end_the_run(
     many: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     import pty
@@ -167,9 +167,7 @@ def test_a_terminal_that_goes_away_takes_nothing_with_it(
     assert sources_in(output) == sorted(map(str, many.iterdir()))
 
 
-def test_a_link_loop_is_a_row_with_an_output_too(
-    portraits: Path, colour_model: Path, tmp_path: Path
-) -> None:
+def test_link_loop_is_an_error_row(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     output = tmp_path / "rows.jsonl"
@@ -183,12 +181,12 @@ def limit_files() -> None:
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_a_full_disk_ends_the_run_and_loses_nothing(
+def test_full_disk_ends_the_run_and_loses_no_row(
     many: Path, colour_model: Path, tmp_path: Path, ending: str
 ) -> None:
     output = tmp_path / f"rows.{ending}"
     command = (many, "--model", colour_model, "--output", output)
-    # A limit on the size of files: writing fails half way through a row, as on a full disk.
+    # With a limit on file size, a write fails within a row, as on a full disk.
     code, _, err = run(*command, preexec_fn=limit_files)
     assert code == 1
     assert "cannot write" in err.splitlines()[-1]
@@ -200,7 +198,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     assert sources_in(output) == sorted(map(str, many.iterdir()))
 
 
-def test_a_folder_that_vanishes_gives_rows(many: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_removed_files_are_error_rows(many: Path, colour_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     files = sorted(map(str, many.iterdir()))
     process = start(many, "--model", colour_model, "--batch", "2", "--output", output)
@@ -217,14 +215,14 @@ def test_a_folder_that_vanishes_gives_rows(many: Path, colour_model: Path, tmp_p
     assert kinds.keys() <= {"not_found", "truncated"}
 
 
-def test_files_that_change_while_they_are_read_are_rows(
+def test_files_that_change_while_being_read_have_rows(
     many: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     process = start(many, many, "--model", colour_model, "--output", tmp_path / "rows.jsonl")
     content = (tmp_path / "good.jpg").read_bytes()
     rng = random.Random(7)
     changed = 0
-    # All names are links of one file, so each change meets whatever is being read.
+    # All names are links to one file, so each change affects the file that is being read.
     while process.poll() is None:
         (tmp_path / "good.jpg").write_bytes(content[: rng.randrange(len(content))])
         (tmp_path / "good.jpg").write_bytes(content)
@@ -260,7 +258,7 @@ main()
         ("sys.exit(9)", ""),
     ],
 )
-def test_a_backend_that_throws_ends_the_run(
+def test_exception_of_the_backend_ends_the_run(
     many: Path, colour_model: Path, tmp_path: Path, what: str, said: str
 ) -> None:
     output = tmp_path / "rows.jsonl"
@@ -282,7 +280,7 @@ def test_a_backend_that_throws_ends_the_run(
     assert len(sources_in(output)) == 500
 
 
-def test_a_worker_that_dies_ends_the_run(many: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_exit_of_a_worker_ends_the_run(many: Path, colour_model: Path, tmp_path: Path) -> None:
     program = """
 import ffd_runtime.core.pipeline as pipeline
 def preprocess(*arguments):
@@ -300,7 +298,7 @@ main()
     assert done.returncode == 9
 
 
-def test_a_worker_that_does_not_come_back_does_not_hold_the_end(
+def test_blocked_worker_does_not_block_the_end(
     many: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     program = """
@@ -323,19 +321,19 @@ main()
     )
     assert done.returncode == 143
     assert done.stderr.splitlines()[-1].endswith("terminated")
-    # There is no row, so nothing is left and nothing is said of rows.
+    # There are no rows, so there is no file and no message about rows.
     assert "rows so far" not in done.stderr
     assert not list(tmp_path.glob("rows*"))
 
 
-def test_resume_is_for_a_file() -> None:
+def test_resume_requires_an_output_file() -> None:
     code, _, err = run("x", "--resume")
     assert (code, "--resume needs --output" in err) == (2, True)
 
 
-def test_a_signal_ends_a_run_that_is_at_work(many: Path, colour_model: Path) -> None:
-    # Threads that are still at work when the interpreter ends would abort it: another exit code,
-    # and its last words on stderr.
+def test_signal_ends_a_busy_run(many: Path, colour_model: Path) -> None:
+    # Threads that run while the interpreter ends would abort it, with another exit code and a
+    # message on stderr.
     program = """
 import os, signal, sys, threading, time
 from ffd_runtime.cli.run import main
@@ -360,7 +358,7 @@ main()
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """A file as a bad disk, a broken upload or an attacker leaves it."""
+    """Damage a file like a bad disk, an interrupted upload or an attacker."""
     changed = bytearray(data)
     for _ in range(rng.choice((0, 1, 1, 3, 20))):
         at = rng.randrange(len(changed))
@@ -381,17 +379,17 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_2000_mutated_images_give_2000_rows(colour_model: Path, tmp_path: Path) -> None:
+def test_2000_mutated_images_have_2000_rows(colour_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mutated"
     folder.mkdir()
     rng = random.Random(2000)
     names = sorted(FORMATS)
     for number in range(2000):
         name = names[number % len(names)]
-        # A picture's name: without it, one whose signature is lost would be skipped.
+        # With an image extension, a file is not skipped if its signature is damaged.
         (folder / f"{number:04}-{name}.jpg").write_bytes(mutate(FORMATS[name], rng))
     output = tmp_path / "rows.jsonl"
-    # A header that lies may ask for as many pixels as are allowed, in each of two workers.
+    # A damaged header may state as many pixels as are allowed, in each of two workers.
     limits = ("--max-pixels", "20000000", "--workers", "2")
     process = start(folder, "--model", colour_model, "--output", output, *limits)
     _, err = process.communicate(timeout=WATCHDOG)
@@ -404,7 +402,7 @@ def test_2000_mutated_images_give_2000_rows(colour_model: Path, tmp_path: Path) 
 
 
 def test_memory_is_bounded_by_the_limits(colour_model: Path, tmp_path: Path) -> None:
-    """What the mutated images may cost at most, measured by the system on a process of its own."""
+    """Peak memory of a separate process, as measured by the system."""
     folder = tmp_path / "bombs"
     folder.mkdir()
     rng = random.Random(3)
@@ -415,7 +413,7 @@ def test_memory_is_bounded_by_the_limits(colour_model: Path, tmp_path: Path) -> 
         (folder / f"{number}.bad.png").write_bytes(mutate(encoded.tobytes(), rng))
 
     def peak(*arguments: str) -> int:
-        # Of the process itself: what the system counts for a child begins with its parent's.
+        # Measured within the process: for a child, the system counts from the memory of its parent.
         options = [str(folder), "--model", str(colour_model), *arguments]
         done = subprocess.run(
             [sys.executable, "-c", FRESH, *options],
@@ -426,5 +424,5 @@ def test_memory_is_bounded_by_the_limits(colour_model: Path, tmp_path: Path) -> 
         return int(done.stderr.splitlines()[-1])
 
     refused = peak("--max-pixels", "1000", "--workers", "1")
-    # 48 MB each as BGR, and what a decoder and colour conversion hold beside it.
+    # 48 MB each as BGR, plus buffers of the decoder and of the colour conversion.
     assert peak("--workers", "2") < refused + 2 * 4 * 48 * 1024 * 1024

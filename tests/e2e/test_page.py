@@ -1,4 +1,4 @@
-"""The page of `--serve` in a real browser, beside a run that is going on."""
+"""Open the page of `--serve` in a real browser during a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PATIENCE = 20.0
 
 
 def draw_room(seed: int) -> Image:
-    """A blurred wall, so that what moves is the face."""
+    """Draw a static background."""
     wall = np.random.default_rng(seed).integers(60, 140, (9, 16, 3)).astype(np.uint8)
     return np.asarray(cv2.resize(wall, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC), np.uint8)
 
@@ -46,12 +46,12 @@ def draw_face() -> Image:
 
 
 class Run:
-    """What `ffd-run --serve` does all the time: frame_results, and how the sources are.
+    """Simulate `ffd-run --serve`: send frames and the health of the sources.
 
     Args:
         serve: gets them.
         names: of the sources.
-        pictures: of faces, uint8 BGR, one for each face in a frame_result.
+        pictures: of faces, uint8 BGR, one for each face in a frame.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Run:
         )
 
     def lose(self, name: str, **facts: Any) -> None:
-        """The source is gone."""
+        """Let a source fail."""
         gone = {"state": "waiting", "error": "it does not answer", "next_try": 4.0, **facts}
         self.healths[name] = replace(self.healths[name], **gone)
 
     def find(self, name: str) -> None:
-        """The source is back."""
+        """Let a source recover."""
         self.healths[name] = self._playing(name, self.healths[name].frames)
 
     def _go(self) -> None:
@@ -96,10 +96,10 @@ class Run:
             for name, health in list(self.healths.items()):
                 if health.state == "playing":
                     self.healths[name] = self._playing(name, number)
-                    self.serve.show(self._scene(name, number))
+                    self.serve.show(self._frame_result(name, number))
             self.serve.tick(list(self.healths.values()))
 
-    def _scene(self, name: str, number: int) -> FrameResult:
+    def _frame_result(self, name: str, number: int) -> FrameResult:
         image, results = self._rooms[name].copy(), []
         for at, (label, face) in enumerate(zip(self.labels, self._pictures, strict=False)):
             height, width = face.shape[:2]
@@ -136,7 +136,7 @@ class Run:
 
 
 class Viewer:
-    """A browser at the page."""
+    """A browser that shows the page."""
 
     def __init__(self, browser: Browser) -> None:
         self.browser = browser
@@ -153,7 +153,7 @@ class Viewer:
         return self.browser.evaluate(f"return {script.strip()}")
 
     def wait(self, script: str, wanted: Callable[[Any], Any] = bool) -> Any:
-        """What a script gives, once that is as wanted."""
+        """Evaluate a script until its value satisfies a condition."""
         deadline = time.monotonic() + PATIENCE
         while not wanted(found := self.see(script)):
             assert time.monotonic() < deadline, (script, found)
@@ -179,7 +179,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def viewer(browser: Browser) -> Viewer:
-    # What the page of the test before says, now that its server is gone, is not of this one.
+    # Discard the errors of the previous page, whose server has ended.
     browser.command("Page.navigate", url="about:blank")
     browser.console()
     return Viewer(browser)
@@ -191,7 +191,7 @@ def serve(port: int = 0, host: str = "127.0.0.1", token: str | None = None) -> D
     )
 
 
-# Mean of each cell of the first picture as the browser shows it, 16 x 9, red channel.
+# The first picture as the browser shows it, scaled to 16 x 9 pixels, RGBA.
 PIXELS = """
 (() => {
   const canvas = document.createElement("canvas");
@@ -212,7 +212,7 @@ document.querySelector(".view img")
 """
 
 
-def test_what_a_person_sees(viewer: Viewer, tmp_path: Path) -> None:
+def test_page_shows_pictures_faces_and_verdicts(viewer: Viewer, tmp_path: Path) -> None:
     with serve() as served, Run(served, ["front door", HOSTILE]) as run:
         viewer.visit(served.url)
         viewer.wait("document.querySelectorAll('.source').length", lambda n: n == 2)
@@ -245,7 +245,7 @@ def test_what_a_person_sees(viewer: Viewer, tmp_path: Path) -> None:
         assert viewer.console() == []
 
 
-def test_a_source_that_dies_turns_red_and_comes_back(viewer: Viewer) -> None:
+def test_failed_source_turns_red_and_recovers(viewer: Viewer) -> None:
     ground = "getComputedStyle(document.querySelector('.title')).backgroundColor"
     with serve() as served, Run(served, ["door", "gate"]) as run:
         viewer.visit(served.url)
@@ -273,7 +273,7 @@ def test_a_source_that_dies_turns_red_and_comes_back(viewer: Viewer) -> None:
         assert viewer.console() == []
 
 
-def test_the_server_goes_and_comes_back(viewer: Viewer) -> None:
+def test_page_reconnects_to_a_restarted_server(viewer: Viewer) -> None:
     with serve() as served, Run(served, ["door"]):
         viewer.visit(served.url)
         viewer.wait(SHOWN)
@@ -289,11 +289,11 @@ def test_the_server_goes_and_comes_back(viewer: Viewer) -> None:
         viewer.wait("document.querySelectorAll('.verdicts li').length", lambda n: n == 2)
         first = viewer.see(PIXELS)
         viewer.wait(PIXELS, lambda now: np.abs(np.subtract(now, first)).max() > 20)
-    # The browser itself says that nobody answered; the page says nothing.
+    # Only the browser reports that the server did not respond.
     assert all("ERR_" in message for message in viewer.console())
 
 
-def test_a_hidden_page_asks_for_no_pictures_but_keeps_its_title(viewer: Viewer) -> None:
+def test_hidden_page_requests_no_pictures_but_updates_its_title(viewer: Viewer) -> None:
     hidden = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true})"
     with serve() as served, Run(served, ["door"]) as run:
         viewer.visit(served.url)
@@ -310,7 +310,7 @@ def test_a_hidden_page_asks_for_no_pictures_but_keeps_its_title(viewer: Viewer) 
         viewer.wait(PIXELS, lambda now: np.abs(np.subtract(now, first)).max() > 20)
 
 
-def test_a_token_lets_in_and_does_not_stay_in_the_address(viewer: Viewer) -> None:
+def test_token_form_opens_the_page_and_hides_the_token(viewer: Viewer) -> None:
     token = "a-token-that-is-long-enough"
     with serve(host="0.0.0.0", token=token) as served, Run(served, ["door"]):
         address = f"http://127.0.0.1:{served.address.port}/"
@@ -328,7 +328,7 @@ def test_a_token_lets_in_and_does_not_stay_in_the_address(viewer: Viewer) -> Non
         assert viewer.console() == []
 
 
-def test_it_can_be_used_with_the_keyboard_alone(viewer: Viewer) -> None:
+def test_page_works_with_the_keyboard(viewer: Viewer) -> None:
     with serve() as served, Run(served, ["door"]) as run:
         viewer.visit(served.url)
         viewer.wait(SHOWN)
@@ -340,7 +340,7 @@ def test_it_can_be_used_with_the_keyboard_alone(viewer: Viewer) -> None:
         viewer.browser.press(" ", 32, " ")
         assert viewer.see("document.activeElement.checked")
         assert not viewer.see("byId('scale').hidden")
-        # A place in the middle of the face's evidence is red now.
+        # The middle of the heatmap is red.
         reds = max(plain[0::4])
         viewer.wait(PIXELS, lambda now: max(now[0::4]) > reds + 15)
         run.labels = []
@@ -348,7 +348,7 @@ def test_it_can_be_used_with_the_keyboard_alone(viewer: Viewer) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_every_screen(viewer: Viewer, tmp_path: Path, scheme: str) -> None:
+def test_page_fits_every_screen(viewer: Viewer, tmp_path: Path, scheme: str) -> None:
     with serve() as served, Run(served, ["door", HOSTILE, "gate"]) as run:
         run.lose("gate", error="the camera at rtsp://" + "x" * 200 + " does not answer")
         viewer.visit(served.url, 1200, scheme)

@@ -1,4 +1,4 @@
-"""ffd-run on streams, as a user starts it: real servers, real signals, real files."""
+"""Run ffd-run on streams as a user does: real servers, signals and files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(*arguments: object) -> tuple[int, list[dict[str, Any]], str]:
 
 
 def run_here(*arguments: object) -> tuple[int, list[dict[str, Any]], str]:
-    """As `run`, in this process: faster, for commands whose start is not tested."""
+    """Like `run`, but in this process, which saves the start-up time."""
     done = CliRunner().invoke(main, list(map(str, arguments)), prog_name="ffd-run")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     return done.exit_code, rows, done.stderr
@@ -56,7 +56,7 @@ def run_here(*arguments: object) -> tuple[int, list[dict[str, Any]], str]:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second of red, then four of blue."""
+    """One second of red frames, then four of blue ones."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     code = cv2.VideoWriter.fourcc(*"mp4v")
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 25, (160, 120))
@@ -66,7 +66,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_video_file_gives_a_row_a_frame(clip: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_video_file_has_one_row_per_frame(clip: Path, colour_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.csv"
     code, rows, err = run(clip, "--no-faces", "--model", colour_model, "--json", "--output", output)
     assert code == 0, err
@@ -75,7 +75,7 @@ def test_a_video_file_gives_a_row_a_frame(clip: Path, colour_model: Path, tmp_pa
     assert [row["time"] for row in rows] == [round(n / 25, 3) for n in range(FRAMES)]
     assert {row["track"]["number"] for row in rows} == {1}
     labels = [row["track"]["label"] for row in rows]
-    # Smoothed: it changes by way of unsure, and not at once.
+    # The smoothed label changes later, and may be unsure in between.
     assert sum(a != b for a, b in itertools.pairwise(labels)) <= 2
     assert labels[26] == "generated"
     assert labels[-1] == "groundtruth"
@@ -87,7 +87,7 @@ def test_a_video_file_gives_a_row_a_frame(clip: Path, colour_model: Path, tmp_pa
 
 
 @pytest.mark.parametrize("fields", ["tff", "bff"])
-def test_an_interlaced_video_without_a_name_has_its_verdicts(
+def test_interlaced_video_without_an_extension_is_classified(
     fields: str, colour_model: Path, tmp_path: Path
 ) -> None:
     pictures = [picture("red", 120, 160, seed=number) for number in range(5)]
@@ -99,11 +99,11 @@ def test_an_interlaced_video_without_a_name_has_its_verdicts(
     assert f"{path} is a video, according to its content" in err
 
 
-def test_what_could_not_be_decoded_is_a_row(colour_model: Path, tmp_path: Path) -> None:
+def test_damaged_frame_is_an_error_row(colour_model: Path, tmp_path: Path) -> None:
     pictures = [picture("red", 120, 160, seed=number) for number in range(6)]
     path = write_video(tmp_path / "a.avi", pictures, "mjpeg", pix_fmt="yuvj420p")
     data = path.read_bytes()
-    # Most of the third picture.
+    # Overwrite most of the third picture.
     begin = [found.start() for found in re.finditer(b"\xff\xd8\xff", data)][2]
     path.write_bytes(data[:begin] + b"?" * 2000 + data[begin + 2000 :])
     code, rows, err = run(path, "--no-faces", "--model", colour_model)
@@ -115,7 +115,7 @@ def test_what_could_not_be_decoded_is_a_row(colour_model: Path, tmp_path: Path) 
     assert "6 frames, 1 damaged" in err
 
 
-def test_why_a_file_has_no_video_or_more_than_one(colour_model: Path, tmp_path: Path) -> None:
+def test_missing_or_ambiguous_video_stream_is_reported(colour_model: Path, tmp_path: Path) -> None:
     sound = write_audio(tmp_path / "song.mp4", picture("red", 120, 160))
     code, rows, _ = run(sound, "--no-faces", "--model", colour_model)
     assert (code, rows[0]["error"]["code"]) == (3, "unsupported")
@@ -126,7 +126,7 @@ def test_why_a_file_has_no_video_or_more_than_one(colour_model: Path, tmp_path: 
     assert f"{two}: 1 of 1 frames, video stream 1 of 2 in it" in err
 
 
-def test_events_are_the_changes_alone(clip: Path, colour_model: Path) -> None:
+def test_events_are_only_the_label_changes(clip: Path, colour_model: Path) -> None:
     options = ("--no-faces", "--model", colour_model, "--events", "--every", 2)
     code, rows, err = run(clip, *options)
     assert code == 0, err
@@ -137,7 +137,7 @@ def test_events_are_the_changes_alone(clip: Path, colour_model: Path) -> None:
     assert all(row["frame"] % 2 == 0 for row in rows)
 
 
-def test_a_person_reads_the_changes_and_the_file_has_all(
+def test_table_shows_changes_and_the_file_has_all_rows(
     clip: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "rows.csv"
@@ -151,7 +151,7 @@ def test_a_person_reads_the_changes_and_the_file_has_all(
         assert len(list(csv.DictReader(file))) == FRAMES
 
 
-def test_a_video_that_is_none_has_its_row(clip: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_invalid_video_is_an_error_row(clip: Path, colour_model: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"text " * 100)
     code, rows, err = run(bad, clip, "--no-faces", "--model", colour_model)
@@ -162,7 +162,7 @@ def test_a_video_that_is_none_has_its_row(clip: Path, colour_model: Path, tmp_pa
     assert "Traceback" not in err
 
 
-def test_no_password_is_shown_anywhere(rtsp: RtspServer, colour_model: Path) -> None:
+def test_passwords_are_not_shown(rtsp: RtspServer, colour_model: Path) -> None:
     rtsp.start()
     dead = f"rtsp://admin:hunter2secret@127.0.0.1:{free_port()}/live?password=hunter2secret"
     live = rtsp.address.replace("rtsp://", "rtsp://admin:hunter2secret@")
@@ -180,7 +180,7 @@ def test_no_password_is_shown_anywhere(rtsp: RtspServer, colour_model: Path) -> 
 
 
 @pytest.mark.alone
-def test_sigterm_ends_within_two_seconds_with_whole_files(
+def test_sigterm_ends_the_run_within_two_seconds_with_complete_files(
     rtsp: RtspServer, colour_model: Path, tmp_path: Path
 ) -> None:
     rtsp.start(width=320, height=240, fps=50)
@@ -211,7 +211,7 @@ def test_sigterm_ends_within_two_seconds_with_whole_files(
     assert frames > 10
 
 
-def test_what_cannot_be_run_together(clip: Path, portraits: Path, tmp_path: Path) -> None:
+def test_invalid_combinations_are_usage_errors(clip: Path, portraits: Path, tmp_path: Path) -> None:
     for arguments, said in [
         (("0", portraits), "is not a stream"),
         ((clip, "--resume", "--output", tmp_path / "a.jsonl"), "--resume applies only to pictures"),
@@ -229,7 +229,7 @@ def test_what_cannot_be_run_together(clip: Path, portraits: Path, tmp_path: Path
         assert len(err.splitlines()) <= 2
 
 
-def test_what_cannot_be_opened_ends_the_run_in_one_line(clip: Path, tmp_path: Path) -> None:
+def test_startup_errors_are_one_line(clip: Path, tmp_path: Path) -> None:
     for arguments, said in [
         (("0", "--output", tmp_path / "a.csv"), "append to a .jsonl"),
         (("videotestsrc ! appsink", "--gst"), "without GStreamer"),
@@ -242,7 +242,7 @@ def test_what_cannot_be_opened_ends_the_run_in_one_line(clip: Path, tmp_path: Pa
         assert "Traceback" not in err
 
 
-def test_mjpeg_over_http_and_pictures_are_told_apart(colour_model: Path) -> None:
+def test_http_address_is_a_stream_only_with_the_option(colour_model: Path) -> None:
     with serving(send_pictures) as port:
         address = f"http://127.0.0.1:{port}/picture"
         code, rows, _ = run(address, "--allow-private", "--model", colour_model)
@@ -256,7 +256,7 @@ def test_mjpeg_over_http_and_pictures_are_told_apart(colour_model: Path) -> None
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
-def test_systemd_is_told(colour_model: Path, tmp_path: Path) -> None:
+def test_systemd_is_notified(colour_model: Path, tmp_path: Path) -> None:
     address = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(address))
@@ -276,7 +276,7 @@ def test_systemd_is_told(colour_model: Path, tmp_path: Path) -> None:
         process.communicate(timeout=WATCHDOG)
 
 
-def test_a_full_pipe_ends_it_quietly(clip: Path, colour_model: Path) -> None:
+def test_closed_pipe_ends_the_run_quietly(clip: Path, colour_model: Path) -> None:
     process = start(clip, "--no-faces", "--model", colour_model)
     assert process.stdout
     process.stdout.readline()
@@ -287,7 +287,7 @@ def test_a_full_pipe_ends_it_quietly(clip: Path, colour_model: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_a_picture_whose_faces_were_half_written_is_finished(
+def test_resume_completes_a_picture_with_some_faces_written(
     faces: Path, face_model: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     folder, output = tmp_path / "groups", tmp_path / "rows.jsonl"
@@ -328,7 +328,7 @@ def test_a_picture_whose_faces_were_half_written_is_finished(
         "rtps://admin:hunter2secret@127.0.0.1:9/x",
     ],
 )
-def test_no_password_is_shown_however_its_line_is_written(
+def test_passwords_in_malformed_lines_are_not_shown(
     line: str, colour_model: Path, tmp_path: Path
 ) -> None:
     listed = tmp_path / "sources"
@@ -336,7 +336,7 @@ def test_no_password_is_shown_however_its_line_is_written(
     options = ("--model", colour_model, "--debug")
     code, rows, err = run("--sources", listed, *options, "--retries", 0, "--no-faces")
     if code == 2:
-        # Not a stream's address, for which --retries is: as a path it would be a row.
+        # The line is not a stream, which --retries requires: run it as a path.
         code, rows, err = run("--sources", listed, *options)
     assert code in (2, 3)
     assert "hunter2" not in json.dumps(rows) + err
@@ -347,7 +347,7 @@ def test_no_password_is_shown_however_its_line_is_written(
     assert b"hunter2" not in done.stdout + done.stderr
 
 
-def test_no_process_is_left_behind(rtsp: RtspServer, colour_model: Path) -> None:
+def test_killed_run_leaves_no_reader_process(rtsp: RtspServer, colour_model: Path) -> None:
     rtsp.start()
     process = start(rtsp.address, "--no-faces", "--model", colour_model)
     assert process.stdout
@@ -362,7 +362,7 @@ def test_no_process_is_left_behind(rtsp: RtspServer, colour_model: Path) -> None
         assert time.monotonic() - begin < WATCHDOG
 
 
-def test_a_full_disk_is_said(clip: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_full_disk_is_an_error(clip: Path, colour_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     output.symlink_to("/dev/full")
     code, _, err = run(
@@ -377,7 +377,7 @@ def test_a_full_disk_is_said(clip: Path, colour_model: Path, tmp_path: Path) -> 
     assert f"cannot write to {output}: No space left on device" in err
 
 
-def test_a_video_among_pictures_does_not_end_the_run(
+def test_video_among_pictures_is_an_error_row(
     clip: Path, portraits: Path, colour_model: Path
 ) -> None:
     code, rows, err = run(clip, portraits, "--model", colour_model)

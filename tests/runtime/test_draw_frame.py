@@ -44,7 +44,7 @@ def count(image: Array, colour: Colour) -> int:
     return int((image == colour).all(axis=2).sum())
 
 
-def test_the_frame_is_left_as_it_is() -> None:
+def test_input_frame_is_not_changed() -> None:
     one = frame_result(seen())
     drawn = draw(one, heatmap=True)
     assert (one.frame.image == 128).all()
@@ -52,7 +52,7 @@ def test_the_frame_is_left_as_it_is() -> None:
     assert (drawn != 128).any()
 
 
-def test_a_face_has_its_colour_and_is_not_covered() -> None:
+def test_box_has_the_label_colour_and_does_not_cover_the_face() -> None:
     x, y, width, height = FACE
     for label in LABELS:
         drawn = draw(frame_result(seen(label=label)))
@@ -62,7 +62,7 @@ def test_a_face_has_its_colour_and_is_not_covered() -> None:
             assert not count(drawn, VERDICT_COLOURS[other])
 
 
-def test_the_verdict_shown_is_the_tracks() -> None:
+def test_label_of_the_track_is_shown() -> None:
     drawn = draw(frame_result(seen(label="generated", track=Track(1, "groundtruth", 0.03))))
     assert count(drawn, VERDICT_COLOURS["groundtruth"])
     assert not count(drawn, VERDICT_COLOURS["generated"])
@@ -70,7 +70,7 @@ def test_the_verdict_shown_is_the_tracks() -> None:
     assert count(first, VERDICT_COLOURS["unsure"])
 
 
-def test_the_reason_is_said() -> None:
+def test_reason_is_shown() -> None:
     track = Track(1, "unsure", 0.5)
     plain = draw(frame_result(seen(track=track)))
     small = draw(frame_result(seen(track=track, reason="small")))
@@ -80,7 +80,7 @@ def test_the_reason_is_said() -> None:
 
 
 @pytest.mark.parametrize("gap", [10, 40])
-def test_labels_of_near_faces_do_not_lie_on_each_other(gap: int) -> None:
+def test_labels_of_adjacent_faces_do_not_overlap(gap: int) -> None:
     def labels(*lefts: int) -> int:
         faces = [seen((left, 200, 50, 60)) for left in lefts]
         return count(draw(frame_result(*faces))[:440], PANEL)
@@ -89,13 +89,13 @@ def test_labels_of_near_faces_do_not_lie_on_each_other(gap: int) -> None:
     assert near == pytest.approx(labels(40, 250, 460), rel=0.02)
 
 
-def test_a_label_does_not_cover_another_face() -> None:
+def test_label_does_not_cover_another_face() -> None:
     drawn = draw(frame_result(seen((200, 100, 80, 80)), seen((200, 190, 80, 80))))
     for top in (100, 190):
         assert (drawn[top + 5 : top + 75, 222:258] == 128).all()
 
 
-def test_a_face_at_the_edge_has_its_whole_label() -> None:
+def test_label_of_a_face_at_the_edge_is_complete() -> None:
     middle = count(draw(frame_result(seen()))[:440], PANEL)
     for left, top in ((-40, -30), (600, -30), (-40, 420), (560, 400), (0, 0)):
         drawn = draw(frame_result(seen((left, top, 120, 140))))
@@ -118,7 +118,7 @@ def test_a_face_at_the_edge_has_its_whole_label() -> None:
     st.sampled_from(STATES),
     st.text(max_size=40),
 )
-def test_anything_can_be_drawn(
+def test_any_result_can_be_drawn(
     width: int, height: int, faces: list[Box], state: State, name: str
 ) -> None:
     one = frame_result(
@@ -133,18 +133,18 @@ def test_anything_can_be_drawn(
     assert max(shrink_to_fit(one, 320, 200).frame.image.shape) <= 320
 
 
-def test_every_size_of_camera_is_legible() -> None:
+def test_text_is_legible_at_every_frame_size() -> None:
     for width, height in ((64, 48), (640, 480), (1920, 1080), (4096, 2160)):
         drawn = draw(
             frame_result(seen((width // 3, height // 3, 20, 20)), width=width, height=height)
         )
-        # Rows with something as white as the text: on the label, and on the strip.
+        # Rows with the colour of text: on the label and on the strip.
         white = (drawn.min(axis=2) > 200).any(axis=1)
         assert 18 <= white.sum() < 0.12 * drawn.shape[0] + 10
         assert drawn.shape[0] >= 192
 
 
-def test_evidence_is_shown_when_it_is_asked_for() -> None:
+def test_heatmap_is_drawn_on_request() -> None:
     one = frame_result(seen(), seen((20, 20, 60, 60), heatmap=None))
     plain, shown = draw(one), draw(one, heatmap=True)
     centre = (FACE[1] + 70, FACE[0] + 60)
@@ -153,28 +153,28 @@ def test_evidence_is_shown_when_it_is_asked_for() -> None:
     assert (plain[:90, :110] == shown[:90, :110]).all()
 
 
-def test_a_whole_picture_has_its_square_marked_and_its_label_within() -> None:
+def test_whole_frame_has_a_marked_square_with_its_label() -> None:
     drawn = draw(frame_result(seen(None)))
-    # The square of 480 pixels begins 80 from the left.
+    # The square of 480 pixels starts at x = 80.
     assert tuple(drawn[0, 90]) == VERDICT_COLOURS["generated"]
     assert tuple(drawn[50, 80]) == VERDICT_COLOURS["generated"]
     assert (drawn[200:300, 100:500] == 128).all()
     assert count(drawn[:100], PANEL) > 1000
 
 
-def test_a_source_that_does_not_play_is_red() -> None:
+def test_failed_source_has_a_red_strip() -> None:
     for state in STATES:
         red = count(draw(frame_result(state=state)), ALARM)
         assert (red > 500) == (state not in ("playing", "ended")), state
 
 
-def test_a_long_name_leaves_the_facts_their_room() -> None:
+def test_long_name_leaves_space_for_facts() -> None:
     short, long = (draw(frame_result(name=name)) for name in ("door", "日本 Tür \x1b[31m" * 30))
     assert (short[:, 440:] == long[:, 440:]).all()
     assert (short[:, :200] != long[:, :200]).any()
 
 
-def test_the_facts_are_on_the_strip() -> None:
+def test_strip_shows_the_facts() -> None:
     pictures = [
         draw(frame_result(**facts))
         for facts in ({}, {"fps": 7.5}, {"age": 1.5}, {"age": None}, {"dropped": 12})
@@ -184,7 +184,7 @@ def test_the_facts_are_on_the_strip() -> None:
             assert (one[455:] != other[455:]).any()
 
 
-def test_a_smaller_scene_has_its_faces_where_they_were() -> None:
+def test_shrunk_frame_has_scaled_faces() -> None:
     one = frame_result(seen((400, 200, 100, 60)), seen(None), width=1280, height=720)
     small = shrink_to_fit(one, 640, 640)
     assert small.frame.image.shape == (360, 640, 3)
@@ -192,7 +192,7 @@ def test_a_smaller_scene_has_its_faces_where_they_were() -> None:
     assert shrink_to_fit(one, 1280, 720) is one
 
 
-def test_no_signal_says_why() -> None:
+def test_notice_shows_the_reason() -> None:
     waiting = StreamHealth("door", True, "waiting", "the server refused it", next_try=3.2)
     pictures = [
         draw_no_signal((320, 240), health)
@@ -212,7 +212,7 @@ def test_no_signal_says_why() -> None:
             assert (one != other).any()
 
 
-def test_keys_fit_into_any_picture() -> None:
+def test_list_of_keys_fits_into_any_picture() -> None:
     draw_keys(np.zeros((1, 1, 3), np.uint8), {"q": "quit"})
     for width, height in ((60, 40), (640, 480), (1920, 1080)):
         image = np.full((height, width, 3), 128, np.uint8)

@@ -15,13 +15,13 @@ from ffd_runtime.video.lag_estimator import MIN_CLOCK_JUMP_SECONDS, LagEstimator
 from ffd_runtime.video.stream_address import is_stream, to_streams
 from ffd_runtime.video.stream_policy import FrameSampler, StreamPolicy
 
-# Nothing that stands in the rest of an address anyway.
+# Without characters that are special in an address.
 secrets = st.text(string.ascii_uppercase + string.digits + "@:/%!$'()*+,;=._~-", min_size=6)
 words = st.text(string.ascii_uppercase + string.digits + "-_.~", min_size=6)
 
 
 @given(secrets, secrets)
-def test_no_user_and_no_password_is_shown(user: str, password: str) -> None:
+def test_user_and_password_are_not_shown(user: str, password: str) -> None:
     shown = redact(f"rtsp://{user}:{password}@camera.example:554/live?channel=1")
     assert shown == "rtsp://***@camera.example:554/live?channel=1"
 
@@ -45,7 +45,7 @@ def test_no_user_and_no_password_is_shown(user: str, password: str) -> None:
     words,
     words,
 )
-def test_no_credential_is_shown_wherever_its_maker_put_it(form: str, user: str, word: str) -> None:
+def test_credentials_anywhere_in_an_address_are_not_shown(form: str, user: str, word: str) -> None:
     shown = redact(form.format(user, word))
     assert user not in shown
     assert word not in shown
@@ -53,7 +53,7 @@ def test_no_credential_is_shown_wherever_its_maker_put_it(form: str, user: str, 
 
 
 @given(st.lists(st.sampled_from(["rtsp://a:b@c/d", "rtsp://x:y@c/d", "rtsp://c/d", "0"])))
-def test_every_stream_has_a_name_of_its_own(sources: list[str]) -> None:
+def test_stream_names_are_unique(sources: list[str]) -> None:
     streams = to_streams(sources)
     assert len({stream.name for stream in streams}) == len(sources)
     assert not any("x:y" in repr(stream) for stream in streams)
@@ -73,28 +73,28 @@ def test_every_stream_has_a_name_of_its_own(sources: list[str]) -> None:
         ("front.door = rtsp://camera/live", "server", "rtsp://camera/live"),
     ],
 )
-def test_what_is_a_stream(source: str, kind: str, target: str | int) -> None:
+def test_sources_that_are_streams(source: str, kind: str, target: str | int) -> None:
     assert is_stream(source)
     (stream,) = to_streams([source])
     assert (stream.kind, stream.target, stream.live) == (kind, target, True)
 
 
-def test_what_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # As tools name folders by what is in them.
+    # Names that some tools give to folders.
     Path("day=12").mkdir()
     assert not is_stream("day=12")
     for name in ("clip.MP4", "0", "a=b.mp4"):
         Path(name).write_bytes(b"?")
     assert is_stream("clip.MP4")
     assert is_stream("a=b.mp4")
-    # Pictures: a file that is called like a camera, a folder, what is absent.
+    # Not streams: a file named like a camera, a folder, a missing path.
     assert not is_stream("0")
     assert not is_stream("folder.mp4")
     assert not is_stream("http://example.org/a.jpg")
     assert is_stream("http://example.org/a.jpg", web=True)
     assert not is_stream("a\0b")
-    # An address of a file, which has an end.
+    # The address of a file.
     (stream,) = to_streams(["http://example.org/clip.mp4"])
     assert (stream.kind, stream.live) == ("file", False)
     (stream,) = to_streams(["clip.MP4"])
@@ -116,7 +116,7 @@ def test_what_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "-x.mp4",
     ],
 )
-def test_a_file_with_a_colon_in_its_name_is_that_file(
+def test_existing_path_with_a_colon_is_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -135,7 +135,7 @@ def test_a_file_with_a_colon_in_its_name_is_that_file(
 
 
 @given(st.floats(0.01, 10), st.floats(1, 100), st.integers(1, 50))
-def test_waits_grow_to_their_limit(first: float, times: float, count: int) -> None:
+def test_backoff_grows_to_its_limit(first: float, times: float, count: int) -> None:
     backoff = Backoff(first, first * times)
     waits = [backoff.next_delay() for _ in range(count)]
     whole = [min(first * 2**n, first * times) for n in range(count)]
@@ -146,28 +146,28 @@ def test_waits_grow_to_their_limit(first: float, times: float, count: int) -> No
     assert backoff.next_delay() <= first
 
 
-def test_lag_is_what_piles_up() -> None:
+def test_lag_grows_with_the_backlog() -> None:
     lag = LagEstimator()
-    # A burst of old frames, as many servers begin with.
+    # Many servers start with a burst of old frames.
     assert [lag.measure(10 + n / 25, 100 + n / 250, 0.0) for n in range(25)] == [0] * 25
-    # Then each takes longer to decode than the next takes to come: 100 frames, 2 s late.
+    # Decoding is then slower than the stream: 2 s late after 100 frames.
     lags = [lag.measure(11 + n / 25, 100.1 + n * 0.06, 0.0) for n in range(101)]
     assert lags == sorted(lags)
     assert lags[-1] - lags[0] == pytest.approx(2, abs=0.01)
-    # The camera's clock was set: nothing has piled up.
+    # The camera's clock was set: there is no backlog.
     assert lag.measure(15.0 + 2 * MIN_CLOCK_JUMP_SECONDS, 106.2, 0.0) == 0
     assert lag.measure(0.0, 106.3, 0.0) == 0
 
 
 @given(st.floats(0.3, 3))
-def test_a_camera_whose_clock_is_wrong_is_not_late(speed: float) -> None:
+def test_camera_with_a_wrong_clock_rate_has_no_lag(speed: float) -> None:
     lag = LagEstimator()
     lags = [lag.measure(n / 25 * speed, n / 25, 0.02) for n in range(2_000)]
     assert max(lags) < 0.1
 
 
 @given(st.integers(1, 9), st.integers(0, 100))
-def test_every_nth_frame(every: int, count: int) -> None:
+def test_sampler_takes_every_nth_frame(every: int, count: int) -> None:
     sampler = FrameSampler(StreamPolicy(every=every))
     assert [n for n in range(count) if sampler.takes(n, 0.0)] == list(range(0, count, every))
 
@@ -175,12 +175,12 @@ def test_every_nth_frame(every: int, count: int) -> None:
 @given(st.floats(0.1, 60), st.sampled_from([24.0, 25.0, 29.97, 60.0]))
 @example(29.96875, 29.97)
 @example(24.090396706775625, 24.0)
-def test_frames_a_second(wanted: float, rate: float) -> None:
+def test_sampler_limits_frames_per_second(wanted: float, rate: float) -> None:
     sampler = FrameSampler(StreamPolicy(fps=wanted))
     seconds = 20
     taken = sum(sampler.takes(n, round(n / rate, 3)) for n in range(round(rate * seconds)))
     assert abs(taken - min(wanted, rate) * seconds) <= 2
-    # The clock goes back: it begins anew.
+    # The clock steps back: the sampler restarts.
     assert sampler.takes(0, -1000.0)
 
 
@@ -188,6 +188,6 @@ def test_frames_a_second(wanted: float, rate: float) -> None:
     "wrong",
     [{"timeout": 0}, {"retries": -1}, {"every": 0}, {"fps": 0.0}, {"initial_backoff": 31.0}],
 )
-def test_a_policy_is_checked(wrong: dict[str, float]) -> None:
+def test_invalid_policy_is_an_error(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         StreamPolicy(**wrong)  # type: ignore[arg-type]

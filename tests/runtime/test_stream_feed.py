@@ -41,14 +41,14 @@ from ..servers import (
 
 __all__ = ["rtsp"]
 
-# Seconds: only to end a test that would not end.
+# Limit in seconds for a test that hangs.
 WATCHDOG = 30
 QUICK = StreamPolicy(timeout=1.0, initial_backoff=0.05, max_backoff=0.2)
 PATIENT = StreamPolicy(timeout=WATCHDOG)
 
 
 def frames_until(feed: Feed, enough: Callable[[Frame], bool]) -> list[Frame]:
-    """Frames up to the first that is enough."""
+    """Return the frames up to the first that satisfies a condition."""
     begin = time.monotonic()
     frames: list[Frame] = []
     for taken in feed:
@@ -61,7 +61,7 @@ def frames_until(feed: Feed, enough: Callable[[Frame], bool]) -> list[Frame]:
 
 
 def wait_for(feed: Feed, what: Callable[[list[StreamHealth]], bool]) -> list[StreamHealth]:
-    """Read on until the sources are so."""
+    """Read until the sources satisfy a condition."""
     begin = time.monotonic()
     for _ in feed:
         if what(feed.health()):
@@ -71,7 +71,7 @@ def wait_for(feed: Feed, what: Callable[[list[StreamHealth]], bool]) -> list[Str
 
 
 class Kept:
-    """A scene sink that keeps nothing."""
+    """A frame sink that keeps nothing."""
 
     def show(self, frame_result: FrameResult) -> None:
         pass
@@ -96,14 +96,14 @@ def descriptors() -> int:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video of 60 numbered frames at 25 a second."""
+    """A video of 60 numbered frames at 25 per second."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     write(path, "mp4v")
     return path
 
 
 def write(path: Path, code: str) -> None:
-    """A video whose frames show their numbers as six bars, black or white."""
+    """Write a video whose frames show their numbers in binary, as six black or white bars."""
     fourcc = cv2.VideoWriter.fourcc(*code)
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, fourcc, 25, (192, 32))
     for number in range(60):
@@ -114,7 +114,7 @@ def write(path: Path, code: str) -> None:
 
 
 def shown(image: npt.NDArray[np.uint8]) -> int:
-    """The number that a frame shows."""
+    """Return the number that a frame shows."""
     return sum(int(image[16, 32 * bit + 16, 0] > 127) << bit for bit in range(6))
 
 
@@ -132,11 +132,11 @@ def numbers_of(path: Path, policy: StreamPolicy | None = None, slow: float = 0.0
     return numbers
 
 
-def test_every_frame_of_a_file_in_order_however_slow_we_are(clip: Path) -> None:
+def test_slow_consumer_gets_every_frame_of_a_file_in_order(clip: Path) -> None:
     assert numbers_of(clip, slow=0.005) == list(range(60))
 
 
-def test_some_frames_of_a_file(clip: Path) -> None:
+def test_sampled_frames_of_a_file(clip: Path) -> None:
     assert numbers_of(clip, StreamPolicy(every=7)) == list(range(0, 60, 7))
     assert numbers_of(clip, StreamPolicy(fps=5)) == list(range(0, 60, 5))
 
@@ -151,7 +151,7 @@ def test_some_frames_of_a_file(clip: Path) -> None:
     ],
     ids=["empty", "text", "half", "absent"],
 )
-def test_a_file_that_is_no_video(
+def test_invalid_video_file_fails(
     clip: Path, tmp_path: Path, damage: Callable[[bytes], bytes] | None, code: str
 ) -> None:
     path = tmp_path / "bad.mp4"
@@ -164,8 +164,8 @@ def test_a_file_that_is_no_video(
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75])
-def test_a_file_that_ends_early_is_no_silent_success(tmp_path: Path, share: float) -> None:
-    # An .avi says at its beginning how many frames it has.
+def test_truncated_file_fails_after_its_frames(tmp_path: Path, share: float) -> None:
+    # An AVI header contains the number of frames.
     whole, cut = tmp_path / "whole.avi", tmp_path / "cut.avi"
     write(whole, "MJPG")
     data = whole.read_bytes()
@@ -179,7 +179,7 @@ def test_a_file_that_ends_early_is_no_silent_success(tmp_path: Path, share: floa
 
 
 class Synthetic:
-    """A camera that gives frames at a rate, or as fast as it is asked."""
+    """A camera with an interval between frames; 0 for no delay."""
 
     note: str | None = None
     broken = 0
@@ -209,7 +209,7 @@ class Synthetic:
 
 
 @pytest.mark.alone
-def test_the_newest_frame_wins_and_drops_are_counted() -> None:
+def test_slow_consumer_gets_the_newest_frame_and_drops_are_counted() -> None:
     gap, inference = 0.01, 0.02
     policy = StreamPolicy(retries=0)
     ages, numbers = [], []
@@ -224,15 +224,15 @@ def test_the_newest_frame_wins_and_drops_are_counted() -> None:
     assert health.frames == 200
     assert health.dropped == 200 - len(numbers) > 50
     assert health.state == "failed"
-    # The median, as this machine may stand still for a moment.
+    # The median, because the machine may be busy for a moment.
     assert sorted(ages)[len(ages) // 2] < inference + gap
 
 
-def test_a_decoder_that_is_too_slow_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_decoder_reconnects_when_its_lag_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ffd_runtime.video.stream_reader.MAX_LAG_SECONDS", 0.5)
 
     class Behind(Synthetic):
-        """Decodes a frame in 5 ms of the reader's clock, and never waits; frames arrive faster."""
+        """Never waits: decodes a frame in 5 ms of a simulated clock, while frames arrive faster."""
 
         def grab(self) -> bool:
             self.due += 0.005
@@ -255,7 +255,7 @@ def test_a_decoder_that_is_too_slow_begins_anew(monkeypatch: pytest.MonkeyPatch)
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -264,7 +264,7 @@ def resident() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
     class Fast(Synthetic):
-        """Much faster than the network, which has its turns all the same."""
+        """Much faster than the model, which must still get processor time."""
 
         def grab(self) -> bool:
             if self.left % 20 == 0:
@@ -275,7 +275,7 @@ def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
         early = 0
 
         def show(self, frame_result: FrameResult) -> None:
-            # What comes and goes with the threads' own heaps is seen in this many.
+            # Enough frames for the threads' heaps to reach their size.
             if 10_000 < frame_result.frame.number < 40_000:
                 self.early = max(self.early, resident())
 
@@ -293,7 +293,7 @@ def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
 
 
 @pytest.mark.alone
-def test_real_rtsp_gives_a_thousand_frames(rtsp: RtspServer) -> None:
+def test_rtsp_server_gives_a_thousand_frames(rtsp: RtspServer) -> None:
     rtsp.start(width=320, height=240, fps=200)
     with Feed(to_streams([rtsp.address]), QUICK) as feed:
         frames = frames_until(feed, lambda frame: frame.number >= 1000)
@@ -301,11 +301,11 @@ def test_real_rtsp_gives_a_thousand_frames(rtsp: RtspServer) -> None:
     assert health.size == (320, 240)
     assert health.reconnects == 0
     assert len(frames) + health.dropped >= 1000
-    # A ball moves.
+    # The picture moves.
     assert not np.array_equal(frames[0].image, frames[-1].image)
 
 
-def test_a_decoder_that_crashes_is_a_stream_that_breaks(rtsp: RtspServer) -> None:
+def test_crash_of_the_reader_process_is_an_error(rtsp: RtspServer) -> None:
     rtsp.start()
     (stream,) = to_streams([rtsp.address])
     capture = RemoteCapture(stream, timeout=5.0)
@@ -320,7 +320,7 @@ def test_a_decoder_that_crashes_is_a_stream_that_breaks(rtsp: RtspServer) -> Non
         os.kill(capture.process, 0)
 
 
-def test_what_ffmpeg_prints_does_not_come_between_frames(
+def test_ffmpeg_log_does_not_corrupt_frames(
     rtsp: RtspServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "48")
@@ -335,12 +335,12 @@ def test_what_ffmpeg_prints_does_not_come_between_frames(
 
 
 @pytest.mark.alone
-def test_servers_that_are_silent_hold_no_other_up(rtsp: RtspServer) -> None:
+def test_silent_servers_do_not_delay_others(rtsp: RtspServer) -> None:
     rtsp.start()
     with ExitStack() as stack:
         ports = [stack.enter_context(serving(answer_options_alone)) for _ in range(3)]
         addresses = [f"rtsp://127.0.0.1:{port}/x" for port in ports]
-        # None of them is given up while the good one begins.
+        # No source times out while the good one starts.
         with Feed(to_streams([*addresses, rtsp.address]), PATIENT) as feed:
             begin = time.monotonic()
             frames_until(feed, lambda frame: frame.number > 10)
@@ -348,7 +348,7 @@ def test_servers_that_are_silent_hold_no_other_up(rtsp: RtspServer) -> None:
             assert [health.state for health in feed.health()] == ["connecting"] * 3 + ["playing"]
 
 
-def test_a_broken_picture_among_good_ones_is_left_out() -> None:
+def test_damaged_jpeg_in_a_stream_is_skipped() -> None:
     with (
         serving(lambda connection: send_pictures(connection, broken=10)) as port,
         Feed(to_streams([f"http://127.0.0.1:{port}/cam.mjpg"]), PATIENT) as feed,
@@ -357,7 +357,7 @@ def test_a_broken_picture_among_good_ones_is_left_out() -> None:
         assert feed.readers[0].health().breaks == 0
 
 
-def test_a_file_on_the_web_is_read_once_and_whole(clip: Path) -> None:
+def test_remote_file_is_read_completely(clip: Path) -> None:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(clip.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -372,19 +372,19 @@ def test_a_file_on_the_web_is_read_once_and_whole(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"cl\xffip.mp4", b"cam:1.mp4", b"a%d|b?c#d.mp4", b"-.mp4"])
-def test_a_video_may_have_any_name(clip: Path, tmp_path: Path, name: bytes) -> None:
+def test_video_file_may_have_any_name(clip: Path, tmp_path: Path, name: bytes) -> None:
     path = tmp_path / os.fsdecode(name)
     path.write_bytes(clip.read_bytes())
     assert numbers_of(path, StreamPolicy(every=30)) == [0, 30]
 
 
-# Enough to see that nothing is left behind by each; many more show a slow leak.
+# Five show that each reconnect frees its resources; more find slow leaks.
 RECONNECTS = 50 if "FFD_NIGHTLY" in os.environ else 5
 
 
 @pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
-def test_a_server_is_killed_and_restarted_with_another_size_many_times(rtsp: RtspServer) -> None:
+def test_reconnects_to_a_restarted_server_with_another_size(rtsp: RtspServer) -> None:
     sizes = [(160, 120), (96, 64)]
     policy = StreamPolicy(timeout=2.0, initial_backoff=0.02, max_backoff=0.1)
     rtsp.start(*sizes[0], fps=400)
@@ -413,7 +413,7 @@ def test_a_server_is_killed_and_restarted_with_another_size_many_times(rtsp: Rts
     ("answer", "codes"),
     [(say_nothing, {"timeout"}), (send_garbage, {"fetch_failed", "timeout"})],
 )
-def test_a_bad_server_holds_nothing_up(
+def test_bad_server_fails_in_time_and_does_not_delay_others(
     form: str, answer: Callable[..., None], codes: set[str]
 ) -> None:
     with serving(answer) as bad, serving(send_pictures) as good:
@@ -421,20 +421,20 @@ def test_a_bad_server_holds_nothing_up(
         with Feed(to_streams(addresses), QUICK) as feed:
             begin = time.monotonic()
             states = wait_for(feed, lambda states: states[0].state == "waiting")
-            # Opening, and the look for the reason.
+            # Two timeouts: for opening it, and for the attempt to read it as MJPEG.
             assert time.monotonic() - begin < 2 * QUICK.timeout + 1
             assert states[0].error
             assert states[0].code in codes
             seen = feed.readers[1].health().frames
             wait_for(feed, lambda states: states[1].frames > seen + 10)
             assert feed.readers[1].health().state == "playing"
-        # One may be held for its timeout.
+        # A reader may be blocked until its timeout.
         feed.readers[0].join(2 * QUICK.timeout)
     assert not threads()
 
 
 @pytest.mark.alone
-def test_a_server_that_stops_in_mid_frame(rtsp: RtspServer) -> None:
+def test_server_that_stops_within_a_frame_is_retried(rtsp: RtspServer) -> None:
     rtsp.start(fps=100)
     with serving(stop_in_mid_frame) as stopping:
         addresses = [f"http://127.0.0.1:{stopping}/cam.mjpg", rtsp.address]
@@ -443,13 +443,13 @@ def test_a_server_that_stops_in_mid_frame(rtsp: RtspServer) -> None:
             begin = time.monotonic()
             wait_for(feed, lambda states: states[0].state == "waiting")
             assert time.monotonic() - begin < QUICK.timeout + 1
-            # And it is tried again.
+            # It is retried.
             wait_for(feed, lambda states: states[0].reconnects >= 1)
             assert feed.readers[1].health().state == "playing"
 
 
 @pytest.mark.alone
-def test_a_server_that_freezes_is_left_within_the_timeout(rtsp: RtspServer) -> None:
+def test_frozen_server_fails_within_the_timeout(rtsp: RtspServer) -> None:
     rtsp.start(fps=100)
     assert rtsp.process
     with Feed(to_streams([rtsp.address]), QUICK) as feed:
@@ -461,7 +461,7 @@ def test_a_server_that_freezes_is_left_within_the_timeout(rtsp: RtspServer) -> N
         assert feed.readers[0].health().code == "timeout"
 
 
-def test_a_server_that_is_not_there_is_given_up_after_its_retries() -> None:
+def test_absent_server_fails_after_its_retries() -> None:
     address = f"rtsp://me:secret@127.0.0.1:{free_port()}/door"
     policy = StreamPolicy(timeout=1.0, retries=2, initial_backoff=0.05)
     with Feed(to_streams([address]), policy) as feed:
@@ -481,7 +481,7 @@ def test_a_server_that_is_not_there_is_given_up_after_its_retries() -> None:
         (b"404 Not Found", "", "wrong path?"),
     ],
 )
-def test_why_a_server_gives_no_video(status: bytes, user: str, said: str) -> None:
+def test_error_of_a_server_names_the_reason(status: bytes, user: str, said: str) -> None:
     def refuse(connection: object) -> None:
         request = connection.recv(4096)  # type: ignore[attr-defined]
         protocol = b"RTSP" if b"RTSP" in request else b"HTTP"
@@ -496,7 +496,7 @@ def test_why_a_server_gives_no_video(status: bytes, user: str, said: str) -> Non
             assert said in (feed.readers[0].health().error or "")
 
 
-def test_what_nobody_expected_is_tried_again() -> None:
+def test_unexpected_exception_is_retried() -> None:
     tries = []
 
     def fail(*_: object) -> Synthetic:
@@ -510,7 +510,7 @@ def test_what_nobody_expected_is_tried_again() -> None:
     assert len(tries) == 3
 
 
-def test_a_camera_that_is_not_there() -> None:
+def test_absent_camera_is_an_error() -> None:
     policy = StreamPolicy(timeout=1.0, retries=0)
     with Feed(to_streams(["/dev/video977"]), policy) as feed:
         assert not any(feed)
@@ -520,7 +520,7 @@ def test_a_camera_that_is_not_there() -> None:
 @pytest.mark.skipif(
     cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER), reason="this OpenCV has GStreamer"
 )
-def test_without_gstreamer_it_is_said() -> None:
+def test_missing_gstreamer_is_an_error() -> None:
     from ffd_runtime.video.capture import require_gstreamer
 
     with pytest.raises(BackendError, match="built without GStreamer"):
@@ -528,7 +528,7 @@ def test_without_gstreamer_it_is_said() -> None:
 
 
 @pytest.mark.alone
-def test_a_reader_that_cannot_be_interrupted_is_shown_and_holds_nothing_up(
+def test_hanging_reader_is_reported_and_does_not_block_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ffd_runtime.video.stream_reader.HANG_MARGIN_SECONDS", 0.1)

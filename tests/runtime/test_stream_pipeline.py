@@ -30,7 +30,7 @@ WATCHDOG = 30
 
 
 class Kept:
-    """A sink of rows, and of frame_results."""
+    """A sink that keeps rows and frames."""
 
     def __init__(self, quit_after: int | None = None) -> None:
         self.rows: list[Result] = []
@@ -92,7 +92,7 @@ def watch(
 
 @pytest.fixture(scope="module")
 def crowd(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, str]]:
-    """A video of four faces that move, and which of them is of which kind, by their quarter."""
+    """A video of four moving faces, and the class of each by quarter of the frame."""
     kinds = ["generated", "groundtruth", "groundtruth", "generated"]
     paths = {kind: sorted((faces / "test" / kind).iterdir()) for kind in set(kinds)}
     tiles = []
@@ -104,14 +104,14 @@ def crowd(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
         for index, tile in enumerate(tiles):
             top, left = 320 * (index // 2), 320 * (index % 2)
             left += round(10 + 10 * np.sin(number / 5 + index))
-            # Light that flickers, so that single frames differ.
+            # Flickering light, so that frames differ.
             shade = cv2.convertScaleAbs(tile, alpha=1 + 0.25 * np.sin(number + index))
             frame[top + 10 : top + 310, left : left + 300] = shade
         frames.append(frame)
     return write(tmp_path_factory.mktemp("crowd") / "crowd.mp4", frames), dict(enumerate(kinds))
 
 
-def test_faces_keep_their_numbers_and_their_verdicts(
+def test_faces_keep_track_number_and_label(
     crowd: tuple[Path, dict[int, str]], face_model: Path
 ) -> None:
     path, kinds = crowd
@@ -128,22 +128,22 @@ def test_faces_keep_their_numbers_and_their_verdicts(
             assert row.face is not None
             x, y, width, height = row.face
             quarters.add(int((y + height / 2) // 320 * 2 + (x + width / 2) // 320))
-        # A face is one track from its first frame to its last.
+        # A face is one track from the first frame to the last.
         (quarter,) = quarters
         assert len(rows) == FRAMES
         (majority, count), *_ = Counter(row.label for row in rows).most_common()
         labels = [row.track.label for row in rows if row.track]
         assert sum(a != b for a, b in itertools.pairwise(labels)) <= 1
-        # Half of the frames on either side of a border would be no majority.
+        # Only faces with a clear majority of labels.
         if count > 0.6 * FRAMES and majority == kinds[quarter]:
             clear += 1
             assert labels[-1] == kinds[quarter]
-    # Or there would be nothing to see here.
+    # Otherwise the test would check nothing.
     assert clear >= 3
     assert pipeline.summary().startswith(f"{path}: {FRAMES} of {FRAMES} frames, 4 faces")
 
 
-def test_all_faces_of_all_streams_are_one_batch(
+def test_results_of_all_faces_of_two_streams(
     crowd: tuple[Path, dict[int, str]], face_model: Path, colour_model: Path
 ) -> None:
     kept, _, _ = watch([crowd[0]] * 2, colour_model, FaceDetector(face_model), quit_after=8)
@@ -162,7 +162,7 @@ def test_all_faces_of_all_streams_are_one_batch(
         assert 0 < frame_result.inference < (frame_result.health.age or 0)
 
 
-def test_a_black_frame_is_not_judged(colour_model: Path, tmp_path: Path) -> None:
+def test_black_frame_is_unsure(colour_model: Path, tmp_path: Path) -> None:
     black = np.zeros((120, 160, 3), np.uint8)
     clip = write(tmp_path / "black.mp4", [black] * 5 + [picture("red", 120, 160)] * 5)
     kept, _, _ = watch([clip], colour_model)
@@ -170,7 +170,7 @@ def test_a_black_frame_is_not_judged(colour_model: Path, tmp_path: Path) -> None
     assert [row.label for row in kept.rows] == ["unsure"] * 5 + ["generated"] * 5
 
 
-def test_a_video_without_a_face_has_its_row(
+def test_video_without_a_face_has_an_error_row(
     face_model: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     clip = write(tmp_path / "empty.mp4", [picture("red", 120, 160)] * 5)
@@ -181,14 +181,14 @@ def test_a_video_without_a_face_has_its_row(
     assert pipeline.errors == 1
 
 
-def test_changes_alone(colour_model: Path, tmp_path: Path) -> None:
+def test_changes_receive_only_changed_labels(colour_model: Path, tmp_path: Path) -> None:
     frames = [picture("red", 120, 160, seed) for seed in range(20)]
     frames += [picture("blue", 120, 160, seed) for seed in range(100)]
     clip = write(tmp_path / "turn.mp4", frames)
     kept, _, said = watch([clip], colour_model, changes=True)
     labels = [row.track.label for row in kept.rows if row.track]
     assert labels in (["generated", "unsure", "groundtruth"], ["generated", "groundtruth"])
-    # What a file does is no news.
+    # The state of a file is not reported.
     assert said in ([], [f"{clip}: playing, 160x120"])
 
 
@@ -219,7 +219,7 @@ class Flaky:
         pass
 
 
-def test_a_break_that_nobody_saw_has_its_row(colour_model: Path) -> None:
+def test_break_between_two_ticks_has_a_row(colour_model: Path) -> None:
     class Slow(Kept):
         def show(self, frame_result: FrameResult) -> None:
             # Longer than the break.
@@ -230,7 +230,7 @@ def test_a_break_that_nobody_saw_has_its_row(colour_model: Path) -> None:
             time.sleep(TICK_SECONDS)
             super().show(frame_result)
 
-    # It breaks once, and is back at once.
+    # It breaks once and recovers immediately.
     frames = iter((10, 1_000_000))
     kept, said = Slow(quit_after=3), list[str]()
     policy = StreamPolicy(initial_backoff=0.01, max_backoff=0.01)
@@ -253,13 +253,13 @@ def test_a_break_that_nobody_saw_has_its_row(colour_model: Path) -> None:
     assert first.startswith("0: the stream was interrupted; back after 0.")
 
 
-def test_a_person_ends_it(colour_model: Path, tmp_path: Path) -> None:
+def test_quit_ends_the_run(colour_model: Path, tmp_path: Path) -> None:
     clip = write(tmp_path / "long.mp4", [picture("red", 120, 160)] * 50)
     kept, _, _ = watch([clip], colour_model, quit_after=3)
     assert len(kept.frame_results) == 3
 
 
-def test_pictures_are_judged_by_face(
+def test_files_are_classified_by_face(
     faces: Path, face_model: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     photographs = sorted((faces / "test" / "groundtruth").iterdir())[:4]

@@ -25,13 +25,13 @@ from ffd_runtime.video.stream_policy import StreamPolicy
 from ..conftest import Image
 from ..models import CARD
 
-# Seconds: only to end a test that would not end.
+# Limit in seconds for a test that hangs.
 WATCHDOG = 30
-Verdicts = list[tuple[list[Result], float]]
+Classified = list[tuple[list[Result], float]]
 
 
 class Scripted:
-    """A source that gives as many frames as it is allowed, and ends after `frames`."""
+    """A source that gives frames when `left` is released, and ends after `frames`."""
 
     note: str | None = None
     broken = 0
@@ -62,7 +62,7 @@ class Scripted:
 
 
 class Faked(FrameClassifier):
-    """Calls a function for each frame, which gives it a verdict."""
+    """Calls a function for each frame, and returns a fixed result."""
 
     def __init__(self, work: Callable[[Frame], None], detects_faces: bool = False) -> None:
         super().__init__(Gated())
@@ -73,7 +73,7 @@ class Faked(FrameClassifier):
     def detects_faces(self) -> bool:
         return self._detects_faces
 
-    def classify(self, frames: Sequence[Frame]) -> Verdicts:
+    def classify(self, frames: Sequence[Frame]) -> Classified:
         (frame,) = frames
         self.work(frame)
         row = Result(frame.source, frame=frame.number, label="generated", score=0.9)
@@ -81,7 +81,7 @@ class Faked(FrameClassifier):
 
 
 class Kept:
-    """A sink of rows and of frame_results."""
+    """A sink that keeps rows and frames."""
 
     def __init__(self, quit_after: int | None = None) -> None:
         self.rows: list[Result] = []
@@ -111,7 +111,7 @@ class Kept:
 
 
 class Gated:
-    """A backend that waits for its gate, and notes its batches."""
+    """A backend that waits for `gate`, and records the batch sizes."""
 
     card: ModelCard = CARD
     description = "gated"
@@ -140,7 +140,7 @@ def run(
     workers: int = 2,
     whole_frames: bool = True,
 ) -> StreamPipeline:
-    """Run sources to their ends; file names are files, numbers cameras."""
+    """Run sources to their end; file names are files, numbers cameras."""
 
     def open_capture(stream: Stream, _: float) -> Scripted:
         return sources[stream.name]
@@ -156,22 +156,22 @@ def run(
     return pipeline
 
 
-def analysing() -> list[str]:
+def worker_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("ffd-classify")]
 
 
-def until(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + WATCHDOG
-    while not true():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
 
 
-def test_frames_of_a_file_keep_their_order_whichever_is_done_first() -> None:
+def test_frames_of_a_file_keep_their_order() -> None:
     done = [threading.Event() for _ in range(20)]
 
     def work(frame: Frame) -> None:
-        # Only a second worker lets the first go on.
+        # The first worker waits for the second.
         if frame.number % 2 == 0:
             assert done[frame.number + 1].wait(WATCHDOG)
         done[frame.number].set()
@@ -182,7 +182,7 @@ def test_frames_of_a_file_keep_their_order_whichever_is_done_first() -> None:
     assert kept.numbers("a.mp4") == list(range(20))
 
 
-def test_a_source_whose_frame_takes_long_holds_no_other_up() -> None:
+def test_slow_frame_does_not_delay_other_sources() -> None:
     others = threading.Semaphore(0)
 
     def work(frame: Frame) -> None:
@@ -205,7 +205,7 @@ def test_sources_take_turns() -> None:
     ready = threading.Event()
 
     def work(frame: Frame) -> None:
-        # Every file has decoded frames ahead before the first is done.
+        # Each file has decoded frames before the first is classified.
         if not order:
             assert ready.wait(WATCHDOG)
         order.append(frame.source)
@@ -213,25 +213,25 @@ def test_sources_take_turns() -> None:
     sources = {name: Scripted(8) for name in names}
 
     def open_gate() -> None:
-        until(lambda: all(source.number >= 3 for source in sources.values()))
+        wait_until(lambda: all(source.number >= 3 for source in sources.values()))
         ready.set()
 
     threading.Thread(target=open_gate).start()
     run(sources, work, kept, workers=1)
-    # The first may have been alone; from there on, no source is served twice in a row.
+    # After the first frame, no source is served twice in a row.
     assert all(set(order[i : i + 3]) == set(names) for i in range(3, 9, 3)), order
 
 
-def test_a_camera_gives_its_newest_frame_and_one_at_a_time() -> None:
+def test_camera_has_one_frame_in_flight_the_newest() -> None:
     camera = Scripted(21, allowed=1)
     busy = threading.Lock()
 
     def work(frame: Frame) -> None:
         assert busy.acquire(blocking=False)
-        # While a frame is analysed, ten more come.
+        # Ten frames arrive while one is classified.
         for _ in range(10 if frame.number < 20 else 0):
             camera.left.release()
-        until(lambda: camera.number > min(frame.number + 10, 20))
+        wait_until(lambda: camera.number > min(frame.number + 10, 20))
         busy.release()
 
     kept = Kept()
@@ -240,7 +240,7 @@ def test_a_camera_gives_its_newest_frame_and_one_at_a_time() -> None:
     assert pipeline.summary() == "0: 3 of 21 frames, 18 dropped"
 
 
-def test_a_frame_that_cannot_be_processed_has_its_row_and_the_rest_goes_on() -> None:
+def test_frame_that_cannot_be_processed_is_an_error_row() -> None:
     def work(frame: Frame) -> None:
         if frame.number in (3, 4):
             raise cv2.error("bad frame")
@@ -254,12 +254,12 @@ def test_a_frame_that_cannot_be_processed_has_its_row_and_the_rest_goes_on() -> 
     assert codes == {3: "corrupt", 4: "corrupt", 5: "too_large"}
     assert "bad frame" in (kept.rows[3].error.message if kept.rows[3].error else "")
     assert pipeline.errors == 3
-    # The track is the same before and after.
+    # The track continues after the error.
     assert {row.track.number for row in kept.rows if row.track} == {1}
     assert kept.numbers("a.mp4") == [0, 1, 2, 6, 7]
 
 
-def test_a_model_that_fails_ends_the_run() -> None:
+def test_failing_model_ends_the_run() -> None:
     def work(frame: Frame) -> None:
         if frame.number == 3:
             raise BackendError("the GPU is gone")
@@ -267,11 +267,11 @@ def test_a_model_that_fails_ends_the_run() -> None:
     threads = cv2.getNumThreads()
     with pytest.raises(BackendError, match="the GPU is gone"):
         run({"a.mp4": Scripted(8)}, work, Kept())
-    assert not analysing()
+    assert not worker_threads()
     assert cv2.getNumThreads() == threads
 
 
-def test_a_person_ends_it_while_frames_are_under_way() -> None:
+def test_quit_ends_the_run_while_frames_are_in_flight() -> None:
     started = threading.Semaphore(0)
 
     def work(frame: Frame) -> None:
@@ -281,7 +281,7 @@ def test_a_person_ends_it_while_frames_are_under_way() -> None:
     kept = Kept(quit_after=2)
     run({"a.mp4": Scripted(100), "0": Scripted(100)}, work, kept)
     assert len(kept.shown) == 2
-    assert not analysing()
+    assert not worker_threads()
     assert cv2.getNumThreads() == threads
 
 
@@ -307,12 +307,17 @@ def test_workers_and_opencv_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> 
         cv2.setNumThreads(before)
 
 
-def test_a_file_ends_after_its_last_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The reader is at its end long before the only frame is judged.
+def test_end_of_a_file_is_reported_after_its_last_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The reader ends long before the only frame is classified.
     for module in ("classification_pool", "stream_pipeline"):
         monkeypatch.setattr(f"ffd_runtime.video.{module}.TICK_SECONDS", 0.001)
     kept = Kept()
-    run({"a.mp4": Scripted(1)}, lambda _: until(lambda: kept.ticks > 5), kept, whole_frames=False)
+    run(
+        {"a.mp4": Scripted(1)},
+        lambda _: wait_until(lambda: kept.ticks > 5),
+        kept,
+        whole_frames=False,
+    )
     assert [row.error for row in kept.rows] == [None]
 
 
@@ -325,26 +330,26 @@ def frame(number: int, level: int = 90) -> Frame:
 def start_in_turn(
     callers: list[threading.Thread], backend: Gated, frame_classifier: FrameClassifier
 ) -> None:
-    """Start each once the one before infers or waits to."""
+    """Start each caller after the previous one has started or queued its batch."""
     for count, caller in enumerate(callers, 1):
         caller.start()
-        until(partial(arrived, backend, frame_classifier, count))
+        wait_until(partial(arrived, backend, frame_classifier, count))
 
 
 def arrived(backend: Gated, frame_classifier: FrameClassifier, count: int) -> bool:
     return len(backend.batches) + len(frame_classifier._waiting) == count
 
 
-def test_what_is_ready_at_the_same_time_is_one_batch() -> None:
+def test_requests_that_wait_together_share_a_batch() -> None:
     backend = Gated()
     frame_classifier = FrameClassifier(backend)
-    answers: dict[int, Verdicts] = {}
+    answers: dict[int, Classified] = {}
 
     def classify(number: int) -> None:
         answers[number] = frame_classifier.classify([frame(number, 40 * number)])
 
     callers = [threading.Thread(target=classify, args=(number,)) for number in range(1, 6)]
-    # Two batches are under way; who comes later waits.
+    # Two batches run; later callers wait.
     start_in_turn(callers, backend, frame_classifier)
     backend.gate.set()
     for caller in callers:
@@ -358,7 +363,7 @@ def test_what_is_ready_at_the_same_time_is_one_batch() -> None:
         assert seconds > 0
 
 
-def test_a_shared_batch_that_fails_fails_for_all_who_wait() -> None:
+def test_failure_of_a_shared_batch_reaches_all_callers() -> None:
     class Broken(Gated):
         def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
             super().infer(images)
@@ -382,7 +387,7 @@ def test_a_shared_batch_that_fails_fails_for_all_who_wait() -> None:
     assert len(caught) == 4
 
 
-def test_a_batch_stays_halved_from_frame_to_frame(caplog: pytest.LogCaptureFixture) -> None:
+def test_halved_batch_size_is_kept_between_frames(caplog: pytest.LogCaptureFixture) -> None:
     backend = Gated(most=3)
     backend.gate.set()
     frame_classifier = FrameClassifier(backend)
@@ -393,7 +398,7 @@ def test_a_batch_stays_halved_from_frame_to_frame(caplog: pytest.LogCaptureFixtu
     assert len(caplog.records) == 2
 
 
-def test_more_workers_change_no_row() -> None:
+def test_rows_do_not_depend_on_the_number_of_workers() -> None:
     backend = Gated()
     backend.gate.set()
 

@@ -1,4 +1,4 @@
-"""What is decoded from files: every kind of video that people have, made here and read whole."""
+"""Decode every common kind of video; the files are encoded here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from ..videos import (
 
 @dataclass
 class Read:
-    """What a file gave: pictures (None for a damaged one), their times, and how it ended."""
+    """The content of a file: pictures (None if damaged), their times, and the error at the end."""
 
     images: list[Image | None]
     times: list[float]
@@ -66,15 +66,15 @@ def read(path: Path) -> Read:
     return found
 
 
-def refusal(path: Path) -> InputError:
-    """The error of a file that gives no frame."""
+def read_error(path: Path) -> InputError:
+    """Return the error of a file without frames."""
     with pytest.raises(InputError) as refused:
         read(path)
     return refused.value
 
 
 def combing(image: Image) -> float:
-    """How much rows differ from the mean of those around them, at most over the columns."""
+    """Return the largest difference, by column, of rows to the mean of their neighbours."""
     grey = image[4:-4, :, 1].astype(float)
     return float(np.abs(grey[1:-1] - (grey[:-2] + grey[2:]) / 2).mean(0).max())
 
@@ -91,7 +91,7 @@ INTERLACED: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", INTERLACED)
-def test_an_interlaced_frame_shows_its_first_field(tmp_path: Path, name: str) -> None:
+def test_interlaced_frame_shows_its_first_field(tmp_path: Path, name: str) -> None:
     codec, fields, options = INTERLACED[name]
     pictures = list(moving(10, fields == "tff"))
     assert min(map(combing, pictures)) > 50
@@ -101,7 +101,7 @@ def test_an_interlaced_frame_shows_its_first_field(tmp_path: Path, name: str) ->
     for number, image in enumerate(found.images):
         assert image is not None
         assert combing(image) < 25
-        # The column, where it is in the field that comes first.
+        # The column at its position in the first field.
         assert int(image[..., 1].mean(0).argmax()) // 8 == 2 * number % 20
 
 
@@ -118,19 +118,19 @@ def test_dv(tmp_path: Path, name: str, size: tuple[int, int], pix_fmt: str) -> N
     assert (found.numbers, found.error) == ([0, 1, 2, 3], None)
 
 
-def test_fields_that_are_alike_lose_nothing(tmp_path: Path) -> None:
-    # Films are broadcast so: interlaced by name, still in effect.
+def test_deinterlacing_keeps_progressive_content(tmp_path: Path) -> None:
+    # Broadcasts of films: flagged as interlaced, with progressive content.
     noise = np.random.default_rng(0).integers(60, 200, (48, 96, 1), np.uint8)
     picture = noise.repeat(2, 0).repeat(2, 1).repeat(3, 2)
     options = {**X264, "qp": "1"}
     path = write_video(tmp_path / "a.mp4", [picture] * 6, fields="tff", options=options)
-    # The first apart, which the filter cannot compare with one before.
+    # Without the first frame, which has no previous one.
     for image in read(path).images[1:]:
         assert image is not None
         assert np.abs(image.astype(int) - picture).mean() < 6
 
 
-def test_parameters_change_in_mid_stream(tmp_path: Path) -> None:
+def test_size_and_format_may_change_within_a_stream(tmp_path: Path) -> None:
     parts: list[tuple[dict[str, Any], tuple[int, int]]] = [
         ({}, (192, 96)),
         ({"fields": "tff"}, (192, 96)),
@@ -153,7 +153,7 @@ def test_parameters_change_in_mid_stream(tmp_path: Path) -> None:
     assert found.times == pytest.approx([n / 25 for n in range(40)], abs=0.01)
 
 
-def test_a_stream_that_is_interlaced_now_and_then(tmp_path: Path) -> None:
+def test_partly_interlaced_stream_keeps_every_frame(tmp_path: Path) -> None:
     joined = tmp_path / "joined.ts"
     with joined.open("wb") as file:
         for part in range(4):
@@ -172,18 +172,18 @@ def test_av1(tmp_path: Path, name: str) -> None:
     assert (found.numbers, found.error) == ([0, 1, 2, 3], None)
 
 
-def test_video_that_has_no_decoder_is_not_called_broken(tmp_path: Path) -> None:
+def test_unknown_codec_is_unsupported(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", [bars(0)] * 3, "mpeg4")
-    # A codec that nobody knows.
+    # An unknown codec.
     path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZ01"))
-    refused = refusal(path)
+    refused = read_error(path)
     assert refused.code == "unsupported"
     assert "convert it to H.264" in refused.message
 
 
 @pytest.mark.parametrize("start", [0.4, 3.0, 100.0])
 @pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.ts", "a.mp4"])
-def test_a_file_need_not_begin_at_zero(tmp_path: Path, name: str, start: float) -> None:
+def test_file_may_start_at_any_timestamp(tmp_path: Path, name: str, start: float) -> None:
     codec = "libvpx-vp9" if name == "a.webm" else "libx264"
     pictures = [bars(number) for number in range(40)]
     options = {"g": "20", **({"deadline": "realtime"} if name == "a.webm" else {"bf": "0"})}
@@ -198,7 +198,7 @@ def test_a_file_need_not_begin_at_zero(tmp_path: Path, name: str, start: float) 
     ("name", "start"),
     [("a.mkv", 0.0), ("a.mkv", 3.0), ("a.mkv", 100.0), ("a.avi", 0.0), ("a.flv", 0.0)],
 )
-def test_one_that_ends_early_is_truncated(tmp_path: Path, name: str, start: float) -> None:
+def test_file_that_ends_early_is_truncated(tmp_path: Path, name: str, start: float) -> None:
     codec = "flv" if name == "a.flv" else "mpeg4"
     options = {"g": "1", "b": "4M"}
     path = write_video(tmp_path / name, map(bars, range(60)), codec, start=start, options=options)
@@ -211,7 +211,7 @@ def test_one_that_ends_early_is_truncated(tmp_path: Path, name: str, start: floa
     assert "of 2.4 s" in found.error.message
 
 
-def test_sound_that_goes_on_after_the_picture_is_no_truncation(tmp_path: Path) -> None:
+def test_audio_longer_than_video_is_not_truncated(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         video: Any = container.add_stream("mpeg4", rate=25)
@@ -228,7 +228,7 @@ def test_sound_that_goes_on_after_the_picture_is_no_truncation(tmp_path: Path) -
     assert (found.numbers, found.error) == ([1], None)
 
 
-def test_of_two_video_streams_one_is_read_and_it_is_said(tmp_path: Path) -> None:
+def test_choice_of_a_video_stream_is_reported(tmp_path: Path) -> None:
     path = write_two_videos(tmp_path / "a.mkv", bars(1), bars(2))
     found = read(path)
     assert len(found.numbers) == 1
@@ -236,21 +236,21 @@ def test_of_two_video_streams_one_is_read_and_it_is_said(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.mp4"])
-def test_a_cover_picture_is_no_video(tmp_path: Path, name: str) -> None:
-    refused = refusal(write_audio(tmp_path / name, bars(3)))
+def test_cover_picture_is_unsupported(tmp_path: Path, name: str) -> None:
+    refused = read_error(write_audio(tmp_path / name, bars(3)))
     assert (refused.code, refused.message) == (
         "unsupported",
         "no video: it is audio with a cover picture",
     )
 
 
-def test_sound_alone_is_no_video(tmp_path: Path) -> None:
-    refused = refusal(write_audio(tmp_path / "a.mp4"))
+def test_audio_is_unsupported(tmp_path: Path) -> None:
+    refused = read_error(write_audio(tmp_path / "a.mp4"))
     assert (refused.code, refused.message) == ("unsupported", "no video in it, only audio")
 
 
 @pytest.mark.parametrize("codec", ["mjpeg", "libx264"])
-def test_a_damaged_frame_is_left_out_and_counted(tmp_path: Path, codec: str) -> None:
+def test_damaged_frames_are_skipped_and_counted(tmp_path: Path, codec: str) -> None:
     options = {"g": "1"} if codec == "libx264" else {}
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     path = tmp_path / "a.mkv"
@@ -270,7 +270,7 @@ def test_a_damaged_frame_is_left_out_and_counted(tmp_path: Path, codec: str) -> 
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mpeg2video", "libvpx-vp9"])
-def test_a_recording_that_begins_between_key_frames(tmp_path: Path, codec: str) -> None:
+def test_recording_may_start_between_key_frames(tmp_path: Path, codec: str) -> None:
     path = write_video(
         tmp_path / "whole.mkv", map(bars, range(30)), codec, options={"g": "10", "bf": "0"}
     )
@@ -278,7 +278,7 @@ def test_a_recording_that_begins_between_key_frames(tmp_path: Path, codec: str) 
         keys = [n for n, packet in enumerate(container.demux(video=0)) if packet.is_keyframe]
     found = read(remux(path, tmp_path / "cut.mkv", skip=4))
     assert found.error is None
-    # None is made of what went before.
+    # No frame is made from missing references.
     assert found.numbers == list(range(next(key for key in keys if key >= 4), 30))
 
 
@@ -299,7 +299,7 @@ TURNS: dict[tuple[int, int, int, int], Callable[[Image], Any]] = {
 
 @pytest.mark.parametrize("turn", TURNS, ids=str)
 @pytest.mark.parametrize("interlaced", [False, True])
-def test_a_phone_video_is_upright(
+def test_display_matrix_is_applied(
     tmp_path: Path, turn: tuple[int, int, int, int], interlaced: bool
 ) -> None:
     picture = np.zeros((96, 192, 3), np.uint8)
@@ -307,7 +307,7 @@ def test_a_phone_video_is_upright(
     fields = "tff" if interlaced else None
     path = write_video(tmp_path / "a.mp4", [picture] * 3, fields=fields, options={"qp": "5"})
     data = path.read_bytes()
-    # In the track header; the movie header before it has one too.
+    # In the track header; the movie header before it also has a matrix.
     at = data.index(matrix(1, 0, 0, 1), data.index(b"tkhd"))
     path.write_bytes(data[:at] + matrix(*turn) + data[at + 36 :])
     expected = TURNS[turn](picture).astype(int)
@@ -336,7 +336,7 @@ def test_any_size_and_pixel_format(tmp_path: Path, width: int, height: int, pix_
         assert np.abs(image.astype(int) - picture).max() <= 6
 
 
-def test_only_formats_that_state_their_duration_are_held_to_it(tmp_path: Path) -> None:
+def test_only_formats_with_a_duration_can_be_truncated(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.m2v", map(bars, range(30)), "mpeg2video")
     with container.open_container(str(path), 1.0, live=False) as opened:
         assert container.FORMATS_WITH_DURATION.isdisjoint(opened.format.name.split(","))
@@ -357,7 +357,7 @@ CONTAINERS: dict[str, tuple[str, tuple[int, int]]] = {
 
 
 @pytest.mark.parametrize("ending", CONTAINERS)
-def test_a_video_is_known_by_its_content(tmp_path: Path, ending: str) -> None:
+def test_video_is_recognised_by_content(tmp_path: Path, ending: str) -> None:
     codec, size = CONTAINERS[ending]
     path = write_video(tmp_path / f"a.{ending}", [bars(n, *size) for n in range(4)], codec)
     nameless = path.rename(tmp_path / "recording")
@@ -366,7 +366,7 @@ def test_a_video_is_known_by_its_content(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".tiff", ".bmp", ".gif", ".avif"])
-def test_a_picture_is_no_video_by_its_content(tmp_path: Path, ending: str) -> None:
+def test_image_is_not_recognised_as_video(tmp_path: Path, ending: str) -> None:
     done, data = cv2.imencode(ending, bars(3))
     if not done:
         pytest.skip(f"this OpenCV does not write {ending}")
@@ -375,13 +375,13 @@ def test_a_picture_is_no_video_by_its_content(tmp_path: Path, ending: str) -> No
     assert not is_video_file(str(path))
 
 
-def test_sound_is_no_video_by_its_content(tmp_path: Path) -> None:
+def test_audio_is_not_recognised_as_video(tmp_path: Path) -> None:
     assert not is_video_file(str(write_audio(tmp_path / "a.m4a").rename(tmp_path / "sound")))
     assert not is_video_file(str(write_audio(tmp_path / "a.mp3").rename(tmp_path / "sound")))
 
 
 def sending(data: bytes, kind: str = "video/mp2t") -> Callable[[socket.socket], None]:
-    """A server that sends the same to whoever asks, then nothing more."""
+    """A server that sends the same data to each client, and then nothing."""
 
     def answer(connection: socket.socket) -> None:
         connection.recv(4096)
@@ -392,7 +392,7 @@ def sending(data: bytes, kind: str = "video/mp2t") -> Callable[[socket.socket], 
     return answer
 
 
-def test_a_live_stream_may_become_interlaced(tmp_path: Path) -> None:
+def test_live_stream_may_become_interlaced(tmp_path: Path) -> None:
     data = b""
     for part, fields in enumerate([None, "tff", None]):
         pictures = [bars(number) for number in range(16 * part, 16 * part + 16)]
@@ -401,7 +401,7 @@ def test_a_live_stream_may_become_interlaced(tmp_path: Path) -> None:
         address = f"http://127.0.0.1:{port}/live"
         with FFmpegCapture(Stream("live", address, "server"), 1.0) as capture:
             numbers: list[int] = []
-            # The last ones wait for what follows.
+            # The last frames are still in the filter.
             while capture.grab() and len(numbers) < 40:
                 image = capture.retrieve()
                 assert image is not None
@@ -416,7 +416,7 @@ def jpegs(
     line: bytes = b"\r\n",
     damaged: range = range(0),
 ) -> bytes:
-    """Parts of a multipart answer; each shows its number.
+    """Parts of a multipart response; each picture shows its number.
 
     Args:
         first: the boundary before the first part.
@@ -454,7 +454,7 @@ def test_mjpeg_with_and_without_a_first_boundary(
                 assert number_in(image) == number
 
 
-def test_damaged_frames_of_a_live_stream_are_left_out_and_counted() -> None:
+def test_damaged_frames_of_a_live_stream_are_skipped_and_counted() -> None:
     boundary = b"--next\r\n"
     data = jpegs(boundary, boundary, damaged=range(20, 25))
     data += jpegs(boundary, boundary, damaged=range(60))
@@ -473,7 +473,7 @@ def test_damaged_frames_of_a_live_stream_are_left_out_and_counted() -> None:
     assert re.fullmatch("no valid frame within 1 s, only [1-9].* damaged ones", str(refused.value))
 
 
-def test_a_page_is_no_mjpeg_server() -> None:
+def test_web_page_is_not_an_mjpeg_stream() -> None:
     def answer(connection: socket.socket) -> None:
         connection.recv(4096)
         connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n<html>hello")
@@ -484,14 +484,14 @@ def test_a_page_is_no_mjpeg_server() -> None:
             FFmpegCapture(stream, 1.0)
 
 
-def test_options_of_ffmpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ffmpeg_options_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert container._options("rtsp://a/b", live=True)["rtsp_transport"] == "tcp"
     monkeypatch.setenv(container.FFMPEG_OPTIONS_VARIABLE, "rtsp_transport;udp|buffer_size;65536")
     options = container._options("rtsp://a/b", live=True)
     assert (options["rtsp_transport"], options["buffer_size"]) == ("udp", "65536")
 
 
-def test_without_pyav_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_pyav_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", [bars(0)])
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(BackendError, match="pip install av"):
@@ -509,12 +509,12 @@ def test_any_colour_space_is_converted(
     image = PixelConverter()(frame)
     assert image is not None
     assert image.flags.c_contiguous
-    # Another matrix or range shifts the colours.
+    # A wrong matrix or range would shift the colours.
     assert np.abs(image.astype(int) - picture).max() < 50
 
 
 @pytest.mark.parametrize("matrix", [1, 5])
-def test_the_matrix_of_a_video_is_applied(matrix: int) -> None:
+def test_colour_matrix_of_a_video_is_applied(matrix: int) -> None:
     picture = np.full((32, 48, 3), (60, 120, 180), np.uint8)
     frame = av.VideoFrame.from_ndarray(picture, "bgr24")
     frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
@@ -524,7 +524,7 @@ def test_the_matrix_of_a_video_is_applied(matrix: int) -> None:
     assert np.abs(image.astype(int) - picture).max() <= 3
 
 
-def test_frames_that_are_kept_stay_as_they_were(tmp_path: Path) -> None:
-    # The converter's memory is used again.
+def test_frames_are_not_overwritten_by_later_ones(tmp_path: Path) -> None:
+    # The converter reuses its memory.
     kept = read(write_video(tmp_path / "a.mp4", map(bars, range(40)))).images
     assert [number_in(image) for image in kept if image is not None] == list(range(40))

@@ -51,28 +51,28 @@ def probability(log_odds: float) -> float:
     return 1 / (1 + math.exp(-log_odds))
 
 
-def test_a_face_keeps_its_number_as_it_moves_and_grows() -> None:
+def test_moving_and_growing_face_keeps_its_number() -> None:
     tracker = GreedyIouTracker(CARD)
     for frame in range(60):
         face = (100 + 8 * frame, 100 + 2 * frame, 80 + frame, 100 + frame)
         assert numbers(tracker, [face], frame / 10) == [1]
 
 
-def test_results_stay_as_they_are_but_for_the_track() -> None:
+def test_only_the_track_of_a_result_changes() -> None:
     result = seen(reason="blurred", frame=7, time=3.5)
     answer = GreedyIouTracker(CARD).update([result], 3.5)[0]
     assert {**answer.to_row(), "track": None} == result.to_row()
 
 
-def test_a_face_that_jumps_is_another() -> None:
+def test_face_that_jumps_gets_a_new_number() -> None:
     tracker = GreedyIouTracker(CARD)
     assert numbers(tracker, [FACE], 0) == [1]
     assert numbers(tracker, [(300, 100, 80, 100)], 0.1) == [2]
-    # Somebody who stands where the first one stood a moment ago is taken for that one.
+    # A new face at the position of the first one gets its number.
     assert numbers(tracker, [FACE], 0.2) == [1]
 
 
-def test_each_of_several_keeps_its_own_whatever_their_order() -> None:
+def test_numbers_do_not_depend_on_the_order_of_faces() -> None:
     tracker = GreedyIouTracker(CARD)
     row = [(150 * place, 50, 80, 100) for place in range(6)]
     assert numbers(tracker, row, 0) == [1, 2, 3, 4, 5, 6]
@@ -80,7 +80,7 @@ def test_each_of_several_keeps_its_own_whatever_their_order() -> None:
     assert numbers(tracker, [row[4], row[1]], 0.2) == [5, 2]
 
 
-def test_two_faces_share_no_number() -> None:
+def test_two_faces_have_different_numbers() -> None:
     tracker = GreedyIouTracker(CARD)
     numbers(tracker, [FACE], 0)
     x, y, width, height = FACE
@@ -96,12 +96,12 @@ def test_faces_that_pass_each_other_keep_their_numbers(fps: int, hidden: bool) -
         left = round(frame / fps * 80)
         boxes = [(left, 100, 80, 100), (640 - left, 120, 80, 100)]
         boxes = [(x + int(rng.integers(-2, 3)), y, w, h) for x, y, w, h in boxes]
-        # The one behind is not found while more than half of it is hidden.
+        # A face is not detected while more than half of it is hidden.
         visible = boxes[:1] if hidden and abs(2 * left - 640) < 40 else boxes
         assert numbers(tracker, visible, frame / fps) == [1, 2][: len(visible)]
 
 
-def test_a_face_is_remembered_for_a_while_only() -> None:
+def test_track_is_forgotten_after_a_while() -> None:
     tracker = GreedyIouTracker(CARD, forget=1.5)
     for frame in range(3):
         assert numbers(tracker, [FACE], frame / 10) == [1]
@@ -113,7 +113,7 @@ def test_a_face_is_remembered_for_a_while_only() -> None:
     assert numbers(tracker, [FACE], 3.3) == [2]
 
 
-def test_a_slow_stream_has_lasting_faces_too() -> None:
+def test_tracks_survive_a_low_frame_rate() -> None:
     tracker = GreedyIouTracker(CARD)
     tracker.update([], 0)
     assert [numbers(tracker, [FACE], 2.0 * frame) for frame in range(1, 9)] == [[1]] * 8
@@ -121,7 +121,7 @@ def test_a_slow_stream_has_lasting_faces_too() -> None:
 
 @pytest.mark.parametrize("jump", [-0.05, -1000.0, 60.0])
 @pytest.mark.parametrize("face", [FACE, None])
-def test_after_a_jump_in_time_nothing_is_known(jump: float, face: Box | None) -> None:
+def test_jump_of_the_clock_resets_all_tracks(jump: float, face: Box | None) -> None:
     tracker = GreedyIouTracker(CARD)
     for frame in range(20):
         tracker.update([seen(face, 0.99)], 5000 + frame / 10)
@@ -130,13 +130,13 @@ def test_after_a_jump_in_time_nothing_is_known(jump: float, face: Box | None) ->
     assert track.score == pytest.approx(0.01)
 
 
-def test_the_whole_picture_is_one_track() -> None:
+def test_whole_frame_is_track_1() -> None:
     tracker = GreedyIouTracker(CARD)
     given = [tracks(tracker, [seen(None, 0.9)], at)[0] for at in (0, 0.1, 50, 50.1, 3, 4)]
     assert {(track.number, track.label) for track in given} == {(1, "generated")}
 
 
-def test_views_that_are_not_clear_say_nothing() -> None:
+def test_scores_with_a_reason_do_not_count() -> None:
     tracker = GreedyIouTracker(CARD)
     unclear = [
         seen(score=0.99, reason="blurred"),
@@ -151,13 +151,13 @@ def test_views_that_are_not_clear_say_nothing() -> None:
         assert tracks(tracker, [result], at) == [track]
 
 
-def test_one_frame_does_not_decide() -> None:
+def test_single_frame_does_not_change_the_label() -> None:
     tracker = GreedyIouTracker(CARD)
     scores = [0.97] * 10 + [0.0] + [0.97] * 20
     assert set(labels(tracker, scores)) == {"generated"}
 
 
-def test_a_lasting_change_is_followed() -> None:
+def test_lasting_change_changes_the_label() -> None:
     said = labels(GreedyIouTracker(CARD), [0.99] * 30 + [0.01] * 60)
     assert said[0] == "generated"
     assert said[-1] == "groundtruth"
@@ -165,7 +165,7 @@ def test_a_lasting_change_is_followed() -> None:
     assert said.index("unsure") < 60
 
 
-def test_old_frames_count_less() -> None:
+def test_weight_of_old_frames_decays() -> None:
     def score_after(half_life: float) -> float:
         tracker = GreedyIouTracker(CARD, half_life=half_life)
         for at in (0.0, 1.0):
@@ -179,8 +179,8 @@ def test_old_frames_count_less() -> None:
     assert score_after(1e9) == pytest.approx(0.5)
 
 
-def test_the_frame_rate_changes_nothing() -> None:
-    # Both follow a change within about the same time.
+def test_smoothing_does_not_depend_on_the_frame_rate() -> None:
+    # Both labels change after about the same time.
     ways = []
     for fps in (5, 25):
         said = labels(GreedyIouTracker(CARD), [0.99] * 10 * fps + [0.01] * 10 * fps, fps)
@@ -192,7 +192,7 @@ def test_the_frame_rate_changes_nothing() -> None:
     st.floats(0, 1).map(lambda score: round(score, 4)),
     st.sampled_from([(0.1, 0.6), (0.5, 0.5), (0.0, 0.5), (0.2, 1.0), (0.0, 1.0), (0.001, 0.9995)]),
 )
-def test_a_constant_score_has_its_verdict_from_the_first(
+def test_constant_score_has_its_label_from_the_first_frame(
     score: float, band: tuple[float, float]
 ) -> None:
     card = CARD.replace(unsure=band, threshold=band[0])
@@ -204,23 +204,21 @@ def test_a_constant_score_has_its_verdict_from_the_first(
     st.sampled_from([0.1, 0.6]),
     st.lists(st.floats(-MIN_MARGIN_LOG_ODDS, MIN_MARGIN_LOG_ODDS), min_size=1, max_size=60),
 )
-def test_a_score_that_wavers_around_a_border_flips_nothing(
-    border: float, noise: list[float]
-) -> None:
+def test_score_near_a_threshold_does_not_flip_the_label(border: float, noise: list[float]) -> None:
     middle = math.log(border / (1 - border))
     said = labels(GreedyIouTracker(CARD), [probability(middle + 0.99 * step) for step in noise])
-    # The first frame says on which side.
+    # The first frame decides the side.
     assert flips(said) == 0
 
 
 @pytest.mark.parametrize("mean", [-6, -2.2, -1, 0.4, 3])
-def test_independent_noise_flips_once_at_most(mean: float) -> None:
+def test_independent_noise_flips_the_label_at_most_once(mean: float) -> None:
     for seed in range(4):
         noise = np.random.default_rng(seed).normal(mean, 2, 200)
         assert flips(labels(GreedyIouTracker(CARD), [probability(step) for step in noise])) <= 1
 
 
-def test_the_first_frames_need_a_wider_margin() -> None:
+def test_first_frames_need_a_wider_margin() -> None:
     border = math.log(0.6 / 0.4)
     margin, start = FIRST_MARGIN_LOG_ODDS, probability(border + 0.1)
     for below, label in (
@@ -239,7 +237,7 @@ def test_the_first_frames_need_a_wider_margin() -> None:
         max_size=12,
     )
 )
-def test_numbers_are_never_used_again(
+def test_numbers_are_never_reused(
     frames: list[tuple[list[tuple[Box, float | None]], float]],
 ) -> None:
     tracker, at = GreedyIouTracker(CARD), 0.0
@@ -258,7 +256,7 @@ def test_numbers_are_never_used_again(
             assert new == given
 
 
-def test_nothing_is_kept_of_those_who_have_gone() -> None:
+def test_state_of_lost_tracks_is_removed() -> None:
     tracker = GreedyIouTracker(CARD)
     rng = np.random.default_rng(0)
     counts = []
@@ -268,5 +266,5 @@ def test_nothing_is_kept_of_those_who_have_gone() -> None:
         if frame in (200, 2999):
             gc.collect()
             counts.append(sum(type(thing).__name__ == "_Track" for thing in gc.get_objects()))
-    # Three new ones a frame, each for a second and a half.
+    # Three new faces per frame, each kept for 1.5 s.
     assert max(counts) <= 3 * 16

@@ -53,7 +53,7 @@ def health(source: str = "door", **facts: Any) -> StreamHealth:
 
 
 def frame_result(number: int = 0, source: str = "door", *labels: str, **facts: Any) -> FrameResult:
-    """A frame with a face for each label, each a track of its own."""
+    """A frame with a face and a track for each label."""
     image = picture("red" if number % 2 else "blue", 100, 200, number)
     faces = [
         Result(
@@ -114,7 +114,7 @@ def served() -> Iterator[DashboardServer]:
         ("[fe80::1%eth0]:65535", ListenAddress("fe80::1%eth0", 65535)),
     ],
 )
-def test_addresses(text: str, address: ListenAddress) -> None:
+def test_valid_listen_addresses(text: str, address: ListenAddress) -> None:
     assert parse_listen_address(text) == address
     assert parse_listen_address(str(address)) == address
 
@@ -137,12 +137,12 @@ def test_addresses(text: str, address: ListenAddress) -> None:
         ("two words:80", "is not HOST:PORT"),
     ],
 )
-def test_what_is_no_address(text: str, message: str) -> None:
+def test_invalid_listen_addresses(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_listen_address(text)
 
 
-def test_a_port_that_is_taken_is_said_before_the_run(served: DashboardServer) -> None:
+def test_address_that_cannot_be_listened_on_is_an_error(served: DashboardServer) -> None:
     with pytest.raises(OutputError, match="another program uses this port"):
         serve(port=served.address.port).__enter__()
     with pytest.raises(OutputError, match="not an address of this machine"):
@@ -153,20 +153,20 @@ def test_a_port_that_is_taken_is_said_before_the_run(served: DashboardServer) ->
     assert served.url == f"http://127.0.0.1:{served.address.port}/"
 
 
-def test_the_same_port_again_at_once() -> None:
+def test_port_can_be_reused_immediately() -> None:
     with serve() as first:
         ask(first, "/")
     with serve(port=first.address.port) as second:
         assert ask(second, "/").status == 200
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(OutputError, match=re.escape(install_hint("web"))):
         serve().__enter__()
 
 
-def test_nothing_heavy_is_loaded_before_it_serves() -> None:
+def test_import_loads_no_heavy_module() -> None:
     code = "import sys, ffd_runtime.web.listen_address\na = set(sys.modules)\n"
     code += "import ffd_runtime.web.dashboard_server"
     code += "\nprint('cv2' in a, {'starlette', 'uvicorn', 'torch'} & set(sys.modules))"
@@ -174,7 +174,7 @@ def test_nothing_heavy_is_loaded_before_it_serves() -> None:
     assert run.stdout.split() == ["False", "set()"]
 
 
-def test_others_need_a_token() -> None:
+def test_public_address_requires_a_token() -> None:
     with pytest.raises(
         OutputError, match="set --token or FFD_TOKEN, or use 127.0.0.1:0, which needs no token"
     ):
@@ -187,8 +187,8 @@ def test_others_need_a_token() -> None:
 
 
 @pytest.mark.parametrize("host", ["x/healthz?", "x/healthz#", "[", "x:80/healthz?a="])
-def test_no_host_header_opens_a_path(host: str) -> None:
-    """Some versions of starlette make a request's address of it."""
+def test_host_header_cannot_bypass_the_token(host: str) -> None:
+    """Some versions of starlette build `request.url` from it."""
     reached = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -207,7 +207,7 @@ def test_no_host_header_opens_a_path(host: str) -> None:
     assert sent[0]["status"] == 401
 
 
-def test_no_token_no_data() -> None:
+def test_requests_without_token_get_no_data() -> None:
     with serve("0.0.0.0", token=TOKEN) as served:
         served.show(frame_result(0, "secret-door", "generated"))
         served.tick([health("secret-door", state="waiting", error="secret-reason")])
@@ -231,7 +231,7 @@ def test_no_token_no_data() -> None:
         assert open_to["not_playing"][0]["error"] == "secret-reason"
 
 
-def test_the_token_is_given_once() -> None:
+def test_token_sets_a_cookie() -> None:
     with serve("0.0.0.0", token=TOKEN) as served:
         answer = ask(served, f"/?token={TOKEN}")
         assert answer.status == 303
@@ -250,26 +250,26 @@ def test_the_token_is_given_once() -> None:
         assert ask(other, "/state", Cookie=pair).status == 401
 
 
-def test_a_token_on_loopback_is_asked_for_too() -> None:
+def test_token_is_required_on_loopback_if_set() -> None:
     with serve(token=TOKEN) as served:
         assert ask(served, "/").status == 401
         assert ask(served, "/", Authorization=f"Bearer {TOKEN}").status == 200
         assert ask(served, "/", Authorization=f"Bearer {TOKEN}", Host="evil.example").status == 421
 
 
-def test_on_loopback_other_names_are_refused(served: DashboardServer) -> None:
+def test_foreign_host_names_are_rejected_on_loopback(served: DashboardServer) -> None:
     port = served.address.port
     served.show(frame_result())
     for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST", "[::1]"):
         assert ask(served, "/state", Host=host).status == 200
-    # A tunnel (ssh -L) has a port of its own.
+    # A tunnel (ssh -L) uses another port.
     assert ask(served, "/state", Host="localhost:9999").status == 200
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1", ""):
         for path in ("/", "/state", "/picture/0.jpg", "/healthz", "/metrics"):
             assert ask(served, path, Host=host).status == 421
 
 
-def test_every_answer_is_kept_to_itself(served: DashboardServer) -> None:
+def test_every_response_has_security_headers(served: DashboardServer) -> None:
     served.show(frame_result(0, "door", "generated"))
     for path, status in (
         ("/", 200),
@@ -294,7 +294,7 @@ def test_every_answer_is_kept_to_itself(served: DashboardServer) -> None:
         assert ask(served, "/state", method).status == 405
 
 
-def test_the_page_refers_to_nothing_outside(served: DashboardServer) -> None:
+def test_page_loads_nothing_external(served: DashboardServer) -> None:
     html = ask(served, "/").body.decode()
     assert "http" not in html
     assert "url(" not in html
@@ -303,7 +303,7 @@ def test_the_page_refers_to_nothing_outside(served: DashboardServer) -> None:
     assert set(re.findall(r'(?:href|src)="(.*?)"', html)) == {"data:,", "#sources"}
 
 
-def test_a_picture_comes_when_there_is_another(served: DashboardServer) -> None:
+def test_picture_request_waits_for_a_newer_picture(served: DashboardServer) -> None:
     served.show(frame_result(1))
     first = ask(served, "/picture/0.jpg")
     assert first.headers["Content-Type"] == "image/jpeg"
@@ -317,12 +317,12 @@ def test_a_picture_comes_when_there_is_another(served: DashboardServer) -> None:
     late.join()
     assert second.headers["FFD-Picture"] != number
     assert second.image[30, 100, 0] > second.image[30, 100, 2] + 20
-    # What a viewer has of another run is another picture.
+    # An unknown number, such as that of a previous run, does not wait.
     assert ask(served, "/picture/0.jpg?after=1234567").status == 200
     assert ask(served, "/picture/0.jpg?after=junk").status == 200
 
 
-def test_no_other_picture_for_a_while(
+def test_picture_request_without_newer_picture_is_204(
     served: DashboardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "LONG_POLL_SECONDS", 0.1)
@@ -332,7 +332,7 @@ def test_no_other_picture_for_a_while(
     assert ask(served, f"/picture/0.jpg?after={number}&heatmap=1").status == 204
 
 
-def test_large_pictures_are_made_smaller_and_evidence_is_laid_over(served: DashboardServer) -> None:
+def test_pictures_are_shrunk_and_have_a_heatmap_on_request(served: DashboardServer) -> None:
     large = frame_result(0, "door", "generated")
     image = np.full((1500, 3000, 3), 128, np.uint8)
     face = replace(large.results[0], face=(1000, 500, 600, 600))
@@ -344,7 +344,7 @@ def test_large_pictures_are_made_smaller_and_evidence_is_laid_over(served: Dashb
     assert laid.image[middle][2] > 180
 
 
-def test_a_dead_source_has_no_picture(served: DashboardServer) -> None:
+def test_failed_source_shows_a_notice(served: DashboardServer) -> None:
     served.tick([health(state="connecting", size=None)])
     absent = ask(served, "/picture/0.jpg")
     assert absent.image.shape == (360, 640, 3)
@@ -353,7 +353,7 @@ def test_a_dead_source_has_no_picture(served: DashboardServer) -> None:
     number = alive.headers["FFD-Picture"]
     assert len(ask(served, "/state").json["sources"][0]["faces"]) == 1
     served.tick([health(state="waiting", error="it does not answer", next_try=3.0)])
-    # The long wait ends with the signal, not with the next frame.
+    # The long poll ends when the source fails.
     dead = ask(served, f"/picture/0.jpg?after={number}")
     assert dead.status == 200
     assert dead.image.mean() < alive.image.mean() - 20
@@ -366,7 +366,7 @@ def test_a_dead_source_has_no_picture(served: DashboardServer) -> None:
     assert last.image.mean() > dead.image.mean() + 20
 
 
-def test_without_a_viewer_nothing_is_drawn(served: DashboardServer) -> None:
+def test_pictures_are_rendered_only_on_request(served: DashboardServer) -> None:
     for number in range(100):
         served.show(frame_result(number, "door", "generated"))
         served.tick([health()])
@@ -380,7 +380,7 @@ def test_without_a_viewer_nothing_is_drawn(served: DashboardServer) -> None:
 
 
 @pytest.mark.alone
-def test_pictures_are_drawn_once_for_all_and_not_faster_than_their_rate(
+def test_viewers_share_pictures_at_a_limited_rate(
     served: DashboardServer,
 ) -> None:
     served.show(frame_result())
@@ -414,7 +414,7 @@ def test_pictures_are_drawn_once_for_all_and_not_faster_than_their_rate(
 
 
 def hold(served: DashboardServer, path: str) -> socket.socket:
-    """A viewer that asks and does not read."""
+    """Open a viewer that sends a request and does not read the response."""
     opened = socket.create_connection(("127.0.0.1", served.address.port), 10)
     opened.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return opened
@@ -427,7 +427,7 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_viewers_are_limited(served: DashboardServer) -> None:
+def test_picture_requests_are_limited(served: DashboardServer) -> None:
     served.show(frame_result())
     number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
     path = f"/picture/0.jpg?after={number}"
@@ -449,7 +449,7 @@ def test_viewers_are_limited(served: DashboardServer) -> None:
 
 
 @pytest.mark.alone
-def test_a_viewer_that_does_not_read_holds_up_nobody() -> None:
+def test_viewer_that_does_not_read_delays_nobody() -> None:
     threads = threading.active_count()
     with ExitStack() as stack, serve() as served:
         large = frame_result()
@@ -475,7 +475,7 @@ def test_a_viewer_that_does_not_read_holds_up_nobody() -> None:
 
 
 @pytest.mark.alone
-def test_connections_are_limited_and_silent_ones_closed(
+def test_connections_are_limited_and_silent_ones_are_closed(
     served: DashboardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "REQUEST_TIMEOUT_SECONDS", 0.5)
@@ -495,13 +495,13 @@ def test_connections_are_limited_and_silent_ones_closed(
         assert ask(served, "/state").status == 200
 
 
-def test_a_page_that_fails_is_said_on_one_line(
+def test_failing_request_is_logged_on_one_line(
     served: DashboardServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = frame_result()
     served.show(replace(broken, frame=replace(broken.frame, image=None)))  # type: ignore[arg-type]
     assert ask(served, "/picture/0.jpg").status == 500
-    # It is logged after it was answered.
+    # It is logged after the response.
     wait_for(lambda: caplog.records)
     assert [record.getMessage()[:40] for record in caplog.records] == [
         "--serve: /picture/0.jpg failed: AttributeE"[:40]
@@ -521,7 +521,7 @@ def test_ipv6() -> None:
 
 
 @pytest.mark.alone
-def test_it_ends_at_once_with_viewers_and_leaves_nothing() -> None:
+def test_server_with_viewers_ends_quickly_and_leaves_nothing() -> None:
     with serve() as warm:
         warm.show(frame_result())
         ask(warm, "/picture/0.jpg")
@@ -545,7 +545,7 @@ def test_it_ends_at_once_with_viewers_and_leaves_nothing() -> None:
         assert len(os.listdir("/proc/self/fd")) <= len(before)
 
 
-def test_the_run_hears_of_a_server_that_ended(served: DashboardServer) -> None:
+def test_unexpected_end_of_the_server_is_an_error(served: DashboardServer) -> None:
     served.tick([health()])
     served._server.should_exit = True
     served._thread.join(10)
@@ -554,7 +554,7 @@ def test_the_run_hears_of_a_server_that_ended(served: DashboardServer) -> None:
     served.show(frame_result())
 
 
-def test_history(served: DashboardServer) -> None:
+def test_history_lists_label_changes(served: DashboardServer) -> None:
     for number, label in enumerate(("unsure", "generated", "generated", "unsure", "groundtruth")):
         served.show(frame_result(number, "door", label))
     state = ask(served, "/state").json
@@ -577,7 +577,7 @@ def test_history(served: DashboardServer) -> None:
     assert thumbnail[..., 2].mean() > thumbnail[..., 0].mean() + 20
 
 
-def test_whole_pictures_have_verdicts_too(served: DashboardServer) -> None:
+def test_whole_frames_have_labels(served: DashboardServer) -> None:
     whole = frame_result()
     row = Result("door", frame=0, label="generated", score=0.9)
     served.show(replace(whole, results=[row]))
@@ -591,7 +591,7 @@ def test_whole_pictures_have_verdicts_too(served: DashboardServer) -> None:
     assert ask(served, "/verdict/2.jpg").image.shape == (1, 1, 3)
 
 
-def test_history_does_not_grow(served: DashboardServer) -> None:
+def test_history_is_limited(served: DashboardServer) -> None:
     first = frame_result(0, "door", "generated")
     for number in range(3000):
         track = Track(number + 1, "generated", 0.9)
@@ -606,7 +606,7 @@ def test_history_does_not_grow(served: DashboardServer) -> None:
     assert all(v.thumbnail.base is None for v in served._state._history)
 
 
-def test_a_face_that_stays_is_not_forgotten(served: DashboardServer) -> None:
+def test_label_of_a_visible_face_is_remembered(served: DashboardServer) -> None:
     first = frame_result(0, "door", "generated", "generated")
     one, other = first.results
     for number in range(600):
@@ -631,7 +631,7 @@ def unescape(text: str) -> str:
 
 
 def values(served: DashboardServer) -> dict[tuple[str, Labels], float]:
-    """What /metrics says, read by the letter of the text format."""
+    """Parse /metrics strictly in the text format."""
     answer = ask(served, "/metrics")
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     text = answer.body.decode()
@@ -660,7 +660,7 @@ def values(served: DashboardServer) -> dict[tuple[str, Labels], float]:
     return found
 
 
-def test_metrics(served: DashboardServer) -> None:
+def test_metrics_of_two_sources(served: DashboardServer) -> None:
     served.tick([health("gate", state="waiting", error="gone", breaks=5)])
     for number in range(10):
         served.show(
@@ -699,7 +699,7 @@ def served_facts(found: dict[tuple[str, Labels], float]) -> Labels:
     return labels
 
 
-def test_counters_never_go_back(served: DashboardServer) -> None:
+def test_counters_never_decrease(served: DashboardServer) -> None:
     served.show(frame_result(100, breaks=2, outage=1.0, dropped=50))
     before = values(served)
     served.tick([health(frames=3, analysed=1, dropped=0, breaks=0, state="waiting")])
@@ -709,7 +709,7 @@ def test_counters_never_go_back(served: DashboardServer) -> None:
             assert after[name, labels] >= value
 
 
-def test_names_from_outside_are_only_names(served: DashboardServer) -> None:
+def test_hostile_source_names_are_escaped(served: DashboardServer) -> None:
     for name in HOSTILE:
         served.show(frame_result(1, name, "generated"))
     served.tick([health(name, state="failed", error=name) for name in HOSTILE])
@@ -725,7 +725,7 @@ def test_names_from_outside_are_only_names(served: DashboardServer) -> None:
         assert ask(served, f"/picture/{number}.jpg").status == 200
 
 
-def test_healthz(served: DashboardServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_healthz_status(served: DashboardServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(served, "/healthz").status == 503
     served.tick([health(), health("gate", state="waiting", error="gone"), health(state="ended")])
     answer = ask(served, "/healthz")
@@ -742,8 +742,8 @@ def test_healthz(served: DashboardServer, monkeypatch: pytest.MonkeyPatch) -> No
     assert served._state.health()[0] is not None
 
 
-def test_many_threads(served: DashboardServer) -> None:
-    """The run goes on while everything is asked for at once."""
+def test_concurrent_requests(served: DashboardServer) -> None:
+    """The run continues during concurrent requests."""
     done = threading.Event()
     failures: list[object] = []
 

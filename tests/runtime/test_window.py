@@ -1,4 +1,4 @@
-"""The window on a real X server, Xvfb, whose screen is a file."""
+"""Show the window on a real X server, Xvfb, whose screen is a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ffd_runtime.video.window import Window, require_screen, save_picture
 Array = npt.NDArray[np.uint8]
 GREEN, BLUE, RED = (60, 180, 60), (200, 90, 40), (40, 35, 200)
 
-# Shows frame_results until a person ends it; `tick` is all that comes where a source does not play.
+# Shows frames until the user quits; sources other than `a` fail and only have ticks.
 _SHOWS = """
 import sys, time
 import numpy as np
@@ -58,7 +58,7 @@ class Screen:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         begin, end = os.pipe()
-        # Or it begins anew when its last client leaves, just as the next one comes.
+        # Otherwise the server resets when its last client disconnects.
         options = ["-noreset", "-screen", "0", "1280x720x24", "-fbdir", str(folder)]
         self._server = subprocess.Popen(
             ["Xvfb", "-displayfd", str(end), *options],
@@ -74,7 +74,7 @@ class Screen:
         self._server.wait(10)
 
     def look(self) -> Array:
-        """What is on the screen: uint8 [720, 1280, 3]; the file is in the format of xwd."""
+        """Return the screen, uint8 [720, 1280, 3]; the file is in xwd format."""
         data = (self.folder / "Xvfb_screen0").read_bytes()
         header = np.frombuffer(data[:100], ">u4")
         start = int(header[0]) + 12 * int(header[19])
@@ -82,7 +82,7 @@ class Screen:
         return rows.reshape(720, -1, 4)[:, :1280, :3]
 
     def count(self, colour: tuple[int, int, int], right: int = 1280) -> int:
-        """Pixels of a colour, left of a column."""
+        """Count the pixels of a colour left of a column."""
         return int((np.abs(self.look()[:, :right].astype(int) - colour) < 4).all(axis=2).sum())
 
     def press(self, *keys: str) -> None:
@@ -97,7 +97,7 @@ class Screen:
         return {**os.environ, "DISPLAY": self.display}
 
     def close_window(self) -> None:
-        """Say what a window manager says when a person clicks on the cross."""
+        """Send the message of a window manager when the user closes a window."""
         x11 = ctypes.CDLL("libX11.so.6")
         x11.XOpenDisplay.restype = ctypes.c_void_p
         x11.XInternAtom.restype = ctypes.c_ulong
@@ -138,7 +138,7 @@ def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screen]:
 
 @pytest.fixture
 def shows(screen: Screen, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a program with a window, which is ended with the test."""
+    """Start a program with a window; it is killed after the test."""
     begun = []
 
     def begin(*sources: str) -> subprocess.Popen[str]:
@@ -150,8 +150,8 @@ def shows(screen: Screen, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
                 if screen.look().any():
                     return child
                 time.sleep(0.02)
-            # With no window manager, Qt may wait for ever to be told that its window can be seen:
-            # one time in ten on a busy machine, in three lines of plain OpenCV too.
+            # Without a window manager, Qt may wait for ever for the event that its window is
+            # visible: one time in ten on a busy machine, even in three lines of plain OpenCV.
             child.kill()
         pytest.fail("the window stays empty")
 
@@ -176,7 +176,7 @@ def shows(screen: Screen, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
 
 
 def settled(screen: Screen) -> int:
-    """How much is green, once the window is drawn."""
+    """Count green pixels once the window no longer changes."""
     count = -1
     while count != (count := screen.count(GREEN)):
         time.sleep(0.5)
@@ -184,7 +184,7 @@ def settled(screen: Screen) -> int:
 
 
 def press_until(screen: Screen, key: str, holds: Callable[[], bool]) -> None:
-    """Press a key, again if it is lost, as it can be where no window manager gives the focus."""
+    """Press a key, repeatedly: without a window manager that sets the focus, it may be lost."""
     for _ in range(4):
         screen.press(key)
         end = time.monotonic() + 5
@@ -198,21 +198,21 @@ def press_until(screen: Screen, key: str, holds: Callable[[], bool]) -> None:
 def wait_until(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + 15
     while not holds():
-        assert time.monotonic() < end, "it did not come"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.02)
 
 
 @pytest.mark.alone
-def test_a_person_sees_the_stream_and_uses_its_keys(
+def test_window_shows_the_stream_and_handles_keys(
     screen: Screen, shows: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     child = shows("a")
-    # The window is as large as the picture, 320x240.
+    # The window has the size of the picture, 320x240.
     wait_until(lambda: 40_000 < screen.count(GREEN) < 320 * 240)
     before = settled(screen)
     window = ["xdotool", "windowfocus", "--sync", str(screen.window())]
     subprocess.run(window, env=screen.environment(), check=True)
-    # The square of a face is 117 pixels wide.
+    # The classified square is 117 pixels wide.
     press_until(screen, "h", lambda: screen.count(GREEN) < before - 3000)
     evidence = settled(screen)
     press_until(screen, "h", lambda: screen.count(GREEN) > before - 1000)
@@ -234,7 +234,7 @@ def test_a_person_sees_the_stream_and_uses_its_keys(
 
 
 @pytest.mark.alone
-def test_a_closed_window_ends_the_run(
+def test_closing_the_window_ends_the_run(
     screen: Screen, shows: Callable[..., subprocess.Popen[str]]
 ) -> None:
     child = shows("a")
@@ -248,7 +248,7 @@ def test_a_closed_window_ends_the_run(
 
 
 @pytest.mark.alone
-def test_a_silent_source_is_shown_beside_the_one_that_plays(
+def test_failed_source_is_shown_beside_a_playing_one(
     screen: Screen, shows: Callable[..., subprocess.Popen[str]]
 ) -> None:
     shows("dark", "a")
@@ -257,7 +257,7 @@ def test_a_silent_source_is_shown_beside_the_one_that_plays(
 
 
 @pytest.mark.alone
-def test_a_window_opens_before_any_frame(
+def test_window_opens_before_the_first_frame(
     screen: Screen, shows: Callable[..., subprocess.Popen[str]]
 ) -> None:
     shows("dark")
@@ -279,14 +279,14 @@ def refused(monkeypatch: pytest.MonkeyPatch, display: str | None) -> str:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no DISPLAY")
 @pytest.mark.skipif(not cv2.currentUIFramework(), reason="this OpenCV has no windows")
-def test_no_screen_is_an_error_and_no_abort(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_screen_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "DISPLAY is not set" in refused(monkeypatch, None)
     assert ":987" in refused(monkeypatch, ":987")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no DISPLAY")
 @pytest.mark.skipif(not cv2.currentUIFramework(), reason="this OpenCV has no windows")
-def test_a_screen_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_screen_that_does_not_respond_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ffd_runtime.video.window._PROBE_TIMEOUT_SECONDS", 1.5)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -295,13 +295,13 @@ def test_a_screen_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPat
         assert "does not respond" in refused(monkeypatch, f"127.0.0.1:{number}")
 
 
-def test_an_opencv_without_windows_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opencv_without_windows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2, "currentUIFramework", lambda: "")
     with pytest.raises(OutputError, match="opencv-python-headless"):
         require_screen()
 
 
-def test_a_saved_picture_replaces_none(
+def test_saved_picture_does_not_overwrite_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)

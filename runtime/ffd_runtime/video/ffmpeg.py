@@ -74,15 +74,15 @@ class _Clock:
         self._start = 0.0 if live else self._to_seconds(stream.start_time or 0)
         self.seconds, self._end, self._started = 0.0, 0.0, False
 
-    def advance(self, mark: _FrameTiming) -> float:
+    def advance(self, timing: _FrameTiming) -> float:
         """Advance to a frame; return its end in seconds of the stream's clock."""
-        at = None if mark.pts is None else self._to_seconds(mark.pts) - self._start
+        at = None if timing.pts is None else self._to_seconds(timing.pts) - self._start
         late = at is None or (self._started and not self._live and at <= self.seconds)
         if at is not None and late and self.seconds - at > MIN_JOIN_JUMP_SECONDS:
             self._start -= self._end - at
         self.seconds = self._end if at is None or late else at
         self._started = True
-        self._end = self.seconds + (self._to_seconds(mark.duration) or self._step)
+        self._end = self.seconds + (self._to_seconds(timing.duration) or self._step)
         return self._end + self._start
 
     def _to_seconds(self, ticks: int) -> float:

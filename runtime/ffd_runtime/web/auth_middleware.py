@@ -8,8 +8,8 @@ import hmac
 import ipaddress
 import logging
 import re
-from typing import Any
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -84,21 +84,23 @@ class AuthMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _add_headers(message)
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         request = Request(scope)
         scope["authorised"] = self._is_authorised(request)
-        respond = self._reject(request) or self._app
+        responder = self._respond(request) or self._app
         try:
-            await respond(scope, receive, send_with_headers)
+            await responder(scope, receive, send_with_headers)
         except Exception as error:
             # The response is 500; an error of the page must not end the run.
             debug = log.isEnabledFor(logging.DEBUG)
             log.warning("--serve: %s failed: %r", scope["path"], error, exc_info=debug)
 
-    def _reject(self, request: Request) -> Response | None:
-        """Return the response to a rejected request; None if the application may respond."""
+    def _respond(self, request: Request) -> Response | None:
+        """Return a response; None to pass the request to the application."""
         # `request.url` is not safe: it contains the Host header, which may contain a path.
         path = request.scope["path"]
         if self._host is not None and not self._is_local_host(request.headers.get("host", "")):
@@ -123,13 +125,8 @@ class AuthMiddleware:
 
     def _set_cookie(self) -> Response:
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(
-            self._cookie_name,
-            self._cookie,
-            max_age=_COOKIE_SECONDS,
-            httponly=True,
-            samesite="strict",
-        )
+        name, seconds = self._cookie_name, _COOKIE_SECONDS
+        answer.set_cookie(name, self._cookie, seconds, httponly=True, samesite="strict")
         return answer
 
     def _is_authorised(self, request: Request) -> bool:
@@ -179,12 +176,3 @@ def _equal(given: str, expected: str) -> bool:
     return hmac.compare_digest(
         given.encode(errors="surrogatepass"), expected.encode(errors="surrogatepass")
     )
-
-
-def _add_headers(message: Any) -> None:
-    headers = list(message.get("headers", []))
-    present = {name.lower() for name, _ in headers}
-    for name, value in _SECURITY_HEADERS.items():
-        if name.lower().encode() not in present:
-            headers.append((name.lower().encode(), value.encode()))
-    message["headers"] = headers

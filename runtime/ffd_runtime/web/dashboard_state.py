@@ -51,14 +51,14 @@ class LabelChange:
 
     Attributes:
         number: from 1, ascending.
-        index: of its source.
+        source: index of its source.
         before: the previous label.
         time: as `Frame.time`.
         thumbnail: the classified square, uint8 [h, w, 3], BGR, sides up to `THUMBNAIL_PX`.
     """
 
     number: int
-    index: int
+    source: int
     track: int | None
     label: str
     before: str
@@ -163,27 +163,17 @@ class DashboardState:
             label = track.label if track else result.label
             score = track.score if track else result.score
             number = track.number if track else None
-            # A face without a track cannot change its label.
-            tracked = label is not None and (track is not None or result.face is None)
             since = frame_result.frame.time
-            if label is not None and tracked:
+            # A face without a track cannot change its label.
+            if label is not None and (track is not None or result.face is None):
                 before, began = source.labels.pop(number, ("unsure", since))
                 since = began if before == label else since
                 source.labels[number] = (label, since)
                 if before != label:
                     self._changes += 1
-                    changes.append(
-                        LabelChange(
-                            self._changes,
-                            source.index,
-                            number,
-                            label,
-                            before,
-                            score,
-                            since,
-                            _thumbnail(frame_result.frame.image, result, self._face_scale),
-                        )
-                    )
+                    image = _thumbnail(frame_result.frame.image, result, self._face_scale)
+                    change = (self._changes, source.index, number, label, before, score, since)
+                    changes.append(LabelChange(*change, image))
             reason = result.reason if label == "unsure" else None
             faces.append(Face(number, label, score, reason, since))
         while len(source.labels) > _MAX_REMEMBERED_TRACKS:
@@ -232,15 +222,7 @@ class DashboardState:
             "now": round(time.time(), 3),
             "sources": sources,
             "history": [
-                {
-                    "number": change.number,
-                    "source": change.index,
-                    "track": change.track,
-                    "label": change.label,
-                    "before": change.before,
-                    "score": _rounded(change.score),
-                    "time": _rounded(change.time),
-                }
+                _to_json(change, "number source track label before score time")
                 for change in history
             ],
         }
@@ -248,35 +230,22 @@ class DashboardState:
 
 def _describe(source: _Source) -> dict[str, Any]:
     health = source.health
-    shown = health.state in SHOWN_STATES
+    faces = source.faces if health.state in SHOWN_STATES else ()
     return {
-        "index": source.index,
-        "name": source.name,
-        "live": health.live,
-        "state": health.state,
+        **_to_json(source, "index name began number"),
+        **_to_json(health, "live state size fps frames analysed dropped reconnects"),
+        **_to_json(health, "age last_frame next_try"),
         "error": health.error and printable(health.error),
-        "size": health.size and list(health.size),
-        "fps": _rounded(health.fps),
-        "frames": health.frames,
-        "analysed": health.analysed,
-        "dropped": health.dropped,
-        "reconnects": health.reconnects,
-        "age": _rounded(health.age),
-        "last_frame": _rounded(health.last_frame),
-        "next_try": _rounded(health.next_try),
-        "began": _rounded(source.began),
-        "number": source.number,
-        "faces": [
-            {
-                "track": face.track,
-                "label": face.label,
-                "score": _rounded(face.score),
-                "reason": face.reason,
-                "since": _rounded(face.since),
-            }
-            for face in source.faces
-            if shown
-        ],
+        "faces": [_to_json(face, "track label score reason since") for face in faces],
+    }
+
+
+def _to_json(item: object, names: str) -> dict[str, Any]:
+    """Return attributes by name; floats are rounded to thousandths."""
+    values = {name: getattr(item, name) for name in names.split()}
+    return {
+        name: round(value, 3) if isinstance(value, float) else value
+        for name, value in values.items()
     }
 
 
@@ -292,7 +261,3 @@ def _thumbnail(image: Image, result: Result, face_scale: float) -> Image:
     scale = THUMBNAIL_PX / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else round(number, 3)

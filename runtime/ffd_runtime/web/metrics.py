@@ -22,7 +22,15 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # Version 0.0.4 of https://prometheus.io/docs/instrumenting/exposition_formats/
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# They would double the number of series, and Prometheus does not use them.
+# By attribute of `StreamHealth`.
+_TOTALS = {
+    "frames": ("ffd_frames_total", "Frames received."),
+    "dropped": ("ffd_frames_dropped_total", "Frames not classified: a newer one had arrived."),
+    "analysed": ("ffd_frames_analysed_total", "Frames classified."),
+    "reconnects": ("ffd_reconnects_total", "Times that the source recovered from a failure."),
+}
+
+# Creation times would double the number of series, and Prometheus does not use them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
@@ -37,21 +45,11 @@ class Metrics:
         self._registry = CollectorRegistry()
         info = self._gauge("ffd_build_info", "Version and model; always 1.", *build_info)
         info.labels(**build_info).set(1)
-        self._pictures = _RunningTotal(
-            self._counter("ffd_page_pictures_total", "Pictures drawn for viewers.")
-        )
+        pictures = self._counter("ffd_page_pictures_total", "Pictures drawn for viewers.")
+        self._pictures = _RunningTotal(pictures)
         self._up = self._gauge("ffd_source_up", "1 while frames arrive, otherwise 0.", "source")
         self._totals = {
-            "frames": self._counter("ffd_frames_total", "Frames received.", "source"),
-            "dropped": self._counter(
-                "ffd_frames_dropped_total",
-                "Frames not classified because a newer one had arrived.",
-                "source",
-            ),
-            "analysed": self._counter("ffd_frames_analysed_total", "Frames classified.", "source"),
-            "reconnects": self._counter(
-                "ffd_reconnects_total", "Times that the source recovered from a failure.", "source"
-            ),
+            total: self._counter(name, text, "source") for total, (name, text) in _TOTALS.items()
         }
         self._age = self._gauge(
             "ffd_frame_age_seconds", "Capture to result of the last classified frame.", "source"
