@@ -1,7 +1,7 @@
-"""Let the first convolution of an INT8 model read the pixels of `image` themselves.
+"""Let the first convolution of an INT8 model read the pixels of `image` directly.
 
-A pixel is a uint8 already. Scaling it to a float and rounding that to 8 bits again would lose
-detail, and the scaling takes an eighth of EfficientNet-Lite0's time on a CPU.
+A pixel is a uint8 already. Normalising it to a float and quantising that float again would lose
+detail, and the normalisation takes an eighth of EfficientNet-Lite0's time on a CPU.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from .layers import ends_of, producers_of
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# What the exporter writes between `image` and the first layer: (pixel - mean) / deviation, NHWC to
-# NCHW.
-SCALING = ["Cast", "Sub", "Div", "Transpose"]
+# Operators between `image` and the first layer: (pixel - mean) / deviation, and NHWC to NCHW. The
+# exporter transposes first. Older graphs, such as the embedded model, transpose last.
+NORMALISATIONS = (["Cast", "Transpose", "Sub", "Div"], ["Cast", "Sub", "Div", "Transpose"])
 
 
 def can_fold(model: ModelProto) -> bool:
-    """Whether one convolution reads the image, scaled as the exporter does it."""
+    """Return whether one convolution reads the image, normalised as the exporter does it."""
     ends = ends_of(model.graph)
     nodes = {node.name: node for node in model.graph.node}
     return (
-        [nodes[name].op_type for name in ends.scaling] == SCALING
+        [nodes[name].op_type for name in ends.scaling] in NORMALISATIONS
         and [nodes[name].op_type for name in ends.first] == ["Conv"]
         and len(nodes[ends.first[0]].input) == 3
     )
 
 
 def fold_scaling(model: ModelProto) -> tuple[str, int]:
-    """Move mean and deviation of the scaling into the first convolution.
+    """Fold mean and deviation of the normalisation into the first convolution.
 
-    The convolution then reads `pixel - zero`. It still pads with zeros, which stand for the pixel
-    `zero` where they stood for each channel's mean, at the image's edges.
+    The convolution then reads `pixel - zero`. It still pads with zeros. At the image's edges a zero
+    now stands for the pixel `zero`, where it stood for the mean of each channel.
 
     Args:
         model: for which `can_fold` holds; changed in place.
@@ -47,7 +47,8 @@ def fold_scaling(model: ModelProto) -> tuple[str, int]:
     ends = ends_of(model.graph)
     nodes = {node.name: node for node in model.graph.node}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    _, subtract, divide, transpose = (nodes[name] for name in ends.scaling)
+    by_type = {nodes[name].op_type: nodes[name] for name in ends.scaling}
+    subtract, divide = by_type["Sub"], by_type["Div"]
     layer = nodes[ends.first[0]]
     mean, deviation, weight, bias = (
         numpy_helper.to_array(stored[name]).astype(np.float64)
@@ -62,13 +63,17 @@ def fold_scaling(model: ModelProto) -> tuple[str, int]:
         (layer.input[2], bias),
     ):
         stored[name].CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
-    transpose.input[0] = divide.input[0]
+    # The node after the division is the transposition or the convolution.
+    (after,) = (node for node in model.graph.node if divide.output[0] in node.input)
+    after.input[0] = divide.input[0]
     model.graph.node.remove(divide)
     return layer.input[0], zero
 
 
 def read_pixels(model: ModelProto, tensor: str) -> None:
-    """Dequantise the image itself where it was cast, shifted, and quantised to the same integers.
+    """Dequantise the image directly instead of casting, shifting and quantising it.
+
+    Both give the same integers.
 
     Args:
         model: quantised, with a scale of 1 and `zero` of `fold_scaling`; changed in place.
@@ -77,10 +82,16 @@ def read_pixels(model: ModelProto, tensor: str) -> None:
     graph = model.graph
     producers = producers_of(graph)
     (quantise,) = (node for node in graph.node if tensor in node.input)
-    transpose = producers[tensor]
-    subtract = producers[transpose.input[0]]
-    cast = producers[subtract.input[0]]
+    removed = [quantise]
+    name = tensor
+    while name != "image":
+        node = producers[name]
+        if node.op_type == "Transpose":
+            transpose = node
+        else:
+            removed.append(node)
+        name = node.input[0]
     transpose.input[0] = "image"
     transpose.output[0] = quantise.output[0]
-    for node in (cast, subtract, quantise):
+    for node in removed:
         graph.node.remove(node)

@@ -1,24 +1,31 @@
-"""What several files of this room look at, made once."""
+"""Models, images and calibration ranges that several test files share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
+import onnx
 import pytest
 from click.testing import CliRunner
 
 from ffd_export.commands.export import main
+from ffd_export.images import Images, find_images, prepare_images
+from ffd_export.int8 import OPERATORS_OF
+from ffd_export.onnx_file import read_onnx
+from ffd_export.ranges import calibrate
 from ffd_runtime.model.backends import EMBEDDED
+from ffd_runtime.model.card import ModelCard, PreprocessSpec
 
 from ..conftest import picture
 
 
 @contextmanager
 def coarse_histograms() -> Iterator[None]:
-    """Half of the bins: the search for the least entropy, most of calibration's time, is short."""
+    """Halve the number of bins, so that the search for the least entropy is short."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ffd_export.ranges.BINS", 256)
         yield
@@ -26,7 +33,7 @@ def coarse_histograms() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model as FP16 and as TensorRT's INT8, calibrated on noise."""
+    """Export the embedded model as FP16 and as INT8 for TensorRT, calibrated on noise."""
     folder = tmp_path_factory.mktemp("exports")
     images = folder / "images"
     images.mkdir()
@@ -40,3 +47,37 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
             outcome = CliRunner().invoke(main, [*given, *arguments])
         assert outcome.exit_code == 0, outcome.output
     return folder
+
+
+@pytest.fixture(scope="session")
+def model() -> onnx.ModelProto:
+    """Return the embedded model. Tests must not change it."""
+    return read_onnx(EMBEDDED)[0]
+
+
+@pytest.fixture(scope="session")
+def card() -> ModelCard:
+    return read_onnx(EMBEDDED)[1]
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write twelve images into folders named after the classes."""
+    root = tmp_path_factory.mktemp("labelled")
+    for label, colour in (("generated", "red"), ("groundtruth", "blue")):
+        (root / label).mkdir()
+        for number in range(6):
+            cv2.imwrite(str(root / label / f"{number}.png"), picture(colour, seed=number))
+    return root
+
+
+@pytest.fixture(scope="session")
+def images(labelled: Path) -> Images:
+    return prepare_images(find_images(labelled, 12), PreprocessSpec())
+
+
+@pytest.fixture(scope="session")
+def ranges(model: onnx.ModelProto, images: Images) -> dict[str, Any]:
+    """Calibration ranges of every tensor that either target quantises."""
+    with coarse_histograms():
+        return calibrate(model, OPERATORS_OF["cpu"], images)

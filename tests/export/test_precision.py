@@ -39,8 +39,7 @@ from ffd_export.int8 import choose_kept, find_sensitive, merge_groups, quantise,
 from ffd_export.layers import LayerTypes, ends_of, layers_of, types_of
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_export.parity import Parity, classify, compare, roc_auc
-from ffd_export.pixels import can_fold, fold_scaling
-from ffd_export.ranges import BINS, _coarsen, calibrate, find_extremes
+from ffd_export.ranges import BINS, _coarsen, find_extremes
 from ffd_export.runs import find_calibration, find_verification
 from ffd_runtime.core.errors import DataError, ModelError
 from ffd_runtime.model.backends import EMBEDDED
@@ -50,45 +49,10 @@ from ffd_train.prepare.inputs import Input
 
 from ..conftest import picture
 from ..models import CARD, save_colour_model
-from .conftest import coarse_histograms
 
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
-
-
-@pytest.fixture(scope="module")
-def model() -> onnx.ModelProto:
-    """The embedded model; tests do not change it."""
-    return read_onnx(EMBEDDED)[0]
-
-
-@pytest.fixture(scope="module")
-def card() -> ModelCard:
-    return read_onnx(EMBEDDED)[1]
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures in folders of the classes' names."""
-    root = tmp_path_factory.mktemp("labelled")
-    for label, colour in (("generated", "red"), ("groundtruth", "blue")):
-        (root / label).mkdir()
-        for number in range(6):
-            cv2.imwrite(str(root / label / f"{number}.png"), picture(colour, seed=number))
-    return root
-
-
-@pytest.fixture(scope="module")
-def images(labelled: Path) -> Images:
-    return prepare_images(find_images(labelled, 12), PreprocessSpec())
-
-
-@pytest.fixture(scope="module")
-def ranges(model: onnx.ModelProto, images: Images) -> dict[str, Any]:
-    """Of every tensor that either target quantises."""
-    with coarse_histograms():
-        return calibrate(model, int8.OPERATORS_OF["cpu"], images)
 
 
 def test_layers_carry_the_names_of_their_weights(model: onnx.ModelProto) -> None:
@@ -260,21 +224,6 @@ def test_int8_has_the_flavour_of_its_target(
         assert len(classify(backend, images)) == 12
 
 
-def test_int8_runs_in_8_bits_on_the_cpu(
-    model: onnx.ModelProto, card: ModelCard, ranges: dict[str, Any], tmp_path: Path
-) -> None:
-    """What onnxruntime really runs: integer convolutions, not floats between Q/DQ pairs."""
-    content = to_bytes(quantise(model, "cpu", ranges["percentile"]), card)
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3
-    ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert operators.count("QLinearConv") == 50
-    # The first of them reads the pixels; nothing scales them.
-    assert not {"Cast", "Sub"} & set(operators)
-
-
 def test_int8_scores_the_same_on_a_cpu_without_vnni(
     model: onnx.ModelProto, card: ModelCard, ranges: dict[str, Any], images: Images
 ) -> None:
@@ -298,45 +247,6 @@ def test_int8_scores_the_same_on_a_cpu_without_vnni(
         session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         scores.append(session.run(["probability"], {"image": images.pixels})[0])
     assert np.array_equal(*scores)
-
-
-def test_a_first_layer_that_is_kept_reads_scaled_values(
-    model: onnx.ModelProto, ranges: dict[str, Any]
-) -> None:
-    kept = quantise(model, "cpu", ranges["percentile"], ["stem.0"])
-    assert types_of(kept).others("int8") == ["stem.0", "head"]
-    alone = quantise(model, "cpu", ranges["percentile"], only="layer4.2")
-    assert types_of(alone).counts() == {"float": 50, "int8": 1}
-    for made in (kept, alone):
-        assert "Cast" in {node.op_type for node in made.graph.node}
-
-
-def test_folding_the_scaling_changes_the_edges_only(
-    model: onnx.ModelProto, card: ModelCard, images: Images
-) -> None:
-    folded = onnx.ModelProto()
-    folded.CopyFrom(model)
-    assert can_fold(folded)
-    tensor, zero = fold_scaling(folded)
-    assert (tensor, zero) == (model.graph.node[3].output[0], 114)
-    rows = classify_candidate(model, card, images)
-    assert compare(rows, classify_candidate(folded, card, images), images, card).mean < 0.01
-    # Inside of the image's edges, the first layer's output is the same.
-    inner = []
-    for one in (model, folded):
-        short = onnx.ModelProto()
-        short.CopyFrom(one)
-        first = next(node for node in short.graph.node if node.name == "stem.0").output[0]
-        short.graph.output.append(
-            onnx.helper.make_tensor_value_info(first, TensorProto.FLOAT, None)
-        )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(
-            short.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        inner.append(session.run([first], {"image": images.pixels[:2]})[0][:, :, 1:-1, 1:-1])
-    assert np.allclose(inner[0], inner[1], atol=1e-4)
 
 
 def test_layers_asked_for_stay_fp32(model: onnx.ModelProto, ranges: dict[str, Any]) -> None:

@@ -1,0 +1,161 @@
+"""The normalisation of the image at the start of the graph, and INT8 models that skip it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+
+from ffd_export.candidate import classify_candidate
+from ffd_export.graph import export_checkpoint
+from ffd_export.images import Images
+from ffd_export.int8 import quantise
+from ffd_export.layers import ends_of, types_of
+from ffd_export.onnx_file import to_bytes
+from ffd_export.parity import compare
+from ffd_export.pixels import can_fold, fold_scaling
+from ffd_runtime.model.card import ModelCard, Provenance
+from ffd_train.checkpoint import save_checkpoint
+from ffd_train.networks import build
+
+from .. import tiny
+
+assert "tiny" in tiny.NAMES
+
+
+def run_graph(
+    model: onnx.ModelProto, pixels: npt.NDArray[np.uint8], output: str
+) -> npt.NDArray[np.float32]:
+    """Return any tensor of a graph."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if output not in {value.name for value in copy.graph.output}:
+        copy.graph.output.append(
+            onnx.helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    (values,) = session.run([output], {"image": pixels})
+    return np.asarray(values)
+
+
+def transpose_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph of the old order in the new order, with the same layers."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    cast, subtract, divide, transpose = graph.node[:4]
+    normalised = transpose.output[0]
+    for tensor in graph.initializer:
+        if tensor.name in (subtract.input[1], divide.input[1]):
+            values = numpy_helper.to_array(tensor).reshape(3, 1, 1)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    transpose.input[0], transpose.output[0] = cast.output[0], "planes"
+    subtract.input[0], divide.output[0] = "planes", normalised
+    order = [cast, transpose, subtract, divide, *graph.node[4:]]
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return changed
+
+
+@pytest.fixture(scope="module", params=["transpose last", "transpose first"])
+def ordered(request: pytest.FixtureRequest, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the embedded model with its normalisation in either order."""
+    return model if request.param == "transpose last" else transpose_first(model)
+
+
+def test_exports_cast_first_and_transpose_second(tmp_path: Path) -> None:
+    net = build("tiny")
+    card = ModelCard("made", "tiny", Provenance("0"))
+    save_checkpoint(tmp_path / "best.safetensors", net, card)
+    model, _ = export_checkpoint(tmp_path / "best.safetensors")
+    nodes = {node.name: node for node in model.graph.node}
+    scaling = [nodes[name].op_type for name in ends_of(model.graph).scaling]
+    assert scaling == ["Cast", "Transpose", "Sub", "Div"]
+    assert list(model.graph.node[0].input) == ["image"]
+
+
+def test_the_order_does_not_change_normalised_values(
+    model: onnx.ModelProto, images: Images
+) -> None:
+    image = torch.from_numpy(images.pixels)
+    net = build("tiny")
+    last = ((image.float() - net.mean.flatten()) / net.std.flatten()).permute(0, 3, 1, 2)
+    assert torch.equal(net.scale(image), last)
+    changed = transpose_first(model)
+    onnx.checker.check_model(changed, full_check=True)
+    normalised = model.graph.node[3].output[0]
+    assert np.array_equal(
+        run_graph(model, images.pixels, normalised), run_graph(changed, images.pixels, normalised)
+    )
+    for output in ("probability", "heatmap"):
+        before, after = (run_graph(one, images.pixels, output) for one in (model, changed))
+        assert np.allclose(before, after, rtol=0, atol=1e-6)
+
+
+def test_folding_the_scaling_changes_only_the_edges(
+    ordered: onnx.ModelProto, card: ModelCard, images: Images
+) -> None:
+    folded = onnx.ModelProto()
+    folded.CopyFrom(ordered)
+    assert can_fold(folded)
+    tensor, zero = fold_scaling(folded)
+    (first,) = (node for node in folded.graph.node if node.name == "stem.0")
+    assert (tensor, zero) == (first.input[0], 114)
+    nodes = {node.name: node for node in folded.graph.node}
+    assert "Div" not in [nodes[name].op_type for name in ends_of(folded.graph).scaling]
+    rows = classify_candidate(ordered, card, images)
+    assert compare(rows, classify_candidate(folded, card, images), images, card).mean < 0.01
+    # Inside of the image's edges, the first layer's output is the same.
+    inner = [
+        run_graph(one, images.pixels[:2], first.output[0])[:, :, 1:-1, 1:-1]
+        for one in (ordered, folded)
+    ]
+    assert np.allclose(inner[0], inner[1], atol=1e-4)
+
+
+def test_int8_runs_in_8_bits_on_the_cpu(
+    ordered: onnx.ModelProto, card: ModelCard, ranges: dict[str, Any], tmp_path: Path
+) -> None:
+    """onnxruntime must run integer convolutions, not float convolutions between Q/DQ pairs."""
+    content = to_bytes(quantise(ordered, "cpu", ranges["percentile"]), card)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert operators.count("QLinearConv") == 50
+    # The first of them reads the pixels; nothing scales them.
+    assert not {"Cast", "Sub"} & set(operators)
+
+
+def test_int8_scores_are_equal_in_either_order(
+    model: onnx.ModelProto, ranges: dict[str, Any], images: Images
+) -> None:
+    scores = [
+        run_graph(quantise(one, "cpu", ranges["percentile"]), images.pixels, "probability")
+        for one in (model, transpose_first(model))
+    ]
+    assert np.array_equal(*scores)
+
+
+def test_a_first_layer_kept_in_fp32_reads_normalised_values(
+    ordered: onnx.ModelProto, ranges: dict[str, Any]
+) -> None:
+    kept = quantise(ordered, "cpu", ranges["percentile"], ["stem.0"])
+    assert types_of(kept).others("int8") == ["stem.0", "head"]
+    alone = quantise(ordered, "cpu", ranges["percentile"], only="layer4.2")
+    assert types_of(alone).counts() == {"float": 50, "int8": 1}
+    for made in (kept, alone):
+        assert "Cast" in {node.op_type for node in made.graph.node}
