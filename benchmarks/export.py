@@ -24,9 +24,9 @@ import numpy as np
 from machine import describe
 
 from ffd_export.exporting import Wish, make, open_source
-from ffd_export.images import prepare_images
 from ffd_export.layers import layers_of
-from ffd_export.runs import find_calibration, find_checkpoint, find_verification
+from ffd_export.sample_images import prepare_images
+from ffd_export.training_runs import find_calibration, find_checkpoint, find_verification
 from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import FfdError
 from ffd_runtime.model.backends import Backend, open_backend

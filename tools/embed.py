@@ -16,10 +16,10 @@ from pathlib import Path
 
 import click
 
+from ffd_export.atomic_files import write_files
 from ffd_export.exporting import Made, Source, Wish, make, open_source, take_as_is
-from ffd_export.images import Images, find_images, prepare_images
-from ffd_export.output import write_files
-from ffd_export.runs import find_checkpoint
+from ffd_export.sample_images import Images, find_images, prepare_images
+from ffd_export.training_runs import find_checkpoint
 from ffd_runtime.cli.command import Command, say
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.backends.embedded import EMBEDDED, EMBEDDED_INT8, explain_rejection

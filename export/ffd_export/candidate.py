@@ -12,9 +12,9 @@ from ffd_runtime.core.results import Result
 from ffd_runtime.model.backends import Backend, open_backend
 from ffd_runtime.model.card import ModelCard
 
-from .images import Images
 from .onnx_file import to_bytes
 from .parity import classify
+from .sample_images import Images
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -18,16 +18,16 @@ from ffd_runtime.model.card import Metric, ModelCard
 from ffd_runtime.model.engine_manifest import EngineManifest, manifest_path
 
 from . import fp16
+from .calibration import calibrate, find_extremes
 from .candidate import classify_candidate, open_candidate
-from .difference import compare_layers, describe
-from .engine import MODULES, Builder, Engine, Progress, build_engine
+from .engine_build import MODULES, Builder, Engine, Progress, build_engine
 from .fp16 import find_overflows, to_fp16
-from .images import Images
 from .int8 import OPERATORS_OF, WEIGHT_BITS, choose, choose_kept, quantise, require_layers
+from .layer_errors import compare_layers, describe
 from .layers import LayerTypes, layers_of, types_of
 from .onnx_file import read_onnx, to_bytes
 from .parity import NOT_VERIFIED, Parity, classify, compare
-from .ranges import calibrate, find_extremes
+from .sample_images import Images
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -116,7 +116,7 @@ def open_source(path: Path) -> Source:
     if path.suffix.lower() == ".onnx":
         model, card = read_onnx(path)
         return Source(path, model, card, path.read_bytes())
-    from .graph import export_checkpoint
+    from .checkpoint_graph import export_checkpoint
 
     model, card = export_checkpoint(path)
     return Source(path, model, card)
@@ -328,7 +328,7 @@ def _where(source: Source, model: ModelProto, precision: str, images: Images) ->
     """Which layers differ most, in words."""
     few = images.first(8).pixels
     if precision == "fp32":
-        from .graph import compare_parts
+        from .checkpoint_graph import compare_parts
 
         return f"relative error by part: {describe(compare_parts(source.path, few))}; "
     differences = compare_layers(source.model, model, few)

@@ -10,9 +10,9 @@ from ffd_runtime.core.results import Result
 from ffd_runtime.model.card import ModelCard
 
 from .candidate import classify_candidate
-from .images import Images
 from .layers import ends_of, layer_before, layers_of, producers_of
 from .parity import LIMITS, compare, difference
+from .sample_images import Images
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto

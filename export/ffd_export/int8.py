@@ -12,10 +12,10 @@ from ffd_runtime.core.results import Result
 from ffd_runtime.model.card import ModelCard
 
 from .candidate import classify_candidate
-from .images import Images
 from .layers import ends_of, layers_of
 from .parity import Parity, compare
 from .pixels import can_fold, fold_scaling, read_pixels
+from .sample_images import Images
 
 if TYPE_CHECKING:
     from onnx import ModelProto

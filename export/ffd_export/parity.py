@@ -16,7 +16,7 @@ from ffd_runtime.core.within_memory import WithinMemory
 from ffd_runtime.model.backends import Backend
 from ffd_runtime.model.card import Metric, ModelCard
 
-from .images import Images
+from .sample_images import Images
 
 NOT_VERIFIED: dict[str, Metric] = {"verified": "not verified"}
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ffd_export.commands.export import main as ffd_export
+from ffd_export.cli.export import main as ffd_export
 from ffd_runtime.cli.run import main as ffd_run
 from ffd_train import networks
 from ffd_train.commands.data import main as ffd_data

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ffd_export.commands.export import main as ffd_export
+from ffd_export.cli.export import main as ffd_export
 from ffd_runtime.cli.run import main as ffd_run
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from ffd_export.commands.export import main
-from ffd_export.images import Images, find_images, prepare_images
+from ffd_export.calibration import calibrate
+from ffd_export.cli.export import main
 from ffd_export.int8 import OPERATORS_OF
 from ffd_export.onnx_file import read_onnx
-from ffd_export.ranges import calibrate
+from ffd_export.sample_images import Images, find_images, prepare_images
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard, PreprocessSpec
 
@@ -27,7 +27,7 @@ from ..conftest import picture
 def coarse_histograms() -> Iterator[None]:
     """Halve the number of bins, so that the search for the least entropy is short."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ffd_export.ranges.BINS", 256)
+        patch.setattr("ffd_export.calibration.BINS", 256)
         yield
 
 

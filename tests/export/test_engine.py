@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ffd_export import engine as builder
-from ffd_export.commands.export import main
-from ffd_export.engine import EngineOptions, build_engine, count_kernels, require_buildable
+from ffd_export import engine_build as builder
+from ffd_export.cli.export import main
+from ffd_export.engine_build import EngineOptions, build_engine, count_kernels, require_buildable
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError, ModelError
 from ffd_runtime.core.install_hint import install_hint
@@ -92,7 +92,7 @@ def test_a_device_needs_no_torch(tmp_path: Path) -> None:
     absent = "torch torchvision timm lightning sklearn scipy safetensors matplotlib onnxscript"
     script = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent.split()!r}))\n"
-        "from ffd_export.commands.export import main\nmain()"
+        "from ffd_export.cli.export import main\nmain()"
     )
     given = ["--fp16", "--verify", "none", "--engine", "rtx", "--compute-capability", "8.9"]
     done = subprocess.run(
@@ -170,7 +170,7 @@ def test_ctrl_c_cancels_the_build(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, threading\n"
         "import tensorrt_rtx as trt\n"
-        "from ffd_export.engine import EngineOptions, build_engine\n"
+        "from ffd_export.engine_build import EngineOptions, build_engine\n"
         "class Interrupt:\n"
         "    def begin(self, phase, steps): pass\n"
         "    def end(self, phase): pass\n"
@@ -195,7 +195,7 @@ def test_ctrl_c_cancels_the_build(tmp_path: Path) -> None:
 @needs_rtx
 def test_ctrl_c_ends_the_command_and_leaves_nothing(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-c", "from ffd_export.commands.export import main; main()",
+        sys.executable, "-c", "from ffd_export.cli.export import main; main()",
         str(EMBEDDED), "--engine", "rtx", "--compute-capability", "8.6,8.9",
         "--output", str(tmp_path / "out"),
     ]  # fmt: skip

@@ -11,12 +11,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from ffd_export.commands.export import main
-from ffd_export.graph import compare_parts, export_checkpoint
-from ffd_export.images import Example, Images, prepare_images
+from ffd_export.atomic_files import write_files
+from ffd_export.checkpoint_graph import compare_parts, export_checkpoint
+from ffd_export.cli.export import main
 from ffd_export.onnx_file import read_onnx
-from ffd_export.output import write_files
 from ffd_export.parity import Parity, classify, compare
+from ffd_export.sample_images import Example, Images, prepare_images
 from ffd_runtime.core.errors import DataError, ModelError, OutputError
 from ffd_runtime.model.backends import Outputs, open_backend
 from ffd_runtime.model.card import CARD_KEY, ModelCard, PreprocessSpec, Provenance
@@ -130,14 +130,14 @@ def test_a_file_that_differs_is_not_left(
     monkeypatch.setattr("ffd_train.checkpoint.load_checkpoint", wrong_temperature)
     graph, card = export_checkpoint(checkpoint)
     monkeypatch.undo()
-    monkeypatch.setattr("ffd_export.graph.export_checkpoint", lambda path: (graph, card))
+    monkeypatch.setattr("ffd_export.checkpoint_graph.export_checkpoint", lambda path: (graph, card))
     parts: dict[str, float] = {}
 
     def compare_and_keep(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
         parts.update(compare_parts(path, pixels))
         return parts
 
-    monkeypatch.setattr("ffd_export.graph.compare_parts", compare_and_keep)
+    monkeypatch.setattr("ffd_export.checkpoint_graph.compare_parts", compare_and_keep)
     outcome = run(checkpoint, "--verify", portraits)
     assert outcome.exit_code == 1
     last = outcome.stderr.splitlines()[-1]
@@ -204,7 +204,7 @@ def test_the_newest_run_is_exported(
         read.append(path.resolve())
         return read_onnx(exported)
 
-    monkeypatch.setattr("ffd_export.graph.export_checkpoint", take)
+    monkeypatch.setattr("ffd_export.checkpoint_graph.export_checkpoint", take)
     assert run("--verify", "none").exit_code == 0
     assert read == [newer]
     assert newer.with_suffix(".onnx").exists()

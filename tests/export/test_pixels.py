@@ -14,13 +14,13 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from ffd_export.candidate import classify_candidate
-from ffd_export.graph import export_checkpoint
-from ffd_export.images import Images
+from ffd_export.checkpoint_graph import export_checkpoint
 from ffd_export.int8 import quantise
 from ffd_export.layers import ends_of, types_of
 from ffd_export.onnx_file import to_bytes
 from ffd_export.parity import compare
 from ffd_export.pixels import can_fold, fold_scaling
+from ffd_export.sample_images import Images
 from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.checkpoint import save_checkpoint
 from ffd_train.networks import build
@@ -143,11 +143,11 @@ def test_int8_runs_in_8_bits_on_the_cpu(
 def test_int8_scores_are_equal_in_either_order(
     model: onnx.ModelProto, ranges: dict[str, Any], images: Images
 ) -> None:
-    scores = [
+    last, first = (
         run_graph(quantise(one, "cpu", ranges["percentile"]), images.pixels, "probability")
         for one in (model, transpose_first(model))
-    ]
-    assert np.array_equal(*scores)
+    )
+    assert np.array_equal(last, first)
 
 
 def test_a_first_layer_kept_in_fp32_reads_normalised_values(

@@ -22,11 +22,16 @@ from onnx import TensorProto, numpy_helper
 from sklearn.metrics import roc_auc_score
 
 from ffd_export import fp16, int8
+from ffd_export.calibration import BINS, _coarsen, find_extremes
 from ffd_export.candidate import classify_candidate, open_candidate
-from ffd_export.commands.export import main
-from ffd_export.difference import compare_layers
+from ffd_export.cli.export import main
 from ffd_export.fp16 import MOST, find_overflows, to_fp16
-from ffd_export.images import (
+from ffd_export.int8 import choose_kept, find_sensitive, merge_groups, quantise, require_layers
+from ffd_export.layer_errors import compare_layers
+from ffd_export.layers import LayerTypes, ends_of, layers_of, types_of
+from ffd_export.onnx_file import read_onnx, to_bytes
+from ffd_export.parity import Parity, classify, compare, roc_auc
+from ffd_export.sample_images import (
     Example,
     Images,
     balance,
@@ -35,12 +40,7 @@ from ffd_export.images import (
     prepare_images,
     spread,
 )
-from ffd_export.int8 import choose_kept, find_sensitive, merge_groups, quantise, require_layers
-from ffd_export.layers import LayerTypes, ends_of, layers_of, types_of
-from ffd_export.onnx_file import read_onnx, to_bytes
-from ffd_export.parity import Parity, classify, compare, roc_auc
-from ffd_export.ranges import BINS, _coarsen, find_extremes
-from ffd_export.runs import find_calibration, find_verification
+from ffd_export.training_runs import find_calibration, find_verification
 from ffd_runtime.core.errors import DataError, ModelError
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard, PreprocessSpec
@@ -380,7 +380,7 @@ def test_the_same_export_gives_the_same_bytes(labelled: Path, tmp_path: Path) ->
     """In two processes that hash differently, as sets and dictionaries must not decide."""
     code = """
 import sys
-from ffd_export.commands.export import main
+from ffd_export.cli.export import main
 from tests.export.conftest import coarse_histograms
 model, images, output = sys.argv[1:]
 for arguments in (["--fp16"], ["--int8", "--calibrate", images]):

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_export.output import write_files
+from ffd_export.atomic_files import write_files
 from ffd_export.triton import NAME, to_text, triton_files
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.image.decode import decode
@@ -349,7 +349,7 @@ def test_writing_a_repository_needs_no_other_package() -> None:
 def run(*arguments: object) -> Any:
     from click.testing import CliRunner
 
-    from ffd_export.commands.export import main
+    from ffd_export.cli.export import main
 
     return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
 

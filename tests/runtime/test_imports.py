@@ -34,7 +34,7 @@ def test_the_package_is_light() -> None:
         "ffd_train.commands.train",
         "ffd_train.commands.eval",
         "ffd_train.commands.data",
-        "ffd_export.commands.export",
+        "ffd_export.cli.export",
     ],
 )
 def test_help_waits_for_nothing_heavy(module: str) -> None:
@@ -64,7 +64,10 @@ def test_the_runtime_stands_alone() -> None:
 
 
 def test_export_reads_no_torch_to_be_imported() -> None:
-    code = "import ffd_export.exporting, ffd_export.graph, ffd_export.runs, ffd_export.triton"
+    code = (
+        "import ffd_export.exporting, ffd_export.checkpoint_graph, ffd_export.training_runs\n"
+        "import ffd_export.triton"
+    )
     assert not loaded_by(code) & {"torch", "torchvision", "lightning", "timm", "onnx", "tensorrt"}
 
 

@@ -167,10 +167,10 @@ def test_an_int8_model_runs_in_8_bits(portraits: Path, tmp_path: Path) -> None:
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import TensorsData
 
-    from ffd_export.images import find_images, prepare_images
+    from ffd_export.calibration import find_extremes
     from ffd_export.int8 import quantise
     from ffd_export.onnx_file import read_onnx, to_bytes
-    from ffd_export.ranges import find_extremes
+    from ffd_export.sample_images import find_images, prepare_images
 
     model, card = read_onnx(EMBEDDED)
     images = prepare_images(find_images(portraits, 3), card.preprocess)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from ffd_export.commands.export import main as ffd_export
+from ffd_export.cli.export import main as ffd_export
 from ffd_runtime.cli.bench import main as ffd_bench
 from ffd_runtime.cli.run import main as ffd_run
 from ffd_train.commands.train import main as ffd_train

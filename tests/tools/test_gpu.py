@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tools.gpu import __main__ as command
 from tools.gpu import engines, provider, speed
+from tools.gpu.check_models import embedded_card, varied_images
 from tools.gpu.claims import (
     CLAIMS,
     FAIL,
@@ -29,7 +30,6 @@ from tools.gpu.claims import (
     Unchecked,
     check_claims,
 )
-from tools.gpu.models import embedded_card, varied_images
 from tools.gpu.report import Report, table, to_line
 from tools.gpu.speed import Rate
 

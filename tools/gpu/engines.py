@@ -11,14 +11,14 @@ from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.devices import describe_gpu
 from ffd_runtime.model.engine_manifest import read_manifest
 
+from .check_models import make_fp16
 from .claims import Setting, Unchecked, Unmet, require
-from .models import make_fp16
 from .provider import compare
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 # Compute capabilities that TensorRT for RTX builds for.
 SERVED = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-EXPORT = "from ffd_export.commands.export import main; main(prog_name='ffd-export')"
+EXPORT = "from ffd_export.cli.export import main; main(prog_name='ffd-export')"
 # As on a device that has the lean runtime alone.
 LEAN = """
 import sys

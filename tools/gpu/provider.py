@@ -17,8 +17,8 @@ from ffd_runtime.model.backends import EMBEDDED, Backend, open_backend
 from ffd_runtime.model.backends.onnxruntime import OnnxRuntime, choose_providers
 from ffd_runtime.model.devices import PinnedMemory
 
+from .check_models import RESNEXT, make_fp16, make_onnx, varied_images
 from .claims import Setting, Unmet, require
-from .models import RESNEXT, make_fp16, make_onnx, varied_images
 from .speed import measure, settled
 
 

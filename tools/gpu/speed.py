@@ -20,8 +20,8 @@ from ffd_runtime.model.backends import EMBEDDED, Backend, open_backend
 from ffd_runtime.model.backends.onnxruntime import TUNING, OnnxRuntime, open_model
 from ffd_runtime.model.devices import count_cores
 
+from .check_models import LITE, RESNEXT, make_fp16, make_network, make_onnx, varied_images
 from .claims import Setting
-from .models import LITE, RESNEXT, make_fp16, make_network, make_onnx, varied_images
 
 BATCHES = (1, 8, 32, 128)
 SIDES = (256, 1024)

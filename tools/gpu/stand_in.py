@@ -22,8 +22,8 @@ from ffd_runtime.model.backends import Backend, open_backend
 from ffd_runtime.model.devices import describe_gpu
 from ffd_runtime.model.engine_manifest import EngineManifest, manifest_path
 
+from .check_models import LITE, embedded_card, make_network, varied_images
 from .claims import Setting, require
-from .models import LITE, embedded_card, make_network, varied_images
 from .provider import mix, run_together
 
 VERSION = "10.13.3.9"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .images import Images
+from .sample_images import Images
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -9,7 +9,7 @@ from pathlib import Path
 from ffd_runtime.core.errors import DataError, ModelError
 from ffd_train.shards import is_packed
 
-from .images import Example, balance, find_images, packed_images
+from .sample_images import Example, balance, find_images, packed_images
 
 CHECKPOINT = "best.safetensors"
 MOST = 512

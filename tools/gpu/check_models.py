@@ -55,7 +55,7 @@ def make_network(network: str) -> Any:
 
 def make_onnx(folder: Path, network: str) -> Path:
     """The FP32 ONNX of a network with random weights; made once for each folder."""
-    from ffd_export.graph import export_checkpoint
+    from ffd_export.checkpoint_graph import export_checkpoint
     from ffd_export.onnx_file import to_bytes
     from ffd_train.checkpoint import save_checkpoint
 

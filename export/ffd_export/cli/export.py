@@ -16,10 +16,10 @@ from ffd_runtime.cli.options import format_option, version_option, wants_table
 if TYPE_CHECKING:
     from ffd_runtime.model.card import PreprocessSpec
 
-    from ..artefacts import Artefacts
-    from ..engine import Builder, EngineOptions
+    from ..engine_build import Builder, EngineOptions
+    from ..export_files import Artefacts
     from ..exporting import Made, Source, Wish
-    from ..images import Example, Images
+    from ..sample_images import Example, Images
 
 EPILOG = """\b
 Examples:
@@ -211,9 +211,9 @@ def _wish(options: dict[str, Any]) -> Wish:
 
 def _export(model: Path | None, wish: Wish, options: dict[str, Any]) -> Artefacts:
     """Everything that is to be written."""
-    from ..artefacts import Artefacts
+    from ..export_files import Artefacts
     from ..exporting import make, open_source, take_as_is
-    from ..runs import find_calibration, find_checkpoint, find_verification
+    from ..training_runs import find_calibration, find_checkpoint, find_verification
 
     path = find_checkpoint(model, options["runs"])
     is_onnx = path.suffix.lower() == ".onnx"
@@ -257,7 +257,7 @@ def _export(model: Path | None, wish: Wish, options: dict[str, Any]) -> Artefact
 
 def _choose_builder(wish: Wish, as_is: bool, options: dict[str, Any]) -> Builder:
     """The builder that was asked for, or the one that is here, or none."""
-    from ..engine import Builder, find_builder, open_builder
+    from ..engine_build import Builder, find_builder, open_builder
 
     asked = options["engine"]
     settings = _engine_options(options)
@@ -273,7 +273,7 @@ def _choose_builder(wish: Wish, as_is: bool, options: dict[str, Any]) -> Builder
 
 
 def _engine_options(options: dict[str, Any]) -> EngineOptions:
-    from ..engine import EngineOptions, default_timing_cache
+    from ..engine_build import EngineOptions, default_timing_cache
 
     named = (options["compute_capability"] or "").replace(" ", "").split(",")
     return EngineOptions(
@@ -298,7 +298,7 @@ def _warn_of_uncalibrated(path: Path) -> None:
 
 def _prepare(examples: list[Example] | None, spec: PreprocessSpec) -> Images | None:
     """The images; what could not be read is said."""
-    from ..images import prepare_images
+    from ..sample_images import prepare_images
 
     if not examples:
         return None

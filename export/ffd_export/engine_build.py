@@ -25,8 +25,8 @@ from ffd_runtime.model.backends.tensorrt_log import remembering_logger
 from ffd_runtime.model.devices import Gpu, count_gpus, describe_gpu
 from ffd_runtime.model.engine_manifest import COMPATIBILITIES, list_rtx_gpus, require_rtx_gpu
 
+from .atomic_files import write_files
 from .layers import LayerTypes
-from .output import write_files
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 MIB = 1 << 20

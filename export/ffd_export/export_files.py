@@ -11,10 +11,10 @@ import numpy as np
 
 from ffd_runtime.core.errors import OutputError
 
+from .atomic_files import write_files
 from .candidate import open_candidate
 from .exporting import Made
 from .layers import LayerTypes
-from .output import write_files
 from .parity import NOT_VERIFIED, Parity
 from .triton import VERSION, triton_files
 
