@@ -1,4 +1,4 @@
-"""Writing several files so that either all are there, whole, or none."""
+"""Write several files: all of them completely, or none."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ffd_runtime.core.errors import OutputError
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write every file beside its place first; then give all of them their names.
+    """Write every file under a temporary name, then rename all of them.
 
     Args:
-        files: content by path; folders are made.
+        files: content by path. Missing folders are created.
 
     Raises:
-        OutputError: one cannot be written; none has then taken its place.
+        OutputError: a file cannot be written; existing files are unchanged.
     """
-    # Another export into the same folder at the same time has names of its own.
+    # The process id separates concurrent exports into one folder.
     partials = {path: path.with_name(f"{path.name}.{os.getpid()}.partial") for path in files}
     current = Path()
     made: list[Path] = []
@@ -31,9 +31,9 @@ def write_files(files: Mapping[Path, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         for current in files:
-            # The one reason for which a rename in a folder that was just written to fails.
+            # A folder of that name is the only reason for a rename to fail after the write.
             if current.is_dir():
-                raise IsADirectoryError(0, "a folder of that name is there")
+                raise IsADirectoryError(0, "a folder has this name")
         for current, partial in partials.items():
             os.replace(partial, current)
     except OSError as error:
@@ -43,13 +43,13 @@ def write_files(files: Mapping[Path, bytes]) -> None:
             with suppress(OSError):
                 partial.unlink()
         for folder in reversed(made):
-            # Only what stayed empty goes: nothing of others is in the way.
+            # Folders with files of others are not empty and stay.
             with suppress(OSError):
                 folder.rmdir()
 
 
 def _make_folder(folder: Path, made: list[Path]) -> None:
-    """Make a folder and those around it; notes those that were not there, outermost first."""
+    """Create a folder and its parents; append the created ones to `made`, outermost first."""
     if folder.exists():
         return
     _make_folder(folder.parent, made)

@@ -1,4 +1,4 @@
-"""The values that a network's tensors take on real images, by onnxruntime's calibrators."""
+"""Calibration: find the ranges of a network's tensors on real images, with onnxruntime."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .sample_images import Images
+from .reporter import Advance
+from .sample_images import SampleImages
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 METHODS = ("percentile", "entropy")
-# Of a tensor's values, this share lies inside a percentile's range.
+# Percentage of a tensor's values within the range of the percentile method.
 PERCENTILE = 99.99
-BINS = 512
+MAX_BINS = 512
 QUANTIZED_BINS = 128
-# All tensors of a batch are in memory at once: 0.1 GB an image for ResNeXt-101.
-BATCH = 4
+# onnxruntime keeps all tensors of a batch in memory: 0.1 GB an image for ResNeXt-101.
+BATCH_IMAGES = 4
 
 
-def find_extremes(
-    model: ModelProto, images: Images, advance: Callable[[int], None] = lambda count: None
+def find_ranges(
+    model: ModelProto, images: SampleImages, advance: Advance = lambda count: None
 ) -> dict[str, tuple[float, float]]:
-    """Least and largest value of every float tensor.
+    """Find the smallest and the largest value of every float tensor.
 
     Args:
-        model: of the graph contract, FP32.
-        images: real ones.
-        advance: told after each batch how many images it held.
+        model: an FP32 model of the graph contract.
+        images: real images.
+        advance: receives the number of images of each batch.
     """
     from onnxruntime.quantization import CalibrationMethod
 
     with _calibrator(model, None, CalibrationMethod.MinMax, {}) as calibrator:
-        for batch in images.batches(BATCH):
+        for batch in images.batches(BATCH_IMAGES):
             calibrator.collect_data(_Reader(batch))
             advance(len(batch))
         found = calibrator.compute_data()
@@ -47,26 +48,26 @@ def find_extremes(
 def calibrate(
     model: ModelProto,
     operators: list[str],
-    images: Images,
-    advance: Callable[[int], None] = lambda count: None,
+    images: SampleImages,
+    advance: Advance = lambda count: None,
 ) -> dict[str, Any]:
-    """Ranges to quantise by, from histograms that every method shares.
+    """Find calibration ranges by each method, from shared histograms.
 
     Args:
-        model: of the graph contract, FP32.
-        operators: kinds of nodes that will be quantised.
-        images: real ones; all are seen.
-        advance: told after each batch how many images it held.
+        model: an FP32 model of the graph contract.
+        operators: types of the nodes to quantise.
+        images: real images; all are used.
+        advance: receives the number of images of each batch.
 
     Returns:
-        onnxruntime's TensorsData, by the methods' names.
+        onnxruntime's TensorsData by method.
     """
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import TensorsData
 
-    bins = {"num_bins": BINS, "num_quantized_bins": QUANTIZED_BINS, "symmetric": False}
+    bins = {"num_bins": MAX_BINS, "num_quantized_bins": QUANTIZED_BINS, "symmetric": False}
     with _calibrator(model, operators, CalibrationMethod.Entropy, bins) as calibrator:
-        for batch in images.batches(BATCH):
+        for batch in images.batches(BATCH_IMAGES):
             with _quiet():
                 calibrator.collect_data(_Reader(batch))
             advance(len(batch))
@@ -85,14 +86,14 @@ def calibrate(
 
 
 def _coarsen(counts: Any, edges: Any, low: Any, high: Any, reach: Any) -> tuple[Any, ...]:
-    """A histogram of at most `BINS` bins, its middle still at 0.
+    """Return a histogram with at most `MAX_BINS` bins and its middle at 0.
 
-    A value beyond those of the first batch makes the collector append bins, thousands of them for
-    an outlier; the search for the least entropy takes their number squared.
+    For values beyond the first batch's, the collector appends bins: thousands for an outlier. The
+    time of the entropy search grows with the square of their number.
     """
     import numpy as np
 
-    factor = -(-len(counts) // BINS)
+    factor = -(-len(counts) // MAX_BINS)
     if factor == 1:
         return counts, edges, low, high, reach
     half = len(counts) // 2
@@ -105,7 +106,7 @@ def _coarsen(counts: Any, edges: Any, low: Any, high: Any, reach: Any) -> tuple[
 
 
 class _Reader:
-    """onnxruntime's CalibrationDataReader over one batch."""
+    """A CalibrationDataReader of onnxruntime for one batch."""
 
     def __init__(self, batch: Any) -> None:
         self._left = [{"image": batch}]
@@ -134,7 +135,7 @@ def _calibrator(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Onnxruntime's tools print to stdout, where results go, and advise in the log."""
+    """Silence onnxruntime's tools, which print to stdout and log advice."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""From a checkpoint to the ONNX of the graph contract."""
+"""Trace a checkpoint with PyTorch's exporter to an ONNX of the graph contract."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ OPSET = 18
 
 
 def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
-    """Make the FP32 graph of a checkpoint: `image` in; `probability` and `heatmap` out.
+    """Convert a checkpoint to an FP32 graph: `image` in; `probability` and `heatmap` out.
 
     Args:
         path: a `.safetensors` of ffd-train.
 
     Returns:
-        The model, checked, and the card for it.
+        The checked model and its card.
 
     Raises:
-        ModelError: the file is not one of our checkpoints, or the exporter fails.
+        ModelError: the file is not a checkpoint of ffd-train, or the exporter fails.
     """
     import onnx
 
@@ -57,15 +57,14 @@ def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
 
 
 def compare_parts(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """Where an exported network parts from PyTorch's.
+    """Measure the relative error of an exported network, part by part.
 
     Args:
         path: of the checkpoint.
         pixels: uint8 [N, size, size, 3], RGB.
 
     Returns:
-        By part, in order: the root of the mean square difference of its features, relative to
-        PyTorch's.
+        Root mean square error of the features by part, in order, relative to PyTorch's features.
     """
     import onnxruntime as ort
     import torch
@@ -104,7 +103,7 @@ def compare_parts(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]
 def _trace(
     graph: nn.Module, size: int, outputs: tuple[str, ...] = ("probability", "heatmap")
 ) -> ModelProto:
-    """Export by the exporter that is the default of the PyTorch at hand."""
+    """Export with the default exporter of the installed PyTorch."""
     import onnx
     import torch
 
@@ -115,7 +114,7 @@ def _trace(
     }
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
-        # Before 2.9 the newer exporter does not get through BatchNorm with every onnxscript.
+        # Before 2.9, the newer exporter fails on BatchNorm with some versions of onnxscript.
         axes = {name: {0: "N"} for name in ("image", *outputs)}
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/graph.onnx"
@@ -132,7 +131,7 @@ def _trace(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and advice off the screen."""
+    """Suppress the exporter's progress and advice."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,42 +1,40 @@
-"""From FP32 to a typed FP16 ONNX."""
+"""Convert an FP32 model to a typed FP16 ONNX."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from ffd_runtime.core.results import Result
-from ffd_runtime.model.card import ModelCard
-
-from .candidate import classify_candidate
+from .baseline import Baseline, classify_candidate
 from .layers import ends_of, layer_before, layers_of, producers_of
-from .parity import LIMITS, compare, difference
-from .sample_images import Images
+from .parity import LIMITS, difference
+from .reporter import Advance
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-# The largest finite half is 65504. The images at hand are a sample: those of tomorrow get twice
-# the room.
-MOST = 65504 / 2
-# Share of the limit that is near enough to keep no more layers: tomorrow's images get room, too.
-ENOUGH = 0.75
-# Images, those that differ most, that tell what each single layer costs.
-FEW = 16
+# Half of the largest finite FP16 number, 65504, as other images may have larger values.
+MAX_VALUE = 65504 / 2
+# Share of the parity limit below which no more layers are kept, as other images may differ more.
+TARGET_SHARE = 0.75
+# Images with the largest differences, on which the sensitivity of each layer is measured.
+SENSITIVITY_IMAGES = 16
+# Layers for each layer that may be kept in FP32.
+MIN_LAYERS_PER_KEPT = 10
 
 
 def to_fp16(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
-    """Convert by onnxruntime's converter; TensorRT's strongly typed networks then run it as it is.
+    """Convert a model with onnxruntime's converter, for strongly typed networks of TensorRT.
 
-    `image`, `probability` and `heatmap` keep their types. So that a score loses nothing before and
-    after the network, the scaling of the image and the softmax stay FP32.
+    `image`, `probability` and `heatmap` keep their types. The image's normalisation and the softmax
+    stay in FP32, so that the score loses no precision there.
 
     Args:
-        model: of the graph contract, FP32; not changed.
-        keep: names of nodes that stay FP32.
+        model: an FP32 model of the graph contract; not changed.
+        keep: names of nodes to keep in FP32.
     """
-    # In this order: the transformers package changes sys.path in a way that breaks the other.
+    # First, as onnxruntime.transformers changes sys.path and breaks this import.
     import onnxruntime.quantization  # noqa: F401
     from onnx import ModelProto as Model
     from onnx import checker
@@ -47,42 +45,42 @@ def to_fp16(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
     copy.CopyFrom(model)
     ends = ends_of(copy.graph)
     with warnings.catch_warnings():
-        # One line for each tensor with a weight under the smallest half.
+        # The converter warns of each tensor with a weight below the smallest FP16 number.
         warnings.simplefilter("ignore")
         converted: Model = convert_float_to_float16(
             copy,
             keep_io_types=True,
-            node_block_list=[*ends.scaling, *ends.scores, *keep],
+            node_block_list=[*ends.normalisation, *ends.scores, *keep],
         )
-    # Of before the casts were joined.
+    # Removing casts invalidates these.
     del converted.graph.value_info[:]
-    _drop_twins(converted.graph)
-    _join_casts(converted.graph)
+    _remove_duplicate_casts(converted.graph)
+    _remove_cast_pairs(converted.graph)
     OnnxModel.graph_topological_sort(converted.graph, is_deterministic=True)
     checker.check_model(converted, full_check=True)
     return converted
 
 
 def find_overflows(model: ModelProto, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Nodes that FP16 cannot hold: they read or make what goes beyond its range.
+    """Find nodes that read or produce values beyond FP16's range.
 
     Args:
-        model: of the graph contract, FP32.
-        ranges: least and largest value of each tensor on real images.
+        model: an FP32 model of the graph contract.
+        ranges: smallest and largest value of each tensor on real images.
 
     Returns:
-        Their names, in the order of the graph.
+        Their names, in graph order.
     """
     import numpy as np
     from onnx import numpy_helper
 
-    beyond = {name for name, (low, high) in ranges.items() if max(-low, high) > MOST}
+    beyond = {name for name, (low, high) in ranges.items() if max(-low, high) > MAX_VALUE}
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and values.size and np.abs(values).max() > MOST:
+        if values.dtype == np.float32 and values.size and np.abs(values).max() > MAX_VALUE:
             beyond.add(tensor.name)
     ends = ends_of(model.graph)
-    always = {*ends.scaling, *ends.scores}
+    always = {*ends.normalisation, *ends.scores}
     return [
         node.name
         for node in model.graph.node
@@ -90,82 +88,66 @@ def find_overflows(model: ModelProto, ranges: Mapping[str, tuple[float, float]])
     ]
 
 
-def choose_kept(
+def choose_layers_to_keep(
     model: ModelProto,
-    card: ModelCard,
-    images: Images,
-    reference: list[Result],
+    baseline: Baseline,
     always: Collection[str] = (),
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Advance = lambda count: None,
 ) -> list[str]:
-    """Layers to keep FP32 so that FP16 stays well within its limit.
+    """Choose layers to keep in FP32 so that FP16 stays well within its parity limit.
 
-    The costliest layer is kept, then two, four, and so on up to a tenth of all, until that is
-    enough. What a layer costs comes from its rounded input, too, so the second is the layer before
-    it, then come the second costliest and the layer before that.
+    Keep the most sensitive layer, then two, four and so on, until the difference is small enough or
+    a tenth of the layers is kept. The sensitivity of a layer includes the rounding of its input, so
+    each layer is followed by the layer before it.
 
     Args:
-        model: of the graph contract, FP32.
-        card: its card.
-        images: to measure on.
-        reference: FP32's rows for them.
-        always: nodes that stay FP32 anyway.
-        advance: told after each layer.
+        model: an FP32 model of the graph contract.
+        baseline: its results.
+        always: nodes that stay in FP32 in any case.
+        advance: receives 1 after each layer.
 
     Returns:
-        Their names, none if FP16 is near enough as it is; if it never is, those with which it is
-        nearest.
+        Their names: none if FP16 is close enough without; if it never is, those that bring it
+        closest.
     """
-
-    def classify(count: int) -> list[Result]:
-        return classify_candidate(to_fp16(model, [*always, *names[:count]]), card, images)
-
-    names: list[str] = []
-    apart = [difference(a, b) for a, b in zip(reference, classify(0), strict=True)]
-    enough = ENOUGH * (LIMITS["fp16"].largest or 0)
+    everything = [node.name for node in model.graph.node]
+    results = classify_candidate(to_fp16(model, always), baseline.card, baseline.images)
+    differences = [difference(a, b) for a, b in zip(baseline.results, results, strict=True)]
+    target = TARGET_SHARE * (LIMITS["fp16"].largest or 0)
     layers = [node.name for node in layers_of(model.graph) if node.name not in always]
-    counts = [1 << i for i in range(len(layers).bit_length()) if 10 << i <= len(layers)]
-    if max(apart) <= enough or not counts:
+    counts = counts_to_keep(len(layers))
+    if max(differences) <= target or not counts:
         return []
-    worst = sorted(range(len(images)), key=lambda i: -apart[i])[:FEW]
-    few, expected = images.select(worst), [reference[i] for i in worst]
-    names = _order(model, _measure(model, card, layers, few, expected, advance))
-    tried = [(max(apart), 0)]
+    worst = sorted(range(len(differences)), key=lambda i: -differences[i])[:SENSITIVITY_IMAGES]
+    sensitivity = baseline.select(worst).measure_sensitivity(
+        layers, lambda layer: to_fp16(model, [n for n in everything if n != layer]), advance
+    )
+    names = _add_layers_before(model, sensitivity)
+    tried = [(max(differences), 0)]
     for count in counts:
-        tried.append((compare(reference, classify(count), images, card).largest, count))
-        if tried[-1][0] <= enough:
+        converted = to_fp16(model, [*always, *names[:count]])
+        tried.append((baseline.compare(converted).largest, count))
+        if tried[-1][0] <= target:
             break
     return names[: min(tried)[1]]
 
 
-def _measure(
-    model: ModelProto,
-    card: ModelCard,
-    layers: Collection[str],
-    images: Images,
-    reference: list[Result],
-    advance: Callable[[int], None],
-) -> dict[str, float]:
-    """What each layer costs if it alone is FP16: mean |Δp|."""
-    costs = {}
-    for name in layers:
-        others = [node.name for node in model.graph.node if node.name != name]
-        rows = classify_candidate(to_fp16(model, others), card, images)
-        costs[name] = compare(reference, rows, images, card).mean
-        advance(1)
-    return costs
+def counts_to_keep(layers: int) -> list[int]:
+    """Return 1, 2, 4 and so on, up to a tenth of the layers."""
+    powers = (1 << i for i in range(layers.bit_length()))
+    return [count for count in powers if MIN_LAYERS_PER_KEPT * count <= layers]
 
 
-def _order(model: ModelProto, costs: Mapping[str, float]) -> list[str]:
-    """The layers, the costliest first, each with the one before it right after it."""
+def _add_layers_before(model: ModelProto, layers: Collection[str]) -> list[str]:
+    """Move the layer before each layer directly behind it."""
     order: dict[str, None] = {}
-    for name in sorted(costs, key=lambda name: -costs[name]):
+    for name in layers:
         order |= dict.fromkeys([name, layer_before(model.graph, name) or name])
-    return [name for name in order if name in costs]
+    return [name for name in order if name in layers]
 
 
-def _drop_twins(graph: GraphProto) -> None:
-    """Leave one cast of what several kept nodes read; the converter makes one for each of them."""
+def _remove_duplicate_casts(graph: GraphProto) -> None:
+    """Remove all but one cast of a tensor. The converter adds one for each kept node."""
     made = set()
     for node in list(graph.node):
         if node.op_type == "Cast" and node.output[0] in made:
@@ -173,34 +155,34 @@ def _drop_twins(graph: GraphProto) -> None:
         made.update(node.output)
 
 
-def _join_casts(graph: GraphProto) -> None:
-    """Let nodes that stay FP32 hand on FP32.
+def _remove_cast_pairs(graph: GraphProto) -> None:
+    """Connect adjacent FP32 nodes directly.
 
-    The converter casts what such a node makes to FP16 and back for the next one, which costs the
-    precision, and the range, that they were kept for.
+    The converter casts the output of a kept node to FP16 and back for the next node, which loses
+    the precision and the range that the nodes are kept for.
     """
     from onnx import TensorProto
 
     producers = producers_of(graph)
     outputs = {value.name for value in graph.output}
-    instead: dict[str, str] = {}
+    replacements: dict[str, str] = {}
     for node in list(graph.node):
         source = producers.get(node.input[0]) if _casts_to(node, TensorProto.FLOAT) else None
         if source is None or not _casts_to(source, TensorProto.FLOAT16):
             continue
         before, after = source.input[0], node.output[0]
         if after in outputs:
-            # An output keeps its name: what makes the value takes it over.
-            maker = producers[before]
-            maker.output[list(maker.output).index(before)] = after
-            instead[before] = after
+            # Keep the name of a graph output: rename the tensor at its producer.
+            producer = producers[before]
+            producer.output[list(producer.output).index(before)] = after
+            replacements[before] = after
         else:
-            instead[after] = before
+            replacements[after] = before
         graph.node.remove(node)
     for node in graph.node:
         for i, name in enumerate(node.input):
-            while name in instead:
-                name = instead[name]
+            while name in replacements:
+                name = replacements[name]
             node.input[i] = name
     read = {name for node in graph.node for name in node.input} | outputs
     for node in list(graph.node):

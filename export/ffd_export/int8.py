@@ -1,93 +1,108 @@
-"""From FP32 to INT8, in the flavour that its target needs, by onnxruntime's static quantisation."""
+"""Quantise an FP32 model to INT8 for its target, with onnxruntime's static quantisation."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ffd_runtime.core.errors import ModelError
-from ffd_runtime.core.results import Result
-from ffd_runtime.model.card import ModelCard
-
-from .candidate import classify_candidate
+from .baseline import Baseline
+from .fp16 import counts_to_keep
 from .layers import ends_of, layers_of
-from .parity import Parity, compare
-from .pixels import can_fold, fold_scaling, read_pixels
-from .sample_images import Images
+from .parity import Parity
+from .pixels import can_fold, fold_normalisation, read_pixels
+from .reporter import Advance
+from .sample_images import spread
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 TARGETS = ("cpu", "tensorrt")
-# Of the weights of matrix products: with 7, no kernel of any CPU saturates; see `quantise`.
+# Bits of the weights of matrix products. With 7, no CPU kernel saturates; see `quantise`.
 WEIGHT_BITS = {"cpu": 7, "tensorrt": 8}
-# onnxruntime's CPU kernels run a whole chain in 8 bits. TensorRT fuses an activation into the
-# convolution before it, which a Q/DQ pair between the two would forbid; and it carries a residual
-# branch in 8 bits by itself, as that shares its Q/DQ with a convolution.
-OPERATORS_OF = {"cpu": ["Conv", "Add", "Relu", "Clip", "MaxPool"], "tensorrt": ["Conv"]}
-# Channels a group that onnxruntime's 8-bit kernel is fastest with; benchmarks/export.py measures.
+# Operators to quantise. onnxruntime's CPU kernels run whole chains in 8 bits. TensorRT fuses an
+# activation into the convolution before it, which a Q/DQ pair between them would prevent. It runs a
+# residual branch in 8 bits without its own pair, as the branch shares one with a convolution.
+OPERATORS = {"cpu": ["Conv", "Add", "Relu", "Clip", "MaxPool"], "tensorrt": ["Conv"]}
+# Channels of a group for which onnxruntime's 8-bit kernel is fastest: see benchmarks/export.py.
 GROUP_CHANNELS = 32
-# Of a weight by output channel, for onnxruntime's quantizer.
+# Quantise a weight by output channel with all 8 bits.
 FULL_RANGE = {"axis": 0, "reduce_range": False}
-# Images that tell what each single layer costs.
-FEW = 32
+# Images on which the sensitivity of each layer is measured.
+SENSITIVITY_IMAGES = 32
+# Layers to keep in FP32 may lose this much more accuracy, and have this much more |Δp|, than the
+# best choice.
+ACCURACY_TOLERANCE = 1e-3
+DIFFERENCE_TOLERANCE = 1.25
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """An INT8 model and how it was made.
+class QuantisedModel:
+    """An INT8 model and how it was calibrated.
 
     Attributes:
-        model: QDQ, without a card.
-        method: how its ranges were found.
+        model: with Q/DQ pairs, without a card.
+        calibration: method of its calibration ranges.
         parity: against FP32 on the calibration images.
     """
 
     model: ModelProto
-    method: str
+    calibration: str
     parity: Parity
 
 
 def quantise(
     model: ModelProto, target: str, ranges: Any, keep: Collection[str] = (), only: str | None = None
 ) -> ModelProto:
-    """Insert Q/DQ pairs: weights int8 by channel; activations uint8 for the CPU, else int8.
+    """Insert Q/DQ pairs: weights int8 by channel; activations uint8 for the CPU, otherwise int8.
 
-    For the CPU, weights lie in -64 to 64, so that scores are the same on every CPU: x86 CPUs
+    For the CPU, weights are within -64 to 64, so that scores are equal on every CPU. x86 CPUs
     without VNNI add two products of a uint8 activation and a weight in 16 bits, and larger weights
     saturate that sum (onnxruntime.ai, "Quantize ONNX Models", U8S8 and `reduce_range`). Depthwise
-    convolutions keep the full range: their kernels add in 32 bits.
+    convolutions keep the full range, as their kernels add in 32 bits.
 
-    The classifier stays FP32: its error would be that of the score. For TensorRT, the first layer
-    does too: three channels rounded to one grid lose the noise by which generated images are found.
-    For the CPU, it reads the pixels as they are.
+    The classifier stays in FP32, because its error would be the score's error. For TensorRT, the
+    first layer stays in FP32, too: rounding its three channels to one grid removes the noise by
+    which generated images are recognised. For the CPU, the first layer reads the pixels directly.
 
     Args:
-        model: of the graph contract, FP32, nodes named; not changed.
+        model: an FP32 model of the graph contract with named nodes; not changed.
         target: `cpu` or `tensorrt`.
         ranges: TensorsData of `calibrate`.
-        keep: layers that stay FP32.
-        only: the one layer to quantise, to see what that costs.
+        keep: layers to keep in FP32.
+        only: the only layer to quantise, to measure its sensitivity.
     """
+    changed = _copy(model)
+    excluded = {*excluded_layers(model, target), *keep}
+    pixels = ""
+    if target == "cpu":
+        merge_groups(changed)
+        first = set(ends_of(model.graph).first)
+        if not first & excluded and (only is None or only in first):
+            pixels, zero = fold_normalisation(changed)
+            ranges = _with_range(ranges, pixels, -zero, 255 - zero)
+    quantizer = _make_quantizer(changed, target, ranges, excluded, only)
+    quantizer.quantize_model()
+    quantised: ModelProto = quantizer.model.model
+    if pixels:
+        read_pixels(quantised, pixels)
+    quantizer.model.topological_sort()
+    return quantised
+
+
+def _make_quantizer(
+    model: ModelProto, target: str, ranges: Any, excluded: Collection[str], only: str | None
+) -> Any:
+    """Return onnxruntime's quantizer with the settings for a target."""
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
-    changed = _copy(model)
     on_cpu = target == "cpu"
-    excluded = {*edges_of(model, target), *keep}
-    pixels = ""
-    if on_cpu:
-        merge_groups(changed)
-        first = set(ends_of(model.graph).first)
-        if not first & excluded and (only is None or only in first):
-            pixels, zero = fold_scaling(changed)
-            ranges = _with_range(ranges, pixels, -zero, 255 - zero)
-    whole = depthwise_weights(changed)
-    quantizer = QDQQuantizer(
-        save_and_reload_model_with_shape_infer(changed),
+    full_range = depthwise_weights(model) if on_cpu else []
+    return QDQQuantizer(
+        save_and_reload_model_with_shape_infer(model),
         per_channel=True,
         reduce_range=WEIGHT_BITS[target] == 7,
         weight_qType=QuantType.QInt8,
@@ -95,147 +110,106 @@ def quantise(
         tensors_range=ranges,
         nodes_to_quantize=[only] if only else [],
         nodes_to_exclude=sorted(excluded),
-        op_types_to_quantize=OPERATORS_OF[target],
+        op_types_to_quantize=OPERATORS[target],
         extra_options={
             "ActivationSymmetric": not on_cpu,
             "QuantizeBias": on_cpu,
             "OpTypesToExcludeOutputQuantization": [] if on_cpu else ["Conv"],
-            "TensorQuantOverrides": {weight: [FULL_RANGE] for weight in whole if on_cpu},
+            "TensorQuantOverrides": {weight: [FULL_RANGE] for weight in full_range},
         },
     )
-    quantizer.quantize_model()
-    made: ModelProto = quantizer.model.model
-    if pixels:
-        read_pixels(made, pixels)
-    quantizer.model.topological_sort()
-    return made
 
 
-def choose(
+def choose_calibration(
     model: ModelProto,
-    card: ModelCard,
     target: str,
     ranges: dict[str, Any],
-    images: Images,
-    reference: list[Result],
+    baseline: Baseline,
     keep: Collection[str] = (),
-) -> Quantised:
-    """Quantise by each method's ranges and take what is most accurate, then nearest to FP32.
+) -> QuantisedModel:
+    """Quantise with each method's ranges; return the most accurate model, then the closest to FP32.
 
     Args:
-        model: FP32.
-        card: its card.
+        model: an FP32 model.
         target: `cpu` or `tensorrt`.
-        ranges: by method.
-        images: to measure on.
-        reference: FP32's rows for them.
-        keep: layers that stay FP32.
+        ranges: calibration ranges by method.
+        baseline: results of the FP32 model.
+        keep: layers to keep in FP32.
     """
-    made = []
+    candidates = []
     for method, found in ranges.items():
         quantised = quantise(model, target, found, keep)
-        rows = classify_candidate(quantised, card, images)
-        made.append(Quantised(quantised, method, compare(reference, rows, images, card)))
-    return min(made, key=lambda one: (one.parity.accuracy_lost, one.parity.mean))
+        candidates.append(QuantisedModel(quantised, method, baseline.compare(quantised)))
+    return min(candidates, key=lambda one: (one.parity.accuracy_lost, one.parity.mean))
 
 
-def find_sensitive(
+def measure_sensitivity(
     model: ModelProto,
-    card: ModelCard,
     target: str,
     ranges: Any,
-    images: Images,
-    reference: list[Result],
-    advance: Callable[[int], None] = lambda count: None,
-) -> list[tuple[str, float]]:
-    """Every layer that quantisation would touch, with what it alone costs: mean |Δp|.
-
-    Args:
-        model: FP32.
-        card: its card.
-        target: `cpu` or `tensorrt`.
-        ranges: of one method.
-        images: a few; each layer is run on all of them.
-        reference: FP32's rows for them.
-        advance: told after each layer.
-
-    Returns:
-        Names and costs, the costliest first.
-    """
-    costs = []
-    for name in quantisable(model, target):
-        alone = quantise(model, target, ranges, only=name)
-        rows = classify_candidate(alone, card, images)
-        costs.append((name, compare(reference, rows, images, card).mean))
-        advance(1)
-    return sorted(costs, key=lambda cost: -cost[1])
+    baseline: Baseline,
+    advance: Advance = lambda count: None,
+) -> dict[str, float]:
+    """Measure the mean |Δp| of each layer if it is the only quantised one, the largest first."""
+    return baseline.measure_sensitivity(
+        quantisable_layers(model, target),
+        lambda layer: quantise(model, target, ranges, only=layer),
+        advance,
+    )
 
 
-def choose_kept(
+def choose_layers_to_keep(
     model: ModelProto,
-    card: ModelCard,
     target: str,
     ranges: Any,
-    images: Images,
-    reference: list[Result],
-    advance: Callable[[int], None] = lambda count: None,
+    baseline: Baseline,
+    advance: Advance = lambda count: None,
 ) -> list[str]:
-    """The fewest layers that are worth keeping FP32.
+    """Choose the fewest layers that are worth keeping in FP32.
 
-    The costliest layer, the two, the four costliest, and so on up to a tenth of all, are kept in
-    turn; of these, and of keeping none, the fewest are taken that come near the best.
+    Keep no layer, the most sensitive one, then two, four and so on up to a tenth of all. Return the
+    fewest that come close to the best.
 
     Args:
-        model: FP32.
-        card: its card.
+        model: an FP32 model.
         target: `cpu` or `tensorrt`.
-        ranges: of one method.
-        images: to measure on; a few of them tell what a layer alone costs.
-        reference: FP32's rows for them.
-        advance: told after each layer.
+        ranges: calibration ranges of one method.
+        baseline: results of the FP32 model; sensitivity is measured on a few of its images.
+        advance: receives 1 after each layer.
 
     Returns:
-        Their names, the costliest first.
+        Their names, the most sensitive first.
     """
-    few = images.first(FEW)
-    rows = dict(zip(images.sources, reference, strict=True))
-    costs = find_sensitive(
-        model, card, target, ranges, few, [rows[source] for source in few.sources], advance
-    )
-    names = [name for name, _ in costs]
-    counts = [0] + [1 << i for i in range(len(names).bit_length()) if 10 << i <= len(names)]
+    some = baseline.select(spread(range(len(baseline.images)), SENSITIVITY_IMAGES))
+    names = list(measure_sensitivity(model, target, ranges, some, advance))
     tried = []
-    for count in counts:
-        quantised = quantise(model, target, ranges, names[:count])
-        parity = compare(reference, classify_candidate(quantised, card, images), images, card)
+    for count in (0, *counts_to_keep(len(names))):
+        parity = baseline.compare(quantise(model, target, ranges, names[:count]))
         tried.append((count, parity.accuracy_lost, parity.mean))
-    least_lost = min(lost for _, lost, _ in tried)
-    least_mean = min(mean for _, _, mean in tried)
-    fewest = next(
-        (n for n, lost, mean in tried if lost <= least_lost + 1e-3 and mean <= 1.25 * least_mean),
-        counts[-1],
-    )
-    return names[:fewest]
+    max_lost = min(lost for _, lost, _ in tried) + ACCURACY_TOLERANCE
+    max_mean = min(mean for _, _, mean in tried) * DIFFERENCE_TOLERANCE
+    good = (count for count, lost, mean in tried if lost <= max_lost and mean <= max_mean)
+    return names[: next(good, tried[-1][0])]
 
 
-def quantisable(model: ModelProto, target: str) -> list[str]:
-    """Layers that quantisation for a target touches: every convolution but its edges."""
-    edges = edges_of(model, target)
+def quantisable_layers(model: ModelProto, target: str) -> list[str]:
+    """Return the layers that are quantised for a target: all convolutions but the excluded ones."""
+    excluded = excluded_layers(model, target)
     return [
         node.name
         for node in layers_of(model.graph)
-        if node.op_type == "Conv" and node.name not in edges
+        if node.op_type == "Conv" and node.name not in excluded
     ]
 
 
-def edges_of(model: ModelProto, target: str) -> set[str]:
-    """The layer that makes the logits, and the one that reads the image unless as pixels."""
+def excluded_layers(model: ModelProto, target: str) -> set[str]:
+    """Return the last layer, and the first one unless it reads the pixels directly."""
     ends = ends_of(model.graph)
     return {*ends.last} if target == "cpu" and can_fold(model) else {*ends.first, *ends.last}
 
 
 def depthwise_weights(model: ModelProto) -> list[str]:
-    """Weights of convolutions with one input and one output channel a group."""
+    """Return the weights of convolutions with one input and one output channel a group."""
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     return [
         node.input[1]
@@ -246,10 +220,10 @@ def depthwise_weights(model: ModelProto) -> list[str]:
 
 
 def merge_groups(model: ModelProto) -> None:
-    """Join groups of a grouped convolution until each has 32 channels; the result is the same.
+    """Merge groups of grouped convolutions until each group has 32 channels; outputs stay the same.
 
-    A group's weights for another group's channels are zero. onnxruntime runs each group as a matrix
-    product of its own, and those of 8 or 16 channels leave most of a vector register empty.
+    Weights between merged groups are zero. onnxruntime computes each group as a separate matrix
+    product, and products of 8 or 16 channels leave most of a vector register empty.
 
     Args:
         model: changed in place.
@@ -265,7 +239,7 @@ def merge_groups(model: ModelProto) -> None:
         weight = numpy_helper.to_array(stored[node.input[1]])
         channels = weight.shape[1]
         factor = min(GROUP_CHANNELS // channels, groups[0].i)
-        # Depthwise convolutions have a kernel of their own.
+        # Depthwise convolutions have their own kernel.
         if channels == 1 or factor < 2 or groups[0].i % factor:
             continue
         merged = np.zeros((len(weight), channels * factor, *weight.shape[2:]), weight.dtype)
@@ -275,26 +249,12 @@ def merge_groups(model: ModelProto) -> None:
             merged[i, start : start + channels] = own
         stored[node.input[1]].CopyFrom(numpy_helper.from_array(merged, node.input[1]))
         groups[0].i //= factor
-    # Shapes of the weights may stand there too.
+    # These may contain the old shapes of the weights.
     del model.graph.value_info[:]
 
 
-def require_layers(model: ModelProto, names: Collection[str]) -> None:
-    """Refuse names that no layer has.
-
-    Raises:
-        ModelError: naming them.
-    """
-    layers = [node.name for node in layers_of(model.graph)]
-    unknown = [name for name in names if name not in layers]
-    if unknown:
-        raise ModelError(
-            f"--keep {','.join(unknown)}: no such layer; the layers are {', '.join(layers)}"
-        )
-
-
 def _with_range(ranges: Any, tensor: str, low: float, high: float) -> Any:
-    """TensorsData with the range of one more tensor; the given one is not changed."""
+    """Return a copy of TensorsData with the range of one more tensor."""
     import numpy as np
     from onnxruntime.quantization.calibrate import TensorData
 

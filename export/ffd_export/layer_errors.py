@@ -1,4 +1,4 @@
-"""Where a converted model parts from the one that it was made from, layer by layer."""
+"""Errors of a converted model against its source, layer by layer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ if TYPE_CHECKING:
 def compare_layers(
     reference: ModelProto, converted: ModelProto, pixels: npt.NDArray[np.uint8]
 ) -> dict[str, float]:
-    """How much of each layer's output is error.
+    """Measure the relative error of each layer's output.
 
     Args:
-        reference: of the graph contract.
-        converted: the same network, its layers under the same names.
+        reference: a model of the graph contract.
+        converted: the same network, with the same layer names.
         pixels: uint8 [N, size, size, 3], RGB; a few are enough.
 
     Returns:
-        By layer, the largest first: the root of the mean square difference, relative to the
-        reference's output.
+        Root mean square error by layer, relative to the reference's output, the largest first.
     """
     outputs = _run_layers(reference, pixels)
     others = _run_layers(converted, pixels)
@@ -37,9 +36,9 @@ def compare_layers(
     return dict(sorted(errors.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-def describe(differences: dict[str, float], count: int = 5) -> str:
-    """The first of them, in words."""
-    return ", ".join(f"{name} {error:.1e}" for name, error in list(differences.items())[:count])
+def describe(errors: dict[str, float], count: int = 5) -> str:
+    """Return the first errors as text."""
+    return ", ".join(f"{name} {error:.1e}" for name, error in list(errors.items())[:count])
 
 
 def _run_layers(
@@ -52,10 +51,10 @@ def _run_layers(
     copy = Model()
     copy.CopyFrom(model)
     layers = {node.output[0]: node.name for node in layers_of(copy.graph)}
-    there = {value.name for value in copy.graph.output}
+    outputs = {value.name for value in copy.graph.output}
     for name in layers:
-        if name not in there:
-            # onnxruntime finds the type by itself.
+        if name not in outputs:
+            # onnxruntime infers the type.
             copy.graph.output.append(helper.make_empty_tensor_value_info(name))
     session = ort.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
     found = session.run(list(layers), {"image": pixels})

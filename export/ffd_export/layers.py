@@ -1,4 +1,4 @@
-"""The layers that cost time, convolutions and matrix products: their names and their types."""
+"""The layers of a graph that take time, convolutions and matrix products: names and types."""
 
 from __future__ import annotations
 
@@ -13,123 +13,138 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# What a precision's layers must be, and the least share of them.
-KIND_OF = {"fp32": "float", "fp16": "half", "int8": "int8"}
-LEAST = 0.95
+# Type of a precision's layers, and the share of layers that must have it.
+TYPE_OF = {"fp32": "float", "fp16": "half", "int8": "int8"}
+MIN_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class LayerTypes:
-    """The type in which each layer multiplies.
+    """The types in which layers multiply.
 
     Attributes:
-        kinds: `float`, `half` or `int8` by the layer's name, in the order of the graph.
+        types: `float`, `half` or `int8` by layer name, in graph order.
     """
 
-    kinds: Mapping[str, str]
+    types: Mapping[str, str]
 
     def counts(self) -> dict[str, int]:
-        """Layers of each type, the most frequent first."""
-        return dict(Counter(self.kinds.values()).most_common())
+        """Count layers by type, the most frequent type first."""
+        return dict(Counter(self.types.values()).most_common())
 
-    def others(self, precision: str) -> list[str]:
-        """Layers of another type than the precision's."""
-        return [name for name, kind in self.kinds.items() if kind != KIND_OF[precision]]
+    def of_other_type(self, precision: str) -> list[str]:
+        """Return the names of layers that do not have the type of a precision."""
+        return [name for name, kind in self.types.items() if kind != TYPE_OF[precision]]
 
-    def require(self, precision: str, wished: Collection[str] = ()) -> None:
-        """Refuse what calls itself one precision and mostly runs in another.
+    def require(self, precision: str, kept: Collection[str] = ()) -> None:
+        """Reject a model whose card names one precision and that mostly runs in another.
 
         Args:
             precision: `fp32`, `fp16` or `int8`.
-            wished: layers that --keep named or chose to stay FP32; they do not count.
+            kept: layers that `--keep` keeps in FP32; they do not count.
 
         Raises:
-            ModelError: under 95 % of the layers are of the precision's type.
+            ModelError: less than 95 % of the layers have the precision's type.
         """
-        others = [name for name in self.others(precision) if name not in wished]
-        counted = len(self.kinds) - sum(name in wished for name in self.kinds)
-        if counted == 0 or len(others) > (1 - LEAST) * counted:
+        others = [name for name in self.of_other_type(precision) if name not in kept]
+        counted = len(self.types) - sum(name in kept for name in self.types)
+        if counted == 0 or len(others) > (1 - MIN_SHARE) * counted:
+            names = f"{', '.join(others)} are not" if others else "none are left"
             raise ModelError(
                 f"only {counted - len(others)} of {counted} convolution and GEMM layers are "
-                f"{KIND_OF[precision]}, too few for {precision}: {', '.join(others) or 'none left'}"
-                " are not (--keep names layers that may stay FP32)"
+                f"{TYPE_OF[precision]}, too few for {precision}: {names} "
+                "(--keep names layers to keep in FP32)"
             )
 
     def __str__(self) -> str:
-        kinds = self.counts()
-        return f"{len(self.kinds)} layers: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
+        return f"{len(self.types)} layers: {counts}"
 
 
-def types_of(model: ModelProto) -> LayerTypes:
-    """Layers of an ONNX by type: int8 where activation and weight both come dequantised."""
+def layer_types(model: ModelProto) -> LayerTypes:
+    """Return the types of an ONNX's layers: int8 if activation and weight come dequantised."""
     from onnx import TensorProto
 
     graph = model.graph
     producers = producers_of(graph)
     stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    kinds = {}
+    types = {}
     for node in layers_of(graph):
         sources = [producers.get(name) for name in node.input[:2]]
         if all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
-            kinds[node.name] = "int8"
+            types[node.name] = "int8"
         else:
-            half = stored.get(node.input[1]) == TensorProto.FLOAT16
-            kinds[node.name] = "half" if half else "float"
-    return LayerTypes(kinds)
+            is_half = stored.get(node.input[1]) == TensorProto.FLOAT16
+            types[node.name] = "half" if is_half else "float"
+    return LayerTypes(types)
 
 
 def layers_of(graph: GraphProto) -> list[NodeProto]:
-    """The layers, in the order of the graph."""
+    """Return the layers, in graph order."""
     return [node for node in graph.node if node.op_type in OPERATORS]
 
 
 def layer_before(graph: GraphProto, name: str) -> str | None:
-    """The layer nearest to what a layer reads; where branches join, not what a shortcut brings."""
+    """Return the nearest layer before a layer. Where branches join, follow the longest branch."""
     producers = producers_of(graph)
     (layer,) = (node for node in graph.node if node.name == name)
-    todo = deque([layer.input[0]])
-    while todo:
-        node = producers.get(todo.popleft())
+    queue = deque([layer.input[0]])
+    while queue:
+        node = producers.get(queue.popleft())
         if node is None:
             continue
         if node.op_type in OPERATORS:
             return node.name
-        todo += node.input
+        queue += node.input
     return None
 
 
 def producers_of(graph: GraphProto) -> dict[str, NodeProto]:
-    """Which node makes a tensor."""
+    """Return the node that produces each tensor."""
     return {name: node for node in graph.node for name in node.output}
 
 
+def require_layers(model: ModelProto, names: Collection[str]) -> None:
+    """Reject unknown names of layers.
+
+    Raises:
+        ModelError: names them.
+    """
+    layers = [node.name for node in layers_of(model.graph)]
+    unknown = [name for name in names if name not in layers]
+    if unknown:
+        raise ModelError(
+            f"--keep {','.join(unknown)}: no such layer; the layers are {', '.join(layers)}"
+        )
+
+
 @dataclass(frozen=True)
-class Ends:
-    """Where a graph begins and ends, by the names of nodes.
+class GraphEnds:
+    """Names of the nodes at both ends of a graph.
 
     Attributes:
-        scaling: between `image` and the first layer: cast, scale, transpose.
-        first: the layer, or layers, that read the image.
-        last: the layer that makes the logits.
-        scores: between the logits and `probability`: temperature, softmax.
+        normalisation: from `image` to the first layer: cast, transpose, subtract, divide.
+        first: the layers that read the normalised image.
+        last: the layer that computes the logits.
+        scores: from the logits to `probability`: temperature, softmax.
     """
 
-    scaling: tuple[str, ...]
+    normalisation: tuple[str, ...]
     first: tuple[str, ...]
     last: tuple[str, ...]
     scores: tuple[str, ...]
 
 
-def ends_of(graph: GraphProto) -> Ends:
-    """Walk in from `image`, and back from `probability`, each as far as the next layers."""
-    scaling, first, last, scores = [], [], [], []
+def ends_of(graph: GraphProto) -> GraphEnds:
+    """Follow `image` forwards and `probability` backwards, each to the next layers."""
+    normalisation, first, last, scores = [], [], [], []
     reached = {"image"}
     for node in graph.node:
         if reached.intersection(node.input):
             if node.op_type in OPERATORS:
                 first.append(node.name)
             else:
-                scaling.append(node.name)
+                normalisation.append(node.name)
                 reached.update(node.output)
     producers = producers_of(graph)
     waiting = ["probability"]
@@ -142,14 +157,14 @@ def ends_of(graph: GraphProto) -> Ends:
         else:
             scores.append(node.name)
             waiting += node.input
-    return Ends(tuple(scaling), tuple(first), tuple(last), tuple(scores))
+    return GraphEnds(tuple(normalisation), tuple(first), tuple(last), tuple(scores))
 
 
 def name_nodes(model: ModelProto) -> None:
-    """Name layers after their weights, as the network calls them; other nodes by kind and place.
+    """Name layers after their weights in the network, and other nodes after type and position.
 
-    Exporters number the nodes; people, TensorRT's messages and `--keep` need names that say
-    something and stay the same. Every name is unique.
+    Exporters number the nodes. Users, TensorRT's messages and `--keep` need meaningful and stable
+    names. Every name is unique.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     used: set[str] = set()

@@ -1,4 +1,4 @@
-"""ONNX files of ours: the card inside, nothing beside them, and nothing of this machine in them."""
+"""Read and write ONNX files: with the model card inside, and without paths of this machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
-    """Read an ONNX of ours.
+    """Read an ONNX of ffd-export.
 
     Raises:
-        ModelError: the file is absent, not an ONNX, or not of the graph contract.
-        CardError: it has no card, or one that this version cannot read.
+        ModelError: the file is absent, is not an ONNX, or breaks the graph contract.
+        CardError: the model card is absent or invalid.
     """
     import onnx
 
@@ -26,7 +26,7 @@ def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's and onnx's exceptions share no other base
+    except Exception as error:  # protobuf and onnx raise exceptions without a common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model {path} is not an ONNX: {reason}") from None
     cards = [entry.value for entry in model.metadata_props if entry.key == CARD_KEY]
@@ -41,11 +41,11 @@ def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
 
 
 def to_bytes(model: ModelProto, card: ModelCard) -> bytes:
-    """The file's content, all weights inside; the same model and card give the same bytes.
+    """Serialise a model with all weights. Equal models and cards give equal bytes.
 
     Args:
         model: changed in place.
-        card: replaces the one inside, if any.
+        card: replaces the card inside.
     """
     strip(model)
     del model.metadata_props[:]
@@ -55,7 +55,7 @@ def to_bytes(model: ModelProto, card: ModelCard) -> bytes:
 
 
 def strip(model: ModelProto) -> None:
-    """Remove what the exporter noted for debugging: stack traces name this machine's paths."""
+    """Remove the exporter's debugging notes: stack traces contain paths of this machine."""
     graph = model.graph
     for holder in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         del holder.metadata_props[:]
@@ -79,13 +79,13 @@ def _require_contract(model: ModelProto, card: ModelCard, path: Path) -> None:
     last = given[2:]
     if given[:2] != wanted or len(last) != 1 or last[0][0] != "heatmap" or len(last[0][2]) != 3:
         raise ModelError(
-            f"model {path} does not keep the graph contract (image uint8[N,{size},{size},3] in; "
+            f"model {path} breaks the graph contract (image uint8[N,{size},{size},3] in; "
             "probability and heatmap out): export it from its checkpoint with ffd-export"
         )
 
 
 def _signature(value: ValueInfoProto) -> tuple[str, int, tuple[int | None, ...]]:
-    """Name, element type and shape, in which None stands for any size."""
+    """Return name, element type and shape; None in the shape means any size."""
     kind = value.type.tensor_type
     shape = tuple(side.dim_value if side.HasField("dim_value") else None for side in kind.shape.dim)
     return value.name, kind.elem_type, shape

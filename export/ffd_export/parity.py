@@ -1,9 +1,10 @@
-"""Does an exported file say the same as the checkpoint that it was made from?"""
+"""Compare the results of an exported model with its source's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,20 +17,20 @@ from ffd_runtime.core.within_memory import WithinMemory
 from ffd_runtime.model.backends import Backend
 from ffd_runtime.model.card import Metric, ModelCard
 
-from .sample_images import Images
+from .sample_images import SampleImages
 
 NOT_VERIFIED: dict[str, Metric] = {"verified": "not verified"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far an export may be from its checkpoint; None where there is no limit.
+    """Largest differences from the source; None for no limit.
 
     Attributes:
-        largest: largest |Δp|, p being P(generated).
+        largest: largest |Δp|, where p is P(generated).
         flips: verdicts that differ.
-        accuracy: accuracy lost; without labels, share of two-way decisions that differ, which is
-            never less.
+        accuracy: loss of accuracy. Without labels, the share of two-way decisions that differ,
+            which is never smaller.
     """
 
     largest: float | None = None
@@ -46,15 +47,15 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two models are apart on the same images.
+    """Differences between two models on the same images.
 
     Attributes:
-        images: how many.
-        largest: largest |Δp|, p being P(generated).
+        images: number of images.
+        largest: largest |Δp|, where p is P(generated).
         mean: mean |Δp|.
-        flips: images whose verdict differs.
-        decisions: images whose two-way decision, at the threshold, differs.
-        worst: the image of the largest |Δp|.
+        flips: number of images with different verdicts.
+        decisions: number of images with different two-way decisions at the threshold.
+        worst: the image with the largest |Δp|.
         accuracy: of the reference and of the export; None without labels.
         auc: area under the ROC curve of the reference and of the export; None without labels.
     """
@@ -70,13 +71,13 @@ class Parity:
 
     @property
     def accuracy_lost(self) -> float:
-        """Accuracy lost, or, without labels, the most that can have been lost."""
+        """Loss of accuracy; without labels, its upper bound."""
         if self.accuracy is None:
             return self.decisions / self.images
         return self.accuracy[0] - self.accuracy[1]
 
     def failures(self, precision: str) -> list[str]:
-        """What is beyond the limits of a precision, in words."""
+        """Return a message for each exceeded limit of a precision."""
         limits = LIMITS[precision]
         found = []
         if limits.largest is not None and not self.largest <= limits.largest:
@@ -85,7 +86,7 @@ class Parity:
             )
         if limits.flips is not None and self.flips > limits.flips:
             found.append(f"{self.flips} verdict flips (limit {limits.flips})")
-        # One rounding below the limit is not beyond it: 0.985 - 0.980 is a little over 0.005.
+        # Rounding must not exceed the limit: 0.985 - 0.980 is slightly more than 0.005.
         if limits.accuracy is not None and not self.accuracy_lost <= limits.accuracy + 1e-9:
             what = "accuracy lost" if self.accuracy else "two-way decisions changed"
             lost = 100 * self.accuracy_lost
@@ -99,10 +100,10 @@ class Parity:
 
         Args:
             precision: `fp32`, `fp16` or `int8`.
-            hint: said after what is wrong.
+            hint: follows the exceeded limits in the message.
 
         Raises:
-            ModelError: they are exceeded.
+            ModelError: a limit is exceeded.
         """
         failures = self.failures(precision)
         if failures:
@@ -112,7 +113,7 @@ class Parity:
             )
 
     def summary(self) -> dict[str, Metric]:
-        """As the model card keeps it."""
+        """Return the entry of the model card."""
         flat: dict[str, Metric] = {
             "verified": "verified",
             "images": self.images,
@@ -127,8 +128,8 @@ class Parity:
         return flat
 
 
-def classify(backend: Backend, images: Images, batch: int = 8) -> list[Result]:
-    """A row for every image, judged as the runtime does."""
+def classify(backend: Backend, images: SampleImages, batch: int = 8) -> list[Result]:
+    """Classify images as the runtime does; return one result for each."""
     backend = WithinMemory.of(backend)
     rows: list[Result] = []
     for start, pixels in zip(range(0, len(images), batch), images.batches(batch), strict=True):
@@ -137,23 +138,32 @@ def classify(backend: Backend, images: Images, batch: int = 8) -> list[Result]:
     return rows
 
 
+def classify_and_close(backend: Backend, images: SampleImages) -> list[Result]:
+    """Classify images, then close the backend."""
+    with closing(backend):
+        return classify(backend, images)
+
+
 def difference(a: Result, b: Result) -> float:
-    """|Δp|; where only one of the two gives a probability, no number is large enough."""
+    """Return |Δp|, or infinity if a probability is missing."""
     if a.score is None or b.score is None:
         return math.inf
     return abs(a.score - b.score)
 
 
 def compare(
-    reference: Sequence[Result], exported: Sequence[Result], images: Images, card: ModelCard
+    reference: Sequence[Result],
+    exported: Sequence[Result],
+    images: SampleImages,
+    card: ModelCard,
 ) -> Parity:
-    """Compare the rows of two models for the same images.
+    """Compare the results of two models for the same images.
 
     Args:
-        reference: the checkpoint's.
-        exported: the file's.
-        images: what both classified.
-        card: whose threshold decides.
+        reference: results of the source.
+        exported: results of the export.
+        images: that both classified.
+        card: gives the threshold of two-way decisions.
     """
     differences = [difference(a, b) for a, b in zip(reference, exported, strict=True)]
     scores = [np.array([math.nan if r.score is None else r.score for r in rows], np.float64)
@@ -178,9 +188,9 @@ def compare(
 
 
 def roc_auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
-    """Area under the ROC curve by the rank-sum of Mann and Whitney (1947), ties counted half.
+    """Area under the ROC curve, from the rank sum of Mann and Whitney (1947); ties count half.
 
-    Written out, as a device that builds an engine has no scikit-learn.
+    Devices that build engines have no scikit-learn.
     """
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -23,13 +23,13 @@ def can_fold(model: ModelProto) -> bool:
     ends = ends_of(model.graph)
     nodes = {node.name: node for node in model.graph.node}
     return (
-        [nodes[name].op_type for name in ends.scaling] in NORMALISATIONS
+        [nodes[name].op_type for name in ends.normalisation] in NORMALISATIONS
         and [nodes[name].op_type for name in ends.first] == ["Conv"]
         and len(nodes[ends.first[0]].input) == 3
     )
 
 
-def fold_scaling(model: ModelProto) -> tuple[str, int]:
+def fold_normalisation(model: ModelProto) -> tuple[str, int]:
     """Fold mean and deviation of the normalisation into the first convolution.
 
     The convolution then reads `pixel - zero`. It still pads with zeros. At the image's edges a zero
@@ -47,7 +47,7 @@ def fold_scaling(model: ModelProto) -> tuple[str, int]:
     ends = ends_of(model.graph)
     nodes = {node.name: node for node in model.graph.node}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    by_type = {nodes[name].op_type: nodes[name] for name in ends.scaling}
+    by_type = {nodes[name].op_type: nodes[name] for name in ends.normalisation}
     subtract, divide = by_type["Sub"], by_type["Div"]
     layer = nodes[ends.first[0]]
     mean, deviation, weight, bias = (
@@ -76,8 +76,8 @@ def read_pixels(model: ModelProto, tensor: str) -> None:
     Both give the same integers.
 
     Args:
-        model: quantised, with a scale of 1 and `zero` of `fold_scaling`; changed in place.
-        tensor: what `fold_scaling` returned.
+        model: quantised, with a scale of 1 and `zero` of `fold_normalisation`; changed in place.
+        tensor: what `fold_normalisation` returned.
     """
     graph = model.graph
     producers = producers_of(graph)

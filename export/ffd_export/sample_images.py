@@ -1,4 +1,4 @@
-"""Real images, preprocessed once, for calibrating and for comparing models."""
+"""Real images in memory, to calibrate and to verify models with."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Images:
+class SampleImages:
     """Preprocessed images in memory.
 
     Attributes:
-        sources: path of each.
-        pixels: uint8 [N, size, size, 3], RGB, what `preprocess` gives.
-        labels: 0 generated, 1 groundtruth, None where a path does not say it.
-        unreadable: path and reason of each that could not be read.
+        sources: path of each image.
+        pixels: uint8 [N, size, size, 3], RGB, from `preprocess`.
+        labels: 0 generated, 1 groundtruth, None without a label.
+        unreadable: path and reason of each unreadable file.
     """
 
     sources: list[str]
@@ -45,31 +45,31 @@ class Images:
 
     @property
     def labelled(self) -> bool:
-        """Whether every image has a label and both classes are there."""
+        """Whether every image has a label and both classes are present."""
         return set(self.labels) == {0, 1}
 
     def describe(self) -> str:
-        """Such as `512 images (256 generated, 256 groundtruth)`."""
+        """Return a text such as `512 images (256 generated, 256 groundtruth)`."""
         names = [*CLASSES, "unlabelled"]
         counts = [self.labels.count(label) for label in (0, 1, None)]
         parts = ", ".join(f"{n} {name}" for n, name in zip(counts, names, strict=True) if n)
         return f"{len(self)} images ({parts})"
 
     def batches(self, size: int = 8) -> Iterator[npt.NDArray[np.uint8]]:
-        """The pixels in parts of at most `size` images."""
+        """Yield the pixels in batches of at most `size` images."""
         for start in range(0, len(self), size):
             yield self.pixels[start : start + size]
 
-    def first(self, count: int) -> Images:
-        """At most `count` of them, spread evenly."""
+    def spread(self, count: int) -> SampleImages:
+        """Return at most `count` images, evenly spaced."""
         return self.select(spread(range(len(self)), count))
 
-    def select(self, numbers: Sequence[int]) -> Images:
-        """Those of these numbers, from 0."""
-        return Images(
-            [self.sources[i] for i in numbers],
-            self.pixels[list(numbers)],
-            [self.labels[i] for i in numbers],
+    def select(self, indices: Sequence[int]) -> SampleImages:
+        """Return the images of some indices."""
+        return SampleImages(
+            [self.sources[i] for i in indices],
+            self.pixels[list(indices)],
+            [self.labels[i] for i in indices],
         )
 
 
@@ -78,8 +78,8 @@ class Example:
     """An image that is not read yet.
 
     Attributes:
-        item: gives its bytes.
-        label: 0 generated, 1 groundtruth, None where nothing says it.
+        item: reads its bytes.
+        label: 0 generated, 1 groundtruth, None without a label.
     """
 
     item: Item
@@ -87,15 +87,15 @@ class Example:
 
     @classmethod
     def of_file(cls, path: str) -> Example:
-        """A file, labelled by the folder that it is in."""
+        """Return a file, labelled by its folder."""
         return cls(Item(path), label_of(path))
 
 
-def prepare_images(examples: Sequence[Example], spec: PreprocessSpec) -> Images:
-    """Read, decode and preprocess as the runtime does; what cannot be read is left out, and noted.
+def prepare_images(examples: Sequence[Example], spec: PreprocessSpec) -> SampleImages:
+    """Read, decode and preprocess images as the runtime does; skip and list unreadable files.
 
     Raises:
-        DataError: not one can be read.
+        DataError: every file is unreadable.
     """
     with ThreadPoolExecutor(count_cores()) as pool:
         prepared = list(pool.map(partial(prepare, spec=spec), [e.item for e in examples]))
@@ -109,7 +109,7 @@ def prepare_images(examples: Sequence[Example], spec: PreprocessSpec) -> Images:
             f"none of the {len(examples)} files to calibrate or verify with is a readable image "
             f"(the first is {examples[0].item.source}): give other images"
         )
-    return Images(
+    return SampleImages(
         [example.item.source for example, _ in good],
         np.stack([pixels for _, pixels in good]),
         [example.label for example, _ in good],
@@ -120,16 +120,16 @@ def prepare_images(examples: Sequence[Example], spec: PreprocessSpec) -> Images:
 def find_images(
     folder: os.PathLike[str] | str, count: int, splits: Sequence[str] = SPLITS
 ) -> list[Example]:
-    """Files of a folder, at most `count`, as many of each class as there are.
+    """Find at most `count` images in a folder, balanced between the classes.
 
     Args:
-        folder: a packed data set; or searched with everything below it, where a path's innermost
-            folder that is called `generated` or `groundtruth` is its label.
-        count: how many at most.
-        splits: of a packed data set, the first of these that has images is taken.
+        folder: a packed data set, or a folder that is searched recursively. The innermost folder
+            called `generated` or `groundtruth` is the label of a file.
+        count: largest number of images.
+        splits: of a packed data set; the first split with images is used.
 
     Raises:
-        DataError: there is no such folder, or nothing in it.
+        DataError: the folder is absent or empty.
     """
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder, or no file in it")
@@ -146,10 +146,10 @@ def find_images(
 
 
 def packed_images(root: Path, split: str | None = None) -> list[Example]:
-    """The images of a packed data set, or of one split of it.
+    """Return the images of a packed data set, or of one of its splits.
 
     Raises:
-        DataError: it is not whole.
+        DataError: the data set is incomplete.
     """
     reader, members = read_index(root)
     return [
@@ -166,20 +166,20 @@ def packed_images(root: Path, split: str | None = None) -> list[Example]:
 
 
 def balance(examples: Sequence[Example], count: int) -> list[Example]:
-    """At most `count` of them, as evenly from each class, and over each, as they allow."""
+    """Return at most `count` examples, balanced between the classes and evenly spaced in each."""
     groups: dict[int | None, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.label, []).append(example)
     chosen: list[Example] = []
-    # The smallest class first: what it lacks, the others may fill.
+    # Start with the smallest class, so that larger ones can fill what it lacks.
     ordered = sorted(groups.values(), key=len)
-    for place, group in enumerate(ordered):
-        chosen += spread(group, (count - len(chosen)) // (len(ordered) - place))
+    for index, group in enumerate(ordered):
+        chosen += spread(group, (count - len(chosen)) // (len(ordered) - index))
     return sorted(chosen, key=lambda example: example.item.source)
 
 
 def label_of(path: str) -> int | None:
-    """Index of the class whose folder a path is in, None if it is in none."""
+    """Return the index of the class whose folder contains a path, or None."""
     for part in reversed(PurePath(path).parts[:-1]):
         if part in CLASSES:
             return CLASSES.index(part)
@@ -187,7 +187,7 @@ def label_of(path: str) -> int | None:
 
 
 def spread(values: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the values, evenly over all of them."""
+    """Return at most `count` values, evenly spaced."""
     if len(values) <= count:
         return list(values)
     return [values[i * len(values) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""The folders that ffd-train leaves: which is newest, and which images a run was validated on."""
+"""Find the newest run of ffd-train, and the images of a run's data set."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ffd_train.shards import is_packed
 from .sample_images import Example, balance, find_images, packed_images
 
 CHECKPOINT = "best.safetensors"
-MOST = 512
+MAX_VERIFICATION_IMAGES = 512
 
 
 def find_checkpoint(model: Path | None, runs: Path) -> Path:
-    """The checkpoint that is meant.
+    """Find the checkpoint or the ONNX to export.
 
     Args:
-        model: a checkpoint, a run's folder, or None for the newest run.
-        runs: folder that holds the runs.
+        model: a checkpoint, an ONNX, the folder of a run, or None for the newest run.
+        runs: folder that contains the runs.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such model.
     """
     if model is None:
-        # The card is written last: a run without one is still training, or was killed.
-        ended = [card.with_name(CHECKPOINT) for card in runs.glob("*/card.json")]
-        found = sorted(filter(Path.is_file, ended), key=lambda path: path.stat().st_mtime)
+        # The card is written last. A run without a card is still training, or was killed.
+        finished = [card.with_name(CHECKPOINT) for card in runs.glob("*/card.json")]
+        found = sorted(filter(Path.is_file, finished), key=lambda path: path.stat().st_mtime)
         if not found:
             raise ModelError(f"no finished run in {runs}/: train one with ffd-train, or give MODEL")
         return found[-1]
@@ -44,36 +44,38 @@ def find_checkpoint(model: Path | None, runs: Path) -> Path:
 
 
 def find_verification(model: Path, folder: Path | None) -> list[Example]:
-    """Images to verify an export with, at most `MOST`, of both classes alike.
+    """Find images to verify an export on, balanced between the classes.
 
     Args:
-        model: the checkpoint, or an ONNX beside it; its run names its validation images.
-        folder: a folder of images instead; of a packed data set, what is in val, else in test.
+        model: the checkpoint, or an ONNX in the folder of its run.
+        folder: a folder of images, or a packed data set, whose val or else test split is used;
+            None for the validation images of the model's run.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no images.
     """
     return _find(
         model,
         "val",
         "--verify",
         folder,
-        MOST,
-        "the run's validation images are not to be found: give a folder of images by --verify DIR, "
-        "or --verify none to leave the export unverified",
+        MAX_VERIFICATION_IMAGES,
+        "the run's validation images cannot be found: give a folder of images by --verify DIR, "
+        "or skip the verification with --verify none",
     )
 
 
 def find_calibration(model: Path, folder: Path | None, count: int) -> list[Example]:
-    """Images to calibrate with, at most `count`, of both classes alike.
+    """Find images to calibrate INT8 with, balanced between the classes.
 
     Args:
-        model: the checkpoint, or an ONNX beside it; its run names its training images.
-        folder: a folder of images instead; of a packed data set, what is in train.
-        count: how many at most.
+        model: the checkpoint, or an ONNX in the folder of its run.
+        folder: a folder of images, or a packed data set, whose train split is used; None for the
+            training images of the model's run.
+        count: largest number of images.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no images.
     """
     return _find(
         model,
@@ -81,13 +83,13 @@ def find_calibration(model: Path, folder: Path | None, count: int) -> list[Examp
         "--calibrate",
         folder,
         count,
-        "--int8 is calibrated on real images, and the run's training images are not to be found: "
+        "--int8 needs images to calibrate with, and the run's training images cannot be found: "
         "give a folder of images by --calibrate DIR",
     )
 
 
 def run_images(run: Path, split: str) -> list[Example]:
-    """Images of a run's data set that are still there; none where the run does not say."""
+    """Return the images of a run's data set that still exist, if the run lists any."""
     try:
         root = Path(json.loads((run / "settings.json").read_text())["data"])
         with (run / "manifest.csv").open(
@@ -97,7 +99,7 @@ def run_images(run: Path, split: str) -> list[Example]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     if is_packed(root):
-        # Of them, those that the run did not leave out.
+        # The run may have excluded some images of the split.
         used = {str(root / path) for path in paths}
         return [e for e in packed_images(root, split) if e.item.source in used]
     found = (str(root / path) for path in paths if (root / path).is_file())
@@ -107,14 +109,14 @@ def run_images(run: Path, split: str) -> list[Example]:
 def _find(
     model: Path, split: str, option: str, folder: Path | None, count: int, absent: str
 ) -> list[Example]:
-    """Images of the folder that an option names, else of a split of the model's run."""
+    """Find images in the folder of an option, or in a split of the model's run."""
     if not folder:
         found = run_images(model.parent, split)
         if not found:
             raise DataError(absent)
         return balance(found, count)
     try:
-        # Of a packed data set: no image both calibrates and verifies.
+        # In a packed data set, no image both calibrates and verifies.
         return find_images(folder, count, ("val", "test") if split == "val" else (split,))
     except DataError as error:
         raise DataError(f"{option} {error}") from None

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from ffd_export.calibration import calibrate
 from ffd_export.cli.export import main
-from ffd_export.int8 import OPERATORS_OF
+from ffd_export.int8 import OPERATORS
 from ffd_export.onnx_file import read_onnx
-from ffd_export.sample_images import Images, find_images, prepare_images
+from ffd_export.sample_images import SampleImages, find_images, prepare_images
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard, PreprocessSpec
 
@@ -27,7 +27,7 @@ from ..conftest import picture
 def coarse_histograms() -> Iterator[None]:
     """Halve the number of bins, so that the search for the least entropy is short."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ffd_export.calibration.BINS", 256)
+        patch.setattr("ffd_export.calibration.MAX_BINS", 256)
         yield
 
 
@@ -72,12 +72,12 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def images(labelled: Path) -> Images:
+def images(labelled: Path) -> SampleImages:
     return prepare_images(find_images(labelled, 12), PreprocessSpec())
 
 
 @pytest.fixture(scope="session")
-def ranges(model: onnx.ModelProto, images: Images) -> dict[str, Any]:
+def ranges(model: onnx.ModelProto, images: SampleImages) -> dict[str, Any]:
     """Calibration ranges of every tensor that either target quantises."""
     with coarse_histograms():
-        return calibrate(model, OPERATORS_OF["cpu"], images)
+        return calibrate(model, OPERATORS["cpu"], images)

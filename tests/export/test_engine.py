@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ffd_export import engine_build as builder
+from ffd_export import engine_build, engine_builder, engine_file
 from ffd_export.cli.export import main
-from ffd_export.engine_build import EngineOptions, build_engine, count_kernels, require_buildable
+from ffd_export.engine_build import build_engine
+from ffd_export.engine_builder import require_buildable
+from ffd_export.engine_layers import count_kernels
+from ffd_export.engine_options import EngineOptions
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError, ModelError
 from ffd_runtime.core.install_hint import install_hint
@@ -119,13 +122,13 @@ def test_one_engine_serves_several_gpus() -> None:
 def test_the_gpu_that_is_here_is_named_to_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     """The builder's default is a list of GPUs of its own, in which Turing is not."""
     content = EMBEDDED.read_bytes()
-    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("RTX 4090", "8.9"))
+    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("RTX 4090", "8.9"))
     own = build_engine(rtx(), content, 299, EngineOptions())
     named = build_engine(rtx(), content, 299, EngineOptions(compute_capabilities=("8.9",)))
     assert own.compute_capabilities == ("8.9",)
     assert own.gpu == "RTX 4090"
     assert abs(len(own.content) - len(named.content)) < 1000
-    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("H100", "9.0"))
+    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("H100", "9.0"))
     with pytest.raises(EngineError, match=r"compute capability 9\.0: .* builds for"):
         build_engine(rtx(), content, 299, EngineOptions())
 
@@ -170,7 +173,8 @@ def test_ctrl_c_cancels_the_build(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, threading\n"
         "import tensorrt_rtx as trt\n"
-        "from ffd_export.engine_build import EngineOptions, build_engine\n"
+        "from ffd_export.engine_build import build_engine\n"
+        "from ffd_export.engine_options import EngineOptions\n"
         "class Interrupt:\n"
         "    def begin(self, phase, steps): pass\n"
         "    def end(self, phase): pass\n"
@@ -246,12 +250,15 @@ def test_an_engine_says_why_it_does_not_run_here(exports: Path, tmp_path: Path) 
 @no_gpu
 def test_what_cannot_end_well_ends_at_once(tmp_path: Path) -> None:
     for arguments, message in (
-        (("--engine", "tensorrt"), "times its kernels on the GPU"),
-        (("--engine", "rtx"), "name the GPUs that it is for"),
+        (("--engine", "tensorrt"), "times its kernels on a GPU"),
+        (("--engine", "rtx"), "name the target GPUs"),
         (("--engine", "rtx", "--compute-capability", "abc"), "builds for 7.5, 8.0, 8.6"),
         (("--engine", "rtx", "--compute-capability", "9.0"), "builds for 7.5, 8.0, 8.6"),
-        (("--engine", "rtx", "--compute-capability", "8.9,9.0"), "another GPU use --engine tensor"),
-        (("--engine", "rtx", "--version-compatible"), "are TensorRT's"),
+        (
+            ("--engine", "rtx", "--compute-capability", "8.9,9.0"),
+            "another GPU, use --engine",
+        ),
+        (("--engine", "rtx", "--version-compatible"), "are options of --engine tensorrt"),
     ):
         outcome = run(EMBEDDED, *arguments, "--output", tmp_path / "out")
         assert outcome.exit_code == 1, outcome.output
@@ -265,9 +272,9 @@ def test_what_cannot_end_well_ends_at_once(tmp_path: Path) -> None:
 def test_a_gpu_that_rtx_does_not_support_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "count_gpus", lambda: 1)
-    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("NVIDIA H100", "9.0"))
-    monkeypatch.setattr(builder, "build_engine", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(engine_builder, "count_gpus", lambda: 1)
+    monkeypatch.setattr(engine_builder, "describe_gpu", lambda index: Gpu("NVIDIA H100", "9.0"))
+    monkeypatch.setattr(engine_file, "build_engine", lambda *_: pytest.fail("it was built"))
     outcome = run(EMBEDDED, "--engine", "rtx", "--output", tmp_path / "out")
     assert outcome.exit_code == 1
     (line,) = outcome.stderr.splitlines()
@@ -275,13 +282,13 @@ def test_a_gpu_that_rtx_does_not_support_is_refused_before_any_work(
     assert "--engine tensorrt" in line
     assert not (tmp_path / "out").exists()
     # For GPUs of other machines it builds; and where no engine was asked for, it says why not.
-    assert builder.open_builder("rtx", BOTH).module
+    assert engine_builder.open_builder("rtx", BOTH).module
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    found = builder.find_builder(EngineOptions(), ("tensorrt", "rtx"))
+    found = engine_builder.find_builder(EngineOptions(), ("tensorrt", "rtx"))
     assert found.module is None
-    assert "does not support NVIDIA H100" in found.missing
-    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("NVIDIA RTX 4090", "8.9"))
-    assert builder.find_builder(EngineOptions(), ("tensorrt", "rtx")).kind == "rtx"
+    assert "does not support NVIDIA H100" in found.unavailable
+    monkeypatch.setattr(engine_builder, "describe_gpu", lambda index: Gpu("NVIDIA RTX 4090", "8.9"))
+    assert engine_builder.find_builder(EngineOptions(), ("tensorrt", "rtx")).kind == "rtx"
 
 
 def test_without_the_builder_one_line_says_what_to_install(
@@ -320,7 +327,7 @@ EVERYTHING = EngineOptions(
 def test_the_builder_uses_only_what_a_version_has(
     version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub(version)
     import dataclasses
 
@@ -344,7 +351,7 @@ def test_the_builder_uses_only_what_a_version_has(
     assert stub.touched <= everything_in("11.4.0.106")
     same = dataclasses.replace(options, hardware_compatibility="same_compute_capability")
     if version == "10.3.0":
-        with pytest.raises(EngineError, match=r"TensorRT 10\.3\.0 does not have it"):
+        with pytest.raises(EngineError, match=r"TensorRT 10\.3\.0 does not support it"):
             build_engine(stub, b"onnx", 299, same)
     else:
         build_engine(stub, b"onnx", 299, same)
@@ -355,7 +362,7 @@ def test_what_is_installed_has_it_too(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt = pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
-    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub(VERSIONS[-1])
     build_engine(stub, b"onnx", 299, EngineOptions(timing_cache=tmp_path))
     for name in sorted(stub.touched - {"EngineInspector.get_engine_information"}):
@@ -371,7 +378,7 @@ def test_the_inspector_may_load_the_lean_runtime_of_a_version_compatible_engine(
     monkeypatch: pytest.MonkeyPatch, compatible: bool
 ) -> None:
     """Without leave TensorRT loads no engine that holds code, and the inspector says nothing."""
-    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub("10.16.1.11")
     engine = stub.answers["Runtime.deserialize_cuda_engine"]
     runtimes: list[Any] = []
@@ -418,7 +425,7 @@ def test_kernels_are_counted_by_type() -> None:
 def test_a_builder_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub(VERSIONS[0])
     stub.answers["Builder.build_serialized_network"] = None
     with pytest.raises(ModelError, match="cannot build the engine"):
@@ -429,7 +436,7 @@ def test_a_builder_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) 
 def test_a_damaged_timing_cache_is_begun_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub("10.16.1.11")
     stub.answers["IBuilderConfig.set_timing_cache"] = False
     made = build_engine(stub, b"onnx", 299, EngineOptions(timing_cache=tmp_path))
@@ -437,7 +444,7 @@ def test_a_damaged_timing_cache_is_begun_anew(
 
 
 def test_a_gpu_is_needed_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "count_gpus", lambda: 1)
+    monkeypatch.setattr(engine_builder, "count_gpus", lambda: 1)
     require_buildable("rtx", EngineOptions())
     require_buildable("tensorrt", EngineOptions())
     require_buildable("rtx", BOTH)

@@ -16,7 +16,7 @@ from ffd_export.checkpoint_graph import compare_parts, export_checkpoint
 from ffd_export.cli.export import main
 from ffd_export.onnx_file import read_onnx
 from ffd_export.parity import Parity, classify, compare
-from ffd_export.sample_images import Example, Images, prepare_images
+from ffd_export.sample_images import Example, SampleImages, prepare_images
 from ffd_runtime.core.errors import DataError, ModelError, OutputError
 from ffd_runtime.model.backends import Outputs, open_backend
 from ffd_runtime.model.card import CARD_KEY, ModelCard, PreprocessSpec, Provenance
@@ -149,13 +149,13 @@ def test_a_file_that_differs_is_not_left(
     assert max(parts.values()) < 1e-5
 
 
-def prepared(folder: Path) -> Images:
+def prepared(folder: Path) -> SampleImages:
     return prepare_images(
         [Example.of_file(str(path)) for path in sorted(folder.iterdir())], PreprocessSpec()
     )
 
 
-def compare_backends(reference: TorchBackend, other: TorchBackend, images: Images) -> Parity:
+def compare_backends(reference: TorchBackend, other: TorchBackend, images: SampleImages) -> Parity:
     return compare(classify(reference, images), classify(other, images), images, reference.card)
 
 
@@ -240,7 +240,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, portraits: Path) -> None:
         ((tmp_path / "empty",), "is not a run"),
         ((tmp_path / "absent.safetensors", "--verify", "none"), "no such file"),
         ((pickle, "--verify", "none"), "is a pickle"),
-        ((checkpoint,), "validation images are not to be found"),
+        ((checkpoint,), "validation images cannot be found"),
         ((checkpoint, "--verify", tmp_path / "empty"), "no such folder, or no file in it"),
         ((checkpoint, "--verify", tmp_path / "absent"), "no such folder, or no file in it"),
         ((checkpoint, "--verify", "none", "--output", "/proc/x"), "cannot write"),
@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_way_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "b.json").mkdir()
-    with pytest.raises(OutputError, match=r"b\.json: a folder of that name is there"):
+    with pytest.raises(OutputError, match=r"b\.json: a folder has this name"):
         write_files({tmp_path / "new/a.onnx": b"whole", tmp_path / "b.json": b"lost"})
     with pytest.raises(OutputError, match="File name too long"):
         write_files({tmp_path / "new/sub" / ("x" * 300) / "a.onnx": b"whole"})

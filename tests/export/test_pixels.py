@@ -13,14 +13,13 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from ffd_export.candidate import classify_candidate
+from ffd_export.baseline import Baseline, classify_candidate
 from ffd_export.checkpoint_graph import export_checkpoint
 from ffd_export.int8 import quantise
-from ffd_export.layers import ends_of, types_of
+from ffd_export.layers import ends_of, layer_types
 from ffd_export.onnx_file import to_bytes
-from ffd_export.parity import compare
-from ffd_export.pixels import can_fold, fold_scaling
-from ffd_export.sample_images import Images
+from ffd_export.pixels import can_fold, fold_normalisation
+from ffd_export.sample_images import SampleImages
 from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.checkpoint import save_checkpoint
 from ffd_train.networks import build
@@ -33,7 +32,7 @@ assert "tiny" in tiny.NAMES
 def run_graph(
     model: onnx.ModelProto, pixels: npt.NDArray[np.uint8], output: str
 ) -> npt.NDArray[np.float32]:
-    """Return any tensor of a graph."""
+    """Return the value of any tensor of a graph."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     if output not in {value.name for value in copy.graph.output}:
@@ -81,13 +80,13 @@ def test_exports_cast_first_and_transpose_second(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "best.safetensors", net, card)
     model, _ = export_checkpoint(tmp_path / "best.safetensors")
     nodes = {node.name: node for node in model.graph.node}
-    scaling = [nodes[name].op_type for name in ends_of(model.graph).scaling]
-    assert scaling == ["Cast", "Transpose", "Sub", "Div"]
+    normalisation = [nodes[name].op_type for name in ends_of(model.graph).normalisation]
+    assert normalisation == ["Cast", "Transpose", "Sub", "Div"]
     assert list(model.graph.node[0].input) == ["image"]
 
 
 def test_the_order_does_not_change_normalised_values(
-    model: onnx.ModelProto, images: Images
+    model: onnx.ModelProto, images: SampleImages
 ) -> None:
     image = torch.from_numpy(images.pixels)
     net = build("tiny")
@@ -104,19 +103,19 @@ def test_the_order_does_not_change_normalised_values(
         assert np.allclose(before, after, rtol=0, atol=1e-6)
 
 
-def test_folding_the_scaling_changes_only_the_edges(
-    ordered: onnx.ModelProto, card: ModelCard, images: Images
+def test_folding_the_normalisation_changes_only_the_edges(
+    ordered: onnx.ModelProto, card: ModelCard, images: SampleImages
 ) -> None:
     folded = onnx.ModelProto()
     folded.CopyFrom(ordered)
     assert can_fold(folded)
-    tensor, zero = fold_scaling(folded)
+    tensor, zero = fold_normalisation(folded)
     (first,) = (node for node in folded.graph.node if node.name == "stem.0")
     assert (tensor, zero) == (first.input[0], 114)
     nodes = {node.name: node for node in folded.graph.node}
-    assert "Div" not in [nodes[name].op_type for name in ends_of(folded.graph).scaling]
-    rows = classify_candidate(ordered, card, images)
-    assert compare(rows, classify_candidate(folded, card, images), images, card).mean < 0.01
+    assert "Div" not in [nodes[name].op_type for name in ends_of(folded.graph).normalisation]
+    baseline = Baseline(card, images, classify_candidate(ordered, card, images))
+    assert baseline.compare(folded).mean < 0.01
     # Inside of the image's edges, the first layer's output is the same.
     inner = [
         run_graph(one, images.pixels[:2], first.output[0])[:, :, 1:-1, 1:-1]
@@ -136,12 +135,12 @@ def test_int8_runs_in_8_bits_on_the_cpu(
     ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     operators = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert operators.count("QLinearConv") == 50
-    # The first of them reads the pixels; nothing scales them.
+    # The first of them reads the pixels, which are not normalised.
     assert not {"Cast", "Sub"} & set(operators)
 
 
 def test_int8_scores_are_equal_in_either_order(
-    model: onnx.ModelProto, ranges: dict[str, Any], images: Images
+    model: onnx.ModelProto, ranges: dict[str, Any], images: SampleImages
 ) -> None:
     last, first = (
         run_graph(quantise(one, "cpu", ranges["percentile"]), images.pixels, "probability")
@@ -154,8 +153,8 @@ def test_a_first_layer_kept_in_fp32_reads_normalised_values(
     ordered: onnx.ModelProto, ranges: dict[str, Any]
 ) -> None:
     kept = quantise(ordered, "cpu", ranges["percentile"], ["stem.0"])
-    assert types_of(kept).others("int8") == ["stem.0", "head"]
+    assert layer_types(kept).of_other_type("int8") == ["stem.0", "head"]
     alone = quantise(ordered, "cpu", ranges["percentile"], only="layer4.2")
-    assert types_of(alone).counts() == {"float": 50, "int8": 1}
+    assert layer_types(alone).counts() == {"float": 50, "int8": 1}
     for made in (kept, alone):
         assert "Cast" in {node.op_type for node in made.graph.node}

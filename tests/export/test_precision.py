@@ -22,18 +22,18 @@ from onnx import TensorProto, numpy_helper
 from sklearn.metrics import roc_auc_score
 
 from ffd_export import fp16, int8
-from ffd_export.calibration import BINS, _coarsen, find_extremes
-from ffd_export.candidate import classify_candidate, open_candidate
+from ffd_export.baseline import Baseline, classify_candidate, open_candidate
+from ffd_export.calibration import MAX_BINS, _coarsen, find_ranges
 from ffd_export.cli.export import main
-from ffd_export.fp16 import MOST, find_overflows, to_fp16
-from ffd_export.int8 import choose_kept, find_sensitive, merge_groups, quantise, require_layers
+from ffd_export.fp16 import MAX_VALUE, find_overflows, to_fp16
+from ffd_export.int8 import choose_layers_to_keep, measure_sensitivity, merge_groups, quantise
 from ffd_export.layer_errors import compare_layers
-from ffd_export.layers import LayerTypes, ends_of, layers_of, types_of
+from ffd_export.layers import LayerTypes, ends_of, layer_types, layers_of, require_layers
 from ffd_export.onnx_file import read_onnx, to_bytes
-from ffd_export.parity import Parity, classify, compare, roc_auc
+from ffd_export.parity import Parity, classify, roc_auc
 from ffd_export.sample_images import (
     Example,
-    Images,
+    SampleImages,
     balance,
     find_images,
     label_of,
@@ -56,7 +56,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_layers_carry_the_names_of_their_weights(model: onnx.ModelProto) -> None:
-    layers = list(types_of(model).kinds)
+    layers = list(layer_types(model).types)
     assert layers[0] == "stem.0"
     assert {"layer1.0.0.conv_dw", "head", "heatmap"} <= set(layers)
     assert len(layers) == 51
@@ -71,13 +71,13 @@ def test_fp16_is_typed_and_keeps_both_ends(model: onnx.ModelProto, card: ModelCa
     before = model.SerializeToString(deterministic=True)
     half = to_fp16(model)
     assert model.SerializeToString(deterministic=True) == before
-    assert set(types_of(half).kinds.values()) == {"half"}
+    assert set(layer_types(half).types.values()) == {"half"}
     inferred = onnx.shape_inference.infer_shapes(half)
     kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
     kinds |= {v.name: v.type.tensor_type.elem_type for v in half.graph.output}
     by_name = {node.name: node for node in half.graph.node}
     ends = ends_of(model.graph)
-    for name in (*ends.scaling, *ends.scores):
+    for name in (*ends.normalisation, *ends.scores):
         assert kinds[by_name[name].output[0]] == TensorProto.FLOAT, name
     assert kinds["probability"] == kinds["heatmap"] == TensorProto.FLOAT
     # One cast in, one out to the scores, one to the heatmap: no value goes to FP16 and back.
@@ -85,10 +85,9 @@ def test_fp16_is_typed_and_keeps_both_ends(model: onnx.ModelProto, card: ModelCa
     assert len(to_bytes(half, card)) < 0.52 * EMBEDDED.stat().st_size
 
 
-def test_fp16_stays_near(model: onnx.ModelProto, card: ModelCard, images: Images) -> None:
-    rows = classify_candidate(model, card, images)
-    parity = compare(rows, classify_candidate(to_fp16(model), card, images), images, card)
-    assert 0 < parity.largest < 1e-2
+def test_fp16_stays_near(model: onnx.ModelProto, card: ModelCard, images: SampleImages) -> None:
+    baseline = Baseline(card, images, classify_candidate(model, card, images))
+    assert 0 < baseline.compare(to_fp16(model)).largest < 1e-2
 
 
 def loud(model: onnx.ModelProto, layer: str, factor: float) -> onnx.ModelProto:
@@ -110,13 +109,15 @@ def loud(model: onnx.ModelProto, layer: str, factor: float) -> onnx.ModelProto:
     return copy
 
 
-def test_what_overflows_stays_fp32_and_is_named(model: onnx.ModelProto, images: Images) -> None:
-    assert find_overflows(model, find_extremes(model, images)) == []
+def test_what_overflows_stays_fp32_and_is_named(
+    model: onnx.ModelProto, images: SampleImages
+) -> None:
+    assert find_overflows(model, find_ranges(model, images)) == []
     # Its output goes to the next layer with no activation in between.
     big = loud(model, "layer1.0.0.conv_pw", 1e6)
-    extremes = find_extremes(big, images)
-    assert max(max(-low, high) for low, high in extremes.values()) > MOST
-    overflowing = find_overflows(big, extremes)
+    found = find_ranges(big, images)
+    assert max(max(-low, high) for low, high in found.values()) > MAX_VALUE
+    overflowing = find_overflows(big, found)
     assert overflowing == ["layer1.0.0.conv_pw", "layer1.1.0.conv_pw"]
     pixels = images.pixels[:2]
     assert not compare_layers(big, to_fp16(big), pixels)["layer1.1.0.conv_pw"] < 0.5
@@ -130,7 +131,7 @@ def test_the_command_keeps_what_overflows(
     path.write_bytes(to_bytes(loud(model, "layer1.0.0.conv_pw", 1e6), card))
     outcome = run(path, "--fp16", "--verify", labelled)
     assert outcome.exit_code == 0, outcome.output
-    assert "FP32: layer1.0.0.conv_pw, layer1.1.0.conv_pw" in outcome.stderr
+    assert "exceed FP16's range: layer1.0.0.conv_pw, layer1.1.0.conv_pw" in outcome.stderr
     _, made = read_onnx(tmp_path / "loud.fp16.onnx")
     assert made.precision == "fp16"
     assert made.metrics["export"]["overflowing"] == "layer1.0.0.conv_pw, layer1.1.0.conv_pw"
@@ -168,7 +169,7 @@ def test_what_rounding_costs_most_is_found_and_kept(
     outcome = run(path, "--fp16", "--verify", labelled)
     assert outcome.exit_code == 1
     assert "largest |Δp|" in outcome.stderr
-    assert "--keep auto finds which to keep FP32" in outcome.stderr
+    assert "--keep auto finds layers to keep in FP32" in outcome.stderr
     outcome = run(path, "--fp16", "--verify", labelled, "--keep", "auto")
     assert outcome.exit_code == 0, outcome.stderr
     _, made = read_onnx(tmp_path / "shifted.fp16.onnx")
@@ -177,7 +178,7 @@ def test_what_rounding_costs_most_is_found_and_kept(
     assert made.metrics["export"]["float_layers"] == 2
 
 
-def test_any_nodes_may_stay_fp32(model: onnx.ModelProto, images: Images) -> None:
+def test_any_nodes_may_stay_fp32(model: onnx.ModelProto, images: SampleImages) -> None:
     """Also those that share a constant, as all of the network's clips do."""
     clips = [node.name for node in model.graph.node if node.op_type == "Clip"]
     assert len(clips) > 10
@@ -190,7 +191,7 @@ def test_any_nodes_may_stay_fp32(model: onnx.ModelProto, images: Images) -> None
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_int8_has_the_flavour_of_its_target(
     model: onnx.ModelProto,
-    images: Images,
+    images: SampleImages,
     card: ModelCard,
     ranges: dict[str, Any],
     exports: Path,
@@ -200,10 +201,10 @@ def test_int8_has_the_flavour_of_its_target(
         quantised = quantise(model, target, ranges["percentile"])
     else:
         quantised, card = read_onnx(exports / "embedded.int8-tensorrt.onnx")
-    layers = types_of(quantised)
+    layers = layer_types(quantised)
     floats = ["head"] if target == "cpu" else ["stem.0", "head"]
     assert layers.counts() == {"int8": 51 - len(floats), "float": len(floats)}
-    assert layers.others("int8") == floats
+    assert layers.of_other_type("int8") == floats
     stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
     kinds = set()
     nodes = {output: node for node in quantised.graph.node for output in node.output}
@@ -213,7 +214,7 @@ def test_int8_has_the_flavour_of_its_target(
             kinds.add(zero.data_type)
             if target == "tensorrt":
                 assert not numpy_helper.to_array(zero).any()
-        if node.op_type == "Conv" and layers.kinds[node.name] == "int8":
+        if node.op_type == "Conv" and layers.types[node.name] == "int8":
             weight = nodes[node.input[1]]
             scales = numpy_helper.to_array(stored[weight.input[1]])
             assert scales.shape == numpy_helper.to_array(stored[weight.input[0]]).shape[:1]
@@ -225,7 +226,7 @@ def test_int8_has_the_flavour_of_its_target(
 
 
 def test_int8_scores_the_same_on_a_cpu_without_vnni(
-    model: onnx.ModelProto, card: ModelCard, ranges: dict[str, Any], images: Images
+    model: onnx.ModelProto, card: ModelCard, ranges: dict[str, Any], images: SampleImages
 ) -> None:
     """Sums of 32 bits, which onnxruntime takes on request, change no bit of a score.
 
@@ -251,7 +252,7 @@ def test_int8_scores_the_same_on_a_cpu_without_vnni(
 
 def test_layers_asked_for_stay_fp32(model: onnx.ModelProto, ranges: dict[str, Any]) -> None:
     kept = quantise(model, "cpu", ranges["percentile"], ["layer1.0.0.conv_dw", "layer4.2"])
-    assert types_of(kept).others("int8") == ["layer1.0.0.conv_dw", "layer4.2", "head"]
+    assert layer_types(kept).of_other_type("int8") == ["layer1.0.0.conv_dw", "layer4.2", "head"]
     require_layers(model, ["layer4.2"])
     with pytest.raises(ModelError, match="--keep layer9: no such layer; the layers are stem.0"):
         require_layers(model, ["layer9"])
@@ -264,7 +265,7 @@ def test_histograms_stay_small_whatever_outliers_come(half: int, seed: int) -> N
     edges = np.linspace(-3, 3, 2 * half + 1).astype(np.float32)
     made, wider, *rest = _coarsen(counts, edges, -3.0, 3.0, 3.0)
     assert rest[:2] == [-3.0, 3.0]
-    assert len(made) <= BINS + 2
+    assert len(made) <= MAX_BINS + 2
     assert len(made) % 2 == 0
     assert len(wider) == len(made) + 1
     assert made.sum() == counts.sum()
@@ -277,7 +278,7 @@ def test_histograms_stay_small_whatever_outliers_come(half: int, seed: int) -> N
 def test_the_sensitive_layer_is_found(
     model: onnx.ModelProto,
     card: ModelCard,
-    images: Images,
+    images: SampleImages,
     ranges: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -290,15 +291,16 @@ def test_the_sensitive_layer_is_found(
         lowest=low * np.float32(1e-3), highest=high * np.float32(1e-3)
     )
     names = ["layer3.3.0.conv_pw", "layer3.3.1.conv_pw", "layer4.2"]
-    few = images.first(4)
-    rows = classify_candidate(model, card, few)
-    monkeypatch.setattr(int8, "quantisable", lambda model, target: names)
-    costs = find_sensitive(model, card, "tensorrt", found, few, rows)
-    assert costs[0][0] == "layer3.3.1.conv_pw"
-    assert sorted(name for name, _ in costs) == names
-    # Of at least ten layers, some are tried.
-    monkeypatch.setattr(int8, "find_sensitive", lambda *arguments: costs * 4)
-    kept = choose_kept(model, card, "tensorrt", found, few, rows)
+    few = images.spread(4)
+    baseline = Baseline(card, few, classify_candidate(model, card, few))
+    monkeypatch.setattr(int8, "quantisable_layers", lambda model, target: names)
+    sensitivity = measure_sensitivity(model, "tensorrt", found, baseline)
+    assert next(iter(sensitivity)) == "layer3.3.1.conv_pw"
+    assert sorted(sensitivity) == names
+    # Layers are kept only if there are at least ten.
+    padded = {**sensitivity, **{f"absent{i}": 0.0 for i in range(9)}}
+    monkeypatch.setattr(int8, "measure_sensitivity", lambda *arguments: padded)
+    kept = choose_layers_to_keep(model, "tensorrt", found, baseline)
     assert kept == ["layer3.3.1.conv_pw"]
 
 
@@ -339,7 +341,7 @@ def _run_graph(model: onnx.ModelProto, x: Any) -> Any:
     return session.run(None, {"x": x})[0]
 
 
-def test_layers_that_differ_are_found(model: onnx.ModelProto, images: Images) -> None:
+def test_layers_that_differ_are_found(model: onnx.ModelProto, images: SampleImages) -> None:
     broken = onnx.ModelProto()
     broken.CopyFrom(model)
     for tensor in broken.graph.initializer:
@@ -355,8 +357,6 @@ def test_layers_that_differ_are_found(model: onnx.ModelProto, images: Images) ->
 def test_beyond_the_limit_the_layers_are_named_and_nothing_is_left(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ffd_export import exporting
-
     real = to_fp16
 
     def wrong(model: onnx.ModelProto, keep: Any = ()) -> onnx.ModelProto:
@@ -367,7 +367,7 @@ def test_beyond_the_limit_the_layers_are_named_and_nothing_is_left(
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
         return made
 
-    monkeypatch.setattr(exporting, "to_fp16", wrong)
+    monkeypatch.setattr(fp16, "to_fp16", wrong)
     outcome = run(EMBEDDED, "--fp16", "--verify", labelled, "--output", tmp_path / "out")
     assert outcome.exit_code == 1
     last = outcome.stderr.splitlines()[-1]
@@ -447,13 +447,13 @@ def test_mistakes_end_in_one_line(labelled: Path, tmp_path: Path) -> None:
         ((tmp_path / "absent.onnx", "--fp16"), "no such file"),
         ((bare, "--fp16"), "has no model card"),
         ((engine, "--fp16", *none), "is an engine already"),
-        ((other, "--fp16", *none), "does not keep the graph contract"),
+        ((other, "--fp16", *none), "breaks the graph contract"),
         ((half, "--int8", "--calibrate", labelled, *none), "is fp16 already"),
-        ((EMBEDDED, "--int8", *none), "training images are not to be found"),
+        ((EMBEDDED, "--int8", *none), "training images cannot be found"),
         ((EMBEDDED, "--int8", "--calibrate", tmp_path / "empty", *none), "no file in it"),
         ((EMBEDDED, "--int8", "--calibrate", tmp_path / "absent", *none), "no such folder"),
         ((EMBEDDED, "--int8", "--calibrate", tmp_path / "text", *none), "is a readable image"),
-        ((EMBEDDED, "--fp16"), "validation images are not to be found"),
+        ((EMBEDDED, "--fp16"), "validation images cannot be found"),
         ((EMBEDDED, "--fp16", "--keep", "layer9", *none), "no such layer"),
     ):
         outcome = run(*arguments, "--output", tmp_path / "out")
@@ -478,7 +478,7 @@ def _as(path: Path, precision: str) -> tuple[onnx.ModelProto, ModelCard]:
         (("--keep", "head"), "--keep is for"),
         (("--fp16", "--keep", "auto", "--verify", "none"), "--keep auto needs images"),
         (("--exclude-lean-runtime",), "is for --version-compatible"),
-        (("--int8", "--target", "cpu", "--engine", "rtx"), "does not take"),
+        (("--int8", "--target", "cpu", "--engine", "rtx"), "does not support"),
         (("--max-batch", "4", "--opt-batch", "8"), "larger than"),
         (("--compute-capability", "8.9"), "is for --engine rtx"),
         (("--engine", "tensorrt", "--compute-capability", "8.9"), "is for --engine rtx"),
@@ -498,12 +498,14 @@ def test_the_precision_gate_names_layers() -> None:
     kinds = {f"layer{i}": "half" for i in range(40)} | {"a": "float", "b": "float"}
     LayerTypes(kinds).require("fp16")
     more = LayerTypes({**kinds, "c": "float"})
-    with pytest.raises(ModelError, match="only 40 of 43 .* are half, too few for fp16: a, b, c"):
+    with pytest.raises(
+        ModelError, match="only 40 of 43 .* are half, too few for fp16: a, b, c are"
+    ):
         more.require("fp16")
     more.require("fp16", ["c"])
     with pytest.raises(ModelError, match="only 0 of 43"):
         more.require("int8")
-    with pytest.raises(ModelError, match="none left"):
+    with pytest.raises(ModelError, match="none are left"):
         LayerTypes({"a": "float"}).require("fp16", ["a"])
     assert str(more) == "43 layers: 40 half, 3 float"
 

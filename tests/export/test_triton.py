@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffd_export.atomic_files import write_files
-from ffd_export.triton import NAME, to_text, triton_files
+from ffd_export.pbtxt import to_text
+from ffd_export.triton import NAME, triton_files
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.image.decode import decode
 from ffd_runtime.image.preprocess import preprocess
@@ -291,7 +292,7 @@ def test_the_page_has_the_numbers_of_the_card() -> None:
         "+ 111.0",
         "44.0 / deviation but at most 2.5",
         "clip limit 1.25 and 6 x 6 tiles",
-        "`generated` from 0.61 on",
+        "`generated` from 0.61 upwards",
     ):
         assert phrase in page
     assert "$" not in page
@@ -300,11 +301,11 @@ def test_the_page_has_the_numbers_of_the_card() -> None:
 @pytest.mark.parametrize(
     ("unsure", "lines"),
     [
-        ((0.37, 0.83), ["groundtruth` below 0.37", "unsure` from 0.37 on, below 0.83",
-                        "generated` from 0.83 on"]),
-        ((0.5, 0.5), ["groundtruth` below 0.5", "generated` from 0.5 on"]),
-        ((0.0, 0.83), ["unsure` from 0.0 on, below 0.83", "generated` from 0.83 on"]),
-        ((0.37, 1.0), ["groundtruth` below 0.37", "unsure` from 0.37 on"]),
+        ((0.37, 0.83), ["groundtruth` below 0.37", "unsure` from 0.37 to below 0.83",
+                        "generated` from 0.83 upwards"]),
+        ((0.5, 0.5), ["groundtruth` below 0.5", "generated` from 0.5 upwards"]),
+        ((0.0, 0.83), ["unsure` from 0.0 to below 0.83", "generated` from 0.83 upwards"]),
+        ((0.37, 1.0), ["groundtruth` below 0.37", "unsure` from 0.37 upwards"]),
     ],
 )  # fmt: skip
 def test_verdicts_in_words(unsure: tuple[float, float], lines: list[str]) -> None:
@@ -313,7 +314,7 @@ def test_verdicts_in_words(unsure: tuple[float, float], lines: list[str]) -> Non
     # The same rule as the code's.
     for line in lines:
         label, rule = line.split("` ", 1)
-        edge = float(rule.split()[1].rstrip(","))
+        edge = float(rule.split()[1])
         inside = edge - 1e-6 if rule.startswith("below") else edge
         assert CARD.replace(unsure=unsure).verdict(inside) == label
 

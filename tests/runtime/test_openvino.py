@@ -167,7 +167,7 @@ def test_an_int8_model_runs_in_8_bits(portraits: Path, tmp_path: Path) -> None:
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import TensorsData
 
-    from ffd_export.calibration import find_extremes
+    from ffd_export.calibration import find_ranges
     from ffd_export.int8 import quantise
     from ffd_export.onnx_file import read_onnx, to_bytes
     from ffd_export.sample_images import find_images, prepare_images
@@ -177,7 +177,7 @@ def test_an_int8_model_runs_in_8_bits(portraits: Path, tmp_path: Path) -> None:
     # Better ranges take seconds to find, and change no layer's type.
     extremes = {
         name: (np.float32(low), np.float32(high))
-        for name, (low, high) in find_extremes(model, images).items()
+        for name, (low, high) in find_ranges(model, images).items()
     }
     ranges = TensorsData(CalibrationMethod.MinMax, extremes)
     path = tmp_path / "m.int8.onnx"

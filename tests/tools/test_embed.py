@@ -1,4 +1,4 @@
-"""tools/embed.py writes both embedded files, or says why it does not."""
+"""tools/embed.py writes both embedded files, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 from tools import embed
 
-from ffd_export.exporting import open_source, take_as_is
+from ffd_export.exported_model import ExportedModel
 from ffd_export.onnx_file import read_onnx
+from ffd_export.source_model import open_source
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.backends.embedded import explain_rejection
@@ -60,7 +61,7 @@ def test_images_without_labels_and_files_too_large_are_refused(
     assert outcome.exit_code == 1
     assert "needs images below generated/ and groundtruth/" in outcome.stderr.splitlines()[-1]
     monkeypatch.setattr(embed, "MAX_BYTES", 20_000_000)
-    made = take_as_is(open_source(EMBEDDED))
+    exported = ExportedModel.unchanged(open_source(EMBEDDED))
     with pytest.raises(ModelError, match=r"the two files take 26.9 MB, limit 20 MB"):
-        embed.write_both(made, made, tmp_path / "out")
+        embed.write_both(exported, exported, tmp_path / "out")
     assert not (tmp_path / "out").exists()

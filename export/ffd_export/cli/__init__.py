@@ -1,1 +1,1 @@
-"""The command of export."""
+"""The command of export. Its modules import only click until the command runs."""

@@ -1,0 +1,149 @@
+"""Choose the TensorRT package that builds an engine, and reject unsupported options."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from ffd_runtime.core.install_hint import install_hint
+from ffd_runtime.core.errors import BackendError, DeviceError, EngineError
+from ffd_runtime.model.devices import count_gpus, describe_gpu
+from ffd_runtime.model.engine_manifest import require_rtx_gpu
+
+from .engine_build import find_capability
+from .engine_options import EngineOptions
+from .export_options import ExportOptions
+
+MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+
+
+@dataclass(frozen=True)
+class EngineBuilder:
+    """A TensorRT package and the options to build with.
+
+    Attributes:
+        kind: `tensorrt` or `rtx`.
+        options: how to build.
+        module: `tensorrt` or `tensorrt_rtx`; None if no engine is built.
+        unavailable: why an engine that `--engine auto` asks for cannot be built here.
+    """
+
+    kind: str
+    options: EngineOptions
+    module: Any = None
+    unavailable: str = ""
+
+    @property
+    def can_build(self) -> bool:
+        """Whether an engine is built."""
+        return self.module is not None
+
+    @property
+    def can_verify(self) -> bool:
+        """Whether this machine can run the engine that it builds."""
+        return self.can_build and not self.options.compute_capabilities and count_gpus() > 0
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of an engine's file name."""
+        return ".engine" if self.kind == "tensorrt" else ".rtx.engine"
+
+    def command(self, onnx: str) -> str:
+        """Return the command that builds the engine again, in the folder of the ONNX."""
+        path = f"./{onnx}" if onnx.startswith("-") else onnx
+        arguments = ["--engine", self.kind, *self.options.arguments(), "--verify", "DIR"]
+        return shlex.join(["ffd-export", path, *arguments])
+
+
+def choose_builder(options: ExportOptions, converts: bool) -> EngineBuilder:
+    """Return the builder that `--engine` names, or one that `auto` finds.
+
+    Args:
+        options: of the export.
+        converts: whether a model is converted. `auto` builds only from a converted model.
+
+    Raises:
+        FfdError: see `open_builder`.
+    """
+    settings = options.engine_options
+    if options.names_engine:
+        return open_builder(options.engine, settings)
+    if options.engine == "none" or not converts or not options.for_tensorrt:
+        return EngineBuilder("tensorrt", settings)
+    # Triton does not serve engines of TensorRT for RTX.
+    return find_builder(settings, ("tensorrt",) if options.triton else ("tensorrt", "rtx"))
+
+
+def open_builder(kind: str, options: EngineOptions) -> EngineBuilder:
+    """Import a TensorRT package.
+
+    Args:
+        kind: `tensorrt` or `rtx`.
+        options: how to build.
+
+    Raises:
+        BackendError: the package is not installed or cannot be imported.
+        DeviceError: there is no GPU to build for, or the package does not support it.
+        EngineError: the package does not support an option.
+    """
+    require_buildable(kind, options)
+    try:
+        module = import_module(MODULES[kind])
+    except Exception as error:  # the package raises whatever its loader raised
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            f"--engine {kind} needs {MODULES[kind]}, which cannot be imported ({reason}): "
+            f"{install_hint(kind)}, or use JetPack's package"
+        ) from None
+    for capability in options.compute_capabilities:
+        find_capability(module, capability)
+    if kind == "rtx" and not options.compute_capabilities:
+        require_rtx_gpu(module, describe_gpu(0))
+    return EngineBuilder(kind, options, module)
+
+
+def find_builder(options: EngineOptions, kinds: tuple[str, ...]) -> EngineBuilder:
+    """Return the first builder that works on this machine, or one that says why none does."""
+    if not count_gpus():
+        return EngineBuilder("tensorrt", options, unavailable="this machine has no GPU")
+    names = " and ".join(MODULES[kind] for kind in kinds)
+    reason = f"{names} cannot be imported here"
+    for kind in kinds:
+        try:
+            return open_builder(kind, options)
+        except DeviceError as error:
+            reason = str(error)
+        except BackendError:
+            continue
+    return EngineBuilder("tensorrt", options, unavailable=reason)
+
+
+def require_buildable(kind: str, options: EngineOptions) -> None:
+    """Reject options that a builder does not support, before any work.
+
+    Args:
+        kind: `tensorrt` or `rtx`.
+        options: how to build.
+
+    Raises:
+        DeviceError: there is no GPU to build for.
+        EngineError: the builder does not support an option.
+    """
+    if kind == "rtx":
+        if options.version_compatible or options.hardware_compatibility != "none":
+            raise EngineError(
+                "--version-compatible and --hardware-compatibility are options of --engine "
+                "tensorrt: with --engine rtx, name the GPUs by --compute-capability"
+            )
+        if not options.compute_capabilities and not count_gpus():
+            raise DeviceError(
+                "--engine rtx: this machine has no GPU to build for; name the target GPUs, such as "
+                "--compute-capability 8.6,8.9"
+            )
+    elif not count_gpus():
+        raise DeviceError(
+            "--engine tensorrt: TensorRT times its kernels on a GPU, and NVIDIA's driver offers "
+            "none here; build the engine on the device, from the ONNX"
+        )
