@@ -1,10 +1,10 @@
-"""Images a second of ffd-run's pipeline on a CPU against the straightforward PyTorch script.
+"""Compare the speed of ffd-run's pipeline on a CPU with that of a plain PyTorch script.
 
 Usage: python benchmarks/against_pytorch.py FACES RUN ONNX... > benchmarks/against_pytorch.csv
 
-RUN is a run of ffd-train; each ONNX is what ffd-export made of it. The script is what people write
-first: eager FP32, one image at a time, OpenCV's preprocessing. All take turns within one run.
-Accuracy is of the test split, by the runtime.
+RUN is a run of ffd-train, and each ONNX is an export of it. The script runs eager FP32 on one image
+at a time, with OpenCV's preprocessing. All take turns within one run. Accuracy is measured on the
+test split, with the runtime.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ ROUNDS = 4
 BACKENDS = ("onnxruntime", "openvino")
 
 
-def straightforward(run: Path, paths: list[str]) -> Callable[[], None]:
-    """The script that is compared with."""
+def plain_script(run: Path, paths: list[str]) -> Callable[[], None]:
+    """Return the PyTorch script."""
     net, card = load_checkpoint(run / "best.safetensors")
     net.eval()
 
@@ -47,7 +47,7 @@ def straightforward(run: Path, paths: list[str]) -> Callable[[], None]:
 
 
 def ours(classifier: Classifier, paths: list[str]) -> Callable[[], None]:
-    """What ffd-run does."""
+    """Return the pipeline of ffd-run."""
 
     def classify() -> None:
         rows = list(classifier.classify_items(map(Item, paths)))
@@ -57,20 +57,20 @@ def ours(classifier: Classifier, paths: list[str]) -> Callable[[], None]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall time of a call."""
+    """Measure the wall time of a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Print a CSV: what runs, its images a second, how many times the script's, its accuracy."""
+    """Print a CSV: what runs, images a second, the ratio to the script, and accuracy."""
     faces, run, *models = map(Path, sys.argv[1:])
     cv2.setNumThreads(1)
     test = find_labelled(faces, "test")
     chosen = test.samples[:: max(1, len(test.samples) // IMAGES)][:IMAGES]
     paths = [str(faces / sample.path) for sample in chosen]
-    work = {("PyTorch script", "fp32"): straightforward(run, paths)}
+    work = {("PyTorch script", "fp32"): plain_script(run, paths)}
     accuracy: dict[tuple[str, str], float] = {}
     for model in models:
         for backend in BACKENDS:

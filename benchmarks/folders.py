@@ -1,8 +1,8 @@
-"""How near ffd-run comes to what its parts cost: throughput, preprocessing, cold start, memory.
+"""Compare ffd-run with the cost of its stages: throughput, preprocessing, cold start, memory.
 
 Usage: python benchmarks/folders.py FACES [ROUNDS] > benchmarks/folders.csv
 
-Each row is a ratio of two things measured in turns in one run, and its limit.
+Each row has the ratio of two values, measured in turns in one run, and the limit of the ratio.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ FILES = (2_000, 20_000)
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall time of a call."""
+    """Measure the wall time of a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def throughput(classifier: Classifier, items: list[Item], rounds: int) -> tuple[float, float]:
-    """Images a second end to end, and 1 / (decode + preprocess + infer)."""
+    """Measure images a second end to end, and 1 / (decode + preprocess + infer)."""
     spec = classifier.card.preprocess
     images = [decode(read_file(item.source), at_least=spec.decode_side) for item in items]
     pixels = np.stack([preprocess(image, spec) for image in images])
@@ -69,7 +69,7 @@ def throughput(classifier: Classifier, items: list[Item], rounds: int) -> tuple[
 
 
 def against_fp32(items: list[Item], rounds: int) -> tuple[float, float]:
-    """Images a second end to end: the embedded model that a CPU takes, and the FP32 one."""
+    """Measure images a second end to end with the default model of a CPU, and with FP32."""
     with (
         Classifier.open(device="cpu", batch=BATCH) as default,
         Classifier.open(EMBEDDED, backend="onnxruntime", device="cpu", batch=BATCH) as fp32,
@@ -88,7 +88,7 @@ def against_fp32(items: list[Item], rounds: int) -> tuple[float, float]:
 
 
 def preprocessing(classifier: Classifier, items: list[Item], rounds: int) -> tuple[float, float]:
-    """Milliseconds of `preprocess`, and of the bare sequence of OpenCV calls."""
+    """Measure milliseconds of `preprocess`, and of only its OpenCV calls."""
     spec = classifier.card.preprocess
     images = [decode(read_file(item.source)) for item in items[:200]]
     clahe = cv2.createCLAHE(spec.clahe_clip, (spec.clahe_tiles, spec.clahe_tiles))
@@ -122,24 +122,24 @@ def preprocessing(classifier: Classifier, items: list[Item], rounds: int) -> tup
 
 
 def cold_start(item: Item, rounds: int) -> tuple[float, float]:
-    """Milliseconds from a fresh process to its first verdict, and of the bare imports and run."""
+    """Measure milliseconds from process start to first verdict, and of only imports and a run."""
     measured = measure_cold_start(None, "onnxruntime", "cpu", 299, item, rounds)
     return measured["first_verdict_ms"], measured["bare_ms"]
 
 
 def memory(items: list[Item]) -> tuple[float, float]:
-    """Peak resident MiB of ffd-run over `FILES[1]` files, and over `FILES[0]`."""
+    """Measure peak resident MiB of ffd-run over `FILES[1]` files, and over `FILES[0]`."""
     peaks = []
     with tempfile.TemporaryDirectory() as scratch:
         for count in FILES:
             folder = Path(scratch, str(count))
             folder.mkdir()
             for number in range(count):
-                # Links: the run opens as many files, the disk holds few.
+                # Links, so that the run opens many files and the disk stores few.
                 target = Path(items[number % len(items)].source).resolve()
                 (folder / f"{number:05}.jpg").symlink_to(target)
             output = Path(scratch, f"{count}.jsonl")
-            # Of the process itself: what the system counts for a child begins with its parent's.
+            # The process reports its own peak: the system starts a child's count at its parent's.
             command = [sys.executable, "-c", FRESH, str(folder), "--output", str(output)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             peaks.append(int(done.stderr.splitlines()[-1]) / (1 << 20))
@@ -147,7 +147,7 @@ def memory(items: list[Item]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print a CSV: what, ours, the bare or smaller one, their ratio, and what it must be."""
+    """Print a CSV: what, our value, the reference, their ratio, and its limit."""
     faces = sys.argv[1]
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""What a benchmark was measured on."""
+"""Describe the machine that a benchmark runs on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def describe() -> str:
-    """Processor, cores and Python, on one line."""
+    """Return processor, cores and Python version, on one line."""
     info = Path("/proc/cpuinfo")
     names = (
         [

@@ -1,9 +1,9 @@
-"""What decoding large JPEGs at a fraction of their size does to scores, and what it saves.
+"""Measure how decoding large JPEGs at a reduced size changes scores, and how much time it saves.
 
 Usage: python benchmarks/reduced_decode.py FOLDER [IMAGES] > benchmarks/reduced_decode.csv
 
-FOLDER's pictures are enlarged (Lanczos) and saved as JPEG of quality 92, because a data set of
-large photographs of both kinds was not at hand: real ones hold finer detail than these.
+The images of FOLDER are enlarged (Lanczos) and saved as JPEG with quality 92, because no data set
+of large images of both classes was available. Real large images have finer detail.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.image.preprocess import preprocess
 from ffd_runtime.inputs import find_files
 
-# Shorter sides: the smallest that is reduced to 1/2, to 1/4 and to 1/8, and one between.
+# Shorter sides: the smallest that are reduced to 1/2, 1/4 and 1/8, and one between.
 SIDES = (1196, 1600, 2392, 4784)
 
 
 def enlarge(path: str, side: int) -> bytes:
-    """The picture as a JPEG whose shorter side has `side` pixels."""
+    """Return an image as a JPEG whose shorter side has `side` pixels."""
     image = decode(read_file(path))
     scale = side / min(image.shape[:2])
     size = tuple(max(side, round(length * scale)) for length in image.shape[1::-1])
@@ -35,7 +35,7 @@ def enlarge(path: str, side: int) -> bytes:
 
 
 def measure(data: bytes, at_least: int, classifier: Classifier) -> tuple[float, str, float]:
-    """Score, verdict, and the milliseconds of decoding."""
+    """Return score, verdict, and the milliseconds of decoding."""
     start = time.perf_counter()
     image = decode(data, at_least=at_least)
     milliseconds = 1000 * (time.perf_counter() - start)
@@ -45,7 +45,7 @@ def measure(data: bytes, at_least: int, classifier: Classifier) -> tuple[float, 
 
 
 def main() -> None:
-    """Print a CSV: a row for each size."""
+    """Print a CSV with a row for each size."""
     cv2.setNumThreads(1)
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 100
     paths = [item.source for item in find_files([str(Path(sys.argv[1]))])]

@@ -1,11 +1,11 @@
-"""What Ray costs ffd-run on this machine, and what would limit it on many.
+"""Measure the cost of Ray for ffd-run on this machine, and compute the limits of larger clusters.
 
 Usage: python benchmarks/scale.py FACES [PICTURES] [ROUNDS] > benchmarks/scale.csv
        python benchmarks/scale.py --simulate benchmarks/scale.csv > benchmarks/scale_simulation.csv
 
-The first runs ffd-run with and without --ray in turns, as whole processes from start to end, and
-measures what each stage costs. The second computes larger clusters from that; its assumptions stand
-at the top of what it prints.
+The first form runs ffd-run with and without --ray in turns, as complete processes, and measures the
+cost of each stage. The second form computes larger clusters from these costs and prints its
+assumptions first.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ from ffd_runtime.model.devices import count_cores
 COMMAND = Path(sys.executable).with_name("ffd-run")
 PICTURES = 20_000
 MAX_PIXELS = 1 << 27
-# Pictures whose stages are timed; blocks of a short and a long run of nothing but tasks.
+# Images whose stages are timed. Blocks of a short and a long run of empty tasks.
 SAMPLE = 600
 BLOCKS = (40, 400)
-# Inputs that are known before one more is added.
+# Inputs that are known before another is added.
 KNOWN = 4_000_000
 
-# --- what the simulation assumes ---
+# --- assumptions of the simulation ---
 TOTAL = 200_000_000
 NODES = tuple(2**power for power in range(9))
 CORES = 16
-# Amazon S3 user guide, "Best practices design patterns: optimizing Amazon S3 performance": GET and
-# HEAD requests a second that a partition of the names carries at least.
+# Amazon S3 user guide, "Best practices design patterns: optimizing Amazon S3 performance": lower
+# limit of GET and HEAD requests a second for a prefix.
 REQUESTS = 5_500
-# pyarrow asks for an object's size before it reads it: HEAD and GET.
+# pyarrow requests an object's size before its content: HEAD and GET.
 REQUESTS_EACH = 2
-# Seconds. Amazon S3's performance guidelines: requests for less than 512 KB often take some tens of
-# milliseconds in the median.
+# Seconds. Amazon S3's performance guidelines: the median of requests below 512 KB is often tens of
+# milliseconds.
 LATENCY = 0.05
-# S3 API reference, ListObjectsV2: names in an answer, at most. Its seconds are assumed.
+# S3 API reference, ListObjectsV2: largest number of names in a response. The seconds are assumed.
 LISTED, LISTING = 1_000, 0.1
 # Bytes a second of a machine with 16 cores: 5 Gbit/s.
 BANDWIDTH = 5e9 / 8
@@ -73,7 +73,7 @@ BANDWIDTH = 5e9 / 8
 
 @dataclass(frozen=True)
 class Stages:
-    """What a run consists of, as measured; `ROWS` says what each is, and its unit."""
+    """Measured costs of a run. `ROWS` describes each with its unit."""
 
     prepare: float
     infer: float
@@ -98,7 +98,7 @@ RATE = "images a second: --ray --actors {actors} / plain"
 
 
 def time_run(folder: Path, pictures: int, *options: str) -> float:
-    """Seconds of a whole ffd-run."""
+    """Measure seconds of a complete ffd-run."""
     import pyarrow.parquet
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,13 +115,13 @@ def time_run(folder: Path, pictures: int, *options: str) -> float:
 
 
 def whole_runs(faces: list[Path], pictures: int, rounds: int) -> list[float]:
-    """Seconds of ffd-run alone, with --ray and one actor, and with two; the median of rounds."""
+    """Measure median seconds of ffd-run: without Ray, with one actor, and with two."""
     ways = ((), ("--ray", "--actors", "1"), ("--ray", "--actors", "2"))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "pictures")
         folder.mkdir()
         for number in range(pictures):
-            # Links: the run opens as many files, the disk holds few.
+            # Links, so that the run opens many files and the disk stores few.
             (folder / f"{number:06}.jpg").symlink_to(faces[number % len(faces)])
         for face in faces[:pictures]:
             face.read_bytes()
@@ -130,14 +130,14 @@ def whole_runs(faces: list[Path], pictures: int, rounds: int) -> list[float]:
 
 
 def cpu(work: Callable[[], object]) -> float:
-    """This process's CPU seconds of a call."""
+    """Measure this process's CPU seconds of a call."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def measure_stages(faces: list[Path]) -> Stages:
-    """What each stage costs on this machine."""
+    """Measure the cost of each stage on this machine."""
     model = Model.read(EMBEDDED, "auto", "cpu")
     begin, block, spec = measure_driver(model)
     each, known = measure_names()
@@ -164,10 +164,10 @@ def measure_stages(faces: list[Path]) -> Stages:
 
 
 def measure_driver(model: Model) -> tuple[float, float, PreprocessSpec]:
-    """Seconds of a wave of hardly any inputs, the driver's CPU seconds a block, the card's spec.
+    """Measure seconds of a small wave and the driver's CPU seconds a block; return the spec, too.
 
-    The pipeline is a run's own. Its inputs are known to be unreadable, so that its tasks are empty
-    and the driver has to keep up with them.
+    The pipeline is that of a run. Its inputs are marked as unreadable, so that its tasks are empty
+    and the driver is the bottleneck.
     """
     with tempfile.TemporaryDirectory() as scratch, connected(None, verbose=False) as ray:
         plan = Plan.of(ray.nodes(), "cpu")
@@ -195,14 +195,14 @@ def measure_driver(model: Model) -> tuple[float, float, PreprocessSpec]:
 
 
 def measure_names() -> tuple[float, float]:
-    """The driver's CPU seconds an input, and a wave for each million inputs before it."""
+    """Measure the driver's CPU seconds an input, and a wave for each million known inputs."""
     seen = Seen()
     count = 100_000
     items = [Item(f"s3://bucket/folder/{number:012}.jpg") for number in range(count)]
     plan = Plan(1, count // 8 // 64, 0, 1, "cpu")
 
     def take() -> None:
-        # As cluster.classify does between waves.
+        # The same work as in cluster.classify between waves.
         new = seen.find_new(item.source for item in items)
         fresh = [item for item, is_new in zip(items, new, strict=True) if is_new]
         seen.add(item.source for item in fresh)
@@ -215,21 +215,21 @@ def measure_names() -> tuple[float, float]:
 
 
 def pictures_in_block(spec: PreprocessSpec) -> int:
-    """Pictures that go from one stage to the next at a time."""
+    """Return the number of images in a block between two stages."""
     return BLOCK // (spec.size**2 * 3)
 
 
 def simulate(stages: Stages, nodes: int, prefixes: int, walked: bool) -> tuple[float, str]:
-    """Hours for `TOTAL` pictures on a cluster, and what takes most of them.
+    """Compute hours for `TOTAL` images on a cluster, and the bottleneck.
 
-    Within a wave all stages overlap, so the slowest decides. Between waves the driver sorts out
-    names while the cluster waits; the next wave's names are listed meanwhile.
+    Within a wave, all stages overlap, and the slowest decides. Between waves, the cluster waits for
+    the driver, which processes names. The names of the next wave are listed meanwhile.
 
     Args:
-        stages: as measured.
-        nodes: machines of `CORES` cores.
-        prefixes: of the store that are read at a time.
-        walked: names come from LIST requests, else from a list.
+        stages: measured costs.
+        nodes: number of machines with `CORES` cores.
+        prefixes: of the store that are read concurrently.
+        walked: names come from LIST requests, otherwise from a list.
     """
     cores = nodes * CORES
     in_task = max(LEAST_INPUTS, min(MOST_INPUTS, -(-WAVE // (8 * cores))))
@@ -243,7 +243,7 @@ def simulate(stages: Stages, nodes: int, prefixes: int, walked: bool) -> tuple[f
         "driver: tasks": stages.block / 1e3 / in_block,
     }
     slowest = max(within, key=lambda name: within[name])
-    # Half of the last tasks' time, on average, machines have nothing more to do.
+    # On average, machines are idle for half of the time of the last tasks.
     pause = stages.begin + in_task * picture / 2 + WAVE * stages.each / 1e6
     listing = WAVE * LISTING / LISTED if walked else 0.0
     seconds = dict.fromkeys([*within, "between waves", "store: listing"], 0.0)
@@ -259,13 +259,13 @@ def simulate(stages: Stages, nodes: int, prefixes: int, walked: bool) -> tuple[f
 
 
 def read_values(path: Path) -> dict[str, float]:
-    """What this script measured, by name, from a CSV that it printed."""
+    """Read measured values by name from a CSV of this script."""
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     return {row["what"]: float(row["ours"]) for row in csv.DictReader(lines)}
 
 
 def print_simulation(path: Path) -> None:
-    """Print a CSV of clusters: assumptions, then a row for each."""
+    """Print a CSV of clusters: assumptions, then a row for each cluster."""
     values = read_values(path)
     stages = Stages(**{name: values[what] for name, what in ROWS.items()})
     print(f"# computed, not run: {TOTAL} pictures, from the stages in {path.name}:")
@@ -291,7 +291,7 @@ def print_simulation(path: Path) -> None:
 
 
 def main() -> None:
-    """Print a CSV: what, ours, the reference, their ratio, and what it must be."""
+    """Print a CSV: what, our value, the reference, their ratio, and its limit."""
     if sys.argv[1] == "--simulate":
         print_simulation(Path(sys.argv[2]))
         return
@@ -299,7 +299,7 @@ def main() -> None:
     faces = [face for face in faces if face.suffix in (".jpg", ".png")]
     pictures = int(sys.argv[2]) if len(sys.argv) > 2 else PICTURES
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 1
-    # A cluster that runs here already is not what is measured.
+    # Do not connect to a running cluster.
     os.environ.pop("RAY_ADDRESS", None)
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         os.environ["RAY_TMPDIR"] = folder
@@ -307,7 +307,7 @@ def main() -> None:
 
 
 def measure(faces: list[Path], pictures: int, rounds: int) -> None:
-    """Print what a run costs with and without Ray, and its stages."""
+    """Print the costs of a run with and without Ray, and of its stages."""
     print(f"# {describe()}; {pictures} pictures, whole processes; {rounds} rounds")
     print("what,ours,reference,ratio,must_be", flush=True)
     plain, *by_ray = whole_runs(faces, pictures, rounds)

@@ -1,12 +1,11 @@
-"""How many verdicts come, and how late beside what the networks take: 640x480 at 25 fps.
+"""Measure verdicts a second, and their delay beyond the networks' time: 640x480 at 25 fps.
 
     python benchmarks/streams.py PORTRAIT FACE_MODEL [FRAMES] > benchmarks/streams.csv
 
-A frame's age is measured from its capture to its verdict; the face detector's and the classifier's
-time are subtracted: what is left is ours (waiting for the frame's turn, cutting out, preprocessing,
-tracking). The sources are synthetic, so that their frames are captured when we say; each gives
-FRAMES frames (1000 by default). Compare two versions in turns on one machine:
-PYTHONPATH=OTHER/runtime runs another one.
+A frame's age is the time from its capture to its verdict. The time of the face detector and of the
+classifier is subtracted. The rest is waiting, cropping, preprocessing and tracking. Sources are
+synthetic, so that the time of capture is known. Each gives FRAMES frames (1000 by default). To
+compare two versions, run them in turns on one machine: PYTHONPATH=OTHER/runtime runs another one.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ FPS = 25
 
 
 class Camera:
-    """Portraits that move over a grey frame."""
+    """A source of portraits that move over a grey frame."""
 
     note: str | None = None
     broken = 0
@@ -67,7 +66,7 @@ class Camera:
         return self._number / FPS
 
     def retrieve(self) -> npt.NDArray[np.uint8]:
-        # As OpenCV gives them, each in memory of its own.
+        # A copy, as OpenCV returns each frame in new memory.
         return self._frames[self._number % 100].copy()
 
     def close(self) -> None:
@@ -106,7 +105,7 @@ def measure(
     detector: FaceDetector | None = None,
     sources: int = 1,
 ) -> None:
-    """Print the row of one case."""
+    """Print the row of a case."""
     ages = Ages()
     policy = StreamPolicy(retries=0)
     streams = to_streams(map(str, range(sources)))

@@ -1,11 +1,10 @@
-"""Images a second of ffd-train against a bare PyTorch loop on the same network and images.
+"""Compare the speed of ffd-train with that of a plain PyTorch loop, on the same images.
 
 Usage: python benchmarks/training.py FACES [NETWORK [BATCH [CROP]]] > benchmarks/training.csv
 
-Three ways to train the whole network, taking turns: `memory`, a loop over one batch that is on the
-device already, which nothing can beat; `loop`, a loop over a DataLoader of the same images,
-augmented and preprocessed; `ffd-train`, with all that it adds: moving average, clipping, metrics,
-looks for NaN, TensorBoard.
+Three ways train the whole network in turns. `memory` is a loop over one batch on the device: the
+upper bound. `loop` is a loop over a DataLoader of the same images, augmented and preprocessed.
+`ffd-train` adds moving average, gradient clipping, metrics, NaN checks and TensorBoard.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ STEPS = 20
 ROUNDS = 3
 
 
-def bare(settings: Settings, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Images a second of the loop that everybody writes."""
+def plain_loop(settings: Settings, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Measure images a second of a plain training loop."""
     device, precision = choose_device(settings)
     net = build(settings.network).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, 0.9)
@@ -55,12 +54,12 @@ def bare(settings: Settings, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         value.backward()
         optimizer.step()
         images += len(labels)
-    float(value)  # A GPU is behind.
+    float(value)  # Wait for the GPU.
     return images / (time.perf_counter() - start)
 
 
 def loader(data: FaceData, settings: Settings) -> Iterable[tuple[Tensor, Tensor]]:
-    """What ffd-train loads from."""
+    """Return a loader as in ffd-train."""
     s, samples = settings, data.split("train")
     dataset = FaceDataset(data, samples, PreprocessSpec(), s.recipe, s.crop, s.sizes, s.seed)
     batches = Batches(draw_epoch(samples, s.balance, s.seed, 0), s.batch)
@@ -70,7 +69,7 @@ def loader(data: FaceData, settings: Settings) -> Iterable[tuple[Tensor, Tensor]
 
 
 def ours(data: FaceData, settings: Settings) -> float:
-    """Images a second of ffd-train's epoch, its validation on a handful of images included."""
+    """Measure images a second of an epoch of ffd-train, with validation on a few images."""
     with tempfile.TemporaryDirectory() as folder:
         train(data, settings, Path(folder) / "run")
         with (Path(folder) / "run" / "metrics.csv").open(newline="") as file:
@@ -79,7 +78,7 @@ def ours(data: FaceData, settings: Settings) -> float:
 
 
 def take(data: FaceData, count: int) -> FaceData:
-    """So many images to train on, and a handful to validate on, both classes alike."""
+    """Return a number of images to train on and a few to validate on, from both classes."""
     kept = []
     for split, images in (("train", count), ("val", 8)):
         for label in (0, 1):
@@ -89,7 +88,7 @@ def take(data: FaceData, count: int) -> FaceData:
 
 
 def main() -> None:
-    """Print a CSV: what trains, its images a second, and its share of the loop in memory."""
+    """Print a CSV: what trains, images a second, and the shares of both loops' speed."""
     faces, *rest = sys.argv[1:]
     network, batch, crop = (*rest, *("tf_efficientnet_lite0", "32", "192")[len(rest) :])
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,8 +106,8 @@ def main() -> None:
     one = next(iter(loader(data, settings)))
     there = [tensor.to(device) for tensor in one]
     ways = {
-        "memory": lambda: bare(settings, [(there[0], there[1])] * STEPS),
-        "loop": lambda: bare(settings, loader(data, settings)),
+        "memory": lambda: plain_loop(settings, [(there[0], there[1])] * STEPS),
+        "loop": lambda: plain_loop(settings, loader(data, settings)),
         "ffd-train": lambda: ours(data, settings),
     }
     ways["memory"]()

@@ -1,4 +1,4 @@
-"""Fetch public-domain portraits out of the Python packages that carry them, for `make demo`.
+"""Fetch public-domain portraits from Python packages, for `make demo`.
 
 Usage: python tools/fetch_portraits.py FOLDER
 """
@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-# NASA and US Navy photographs: in the public domain. Package to the picture's place in its wheel.
+# Photographs of NASA and the US Navy are in the public domain. Path in the wheel, by package.
 PORTRAITS = {
     "matplotlib": "matplotlib/mpl-data/sample_data/grace_hopper.jpg",
     "scikit-image": "skimage/data/astronaut.png",
@@ -19,7 +19,7 @@ PORTRAITS = {
 
 
 def fetch(package: str, member: str, folder: Path) -> Path:
-    """Take one file out of a package's wheel, without installing the package."""
+    """Copy a file from a package's wheel without installing the package."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q"]
         options = ["--no-deps", "--only-binary", ":all:", "--dest", scratch]
@@ -32,7 +32,7 @@ def fetch(package: str, member: str, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Fetch every portrait into the folder named on the command line."""
+    """Fetch all portraits into the given folder."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for package, member in PORTRAITS.items():

@@ -1,8 +1,8 @@
-"""Join data sets of single pictures into one folder of links with a joint manifest.csv.
+"""Join data sets of images into one folder of links with a joint manifest.csv.
 
-Each data set is a folder whose manifest.csv lists its pictures (path, label, split, source and
-further columns), which lie in train/, val/ and test/ with generated/ and groundtruth/ in each. The
-joint folder has the same form, so that ffd-train, ffd-eval and ffd-data take it.
+Each data set is a folder with a manifest.csv that lists its images (path, label, split, source and
+further columns). The images are in train/, val/ and test/, each with generated/ and groundtruth/.
+The joint folder has the same layout, so that ffd-train, ffd-eval and ffd-data accept it.
 
 Usage: python tools/join_faces.py [--hard] OUTPUT FOLDER FOLDER...
 """
@@ -24,44 +24,44 @@ CLASSES = ("generated", "groundtruth")
 
 
 class JoinError(Exception):
-    """Why the data sets cannot be joined, in one line."""
+    """The data sets cannot be joined; the message is one line."""
 
 
 def join(output: Path, folders: Sequence[Path], hard: bool = False) -> int:
-    """Write the joint folder whole or not at all.
+    """Write the complete joint folder, or nothing.
 
     Args:
         output: the joint folder; must not exist.
         folders: the data sets.
-        hard: make hard links, which need one file system, in place of symbolic ones.
+        hard: create hard links, which need one file system, instead of symbolic links.
 
     Returns:
-        The number of pictures.
+        The number of images.
 
     Raises:
-        JoinError: a manifest is damaged or names a picture that is absent, two pictures have one
-            path, or the folder cannot be written.
+        JoinError: a manifest is damaged or lists a missing image, two images have the same path, or
+            the folder cannot be written.
     """
     if os.path.lexists(output):
         raise JoinError(f"{output} exists: remove it, or choose another folder")
     rows: list[dict[str, str]] = []
-    pictures: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for number, folder in enumerate(folders, 1):
         for row in _read(folder):
             path = row["path"]
-            # File systems that ignore case would keep one of the two.
-            if other := pictures.get(path.casefold()):
+            # File systems that ignore case keep only one of the two.
+            if other := images.get(path.casefold()):
                 raise JoinError(f"{folder / path} and {other} have one path: rename one of them")
-            pictures[path.casefold()] = folder / path
+            images[path.casefold()] = folder / path
             if row.get("identity"):
-                # Numbers of persons are a data set's own.
+                # Identities are numbered within a data set.
                 row["identity"] = f"{number}:{row['identity']}"
             rows.append(row)
     partial = output.with_name(output.name + ".partial")
     try:
         partial.mkdir(parents=True)
         try:
-            _write(partial, rows, pictures, hard)
+            _write(partial, rows, images, hard)
             partial.rename(output)
         except BaseException:
             shutil.rmtree(partial)
@@ -75,7 +75,7 @@ def join(output: Path, folders: Sequence[Path], hard: bool = False) -> int:
 
 
 def _read(folder: Path) -> list[dict[str, str]]:
-    """The rows of a data set's manifest; each names a picture that is there."""
+    """Return the rows of a data set's manifest, each with an existing image."""
     manifest = folder / MANIFEST
     try:
         text = manifest.read_text("utf-8-sig", "surrogateescape")
@@ -94,24 +94,24 @@ def _read(folder: Path) -> list[dict[str, str]]:
         if None in row:
             raise JoinError(f"{where} has more fields than there are columns")
         if len(parts) < 3 or parts[0] not in SPLITS or parts[1] not in CLASSES or ".." in parts:
-            raise JoinError(f"{where} is not SPLIT/CLASS/NAME: move the picture there")
+            raise JoinError(f"{where} is not SPLIT/CLASS/NAME: move the image there")
         row["path"] = "/".join(parts)
         if not (folder / row["path"]).is_file():
-            raise JoinError(f"{where} is absent: remove its row, or restore the picture")
+            raise JoinError(f"{where} is absent: remove its row, or restore the image")
     return rows
 
 
 def _write(
-    output: Path, rows: Sequence[dict[str, str]], pictures: dict[str, Path], hard: bool
+    output: Path, rows: Sequence[dict[str, str]], images: dict[str, Path], hard: bool
 ) -> None:
-    """Link every picture, then write the joint manifest with the columns of all."""
+    """Link all images, then write the joint manifest with the columns of all."""
     for row in rows:
-        place, picture = output / row["path"], pictures[row["path"].casefold()].resolve()
-        place.parent.mkdir(parents=True, exist_ok=True)
+        link, image = output / row["path"], images[row["path"].casefold()].resolve()
+        link.parent.mkdir(parents=True, exist_ok=True)
         if hard:
-            place.hardlink_to(picture)
+            link.hardlink_to(image)
         else:
-            place.symlink_to(picture)
+            link.symlink_to(image)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     manifest = output / MANIFEST
     with manifest.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -121,9 +121,9 @@ def _write(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Join what the command line names; one line and exit code 1 where that fails."""
+    """Join the given data sets. A failure prints one line and exits with code 1."""
     parser = argparse.ArgumentParser(description="Join data sets into one folder of links.")
-    parser.add_argument("--hard", action="store_true", help="make hard links, not symbolic ones")
+    parser.add_argument("--hard", action="store_true", help="create hard links, not symbolic links")
     parser.add_argument("output", type=Path, help="the joint folder; must not exist")
     parser.add_argument("folders", type=Path, nargs="+", help="data sets with a manifest.csv")
     given = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""Write down what TensorRT's Python API has, version by version, from its published bindings.
+"""List the classes and members of TensorRT's Python API, by version, from its published bindings.
 
-The bindings are a small package of their own; the builder libraries behind them are 2 GB and need
-no loading to see which names there are. So each version's bindings are loaded over empty
-stand-ins of those libraries, and every class is listed with its members and, for methods, the
-type that they say they return. tests/export/test_tensorrt_api.py runs the builder against these
-lists. Needs pip's package index, a C compiler and Python 3.11 or newer on x86-64 Linux:
+The bindings are a small package. The builder libraries behind them take 2 GB and are not needed to
+list names. Each version's bindings are therefore loaded with empty stub libraries, and every class
+is listed with its members and the return types of its methods. tests/export/tensorrt_stub.py is
+made of these lists. This needs pip's package index, a C compiler and Python 3.11 or newer on x86-64
+Linux:
 
     python tools/tensorrt_api.py tests/export/tensorrt_api
 """
@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# 10.3 is JetPack 6's; from 10.12 on are those that the extra `tensorrt` accepts.
+# JetPack 6 has 10.3. The extra `tensorrt` accepts 10.12 and later.
 VERSIONS = {
     "10.3.0": "cu12",
     "10.12.0.36": "cu12",
@@ -32,7 +32,7 @@ VERSIONS = {
     "11.0.0.114": "cu13",
     "11.4.0.106": "cu13",
 }
-# What the bindings link to in the libraries.
+# Symbols that the bindings need from the libraries.
 SYMBOLS = (
     "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL "
     "createNvOnnxParserRefitter_INTERNAL createNvOnnxParser_INTERNAL getBuilderPluginRegistry "
@@ -48,7 +48,7 @@ WANTED = re.compile(
 
 
 def main() -> None:
-    """Fetch each version's bindings and write `VERSION.json` into the folder that is given."""
+    """Install each version's bindings and write `VERSION.json` into the given folder."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for version, cuda in VERSIONS.items():
@@ -56,7 +56,7 @@ def main() -> None:
             package = f"tensorrt-{cuda}-bindings=={version}"
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
             subprocess.run([*pip, "--target", scratch, package], check=True)
-            # Each in a process of its own: two versions cannot be loaded side by side.
+            # A process cannot load two versions.
             lister = [sys.executable, __file__, "--list", scratch]
             listed = subprocess.run(lister, check=True, capture_output=True, text=True).stdout
         document = {"version": version, "classes": json.loads(listed)}
@@ -67,9 +67,9 @@ def main() -> None:
 
 
 def list_classes(scratch: Path) -> dict[str, dict[str, str]]:
-    """Classes of the bindings in a folder: members, each with its return type where it says one."""
+    """Return the members of each class of the bindings in a folder, with their return types."""
     library = next(scratch.glob("tensorrt*bindings/tensorrt.so"))
-    _load_stand_ins(library, scratch)
+    _load_stubs(library, scratch)
     name = "tensorrt_bindings.tensorrt"
     loader = importlib.machinery.ExtensionFileLoader(name, str(library))
     spec = importlib.util.spec_from_file_location(name, library, loader=loader)
@@ -86,11 +86,11 @@ def list_classes(scratch: Path) -> dict[str, dict[str, str]]:
     return classes
 
 
-def _load_stand_ins(library: Path, scratch: Path) -> None:
+def _load_stubs(library: Path, scratch: Path) -> None:
     dynamic = subprocess.run(
         ["readelf", "-d", str(library)], check=True, capture_output=True, text=True
     ).stdout
-    source = scratch / "nothing.c"
+    source = scratch / "stub.c"
     source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in SYMBOLS))
     for needed in re.findall(r"\[(libnv[^\]]+)\]", dynamic):
         made = scratch / needed
@@ -100,7 +100,7 @@ def _load_stand_ins(library: Path, scratch: Path) -> None:
 
 
 def _members(owner: type[Any]) -> dict[str, str]:
-    """Kind and type of every member: `method IHostMemory`, `property int`, `value`."""
+    """Return kind and type of each member: `method IHostMemory`, `property int`, `value`."""
     members = {}
     for name in dir(owner):
         if name.startswith("_"):
@@ -109,7 +109,7 @@ def _members(owner: type[Any]) -> dict[str, str]:
         kind = "property" if isinstance(value, property) else "method"
         if isinstance(value, owner):
             kind = "value"
-        # pybind11 writes a signature on the first line of what it binds.
+        # pybind11 writes a signature into the first line of a docstring.
         getter = value.fget if isinstance(value, property) else value
         document = (getattr(getter, "__doc__", None) or "").split("\n")[0]
         returned = re.search(r"-> (?:\w+[.:]+)*(\w+)$", document) if kind != "value" else None

@@ -174,7 +174,7 @@ def test_the_page_of_a_run() -> None:
     ):
         report.add_lines(to_line(result))
     page = report.to_markdown()
-    assert "1 claims of docs/engines.md hold, 1 do not, 1 were not checked." in page
+    assert "1 claims of docs/engines.md hold, 1 fail, 1 were skipped." in page
     assert "# ffd on NVIDIA H100\n" in page
     assert "driver 580.1" in page
     assert "| embedded | onnxruntime FP16 | arrays | 32 | 4000 |  |" in page
@@ -196,7 +196,7 @@ def test_what_holds() -> None:
     assert report.outcomes["cuda-starts"].outcome == PASS
     assert report.outcomes["cuda-fp32"].detail == "the process ended with code -11"
     assert "engine-rows" not in report.outcomes
-    assert "- A part broke off: onnxruntime: ended with code -11" in report.to_markdown()
+    assert "- A part failed: onnxruntime: ended with code -11" in report.to_markdown()
 
 
 def test_a_process_says_how_it_ended() -> None:

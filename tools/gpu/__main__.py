@@ -1,4 +1,4 @@
-"""The command: each part in a process of its own, so that one that crashes ends only itself."""
+"""The command. Each part runs in its own process, so that a crash ends only this part."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .claims import CLAIMS, PARTS, Setting, check_claims
 
 NO_GPU = 77
 SPEED = "speed"
-# Seconds of one part: compiling and building for all batch sizes take most of it.
-LIMIT = 3600
+# Time limit of a part. Most of it is compiling and building for all batch sizes.
+MAX_PART_SECONDS = 3600
 
 
 @click.command(help=(description or "").split("\n\n")[0])
@@ -27,7 +27,7 @@ LIMIT = 3600
     type=click.Path(dir_okay=False, path_type=Path),
     default="gpu-report.md",
     show_default=True,
-    help="The page to write.",
+    help="File of the report.",
 )
 @click.option(
     "--gpu",
@@ -35,21 +35,21 @@ LIMIT = 3600
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Number of the GPU.",
+    help="Index of the GPU.",
 )
 @click.option(
     "--part",
     "parts",
     type=click.Choice([*PARTS, SPEED]),
     multiple=True,
-    help="More than once: only these parts. Default: all.",
+    help="Run only this part. Repeat for several. Default: all.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
     default=2.0,
     show_default=True,
-    help="Of each measurement of speed.",
+    help="Duration of each measurement of speed.",
 )
 @click.option("--lines", type=click.Path(path_type=Path), hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
@@ -61,20 +61,20 @@ def main(
     lines: Path | None,
     folder: Path | None,
 ) -> None:
-    """Check, measure, and write the report."""
+    """Run the parts and write the report."""
     if lines and folder:
         run_part(parts[0], Setting(folder, f"cuda:{index}", index, seconds), lines)
         return
     gpus = count_gpus()
     if index >= gpus:
-        there = f"no GPU {index}, only {gpus}" if gpus else "no GPU"
-        click.echo(f"NVIDIA's driver offers {there}: nothing was checked", err=True)
+        found = f"no GPU {index}, only {gpus}" if gpus else "no GPU"
+        click.echo(f"NVIDIA's driver offers {found}: nothing was checked", err=True)
         sys.exit(NO_GPU)
     sys.exit(0 if run_parts(report, index, parts or (*PARTS, SPEED), seconds) else 1)
 
 
 def run_part(part: str, setting: Setting, lines: Path) -> None:
-    """Check or measure one part; a line for each result, as soon as it is there."""
+    """Check or measure one part, and write each result as a line at once."""
     from .report import to_line
     from .speed import measure_all
 
@@ -88,7 +88,7 @@ def run_parts(path: Path, index: int, parts: tuple[str, ...], seconds: float) ->
     """Run parts one after the other, and write the report after each.
 
     Returns:
-        Whether everything that could be checked holds.
+        Whether all checked claims hold.
     """
     from .report import Report
 
@@ -105,13 +105,14 @@ def run_parts(path: Path, index: int, parts: tuple[str, ...], seconds: float) ->
                 report.end_part(part, ended)
             report.write(path)
     click.echo(
-        f"{path}: {'everything holds' if report.holds else 'not everything holds'}", err=True
+        f"{path}: {'all checked claims hold' if report.holds else 'a claim or a part failed'}",
+        err=True,
     )
     return report.holds
 
 
-def run_process(command: list[str], limit: float = LIMIT) -> str | None:
-    """Run a part; None where it ended as it should, else how it ended."""
+def run_process(command: list[str], limit: float = MAX_PART_SECONDS) -> str | None:
+    """Run a part. Return how it failed, or None if it succeeded."""
     try:
         code = subprocess.run(command, check=False, timeout=limit).returncode
     except subprocess.TimeoutExpired:
@@ -120,7 +121,7 @@ def run_process(command: list[str], limit: float = LIMIT) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """The machine, for the report's head."""
+    """Describe the machine for the head of the report."""
     from ffd_runtime.cli.diagnosis import look_at_gpus
     from ffd_runtime.cli.stage_times import describe_machine
 

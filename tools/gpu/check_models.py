@@ -1,4 +1,4 @@
-"""Models to check and to measure with, and images for them."""
+"""Models and images to check and to measure with."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ RESNEXT, LITE = "resnext101_32x8d", "tf_efficientnet_lite0"
 
 
 def embedded_card() -> ModelCard:
-    """Of the embedded model."""
+    """Return the card of the embedded model."""
     return ModelCard.from_json(read_metadata(EMBEDDED)[CARD_KEY])
 
 
 def varied_images(count: int, size: int = 299) -> npt.NDArray[np.uint8]:
-    """Images from smooth to grainy in turn, the same at every call.
+    """Return smooth and grainy images in turn, the same in every call.
 
-    The embedded model's scores of them go from 0.03 to 0.7: images that all get the same score
-    would not show a difference.
+    The embedded model's scores of them range from 0.03 to 0.7. Images with equal scores would not
+    show a difference.
 
     Args:
-        count: how many.
-        size: side in pixels.
+        count: number of images.
+        size: side, in pixels.
 
     Returns:
         uint8 [count, size, size, 3].
@@ -44,7 +44,7 @@ def varied_images(count: int, size: int = 299) -> npt.NDArray[np.uint8]:
 
 
 def make_network(network: str) -> Any:
-    """A network with random weights, the same at every call: for speed, not for verdicts."""
+    """Return a network with random weights, the same in every call, to measure speed with."""
     import torch
 
     from ffd_train.networks import build
@@ -54,7 +54,7 @@ def make_network(network: str) -> Any:
 
 
 def make_onnx(folder: Path, network: str) -> Path:
-    """The FP32 ONNX of a network with random weights; made once for each folder."""
+    """Export a network with random weights to an FP32 ONNX, once for each folder."""
     from ffd_export.checkpoint_graph import export_checkpoint
     from ffd_export.onnx_file import to_bytes
     from ffd_train.checkpoint import save_checkpoint
@@ -69,7 +69,7 @@ def make_onnx(folder: Path, network: str) -> Path:
 
 
 def make_fp16(folder: Path, model: Path) -> Path:
-    """The FP16 ONNX of an FP32 one; made once for each folder."""
+    """Convert an FP32 ONNX to FP16, once for each folder."""
     from ffd_export.fp16 import to_fp16
     from ffd_export.onnx_file import read_onnx, to_bytes
 

@@ -1,4 +1,4 @@
-"""What docs/engines.md claims about GPUs, and the check of each claim."""
+"""The claims of docs/engines.md about GPUs, and the check of each claim."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 PASS, FAIL, SKIP = "pass", "fail", "skipped"
 
 
-class Unmet(Exception):  # noqa: N818 - a claim that does not hold is no error of the kit
-    """The claim does not hold; the message has what was seen."""
+class Unmet(Exception):  # noqa: N818 - a failed claim is not an error of these tools
+    """The claim fails; the message contains what was observed."""
 
 
-class Unchecked(Exception):  # noqa: N818 - nor is a library that is not installed
-    """The claim cannot be checked here; the message has the reason."""
+class Unchecked(Exception):  # noqa: N818 - a missing library is not an error, either
+    """The claim cannot be checked here; the message contains the reason."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What checks are run with.
+    """Settings of the checks.
 
     Attributes:
-        folder: for files that checks make; theirs alone.
-        device: as for `open_backend`, `cuda:N`; tests give `cpu` where a check can run there.
+        folder: for files of the checks only.
+        device: as for `open_backend`, `cuda:N`; tests use `cpu` for checks that run there.
         index: of the GPU.
-        seconds: of one measurement of speed.
+        seconds: duration of a measurement of speed.
     """
 
     folder: Path
@@ -46,8 +46,8 @@ class Claim:
     Attributes:
         name: in the report and in the page's table.
         text: as in the page's table.
-        part: claims of one part are checked in one process of their own.
-        check: `module.function` in this package; the function returns what it saw.
+        part: the claims of a part are checked in one process.
+        check: `module.function` in this package; the function returns what it observed.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Claim:
     check: str
 
     def load(self) -> Check:
-        """The check itself; its module imports what it needs."""
+        """Import and return the check."""
         module, function = self.check.split(".")
         check: Check = getattr(import_module(f"{__package__}.{module}"), function)
         return check
@@ -147,12 +147,7 @@ CLAIMS = (
         "engine",
         "stand_in.close",
     ),
-    Claim(
-        "tensorrt-build",
-        "TensorRT builds an FP16 engine",
-        "tensorrt",
-        "engines.build",
-    ),
+    Claim("tensorrt-build", "TensorRT builds an FP16 engine", "tensorrt", "engines.build"),
     Claim(
         "tensorrt-match",
         "the engine gives the ONNX's probabilities to within 1e-2",
@@ -183,13 +178,13 @@ PARTS = tuple(dict.fromkeys(claim.part for claim in CLAIMS))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a claim.
+    """Result of a check.
 
     Attributes:
-        claim: its name.
+        claim: name of the claim.
         outcome: `pass`, `fail` or `skipped`.
-        detail: what was seen, or why nothing was, on one line.
-        seconds: that it took.
+        detail: what was observed, or why the claim was skipped, on one line.
+        seconds: duration.
     """
 
     claim: str
@@ -199,7 +194,7 @@ class Outcome:
 
 
 def check_claims(claims: tuple[Claim, ...], setting: Setting) -> Iterator[Outcome]:
-    """Check claims one after the other; one that fails costs the others nothing."""
+    """Check claims one after the other. A failure does not affect the others."""
     for claim in claims:
         begin = time.perf_counter()
         outcome, detail = _check(claim, setting)
@@ -216,16 +211,16 @@ def _check(claim: Claim, setting: Setting) -> tuple[str, str]:
         return SKIP, str(reason)
     except ModuleNotFoundError as error:
         return SKIP, f"{error.name} is not installed"
-    except Exception as error:  # whatever a library raises, the claim does not hold
+    except Exception as error:  # whatever a library raises, the claim fails
         return FAIL, f"{type(error).__name__}: {error}"
 
 
-def require(holds: bool, seen: str) -> str:
-    """What was seen, where the claim holds.
+def require(holds: bool, observed: str) -> str:
+    """Return what was observed.
 
     Raises:
-        Unmet: it does not.
+        Unmet: the claim fails.
     """
     if not holds:
-        raise Unmet(seen)
-    return seen
+        raise Unmet(observed)
+    return observed

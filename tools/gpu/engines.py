@@ -1,4 +1,4 @@
-"""Checks of engines that TensorRT builds, where it is installed."""
+"""Checks of engines, which need TensorRT to build them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .claims import Setting, Unchecked, Unmet, require
 from .provider import compare
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-# Compute capabilities that TensorRT for RTX builds for.
-SERVED = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+# Compute capabilities that TensorRT for RTX supports.
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 EXPORT = "from ffd_export.cli.export import main; main(prog_name='ffd-export')"
-# As on a device that has the lean runtime alone.
+# Compares an engine on a device with only the lean runtime.
 LEAN = """
 import sys
 from pathlib import Path
@@ -31,14 +31,14 @@ print(compare(Path(sys.argv[1]), Setting(Path(sys.argv[1]).parent, sys.argv[2]),
 
 
 def build_engine(folder: Path, onnx: Path, kind: str, max_batch: int = 32, *flags: str) -> Path:
-    """An engine of an ONNX, by ffd-export; built once for each folder.
+    """Build an engine with ffd-export, once for each folder.
 
     Args:
-        folder: where it is put.
+        folder: of the engine.
         onnx: the model.
         kind: `tensorrt` or `rtx`.
         max_batch: of the engine.
-        flags: more options of ffd-export.
+        flags: further options of ffd-export.
 
     Raises:
         Unchecked: the builder is not installed.
@@ -54,43 +54,45 @@ def build_engine(folder: Path, onnx: Path, kind: str, max_batch: int = 32, *flag
         command = [sys.executable, "-c", EXPORT, str(onnx), *options, "--output", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Unmet((done.stderr.strip().splitlines() or ["ffd-export said nothing"])[-1])
+            raise Unmet(
+                (done.stderr.strip().splitlines() or ["ffd-export failed without a message"])[-1]
+            )
     return engine
 
 
 def build(setting: Setting) -> str:
-    """TensorRT builds an FP16 engine of the embedded model."""
+    """Build an FP16 engine of the embedded model with TensorRT."""
     return _build(setting, "tensorrt")
 
 
 def build_rtx(setting: Setting) -> str:
-    """TensorRT for RTX does."""
-    _require_served(setting)
+    """Build it with TensorRT for RTX."""
+    _require_rtx_gpu(setting)
     return _build(setting, "rtx")
 
 
-def _require_served(setting: Setting) -> None:
+def _require_rtx_gpu(setting: Setting) -> None:
     capability = describe_gpu(setting.index).compute_capability
-    if capability not in SERVED:
-        raise Unchecked(f"TensorRT for RTX is not for compute capability {capability}")
+    if capability not in RTX_CAPABILITIES:
+        raise Unchecked(f"TensorRT for RTX does not support compute capability {capability}")
 
 
 def _build(setting: Setting, kind: str) -> str:
     engine = build_engine(setting.folder, make_fp16(setting.folder, EMBEDDED), kind)
     manifest = read_manifest(engine)
     kernels = dict(manifest.built_layers or manifest.layers)
-    seen = f"{manifest.builder} {manifest.builder_version} on {manifest.gpu}: {kernels}"
-    return require(manifest.gpu is not None, seen)
+    observed = f"{manifest.builder} {manifest.builder_version} on {manifest.gpu}: {kernels}"
+    return require(manifest.gpu is not None, observed)
 
 
 def match(setting: Setting) -> str:
-    """The engine of TensorRT against the embedded model on the CPU."""
+    """Compare the engine of TensorRT with the embedded model on the CPU."""
     return _match(setting, "tensorrt")
 
 
 def match_rtx(setting: Setting) -> str:
-    """The engine of TensorRT for RTX."""
-    _require_served(setting)
+    """Compare the engine of TensorRT for RTX."""
+    _require_rtx_gpu(setting)
     return _match(setting, "rtx")
 
 
@@ -100,12 +102,12 @@ def _match(setting: Setting, kind: str) -> str:
 
 
 def match_lean(setting: Setting) -> str:
-    """A version-compatible engine, in a process that has no tensorrt."""
+    """Compare a version-compatible engine in a process without tensorrt."""
     if not find_spec("tensorrt_lean"):
         raise Unchecked("tensorrt_lean is not installed")
     onnx = make_fp16(setting.folder, EMBEDDED)
     engine = build_engine(setting.folder, onnx, "tensorrt", 32, "--version-compatible")
     command = [sys.executable, "-c", LEAN, str(engine), setting.device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = (done.stderr if done.returncode else done.stdout).strip().splitlines()
-    return require(done.returncode == 0, (said or ["nothing was said"])[-1])
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    return require(done.returncode == 0, (lines or ["no output"])[-1])

@@ -27,18 +27,18 @@ def _fp16(setting: Setting) -> Path:
 
 
 def start(setting: Setting) -> str:
-    """FP32 and FP16 run on CUDA without being told to."""
-    seen = []
+    """Run FP32 and FP16 with `--device auto`, which must choose CUDA."""
+    descriptions = []
     for path in (EMBEDDED, _fp16(setting)):
         with closing(open_backend(path, "onnxruntime", "auto")) as backend:
-            seen.append(backend.description)
+            descriptions.append(backend.description)
             if not isinstance(backend, OnnxRuntime) or not backend.on_cuda:
                 raise Unmet(backend.description)
-    return seen[0]
+    return descriptions[0]
 
 
 def place(setting: Setting) -> str:
-    """No node of a profiled run was on the CPU."""
+    """Profile a run, in which no node may be on the CPU."""
     import onnxruntime as ort
 
     kinds = set()
@@ -62,7 +62,7 @@ def place(setting: Setting) -> str:
 
 
 def find_nodes(events: list[dict[str, object]]) -> set[tuple[str, str]]:
-    """Operators and providers of the nodes in a profile of onnxruntime."""
+    """Return operators and providers of the nodes in a profile of onnxruntime."""
     found = set()
     for event in events:
         facts = event.get("args")
@@ -72,20 +72,20 @@ def find_nodes(events: list[dict[str, object]]) -> set[tuple[str, str]]:
 
 
 def match_fp32(setting: Setting) -> str:
-    """FP32 on the device against FP32 on the CPU."""
+    """Compare FP32 on the device with FP32 on the CPU."""
     return compare(EMBEDDED, setting, 1e-4)
 
 
 def match_fp16(setting: Setting) -> str:
-    """FP16 on the device against FP32 on the CPU."""
+    """Compare FP16 on the device with FP32 on the CPU."""
     return compare(_fp16(setting), setting, 1e-2)
 
 
 def compare(path: Path, setting: Setting, limit: float, backend: str = "auto") -> str:
-    """The largest difference of a probability from the embedded model's on the CPU.
+    """Compare probabilities with those of the embedded model on the CPU.
 
     Raises:
-        Unmet: it is beyond the limit.
+        Unmet: the largest difference exceeds the limit.
     """
     images = varied_images(64)
     with closing(open_backend(EMBEDDED, "onnxruntime", "cpu")) as reference:
@@ -96,18 +96,18 @@ def compare(path: Path, setting: Setting, limit: float, backend: str = "auto") -
 
 
 def compare_speeds(setting: Setting) -> str:
-    """FP16 is faster, which it would not be without tensor cores."""
+    """Compare the speed of FP16 and FP32. FP16 is only faster on tensor cores."""
     fp32 = make_onnx(setting.folder, RESNEXT)
     rates = []
     for path in (fp32, make_fp16(setting.folder, fp32)):
         with closing(open_backend(path, "onnxruntime", setting.device)) as backend:
             rates.append(measure(settled(backend), varied_images(32), setting.seconds))
-    seen = f"{RESNEXT}, batch 32: FP32 {rates[0]:.0f}, FP16 {rates[1]:.0f} images/s"
-    return require(rates[1] > rates[0], seen)
+    observed = f"{RESNEXT}, batch 32: FP32 {rates[0]:.0f}, FP16 {rates[1]:.0f} images/s"
+    return require(rates[1] > rates[0], observed)
 
 
 def vary_batches(setting: Setting) -> str:
-    """Batches of 16 and 15 in turn take no longer than batches of 16."""
+    """Compare the speed of batches of 16 and 15 in turn with that of batches of 16."""
     images = varied_images(16)
     turn = [0]
 
@@ -118,28 +118,30 @@ def vary_batches(setting: Setting) -> str:
     with closing(open_backend(_fp16(setting), "onnxruntime", setting.device)) as backend:
         steady = measure(settled(backend), images, setting.seconds)
         varied = measure(alternate, images, setting.seconds)
-    seen = f"{steady:.0f} images/s in batches of 16, {varied:.0f} in batches of 16 and 15 in turn"
-    # A fifth for what else the machine does; preparing again would cost far more.
-    return require(varied > 0.8 * steady, seen)
+    observed = (
+        f"{steady:.0f} images/s in batches of 16, {varied:.0f} in batches of 16 and 15 in turn"
+    )
+    # Other load may cost a fifth. Preparing the convolutions again would cost far more.
+    return require(varied > 0.8 * steady, observed)
 
 
 def mix_batches(setting: Setting) -> str:
-    """Batches of every size from two threads give the outputs of their own images."""
+    """Infer batches of many sizes from two threads; each image must get its own outputs."""
     with closing(open_backend(EMBEDDED, "onnxruntime", setting.device)) as backend:
         return mix(backend, (1, 2, 3, 5, 16, 17, 31, 33), 1e-4)
 
 
 def mix(backend: Backend, counts: tuple[int, ...], limit: float, threads: int = 2) -> str:
-    """Batches of many sizes, from several threads, against one image at a time.
+    """Compare batches of many sizes, from several threads, with single images.
 
     Args:
-        backend: open.
-        counts: sizes of batches.
-        limit: of a probability's difference.
-        threads: that infer at the same time.
+        backend: to infer with.
+        counts: sizes of the batches.
+        limit: largest difference of a probability.
+        threads: number of threads that infer concurrently.
 
     Raises:
-        Unmet: an output is not that of its image.
+        Unmet: an image got other outputs.
     """
     images = varied_images(max(counts) + threads, backend.card.preprocess.size)
     expected = np.concatenate(
@@ -156,12 +158,12 @@ def mix(backend: Backend, counts: tuple[int, ...], limit: float, threads: int = 
     run_together([lambda first=first: work(first) for first in range(threads)])  # type: ignore[misc]
     done = f"{len(differences)} of {threads * len(counts)} batches"
     worst = max(differences, default=np.inf)
-    whole = len(differences) == threads * len(counts)
-    return require(whole and worst <= limit, f"{done}, largest difference {worst:.1e}")
+    complete = len(differences) == threads * len(counts)
+    return require(complete and worst <= limit, f"{done}, largest difference {worst:.1e}")
 
 
 def run_together(works: list[Callable[[], None]]) -> None:
-    """Run functions in threads of their own, and wait for all."""
+    """Run each function in its own thread, and wait for all."""
     threads = [threading.Thread(target=work) for work in works]
     for thread in threads:
         thread.start()
@@ -170,7 +172,7 @@ def run_together(works: list[Callable[[], None]]) -> None:
 
 
 def refuse_int8(setting: Setting) -> str:
-    """A model whose card says INT8 runs on the CPU."""
+    """Open a model with an INT8 card, which must run on the CPU."""
     from ffd_export.onnx_file import read_onnx, to_bytes
 
     graph, card = read_onnx(EMBEDDED)
@@ -181,19 +183,19 @@ def refuse_int8(setting: Setting) -> str:
 
 
 def free_elsewhere(setting: Setting) -> str:
-    """Memory is really freed by a thread that has no context of CUDA."""
+    """Free page-locked memory in a thread without a CUDA context."""
     driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     memory = PinnedMemory(setting.index, 1 << 20)
     address = memory.address
 
     def ask() -> int:
-        # CU_POINTER_ATTRIBUTE_MEMORY_TYPE in NVIDIA's cuda.h; an address that CUDA does not know
-        # is CUDA_ERROR_INVALID_VALUE.
+        # 2 is CU_POINTER_ATTRIBUTE_MEMORY_TYPE in NVIDIA's cuda.h. For an unknown address the
+        # result is CUDA_ERROR_INVALID_VALUE, 1.
         kind = ctypes.c_uint(0)
         return int(driver.cuPointerGetAttribute(ctypes.byref(kind), 2, ctypes.c_uint64(address)))
 
     before = ask()
     run_together([memory.close])
     return require(
-        before == 0 and ask() == 1, f"CUDA error {before} before, {ask()} after, not 0, 1"
+        before == 0 and ask() == 1, f"CUDA error {before} before, {ask()} after; expected 0 and 1"
     )

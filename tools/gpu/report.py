@@ -1,4 +1,4 @@
-"""The report: what holds, what does not, and how fast it is, on one Markdown page."""
+"""The report of claims and speeds, as a Markdown page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from .claims import CLAIMS, FAIL, PASS, SKIP, Outcome
 from .speed import Rate
 
-# How a line of a part's file begins its JSON.
+# Keys of the JSON in the file of a part.
 OUTCOME, RATE = "outcome", "rate"
 
 
 def to_line(result: Outcome | Rate) -> str:
-    """A result as a line of JSON, which `Report.add_lines` reads."""
+    """Write a result as a line of JSON for `Report.add_lines`."""
     kind = OUTCOME if isinstance(result, Outcome) else RATE
     return json.dumps({kind: dataclasses.asdict(result)})
 
@@ -29,17 +29,17 @@ class Report:
     Attributes:
         machine: `ffd_runtime.cli.stage_times.describe_machine`, and the driver's version.
         outcomes: by claim.
-        rates: lines of the performance table.
-        troubles: what ended a part before its time.
+        rates: rows of the performance table.
+        failures: parts that failed, and how.
     """
 
     machine: dict[str, Any]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     rates: list[Rate] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def add_lines(self, text: str) -> None:
-        """Take what a part has written; a last line that is cut off is left out."""
+        """Add the results that a part wrote. Skip a truncated last line."""
         for line in text.splitlines():
             try:
                 document = json.loads(line)
@@ -52,26 +52,26 @@ class Report:
                 self.rates.append(Rate(**document[RATE]))
 
     def end_part(self, part: str, ended: str) -> None:
-        """Note that a part's process failed: claims that it left open do not hold.
+        """Mark a part as failed, and with it the claims that it did not check.
 
         Args:
             part: its name.
-            ended: how it ended.
+            ended: how it failed.
         """
-        self.troubles.append(f"{part}: {ended}")
+        self.failures.append(f"{part}: {ended}")
         for claim in CLAIMS:
             if claim.part == part and claim.name not in self.outcomes:
                 self.outcomes[claim.name] = Outcome(claim.name, FAIL, f"the process {ended}")
 
     @property
     def holds(self) -> bool:
-        """Whether no claim failed, no part broke off, and something was checked or measured."""
+        """Whether no claim and no part failed, and at least one result exists."""
         failed = [one for one in self.outcomes.values() if one.outcome == FAIL]
         done = [one for one in self.outcomes.values() if one.outcome == PASS]
-        return not failed and not self.troubles and bool(done or self.rates)
+        return not failed and not self.failures and bool(done or self.rates)
 
     def to_markdown(self) -> str:
-        """The page."""
+        """Return the page."""
         counts = {
             outcome: sum(one.outcome == outcome for one in self.outcomes.values())
             for outcome in (PASS, FAIL, SKIP)
@@ -81,22 +81,22 @@ class Report:
         lines = [
             f"# ffd on {gpus}",
             "",
-            f"{counts[PASS]} claims of docs/engines.md hold, {counts[FAIL]} do not, "
-            f"{counts[SKIP]} were not checked.",
+            f"{counts[PASS]} claims of docs/engines.md hold, {counts[FAIL]} fail, "
+            f"{counts[SKIP]} were skipped.",
             "",
             f"{self.machine['cpu']}, {self.machine['cores']} cores; driver "
             f"{self.machine['driver']}; Python {self.machine['python']}; {packages}",
             "",
-            *(f"- A part broke off: {_cell(trouble)}" for trouble in self.troubles),
+            *(f"- A part failed: {_cell(failure)}" for failure in self.failures),
             "",
             "## Claims",
             "",
-            *table(("claim", "what", "outcome", "seen", "s"), self._claims()),
+            *table(("claim", "text", "outcome", "observed", "s"), self._claims()),
             "",
             "## Images a second",
             "",
-            "Over arrays the network alone, copies to and from the GPU included; over JPEGs end to "
-            "end, as `ffd-run` does it, with the share of the network's own rate at that batch.",
+            "`arrays`: only the network, with copies to and from the GPU. `px`: end to end over "
+            "JPEGs, as in `ffd-run`; the share is relative to the network's rate at that batch.",
             "",
             *table(("model", "way", "pictures", "batch", "images/s", "share"), self._rates()),
         ]
@@ -120,7 +120,7 @@ class Report:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table of Markdown, line by line; cells that hold bars and line ends are made to fit."""
+    """Return the lines of a Markdown table. Bars and line ends in cells are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
 

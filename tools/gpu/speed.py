@@ -1,4 +1,4 @@
-"""How many images a second: the network alone in several ways, and end to end over JPEGs."""
+"""Measure images a second: of the network in several ways, and end to end over JPEGs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .claims import Setting
 
 BATCHES = (1, 8, 32, 128)
 SIDES = (256, 1024)
-# The batch of the end-to-end rows, and pictures of one pass.
+# Batch of the end-to-end rows, and images of a pass.
 BATCH, PICTURES = 32, 512
 
 Infer = Callable[[npt.NDArray[np.uint8]], object]
@@ -33,16 +33,16 @@ Infer = Callable[[npt.NDArray[np.uint8]], object]
 
 @dataclass(frozen=True)
 class Rate:
-    """A line of the performance table.
+    """A row of the performance table.
 
     Attributes:
         model: its name.
-        way: what runs it, in which precision.
-        pictures: `arrays` for the network alone, else such as `1024 px`.
-        batch: images that are inferred together.
-        images_per_second: None where it could not be measured.
-        share: of the rate of the network alone at that batch; None for that rate itself.
-        note: why there is no rate.
+        way: backend and precision.
+        pictures: `arrays` for only the network, otherwise a size such as `1024 px`.
+        batch: number of images that are inferred together.
+        images_per_second: None if the measurement failed.
+        share: relative to the network's rate at that batch; None for this rate itself.
+        note: why the measurement failed.
     """
 
     model: str
@@ -55,7 +55,7 @@ class Rate:
 
 
 def measure(infer: Infer, images: npt.NDArray[np.uint8], seconds: float) -> float:
-    """Images a second over so many seconds, at least one call, after three that do not count."""
+    """Measure images a second for a number of seconds, after three calls to warm up."""
     for _ in range(3):
         infer(images)
     calls = 0
@@ -69,18 +69,18 @@ def measure(infer: Infer, images: npt.NDArray[np.uint8], seconds: float) -> floa
 def measure_batches(
     model: str, way: str, infer: Infer, setting: Setting, batches: Sequence[int] = BATCHES
 ) -> Iterator[Rate]:
-    """The network alone, copies to and from the device included; a failure becomes a note."""
+    """Measure only the network, with copies to and from the device. A failure becomes a note."""
     for batch in batches:
         try:
             rate = measure(infer, varied_images(batch), setting.seconds)
             yield Rate(model, way, "arrays", batch, round(rate, 1))
-        except Exception as error:  # one batch that is too large must not cost the others
+        except Exception as error:  # a batch that is too large must not prevent the others
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             yield Rate(model, way, "arrays", batch, None, note=reason)
 
 
 def settled(backend: Backend) -> Infer:
-    """Inference at the batch's own size, whatever was measured before."""
+    """Return inference at the exact batch size, whatever was measured before."""
 
     def infer(images: npt.NDArray[np.uint8]) -> object:
         if isinstance(backend, OnnxRuntime):
@@ -91,7 +91,7 @@ def settled(backend: Backend) -> Infer:
 
 
 def torch_ways(net: Any, device: str) -> Iterator[tuple[str, Infer]]:
-    """PyTorch's ways to run a network, from plain to compiled.
+    """Yield PyTorch's ways to run a network, from eager to compiled.
 
     Args:
         net: a `FaceNet` in evaluation mode.
@@ -101,7 +101,7 @@ def torch_ways(net: Any, device: str) -> Iterator[tuple[str, Infer]]:
 
     kind = torch.device(device).type
     half = torch.float16 if kind == "cuda" else torch.bfloat16
-    # FP32 is to be FP32, and shapes are constant.
+    # Disable TF32. Shapes are constant.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
 
@@ -118,7 +118,7 @@ def torch_ways(net: Any, device: str) -> Iterator[tuple[str, Infer]]:
     net = net.to(memory_format=torch.channels_last)
     name = str(half).removeprefix("torch.")
     yield f"PyTorch {name} autocast, channels_last", run(net, True)
-    # Each batch size is compiled for itself, as an engine's are.
+    # Compile for each batch size, as for an engine.
     compiled = torch.compile(net, dynamic=False)
     yield f"PyTorch {name} autocast, channels_last, torch.compile", run(compiled, True)
 
@@ -126,15 +126,15 @@ def torch_ways(net: Any, device: str) -> Iterator[tuple[str, Infer]]:
 def measure_pictures(
     model: str, way: str, backend: Backend, alone: float, folder: Path, side: int
 ) -> Rate:
-    """End to end over JPEGs, as `ffd-run` does it.
+    """Measure the pipeline of `ffd-run`, end to end over JPEGs.
 
     Args:
         model: of the row.
         way: of the row.
-        backend: open.
-        alone: images a second of the network alone, at `BATCH`.
-        folder: where the pictures are made.
-        side: width and height of the pictures, in pixels.
+        backend: to infer with.
+        alone: images a second of only the network, at `BATCH`.
+        folder: for the images.
+        side: width and height of the images, in pixels.
     """
     folder = folder / f"pictures{side}"
     folder.mkdir(exist_ok=True)
@@ -153,11 +153,11 @@ def measure_pictures(
 
 
 def measure_model(name: str, network: str, fp32: Path, setting: Setting) -> Iterator[Rate]:
-    """All ways of one model.
+    """Measure a model in all ways.
 
     Args:
         name: of the rows.
-        network: as `ffd-train --network` calls it.
+        network: its name for `ffd-train --network`.
         fp32: its ONNX.
         setting: see `Setting`.
     """
@@ -184,14 +184,14 @@ def measure_backend(
     setting: Setting,
     sides: Sequence[int] = (),
 ) -> Iterator[Rate]:
-    """A backend alone, and end to end over pictures; what fails becomes a note.
+    """Measure only a backend, and end to end over images. A failure becomes a note.
 
     Args:
         name: of the rows' model.
         way: of the rows.
         opening: opens the backend.
         setting: see `Setting`.
-        sides: of the pictures, in pixels; none for the backend alone.
+        sides: of the images, in pixels; none to measure only the backend.
     """
     pictures = "arrays"
     try:
@@ -202,7 +202,7 @@ def measure_backend(
             for side in sides:
                 pictures = f"{side} px"
                 yield measure_pictures(name, way, backend, alone, setting.folder, side)
-    except Exception as error:  # it is not installed or does not start: other ways may
+    except Exception as error:  # a missing backend must not prevent other ways
         yield Rate(name, way, pictures, BATCH, None, note=" ".join(str(error).split()))
 
 
@@ -214,6 +214,6 @@ def _open_engine(fp16: Path, kind: str, setting: Setting) -> Backend:
 
 
 def measure_all(setting: Setting) -> Iterator[Rate]:
-    """The whole performance table."""
+    """Yield all rows of the performance table."""
     yield from measure_model("embedded", LITE, EMBEDDED, setting)
     yield from measure_model(RESNEXT, RESNEXT, make_onnx(setting.folder, RESNEXT), setting)

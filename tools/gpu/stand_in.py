@@ -1,8 +1,8 @@
-"""Checks of the TensorRT backend on CUDA, with PyTorch in TensorRT's place.
+"""Checks of the TensorRT backend on CUDA, with PyTorch instead of TensorRT.
 
-The backend's own half is real: cuda-bindings, page-locked memory, streams, events, graphs and
-threads. The engine is a small network of PyTorch, enqueued on the stream and over the memory that
-the backend hands it. This proves nothing about TensorRT, and does not need it.
+The backend's own code is real: cuda-bindings, page-locked memory, streams, events, graphs and
+threads. The engine is a small PyTorch network, enqueued on the backend's stream and memory. These
+checks neither test TensorRT nor need it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .provider import mix, run_together
 VERSION = "10.13.3.9"
 BATCH = (1, 16, 32)
 COUNTS = (1, 2, 3, 5, 16, 17, 31, 32, 33, 64, 100)
-# FP16, and kernels that may differ from bucket to bucket.
-LIMIT = 5e-3
+# Largest difference of a probability in FP16, whose kernels may differ between buckets.
+MAX_DIFFERENCE = 5e-3
 
 
-class Raw:
-    """Memory of the device at an address, as PyTorch takes it."""
+class DeviceArray:
+    """Device memory at an address, in a form that PyTorch accepts."""
 
     def __init__(self, address: int, shape: tuple[int, ...], kind: str) -> None:
         self.__cuda_array_interface__ = {
@@ -46,7 +46,7 @@ class Raw:
 
 
 class Context:
-    """Stands for `IExecutionContext`."""
+    """Replaces `IExecutionContext`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -55,17 +55,17 @@ class Context:
         self._views: dict[str, Any] = {}
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        """TensorRT wants it aligned to 256 bytes."""
+        """Require memory that is aligned to 256 bytes, as TensorRT does."""
         assert int(memory) % 256 == 0
         assert size >= self._engine.device_memory_size_v2
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Shapes are those of the profile."""
+        """Accept shapes of the profile."""
         self._shape = shape
         return BATCH[0] <= shape[0] <= BATCH[2]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """Of one tensor, on the device."""
+        """Set the device address of a tensor."""
         self._addresses[name] = int(address)
         return True
 
@@ -85,7 +85,7 @@ class Context:
                     "heatmap": ((count, *side), "<f4"),
                 }
                 self._views = {
-                    name: torch.as_tensor(Raw(self._addresses[name], *shape), device=device)
+                    name: torch.as_tensor(DeviceArray(self._addresses[name], *shape), device=device)
                     for name, shape in shapes.items()
                 }
             probability, heatmap = self._engine.forward(self._views["image"])
@@ -96,11 +96,11 @@ class Context:
 
 
 class Engine:
-    """Stands for `ICudaEngine`: EfficientNet-Lite0 in FP16, random weights.
+    """Replaces `ICudaEngine`: EfficientNet-Lite0 in FP16 with random weights.
 
     Attributes:
         device: of PyTorch.
-        enqueued: batch sizes, and whether a graph was captured.
+        enqueued: batch sizes, and whether a graph was being captured.
     """
 
     device_memory_size_v2 = 1 << 20
@@ -118,27 +118,27 @@ class Engine:
             self.side = tuple(self.forward(black)[1].shape[1:])
 
     def forward(self, image: Any) -> tuple[Any, Any]:
-        """Probabilities and heatmaps, as an engine of ours gives them."""
+        """Return probabilities and heatmaps, as an exported engine does."""
         x = self._net.stem(self._net.scale(image).half())
         for layer in (self._net.layer1, self._net.layer2, self._net.layer3, self._net.layer4):
             x = layer(x)
         return self._net.head(x.mean((2, 3))).float().softmax(1), x.float().mean(1)
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        """Least, best and largest."""
+        """Return the smallest, optimal and largest shape."""
         return [(count, self.size, self.size, 3) for count in BATCH]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Of an output, the batch open."""
+        """Return the shape of an output, with any batch size."""
         return (-1, 2) if name == "probability" else (-1, *self.side)
 
     def create_execution_context(self, strategy: object) -> Context:
-        """One for each bucket."""
+        """Create a context for a bucket."""
         return Context(self)
 
 
 def make_module(engine: Engine) -> ModuleType:
-    """Stands for the module `tensorrt`."""
+    """Return a replacement of the module `tensorrt`."""
 
     class Logger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
@@ -163,8 +163,8 @@ def make_module(engine: Engine) -> ModuleType:
 
 @contextmanager
 def opened(setting: Setting) -> Iterator[tuple[Backend, Engine]]:
-    """The TensorRT backend over the stand-in, and the stand-in."""
-    content = b"no engine, but what stands for one"
+    """Open the TensorRT backend with the replaced engine. Yield both."""
+    content = b"stand-in for an engine"
     gpu = describe_gpu(setting.index)
     path = setting.folder / "stand-in.engine"
     path.write_bytes(content)
@@ -194,13 +194,13 @@ def opened(setting: Setting) -> Iterator[tuple[Backend, Engine]]:
 
 
 def mix_batches(setting: Setting) -> str:
-    """Every image gets its own outputs: as they come, captured and launched, from eight threads."""
+    """Infer from eight threads, with and without graphs; each image must get its own outputs."""
     with opened(setting) as (backend, _):
-        return mix(backend, COUNTS * 3, LIMIT, threads=8)
+        return mix(backend, COUNTS * 3, MAX_DIFFERENCE, threads=8)
 
 
 def capture(setting: Setting) -> str:
-    """A graph for each bucket and lane, after which nothing is enqueued any more."""
+    """Capture a graph for each bucket and lane; afterwards, nothing may be enqueued."""
     with opened(setting) as (backend, engine):
         for _ in range(3):
             for count in COUNTS:
@@ -210,12 +210,12 @@ def capture(setting: Setting) -> str:
         for count in COUNTS:
             backend.infer(varied_images(count))
         more = len(engine.enqueued) - before
-    seen = f"buckets captured: {captured}; enqueued again: {more}"
-    return require(captured == [1, 2, 4, 8, 16, 32] and not more, seen)
+    observed = f"buckets captured: {captured}; enqueued again: {more}"
+    return require(captured == [1, 2, 4, 8, 16, 32] and not more, observed)
 
 
 def disturb(setting: Setting) -> str:
-    """Another thread allocates and frees while graphs are captured."""
+    """Allocate and free memory in another thread while graphs are captured."""
     from cuda.bindings import runtime
 
     calls = [0]
@@ -235,13 +235,13 @@ def disturb(setting: Setting) -> str:
             for count in COUNTS:
                 backend.infer(varied_images(count))
         captured = {size for size, capturing in engine.enqueued if capturing}
-        worst = mix(backend, COUNTS, LIMIT)
-    seen = f"{calls[0]} allocations meanwhile, buckets captured: {sorted(captured)}; {worst}"
-    return require(len(captured) > 1, seen)
+        worst = mix(backend, COUNTS, MAX_DIFFERENCE)
+    observed = f"{calls[0]} allocations meanwhile, buckets captured: {sorted(captured)}; {worst}"
+    return require(len(captured) > 1, observed)
 
 
 def wait(setting: Setting) -> str:
-    """Another thread of Python works while the GPU does."""
+    """Run another Python thread while the GPU works."""
     ticks = [0]
     ended = threading.Event()
 
@@ -263,7 +263,7 @@ def wait(setting: Setting) -> str:
 
 @contextmanager
 def _beside(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
-    """Another thread works until the block ends."""
+    """Run a function in another thread until the block ends."""
     thread = threading.Thread(target=work)
     thread.start()
     try:
@@ -274,7 +274,7 @@ def _beside(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
 
 
 def close(setting: Setting) -> str:
-    """Closed by another thread, twice, the backend leaves no memory behind on the device."""
+    """Close the backend twice in other threads; all device memory must be freed."""
     import torch
 
     left = []
@@ -286,6 +286,6 @@ def close(setting: Setting) -> str:
         gc.collect()
         torch.cuda.empty_cache()
         left.append(torch.cuda.mem_get_info(setting.index)[0])
-    # What the first round takes for good is CUDA's own: kernels and libraries.
+    # The first round keeps memory for CUDA's kernels and libraries.
     lost = (left[1] - left[2]) / 1e6
     return require(lost < 8, f"{lost:.1f} MB lost by opening and closing once")
