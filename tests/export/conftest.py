@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from ffd_export.calibration import calibrate
 from ffd_export.cli.export import main
@@ -21,6 +21,11 @@ from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard, PreprocessSpec
 
 from ..conftest import picture
+
+
+def run(*arguments: object) -> Result:
+    """Run ffd-export in this process."""
+    return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
 
 
 @contextmanager

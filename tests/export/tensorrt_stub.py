@@ -1,7 +1,7 @@
-"""A module with exactly the names of one version of TensorRT, from its published bindings.
+"""A module with exactly the names of a version of TensorRT, from its published bindings.
 
-What a version does not have raises AttributeError, be it read, called or set; what is touched is
-written down. It computes nothing: it is for the question whether the builder uses what is there.
+Reading, calling or setting another name raises AttributeError. All used names are recorded. The
+module computes nothing; it tests whether the builder uses only existing names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Value:
 
 
 class Stub:
-    """The module."""
+    """The stub of the module."""
 
     __name__ = "tensorrt"
 
@@ -43,7 +43,7 @@ class Stub:
             self._classes[name] = _make_class(self, name, members)
         self._classes["ILogger"].Severity = self._classes["ILogger.Severity"]
         of = self._classes
-        # What an object answers where the answer decides how the builder goes on.
+        # Values that affect the builder's control flow.
         self.answers: dict[str, Any] = {
             "INetworkDefinition.num_layers": 1,
             "ILayer.type": of["LayerType"].CONVOLUTION,
@@ -64,7 +64,7 @@ class Stub:
         return self._classes[name]
 
     def answer(self, owner: str, name: str, kind: str) -> Any:
-        """The value of a property, or what a method returns."""
+        """Return the value of a property or of a method call."""
         key = f"{owner}.{name}"
         if key in self.answers:
             return self.answers[key]
@@ -106,7 +106,7 @@ def _make_class(stub: Stub, owner: str, members: dict[str, str]) -> Any:
             return lambda *_, **__: stub.answer(owner, name, kind)
 
         def __setattr__(self, name: str, value: Any) -> None:
-            # A subclass, such as a logger of ours, may have attributes of its own.
+            # Subclasses, such as loggers, may have further attributes.
             if type(self) is Made:
                 if not members.get(name, "").startswith("property"):
                     raise AttributeError(f"TensorRT {stub.__version__} has no {owner}.{name}")

@@ -9,11 +9,9 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from ffd_export.atomic_files import write_files
 from ffd_export.checkpoint_graph import compare_parts, export_checkpoint
-from ffd_export.cli.export import main
 from ffd_export.onnx_file import read_onnx
 from ffd_export.parity import Parity, classify, compare
 from ffd_export.sample_images import Example, SampleImages, prepare_images
@@ -25,6 +23,7 @@ from ffd_train.networks import NETWORKS, FaceNet, build
 from ffd_train.scoring import TorchBackend
 
 from .. import tiny
+from .conftest import run
 
 assert "tiny" in NETWORKS
 
@@ -40,11 +39,7 @@ def save(path: Path, network: str = "tiny", temperature: float = 0.7) -> Path:
     return path
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
-
-
-def test_the_file_keeps_the_contract(tmp_path: Path, portraits: Path) -> None:
+def test_an_export_keeps_the_graph_contract(tmp_path: Path, portraits: Path) -> None:
     checkpoint = save(tmp_path / "best.safetensors")
     outcome = run(checkpoint, "--verify", portraits)
     assert outcome.exit_code == 0, outcome.output
@@ -84,13 +79,13 @@ def exported(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".onnx")
 
 
-def test_nothing_of_this_machine_is_in_the_file(exported: Path) -> None:
+def test_exports_contain_no_paths_of_this_machine(exported: Path) -> None:
     content = exported.read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in content
     assert str(Path(torch.__file__).parent).encode() not in content
 
 
-def test_the_same_checkpoint_gives_the_same_bytes(
+def test_exports_of_a_checkpoint_are_reproducible(
     checkpoint: Path, exported: Path, tmp_path: Path
 ) -> None:
     assert run(checkpoint, "--verify", "none", "--output", tmp_path).exit_code == 0
@@ -109,14 +104,14 @@ def test_outputs_agree_with_pytorch(checkpoint: Path, exported: Path, batch: int
     assert np.allclose(1 / (1 + np.exp(-log_odds)), ours.probability[:, 0], atol=1e-5)
 
 
-# The other real network is exported by tests/e2e/test_whole_way.py.
+# tests/e2e/test_whole_way.py exports the other real network.
 @pytest.mark.no_cover
-def test_a_real_resnext_exports(tmp_path: Path, portraits: Path) -> None:
+def test_a_resnext_exports(tmp_path: Path, portraits: Path) -> None:
     outcome = run(save(tmp_path / "best.safetensors", "resnext50_32x4d"), "--verify", portraits)
     assert outcome.exit_code == 0, outcome.output
 
 
-def test_a_file_that_differs_is_not_left(
+def test_an_export_that_differs_is_not_written(
     tmp_path: Path, portraits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = save(tmp_path / "best.safetensors")
@@ -144,7 +139,7 @@ def test_a_file_that_differs_is_not_left(
     assert last.startswith("ffd-export: error: the exported fp32 model")
     assert "relative error by part: " in last
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", "portraits"]
-    # What differs is the head, which is behind the parts that are compared.
+    # The head differs, which follows the compared parts.
     assert list(parts) == ["stem", "layer1", "layer2", "layer3", "layer4"]
     assert max(parts.values()) < 1e-5
 
@@ -159,7 +154,7 @@ def compare_backends(reference: TorchBackend, other: TorchBackend, images: Sampl
     return compare(classify(reference, images), classify(other, images), images, reference.card)
 
 
-def test_what_only_one_of_them_can_judge_is_a_difference(tmp_path: Path, portraits: Path) -> None:
+def test_a_missing_probability_is_a_difference(tmp_path: Path, portraits: Path) -> None:
     net, card = load_checkpoint(save(tmp_path / "a.safetensors"))
 
     class Silent(TorchBackend):
@@ -187,7 +182,7 @@ def test_differences_are_found(tmp_path: Path, portraits: Path) -> None:
         prepare_images([Example.of_file(str(tmp_path / "absent.jpg"))], card.preprocess)
 
 
-def test_the_newest_run_is_exported(
+def test_the_newest_finished_run_is_exported(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -196,7 +191,7 @@ def test_the_newest_run_is_exported(
     os.utime(older, (1, 1))
     for run_folder in (older.parent, newer.parent):
         (run_folder / "card.json").touch()
-    # The newest of all is still training: its card has not been written.
+    # The newest run is still training and has no card.
     save(tmp_path / "runs/c/best.safetensors")
     read: list[Path] = []
 
@@ -214,7 +209,7 @@ def test_the_newest_run_is_exported(
     assert older.with_suffix(".onnx").exists()
 
 
-def test_the_runs_own_validation_images_are_used(tmp_path: Path) -> None:
+def test_validation_images_of_the_run_are_used(tmp_path: Path) -> None:
     from ffd_train.data import scan
     from ffd_train.settings import Settings
     from ffd_train.stages import Stage
@@ -230,7 +225,7 @@ def test_the_runs_own_validation_images_are_used(tmp_path: Path) -> None:
     assert json.loads(outcome.stdout)["parity"]["images"] == 4
 
 
-def test_mistakes_end_in_one_line(tmp_path: Path, portraits: Path) -> None:
+def test_errors_are_one_line(tmp_path: Path, portraits: Path) -> None:
     checkpoint = save(tmp_path / "run/best.safetensors")
     (tmp_path / "empty").mkdir()
     pickle = tmp_path / "pickled.safetensors"
@@ -256,14 +251,14 @@ def test_mistakes_end_in_one_line(tmp_path: Path, portraits: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / f"b.json.{os.getpid()}.partial").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="No space left"):
         write_files({tmp_path / "new/a.onnx": b"whole", tmp_path / "b.json": b"lost"})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_in_the_way_leaves_nothing(tmp_path: Path) -> None:
+def test_a_folder_of_the_same_name_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "b.json").mkdir()
     with pytest.raises(OutputError, match=r"b\.json: a folder has this name"):
         write_files({tmp_path / "new/a.onnx": b"whole", tmp_path / "b.json": b"lost"})

@@ -29,6 +29,7 @@ from ffd_runtime.model.card import CARD_KEY, CLASSES, ModelCard, PreprocessSpec,
 
 from ..conftest import picture
 from ..models import CARD
+from .conftest import run
 
 Parse = Callable[[bytes], Any]
 
@@ -47,11 +48,11 @@ TEXT = st.text(min_size=1)
 
 @pytest.fixture(scope="module")
 def parse() -> Parse:
-    """Reads `config.pbtxt` as Triton does: a field that Triton does not know is an error."""
+    """Parse `config.pbtxt` as Triton does: unknown fields are errors."""
     package = importlib.util.find_spec("tritonclient")
     if package is None or not package.submodule_search_locations:
         pytest.skip("needs Triton's schema: pip install --no-deps tritonclient, as make does")
-    # By its file: the package around it wants gRPC, and an older protobuf than onnx's.
+    # Load only this file. Its package needs gRPC and an older protobuf than onnx.
     path = Path(package.submodule_search_locations[0]) / "grpc/model_config_pb2.py"
     spec = importlib.util.spec_from_file_location("triton_model_config", path)
     assert spec
@@ -70,7 +71,7 @@ def files(
     heatmap: tuple[int, int] = (13, 13),
     max_batch: int = 8,
 ) -> dict[str, bytes]:
-    """Content by path below the model's folder."""
+    """Return content by path in the model's folder."""
     written = triton_files(
         Path("models"),
         name,
@@ -95,7 +96,7 @@ def example(**options: Any) -> str:
 
 
 @pytest.mark.parametrize("platform", ["onnxruntime", "tensorrt"])
-def test_triton_reads_what_was_asked(parse: Parse, platform: str) -> None:
+def test_triton_parses_the_configuration(parse: Parse, platform: str) -> None:
     config = parse(files(card=UNUSUAL, platform=platform, heatmap=(7, 9))["config.pbtxt"])
     assert config.name == "colour"
     assert config.max_batch_size == 8
@@ -123,11 +124,11 @@ def test_an_onnx_runs_with_and_without_a_gpu(parse: Parse, precision: str) -> No
     assert (group.count, group.kind) == (1, group.KIND_AUTO)
     (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert cuda.name == "cuda"
-    # As onnxruntime runs it here; without TF32, FP16 would have no tensor cores either.
+    # The same options as in the runtime. Without TF32, FP16 would not use tensor cores.
     expected = {key: str(value) for key, value in cuda_options(precision).items()}
     assert dict(cuda.parameters) == expected
     assert ("use_tf32" in expected) == (precision == "fp32")
-    # Said twice: the backend overwrites the one above, as the model has a parameter, its card.
+    # Set twice, as the backend overwrites the first for a model with a parameter, the card.
     assert expected["cudnn_conv_algo_search"] == "HEURISTIC"
     assert config.parameters["cudnn_conv_algo_search"].string_value == "1"
 
@@ -152,7 +153,7 @@ def test_an_engine_runs_on_a_gpu(parse: Parse) -> None:
 @pytest.mark.parametrize(
     ("max_batch", "preferred", "warm"), [(1, [1], [1]), (2, [1, 2], [1, 2]), (5, [2, 5], [1, 5])]
 )
-def test_batches(parse: Parse, max_batch: int, preferred: list[int], warm: list[int]) -> None:
+def test_batch_sizes(parse: Parse, max_batch: int, preferred: list[int], warm: list[int]) -> None:
     config = parse(files(max_batch=max_batch)["config.pbtxt"])
     assert config.max_batch_size == max_batch
     assert list(config.dynamic_batching.preferred_batch_size) == preferred
@@ -166,7 +167,7 @@ def test_batches(parse: Parse, max_batch: int, preferred: list[int], warm: list[
         assert image.data_type == config.input[0].data_type
 
 
-def test_shapes_are_those_of_the_model(parse: Parse, colour_model: Path) -> None:
+def test_shapes_equal_the_models(parse: Parse, colour_model: Path) -> None:
     config = parse(files()["config.pbtxt"])
     graph = onnx.load(colour_model).graph
     names = [value.name for value in (*graph.input, *graph.output)]
@@ -181,24 +182,24 @@ def test_shapes_are_those_of_the_model(parse: Parse, colour_model: Path) -> None
 
 
 @given(TEXT, TEXT)
-def test_any_text_survives(parse: Parse, key: str, value: str) -> None:
+def test_any_text_is_preserved(parse: Parse, key: str, value: str) -> None:
     message = to_text([("parameters", [("key", key), ("value", [("string_value", value)])])])
     assert message.isascii()
     assert parse(message.encode()).parameters[key].string_value == value
 
 
 @pytest.mark.parametrize("text", ['"', "\\", "\\n", "\n\r\t\0", "\x01" + "7", "é1", "'", "#", "🙂"])
-def test_texts_that_a_naive_writer_breaks(parse: Parse, text: str) -> None:
+def test_special_texts_are_preserved(parse: Parse, text: str) -> None:
     assert parse(to_text([("name", text)]).encode()).name == text
 
 
-def test_a_lone_surrogate_is_refused() -> None:
+def test_a_lone_surrogate_fails() -> None:
     with pytest.raises(ValueError, match="surrogates"):
         to_text([("name", "\ud800")])
 
 
 @given(TEXT, TEXT, TEXT)
-def test_any_card_survives(parse: Parse, name: str, architecture: str, version: str) -> None:
+def test_any_card_is_preserved(parse: Parse, name: str, architecture: str, version: str) -> None:
     card = CARD.replace(
         name=name,
         architecture=architecture,
@@ -209,12 +210,12 @@ def test_any_card_survives(parse: Parse, name: str, architecture: str, version: 
     assert ModelCard.from_json(config.parameters[CARD_KEY].string_value) == card
     page = readme(card=card)
     assert page.splitlines()[0] == "# colour"
-    # Whatever a model is called, it does not change what the page looks like.
+    # No name changes the layout of the page.
     assert page.count("\n") == readme().count("\n")
 
 
 @given(st.from_regex(NAME, fullmatch=True))
-def test_any_legal_name(parse: Parse, name: str) -> None:
+def test_valid_names(parse: Parse, name: str) -> None:
     assert parse(files(name)["config.pbtxt"]).name == name
     assert f"MODEL = {name!r}".replace("'", '"') in example(name=name)
 
@@ -238,7 +239,7 @@ def test_any_legal_name(parse: Parse, name: str) -> None:
         "\ud800",
     ],
 )
-def test_a_bad_name_is_refused_in_one_line(name: str) -> None:
+def test_invalid_names_fail_in_one_line(name: str) -> None:
     with pytest.raises(OutputError) as caught:
         files(name)
     assert repr(name) in str(caught.value)
@@ -248,7 +249,7 @@ def test_a_bad_name_is_refused_in_one_line(name: str) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"platform": "pytorch"}, {"max_batch": 0}, {"heatmap": (0, 13)}, {"heatmap": (13, 0)}]
 )
-def test_what_triton_would_misread_is_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_fail(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="platform|positive"):
         files(**wrong)
 
@@ -256,7 +257,7 @@ def test_what_triton_would_misread_is_refused(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("platform", "model"), [("onnxruntime", "model.onnx"), ("tensorrt", "model.plan")]
 )
-def test_the_repository_as_written(tmp_path: Path, platform: str, model: str) -> None:
+def test_the_files_of_a_repository(tmp_path: Path, platform: str, model: str) -> None:
     content = triton_files(
         tmp_path / "models",
         "colour",
@@ -276,12 +277,12 @@ def test_the_repository_as_written(tmp_path: Path, platform: str, model: str) ->
     assert str(tmp_path).encode() not in b"".join(content.values())
 
 
-def test_labels_are_in_the_order_of_the_classes() -> None:
-    # Triton splits at newlines, one label an index.
+def test_labels_have_the_order_of_classes() -> None:
+    # Triton reads one label a line.
     assert files()["labels.txt"].decode().splitlines() == list(CLASSES)
 
 
-def test_the_page_has_the_numbers_of_the_card() -> None:
+def test_the_readme_has_the_numbers_of_the_card() -> None:
     page = " ".join(readme(card=UNUSUAL, heatmap=(7, 9), max_batch=16).split())
     for phrase in (
         "UINT8 [N, 224, 224, 3]",
@@ -308,10 +309,10 @@ def test_the_page_has_the_numbers_of_the_card() -> None:
         ((0.37, 1.0), ["groundtruth` below 0.37", "unsure` from 0.37 upwards"]),
     ],
 )  # fmt: skip
-def test_verdicts_in_words(unsure: tuple[float, float], lines: list[str]) -> None:
+def test_the_readme_describes_verdicts(unsure: tuple[float, float], lines: list[str]) -> None:
     page = readme(card=CARD.replace(unsure=unsure))
     assert re.findall(r"^- `(.*)$", page, re.M) == lines
-    # The same rule as the code's.
+    # The rule must be that of the code.
     for line in lines:
         label, rule = line.split("` ", 1)
         edge = float(rule.split()[1])
@@ -319,8 +320,8 @@ def test_verdicts_in_words(unsure: tuple[float, float], lines: list[str]) -> Non
         assert CARD.replace(unsure=unsure).verdict(inside) == label
 
 
-def test_the_example_prepares_a_picture(tmp_path: Path, colour_model: Path) -> None:
-    """Everything of the example but what asks a server."""
+def test_the_example_preprocesses_an_image(tmp_path: Path, colour_model: Path) -> None:
+    """Run all parts of the example that need no server."""
     tree = ast.parse(example())
     tree.body = [
         node
@@ -339,20 +340,12 @@ def test_the_example_prepares_a_picture(tmp_path: Path, colour_model: Path) -> N
     assert (names["MODEL"], names["CARD_KEY"]) == ("colour", CARD_KEY)
 
 
-def test_writing_a_repository_needs_no_other_package() -> None:
+def test_a_repository_needs_no_other_package() -> None:
     code = "import sys, ffd_export.triton; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"tritonclient", "onnx", "torch", "tensorrt", "google.protobuf"} & set(loaded)
-
-
-def run(*arguments: object) -> Any:
-    from click.testing import CliRunner
-
-    from ffd_export.cli.export import main
-
-    return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
 
 
 def test_the_command_writes_a_repository(parse: Parse, tmp_path: Path) -> None:
@@ -370,7 +363,7 @@ def test_the_command_writes_a_repository(parse: Parse, tmp_path: Path) -> None:
         image = np.zeros((2, 299, 299, 3), np.uint8)
         heatmap = backend.infer(image).heatmap
     assert list(config.output[1].dims) == list(heatmap.shape[1:])
-    # Another version there would be served instead of this one.
+    # Triton would serve a later version instead.
     (home / "7").mkdir()
     outcome = run(*given, "--fp16")
     assert outcome.exit_code == 1
@@ -384,7 +377,7 @@ def test_triton_does_not_serve_engines_of_rtx(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_onnx_is_served_as_it_is(tmp_path: Path) -> None:
+def test_an_onnx_is_served_unchanged(tmp_path: Path) -> None:
     outcome = run(EMBEDDED, "--triton", tmp_path)
     assert outcome.exit_code == 0, outcome.output
     assert (tmp_path / "ffd-lite0/1/model.onnx").read_bytes() == EMBEDDED.read_bytes()

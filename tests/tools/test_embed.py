@@ -34,7 +34,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(embed.main, list(map(str, arguments)))
 
 
-def test_both_files_come_from_one_model(labelled: Path, tmp_path: Path) -> None:
+def test_both_files_are_written(labelled: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with coarse_histograms():
         outcome = run(
@@ -48,11 +48,11 @@ def test_both_files_come_from_one_model(labelled: Path, tmp_path: Path) -> None:
     parity = int8.metrics["parity"]
     assert parity["images"] == 8
     assert {"accuracy", "accuracy_reference", "roc_auc", "roc_auc_reference"} <= set(parity)
-    said = outcome.stderr.splitlines()[-1]
-    assert (said == "a CPU runs INT8") == (explain_rejection(int8, fp32) is None)
+    last = outcome.stderr.splitlines()[-1]
+    assert (last == "a CPU runs INT8") == (explain_rejection(int8, fp32) is None)
 
 
-def test_images_without_labels_and_files_too_large_are_refused(
+def test_unlabelled_images_and_large_files_fail(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bare").mkdir()

@@ -1,4 +1,4 @@
-"""The kit that checks claims on a GPU: what of it a CPU can run, and with a GPU the claims."""
+"""The tools that check claims on a GPU. Without a GPU, the claims are skipped."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ MACHINE: dict[str, Any] = {
 @pytest.mark.gpu
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
 def test_the_claim_holds(claim: Claim, tmp_path_factory: pytest.TempPathFactory) -> None:
-    # One folder, as models are made once.
+    # Models in a shared folder are exported only once.
     folder = tmp_path_factory.getbasetemp() / "gpu"
     folder.mkdir(exist_ok=True)
     (outcome,) = check_claims((claim,), Setting(folder, seconds=0.5))
@@ -66,7 +66,7 @@ def test_the_claim_holds(claim: Claim, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.skipif(count_gpus() > 0, reason="this machine has a GPU")
-def test_without_a_gpu_one_line_and_a_code_of_its_own(tmp_path: Path) -> None:
+def test_without_a_gpu_the_command_exits_with_77(tmp_path: Path) -> None:
     arguments = ["-m", "tools.gpu", "--report", str(tmp_path / "report.md")]
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
@@ -79,8 +79,7 @@ def test_without_a_gpu_one_line_and_a_code_of_its_own(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_page_lists_every_claim_and_no_other() -> None:
-    """With the same words, and where it has run."""
+def test_the_page_lists_exactly_the_claims() -> None:
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| (.+?) \| (.+?) \|$", PAGE.read_text(), re.M)
     assert {(name, text) for name, text, _ in rows} == {
         (claim.name, claim.text) for claim in CLAIMS
@@ -146,7 +145,7 @@ RESULTS = st.lists(
 
 
 @given(RESULTS, st.integers(0, 60))
-def test_results_are_collected_though_the_last_line_is_cut(
+def test_results_are_read_with_a_truncated_last_line(
     results: list[Outcome | Rate], cut: int
 ) -> None:
     text = "".join(to_line(result) + "\n" for result in results)
@@ -157,12 +156,12 @@ def test_results_are_collected_though_the_last_line_is_cut(
     assert report.outcomes == {outcome.claim: outcome for outcome in outcomes}
     page = report.to_markdown()
     rows = [line for line in page.splitlines() if line.startswith("| ")]
-    # Two heads and two rules; whatever a cell holds, it is one line of so many cells.
+    # Two headers and two rules. Each row is one line with the same number of cells.
     assert len(rows) == 4 + len(report.outcomes) + len(report.rates)
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {6, 7}
 
 
-def test_the_page_of_a_run() -> None:
+def test_the_report_of_a_run() -> None:
     report = Report(MACHINE)
     for result in (
         Outcome("cuda-starts", PASS, "onnxruntime, CUDA device 0", 3.2),
@@ -183,14 +182,14 @@ def test_the_page_of_a_run() -> None:
     assert not report.holds
 
 
-def test_what_holds() -> None:
+def test_a_report_holds_without_failures() -> None:
     report = Report(MACHINE)
-    assert not report.holds  # nothing was checked
+    assert not report.holds  # no results
     report.add_lines(to_line(Outcome("lean-match", SKIP, "not installed")))
     assert not report.holds
     report.add_lines(to_line(Outcome("cuda-starts", PASS, "")))
     assert report.holds
-    # The process that would have checked the others crashed.
+    # The process crashed before it checked the other claims.
     report.end_part("onnxruntime", "ended with code -11")
     assert not report.holds
     assert report.outcomes["cuda-starts"].outcome == PASS
@@ -199,7 +198,7 @@ def test_what_holds() -> None:
     assert "- A part failed: onnxruntime: ended with code -11" in report.to_markdown()
 
 
-def test_a_process_says_how_it_ended() -> None:
+def test_a_process_reports_how_it_failed() -> None:
     def run(code: str, limit: float = 30) -> str | None:
         return command.run_process([sys.executable, "-c", code], limit)
 
@@ -208,8 +207,10 @@ def test_a_process_says_how_it_ended() -> None:
     assert run("import time; time.sleep(60)", 0.5) == "ran for more than 0 seconds"
 
 
-def test_parts_are_run_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With parts that write what the real ones would."""
+def test_parts_run_and_their_results_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts are replaced by functions that write the same lines."""
 
     def run(given: list[str]) -> str | None:
         part = given[given.index("--part") + 1]
@@ -233,7 +234,7 @@ def test_parts_are_run_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert outcome.exit_code == command.NO_GPU
 
 
-def test_a_part_writes_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_writes_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = [Rate("m", "w", "arrays", 1, 10.0)]
     monkeypatch.setattr(speed, "measure_all", lambda setting: iter(rates))
     lines = tmp_path / "lines"
@@ -243,13 +244,13 @@ def test_a_part_writes_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_a_table_escapes_its_cells() -> None:
+def test_a_table_escapes_cells() -> None:
     assert table(("a", "b"), [("1|2", "x\ny")]) == ["| a | b |", "| --- | --- |", "| 1\\|2 | x y |"]
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The colour model for images of 32x32 pixels."""
+    """Return the colour model for images of 32x32 pixels."""
     card = CARD.replace(preprocess=PreprocessSpec(size=32)).to_json()
     return save_colour_model(tmp_path_factory.mktemp("m") / "small.onnx", card=card, size=32)
 
@@ -270,7 +271,7 @@ def test_rates_of_a_small_model_on_the_cpu(
     assert rate.share == pytest.approx(rate.images_per_second / 1000, abs=1e-3)
 
 
-def test_a_batch_that_cannot_run_is_a_note(tmp_path: Path) -> None:
+def test_a_failed_batch_is_a_note(tmp_path: Path) -> None:
     def infer(images: Any) -> None:
         if len(images) > 1:
             raise RuntimeError("CUDA out of memory\nand more")
@@ -283,7 +284,7 @@ def test_a_batch_that_cannot_run_is_a_note(tmp_path: Path) -> None:
     assert (second.images_per_second, second.note) == (None, "CUDA out of memory")
 
 
-def test_a_way_that_does_not_start_is_a_note(
+def test_a_backend_that_does_not_start_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def open_it() -> Any:
@@ -296,10 +297,10 @@ def test_a_way_that_does_not_start_is_a_note(
         engines.build_engine(tmp_path, tmp_path / "m.onnx", "none")
 
 
-def test_pytorch_runs_a_tiny_network_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_runs_a_tiny_network_in_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    # Compiling takes many seconds and a C++ compiler.
+    # Compiling takes long and needs a C++ compiler.
     compiled: list[Any] = []
 
     def compile_nothing(net: Any, **_: object) -> Any:
@@ -336,7 +337,7 @@ def test_batches_of_many_sizes_are_compared(small: Path) -> None:
 
         def infer(self, images: Any) -> Any:
             outputs = backend.infer(images)
-            # As if an image of another batch were in its place.
+            # Swap the outputs of images.
             return dataclasses.replace(outputs, probability=outputs.probability[::-1])
 
         def close(self) -> None:
@@ -346,7 +347,7 @@ def test_batches_of_many_sizes_are_compared(small: Path) -> None:
         provider.mix(Wrong(), (1, 4), 1e-6)
 
 
-def test_nodes_of_a_profile(small: Path, tmp_path: Path) -> None:
+def test_nodes_are_read_from_a_profile(small: Path, tmp_path: Path) -> None:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -359,7 +360,7 @@ def test_nodes_of_a_profile(small: Path, tmp_path: Path) -> None:
     assert {where for _, where in nodes} == {"CPUExecutionProvider"}
 
 
-def test_images_get_scores_that_differ() -> None:
+def test_images_have_different_scores() -> None:
     images = varied_images(4)
     assert np.array_equal(images, varied_images(4))
     assert images.shape == (4, 299, 299, 3)

@@ -1,4 +1,4 @@
-"""The builder: real engines by TensorRT for RTX without a GPU, and the API of every TensorRT."""
+"""Engines built by TensorRT for RTX without a GPU."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from ffd_export import engine_build, engine_builder, engine_file
-from ffd_export.cli.export import main
 from ffd_export.engine_build import build_engine
 from ffd_export.engine_builder import require_buildable
-from ffd_export.engine_layers import count_kernels
 from ffd_export.engine_options import EngineOptions
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError, ModelError
@@ -27,18 +24,18 @@ from ffd_runtime.model.backends import EMBEDDED, open_backend
 from ffd_runtime.model.devices import Gpu, count_gpus
 from ffd_runtime.model.engine_manifest import EngineManifest, manifest_path
 
-from .tensorrt_stub import VERSIONS, Stub
+from .conftest import run
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="needs tensorrt_rtx, which is there for x86-64 Linux",
 )
+
+
 no_gpu = pytest.mark.skipif(count_gpus() > 0, reason="this machine has a GPU")
+
+
 BOTH = EngineOptions(compute_capabilities=("8.6", "8.9"))
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
 
 
 def rtx() -> Any:
@@ -56,7 +53,7 @@ def rtx() -> Any:
         ("embedded.int8-tensorrt.onnx", {"int8": 49, "float": 2}),
     ],
 )
-def test_real_engines_are_built_without_a_gpu(
+def test_engines_are_built_without_a_gpu(
     exports: Path, tmp_path: Path, name: str | None, layers: dict[str, int]
 ) -> None:
     source = exports / name if name else EMBEDDED
@@ -78,20 +75,20 @@ def test_real_engines_are_built_without_a_gpu(
     assert row["sha256"] == manifest.engine_sha256
     assert row["layers"] == layers
     assert "not verified on a GPU" in outcome.stderr
-    # The command in the manifest builds it anew.
+    # The command in the manifest builds the engine again.
     command = shlex.split(manifest.command)
     assert command[:2] == ["ffd-export", source.name]
     assert command[-2:] == ["--verify", "DIR"]
     here = ("--verify", "none", "--compute-capability", "8.6,8.9", "--output", tmp_path / "again")
     again = run(source, *command[2:-2], *here)
     assert again.exit_code == 0, again.output
-    # Weights are the engine's bulk: half of the bytes for FP16.
+    # Most of an engine's bytes are weights. In FP16 they take half.
     size = {"float": 13.4e6, "half": 6.7e6, "int8": 3.4e6}[next(iter(layers))]
     assert size < path.stat().st_size < 4 * size
 
 
 @needs_rtx
-def test_a_device_needs_no_torch(tmp_path: Path) -> None:
+def test_export_of_an_onnx_needs_no_torch(tmp_path: Path) -> None:
     absent = "torch torchvision timm lightning sklearn scipy safetensors matplotlib onnxscript"
     script = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent.split()!r}))\n"
@@ -108,7 +105,7 @@ def test_a_device_needs_no_torch(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_one_engine_serves_several_gpus() -> None:
+def test_an_engine_for_several_gpus() -> None:
     content = EMBEDDED.read_bytes()
     one = build_engine(rtx(), content, 299, EngineOptions(compute_capabilities=("8.9",)))
     two = build_engine(rtx(), content, 299, BOTH)
@@ -119,8 +116,8 @@ def test_one_engine_serves_several_gpus() -> None:
 
 
 @needs_rtx
-def test_the_gpu_that_is_here_is_named_to_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The builder's default is a list of GPUs of its own, in which Turing is not."""
+def test_rtx_builds_for_the_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT for RTX would otherwise build for a default list without Turing."""
     content = EMBEDDED.read_bytes()
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("RTX 4090", "8.9"))
     own = build_engine(rtx(), content, 299, EngineOptions())
@@ -134,7 +131,7 @@ def test_the_gpu_that_is_here_is_named_to_rtx(monkeypatch: pytest.MonkeyPatch) -
 
 
 @needs_rtx
-def test_the_builders_phases_are_told() -> None:
+def test_build_phases_are_reported() -> None:
     class Listener:
         def __init__(self) -> None:
             self.under_way: set[str] = set()
@@ -159,7 +156,7 @@ def test_the_builders_phases_are_told() -> None:
 
 
 @needs_rtx
-def test_tensorrts_own_words_are_quoted() -> None:
+def test_errors_quote_tensorrt() -> None:
     with pytest.raises(ModelError, match="TensorRT cannot parse the ONNX: .*Failed to parse"):
         build_engine(rtx(), b"not an ONNX", 299, BOTH)
     with pytest.raises(EngineError, match=r"builds for .*8\.9"):
@@ -169,7 +166,7 @@ def test_tensorrts_own_words_are_quoted() -> None:
 
 
 @needs_rtx
-def test_ctrl_c_cancels_the_build(tmp_path: Path) -> None:
+def test_ctrl_c_cancels_a_build(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, threading\n"
         "import tensorrt_rtx as trt\n"
@@ -197,7 +194,7 @@ def test_ctrl_c_cancels_the_build(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_ctrl_c_ends_the_command_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_command_without_files(tmp_path: Path) -> None:
     command = [
         sys.executable, "-c", "from ffd_export.cli.export import main; main()",
         str(EMBEDDED), "--engine", "rtx", "--compute-capability", "8.6,8.9",
@@ -215,21 +212,21 @@ def test_ctrl_c_ends_the_command_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_a_layer_that_is_float_fails_the_export(exports: Path, tmp_path: Path) -> None:
-    """An ONNX whose card says FP16 and whose layers are FP32 is refused, by TensorRT's parse."""
+def test_fp32_layers_in_an_fp16_model_fail_the_build(exports: Path, tmp_path: Path) -> None:
+    """The parsed network of an ONNX with an FP16 card and FP32 layers is rejected."""
     model, card = read_onnx(EMBEDDED)
-    liar = tmp_path / "liar.onnx"
-    liar.write_bytes(to_bytes(model, card.replace(precision="fp16")))
-    outcome = run(liar, "--engine", "rtx", "--compute-capability", "8.9")
+    mislabelled = tmp_path / "mislabelled.onnx"
+    mislabelled.write_bytes(to_bytes(model, card.replace(precision="fp16")))
+    outcome = run(mislabelled, "--engine", "rtx", "--compute-capability", "8.9")
     assert outcome.exit_code == 1
     last = outcome.stderr.splitlines()[-1]
     assert "only 0 of 51 convolution and GEMM layers are half" in last
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["liar.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mislabelled.onnx"]
 
 
 @needs_rtx
 @no_gpu
-def test_an_engine_says_why_it_does_not_run_here(exports: Path, tmp_path: Path) -> None:
+def test_an_engine_without_a_gpu_fails_with_the_reason(exports: Path, tmp_path: Path) -> None:
     outcome = run(
         exports / "embedded.fp16.onnx", "--engine", "rtx", "--compute-capability", "8.9",
         "--output", tmp_path,
@@ -248,7 +245,7 @@ def test_an_engine_says_why_it_does_not_run_here(exports: Path, tmp_path: Path) 
 
 
 @no_gpu
-def test_what_cannot_end_well_ends_at_once(tmp_path: Path) -> None:
+def test_unsupported_options_fail_before_any_work(tmp_path: Path) -> None:
     for arguments, message in (
         (("--engine", "tensorrt"), "times its kernels on a GPU"),
         (("--engine", "rtx"), "name the target GPUs"),
@@ -269,19 +266,19 @@ def test_what_cannot_end_well_ends_at_once(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_a_gpu_that_rtx_does_not_support_is_refused_before_any_work(
+def test_unsupported_gpus_fail_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_builder, "count_gpus", lambda: 1)
     monkeypatch.setattr(engine_builder, "describe_gpu", lambda index: Gpu("NVIDIA H100", "9.0"))
-    monkeypatch.setattr(engine_file, "build_engine", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(engine_file, "build_engine", lambda *_: pytest.fail("an engine was built"))
     outcome = run(EMBEDDED, "--engine", "rtx", "--output", tmp_path / "out")
     assert outcome.exit_code == 1
     (line,) = outcome.stderr.splitlines()
     assert "does not support NVIDIA H100 (compute capability 9.0; supported are 7.5, 8.0" in line
     assert "--engine tensorrt" in line
     assert not (tmp_path / "out").exists()
-    # For GPUs of other machines it builds; and where no engine was asked for, it says why not.
+    # It builds for GPUs of other machines. With --engine auto, the reason is reported.
     assert engine_builder.open_builder("rtx", BOTH).module
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     found = engine_builder.find_builder(EngineOptions(), ("tensorrt", "rtx"))
@@ -291,9 +288,7 @@ def test_a_gpu_that_rtx_does_not_support_is_refused_before_any_work(
     assert engine_builder.find_builder(EngineOptions(), ("tensorrt", "rtx")).kind == "rtx"
 
 
-def test_without_the_builder_one_line_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_builder_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     outcome = run(
         EMBEDDED, "--engine", "rtx", "--compute-capability", "8.9", "--output", tmp_path / "out"
@@ -305,145 +300,14 @@ def test_without_the_builder_one_line_says_what_to_install(
 
 
 @no_gpu
-def test_fp16_says_which_engine_was_skipped(exports: Path, tmp_path: Path) -> None:
+def test_fp16_without_a_gpu_names_the_command_for_the_engine(exports: Path, tmp_path: Path) -> None:
     outcome = run(EMBEDDED, "--fp16", "--verify", "none", "--output", tmp_path)
     assert outcome.exit_code == 0, outcome.output
     (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("no engine")]
     assert "ffd-export embedded.fp16.onnx --engine tensorrt" in line
 
 
-EVERYTHING = EngineOptions(
-    max_batch=8,
-    opt_batch=4,
-    workspace=512,
-    optimization_level=4,
-    version_compatible=True,
-    lean_runtime=False,
-    hardware_compatibility="ampere_plus",
-)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_builder_uses_only_what_a_version_has(
-    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
-    stub = Stub(version)
-    import dataclasses
-
-    options = dataclasses.replace(EVERYTHING, timing_cache=tmp_path)
-    for _ in range(2):  # The second time there is a timing cache.
-        made = build_engine(stub, b"onnx", 299, options)
-    assert made.content == b"an engine"
-    assert made.built_layers == {"half": 1}
-    (cache,) = tmp_path.iterdir()
-    assert version in cache.name
-    assert cache.read_bytes() == b"timings"
-    assert {
-        "BuilderFlag.TF32",
-        "BuilderFlag.VERSION_COMPATIBLE",
-        "BuilderFlag.EXCLUDE_LEAN_RUNTIME",
-        "IBuilderConfig.hardware_compatibility_level",
-        "IBuilderConfig.set_timing_cache",
-        "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
-    } <= stub.touched
-    # Nothing that a later version took away, whichever version this is.
-    assert stub.touched <= everything_in("11.4.0.106")
-    same = dataclasses.replace(options, hardware_compatibility="same_compute_capability")
-    if version == "10.3.0":
-        with pytest.raises(EngineError, match=r"TensorRT 10\.3\.0 does not support it"):
-            build_engine(stub, b"onnx", 299, same)
-    else:
-        build_engine(stub, b"onnx", 299, same)
-
-
-@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
-def test_what_is_installed_has_it_too(
-    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trt = pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
-    stub = Stub(VERSIONS[-1])
-    build_engine(stub, b"onnx", 299, EngineOptions(timing_cache=tmp_path))
-    for name in sorted(stub.touched - {"EngineInspector.get_engine_information"}):
-        owner, _, member = name.partition(".")
-        # TensorRT for RTX has no inspector; the builder does without.
-        if owner != "EngineInspector" and member != "JSON":
-            assert hasattr(trt, owner), name
-            assert not member or hasattr(getattr(trt, owner), member), name
-
-
-@pytest.mark.parametrize("compatible", [True, False])
-def test_the_inspector_may_load_the_lean_runtime_of_a_version_compatible_engine(
-    monkeypatch: pytest.MonkeyPatch, compatible: bool
-) -> None:
-    """Without leave TensorRT loads no engine that holds code, and the inspector says nothing."""
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
-    stub = Stub("10.16.1.11")
-    engine = stub.answers["Runtime.deserialize_cuda_engine"]
-    runtimes: list[Any] = []
-
-    class Runtime(stub.Runtime):  # type: ignore[name-defined,misc]
-        engine_host_code_allowed = False
-
-        def deserialize_cuda_engine(self, content: bytes) -> Any:
-            runtimes.append(self)
-            return engine if self.engine_host_code_allowed or not compatible else None
-
-    monkeypatch.setitem(stub._classes, "Runtime", Runtime)
-    made = build_engine(stub, b"onnx", 299, EngineOptions(version_compatible=compatible))
-    assert made.built_layers == {"half": 1}
-    assert [runtime.engine_host_code_allowed for runtime in runtimes] == [compatible]
-
-
-def test_the_stub_refuses_what_a_version_lacks() -> None:
-    stub = Stub("11.4.0.106")
-    with pytest.raises(AttributeError, match="has no BuilderFlag.FP16"):
-        _ = stub.BuilderFlag.FP16
-    with pytest.raises(AttributeError, match="has no IBuilderConfig.int8_calibrator"):
-        stub.IBuilderConfig().int8_calibrator = None
-    assert Stub("10.12.0.36").BuilderFlag.FP16
-
-
-def everything_in(version: str) -> set[str]:
-    from .tensorrt_stub import FOLDER
-
-    classes = json.loads((FOLDER / f"{version}.json").read_text())["classes"]
-    return {*classes, *(f"{owner}.{name}" for owner in classes for name in classes[owner])}
-
-
-def test_kernels_are_counted_by_type() -> None:
-    layers = [
-        {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Row major Int8 format"}]},
-        {"LayerType": "CaskGemmConvolution", "Inputs": [{"Format/Datatype": "FP16 where % 8"}]},
-        {"LayerType": "gemm", "Inputs": [{"Format": "Row major", "Datatype": "Float"}]},
-        {"LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
-    ]
-    assert count_kernels(layers) == {"int8": 1, "half": 1, "float": 1}
-
-
-def test_a_builder_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
-    stub = Stub(VERSIONS[0])
-    stub.answers["Builder.build_serialized_network"] = None
-    with pytest.raises(ModelError, match="cannot build the engine"):
-        build_engine(stub, b"onnx", 299, EngineOptions())
-    assert not any(thread.name == "ffd-build" for thread in threading.enumerate())
-
-
-def test_a_damaged_timing_cache_is_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
-    stub = Stub("10.16.1.11")
-    stub.answers["IBuilderConfig.set_timing_cache"] = False
-    made = build_engine(stub, b"onnx", 299, EngineOptions(timing_cache=tmp_path))
-    assert made.content == b"an engine"
-
-
-def test_a_gpu_is_needed_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builders_accept_a_gpu_or_compute_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_builder, "count_gpus", lambda: 1)
     require_buildable("rtx", EngineOptions())
     require_buildable("tensorrt", EngineOptions())
