@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .quiet import quiet
 from .reporter import Advance
 from .sample_images import SampleImages
 
@@ -68,7 +67,7 @@ def calibrate(
     bins = {"num_bins": MAX_BINS, "num_quantized_bins": QUANTIZED_BINS, "symmetric": False}
     with _calibrator(model, operators, CalibrationMethod.Entropy, bins) as calibrator:
         for batch in images.batches(BATCH_IMAGES):
-            with _quiet():
+            with quiet():
                 calibrator.collect_data(_Reader(batch))
             advance(len(batch))
         collector = calibrator.collector
@@ -80,7 +79,7 @@ def calibrate(
         METHODS, (CalibrationMethod.Percentile, CalibrationMethod.Entropy), strict=True
     ):
         collector.method = name
-        with _quiet():
+        with quiet():
             ranges[name] = TensorsData(method, collector.compute_collection_result())
     return ranges
 
@@ -126,24 +125,11 @@ def _calibrator(
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         augmented = str(Path(folder) / "augmented.onnx")
-        with _quiet():
+        with quiet():
             made = create_calibrator(
                 path, operators, augmented, calibrate_method=method, extra_options=options
             )
         yield made
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence onnxruntime's tools, which print to stdout and log advice."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _pair(values: Any) -> tuple[float, float]:

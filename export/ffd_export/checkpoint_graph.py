@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +14,15 @@ from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.card import ModelCard
 
 from .layers import name_nodes
+from .quiet import quiet
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
 
 OPSET = 18
+# They report progress and advice.
+LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
@@ -46,7 +44,7 @@ def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
 
     net, card = load_checkpoint(path)
     try:
-        with _quiet():
+        with quiet(*LOGGERS):
             model = _trace(ScoringGraph(net, card.temperature), card.preprocess.size)
     except Exception as error:
         raise ModelError(f"{path} cannot be exported by PyTorch: {error}") from error
@@ -88,7 +86,7 @@ def compare_parts(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]
     found = {}
     for count, part in enumerate(PARTS[:-1], 1):
         graph = UpTo(net, PARTS[:count]).eval()
-        with _quiet():
+        with quiet(*LOGGERS):
             model = _trace(graph, card.preprocess.size, ("features",))
         session = ort.InferenceSession(
             model.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -127,19 +125,3 @@ def _trace(
     assert program is not None
     model: ModelProto = program.model_proto
     return model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the exporter's progress and advice."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

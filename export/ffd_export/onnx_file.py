@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ffd_runtime.core.errors import CardError, ModelError
+from ffd_runtime.core.errors import ModelError
+from ffd_runtime.model.backends import read_card
 from ffd_runtime.model.card import CARD_KEY, ModelCard
 
 if TYPE_CHECKING:
@@ -29,15 +30,11 @@ def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
     except Exception as error:  # protobuf and onnx raise exceptions without a common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model {path} is not an ONNX: {reason}") from None
-    cards = [entry.value for entry in model.metadata_props if entry.key == CARD_KEY]
-    if not cards:
-        raise CardError(f"model {path} has no model card: it was not written by ffd-export")
-    try:
-        card = ModelCard.from_json(cards[0])
-    except CardError as error:
-        raise CardError(f"model {path}: {error}") from None
-    _require_contract(model, card, path)
-    return model, card
+    text = next((entry.value for entry in model.metadata_props if entry.key == CARD_KEY), None)
+    inputs, outputs = (
+        list(map(_signature, values)) for values in (model.graph.input, model.graph.output)
+    )
+    return model, read_card(path, text, inputs, outputs)
 
 
 def to_bytes(model: ModelProto, card: ModelCard) -> bytes:
@@ -67,25 +64,13 @@ def strip(model: ModelProto) -> None:
     del model.functions[:]
 
 
-def _require_contract(model: ModelProto, card: ModelCard, path: Path) -> None:
+def _signature(value: ValueInfoProto) -> str:
+    """Return name, element type and shape, such as `image uint8[N,299,299,3]`."""
     from onnx import TensorProto
 
-    size = card.preprocess.size
-    given = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
-    wanted = [
-        ("image", TensorProto.UINT8, (None, size, size, 3)),
-        ("probability", TensorProto.FLOAT, (None, 2)),
+    tensor = value.type.tensor_type
+    sides = [
+        str(side.dim_value) if side.HasField("dim_value") else "N" for side in tensor.shape.dim
     ]
-    last = given[2:]
-    if given[:2] != wanted or len(last) != 1 or last[0][0] != "heatmap" or len(last[0][2]) != 3:
-        raise ModelError(
-            f"model {path} breaks the graph contract (image uint8[N,{size},{size},3] in; "
-            "probability and heatmap out): export it from its checkpoint with ffd-export"
-        )
-
-
-def _signature(value: ValueInfoProto) -> tuple[str, int, tuple[int | None, ...]]:
-    """Return name, element type and shape; None in the shape means any size."""
-    kind = value.type.tensor_type
-    shape = tuple(side.dim_value if side.HasField("dim_value") else None for side in kind.shape.dim)
-    return value.name, kind.elem_type, shape
+    kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+    return f"{value.name} {kind}[{','.join(sides)}]"

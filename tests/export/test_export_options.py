@@ -34,7 +34,7 @@ def test_errors_are_one_line(labelled: Path, tmp_path: Path) -> None:
         ((tmp_path / "absent.onnx", "--fp16"), "no such file"),
         ((bare, "--fp16"), "has no model card"),
         ((engine, "--fp16", *none), "is an engine already"),
-        ((other, "--fp16", *none), "breaks the graph contract"),
+        ((other, "--fp16", *none), "takes image uint8[N,224,224,3]"),
         ((half, "--int8", "--calibrate", labelled, *none), "is fp16 already"),
         ((EMBEDDED, "--int8", *none), "training images cannot be found"),
         ((EMBEDDED, "--int8", "--calibrate", tmp_path / "empty", *none), "no file in it"),
