@@ -29,7 +29,7 @@ from ffd_train.data import FaceData, FaceDataset, scan
 from ffd_train.networks import build
 from ffd_train.sampling import Batches, draw_epoch
 from ffd_train.settings import Settings, choose_device
-from ffd_train.stages import Stage
+from ffd_train.stage import Stage
 from ffd_train.training import train
 
 STEPS = 20

@@ -74,7 +74,7 @@ def train_fold(data: Path, run: Path, sources: Iterable[str], options: list[str]
     """Train without some sources, or resume; do nothing where the run is complete."""
     if (run / "card.json").is_file():
         return
-    ffd_train = [sys.executable, "-m", "ffd_train.commands.train", str(data)]
+    ffd_train = [sys.executable, "-m", "ffd_train.cli.train", str(data)]
     if (run / "resume.ckpt").is_file():
         command = [*ffd_train, "--resume", str(run)]
     else:

@@ -68,7 +68,7 @@ def compare_parts(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]
     import torch
 
     from ffd_train.checkpoint import load_checkpoint
-    from ffd_train.stages import PARTS
+    from ffd_train.stage import PARTS
 
     class UpTo(torch.nn.Module):
         def __init__(self, net: Any, parts: tuple[str, ...]) -> None:

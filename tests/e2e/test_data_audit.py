@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ffd_train.audit.page import write_page
+from ffd_train.audit.audit_page import write_page
 
 from ..runtime.test_report import Browser
 from ..train.test_audit import look, make

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ffd_train.checkpoint import save_checkpoint
-from ffd_train.commands.eval import main as ffd_eval
+from ffd_train.cli.eval import main as ffd_eval
 
 from ..conftest import picture
 from ..models import CARD, save_colour_model

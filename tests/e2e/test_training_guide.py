@@ -22,9 +22,9 @@ from click.testing import CliRunner
 from ffd_export.cli.export import main as ffd_export
 from ffd_runtime.cli.run import main as ffd_run
 from ffd_train import networks
-from ffd_train.commands.data import main as ffd_data
-from ffd_train.commands.eval import main as ffd_eval
-from ffd_train.commands.train import main as ffd_train
+from ffd_train.cli.data import main as ffd_data
+from ffd_train.cli.eval import main as ffd_eval
+from ffd_train.cli.train import main as ffd_train
 
 from .. import tiny
 from ..conftest import picture

@@ -12,8 +12,8 @@ from ffd_export.cli.export import main as ffd_export
 from ffd_runtime.cli.run import main as ffd_run
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard
-from ffd_train.commands.eval import main as ffd_eval
-from ffd_train.commands.train import main as ffd_train
+from ffd_train.cli.eval import main as ffd_eval
+from ffd_train.cli.train import main as ffd_train
 
 from ..tiny import make_faces
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ffd_train import networks
-from ffd_train.commands.train import main
+from ffd_train.cli.train import main
 from tests import tiny
 
 if __name__ == "__main__":

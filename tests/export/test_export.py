@@ -212,7 +212,7 @@ def test_the_newest_finished_run_is_exported(
 def test_validation_images_of_the_run_are_used(tmp_path: Path) -> None:
     from ffd_train.data import scan
     from ffd_train.settings import Settings
-    from ffd_train.stages import Stage
+    from ffd_train.stage import Stage
     from ffd_train.training import train
 
     root = tiny.make_faces(tmp_path / "faces", {"train": 4, "val": 2})

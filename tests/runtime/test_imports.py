@@ -31,9 +31,9 @@ def test_the_package_is_light() -> None:
         "ffd_runtime.cli.run",
         "ffd_runtime.cli.bench",
         "ffd_runtime.cli.doctor",
-        "ffd_train.commands.train",
-        "ffd_train.commands.eval",
-        "ffd_train.commands.data",
+        "ffd_train.cli.train",
+        "ffd_train.cli.eval",
+        "ffd_train.cli.data",
         "ffd_export.cli.export",
     ],
 )
@@ -78,7 +78,7 @@ def test_export_reads_no_torch_to_be_imported() -> None:
         "ffd_runtime.model.card",
         "ffd_runtime.core.classifier",
         "ffd_runtime.core.text",
-        "ffd_train.stages",
+        "ffd_train.stage",
     ],
 )
 def test_examples_in_docstrings_run(module: str) -> None:

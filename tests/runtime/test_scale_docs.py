@@ -13,12 +13,12 @@ import pytest
 from ffd_export.cli.export import main as ffd_export
 from ffd_runtime.cli.bench import main as ffd_bench
 from ffd_runtime.cli.run import main as ffd_run
-from ffd_train.commands.train import main as ffd_train
+from ffd_train.cli.train import main as ffd_train
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "scale.md").read_text()
 MANIFEST = (ROOT / "docs" / "kuberay.yaml").read_text()
-TRAIN = "ffd_train.commands.train"
+TRAIN = "ffd_train.cli.train"
 COMMANDS: dict[str, click.Command] = {
     "ffd-bench": ffd_bench,
     "ffd-export": ffd_export,

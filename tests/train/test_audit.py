@@ -25,14 +25,14 @@ from PIL import Image as Pillow
 from ffd_runtime.core.errors import DataError, InputError
 from ffd_runtime.image.decode import Image, decode
 from ffd_train.audit.audit import Audit, audit
+from ffd_train.audit.audit_page import render
 from ffd_train.audit.copies import DISTANCE, Copies, _candidates, find_copies
 from ffd_train.audit.encoding import read_encoding
 from ffd_train.audit.facts import Table, list_images
 from ffd_train.audit.findings import _copies
-from ffd_train.audit.page import render
 from ffd_train.audit.picture import look_at
 from ffd_train.audit.probe import probe_classes
-from ffd_train.commands.data import main as ffd_data
+from ffd_train.cli.data import main as ffd_data
 from ffd_train.data import FaceData, Sample
 
 from ..runtime.test_imports import HEAVY, RUNTIME, loaded_by
@@ -392,7 +392,7 @@ def test_shards_are_read_too_and_matching_helps(unlike: tuple[Path, Audit], tmp_
 
 def test_help_waits_for_nothing_heavy() -> None:
     for arguments in (["--help"], ["audit", "--help"]):
-        code = f"from ffd_train.commands.data import main\nmain({arguments}, standalone_mode=False)"
+        code = f"from ffd_train.cli.data import main\nmain({arguments}, standalone_mode=False)"
         assert not loaded_by(code) & {*HEAVY, *RUNTIME}
 
 

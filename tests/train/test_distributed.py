@@ -13,12 +13,12 @@ from click.testing import CliRunner
 
 from ffd_runtime.core.errors import DataError
 from ffd_train.checkpoint import load_checkpoint
-from ffd_train.commands.train import main as ffd_train
+from ffd_train.cli.train import main as ffd_train
 from ffd_train.data import scan
-from ffd_train.processes import Processes
 from ffd_train.settings import Settings
-from ffd_train.stages import Stage
+from ffd_train.stage import Stage
 from ffd_train.training import train
+from ffd_train.world import Processes
 
 from .. import tiny
 

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.core.results import Result
 from ffd_train import intervals
+from ffd_train.classification_metrics import Floats, measure_scores
 from ffd_train.data import FaceData, Sample
 from ffd_train.evaluation import Evaluation, draw_sample
 from ffd_train.evaluation_report import (
@@ -31,7 +32,6 @@ from ffd_train.evaluation_report import (
 )
 from ffd_train.evaluation_report.markdown import BEGIN, END, to_markdown
 from ffd_train.intervals import Bools, wilson
-from ffd_train.metrics import Floats, measure_scores
 from ffd_train.robustness import CLEAN, measure_cell
 
 from ..models import CARD

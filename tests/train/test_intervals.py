@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train import intervals
+from ffd_train.classification_metrics import find_placements, measure_reliability, measure_scores
 from ffd_train.intervals import (
     RESAMPLES,
     auc_interval,
@@ -20,7 +21,6 @@ from ffd_train.intervals import (
     tpr_interval,
     wilson,
 )
-from ffd_train.metrics import find_placements, measure_reliability, measure_scores
 
 CARD = ModelCard("m", "tiny", Provenance("0"), threshold=0.45, unsure=(0.4, 0.6))
 

@@ -10,7 +10,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.calibrate import calibrate, fit_temperature, fit_threshold, fit_unsure
-from ffd_train.metrics import (
+from ffd_train.classification_metrics import (
     equal_error_rate,
     expected_calibration_error,
     find_placements,

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from ffd_runtime.core.errors import CardError, ModelError
 from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.checkpoint import load_card, load_checkpoint, save_checkpoint
-from ffd_train.commands.train import NETWORKS as OFFERED
+from ffd_train.cli.train import NETWORKS as OFFERED
 from ffd_train.networks import NETWORKS, FaceNet, build, describe_weights, synchronise
 from ffd_train.scoring import ScoringGraph
-from ffd_train.stages import ARTICLE, PARTS, Stage
+from ffd_train.stage import ARTICLE, PARTS, Stage
 
 from .. import tiny
 from ..tiny import build_tiny

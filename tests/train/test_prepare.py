@@ -27,11 +27,11 @@ from PIL import Image as Pillow
 from ffd_runtime.core.errors import DataError, InputError, OutputError
 from ffd_runtime.image.decode import read_file
 from ffd_runtime.model.card import CLASSES
-from ffd_train.commands.data_prepare import prepare as ffd_data_prepare
+from ffd_train.cli.data_prepare import prepare as ffd_data_prepare
 from ffd_train.data import find_labelled, scan
 from ffd_train.folders import SPLITS
 from ffd_train.prepare import reading
-from ffd_train.prepare.inputs import Entry, Input, find_entries
+from ffd_train.prepare.entries import Entry, Input, find_entries
 from ffd_train.prepare.matching import common_side, draw_quality, match, most_bytes
 from ffd_train.prepare.preparing import Settings, prepare
 from ffd_train.prepare.reading import Facts
@@ -304,7 +304,7 @@ def test_the_same_folders_give_the_same_bytes_and_stay_as_they_are(
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
-    code = "from ffd_train.commands.data_prepare import prepare; prepare()"
+    code = "from ffd_train.cli.data_prepare import prepare; prepare()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE)
 

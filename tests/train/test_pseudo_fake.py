@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ffd_runtime.core.errors import DataError
 from ffd_runtime.model.card import PreprocessSpec
 from ffd_train import pseudo_fake
+from ffd_train.augmentation import Recipe
 from ffd_train.data import FaceDataset, scan
 from ffd_train.pseudo_fake import UPSAMPLERS, imitate_generator
-from ffd_train.recipe import Recipe
 
 from .. import tiny
 from ..conftest import Image, picture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ffd_runtime.core.errors import DataError
 from ffd_train import launder
-from ffd_train.recipe import CHANGES, Recipe
+from ffd_train.augmentation import CHANGES, Recipe
 
 from ..conftest import Image, picture
 

@@ -19,7 +19,7 @@ from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import DataError, InputError
 from ffd_runtime.model.card import PreprocessSpec
 from ffd_train.data import FaceData, FaceDataset, find_labelled, list_samples, scan
-from ffd_train.prepare.inputs import Input
+from ffd_train.prepare.entries import Input
 from ffd_train.prepare.preparing import Settings, prepare
 from ffd_train.shards import READ_AHEAD, ShardReader
 

@@ -18,15 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.card import PreprocessSpec
-from ffd_train.average import MovingAverage
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import FaceData, FaceDataset, scan
 from ffd_train.loading import TimedLoader
-from ffd_train.module import FaceBatches, StagedTraining
-from ffd_train.processes import Processes
+from ffd_train.moving_average import MovingAverage
 from ffd_train.settings import Settings
-from ffd_train.stages import Stage
+from ffd_train.stage import Stage
+from ffd_train.staged_training import FaceBatches, StagedTraining
 from ffd_train.training import train
+from ffd_train.world import Processes
 
 from .. import tiny
 

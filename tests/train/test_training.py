@@ -30,14 +30,14 @@ from ffd_train import networks
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.data import FaceData, FaceDataset, scan
 from ffd_train.loading import TimedLoader
-from ffd_train.module import StagedTraining, distance
 from ffd_train.networks import FaceNet
 from ffd_train.predict import predict_logits
-from ffd_train.processes import Processes
 from ffd_train.progress import RunProgress
 from ffd_train.settings import Settings, choose_device
-from ffd_train.stages import Stage
+from ffd_train.stage import Stage
+from ffd_train.staged_training import StagedTraining, distance
 from ffd_train.training import train
+from ffd_train.world import Processes
 
 from .. import tiny
 
@@ -599,7 +599,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(data: FaceData, tmp_path: Path
 
 
 def test_random_choices_differ_between_epochs(data: FaceData) -> None:
-    from ffd_train.module import FaceBatches
+    from ffd_train.staged_training import FaceBatches
 
     class Trainer:
         current_epoch = 0

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from ffd_train.data import scan
-from ffd_train.processes import Processes
 from ffd_train.training import train
+from ffd_train.world import Processes
 from tests.train.test_distributed import SETTINGS
 
 if __name__ == "__main__":

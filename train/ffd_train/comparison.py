@@ -9,6 +9,7 @@ from scipy.stats import binomtest, norm
 
 from ffd_runtime.model.card import ModelCard
 
+from .classification_metrics import Floats, find_placements
 from .intervals import (
     CONFIDENCE,
     Bools,
@@ -20,7 +21,6 @@ from .intervals import (
     percentile,
     wilson,
 )
-from .metrics import Floats, find_placements
 
 # The share of pairs of equal models that a test calls different.
 LEVEL = 0.05

@@ -24,9 +24,9 @@ from ffd_runtime.inputs import Item
 from ffd_runtime.model.card import CLASSES, PreprocessSpec
 from ffd_runtime.model.devices import count_cores
 
+from .augmentation import Recipe
 from .folders import SPLITS, ClassFolder, find_shared, list_files, list_folders, read_rows
-from .prepare.known import Known, read_known
-from .recipe import Recipe
+from .prepare.picture_metadata import Known, read_known
 from .shards import BEGUN, DATASET, MANIFEST, ShardReader, is_packed, read_index
 
 GENERATED, PHOTOGRAPH = range(len(CLASSES))

@@ -16,9 +16,7 @@ from ffd_runtime.core.results import Result
 from ffd_runtime.model.backends import READS, Backend, open_backend
 from ffd_runtime.model.card import ModelCard
 
-from .data import FaceData, Sample
-from .intervals import Bools, Interval, auc_interval, percentile, resample, tpr_interval, wilson
-from .metrics import (
+from .classification_metrics import (
     Floats,
     Reliability,
     Report,
@@ -27,6 +25,8 @@ from .metrics import (
     measure_reliability,
     measure_scores,
 )
+from .data import FaceData, Sample
+from .intervals import Bools, Interval, auc_interval, percentile, resample, tpr_interval, wilson
 from .robustness import CLEAN, PERTURBATIONS, Cell, measure_cell, sweep, with_intervals
 
 

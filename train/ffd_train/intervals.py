@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 from scipy.stats import beta
 
-from .metrics import Floats, confidence_gaps, log_losses
+from .classification_metrics import Floats, confidence_gaps, log_losses
 
 Bools = npt.NDArray[np.bool_]
 Interval = tuple[float, float]

@@ -22,7 +22,7 @@ from ffd_runtime.core.text import counted
 from ffd_runtime.model.devices import count_cores
 
 from .data import FaceDataset
-from .processes import Processes
+from .world import Processes
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 (only its size is read)
 # What PyTorch says, in a worker or of one, where shared memory cannot be had.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ffd_runtime.core.errors import ModelError
 
-from .stages import PARTS
+from .stage import PARTS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

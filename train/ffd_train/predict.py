@@ -13,8 +13,8 @@ from ffd_runtime.model.card import PreprocessSpec
 
 from .data import FaceData, FaceDataset, Sample
 from .loading import TimedLoader
-from .memory import is_out_of_memory
 from .networks import FaceNet
+from .out_of_memory import is_out_of_memory
 from .tf32 import without_tf32
 
 

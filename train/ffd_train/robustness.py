@@ -23,8 +23,8 @@ from ffd_runtime.inputs import Item
 from ffd_runtime.model.card import ModelCard
 
 from . import launder
+from .classification_metrics import Floats, find_placements, measure_scores
 from .intervals import Interval, auc_interval, tpr_interval, wilson
-from .metrics import Floats, find_placements, measure_scores
 
 
 @dataclass(frozen=True)

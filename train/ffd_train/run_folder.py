@@ -20,11 +20,11 @@ from ffd_runtime.model.card import ModelCard
 
 from .checkpoint import save_checkpoint
 from .data import FaceData, manifest_bytes
-from .module import StagedTraining
 from .networks import FaceNet
 from .progress import RunProgress
 from .settings import Settings
-from .stages import Stage
+from .stage import Stage
+from .staged_training import StagedTraining
 
 BEST = "best.safetensors"
 RESUME = "resume.ckpt"

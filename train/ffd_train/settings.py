@@ -8,8 +8,8 @@ from typing import Any
 
 from ffd_runtime.core.errors import DataError, ModelError
 
-from .recipe import Recipe
-from .stages import ARTICLE, Stage
+from .augmentation import Recipe
+from .stage import ARTICLE, Stage
 
 
 @dataclass(frozen=True)

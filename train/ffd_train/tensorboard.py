@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from .module import StagedTraining
+from .staged_training import StagedTraining
 
 FOLDER = "tensorboard"
 # Steps between two points of the curve within an epoch.

@@ -22,15 +22,12 @@ from ffd_runtime.model.card import ModelCard, PreprocessSpec, Provenance
 
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
+from .classification_metrics import measure
 from .data import FaceData
 from .loading import one_opencv_thread
-from .memory import is_out_of_memory
-from .metrics import measure
-from .module import FaceBatches, StagedTraining
 from .networks import FaceNet, build, describe_weights, synchronise
-from .plots import plot_curves
+from .out_of_memory import is_out_of_memory
 from .predict import predict_logits
-from .processes import Processes
 from .progress import RunProgress
 from .run_folder import (
     BEST,
@@ -48,7 +45,10 @@ from .run_folder import (
 )
 from .sampling import possible_parts
 from .settings import Settings, choose_device
+from .staged_training import FaceBatches, StagedTraining
 from .tensorboard import TensorBoard
+from .training_curves import plot_curves
+from .world import Processes
 
 
 def train(

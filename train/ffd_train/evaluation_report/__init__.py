@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .evaluation_page import require_writable, write_page
 from .markdown import put_table, require_place
-from .page import require_writable, write_page
 from .study import Study, Subject, note_strictness, summarise, to_document
 
 __all__ = [

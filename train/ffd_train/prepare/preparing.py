@@ -20,7 +20,7 @@ from ffd_runtime.model.card import CLASSES
 
 from ..folders import SPLITS
 from ..shards import BEGUN, DATASET, MANIFEST, SCHEMA, Member, Shard, manifest_bytes, read_index
-from .inputs import Entry, Input, find_entries
+from .entries import Entry, Input, find_entries
 from .matching import common_side, most_bytes
 from .packing import BLOCK, Treatment, plan_shards, write_shard
 from .reading import JOURNAL, LINE_BYTES, Facts, Journal, Threads, read_all

@@ -24,7 +24,7 @@ from ffd_runtime.image.decode import Image, decode, read_file
 from ffd_runtime.image.preprocess import crop_centre, resize
 
 from ..audit.picture import COLOUR_SIDE, SHARPNESS_SIDE, SMALL, perceptual_hash
-from .inputs import Entry
+from .entries import Entry
 
 JOURNAL = "reading.jsonl"
 # A line of it, but for the file's path.

@@ -18,7 +18,7 @@ from ffd_runtime.model.card import CLASSES
 from ..audit.copies import find_copies
 from ..audit.picture import SMALL
 from ..folders import SPLITS
-from .inputs import Entry
+from .entries import Entry
 from .reading import Facts
 
 # Above this share of a source, something is wrong with the folder rather than with some files.

@@ -10,9 +10,9 @@ from html import escape
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from ..classification_metrics import Floats
 from ..evaluation import Evaluation
 from ..intervals import wilson
-from ..metrics import Floats
 
 # Of a plot, in units of its viewBox, and where its axes lie in it.
 WIDTH, HEIGHT = 400, 310

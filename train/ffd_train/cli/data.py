@@ -12,8 +12,8 @@ from ffd_runtime.cli.options import version_option
 
 # Each module has a command of the same name.
 COMMANDS = {
-    "audit": "ffd_train.commands.data_audit",
-    "prepare": "ffd_train.commands.data_prepare",
+    "audit": "ffd_train.cli.data_audit",
+    "prepare": "ffd_train.cli.data_prepare",
 }
 
 

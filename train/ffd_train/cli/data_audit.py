@@ -54,8 +54,8 @@ def audit(data: Path, sample: int | None, html: Path | None, as_json: bool | Non
 
     import cv2
 
+    from ..audit.audit_page import check_page, write_page
     from ..audit.facts import list_images
-    from ..audit.page import check_page, write_page
 
     cv2.setNumThreads(1)
     started = datetime.now().astimezone()
@@ -66,7 +66,7 @@ def audit(data: Path, sample: int | None, html: Path | None, as_json: bool | Non
         write_page(html, done, started)
         say(f"wrote {html}")
     if wants_table(as_json):
-        from ..audit.terminal import show
+        from ..audit.audit_tables import show
 
         show(done)
     else:

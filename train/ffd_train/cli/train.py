@@ -14,7 +14,7 @@ from ffd_runtime.cli.command import Command, say, say_more
 from ffd_runtime.cli.options import version_option
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..augmentation import Recipe
     from ..settings import Settings
 
 NETWORKS = (
@@ -37,12 +37,12 @@ Examples:
       --stage all:20:1e-3 --optimizer adamw --schedule one-cycle --crop 192 --sizes 192 340
   ffd-train faces/ --network tf_efficientnet_lite0 --teacher runs/large
   ffd-train faces/ --resume runs/resnext101_32x8d-20260101-120000
-  torchrun --nproc-per-node 4 -m ffd_train.commands.train shards/ --batch 256
+  torchrun --nproc-per-node 4 -m ffd_train.cli.train shards/ --batch 256
 """
 
 
 def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
-    from ..stages import ARTICLE, Stage
+    from ..stage import ARTICLE, Stage
 
     try:
         return tuple(Stage.parse(value) for value in values) or ARTICLE
@@ -216,9 +216,9 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     """
     from ..data import leave_out, scan
     from ..integrity import require_whole
-    from ..processes import Processes
     from ..run_folder import BEST
     from ..training import train
+    from ..world import Processes
 
     first = Processes.here().first
     tell = say if first else _nobody
@@ -305,7 +305,7 @@ def _require_sizes(crop: int | None, sizes: tuple[int, int] | None) -> None:
 
 
 def _require_share(batch: int, parts: int) -> None:
-    from ..processes import Processes
+    from ..world import Processes
 
     shares = Processes.here().count * parts
     if batch < 2 * shares:
@@ -321,8 +321,8 @@ def _require_share(batch: int, parts: int) -> None:
 
 def _require_parts(batch: int, parts: int) -> None:
     """Refuse to go on with a run's batch where it cannot be shared as it was."""
-    from ..processes import Processes
     from ..sampling import possible_parts
+    from ..world import Processes
 
     count = Processes.here().count
     possible = possible_parts(batch, count)
@@ -338,7 +338,7 @@ def _require_parts(batch: int, parts: int) -> None:
 
 
 def _recipe(text: str | None) -> Recipe | None:
-    from ..recipe import Recipe
+    from ..augmentation import Recipe
 
     if text == "none":
         return None
@@ -356,5 +356,5 @@ def _ignored(count: int) -> str:
 
 
 if __name__ == "__main__":
-    # torchrun -m ffd_train.commands.train
+    # torchrun -m ffd_train.cli.train
     main(prog_name="ffd-train")

@@ -12,7 +12,7 @@ from ffd_runtime.core.errors import DataError
 from ..data import find_images
 from ..folders import ClassFolder, find_shared, list_files
 from ..shards import is_packed
-from .known import read_known
+from .picture_metadata import read_known
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from ffd_runtime.model.card import CLASSES
 from ..data import Sample
 from ..intervals import CONFIDENCE, Interval, count_resamples
 from ..robustness import CLEAN, Cell
-from . import plots
+from . import evaluation_plots as plots
 from .study import WORST, Study, Subject, manifest_of, note_strictness, percent, span, summarise
 
 # Sides of a thumbnail and of an evidence overlay, in pixels, and a thumbnail's JPEG quality.
@@ -92,7 +92,7 @@ def write_page(path: Path, study: Study) -> None:
 
 def render(study: Study) -> str:
     """The whole page; every text in it is escaped."""
-    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    template = files(__package__).joinpath("evaluation.html").read_text(encoding="utf-8")
     style = template.partition("<style>")[2].partition("</style>")[0]
     subjects = study.subjects
     heading = " and ".join(subject.name for subject in subjects)

@@ -80,7 +80,7 @@ def write_page(path: Path, audit: Audit, started: datetime) -> None:
 
 def render(audit: Audit, started: datetime) -> str:
     """The whole page; every text in it is escaped."""
-    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    template = files(__package__).joinpath("audit.html").read_text(encoding="utf-8")
     style = template.partition("<style>")[2].partition("</style>")[0]
     table = audit.table
     heading = f"{len(table.samples):,} faces"

@@ -14,7 +14,7 @@ from ffd_runtime.cli.command import Command, say
 from ffd_runtime.core.text import printable
 
 if TYPE_CHECKING:
-    from ..prepare.inputs import Input
+    from ..prepare.entries import Input
 
 EPILOG = """\b
 Examples:
@@ -163,7 +163,7 @@ def prepare(
 
 
 def _input(text: str, label: str | None) -> Input:
-    from ..prepare.inputs import Input
+    from ..prepare.entries import Input
 
     name, sign, path = text.partition("=")
     if sign and name and "/" not in name and not os.path.exists(text):

@@ -12,14 +12,14 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from ffd_runtime.model.card import PreprocessSpec
 
-from .average import MovingAverage
 from .data import FaceData, FaceDataset
 from .loading import TimedLoader
+from .moving_average import MovingAverage
 from .networks import FaceNet
-from .processes import Processes
 from .sampling import Batches, draw_epoch
 from .settings import Settings
-from .stages import Stage
+from .stage import Stage
+from .world import Processes
 
 # Softens both outputs where a teacher is imitated (Hinton et al., 2015).
 TEACHER_TEMPERATURE = 2.0
