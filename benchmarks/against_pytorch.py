@@ -24,8 +24,8 @@ from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.image.preprocess import preprocess
 from ffd_runtime.inputs import Item
 from ffd_train.checkpoint import load_checkpoint
-from ffd_train.data import find_labelled
 from ffd_train.evaluation import evaluate
+from ffd_train.scanning import find_labelled
 
 IMAGES = 32
 ROUNDS = 4

@@ -32,7 +32,6 @@ from ffd_export.verification import measure_baseline, verify_model
 from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import FfdError
 from ffd_runtime.model.backends import Backend, open_backend
-from ffd_train.data import find_labelled
 from ffd_train.evaluation import evaluate
 from ffd_train.metrics import Report
 

@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ffd_runtime.model.card import PreprocessSpec
-from ffd_train.data import FaceData, FaceDataset, scan
+from ffd_train.dataset import FaceDataset, TrainingView
+from ffd_train.face_data import FaceData
 from ffd_train.networks import build
-from ffd_train.sampling import Batches, draw_epoch
+from ffd_train.sampling import MicroBatchSampler, draw_epoch
+from ffd_train.scanning import scan
 from ffd_train.settings import Settings, choose_device
 from ffd_train.stage import Stage
 from ffd_train.training import train
@@ -61,8 +63,10 @@ def plain_loop(settings: Settings, batches: Iterable[tuple[Tensor, Tensor]]) -> 
 def loader(data: FaceData, settings: Settings) -> Iterable[tuple[Tensor, Tensor]]:
     """Return a loader as in ffd-train."""
     s, samples = settings, data.split("train")
-    dataset = FaceDataset(data, samples, PreprocessSpec(), s.recipe, s.crop, s.sizes, s.seed)
-    batches = Batches(draw_epoch(samples, s.balance, s.seed, 0), s.batch)
+    dataset = FaceDataset(
+        data, samples, PreprocessSpec(), TrainingView(s.recipe, s.crop, s.sizes, s.seed)
+    )
+    batches = MicroBatchSampler(draw_epoch(samples, s.balance, s.seed, 0), s.batch)
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=s.workers or 0, pin_memory=s.device == "cuda"
     )

@@ -38,8 +38,10 @@ from ffd_runtime import Classifier
 from ffd_runtime.model.card import ModelCard
 from ffd_train.calibrate import fit_threshold
 from ffd_train.checkpoint import load_checkpoint
-from ffd_train.data import FaceData, Sample, scan
+from ffd_train.face_data import FaceData, Sample
 from ffd_train.predict import predict_logits
+from ffd_train.scanning import scan
+from ffd_train.scanning import scan
 from ffd_train.settings import Settings
 
 FOLDS = Path(__file__).with_name("unseen.toml")

@@ -13,8 +13,8 @@ from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.results import Result
 from ffd_runtime.model.backends import BACKENDS, EMBEDDED
 from ffd_runtime.model.card import CLASSES
-from ffd_train.data import FaceData, Sample
 from ffd_train.evaluation import evaluate, open_model
+from ffd_train.face_data import FaceData, Sample
 
 from .test_run import rows_of, run
 

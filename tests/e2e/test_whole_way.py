@@ -87,8 +87,8 @@ def test_export_evaluate_and_run_agree(root: Path, trained: Path) -> None:
 def test_a_resumed_run_keeps_its_settings(root: Path, trained: Path) -> None:
     outcome = call(ffd_train, root, "--resume", trained, "--batch", 4, "--stage", "head:1:1")
     error = last_error(outcome)
-    assert "keeps the run's settings, --batch, --stage too" in error
-    assert "it takes --accumulate, --device, --workers" in error
+    assert "uses the settings of the run: remove --batch, --stage" in error
+    assert "it allows --accumulate, --device, --workers" in error
 
 
 def test_a_run_can_be_resumed_by_command(root: Path, trained: Path) -> None:
@@ -128,7 +128,7 @@ def test_training_mistakes_end_in_one_line(root: Path, trained: Path, tmp_path: 
         ((root, "--stage", "neck:1:1e-3"), "'neck' is not a part"),
         ((root, *small, "--sizes", 64, 96), "--sizes needs --crop"),
         ((root, *small, "--crop", 96, "--sizes", 64, 128), "--crop (96) <= LOW <= HIGH"),
-        ((root, *small, "--batch", 6, "--accumulate", 4), "at least 8 here"),
+        ((root, *small, "--batch", 6, "--accumulate", 4), "use at least --batch 8"),
         ((root, *small, "--recipe", tmp_path / "absent.toml"), "No such file or directory"),
         ((root, *small, "--teacher", tmp_path / "absent"), "no such file"),
         ((root, *small, "--leave-out", "green"), "no source 'green' to leave out: it has blue-0"),
@@ -148,7 +148,7 @@ def test_evaluation_mistakes_end_in_one_line(
         ((tmp_path / "pickle.safetensors", root), "is a pickle"),
         ((colour_model, tmp_path / "absent"), "no such folder"),
         ((colour_model, root, "--device", "cuda:999"), "--device cuda:999"),
-        ((colour_model, only), "no readable image of one of the classes"),
+        ((colour_model, only), "a class has no readable image"),
     ):
         assert message in last_error(call(ffd_eval, *arguments))
 

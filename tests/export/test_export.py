@@ -210,7 +210,7 @@ def test_the_newest_finished_run_is_exported(
 
 
 def test_validation_images_of_the_run_are_used(tmp_path: Path) -> None:
-    from ffd_train.data import scan
+    from ffd_train.scanning import scan
     from ffd_train.settings import Settings
     from ffd_train.stage import Stage
     from ffd_train.training import train

@@ -11,13 +11,13 @@ import click
 import cv2
 import pytest
 
-from ffd_export.commands.export import main as ffd_export
+from ffd_export.cli.export import main as ffd_export
 from ffd_runtime.cli.bench import main as ffd_bench
 from ffd_runtime.cli.doctor import main as ffd_doctor
 from ffd_runtime.cli.run import main as ffd_run
-from ffd_train.commands.data import main as ffd_data
-from ffd_train.commands.eval import main as ffd_eval
-from ffd_train.commands.train import main as ffd_train
+from ffd_train.cli.data import main as ffd_data
+from ffd_train.cli.eval import main as ffd_eval
+from ffd_train.cli.train import main as ffd_train
 
 from ..conftest import picture
 

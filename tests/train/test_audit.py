@@ -30,10 +30,10 @@ from ffd_train.audit.copies import DISTANCE, Copies, _candidates, find_copies
 from ffd_train.audit.encoding import read_encoding
 from ffd_train.audit.facts import Table, list_images
 from ffd_train.audit.findings import _copies
-from ffd_train.audit.picture import look_at
+from ffd_train.audit.picture import measure_picture
 from ffd_train.audit.probe import probe_classes
 from ffd_train.cli.data import main as ffd_data
-from ffd_train.data import FaceData, Sample
+from ffd_train.face_data import FaceData, Sample
 
 from ..runtime.test_imports import HEAVY, RUNTIME, loaded_by
 from ..runtime.test_report import HOSTILE, Page
@@ -141,27 +141,29 @@ def test_what_a_picture_looks_like() -> None:
     plain = np.full((200, 200, 3), 200, np.uint8)
     face = plain.copy()
     face[60:180, 60:140] = motif(1, 200)[60:180, 60:140]
-    assert look_at(face).texture < 0.5
-    assert look_at(motif(1, 200)).texture > 2
-    assert look_at(motif(1)).frame == 0
+    assert measure_picture(face).texture < 0.5
+    assert measure_picture(motif(1, 200)).texture > 2
+    assert measure_picture(motif(1)).frame == 0
     sharp, soft = motif(1, 300), cv2.GaussianBlur(motif(1, 300), (0, 0), 2)
-    assert look_at(sharp).sharpness > 3 * look_at(np.asarray(soft, np.uint8)).sharpness
+    assert (
+        measure_picture(sharp).sharpness > 3 * measure_picture(np.asarray(soft, np.uint8)).sharpness
+    )
     framed = cv2.copyMakeBorder(motif(1, 180), 10, 10, 10, 10, cv2.BORDER_CONSTANT)
-    seen = look_at(np.asarray(framed, np.uint8))
+    seen = measure_picture(np.asarray(framed, np.uint8))
     assert seen.frame == pytest.approx(0.05)
     assert seen.frame_grey == 0
     bars = cv2.copyMakeBorder(
         motif(1, 180)[10:-10], 10, 10, 0, 0, cv2.BORDER_CONSTANT, value=(255,) * 3
     )
-    assert look_at(np.asarray(bars, np.uint8)).frame == pytest.approx(10 / 180)
+    assert measure_picture(np.asarray(bars, np.uint8)).frame == pytest.approx(10 / 180)
     red = np.zeros((50, 90, 3), np.uint8)
     red[..., 2] = 255
     # CIE Lab of sRGB's red, by the standard's formula.
-    seen = look_at(red)
+    seen = measure_picture(red)
     assert (seen.brightness, seen.redness, seen.yellowness) == pytest.approx(
         (53.2, 80.1, 67.2), abs=0.2
     )
-    assert look_at(np.zeros((1, 1, 3), np.uint8)).brightness == 0
+    assert measure_picture(np.zeros((1, 1, 3), np.uint8)).brightness == 0
 
 
 def test_copies_are_found_and_others_are_not() -> None:
@@ -174,7 +176,7 @@ def test_copies_are_found_and_others_are_not() -> None:
         first,
     ]
     flat = [np.full((64, 64, 3), grey, np.uint8) for grey in (0, 1, 255)]
-    seen = [look_at(image) for image in pictures + again + flat]
+    seen = [measure_picture(image) for image in pictures + again + flat]
     digests = np.random.default_rng(0).integers(0, 256, (len(seen), 32), dtype=np.uint8)
     digests[153] = digests[0]
     hashes = np.array([one.phash for one in seen], np.uint64)
@@ -208,7 +210,7 @@ def test_no_pair_of_near_hashes_is_missed() -> None:
 
 
 def test_a_thousand_copies_are_one_group() -> None:
-    seen = look_at(motif(0))
+    seen = measure_picture(motif(0))
     hashes = np.full(3000, seen.phash, np.uint64)
     digests = np.random.default_rng(0).integers(0, 256, (3000, 32), dtype=np.uint8)
     (found,) = find_copies(digests, hashes, np.repeat(seen.small[None], 3000, axis=0))
@@ -284,7 +286,7 @@ def test_copies_do_not_help_the_probe(tmp_path: Path) -> None:
     assert len(done.copies) == 60
     assert not any(kind.startswith("shortcut") for kind in said(done))
     by_heart = probe_classes(done.table, np.arange(240), CLASSES)
-    assert {probe.sight: probe.score.auc for probe in by_heart}["thumbnail"] > 0.9
+    assert {probe.view: probe.score.auc for probe in by_heart}["thumbnail"] > 0.9
 
 
 def test_sharpness_and_sources_are_named(tmp_path: Path) -> None:

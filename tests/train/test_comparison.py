@@ -81,9 +81,9 @@ def test_what_cannot_be_tested_says_so() -> None:
     one = np.array([True, False, False, False])
     assert delong(good, bad, one).p is None
     lines = describe(compare(good, bad, truth, CARD, CARD), "A", "B")
-    assert "cannot be tested, as every image ranks otherwise by the same amount" in lines[0]
+    assert "cannot be tested because the rank of every image differs by the same amount" in lines[0]
     lines = describe(compare(good, bad, one, CARD, CARD), "A", "B")
-    assert "cannot be tested, as one of the classes has a single image" in lines[0]
+    assert "cannot be tested because a class has only one image" in lines[0]
 
 
 def test_a_small_difference_of_good_models_on_many_images_is_tested() -> None:
@@ -139,6 +139,6 @@ def test_the_verdict_in_plain_words() -> None:
     ranking, decided = describe(compare(second, first, generated, CARD, CARD), "old", "new")
     assert ranking.startswith("old is better at ranking")
     same = describe(compare(first, first, generated, CARD, CARD), "old", "new")
-    assert same[0].startswith("No difference in ranking is shown")
-    assert same[1].startswith("No difference at the thresholds is shown")
+    assert same[0].startswith("No significant difference in ranking")
+    assert same[1].startswith("No significant difference at the thresholds")
     assert same[1].endswith("p = 1.")

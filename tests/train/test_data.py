@@ -15,7 +15,9 @@ from ffd_runtime.core.errors import DataError, InputError
 from ffd_runtime.core.pipeline import prepare
 from ffd_runtime.inputs import Item
 from ffd_runtime.model.card import PreprocessSpec
-from ffd_train.data import FaceDataset, find_labelled, leave_out, list_samples, manifest_bytes, scan
+from ffd_train.dataset import FaceDataset, TrainingView
+from ffd_train.face_data import manifest_bytes
+from ffd_train.scanning import find_labelled, leave_out, list_samples, scan
 
 from ..tiny import make_faces
 
@@ -33,7 +35,7 @@ def test_training_feeds_what_the_runtime_feeds(tmp_path: Path) -> None:
 
 def test_training_feeds_what_the_runtime_feeds_on_real_faces(faces: Path) -> None:
     samples = find_labelled(faces, "val").samples[::40]
-    from ffd_train.data import FaceData
+    from ffd_train.face_data import FaceData
 
     dataset = FaceDataset(FaceData(faces, samples), samples, SPEC)
     for index, sample in enumerate(samples):
@@ -137,13 +139,13 @@ def test_a_manifest_may_come_from_excel(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"name,kind\na,b\n", "should have the columns path and source, .* has 'name, kind'"),
-        (b"path,kind\na,b\n", "should have the columns path and source, .* has 'path, kind'"),
-        (b"", "should have the columns path and source"),
+        (b"name,kind\na,b\n", "needs the column path and one of source, .* has 'name, kind'"),
+        (b"path,kind\na,b\n", "needs the column path and one of source, .* has 'path, kind'"),
+        (b"", "needs the column path and one of source"),
         (b"path,source\nf/train/generated/red0.png,x\n", r"none of the .* \(it has 'f/train/gen"),
-        (b"path,source\n", r"names none of the pictures beside it \(it has no rows\)"),
-        ("path,source\na,b\n".encode("utf-16"), "is not UTF-8 .*save it again as CSV"),
-        (b"path" + b"x" * 200_000 + b",source\n", "is no CSV .*field larger than"),
+        (b"path,source\n", r"names none of the images in its folder \(it has no rows\)"),
+        ("path,source\na,b\n".encode("utf-16"), "is not UTF-8 .*save it as CSV"),
+        (b"path" + b"x" * 200_000 + b",source\n", "is not valid CSV .*field larger than"),
         (None, "cannot read .*manifest.csv: Is a directory"),
     ],
 )
@@ -220,7 +222,7 @@ def test_a_manifest_that_names_some_pictures_says_so_or_is_refused(tmp_path: Pat
     for read in readers:
         with pytest.raises(
             DataError,
-            match=r"names 8 of 16 pictures, and 8 of its rows, such as 'f/train/gen.*, none: write",
+            match=r"names 8 of 16 images, and 8 of its rows, for .* 'f/train/gen.*, name no image",
         ):
             read()
     # Rows of pictures that are not there any more are no harm.
@@ -236,7 +238,7 @@ def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
     (root / "manifest.csv").write_text(shows.format(0, "test"))
     with pytest.raises(
         DataError,
-        match=r"a person is in two splits, such as on train/groundtruth/blue0.png and test/.*png: "
+        match=r"a person is in two splits, for .* in train/groundtruth/blue0.png and test/.*png: "
         "move .*ffd-data prepare",
     ):
         scan(root, ("test",))
@@ -258,7 +260,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 images cannot be read.*lost.png \(not_found"):
         scan(root)
     (tmp_path / "other/groundtruth/back").symlink_to(root)
-    with pytest.raises(DataError, match="more/back/groundtruth is a link to a folder that it lies"):
+    with pytest.raises(DataError, match="more/back/groundtruth is a link to one of its parent"):
         list_samples(root)
 
 
@@ -297,7 +299,7 @@ def test_classes_beside_splits_are_refused(tmp_path: Path, split: str) -> None:
     root = make_faces(tmp_path / "f", {".": 4})
     (root / split).mkdir()
     for read in (scan, list_samples):
-        with pytest.raises(DataError, match=f"f has generated/ beside {split}/: put all pictures"):
+        with pytest.raises(DataError, match=f"f has both generated/ and {split}/: move all images"):
             read(root)
 
 
@@ -357,7 +359,7 @@ def test_a_class_that_is_called_otherwise_is_named(
 @pytest.mark.parametrize(("name", "meant"), [("validation", "val"), ("Test", "test")])
 def test_a_split_that_is_called_otherwise_is_named(tmp_path: Path, name: str, meant: str) -> None:
     root = make_faces(tmp_path / "f", {"train": 20, name: 2})
-    with pytest.raises(DataError, match=f"{name} would not be read: rename it to {meant}/"):
+    with pytest.raises(DataError, match=f"{name} is not a known split: rename it to {meant}/"):
         scan(root)
 
 
@@ -366,16 +368,16 @@ def test_a_picture_in_two_splits_or_classes_is_refused(tmp_path: Path) -> None:
     shutil.copy(root / "train/generated/red1.png", root / "test/generated/again.png")
     with pytest.raises(
         DataError,
-        match=r"a picture is in two splits, such as train/generated/red1.png and "
+        match=r"an image is in two splits, for example train/generated/red1.png and "
         r"test/generated/again.png: remove .*ffd-data prepare",
     ):
         # Also where the test split is not used: the model would be measured with it later.
         scan(root, ("train", "val"))
     shutil.copy(root / "train/generated/red2.png", root / "val/generated/again.png")
-    with pytest.raises(DataError, match="2 pictures are in two splits"):
+    with pytest.raises(DataError, match="2 images are in two splits"):
         scan(root)
     shutil.copy(root / "train/generated/red0.png", root / "train/groundtruth/too.png")
-    with pytest.raises(DataError, match="a picture is in both classes, such as train/generated"):
+    with pytest.raises(DataError, match="an image is in both classes, for example train/generated"):
         scan(root)
 
 
@@ -403,14 +405,14 @@ def test_listing_reads_nothing_and_asks_for_nothing(tmp_path: Path) -> None:
 def test_crops_come_from_the_preprocessed_image(tmp_path: Path) -> None:
     data = scan(make_faces(tmp_path / "f", {"train": 1, "val": 1}), ("train",))
     whole = FaceDataset(data, data.samples, SPEC)[0][0]
-    crops = FaceDataset(data, data.samples, SPEC, crop=64, epoch=3)
+    crops = FaceDataset(data, data.samples, SPEC, TrainingView(crop=64, epoch=3))
     crop = crops[0][0]
     assert crop.shape == (64, 64, 3)
     windows = whole.unfold(0, 64, 1).unfold(1, 64, 1).permute(0, 1, 3, 4, 2)
     corners = (windows[:, :, 0, 0] == crop[0, 0]).all(-1).nonzero()
     assert any(torch.equal(windows[y, x], crop) for y, x in corners.tolist())
     assert torch.equal(crops[0][0], crop)
-    crops.epoch = 4
+    crops.view = replace(crops.view, epoch=4)
     assert not torch.equal(crops[0][0], crop)
 
 

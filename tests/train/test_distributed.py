@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from ffd_runtime.core.errors import DataError
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.cli.train import main as ffd_train
-from ffd_train.data import scan
+from ffd_train.scanning import scan
 from ffd_train.settings import Settings
 from ffd_train.stage import Stage
 from ffd_train.training import train
-from ffd_train.world import Processes
+from ffd_train.world import World
 
 from .. import tiny
 
@@ -82,23 +82,23 @@ def test_a_batch_that_cannot_be_shared_is_an_error_at_the_start(
     run = tmp_path / "run"
     run.mkdir()
     (run / "settings.json").write_text(replace(SETTINGS, batch=20, accumulate=8).to_json())
-    shared = "1 x 8 (processes x parts), two or more to each: give --accumulate 10"
-    assert shared in error("--resume", run)
-    assert "give --accumulate 10" in error("--resume", run, "--accumulate", 16)
+    shared = "1 x 8 micro-batches (processes x accumulation steps) of two images or more: use "
+    assert f"{shared}--accumulate 10" in error("--resume", run)
+    assert "use --accumulate 10" in error("--resume", run, "--accumulate", 16)
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3")):
         monkeypatch.setenv(name, value)
-    assert "--batch 32 cannot be shared evenly, here by 3: --batch 33 can" in error()
-    assert "here by 12: --batch 36 can" in error("--batch", 32, "--accumulate", 4)
-    assert "at least 6 here" in error("--batch", 4)
+    assert "--batch 32 cannot be divided evenly into 3 micro-batches: use --batch 33" in error()
+    assert "into 12 micro-batches: use --batch 36" in error("--batch", 32, "--accumulate", 4)
+    assert "use at least --batch 6" in error("--batch", 4)
     assert "start another number of processes" in error("--resume", run)
 
 
 def test_processes_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Processes.here() == Processes()
+    assert World.from_environment() == World()
     for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "4")):
         monkeypatch.setenv(name, value)
-    own = Processes.here()
-    assert (own.rank, own.count, own.machines, own.first) == (5, 8, 2, False)
+    own = World.from_environment()
+    assert (own.rank, own.size, own.nodes, own.is_main) == (5, 8, 2, False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(DataError, match="the same --nproc-per-node on every machine"):
-        Processes.here()
+        World.from_environment()

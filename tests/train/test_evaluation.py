@@ -18,7 +18,6 @@ from ffd_runtime.core.errors import OutputError
 from ffd_runtime.core.results import Result
 from ffd_train import intervals
 from ffd_train.classification_metrics import Floats, measure_scores
-from ffd_train.data import FaceData, Sample
 from ffd_train.evaluation import Evaluation, draw_sample
 from ffd_train.evaluation_report import (
     Study,
@@ -31,6 +30,7 @@ from ffd_train.evaluation_report import (
     write_page,
 )
 from ffd_train.evaluation_report.markdown import BEGIN, END, to_markdown
+from ffd_train.face_data import FaceData, Sample
 from ffd_train.intervals import Bools, wilson
 from ffd_train.robustness import CLEAN, measure_cell
 

@@ -11,7 +11,7 @@ from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train import intervals
 from ffd_train.classification_metrics import find_placements, measure_reliability, measure_scores
 from ffd_train.intervals import (
-    RESAMPLES,
+    MAX_RESAMPLES,
     auc_interval,
     count_resamples,
     difference_interval,
@@ -53,7 +53,7 @@ def test_estimates_are_the_reports_figures() -> None:
 def test_resamples_are_what_drawing_images_again_gives() -> None:
     scores, generated = draw(40, 1)
     found = resample(scores, generated)
-    assert all(values.shape == (RESAMPLES,) for values in found.values())
+    assert all(values.shape == (MAX_RESAMPLES,) for values in found.values())
     counts = next(intervals._draw(generated)).astype(int)
     for row in range(50):
         drawn = np.repeat(np.arange(80), counts[row])
@@ -73,17 +73,17 @@ def test_resamples_are_repeatable_and_may_come_in_chunks(monkeypatch: pytest.Mon
     whole = resample(scores, generated)
     again = resample(scores, generated)
     assert all((whole[name] == again[name]).all() for name in whole)
-    monkeypatch.setattr(intervals, "_MOST_COUNTS", 60 * 300)
+    monkeypatch.setattr(intervals, "_MAX_COUNTS", 60 * 300)
     parts = resample(scores, generated)
-    assert len(parts["brier"]) == RESAMPLES
+    assert len(parts["brier"]) == MAX_RESAMPLES
     # Other draws, the same distribution.
     assert parts["brier"].std() == pytest.approx(whole["brier"].std(), rel=0.15)
 
 
 def test_fewer_resamples_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert count_resamples(800) == RESAMPLES
+    assert count_resamples(800) == MAX_RESAMPLES
     assert count_resamples(10**7) == 200
-    monkeypatch.setattr(intervals, "_MOST_DRAWS", 60 * 300)
+    monkeypatch.setattr(intervals, "_MAX_DRAWS", 60 * 300)
     scores, generated = draw(30, 2)
     assert len(resample(scores, generated)["eer"]) == count_resamples(60) == 300
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from ffd_runtime.core.errors import DataError
-from ffd_train.data import scan
+from ffd_train.scanning import scan
 
 from .. import tiny
 

@@ -9,7 +9,7 @@ from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from ffd_runtime.model.card import ModelCard, Provenance
-from ffd_train.calibrate import calibrate, fit_temperature, fit_threshold, fit_unsure
+from ffd_train.calibrate import calibrate, fit_temperature, fit_threshold, fit_unsure_band
 from ffd_train.classification_metrics import (
     equal_error_rate,
     expected_calibration_error,
@@ -61,7 +61,7 @@ def test_a_perfect_separation_needs_no_band() -> None:
     generated = np.array([False, False, True, True])
     threshold = fit_threshold(scores, generated)
     assert threshold == pytest.approx(0.5)
-    assert fit_unsure(scores, generated, threshold, 0.99) == (threshold, threshold)
+    assert fit_unsure_band(scores, generated, threshold, 0.99) == (threshold, threshold)
 
 
 def test_the_threshold_keeps_each_source_safe_and_no_more() -> None:
@@ -93,7 +93,7 @@ def test_small_sources_are_judged_together() -> None:
 def test_the_band_leaves_out_what_cannot_be_trusted() -> None:
     scores = np.concatenate([np.linspace(0.51, 0.6, 10), np.linspace(0.9, 0.99, 200), [0.1]])
     generated = np.array([True, False] * 5 + [True] * 200 + [False])
-    low, high = fit_unsure(scores, generated, 0.5, 0.99)
+    low, high = fit_unsure_band(scores, generated, 0.5, 0.99)
     assert low == 0.5
     assert 0.55 < high < 0.9
 

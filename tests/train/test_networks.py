@@ -145,7 +145,7 @@ def test_our_own_checkpoint_is_a_start_too(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, resnext: Any) -> None:
     path = tmp_path / "w.pth"
     for content, message in (
-        ({"a": torch.zeros(1)}, "of another network"),
+        ({"a": torch.zeros(1)}, "use weights of the same network"),
         ({**resnext.state_dict(), "conv1.weight": torch.zeros(1)}, "does not fit this network"),
         ([1, 2], "plain mapping"),
         ({"a": Path("x")}, "cannot be read as plain tensors"),
@@ -217,7 +217,7 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(CardError, match="no model card"):
         load_card(path)
     save_checkpoint(path, build_tiny(), CARD.replace(architecture="resnext50_32x4d"))
-    with pytest.raises(ModelError, match="does not hold a resnext50_32x4d"):
+    with pytest.raises(ModelError, match="do not fit its card.s architecture, resnext50_32x4d"):
         load_checkpoint(path)
     with pytest.raises(ModelError, match="no such file"):
         load_card(tmp_path / "absent")

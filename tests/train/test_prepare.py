@@ -28,7 +28,6 @@ from ffd_runtime.core.errors import DataError, InputError, OutputError
 from ffd_runtime.image.decode import read_file
 from ffd_runtime.model.card import CLASSES
 from ffd_train.cli.data_prepare import prepare as ffd_data_prepare
-from ffd_train.data import find_labelled, scan
 from ffd_train.folders import SPLITS
 from ffd_train.prepare import reading
 from ffd_train.prepare.entries import Entry, Input, find_entries
@@ -36,6 +35,7 @@ from ffd_train.prepare.matching import common_side, draw_quality, match, most_by
 from ffd_train.prepare.preparing import Settings, prepare
 from ffd_train.prepare.reading import Facts
 from ffd_train.prepare.selection import Picture, assign
+from ffd_train.scanning import find_labelled, scan
 
 from ..conftest import picture
 
@@ -333,7 +333,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_result(tmp_path: Path) -> N
     assert not third.exists()
     kill_when(start(*command), third.exists)
     assert not (output / "dataset.json").exists()
-    with pytest.raises(DataError, match="was not packed to its end: run its ffd-data prepare"):
+    with pytest.raises(DataError, match="is not fully packed: run the same ffd-data prepare"):
         scan(output)
     kept = {path: path.stat().st_ino for path in output.glob("*.tar")}
     # A line of which a part was written.
@@ -628,7 +628,7 @@ def test_what_a_manifest_says_is_kept_or_refused(tmp_path: Path) -> None:
     one = Input(tmp_path / "flat/generated", "generated")
     for text, message in (
         (listed.replace("val", "validation"), "'validation' is none of train, val, test"),
-        ("other/0.png;val\n", "names none of the pictures beside it"),
+        ("other/0.png;val\n", "names none of the images in its folder"),
     ):
         for given, start in ((Input(tmp_path / "flat"), "-"), (one, "generated/")):
             path = given.path / "manifest.csv"
@@ -859,7 +859,9 @@ def test_what_a_finished_set_lacks_is_packed_again(tmp_path: Path) -> None:
     for name in ("train-000000.tar", "manifest.csv"):
         (output / name).unlink()
         if name.endswith("tar"):
-            with pytest.raises(DataError, match=r"is missing: copy it again, or run its ffd-data"):
+            with pytest.raises(
+                DataError, match=r"is missing: copy it again, or run the same ffd-data"
+            ):
                 scan(output)
         said = pack(inputs, output)
         assert any(line.endswith("; packing what is not whole") for line in said)
@@ -871,7 +873,7 @@ def test_what_a_finished_set_lacks_is_packed_again(tmp_path: Path) -> None:
         pack(inputs, output)
     (output / "dataset.json").unlink()
     for run in (lambda: scan(output), lambda: pack(inputs, output)):
-        with pytest.raises((DataError, OutputError), match="no dataset.json: copy that from where"):
+        with pytest.raises((DataError, OutputError), match="no dataset.json: copy that file from"):
             run()
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from ffd_runtime.core.errors import DataError
 from ffd_runtime.model.card import PreprocessSpec
 from ffd_train import pseudo_fake
-from ffd_train.augmentation import Recipe
-from ffd_train.data import FaceDataset, scan
+from ffd_train.augmentation import AugmentationPipeline
+from ffd_train.dataset import FaceDataset, TrainingView
 from ffd_train.pseudo_fake import UPSAMPLERS, imitate_generator
+from ffd_train.scanning import scan
 
 from .. import tiny
 from ..conftest import Image, picture
@@ -23,8 +24,8 @@ from ..conftest import Image, picture
 TABLE = {"probability": 1.0, "stride": [2, 8], "detail": [0.4, 1.0]}
 
 
-def recipe(probability: float = 1.0) -> Recipe:
-    return Recipe.from_tables({"pseudo_fake": {**TABLE, "probability": probability}})
+def recipe(probability: float = 1.0) -> AugmentationPipeline:
+    return AugmentationPipeline.from_tables({"pseudo_fake": {**TABLE, "probability": probability}})
 
 
 def smooth(side: int = 96) -> Image:
@@ -104,8 +105,8 @@ def test_photographs_alone_become_generated(tmp_path: Path) -> None:
     data = scan(tiny.make_faces(tmp_path / "faces", {"train": 40, "val": 2}), ("train", "val"))
     samples, spec = data.split("train"), PreprocessSpec()
 
-    def labels(of: Recipe | None) -> dict[int, list[int]]:
-        dataset = FaceDataset(data, samples, spec, of, crop=32, sizes=(64, 64))
+    def labels(of: AugmentationPipeline | None) -> dict[int, list[int]]:
+        dataset = FaceDataset(data, samples, spec, TrainingView(of, crop=32, sizes=(64, 64)))
         items = [dataset[i][1] for i in range(len(samples))]
         return {
             label: [item for item, s in zip(items, samples, strict=True) if s.label == label]
@@ -116,11 +117,11 @@ def test_photographs_alone_become_generated(tmp_path: Path) -> None:
     part = labels(recipe(0.5))
     assert part[0] == [0] * 40
     assert 10 < sum(part[1]) < 30
-    for without in (None, Recipe(), recipe(0.0)):
+    for without in (None, AugmentationPipeline(), recipe(0.0)):
         assert labels(without) == {0: [0] * 40, 1: [1] * 40}
     # The picture goes with its label, and a generated one is not touched.
     plain = FaceDataset(data, samples, spec)
-    faked = FaceDataset(data, samples, spec, recipe(0.5))
+    faked = FaceDataset(data, samples, spec, TrainingView(recipe(0.5)))
     for i in range(0, len(samples), 7):
         (image, label), (made, given_label) = plain[i], faked[i]
         assert torch.equal(image, made) == (label == given_label)
@@ -129,22 +130,27 @@ def test_photographs_alone_become_generated(tmp_path: Path) -> None:
 def test_a_recipe_without_them_draws_what_it_drew() -> None:
     image = picture("blue", 64, 64)
     source, other = rng(), rng()
-    assert Recipe.default().fake(image, source) is None
-    assert (Recipe.default()(image, source) == Recipe.default()(image, other)).all()
-    assert "pseudo_fake" not in Recipe.default().to_tables()
+    assert AugmentationPipeline.default().fake(image, source) is None
+    assert (
+        AugmentationPipeline.default()(image, source)
+        == AugmentationPipeline.default()(image, other)
+    ).all()
+    assert "pseudo_fake" not in AugmentationPipeline.default().to_tables()
 
 
 def test_the_table_survives_the_settings() -> None:
-    whole = Recipe.from_tables({"pseudo_fake": TABLE, **Recipe.default().to_tables()})
-    assert Recipe.from_tables(whole.to_tables()) == whole
-    assert whole.changes == Recipe.default().changes
+    whole = AugmentationPipeline.from_tables(
+        {"pseudo_fake": TABLE, **AugmentationPipeline.default().to_tables()}
+    )
+    assert AugmentationPipeline.from_tables(whole.to_tables()) == whole
+    assert whole.augmentations == AugmentationPipeline.default().augmentations
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[pseudo_fake]\nprobability = 2", r"\[pseudo_fake\] needs a probability from 0 to 1"),
-        ("[pseudo_fake]\nprobability = 1", "needs probability, stride, detail, and no more"),
+        ("[pseudo_fake]\nprobability = 1", "needs exactly these keys: probability, stride, detail"),
         (
             "[pseudo_fake]\nprobability = 1\nstride = [1, 8]\ndetail = [0, 1]",
             r"\[pseudo_fake\] stride must be \[low, high\] within 2 and 32",
@@ -158,4 +164,4 @@ def test_the_table_survives_the_settings() -> None:
 )
 def test_a_damaged_table_is_refused(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Recipe.parse(text)
+        AugmentationPipeline.parse(text)

@@ -10,22 +10,24 @@ from hypothesis import strategies as st
 
 from ffd_runtime.core.errors import DataError
 from ffd_train import launder
-from ffd_train.augmentation import CHANGES, Recipe
+from ffd_train.augmentation import AUGMENTATIONS, AugmentationPipeline
 
 from ..conftest import Image, picture
 
 
-def only(name: str, **ranges: object) -> Recipe:
-    return Recipe.from_tables({name: {"probability": 1.0, **ranges}})
+def only(name: str, **ranges: object) -> AugmentationPipeline:
+    return AugmentationPipeline.from_tables({name: {"probability": 1.0, **ranges}})
 
 
-def apply(recipe: Recipe, image: Image, seed: int = 0) -> Image:
+def apply(recipe: AugmentationPipeline, image: Image, seed: int = 0) -> Image:
     return recipe(image, np.random.default_rng(seed))
 
 
 def test_the_default_names_every_change_and_repeats() -> None:
-    recipe = Recipe.default()
-    assert {change.name for change in recipe.changes + recipe.laundering} == set(CHANGES)
+    recipe = AugmentationPipeline.default()
+    assert {change.name for change in recipe.augmentations + recipe.laundering} == set(
+        AUGMENTATIONS
+    )
     image = picture("red", 80, 70)
     before = image.copy()
     changed = set()
@@ -45,12 +47,14 @@ def test_the_default_names_every_change_and_repeats() -> None:
     st.integers(1, 60),
     st.integers(1, 60),
     st.integers(0, 2**32 - 1),
-    st.sampled_from(sorted(CHANGES)),
+    st.sampled_from(sorted(AUGMENTATIONS)),
 )
 def test_every_change_takes_any_picture(height: int, width: int, seed: int, name: str) -> None:
-    tables = Recipe.default().to_tables()
+    tables = AugmentationPipeline.default().to_tables()
     table = {**tables.get(name, tables["laundering"].get(name)), "probability": 1.0}
-    out = apply(Recipe.from_tables({name: table}), picture("blue", height, width), seed)
+    out = apply(
+        AugmentationPipeline.from_tables({name: table}), picture("blue", height, width), seed
+    )
     assert out.dtype == np.uint8
     assert min(out.shape[:2]) >= 1
     assert out.shape[2] == 3
@@ -58,7 +62,7 @@ def test_every_change_takes_any_picture(height: int, width: int, seed: int, name
 
 def test_a_share_of_the_pictures_is_laundered() -> None:
     gamma = {"probability": 1.0, "exponent": [2.0, 2.0]}
-    recipe = Recipe.from_tables({"laundering": {"probability": 0.3, "gamma": gamma}})
+    recipe = AugmentationPipeline.from_tables({"laundering": {"probability": 0.3, "gamma": gamma}})
     image = picture("red", 20, 20)
     dark = sum(apply(recipe, image, seed).mean() < image.mean() - 5 for seed in range(400))
     assert 90 < dark < 150
@@ -135,13 +139,13 @@ def test_both_jpeg_encoders_are_used() -> None:
 
 @pytest.mark.parametrize("name", ["recipe", "light"])
 def test_a_recipe_survives_the_settings(name: str) -> None:
-    recipe = Recipe.packaged(name)
-    assert Recipe.from_tables(recipe.to_tables()) == recipe
+    recipe = AugmentationPipeline.packaged(name)
+    assert AugmentationPipeline.from_tables(recipe.to_tables()) == recipe
 
 
 def test_the_light_recipe_does_the_same_less_often() -> None:
-    light, full = Recipe.packaged("light"), Recipe.default()
-    assert light.laundered < full.laundered
+    light, full = AugmentationPipeline.packaged("light"), AugmentationPipeline.default()
+    assert light.laundering_share < full.laundering_share
     assert [change.name for change in light.laundering] == [c.name for c in full.laundering]
 
 
@@ -151,7 +155,7 @@ def test_the_light_recipe_does_the_same_less_often() -> None:
         ("[blurr]\nprobability = 1", r"\[blurr\] is unknown: use crop, "),
         ("[blur]\nprobability = 2\nsigma = [1, 2]", r"\[blur\] needs a probability from 0 to 1"),
         ("[blur]\nsigma = [1, 2]", r"\[blur\] needs a probability"),
-        ("[blur]\nprobability = 1", r"\[blur\] needs probability, sigma, and no more"),
+        ("[blur]\nprobability = 1", r"\[blur\] needs exactly these keys: probability, sigma"),
         ('[blur]\nprobability = 1\nsigma = "12"', r"\[blur\] sigma must be \[low, high\]"),
         ("[blur]\nprobability = 1\nsigma = 2", r"\[blur\] sigma must be \[low, high\]"),
         ("[blur]\nprobability = 1\nsigma = [2, 1]", r"within 0.01 and 100"),
@@ -160,24 +164,24 @@ def test_the_light_recipe_does_the_same_less_often() -> None:
         ("[laundering.crop]\nprobability = 1", r"\[laundering\] needs a probability"),
         ("laundering = 3", r"\[laundering\] must be a table"),
         ("blur = 3", r"\[blur\] must be a table"),
-        ("[blur", r"this is no TOML"),
+        ("[blur", r"invalid TOML"),
     ],
 )
 def test_what_is_no_recipe_is_said(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(DataError, match=message) as caught:
-        Recipe.load(path)
+        AugmentationPipeline.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_recipe_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
-        Recipe.load(tmp_path / "absent.toml")
+        AugmentationPipeline.load(tmp_path / "absent.toml")
     (tmp_path / "latin.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="it is not UTF-8"):
-        Recipe.load(tmp_path / "latin.toml")
+    with pytest.raises(DataError, match="not UTF-8"):
+        AugmentationPipeline.load(tmp_path / "latin.toml")
 
 
 @settings(max_examples=30, deadline=None)
@@ -190,4 +194,4 @@ def test_resize_draws_the_shorter_side(height: int, width: int, seed: int) -> No
 
 def test_every_packaged_recipe_can_be_read() -> None:
     for name in ("recipe", "light", "varied"):
-        assert Recipe.packaged(name).changes
+        assert AugmentationPipeline.packaged(name).augmentations

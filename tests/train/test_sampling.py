@@ -8,8 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffd_runtime.core.errors import DataError
-from ffd_train.data import Sample
-from ffd_train.sampling import WINDOW, Batches, draw_epoch, possible_parts
+from ffd_train.face_data import Sample
+from ffd_train.sampling import (
+    SHUFFLE_WINDOW_SHARDS,
+    MicroBatchSampler,
+    draw_epoch,
+    possible_accumulation_steps,
+)
 
 
 def samples(*groups: tuple[int, str, int], shards: int = 0) -> list[Sample]:
@@ -58,9 +63,9 @@ def test_shards_are_read_a_few_at_a_time() -> None:
     order = draw_epoch(given_samples, "source", 0, 0)
     assert Counter(order) == Counter(range(400))
     seen = [given_samples[i].shard for i in order]
-    for start in range(0, 400, 20 * WINDOW):
-        assert len(set(seen[start : start + 20 * WINDOW])) == WINDOW
-    first = seen[: 20 * WINDOW]
+    for start in range(0, 400, 20 * SHUFFLE_WINDOW_SHARDS):
+        assert len(set(seen[start : start + 20 * SHUFFLE_WINDOW_SHARDS])) == SHUFFLE_WINDOW_SHARDS
+    first = seen[: 20 * SHUFFLE_WINDOW_SHARDS]
     assert first != sorted(first, key=str)
     assert {given_samples[i].label for i in order[:20]} == {0, 1}
 
@@ -70,16 +75,18 @@ def test_processes_and_parts_share_a_step(
     count: int, batch: int, parts: int, processes: int
 ) -> None:
     order = np.random.default_rng(0).permutation(count)
-    whole = list(Batches(order, batch))
+    whole = list(MicroBatchSampler(order, batch))
     if batch % (parts * processes) or batch < 2 * parts * processes:
-        assert parts not in possible_parts(batch, processes)
+        assert parts not in possible_accumulation_steps(batch, processes)
         for rank in range(processes):
-            with pytest.raises(DataError, match="cannot be shared evenly by .*: choose another"):
-                Batches(order, batch, parts, rank, processes)
+            with pytest.raises(DataError, match="cannot be divided evenly into .*: choose another"):
+                MicroBatchSampler(order, batch, parts, rank, processes)
         return
-    shared = [list(Batches(order, batch, parts, rank, processes)) for rank in range(processes)]
+    shared = [
+        list(MicroBatchSampler(order, batch, parts, rank, processes)) for rank in range(processes)
+    ]
     assert len({len(batches) for batches in shared}) == 1
-    assert len(shared[0]) == len(Batches(order, batch, parts, 0, processes))
+    assert len(shared[0]) == len(MicroBatchSampler(order, batch, parts, 0, processes))
     assert len(shared[0]) == len(whole) * parts
     for step, expected in enumerate(whole):
         together = [
@@ -94,7 +101,7 @@ def test_processes_and_parts_share_a_step(
 @given(st.integers(1, 70), st.integers(2, 20))
 def test_an_epoch_is_drawn_whole_in_full_batches(count: int, batch: int) -> None:
     order = np.random.default_rng(0).permutation(count)
-    batches = list(Batches(order, batch))
+    batches = list(MicroBatchSampler(order, batch))
     assert len(batches) == -(-count // batch)
     assert {len(draws) for draws in batches} == {batch}
     positions = [at for draws in batches for at, _ in draws]

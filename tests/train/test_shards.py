@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader
 from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import DataError, InputError
 from ffd_runtime.model.card import PreprocessSpec
-from ffd_train.data import FaceData, FaceDataset, find_labelled, list_samples, scan
+from ffd_train.dataset import FaceDataset
+from ffd_train.face_data import FaceData
 from ffd_train.prepare.entries import Input
 from ffd_train.prepare.preparing import Settings, prepare
-from ffd_train.shards import READ_AHEAD, ShardReader
+from ffd_train.scanning import find_labelled, list_samples, scan
+from ffd_train.shards import READ_AHEAD_BYTES, ShardReader
 
 from ..conftest import picture
 
@@ -143,10 +145,10 @@ def test_an_index_that_was_changed_is_refused(copy: Path) -> None:
     known = json.loads(document.read_text())
     for broken in ("{", "[]", json.dumps({**known, "shards": [{"name": "x"}]})):
         document.write_text(broken)
-        with pytest.raises(DataError, match="is not of ffd-data prepare, or damaged"):
+        with pytest.raises(DataError, match="is damaged or not from ffd-data prepare"):
             scan(copy)
     document.write_text(json.dumps({**known, "schema": 2}))
-    with pytest.raises(DataError, match="has schema 2, this ffd reads 1"):
+    with pytest.raises(DataError, match="has schema 2, and this version reads 1"):
         scan(copy)
 
 
@@ -168,7 +170,7 @@ def test_many_shards_do_not_use_up_the_descriptors(tmp_path: Path) -> None:
 
     from ffd_train import shards
 
-    names = tuple(f"{number}.tar" for number in range(2 * shards.MAX_OPEN))
+    names = tuple(f"{number}.tar" for number in range(2 * shards.MAX_OPEN_SHARDS))
     for name in names:
         (tmp_path / name).write_text(name)
     reader = ShardReader(tmp_path, names)
@@ -177,7 +179,7 @@ def test_many_shards_do_not_use_up_the_descriptors(tmp_path: Path) -> None:
         digest = hashlib.sha256(name.encode()).hexdigest()
         assert reader.read(number, 0, len(name), digest) == name.encode()
     if before is not None:
-        assert len(os.listdir("/proc/self/fd")) <= before + shards.MAX_OPEN
+        assert len(os.listdir("/proc/self/fd")) <= before + shards.MAX_OPEN_SHARDS
         del reader
         assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -220,7 +222,7 @@ def test_what_lies_next_to_a_picture_is_asked_for_once_an_epoch(
     once = sorted(set(asked))
     assert len(asked) <= 2 * len(once)
     assert once[0][0] == 0
-    assert once[-1][1] == READ_AHEAD
+    assert once[-1][1] == READ_AHEAD_BYTES
     assert all(one[1] == two[0] for one, two in pairwise(once))
     # The next epoch asks again, also where the same reader goes on.
     asked.clear()

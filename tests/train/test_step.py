@@ -19,14 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.card import PreprocessSpec
 from ffd_train.checkpoint import load_checkpoint
-from ffd_train.data import FaceData, FaceDataset, scan
+from ffd_train.dataset import FaceDataset
+from ffd_train.face_data import FaceData
 from ffd_train.loading import TimedLoader
 from ffd_train.moving_average import MovingAverage
+from ffd_train.scanning import scan
 from ffd_train.settings import Settings
 from ffd_train.stage import Stage
-from ffd_train.staged_training import FaceBatches, StagedTraining
+from ffd_train.staged_training import FaceDataModule, StagedTraining
 from ffd_train.training import train
-from ffd_train.world import Processes
+from ffd_train.world import World
 
 from .. import tiny
 
@@ -109,7 +111,7 @@ def test_a_step_never_waits_for_the_device(data: FaceData, taught: bool) -> None
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, datamodule=FaceBatches(data, SETTINGS, 0, Processes()))
+    trainer.fit(module, datamodule=FaceDataModule(data, SETTINGS, 0, World()))
     assert trainer.global_step == 3
     assert module.waits.count > 300
     assert module.waits.waited_for == []

@@ -28,16 +28,18 @@ from ffd_runtime.core.errors import DataError, FfdError, ModelError, OutputError
 from ffd_runtime.model.card import PreprocessSpec
 from ffd_train import networks
 from ffd_train.checkpoint import load_checkpoint
-from ffd_train.data import FaceData, FaceDataset, scan
+from ffd_train.dataset import FaceDataset
+from ffd_train.face_data import FaceData
 from ffd_train.loading import TimedLoader
 from ffd_train.networks import FaceNet
 from ffd_train.predict import predict_logits
 from ffd_train.progress import RunProgress
+from ffd_train.scanning import scan
 from ffd_train.settings import Settings, choose_device
 from ffd_train.stage import Stage
-from ffd_train.staged_training import StagedTraining, distance
+from ffd_train.staged_training import StagedTraining, distillation_loss
 from ffd_train.training import train
-from ffd_train.world import Processes
+from ffd_train.world import World
 
 from .. import tiny
 
@@ -222,20 +224,20 @@ def test_resuming_needs_the_same_data_and_a_sound_state(data: FaceData, tmp_path
     # A finished run only calibrates again.
     assert train(data, settings, folder, resume=True) == card
     other = scan(tiny.make_faces(tmp_path / "other", {"train": 3, "val": 1}), ("train", "val"))
-    with pytest.raises(DataError, match="is not what this run was started on"):
+    with pytest.raises(DataError, match="has changed since this run was started"):
         train(other, settings, folder, resume=True)
     (folder / "resume.ckpt").write_bytes(b"broken")
-    with pytest.raises(ModelError, match="cannot be resumed from"):
+    with pytest.raises(ModelError, match="cannot resume from"):
         train(data, settings, folder, resume=True)
     (folder / "settings.json").write_text("{}")
-    with pytest.raises(DataError, match=r"settings.json cannot be used"):
+    with pytest.raises(DataError, match=r"invalid settings.json"):
         Settings.from_json((folder / "settings.json").read_text())
 
 
 def test_a_loss_that_is_no_number_ends_the_run(data: FaceData, tmp_path: Path) -> None:
     options = {"stages": (Stage("all", 1, 1e-2), Stage("all", 3, 99.0)), "optimizer": "sgd"}
     settings = Settings(**{**vars(SETTINGS), **options, "weight_decay": 1.0})
-    with pytest.raises(ModelError, match="the loss is no number any more in epoch"):
+    with pytest.raises(ModelError, match="the loss is not finite in epoch"):
         train(data, settings, tmp_path / "run")
     net, _ = load_checkpoint(tmp_path / "run" / "best.safetensors")
     assert all(torch.isfinite(p).all() for p in net.parameters())
@@ -255,7 +257,7 @@ def test_a_loss_that_is_no_number_is_noticed_within_the_epoch(
 
     monkeypatch.setitem(networks.NETWORKS, "broken", build_broken)
     options = {"network": "broken", "stages": (Stage("all", 3, 1e-2),)}
-    with pytest.raises(ModelError, match="in epoch 1: lower .*no epoch was finished"):
+    with pytest.raises(ModelError, match="in epoch 1: lower .*no epoch was completed"):
         train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "run")
     assert not (tmp_path / "run" / "best.safetensors").exists()
     assert not (tmp_path / "run" / "metrics.csv").exists()
@@ -295,9 +297,9 @@ def test_a_batch_too_large_for_the_memory_is_taken_in_parts(
     settings = Settings(**{**vars(SETTINGS), **options})
     train(data, settings, tmp_path / "hungry", say=said.append)
     assert [line for line in said if "memory" in line] == [
-        f"the GPU's memory is too small for {batch} images at once: going on with {parts} parts of "
-        "a batch"
-        for parts in tried
+        f"out of GPU memory with a batch of {batch} images: retrying with {steps} gradient "
+        "accumulation steps"
+        for steps in tried
     ]
     assert sum("stage 1 of 2" in line for line in said) == 1
     kept = Settings.from_json((tmp_path / "hungry" / "settings.json").read_text())
@@ -316,7 +318,9 @@ def test_a_memory_too_small_for_two_images_is_an_error(
     monkeypatch.setitem(networks.NETWORKS, "hungry", build_hungry)
     monkeypatch.setattr(SmallMemory, "holds", 1)
     options = {"batch": 4, "stages": (Stage("all", 1, 1e-2),), "network": "hungry"}
-    with pytest.raises(ModelError, match="too small for 2 images, .*: use a smaller --crop"):
+    with pytest.raises(
+        ModelError, match="out of GPU memory with 2 images, .*: use a smaller --crop"
+    ):
         train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "run")
 
 
@@ -373,11 +377,13 @@ def test_a_teacher_is_imitated(data: FaceData, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file"):
         train(data, replace(settings, teacher=str(tmp_path / "absent")), tmp_path / "x")
     aim = torch.tensor([[3.0, -1.0], [0.5, 0.7]])
-    assert distance(aim + 5, aim, 2.0) == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(aim + 5, aim, 2.0) == pytest.approx(0, abs=1e-6)
     softened = (aim / 2).softmax(1)
     other = torch.zeros(2, 2).softmax(1)
     expected = 4 * (softened * (softened / other).log()).sum(1).mean()
-    assert distance(torch.zeros(2, 2), aim, 2.0) == pytest.approx(float(expected), rel=1e-5)
+    assert distillation_loss(torch.zeros(2, 2), aim, 2.0) == pytest.approx(
+        float(expected), rel=1e-5
+    )
 
 
 def test_a_disk_too_small_is_an_error_before_the_first_step(data: FaceData, tmp_path: Path) -> None:
@@ -388,7 +394,9 @@ def test_a_disk_too_small_is_an_error_before_the_first_step(data: FaceData, tmp_
         pytest.skip("this user may not mount a small disk")
     try:
         said: list[str] = []
-        with pytest.raises(OutputError, match="needs 0 MB .* make room, or choose another disk"):
+        with pytest.raises(
+            OutputError, match="needs 0 MB .* free some space, or choose another disk"
+        ):
             train(data, SETTINGS, disk / "runs" / "run", say=said.append)
         assert not said
         assert not list(disk.iterdir())
@@ -558,7 +566,7 @@ def test_too_few_images_are_an_error_before_the_first_step(
 ) -> None:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "20"), ("LOCAL_WORLD_SIZE", "20")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(DataError, match="has fewer than 20 images in val: too few here"):
+    with pytest.raises(DataError, match="fewer images in val than there are processes .20.: add"):
         train(data, SETTINGS, tmp_path / "run")
 
 
@@ -599,12 +607,12 @@ def test_a_folder_that_cannot_be_made_is_an_error(data: FaceData, tmp_path: Path
 
 
 def test_random_choices_differ_between_epochs(data: FaceData) -> None:
-    from ffd_train.staged_training import FaceBatches
+    from ffd_train.staged_training import FaceDataModule
 
     class Trainer:
         current_epoch = 0
 
-    batches = FaceBatches(data, SETTINGS, 0, Processes())
+    batches = FaceDataModule(data, SETTINGS, 0, World())
     batches.trainer = Trainer()  # type: ignore[assignment]
     first = [images.numpy().copy() for images, _ in batches.train_dataloader()]
     again = [images.numpy().copy() for images, _ in batches.train_dataloader()]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ffd_train.data import scan
+from ffd_train.scanning import scan
 from ffd_train.training import train
-from ffd_train.world import Processes
+from ffd_train.world import World
 from tests.train.test_distributed import SETTINGS
 
 if __name__ == "__main__":
     data, folder = map(Path, sys.argv[1:])
-    first = Processes.here().first
+    first = World.from_environment().is_main
     say = print if first else lambda _: None
     # One process has a bar, and must not wait for the other's part of it.
     train(scan(data, ("train", "val")), SETTINGS, folder, progress=first, say=say)

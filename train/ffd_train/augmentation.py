@@ -1,7 +1,7 @@
-"""The recipe of augmentation: what may happen to a training picture, how often and how much.
+"""The augmentation pipeline: random changes to training images, read from a TOML recipe.
 
-A recipe is read from TOML (`recipe.toml` is the default), is kept in a run's settings, and draws
-from an explicit random generator, so that (seed, epoch, draw) repeats a picture exactly.
+`recipe.toml` is the default. A run stores its pipeline in its settings. All random numbers come
+from an explicit generator, so that (seed, epoch, draw) reproduces an image exactly.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from .pseudo_fake import imitate_generator
 Range = tuple[float, float]
 Generator = np.random.Generator
 
-# The table that holds what only some pictures go through.
+# The table of augmentations that apply only to a share of the images.
 LAUNDERING = "laundering"
-# The table that turns photographs into pseudo-fakes, which are of the class generated.
+# The table of the augmentation that turns photographs into pseudo-fakes, labelled generated.
 PSEUDO_FAKE = "pseudo_fake"
 
 
 @dataclass(frozen=True)
-class Change:
-    """One line of a recipe.
+class Augmentation:
+    """One augmentation with its probability and ranges.
 
     Attributes:
-        name: key of `CHANGES`, or `PSEUDO_FAKE`.
-        probability: 0 to 1.
-        ranges: low and high of each of the change's values, in the order of its parameters.
+        name: key of `AUGMENTATIONS`, or `PSEUDO_FAKE`.
+        probability: probability of applying it, 0 to 1.
+        ranges: (low, high) of each parameter, in the order of the function's parameters.
     """
 
     name: str
@@ -48,55 +48,58 @@ class Change:
     ranges: tuple[Range, ...] = ()
 
     def __call__(self, image: Image, rng: Generator) -> Image:
-        """The image, changed or not."""
+        """Apply the augmentation with its probability; otherwise return the same image."""
         if rng.random() >= self.probability:
             return image
         return _FUNCTIONS[self.name](image, rng, *self.ranges)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What may happen to a training picture, in order.
+class AugmentationPipeline:
+    """A sequence of random augmentations.
 
     Attributes:
-        changes: to any picture.
-        laundered: share of the pictures that then go through `laundering`.
-        laundering: what may happen to those.
-        pseudo_fake: what turns a photograph into a pseudo-fake, before the rest; None for nothing.
+        augmentations: augmentations of all images, in order.
+        laundering_share: share of the images to which `laundering` is applied afterwards.
+        laundering: augmentations of this share.
+        pseudo_fake: turns photographs into pseudo-fakes before the rest; None to disable.
 
     Example:
-        >>> recipe = Recipe.default()
-        >>> image = recipe(np.zeros((64, 64, 3), np.uint8), np.random.default_rng((0, 1, 2)))
+        >>> pipeline = AugmentationPipeline.default()
+        >>> image = pipeline(np.zeros((64, 64, 3), np.uint8), np.random.default_rng((0, 1, 2)))
     """
 
-    changes: tuple[Change, ...] = ()
-    laundered: float = 0.0
-    laundering: tuple[Change, ...] = ()
-    pseudo_fake: Change | None = None
+    augmentations: tuple[Augmentation, ...] = ()
+    laundering_share: float = 0.0
+    laundering: tuple[Augmentation, ...] = ()
+    pseudo_fake: Augmentation | None = None
 
     def __call__(self, image: Image, rng: Generator) -> Image:
-        """Augment one picture.
+        """Augment one image.
 
         Args:
-            image: uint8 [H, W, 3], BGR; not changed.
-            rng: the only source of chance.
+            image: uint8 [H, W, 3], BGR; not modified.
+            rng: source of all random numbers.
 
         Returns:
-            uint8 [h, w, 3], BGR, C-contiguous; of another size after a crop or a screenshot.
+            uint8 [h, w, 3], BGR, C-contiguous. Crops, resizing and screenshots change the size.
         """
-        for change in self.changes:
+        for change in self.augmentations:
             image = change(image, rng)
-        if rng.random() < self.laundered:
+        if rng.random() < self.laundering_share:
             for change in self.laundering:
                 image = change(image, rng)
         return np.ascontiguousarray(image)
 
     def fake(self, photograph: Image, rng: Generator) -> Image | None:
-        """A pseudo-fake of a photograph, to be labelled generated; None to leave it as it is.
+        """Make a pseudo-fake of a photograph with the probability of `pseudo_fake`.
 
         Args:
-            photograph: uint8 [H, W, 3], BGR; not changed.
-            rng: the only source of chance; untouched by a recipe without pseudo-fakes.
+            photograph: uint8 [H, W, 3], BGR; not modified.
+            rng: source of all random numbers; not advanced if pseudo-fakes are disabled.
+
+        Returns:
+            uint8 [H, W, 3], BGR, to be labelled generated; None to keep the photograph.
         """
         if self.pseudo_fake is None:
             return None
@@ -104,88 +107,90 @@ class Recipe:
         return None if made is photograph else made
 
     @classmethod
-    def default(cls) -> Recipe:
-        """The one that ffd-train uses unless it is given another."""
+    def default(cls) -> AugmentationPipeline:
+        """Return the default pipeline of ffd-train."""
         return cls.packaged("recipe")
 
     @classmethod
-    def packaged(cls, name: str) -> Recipe:
-        """One of those that stand beside this module; `name` of its file, without `.toml`."""
+    def packaged(cls, name: str) -> AugmentationPipeline:
+        """Load a pipeline of this package by its file name without `.toml`."""
         return _packaged(name)
 
     @classmethod
-    def load(cls, path: Path) -> Recipe:
-        """Read a recipe from a TOML file.
+    def load(cls, path: Path) -> AugmentationPipeline:
+        """Load a pipeline from a TOML file.
 
         Raises:
-            DataError: it cannot be read, or is no recipe; the message names the table.
+            DataError: the file cannot be read or is invalid; the message names the table.
         """
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            reason = getattr(error, "strerror", None) or "not UTF-8"
             raise DataError(f"recipe {path}: {reason}") from None
         except DataError as error:
             raise DataError(f"recipe {path}: {error}") from None
 
     @classmethod
-    def parse(cls, text: str) -> Recipe:
-        """Read a recipe from TOML; errors as `load`."""
+    def parse(cls, text: str) -> AugmentationPipeline:
+        """Parse a pipeline from TOML; raises like `load`."""
         try:
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise DataError(f"this is no TOML: {error}") from None
+            raise DataError(f"invalid TOML: {error}") from None
         return cls.from_tables(tables)
 
     @classmethod
-    def from_tables(cls, tables: Mapping[str, Any]) -> Recipe:
-        """A recipe from the tables that TOML or `to_tables` gives; errors as `load`."""
+    def from_tables(cls, tables: Mapping[str, Any]) -> AugmentationPipeline:
+        """Build a pipeline from the tables of a TOML file or of `to_tables`; raises like `load`."""
         laundering = dict(_require_table(LAUNDERING, tables.get(LAUNDERING, {"probability": 0.0})))
         share = _probability(LAUNDERING, laundering)
         del laundering["probability"]
         special = (LAUNDERING, PSEUDO_FAKE)
-        changes = {name: table for name, table in tables.items() if name not in special}
+        augmentations = {name: table for name, table in tables.items() if name not in special}
         fake = tables.get(PSEUDO_FAKE)
         return cls(
-            tuple(_change(name, name, table) for name, table in changes.items()),
+            tuple(_parse_known(name, name, table) for name, table in augmentations.items()),
             share,
-            tuple(_change(f"{LAUNDERING}.{n}", n, table) for n, table in laundering.items()),
-            None if fake is None else _parse_change(PSEUDO_FAKE, PSEUDO_FAKE, fake),
+            tuple(_parse_known(f"{LAUNDERING}.{n}", n, table) for n, table in laundering.items()),
+            None if fake is None else _parse_augmentation(PSEUDO_FAKE, PSEUDO_FAKE, fake),
         )
 
     def to_tables(self) -> dict[str, Any]:
-        """As `from_tables` reads it; JSON can hold it."""
+        """Return tables for `from_tables`, as JSON types."""
         fake = {} if self.pseudo_fake is None else {PSEUDO_FAKE: _table(self.pseudo_fake)}
         return {
             **fake,
-            **{change.name: _table(change) for change in self.changes},
+            **{change.name: _table(change) for change in self.augmentations},
             LAUNDERING: {
-                "probability": self.laundered,
+                "probability": self.laundering_share,
                 **{change.name: _table(change) for change in self.laundering},
             },
         }
 
 
 @cache
-def _packaged(name: str) -> Recipe:
+def _packaged(name: str) -> AugmentationPipeline:
     text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return Recipe.parse(text)
+    return AugmentationPipeline.parse(text)
 
 
-def _change(where: str, name: str, table: Any) -> Change:
-    if name not in CHANGES:
-        raise DataError(f"[{where}] is unknown: use {', '.join(CHANGES)}")
-    return _parse_change(where, name, table)
+def _parse_known(where: str, name: str, table: Any) -> Augmentation:
+    if name not in AUGMENTATIONS:
+        raise DataError(f"[{where}] is unknown: use {', '.join(AUGMENTATIONS)}")
+    return _parse_augmentation(where, name, table)
 
 
-def _parse_change(where: str, name: str, table: Any) -> Change:
+def _parse_augmentation(where: str, name: str, table: Any) -> Augmentation:
     table = dict(_require_table(where, table))
     probability = _probability(where, table)
     del table["probability"]
     wanted = list(inspect.signature(_FUNCTIONS[name]).parameters)[2:]
     if sorted(table) != sorted(wanted):
-        raise DataError(f"[{where}] needs {', '.join(['probability', *wanted])}, and no more")
-    return Change(name, probability, tuple(_range(where, key, table[key]) for key in wanted))
+        raise DataError(
+            f"[{where}] needs exactly these keys: {', '.join(['probability', *wanted])}"
+        )
+    return Augmentation(name, probability, tuple(_range(where, key, table[key]) for key in wanted))
 
 
 def _require_table(where: str, table: Any) -> Mapping[str, Any]:
@@ -211,14 +216,14 @@ def _range(where: str, key: str, value: Any) -> Range:
     return float(low), float(high)
 
 
-def _table(change: Change) -> dict[str, Any]:
+def _table(change: Augmentation) -> dict[str, Any]:
     wanted = list(inspect.signature(_FUNCTIONS[change.name]).parameters)[2:]
     ranges = {key: list(ends) for key, ends in zip(wanted, change.ranges, strict=True)}
     return {"probability": change.probability, **ranges}
 
 
 def crop(image: Image, rng: Generator, side: Range) -> Image:
-    """A square part; its side as a fraction of the picture's shorter one."""
+    """Crop a random square; `side` is a fraction of the shorter side."""
     height, width = image.shape[:2]
     length = max(1, round(min(height, width) * rng.uniform(*side)))
     top = int(rng.integers(0, height - length + 1))
@@ -227,12 +232,12 @@ def crop(image: Image, rng: Generator, side: Range) -> Image:
 
 
 def horizontal_flip(image: Image, rng: Generator) -> Image:
-    """Left becomes right."""
+    """Mirror left and right."""
     return image[:, ::-1]
 
 
 def vertical_flip(image: Image, rng: Generator) -> Image:
-    """Up becomes down."""
+    """Mirror top and bottom."""
     return image[::-1]
 
 
@@ -244,7 +249,7 @@ def jitter(
     balance: Range,
     saturation: Range,
 ) -> Image:
-    """Brightness (levels added), contrast around the middle, balance of channels, saturation."""
+    """Change brightness (in levels), contrast, channel balance and saturation (as factors)."""
     gain = rng.uniform(*contrast) * rng.uniform(*balance, size=3)
     levels = (np.arange(256)[:, None] - 128) * gain + 128 + rng.uniform(*brightness)
     table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)[None]
@@ -255,22 +260,22 @@ def jitter(
 
 
 def gamma(image: Image, rng: Generator, exponent: Range) -> Image:
-    """Levels to a power."""
+    """Apply a gamma curve."""
     return launder.gamma(np.ascontiguousarray(image), rng.uniform(*exponent))
 
 
 def blur(image: Image, rng: Generator, sigma: Range) -> Image:
-    """Gaussian blur; sigma in pixels."""
+    """Blur with a Gaussian; sigma in pixels."""
     return launder.blur(np.ascontiguousarray(image), rng.uniform(*sigma))
 
 
 def noise(image: Image, rng: Generator, deviation: Range) -> Image:
-    """Gaussian noise; deviation in levels."""
+    """Add Gaussian noise; deviation in levels."""
     return launder.noise(image, rng.uniform(*deviation), rng)
 
 
 def rescale(image: Image, rng: Generator, factor: Range) -> Image:
-    """Down by one kernel; up again by another, or left small."""
+    """Scale down with a random kernel, then up with another or not at all."""
     kernels = list(launder.KERNELS)
     down = kernels[int(rng.integers(len(kernels)))]
     up = [*kernels, None][int(rng.integers(len(kernels) + 1))]
@@ -278,9 +283,9 @@ def rescale(image: Image, rng: Generator, factor: Range) -> Image:
 
 
 def resize(image: Image, rng: Generator, pixels: Range) -> Image:
-    """Resize the shorter side to a length in pixels, drawn evenly on a logarithmic scale.
+    """Resize the shorter side to a random length in pixels, log-uniform.
 
-    Data sets store each source at a side of its own, which a network can learn instead of the face.
+    Otherwise a network may learn the size at which a data set stores each source.
     """
     kernels = list(launder.KERNELS)
     kernel = kernels[int(rng.integers(len(kernels)))]
@@ -290,25 +295,25 @@ def resize(image: Image, rng: Generator, pixels: Range) -> Image:
 
 
 def screenshot(image: Image, rng: Generator, zoom: Range, border: Range, quality: Range) -> Image:
-    """Zoomed, in a frame of one colour, compressed."""
+    """Imitate a screenshot: zoom, add a border of one colour, compress."""
     above, below, left, right = rng.uniform(*border, size=4).tolist()
-    if max(image.shape[:2]) * zoom[1] * (1 + 2 * border[1]) > launder.LONGEST["jpeg"]:
+    if max(image.shape[:2]) * zoom[1] * (1 + 2 * border[1]) > launder.MAX_SIDE_PIXELS["jpeg"]:
         return image
-    # Viewers are dark or light far more often than coloured.
+    # Most image viewers have a grey background.
     grey = int(rng.choice((0, 18, 32, 240, 255)))
     return launder.screenshot(
         np.ascontiguousarray(image),
         rng.uniform(*zoom),
         (above, below, left, right),
         (grey, grey, grey),
-        _whole(rng, quality),
+        _draw_integer(rng, quality),
     )
 
 
 def jpeg(image: Image, rng: Generator, quality: Range) -> Image:
-    """JPEG by OpenCV or Pillow; Pillow's with any subsampling."""
-    drawn = _whole(rng, quality)
-    if max(image.shape[:2]) > launder.LONGEST["jpeg"]:
+    """Compress as JPEG with OpenCV, or with Pillow and a random chroma subsampling."""
+    drawn = _draw_integer(rng, quality)
+    if max(image.shape[:2]) > launder.MAX_SIDE_PIXELS["jpeg"]:
         return image
     image = np.ascontiguousarray(image)
     if rng.random() < 0.5:
@@ -318,18 +323,18 @@ def jpeg(image: Image, rng: Generator, quality: Range) -> Image:
 
 
 def webp(image: Image, rng: Generator, quality: Range) -> Image:
-    """Lossy WebP."""
-    if max(image.shape[:2]) > launder.LONGEST["webp"]:
+    """Compress as lossy WebP."""
+    if max(image.shape[:2]) > launder.MAX_SIDE_PIXELS["webp"]:
         return image
-    return launder.webp(np.ascontiguousarray(image), _whole(rng, quality))
+    return launder.webp(np.ascontiguousarray(image), _draw_integer(rng, quality))
 
 
-def _whole(rng: Generator, ends: Range) -> int:
+def _draw_integer(rng: Generator, ends: Range) -> int:
     return int(rng.integers(round(ends[0]), round(ends[1]) + 1))
 
 
-# What a recipe may name; parameters after the generator are the ranges it must give.
-CHANGES: dict[str, Callable[..., Image]] = {
+# All augmentations by name. A recipe gives a range for each parameter after the generator.
+AUGMENTATIONS: dict[str, Callable[..., Image]] = {
     function.__name__: function
     for function in (
         crop,
@@ -347,9 +352,9 @@ CHANGES: dict[str, Callable[..., Image]] = {
     )
 }
 
-_FUNCTIONS: dict[str, Callable[..., Image]] = {**CHANGES, PSEUDO_FAKE: imitate_generator}
+_FUNCTIONS: dict[str, Callable[..., Image]] = {**AUGMENTATIONS, PSEUDO_FAKE: imitate_generator}
 
-# Of every range, by its name.
+# Valid values of each parameter, by name.
 LIMITS: dict[str, Range] = {
     "side": (0.05, 1.0),
     "brightness": (-255.0, 255.0),

@@ -1,4 +1,4 @@
-"""What is fitted on the validation split after training: temperature, threshold, unsure band."""
+"""Calibration on the validation split: temperature, threshold and unsure band."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fitted values, as the model card holds them."""
+    """Fitted values for the model card."""
 
     temperature: float
     threshold: float
@@ -27,31 +27,33 @@ def calibrate(
     logits: Floats,
     generated: Bools,
     sources: Sequence[str | None] | None = None,
-    false_alarms: float = 0.01,
+    max_fpr: float = 0.01,
     confidence: float = 0.99,
 ) -> Calibration:
-    """Fit all three on validation logits.
+    """Fit temperature, threshold and unsure band on validation logits.
 
     Args:
         logits: [N, 2], in the card's class order (generated first).
-        generated: [N], the truth.
-        sources: [N], by name, where known.
-        false_alarms: share of each source's photographs that may be called generated.
-        confidence: share of verdicts that must be right outside the unsure band.
+        generated: [N], true for generated images.
+        sources: [N], names of the sources, where known.
+        max_fpr: maximum share of each source's photographs that are classified as generated.
+        confidence: share of correct verdicts outside the unsure band.
     """
     margin = logits[:, 0] - logits[:, 1]
     temperature = fit_temperature(margin, generated)
     scores = expit(margin / temperature)
-    threshold = fit_threshold(scores, generated, sources, false_alarms)
-    return Calibration(temperature, threshold, fit_unsure(scores, generated, threshold, confidence))
+    threshold = fit_threshold(scores, generated, sources, max_fpr)
+    return Calibration(
+        temperature, threshold, fit_unsure_band(scores, generated, threshold, confidence)
+    )
 
 
 def fit_temperature(margin: Floats, generated: Bools) -> float:
-    """The temperature that minimises the negative log-likelihood (Guo et al., 2017).
+    """Find the temperature that minimises the negative log-likelihood (Guo et al., 2017).
 
     Args:
-        margin: [N], logit of generated less logit of groundtruth.
-        generated: [N].
+        margin: [N], logit of generated minus logit of groundtruth.
+        generated: [N], true for generated images.
     """
     sign = np.where(generated, 1.0, -1.0)
 
@@ -66,69 +68,70 @@ def fit_threshold(
     scores: Floats,
     generated: Bools,
     sources: Sequence[str | None] | None = None,
-    false_alarms: float = 0.01,
+    max_fpr: float = 0.01,
 ) -> float:
-    """The lowest threshold at which each source's photographs are safe.
+    """Find the lowest threshold that keeps every source below the max FPR.
 
-    Generators that were not trained on score lower than those that were, so the threshold lies as
-    low as the photographs allow, not where both errors are equal. It stands half way, in log-odds,
-    between the last photograph that must be safe and the next score above it.
+    Images of unseen generators score lower than those of trained ones. The threshold is therefore
+    as low as the photographs allow, not at the equal error rate. It is half way, in log-odds,
+    between the score of the highest photograph that must stay below and the next score.
 
     Args:
         scores: [N], P(generated).
-        generated: [N], the truth; both classes.
-        sources: [N], by name, where known; one for all where not. Those with too few photographs
-            for `false_alarms` to be told count as one.
-        false_alarms: share of each source's photographs that may be called generated, to the
-            nearest photograph.
+        generated: [N], true for generated images; both classes.
+        sources: [N], names of the sources, where known. Sources with too few photographs to
+            measure `max_fpr` are combined.
+        max_fpr: maximum share of each source's photographs that are classified as generated,
+            rounded to whole photographs.
     """
     names = np.array([source or "" for source in sources or [""] * len(scores)])
     photographs, names = scores[~generated], names[~generated]
     counts = {str(name): int((names == name).sum()) for name in np.unique(names)}
-    few = [name for name, count in counts.items() if round(false_alarms * count) < 1]
+    few = [name for name, count in counts.items() if round(max_fpr * count) < 1]
     names = np.where(np.isin(names, few), "", names)
-    lower = max(_last_safe(photographs[names == name], false_alarms) for name in np.unique(names))
+    lower = max(_score_at_max_fpr(photographs[names == name], max_fpr) for name in np.unique(names))
     above = scores[scores > lower]
     middle = (_log_odds(lower) + _log_odds(float(above.min()) if above.size else 1.0)) / 2
     threshold = float(expit(middle))
-    # Where numbers are not fine enough to stand between the two.
+    # The floating-point resolution may be too low for a value in between.
     return threshold if threshold > lower else float(np.nextafter(lower, 1))
 
 
-def _last_safe(photographs: Floats, false_alarms: float) -> float:
-    """The highest score of a source that must not be reached."""
-    allowed = round(false_alarms * len(photographs))
+def _score_at_max_fpr(photographs: Floats, max_fpr: float) -> float:
+    """Return the score that the threshold must exceed to keep the max FPR."""
+    allowed = round(max_fpr * len(photographs))
     return float(np.sort(photographs)[-1 - allowed])
 
 
-def fit_unsure(
+def fit_unsure_band(
     scores: Floats, generated: Bools, threshold: float, confidence: float
 ) -> tuple[float, float]:
-    """The narrowest band around the threshold outside which each verdict can be trusted.
+    """Find the narrowest band around the threshold outside which verdicts are reliable.
 
     Of the scores at or above `high`, at least `confidence` are generated; of those below `low`, at
-    least `confidence` are groundtruth. A side where no score can be trusted is all unsure.
+    least `confidence` are groundtruth. If no cut on a side satisfies this, the band covers the
+    whole side.
     """
-    high = _trusted(scores, generated, threshold, confidence)
-    low = 1 - _trusted(1 - scores, ~generated, 1 - threshold, confidence)
+    high = _confident_cut(scores, generated, threshold, confidence)
+    low = 1 - _confident_cut(1 - scores, ~generated, 1 - threshold, confidence)
     return min(low, threshold), max(high, threshold)
 
 
-def _trusted(scores: Floats, right: Bools, threshold: float, confidence: float) -> float:
-    """The lowest cut, not under the threshold, at or above which `confidence` are right."""
+def _confident_cut(scores: Floats, right: Bools, threshold: float, confidence: float) -> float:
+    """Return the lowest cut from the threshold on above which `confidence` are right."""
     side = scores >= threshold
     if not side.any() or right[side].mean() >= confidence:
         return threshold
     order = np.argsort(-scores[side], kind="stable")
     ranked = scores[side][order]
     precision = np.cumsum(right[side][order]) / np.arange(1, ranked.size + 1)
-    # Equal scores stand or fall together: only the last of each group is a possible cut.
+    # A cut cannot separate equal scores: only the last of each group is a candidate.
     last = np.append(ranked[1:] < ranked[:-1], True)
     good = np.flatnonzero((precision >= confidence) & last)
     if not good.size:
         return 1.0
     cut = int(good[-1])
-    # Half way to the first score that is not trusted any more, if numbers are fine enough there.
+    # Half way to the next lower score, if the floating-point resolution allows it.
     middle = float(expit((_log_odds(ranked[cut]) + _log_odds(ranked[cut + 1])) / 2))
     return middle if ranked[cut + 1] < middle <= ranked[cut] else float(ranked[cut])
 

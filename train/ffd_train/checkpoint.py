@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors with the model card in the metadata; nothing is ever unpickled."""
+"""Checkpoints: safetensors files with the model card in the metadata."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .networks import FaceNet, build
 
 
 def save_checkpoint(path: Path, net: FaceNet, card: ModelCard) -> None:
-    """Write a checkpoint whole or not at all.
+    """Write a checkpoint atomically.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()
@@ -34,22 +34,22 @@ def save_checkpoint(path: Path, net: FaceNet, card: ModelCard) -> None:
 
 
 def load_card(path: Path) -> ModelCard:
-    """The card of a checkpoint.
+    """Read the card of a checkpoint.
 
     Raises:
-        ModelError: the file is absent, a pickle, or not safetensors.
-        CardError: it has no card, or one that this version cannot read.
+        ModelError: the file does not exist, is a pickle, or is not a safetensors file.
+        CardError: the card is missing, or this version cannot read it.
     """
     if not path.is_file():
         raise ModelError(f"checkpoint {path}: no such file")
     with path.open("rb") as file:
         head = file.read(9)
-    # A zip is what torch.save writes since 1.6, 0x80 the first byte of a bare pickle; but a
-    # safetensors file may begin with any byte, the length of the JSON from its ninth byte on.
+    # torch.save writes a zip since PyTorch 1.6, and a bare pickle begins with 0x80. A safetensors
+    # file begins with the length of its JSON header, which may be the same bytes, and "{".
     if head[8:] != b"{" and head.startswith((b"PK\x03\x04", b"\x80")):
         raise ModelError(
-            f"checkpoint {path} is a pickle, which can run any code when it is read: "
-            "ffd reads safetensors only (save the state dict with safetensors.torch.save_file)"
+            f"checkpoint {path} is a pickle, which can run any code when it is loaded: convert its "
+            "state dict with safetensors.torch.save_file"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -62,10 +62,10 @@ def load_card(path: Path) -> ModelCard:
 
 
 def load_checkpoint(path: Path) -> tuple[FaceNet, ModelCard]:
-    """A network in evaluation mode, on the CPU, and its card.
+    """Load a network in evaluation mode on the CPU, and its card.
 
     Raises:
-        ModelError, CardError: as `load_card`; or the tensors do not fit the card's architecture.
+        ModelError, CardError: as for `load_card`, or the tensors do not fit the architecture.
     """
     card = load_card(path)
     net = build(card.architecture)
@@ -73,12 +73,13 @@ def load_checkpoint(path: Path) -> tuple[FaceNet, ModelCard]:
         net.load_state_dict(load_file(path))
     except RuntimeError:
         raise ModelError(
-            f"checkpoint {path} does not hold a {card.architecture}, as its card says"
+            f"the tensors of checkpoint {path} do not fit its card's architecture, "
+            f"{card.architecture}"
         ) from None
     return net.eval(), card
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
+    """Compute the sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a model is worth on labelled images."""
+"""Metrics of binary classification on labelled images."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ class Report:
     """Metrics of one evaluation; generated is the positive class.
 
     Attributes:
-        images: how many.
-        accuracy: two-way, at the card's threshold.
+        images: number of images.
+        accuracy: accuracy at the card's threshold.
         roc_auc: area under the ROC curve.
         average_precision: area under the precision-recall curve.
-        eer: rate at which false alarms and misses are equally frequent.
-        tpr_at_1_fpr: share of generated faces found where at most 1 % of photographs are called
-            generated: of fewer than 100 photographs, none.
-        ece: expected calibration error, 15 bins.
+        eer: equal error rate.
+        tpr_at_1_fpr: TPR at the threshold where at most 1 % of the photographs are classified as
+            generated; with fewer than 100 photographs, none of them.
+        ece: expected calibration error with 15 bins.
         decided: share of images outside the unsure band.
-        decided_accuracy: accuracy among them; None if there are none.
+        decided_accuracy: accuracy of these images; None if there are none.
         per_class: accuracy of each class.
-        per_source: images, accuracy and ROC-AUC of each source, where sources are known; what the
-            latter is of, see `find_rivals`.
+        per_source: images, accuracy and ROC-AUC of each known source; see `roc_auc_mask`.
     """
 
     images: int
@@ -48,7 +47,7 @@ class Report:
     per_source: dict[str, dict[str, float]]
 
     def summary(self) -> dict[str, float | int | str | None]:
-        """The flat part, as a model card keeps it."""
+        """Return the metrics for a model card, without those by source."""
         flat = asdict(self)
         del flat["per_class"], flat["per_source"]
         return {**flat, **{f"accuracy_{name}": v for name, v in self.per_class.items()}}
@@ -60,13 +59,13 @@ def measure(
     card: ModelCard,
     sources: Sequence[str | None] | None = None,
 ) -> Report:
-    """Metrics from logits; the card's temperature is applied here.
+    """Compute metrics from logits, which are divided by the card's temperature.
 
     Args:
         logits: [N, 2], in the card's class order.
         labels: [N], 0 generated, 1 groundtruth.
         card: temperature, threshold and unsure band.
-        sources: [N], by name, where known.
+        sources: [N], names of the sources, where known.
     """
     scores = expit((logits[:, 0] - logits[:, 1]) / card.temperature)
     return measure_scores(scores, labels, card, sources)
@@ -78,7 +77,7 @@ def measure_scores(
     card: ModelCard,
     sources: Sequence[str | None] | None = None,
 ) -> Report:
-    """Metrics from P(generated), as the runtime gives it; otherwise as `measure`."""
+    """Compute metrics from P(generated), [N]; otherwise like `measure`."""
     scores = np.asarray(scores, np.float64)
     generated = np.asarray(labels) == 0
     right = (scores >= card.threshold) == generated
@@ -105,34 +104,35 @@ def measure_scores(
 
 
 def find_placements(scores: Floats, generated: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """How each image stands to those of the other class; equal scores count half.
+    """Compute the placement of each image among those of the other class; ties count half.
 
-    The area under the ROC curve is the mean of either, as a share of the other class (Mann and
-    Whitney, 1947).
+    The area under the ROC curve is the mean placement of either class, divided by the size of the
+    other (Mann and Whitney, 1947).
 
     Args:
         scores: [N], P(generated).
-        generated: [N], the truth; both classes.
+        generated: [N], true for generated images; both classes.
 
     Returns:
-        Of each generated image, in order, how many photographs score lower; of each photograph, how
-        many generated images score higher. Multiples of 0.5, so that their sums are exact.
+        For each generated image, the number of photographs with a lower score; for each photograph,
+        the number of generated images with a higher score. All are multiples of 0.5, so that their
+        sums are exact.
     """
     positives, negatives = scores[generated], scores[~generated]
     return _count_below(positives, negatives), len(positives) - _count_below(negatives, positives)
 
 
-def find_rivals(
+def roc_auc_mask(
     own: npt.NDArray[np.bool_], generated: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """The images that the ROC-AUC of one source is of.
+    """Select the images for the ROC-AUC of one source.
 
-    A generated source is set against all photographs, a photographic one against all generated
-    faces; one that has both classes against itself.
+    A generated source is compared with all photographs, and a photographic source with all
+    generated images. A source with both classes is used without other images.
 
     Args:
-        own: [N], whether an image is of the source.
-        generated: [N], the truth.
+        own: [N], true for images of the source.
+        generated: [N], true for generated images.
     """
     if not (own & generated).any():
         return own | generated
@@ -146,7 +146,7 @@ def _count_below(scores: Floats, others: Floats) -> Floats:
 
 
 def equal_error_rate(false_alarm: Floats, found: Floats) -> float:
-    """Where the ROC curve meets the line on which misses equal false alarms, interpolated."""
+    """Return the rate at which FPR and FNR are equal, interpolated on the ROC curve."""
     gap = false_alarm - (1 - found)
     after = int(np.argmax(gap >= 0))
     if after == 0:
@@ -158,7 +158,7 @@ def equal_error_rate(false_alarm: Floats, found: Floats) -> float:
 def expected_calibration_error(
     scores: Floats, generated: npt.NDArray[np.bool_], bins: int = 15
 ) -> float:
-    """Mean gap between confidence and accuracy over equal bins of confidence (Guo et al., 2017)."""
+    """Return the expected calibration error with equal-width bins (Guo et al., 2017)."""
     index, gap = confidence_gaps(scores, generated, bins)
     sums = np.bincount(index, gap, bins)
     return float(np.abs(sums).sum() / len(scores))
@@ -167,9 +167,9 @@ def expected_calibration_error(
 def confidence_gaps(
     scores: Floats, generated: npt.NDArray[np.bool_], bins: int = 15
 ) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The bin of confidence that each image falls in, and its confidence less 1 if it is right.
+    """Return each image's confidence bin, and its confidence minus 1 if it is right.
 
-    Within a bin, their sum is the gap between confidence and accuracy times the images.
+    The sum over a bin is the number of images times the gap between confidence and accuracy.
     """
     confidence = np.maximum(scores, 1 - scores)
     right = (scores >= 0.5) == generated
@@ -179,14 +179,14 @@ def confidence_gaps(
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Images whose scores lie in `[low, high)`, the last bin with its end.
+    """The images with scores in `[low, high)`; the last bin includes `high`.
 
     Attributes:
-        low: of the scores.
-        high: of the scores.
-        images: how many.
-        score: their mean P(generated).
-        generated: the share of them that is generated.
+        low: lower end of the bin.
+        high: upper end of the bin.
+        images: number of images.
+        score: mean P(generated).
+        generated: share of generated images.
     """
 
     low: float
@@ -198,13 +198,13 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Whether a score is the probability that it says it is.
+    """Calibration metrics, and the bins of a reliability diagram.
 
     Attributes:
         ece: expected calibration error, as in `Report`.
         nll: mean negative log-likelihood, in nats.
-        brier: mean squared distance of the scores from the truth (Brier, 1950).
-        bins: of P(generated), equally wide; those without an image are left out.
+        brier: Brier score (1950).
+        bins: equal-width bins of P(generated) that contain an image.
     """
 
     ece: float
@@ -216,12 +216,12 @@ class Reliability:
 def measure_reliability(
     scores: Floats, generated: npt.NDArray[np.bool_], bins: int = 10
 ) -> Reliability:
-    """Compare scores with how often they come true.
+    """Compute calibration metrics.
 
     Args:
         scores: [N], P(generated).
-        generated: [N], the truth.
-        bins: between 0 and 1.
+        generated: [N], true for generated images.
+        bins: number of bins.
     """
     index = np.minimum((scores * bins).astype(int), bins - 1)
     found = tuple(
@@ -243,9 +243,9 @@ def measure_reliability(
 
 
 def log_losses(scores: Floats, generated: npt.NDArray[np.bool_]) -> Floats:
-    """Negative log-likelihood of each truth, in nats: [N].
+    """Compute the negative log-likelihood of each label, in nats: [N].
 
-    A float32 softmax rounds to 0 and 1, of which the logarithm would be infinite.
+    Scores are clipped, because a float32 softmax may round to 0.
     """
     likelihood = np.where(generated, scores, 1 - scores)
     losses: Floats = -np.log(np.clip(likelihood, 2.0**-24, 1))
@@ -263,7 +263,7 @@ def _per_source(
     for number, name in enumerate(names):
         if name:
             own = index == number
-            rivals = find_rivals(own, generated)
+            rivals = roc_auc_mask(own, generated)
             found[str(name)] = {
                 "images": int(own.sum()),
                 "accuracy": float(right[own].mean()),

@@ -1,4 +1,4 @@
-"""Two models on the same pictures: which is better, and whether that is more than chance."""
+"""Statistical comparison of two models on the same images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .intervals import (
     wilson,
 )
 
-# The share of pairs of equal models that a test calls different.
+# Significance level of the tests.
 LEVEL = 0.05
 
 
@@ -31,11 +31,11 @@ class AucTest:
     """DeLong's test of two areas under ROC curves.
 
     Attributes:
-        auc: of the first model.
-        other: of the second.
-        z: their difference, second less first, over its standard error; None where that is 0.
-        p: two-sided; 1 for equal areas, None where it cannot be told.
-        untested: why it cannot; None where it can.
+        auc: ROC-AUC of the first model.
+        other: ROC-AUC of the second model.
+        z: difference, second minus first, divided by its standard error; None if that is 0.
+        p: two-sided p-value; 1 for equal areas, None if the test is impossible.
+        untested: reason why the test is impossible, or None.
     """
 
     auc: float
@@ -50,9 +50,9 @@ class AccuracyTest:
     """McNemar's exact test of two accuracies.
 
     Attributes:
-        only_first: images that the first model alone has right.
-        only_second: images that the second alone has right.
-        p: two-sided.
+        only_first: number of images that only the first model classifies correctly.
+        only_second: number of images that only the second model classifies correctly.
+        p: two-sided p-value.
     """
 
     only_first: int
@@ -65,10 +65,10 @@ class Difference:
     """A metric of both models.
 
     Attributes:
-        first: of the first model.
-        second: of the second.
-        difference: second less first.
-        interval: of the difference; None where resamples do not differ.
+        first: value of the first model.
+        second: value of the second model.
+        difference: second minus first.
+        interval: interval of the difference; None if all resamples are equal.
     """
 
     first: float
@@ -79,13 +79,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the images that both have judged.
+    """Two models on the images that both have classified.
 
     Attributes:
-        images: how many.
-        differences: by the metric's name: intervals of `accuracy` by `difference_interval`, of
-            `roc_auc` by DeLong's variance, or where that is 0 likewise, of what was resampled by a
-            paired bootstrap.
+        images: number of images.
+        differences: differences by the metric's name. The interval of `accuracy` is from
+            `difference_interval`, that of `roc_auc` from DeLong's variance (or
+            `difference_interval` if the variance is 0), and the others are from a paired bootstrap.
         auc: DeLong's test.
         accuracy: McNemar's test.
     """
@@ -96,7 +96,7 @@ class Comparison:
     accuracy: AccuracyTest
 
     def to_json(self) -> dict[str, object]:
-        """The comparison as JSON types."""
+        """Return the comparison as JSON types."""
         return asdict(self)
 
 
@@ -108,15 +108,15 @@ def compare(
     other: ModelCard,
     resampled: tuple[dict[str, Floats], dict[str, Floats]] | None = None,
 ) -> Comparison:
-    """Test two models on the same images.
+    """Compare two models on the same images.
 
     Args:
-        first: [N], P(generated) by the first model.
-        second: [N], by the second.
-        generated: [N], the truth; both classes.
-        card: of the first; its threshold decides.
-        other: of the second, likewise.
-        resampled: what `intervals.resample` gives for both; None to leave those metrics out.
+        first: [N], P(generated) of the first model.
+        second: [N], P(generated) of the second model.
+        generated: [N], true for generated images; both classes.
+        card: card of the first model, for its threshold.
+        other: card of the second model.
+        resampled: results of `intervals.resample` for both; None to skip these metrics.
     """
     right = (first >= card.threshold) == generated
     also = (second >= other.threshold) == generated
@@ -150,13 +150,13 @@ def _compare_areas(first: Floats, second: Floats, generated: Bools) -> Differenc
     pairs = one[0].size * one[1].size
     values = float(one[0].sum()) / pairs, float(two[0].sum()) / pairs
     gap = values[1] - values[0]
-    # Where there is a variance, what agrees with the test.
+    # With a variance, the interval that agrees with the test.
     reach = norm.isf((1 - CONFIDENCE) / 2) * np.sqrt(
         delong_variance(two[0] - one[0], two[1] - one[1])
     )
     if reach:
         return Difference(*values, gap, (float(gap - reach), float(gap + reach)))
-    # Models that rank alike are as sure as each of them, and no surer where both make no error.
+    # Equal rankings are fully correlated, unless both separate the classes perfectly.
     correlation = 1.0 if gap == 0 and delong_variance(*one) else 0.0
     interval = difference_interval(values, (auc_interval(*one), auc_interval(*two)), correlation)
     return Difference(*values, gap, interval)
@@ -165,41 +165,41 @@ def _compare_areas(first: Floats, second: Floats, generated: Bools) -> Differenc
 def delong(first: Floats, second: Floats, generated: Bools) -> AucTest:
     """Test the difference of two areas under ROC curves (DeLong, DeLong and Clarke-Pearson, 1988).
 
-    In O(N log N), as each image's placement is found by sorting and not from all pairs: Sun and Xu,
-    "Fast Implementation of DeLong's Algorithm for Comparing the Areas Under Correlated Receiver
-    Operating Characteristic Curves", IEEE Signal Processing Letters 21(11), 2014.
+    It takes O(N log N), because sorting replaces the comparison of all pairs: Sun and Xu, "Fast
+    Implementation of DeLong's Algorithm for Comparing the Areas Under Correlated Receiver Operating
+    Characteristic Curves", IEEE Signal Processing Letters 21(11), 2014.
 
     Args:
-        first: [N], scores by one model.
-        second: [N], by the other.
-        generated: [N], the positives; both classes.
+        first: [N], scores of one model.
+        second: [N], scores of the other.
+        generated: [N], true for generated images; both classes.
     """
     one, two = (find_placements(scores, generated) for scores in (first, second))
     positives, negatives = len(one[0]), len(one[1])
     pairs = positives * negatives
     auc, other = (float(each[0].sum()) / pairs for each in (one, two))
     found, spared = two[0] - one[0], two[1] - one[1]
-    # Of halves, so that it is exactly 0 for equal areas, and the variance where nothing varies.
+    # Placements are multiples of 0.5: equal areas differ by exactly 0, and so does the variance.
     gap = float(found.sum()) / pairs
     if gap == 0:
         return AucTest(auc, other, None, 1.0)
     if min(positives, negatives) < 2:
-        return AucTest(auc, other, None, None, "as one of the classes has a single image")
+        return AucTest(auc, other, None, None, "because a class has only one image")
     variance = delong_variance(found, spared)
     if variance == 0:
-        reason = "as every image ranks otherwise by the same amount: nothing tells that from chance"
+        reason = "because the rank of every image differs by the same amount"
         return AucTest(auc, other, None, None, reason)
     z = gap / np.sqrt(variance)
     return AucTest(auc, other, float(z), float(2 * norm.sf(abs(z))))
 
 
 def describe(comparison: Comparison, first: str, second: str) -> list[str]:
-    """The outcome in plain words: how they rank, and how they decide.
+    """Describe in one sentence each how the models rank images and how they classify them.
 
     Args:
-        comparison: of the two.
+        comparison: the comparison.
         first: name of the first model.
-        second: name of the second.
+        second: name of the second model.
     """
     auc, decided = comparison.auc, comparison.accuracy
     row = comparison.differences["roc_auc"]
@@ -210,21 +210,21 @@ def describe(comparison: Comparison, first: str, second: str) -> list[str]:
         f"(difference {row.difference:+.4f}, {low:+.4f} to {high:+.4f})"
     )
     if auc.p is None:
-        ranking = f"Ranking cannot be tested, {auc.untested}; {figures}."
+        ranking = f"The ranking cannot be tested {auc.untested}; {figures}."
     elif auc.p < LEVEL:
         better = second if row.difference > 0 else first
         ranking = f"{better} is better at ranking: {figures}; DeLong's test, {_p(auc.p)}."
     else:
-        ranking = f"No difference in ranking is shown: {figures}; DeLong's test, {_p(auc.p)}."
-    alone = (
-        f"{first} alone is right on {decided.only_first}, {second} alone on "
+        ranking = f"No significant difference in ranking: {figures}; DeLong's test, {_p(auc.p)}."
+    counts = (
+        f"only {first} is right on {decided.only_first} and only {second} on "
         f"{decided.only_second} of {comparison.images} images; McNemar's exact test, "
         f"{_p(decided.p)}"
     )
     if decided.p < LEVEL:
         better = second if decided.only_second > decided.only_first else first
-        return [ranking, f"{better} is better at its threshold: {alone}."]
-    return [ranking, f"No difference at the thresholds is shown: {alone}."]
+        return [ranking, f"{better} is better at its threshold: {counts}."]
+    return [ranking, f"No significant difference at the thresholds: {counts}."]
 
 
 def _p(p: float) -> str:
@@ -232,11 +232,11 @@ def _p(p: float) -> str:
 
 
 def mcnemar(right: Bools, also: Bools) -> AccuracyTest:
-    """Test the difference of two accuracies by the images on which they differ (McNemar, 1947).
+    """Test the difference of two accuracies (McNemar, 1947).
 
     Args:
-        right: [N], whether the first model is right.
-        also: [N], whether the second is.
+        right: [N], true if the first model is right.
+        also: [N], true if the second model is right.
     """
     only_first, only_second = int((right & ~also).sum()), int((~right & also).sum())
     differ = only_first + only_second

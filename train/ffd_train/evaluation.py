@@ -1,4 +1,4 @@
-"""Evaluation of any model, a checkpoint or an exported file, through the runtime's own path."""
+"""Evaluation of checkpoints and exported models through the runtime's pipeline."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from .classification_metrics import (
     Reliability,
     Report,
     find_placements,
-    find_rivals,
     measure_reliability,
     measure_scores,
+    roc_auc_mask,
 )
-from .data import FaceData, Sample
+from .face_data import FaceData, Sample
 from .intervals import Bools, Interval, auc_interval, percentile, resample, tpr_interval, wilson
 from .robustness import CLEAN, PERTURBATIONS, Cell, measure_cell, sweep, with_intervals
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over the images that could be read, and a row for every image.
+    """Metrics of the readable images, and a result for every image.
 
     Attributes:
-        report: the metrics.
-        rows: of all images.
-        data: what the rows are of.
-        card: of the model.
+        report: metrics.
+        rows: results of all images.
+        data: the images.
+        card: card of the model.
     """
 
     report: Report
@@ -48,33 +48,33 @@ class Evaluation:
 
     @property
     def unreadable(self) -> list[Result]:
-        """The rows of images that could not be read."""
+        """Results of the unreadable images."""
         return [row for row in self.rows if row.error]
 
     @cached_property
     def read(self) -> list[tuple[Sample, Result]]:
-        """The images that could be read: what the metrics are of."""
+        """Samples and results of the readable images."""
         pairs = zip(self.data.samples, self.rows, strict=True)
         return [(sample, row) for sample, row in pairs if row.score is not None]
 
     @cached_property
     def scores(self) -> Floats:
-        """P(generated) of each image that could be read: [N]."""
+        """P(generated) of each readable image: [N]."""
         return np.array([_score(row) for _, row in self.read])
 
     @cached_property
     def generated(self) -> Bools:
-        """Whether it is: [N]."""
+        """Whether each readable image is generated: [N]."""
         return np.array([sample.label == 0 for sample, _ in self.read])
 
     @property
     def sources(self) -> list[str | None]:
-        """Where it came from, by name, where known: N."""
+        """Source of each readable image, where known: [N]."""
         return [sample.source for sample, _ in self.read]
 
     @cached_property
     def intervals(self) -> dict[str, Any]:
-        """Intervals of the report's figures, under its names; None where nothing tells one."""
+        """Intervals of the report's metrics, by name; None if all resamples are equal."""
         report, count = self.report, len(self.scores)
         decided = round(report.decided * count)
         found: dict[str, Any] = {
@@ -102,25 +102,25 @@ class Evaluation:
 
     @cached_property
     def resampled(self) -> dict[str, Floats]:
-        """What `intervals.resample` draws, of these images."""
+        """Result of `intervals.resample` for these images."""
         return resample(self.scores, self.generated)
 
     def _area_of(self, source: str) -> Interval:
         own = np.array([name == source for name in self.sources])
-        rivals = find_rivals(own, self.generated)
+        rivals = roc_auc_mask(own, self.generated)
         return auc_interval(*find_placements(self.scores[rivals], self.generated[rivals]))
 
     @cached_property
     def reliability(self) -> Reliability:
-        """Whether the scores are probabilities."""
+        """Calibration of the scores."""
         return measure_reliability(self.scores, self.generated)
 
     def worst(self, label: int, most: int) -> list[tuple[Sample, Result]]:
-        """The images of a class that are wrong at the threshold, the most confident first.
+        """Return the misclassified images of a class, most confident first.
 
         Args:
-            label: 0 for generated faces that were missed, 1 for photographs called generated.
-            most: of them.
+            label: 0 for false negatives (generated), 1 for false positives (photographs).
+            most: maximum number of images.
         """
         wrong = [
             (sample, row)
@@ -137,21 +137,24 @@ def _score(row: Result) -> float:
 
 
 def open_model(path: Path, device: str = "auto", backend: str = "auto") -> Backend:
-    """Open a checkpoint with PyTorch, or an ONNX or engine with the runtime.
+    """Open a checkpoint with PyTorch, or an ONNX file or engine with the runtime.
 
     Args:
-        path: a run's folder (its best checkpoint), a checkpoint, an ONNX or an engine.
+        path: a run folder (its saved checkpoint), a checkpoint, an ONNX file or an engine.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        backend: of the runtime, for what it reads; `auto` for a checkpoint.
+        backend: a backend of the runtime; `auto` for a checkpoint.
 
     Raises:
-        ModelError: the file is not one of ours.
+        ModelError: the file is not a model of ffd.
         BackendError: the backend or device does not start.
     """
     if path.suffix in READS:
         return open_backend(path, backend, device)
     if backend != "auto":
-        raise BackendError(f"--backend {backend}: {path} is a checkpoint, which PyTorch runs")
+        raise BackendError(
+            f"--backend {backend}: {path} is a checkpoint, which only PyTorch runs: remove "
+            "--backend, or export the checkpoint"
+        )
     import torch
 
     from ffd_runtime.core.errors import DeviceError
@@ -169,7 +172,7 @@ def open_model(path: Path, device: str = "auto", backend: str = "auto") -> Backe
 
 
 def find_model(path: Path) -> Path:
-    """The file of a model: of a run's folder, its best checkpoint."""
+    """Return the file of a model; for a run folder its saved checkpoint."""
     return path / "best.safetensors" if path.is_dir() else path
 
 
@@ -178,15 +181,15 @@ def evaluate(
     data: FaceData,
     advance: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Classify labelled images and measure the verdicts.
+    """Classify labelled images and compute metrics.
 
     Args:
         classifier: the model.
-        data: what to classify; both classes.
+        data: images of both classes.
         advance: called after every image.
 
     Raises:
-        DataError: no image of one class could be read.
+        DataError: a class has no readable image.
     """
     rows = []
     for result in classifier.classify_items(data.item(sample) for sample in data.samples):
@@ -194,7 +197,7 @@ def evaluate(
         advance()
     read = [(s, r.score) for s, r in zip(data.samples, rows, strict=True) if r.score is not None]
     if len({sample.label for sample, _ in read}) < 2:
-        raise DataError(f"{data.root}: no readable image of one of the classes")
+        raise DataError(f"{data.root}: a class has no readable image")
     report = measure_scores(
         np.array([score for _, score in read]),
         [sample.label for sample, _ in read],
@@ -210,17 +213,17 @@ def measure_robustness(
     advance: Callable[[], None] = lambda: None,
     advance_cell: Callable[[], None] = lambda: None,
 ) -> tuple[Cell, ...]:
-    """Measure the images that could be read under every perturbation; first as they are.
+    """Measure the readable images under every perturbation; the first cell is clean.
 
     Args:
-        classifier: the model that `evaluation` is of.
-        evaluation: of the clean pictures.
-        advance: called after every image that was scored.
-        advance_cell: called after every cell that was measured.
+        classifier: model of `evaluation`.
+        evaluation: evaluation of the clean images.
+        advance: called after every scored image.
+        advance_cell: called after every measured cell.
 
     Raises:
-        DataError: an image cannot be read any more, or a codec cannot hold it.
-        ModelError: the model gave no probability.
+        DataError: an image cannot be read any more, or a codec does not support its size.
+        ModelError: the model returned no probability.
     """
     items = [evaluation.data.item(sample) for sample, _ in evaluation.read]
     scores = {CLEAN: evaluation.scores, **sweep(classifier, items, advance)}
@@ -236,12 +239,12 @@ def measure_robustness(
 
 
 def draw_sample(data: FaceData, size: int, seed: int = 0) -> FaceData:
-    """Draw images so that classes and sources keep their shares, the same in every run.
+    """Draw a deterministic sample, stratified by class and source.
 
     Args:
-        data: to draw from.
-        size: how many, at least 2; all if there are no more.
-        seed: of the draw.
+        data: data set to draw from.
+        size: number of images, at least 2; at most all.
+        seed: seed of the draw.
     """
     rng = np.random.default_rng(seed)
     groups: dict[tuple[int, str], list[Sample]] = {}
@@ -250,10 +253,10 @@ def draw_sample(data: FaceData, size: int, seed: int = 0) -> FaceData:
     ranked = []
     for (label, _), group in sorted(groups.items()):
         for rank, at in enumerate(rng.permutation(len(group))):
-            # Evenly spread over 0 to 1, so that the lowest of all groups hold each group's share.
+            # Spread evenly over 0 to 1: the lowest of all groups keep the share of each group.
             ranked.append(((rank + rng.random()) / len(group), label, group[at].path))
     ranked.sort()
-    # Both classes are needed, however rare one is.
+    # Include at least one image of each class.
     first = {label: path for _, label, path in reversed(ranked)}
     drawn = set(first.values())
     for _, _, path in ranked:

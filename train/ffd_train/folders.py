@@ -1,4 +1,4 @@
-"""Folders of single pictures: which files lie in them, and what a manifest.csv says of them."""
+"""Folders of images: their files and their manifest.csv."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .avif .ppm .pgm".split()
 )
-# Of a manifest.csv, besides the path; all else that it may say is not ours.
+# Columns of manifest.csv besides the path; others are ignored.
 COLUMNS = ("source", "split", "identity")
-# Of the pictures that a manifest with persons or splits seems to mean. Where it names fewer, paths
-# are wrong, and persons would get into two splits unseen.
-FEWEST = 0.75
+# Minimum share of images that a manifest with identities or splits must name. With fewer, its
+# paths are probably wrong, and one person could end up in two splits.
+MIN_MATCHED_SHARE = 0.75
 
 
 @dataclass
 class Listing:
-    """Files below a folder, as paths relative to it with forward slashes, in a fixed order.
+    """The files below a folder, as sorted relative paths with forward slashes.
 
     Attributes:
-        pictures: those that are named like one.
-        others: the rest.
-        hidden: how many files and folders begin with a dot, such as a Mac's `._NAME`; they are
-            neither, and what is in such a folder is not counted.
+        pictures: files with an image suffix.
+        others: other files.
+        hidden: number of files and folders whose names begin with a dot, such as macOS's `._NAME`.
+            The contents of hidden folders are not counted.
     """
 
     pictures: list[str] = field(default_factory=list)
@@ -39,20 +39,20 @@ class Listing:
 
     @property
     def ignored(self) -> int:
-        """Files that are no picture."""
+        """Number of files that are not images."""
         return len(self.others) + self.hidden
 
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """A folder with pictures of one class.
+    """A folder with images of one class.
 
     Attributes:
-        root: folder that was given.
-        below: its path below that, with forward slashes; empty for that folder itself.
+        root: folder given by the user.
+        below: path below the root, with forward slashes; empty for the root.
         label: `generated` or `groundtruth`.
-        split: that it lies in; empty for none.
-        listing: what is in it.
+        split: split of the folder; empty for none.
+        listing: files in the folder.
     """
 
     root: Path
@@ -63,21 +63,21 @@ class ClassFolder:
 
     @property
     def path(self) -> Path:
-        """Of the folder."""
+        """Path of the folder."""
         return self.root / self.below
 
     @property
     def pictures(self) -> list[str]:
-        """Their paths below the root."""
+        """Paths of the images below the root."""
         start = f"{self.below}/" if self.below else ""
         return [start + picture for picture in self.listing.pictures]
 
 
 def list_files(root: Path) -> Listing:
-    """Everything below a folder, links followed.
+    """List all files below a folder, and follow links.
 
     Raises:
-        DataError: a folder cannot be read, or lies in itself by a link.
+        DataError: a folder cannot be read, or a link points to one of its parents.
     """
     found = Listing()
     for name in sorted(_walk(root, "", (), found), key=lambda name: name.split("/")):
@@ -87,10 +87,10 @@ def list_files(root: Path) -> Listing:
 
 
 def list_folders(root: Path) -> list[str]:
-    """Names of the folders in a folder, sorted.
+    """List the names of the folders in a folder, sorted.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the folder cannot be read.
     """
     return sorted(entry.name for entry in _scan(root) if _is_folder(entry))
 
@@ -101,7 +101,7 @@ def _walk(
     status = _stat(folder)
     own = status.st_dev, status.st_ino
     if own in above:
-        raise DataError(f"{folder} is a link to a folder that it lies in: remove the link")
+        raise DataError(f"{folder} is a link to one of its parent folders: remove the link")
     for entry in _scan(folder):
         if entry.name.startswith("."):
             found.hidden += 1
@@ -112,7 +112,7 @@ def _walk(
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # Without asking the disk, but for links; one that leads nowhere is a file that cannot be read.
+    # Only links need a system call. A broken link counts as a file, which cannot be read.
     if entry.is_symlink():
         return os.path.isdir(entry.path)
     return entry.is_dir()
@@ -134,63 +134,63 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def read_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
-    """What a manifest.csv says of the pictures beside it.
+    """Read the rows of a manifest.csv for the images in its folder.
 
     Args:
-        path: the file; one that is not there says nothing.
-        names: paths of the pictures, relative to its folder.
+        path: the file; may not exist.
+        names: paths of the images, relative to its folder.
 
     Returns:
-        By picture, those of `COLUMNS` that it has.
+        The existing `COLUMNS` of each image, by path.
 
     Raises:
-        DataError: it cannot be read, has none of the columns, names none of the pictures, or has
-            persons or splits and its paths fit few of them.
+        DataError: the file cannot be read, lacks the columns, names no image, or has identities or
+            splits and names too few images.
     """
     if not os.path.lexists(path):
         return {}
     known = frozenset(names)
     rows: dict[str, dict[str, str]] = {}
-    strange: list[str] = []
+    unknown: list[str] = []
     for row in _parse(path):
         written = name = row.pop("path")
         if name not in known:
-            # Windows writes .\folder\name.
+            # A path from Windows, such as .\folder\name.
             name = name.replace("\\", "/").removeprefix("./")
         if name in known:
             rows[name] = row
         else:
-            strange.append(written)
+            unknown.append(written)
     if not rows:
-        has = f"it has {strange[0]!a}" if strange else "it has no rows"
+        has = f"it has {unknown[0]!a}" if unknown else "it has no rows"
         raise DataError(
-            f"{path} names none of the pictures beside it ({has}): write their paths relative to "
+            f"{path} names none of the images in its folder ({has}): write their paths relative to "
             f"{path.parent}, or remove the file"
         )
-    # Rows of pictures that are gone do no harm, nor do pictures that no row could mean.
-    missed = min(len(strange), len(known) - len(rows))
-    told = any(row.get("split") or row.get("identity") for row in rows.values())
-    if told and len(rows) < FEWEST * (len(rows) + missed):
+    # Rows of deleted images are harmless, and so are images without a row.
+    missed = min(len(unknown), len(known) - len(rows))
+    decisive = any(row.get("split") or row.get("identity") for row in rows.values())
+    if decisive and len(rows) < MIN_MATCHED_SHARE * (len(rows) + missed):
         raise DataError(
-            f"{path} names {len(rows)} of {len(known)} pictures, and {len(strange)} of its rows, "
-            f"such as {strange[0]!a}, none: write their paths relative to {path.parent}, or remove "
-            "these rows"
+            f"{path} names {len(rows)} of {len(known)} images, and {len(unknown)} of its rows, for "
+            f"example {unknown[0]!a}, name no image: write paths relative to {path.parent}, or "
+            "remove these rows"
         )
     return rows
 
 
 def _parse(path: Path) -> Iterator[dict[str, str]]:
-    """Rows with a path, and what they have of `COLUMNS`."""
+    """Yield the rows with a path, reduced to the path and `COLUMNS`."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     if b"\0" in data[:1024]:
-        raise DataError(f"{path} is not UTF-8 (UTF-16?): save it again as CSV, UTF-8")
-    # Excel writes a byte order mark, and file names may be any bytes.
+        raise DataError(f"{path} is not UTF-8 (UTF-16?): save it as CSV, UTF-8")
+    # Excel writes a byte order mark. File names may contain any bytes.
     text = data.decode("utf-8-sig", "surrogateescape")
     heading = text.partition("\n")[0]
-    # Where a comma is a decimal point, Excel writes semicolons.
+    # Excel separates by semicolons in languages with a decimal comma.
     delimiter = ";" if heading.count(";") > heading.count(",") else ","
     try:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -198,27 +198,27 @@ def _parse(path: Path) -> Iterator[dict[str, str]]:
         ours = [name for name in ("path", *COLUMNS) if name in columns]
         if "path" not in ours or len(ours) == 1:
             raise DataError(
-                f"{path} should have the columns path and source, split or identity, and has "
+                f"{path} needs the column path and one of source, split and identity, and has "
                 f"{', '.join(columns)[:80]!a}: rename its columns, or the file"
             )
         for row in rows:
-            said = dict(zip(columns, row, strict=False))
-            if said.get("path"):
-                yield {name: said.get(name, "") for name in ours}
+            values = dict(zip(columns, row, strict=False))
+            if values.get("path"):
+                yield {name: values.get(name, "") for name in ours}
     except csv.Error as error:
-        raise DataError(f"{path} is no CSV ({error}): mend or remove it") from None
+        raise DataError(f"{path} is not valid CSV ({error}): correct or remove it") from None
 
 
 def find_shared(
     pictures: Iterable[tuple[Hashable, str, str]],
 ) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """Persons who are in two splits.
+    """Find the people who are in two splits.
 
     Args:
-        pictures: of each that is in a split: whom it shows, the split, its name.
+        pictures: person, split and name of each image in a split.
 
     Returns:
-        Of each such person, split and name of a picture in one, and in another.
+        For each such person, (split, name) of an image in one split and of one in another.
     """
     first: dict[Hashable, tuple[str, str]] = {}
     shared: dict[Hashable, tuple[tuple[str, str], tuple[str, str]]] = {}

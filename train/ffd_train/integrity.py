@@ -1,4 +1,4 @@
-"""Whether a packed data set still holds what was packed."""
+"""Verification of a packed data set."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from ffd_runtime.core.errors import DataError, InputError
 from ffd_runtime.model.devices import count_cores
 
-from .data import FaceData, Sample
+from .face_data import FaceData, Sample
 
 
-def require_whole(data: FaceData) -> None:
-    """Read every picture to be trained on once, and compare it with its sha256.
+def require_intact(data: FaceData) -> None:
+    """Read all images of train and val once, and compare them with their sha256.
 
-    A folder's were decoded when it was scanned; of shards only the sizes are known by then, and a
-    damaged picture would end a run in the night.
+    A scan decodes the images of folders, but checks only the sizes of shards. Without this check,
+    a damaged image would end the run when it is first drawn.
 
     Raises:
-        DataError: pictures are damaged; the message names one.
+        DataError: images are damaged; the message names the first one.
     """
     if data.shards is None:
         return
@@ -34,6 +34,6 @@ def require_whole(data: FaceData) -> None:
         damaged = [s for s, bad in zip(used, pool.map(is_damaged, used), strict=True) if bad]
     if damaged:
         raise DataError(
-            f"{len(damaged)} of {len(used)} packed pictures are damaged, the first: "
+            f"{len(damaged)} of {len(used)} packed images are damaged, the first is "
             f"{data.root / damaged[0].path}: copy the data set again"
         )

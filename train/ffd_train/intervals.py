@@ -1,4 +1,4 @@
-"""How far a figure measured on some images may be from the one on all such images."""
+"""Confidence intervals of metrics."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ Bools = npt.NDArray[np.bool_]
 Interval = tuple[float, float]
 
 CONFIDENCE = 0.95
-# Efron and Tibshirani, "An Introduction to the Bootstrap", 1993: percentile intervals want about
-# a thousand.
-RESAMPLES = 1000
+# Efron and Tibshirani, "An Introduction to the Bootstrap", 1993: about a thousand resamples for
+# percentile intervals, and two hundred for a standard deviation.
+MAX_RESAMPLES = 1000
+MIN_RESAMPLES = 200
 SEED = 0
-# The same: two hundred are enough for a deviation. Draws of all resamples together, above which
-# there are fewer: about ten seconds' worth on one core.
-FEWEST = 200
-_MOST_DRAWS = 1 << 27
-# Counts of one chunk of resamples, so that memory does not grow with the images.
-_MOST_COUNTS = 1 << 21
+# Draws of all resamples together, about ten seconds of one core.
+_MAX_DRAWS = 1 << 27
+# Counts in one chunk of resamples; limits the memory.
+_MAX_COUNTS = 1 << 21
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """The interval of a proportion (Wilson, 1927): honest for few trials, and at 0 and 1.
+    """Return Wilson's interval of a proportion (1927), valid for few trials and at 0 and 1.
 
     Args:
-        successes: how many of the trials.
-        trials: at least 1.
+        successes: number of successes.
+        trials: number of trials, at least 1.
     """
     z = _quantile()
     share = successes / trials
@@ -47,11 +46,11 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def clopper_pearson(share: float, trials: int) -> Interval:
-    """The exact interval of a proportion (Clopper and Pearson, 1934).
+    """Return the exact interval of a proportion (Clopper and Pearson, 1934).
 
     Args:
-        share: of the trials; not necessarily a whole number of them (Korn and Graubard, 1998).
-        trials: at least 1.
+        share: share of successes; may be a fractional number of trials (Korn and Graubard, 1998).
+        trials: number of trials, at least 1.
     """
     tail, successes = (1 - CONFIDENCE) / 2, share * trials
     low = beta.ppf(tail, successes, trials - successes + 1) if share > 0 else 0
@@ -64,17 +63,18 @@ def _quantile() -> float:
 
 
 def auc_interval(found: Floats, spared: Floats) -> Interval:
-    """The interval of an area under the ROC curve, which few images never make look certain.
+    """Return the interval of an area under the ROC curve.
 
-    By DeLong's variance on the logit scale (Pepe, "The Statistical Evaluation of Medical Tests for
-    Classification and Prediction", 2003). That variance is 0 for perfect separation, and too small
-    near it. But the classes form k disjoint, so independent, pairs, k being the size of the smaller
-    class, and an area A separates all of them with a probability of at most A^k: at perfect
-    separation, A^k = (1 - `CONFIDENCE`) / 2 is the exact bound. No interval ends before it.
+    It uses DeLong's variance on the logit scale (Pepe, "The Statistical Evaluation of Medical Tests
+    for Classification and Prediction", 2003). This variance is 0 for perfect separation, and too
+    small near it. The classes form k disjoint and therefore independent pairs, where k is the size
+    of the smaller class. With an area A, all of them are ranked correctly with a probability of at
+    most A^k. For perfect separation, A^k = (1 - `CONFIDENCE`) / 2 is the exact bound. The interval
+    always includes this bound.
 
     Args:
-        found: of each generated image, as `find_placements` gives them.
-        spared: of each photograph, likewise.
+        found: placement of each generated image, from `find_placements`.
+        spared: placement of each photograph.
     """
     positives, negatives = len(found), len(spared)
     area = float(found.sum()) / (positives * negatives)
@@ -88,17 +88,16 @@ def auc_interval(found: Floats, spared: Floats) -> Interval:
 
 
 def delong_variance(found: Floats, spared: Floats) -> float:
-    """Variance of an area under the ROC curve (DeLong, DeLong and Clarke-Pearson, 1988).
+    """Return the variance of an area under the ROC curve (DeLong et al., 1988).
 
-    Of the difference of two areas, if the differences of two models' placements are given; exactly
-    0 if those do not vary.
+    With the differences of two models' placements, it is the variance of the difference of areas.
 
     Args:
-        found: of each generated image, as `find_placements` gives them.
-        spared: of each photograph, likewise.
+        found: placement of each generated image, from `find_placements`.
+        spared: placement of each photograph.
 
     Returns:
-        0 also where a class has one image.
+        Exactly 0 if the placements do not vary, or if a class has one image.
     """
     positives, negatives = len(found), len(spared)
     if min(positives, negatives) < 2:
@@ -110,21 +109,21 @@ def delong_variance(found: Floats, spared: Floats) -> float:
 
 
 def tpr_interval(scores: Floats, generated: Bools) -> Interval:
-    """The interval of `Report.tpr_at_1_fpr`: a bootstrap, at least as wide as Wilson's.
+    """Return the interval of `Report.tpr_at_1_fpr`: a bootstrap, at least as wide as Wilson's.
 
-    Wilson's holds for the threshold as it is; resampled photographs move that. No image need be
-    drawn for it: of n drawn photographs the one that sets the threshold is an order statistic of n
-    uniform draws, which is beta distributed (David and Nagaraja, "Order Statistics", 2003), and how
-    many generated images lie above it is binomial.
+    Wilson's interval assumes a fixed threshold, but the photographs determine the threshold. The
+    bootstrap needs no resampling: the photograph that sets the threshold is an order statistic of n
+    uniform draws, which has a beta distribution (David and Nagaraja, "Order Statistics", 2003), and
+    the number of generated images above it is binomial.
 
     Args:
         scores: [N], P(generated).
-        generated: [N], the truth; both classes.
+        generated: [N], true for generated images; both classes.
     """
     photographs, faces = np.sort(scores[~generated])[::-1], np.sort(scores[generated])
     count, allowed = len(photographs), len(photographs) // 100
     rng = np.random.default_rng(SEED)
-    place = rng.beta(allowed + 1, count - allowed, RESAMPLES)
+    place = rng.beta(allowed + 1, count - allowed, MAX_RESAMPLES)
     limits = photographs[np.minimum((place * count).astype(np.int64), count - 1)]
     above = len(faces) - np.searchsorted(faces, limits, "right")
     drawn = rng.binomial(len(faces), above / len(faces)) / len(faces)
@@ -137,16 +136,16 @@ def tpr_interval(scores: Floats, generated: Bools) -> Interval:
 def difference_interval(
     values: tuple[float, float], intervals: tuple[Interval, Interval], correlation: float
 ) -> Interval:
-    """The interval of a difference of two estimates, second less first, from those of each.
+    """Return the interval of a difference, second minus first, from the intervals of both.
 
     Zou and Donner, "Construction of confidence intervals about effect measures: a general
-    approach", Statistics in Medicine 27, 2008; of two accuracies it is Newcombe's tenth method,
-    Statistics in Medicine 17, 1998. It does not collapse where the intervals do not.
+    approach", Statistics in Medicine 27, 2008. For two accuracies it equals Newcombe's tenth
+    method, Statistics in Medicine 17, 1998. Its width is not 0 unless those of both intervals are.
 
     Args:
-        values: of both.
-        intervals: of both.
-        correlation: of the estimates; 0 where it cannot be told.
+        values: both estimates.
+        intervals: both intervals.
+        correlation: correlation of the estimates; 0 if unknown.
     """
     gap = values[1] - values[0]
     lows, highs = zip(*intervals, strict=True)
@@ -157,10 +156,9 @@ def difference_interval(
 
 
 def percentile(values: Floats) -> Interval | None:
-    """The interval that holds `CONFIDENCE` of resampled values; None if they are all the same.
+    """Return the interval that contains `CONFIDENCE` of resampled values.
 
-    Then no image tells how far the figure may be off, and an interval without width would look like
-    certainty.
+    If all values are equal, the result is None: an interval of width 0 would suggest certainty.
     """
     if np.ptp(values) == 0:
         return None
@@ -170,38 +168,38 @@ def percentile(values: Floats) -> Interval | None:
 
 
 def count_resamples(images: int) -> int:
-    """How many bootstrap resamples are drawn: fewer of many images, whose figures vary little."""
-    return min(RESAMPLES, max(FEWEST, _MOST_DRAWS // images))
+    """Return the number of bootstrap resamples; larger data sets need fewer."""
+    return min(MAX_RESAMPLES, max(MIN_RESAMPLES, _MAX_DRAWS // images))
 
 
 def resample(scores: Floats, generated: Bools) -> dict[str, Floats]:
-    """Metrics of bootstrap resamples, each class drawn from itself.
+    """Compute metrics of bootstrap resamples, stratified by class.
 
-    The draws depend on `generated` alone: those of two models on the same images are paired.
+    The draws depend only on `generated`: those of two models on the same images are paired.
 
     Args:
         scores: [N], P(generated).
-        generated: [N], the truth; both classes.
+        generated: [N], true for generated images; both classes.
 
     Returns:
         `count_resamples` values each of `average_precision`, `eer`, `tpr_at_1_fpr`, `ece`, `nll`
-        and `brier`; what they mean, see `Report` and `Reliability`.
+        and `brier`; see `Report` and `Reliability`.
     """
     parts = [_measure(scores, generated, counts) for counts in _draw(generated)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def estimate(scores: Floats, generated: Bools) -> dict[str, float]:
-    """The metrics of `resample` on the images as they are."""
+    """Compute the metrics of `resample` on the images without resampling."""
     whole = _measure(scores, generated, np.ones((1, len(scores))))
     return {name: float(values[0]) for name, values in whole.items()}
 
 
 def _draw(generated: Bools) -> Iterator[Floats]:
-    """How often each image was drawn: chunks of [resamples, N]."""
+    """Yield how often each image is drawn, in chunks of [resamples, N]."""
     rng = np.random.default_rng(SEED)
     size = len(generated)
-    most, resamples = max(1, _MOST_COUNTS // size), count_resamples(size)
+    most, resamples = max(1, _MAX_COUNTS // size), count_resamples(size)
     for start in range(0, resamples, most):
         rows = min(most, resamples - start)
         counts = np.empty((rows, size))
@@ -227,7 +225,7 @@ def _measure(scores: Floats, generated: Bools, counts: Floats) -> dict[str, Floa
 def _measure_ranking(scores: Floats, generated: Bools, counts: Floats) -> dict[str, Floats]:
     order = np.argsort(-scores, kind="stable")
     ranked, truth = scores[order], generated[order]
-    # Equal scores are found together: only the last of each group is a point of the curve.
+    # A threshold cannot separate equal scores: only the last of each group is a curve point.
     last = np.flatnonzero(np.append(ranked[1:] < ranked[:-1], True))
     drawn = counts[:, order]
     zero = np.zeros((len(counts), 1))
@@ -244,14 +242,14 @@ def _measure_ranking(scores: Floats, generated: Bools, counts: Floats) -> dict[s
 
 
 def _equal_error_rates(alarms: Floats, found: Floats) -> Floats:
-    """As `metrics.equal_error_rate`, a row a curve."""
+    """Compute `classification_metrics.equal_error_rate` for each row."""
     gap = alarms - (1 - found)
     after = np.argmax(gap >= 0, axis=1)[:, None]
 
     def at(values: Floats, place: npt.NDArray[np.int64]) -> Floats:
         return np.take_along_axis(values, place, 1)[:, 0]
 
-    # The curve begins with a gap of -1, so there is always one before.
+    # The curve begins with a gap of -1, so an earlier point exists.
     before = after - 1
     weight = -at(gap, before) / (at(gap, after) - at(gap, before))
     rates: Floats = at(alarms, before) + weight * (at(alarms, after) - at(alarms, before))

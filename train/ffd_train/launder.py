@@ -1,7 +1,6 @@
-"""What happens to a picture between its making and its viewer: codecs, resizing, screenshots.
+"""Changes that images undergo when they are shared: codecs, resizing, screenshots.
 
-Training draws from these, evaluation measures each alone; both call the same functions, so that
-what was trained against is what is measured.
+Training applies random combinations of them, and evaluation measures each one separately.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import numpy.typing as npt
 
 from ffd_runtime.image.decode import Image
 
-# The longest side that a codec can hold, in pixels.
-LONGEST = {"jpeg": 65_500, "webp": 16_383}
+# The longest side that a codec supports, in pixels.
+MAX_SIDE_PIXELS = {"jpeg": 65_500, "webp": 16_383}
 
-# Kernels that browsers, phones and libraries resize with. Nearest stands for the careless ones.
+# Interpolation kernels of browsers, phones and libraries.
 KERNELS = {
     "area": cv2.INTER_AREA,
     "linear": cv2.INTER_LINEAR,
@@ -28,26 +27,26 @@ KERNELS = {
 
 
 def jpeg(image: Image, quality: int) -> Image:
-    """Through OpenCV's JPEG and back, with chroma at half size.
+    """Compress as JPEG with OpenCV, 4:2:0, and decode.
 
     Args:
-        image: uint8 [H, W, 3], BGR, here and in all that follows; never changed.
+        image: uint8 [H, W, 3], BGR, in all functions of this module; not modified.
         quality: 1 to 100.
 
     Returns:
-        uint8 [H, W, 3], BGR, here and in all that follows.
+        uint8 [H, W, 3], BGR, in all functions of this module.
     """
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
 
 
 def jpeg_by_pillow(image: Image, quality: int, subsampling: str = "4:2:0") -> Image:
-    """Through Pillow's JPEG and back.
+    """Compress as JPEG with Pillow and decode.
 
     Args:
-        image: the picture.
+        image: the image.
         quality: 1 to 100.
-        subsampling: of the chroma: `4:4:4`, `4:2:2` or `4:2:0`.
+        subsampling: chroma subsampling: `4:4:4`, `4:2:2` or `4:2:0`.
     """
     from PIL import Image as Pillow
 
@@ -59,19 +58,19 @@ def jpeg_by_pillow(image: Image, quality: int, subsampling: str = "4:2:0") -> Im
 
 
 def webp(image: Image, quality: int) -> Image:
-    """Through lossy WebP and back, at a quality of 1 to 100."""
+    """Compress as lossy WebP at a quality of 1 to 100, and decode."""
     _, data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality])
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
 
 
 def rescale(image: Image, factor: float, down: str = "area", up: str | None = "linear") -> Image:
-    """To a fraction of its size, and back if `up` names a kernel.
+    """Scale down, and back up if `up` names a kernel.
 
     Args:
-        image: the picture.
-        factor: of each side; no side becomes shorter than 8 pixels.
+        image: the image.
+        factor: factor of each side; the result has at least 8 pixels a side.
         down: key of `KERNELS`.
-        up: key of `KERNELS`, or None to leave the picture small.
+        up: key of `KERNELS`, or None to return the small image.
     """
     height, width = image.shape[:2]
     small = max(8, round(width * factor)), max(8, round(height * factor))
@@ -82,23 +81,23 @@ def rescale(image: Image, factor: float, down: str = "area", up: str | None = "l
 
 
 def blur(image: Image, sigma: float) -> Image:
-    """Gaussian blur; sigma in pixels."""
+    """Blur with a Gaussian; sigma in pixels."""
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.uint8)
 
 
 def noise(image: Image, deviation: float, rng: np.random.Generator) -> Image:
-    """Gaussian noise, each channel of its own; deviation in levels of 255."""
+    """Add Gaussian noise, independent for each channel; deviation in levels of 255."""
     drawn = rng.standard_normal(image.shape, np.float32) * np.float32(deviation)
     return np.clip(np.rint(image + drawn), 0, 255).astype(np.uint8)
 
 
 def brightness(image: Image, factor: float) -> Image:
-    """Every level times a factor, clipped."""
+    """Multiply all levels by a factor, and clip."""
     return np.asarray(cv2.LUT(image, _table(np.arange(256) * factor)), np.uint8)
 
 
 def gamma(image: Image, exponent: float) -> Image:
-    """Every level to a power; above 1 the picture gets darker."""
+    """Apply a gamma curve; an exponent above 1 darkens the image."""
     return np.asarray(cv2.LUT(image, _table((np.arange(256) / 255) ** exponent * 255)), np.uint8)
 
 
@@ -109,14 +108,14 @@ def screenshot(
     colour: tuple[int, int, int] = (24, 24, 24),
     quality: int = 85,
 ) -> Image:
-    """As shown on a screen and captured there: zoomed linearly, a frame around it, a JPEG again.
+    """Imitate a screenshot: zoom linearly, add a border, compress as JPEG.
 
     Args:
-        image: the picture.
-        zoom: of the viewer.
-        border: above, below, left and right, as fractions of the zoomed picture's side.
-        colour: of the border, BGR.
-        quality: of the JPEG that the screenshot is shared as.
+        image: the image.
+        zoom: zoom factor of the viewer.
+        border: border above, below, left and right, as fractions of the zoomed image's side.
+        colour: colour of the border, BGR.
+        quality: JPEG quality of the screenshot.
     """
     height, width = image.shape[:2]
     shown = max(8, round(width * zoom)), max(8, round(height * zoom))

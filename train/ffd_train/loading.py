@@ -1,4 +1,4 @@
-"""Loaders: how many workers, what they need, and how long training waits for them."""
+"""Data loaders that choose their workers, measure waiting, and explain full shared memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ffd_runtime.core.errors import FfdError
 from ffd_runtime.core.text import counted
 from ffd_runtime.model.devices import count_cores
 
-from .data import FaceDataset
-from .world import Processes
+from .dataset import FaceDataset
+from .world import World
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 (only its size is read)
-# What PyTorch says, in a worker or of one, where shared memory cannot be had.
+# PyTorch's messages about exhausted shared memory.
 NO_SHARED_MEMORY = re.compile(
     r"(?i)(?=.*(shared memory|/dev/shm|\bshm\b))"
     r".*(no space left|cannot allocate memory|out of shared memory|bus error)[^\n]*",
@@ -34,21 +34,20 @@ NO_SHARED_MEMORY = re.compile(
 
 
 class TimedLoader(DataLoader[tuple[Tensor, int]]):
-    """A loader of faces that knows how long it was waited for.
+    """A data loader that measures the time spent waiting for it.
 
     Attributes:
-        waited: seconds, since its iteration was begun.
+        waited: seconds waited since the iteration began.
 
     Args:
-        dataset: of preprocessed images and labels.
-        workers: processes that load; None for one a core of this process, but no more than there
-            are batches.
-        options: of `DataLoader`.
+        dataset: preprocessed images and labels.
+        workers: worker processes; None for one per core of this process, at most one per batch.
+        options: options of `DataLoader`.
     """
 
     def __init__(self, dataset: FaceDataset, workers: int | None = None, **options: Any) -> None:
         if workers is None:
-            cores = count_cores() // Processes.here().local_count
+            cores = count_cores() // World.from_environment().local_size
             workers = max(1, min(cores, _count_batches(dataset, options)))
         super().__init__(
             dataset,
@@ -56,17 +55,17 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
             worker_init_fn=_init_worker,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
-            # Of its own, so that starting workers draws nothing from what dropout draws from.
+            # A separate generator, so that starting workers does not advance the one of dropout.
             generator=torch.Generator(),
             **options,
         )
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Batches, as they are loaded.
+        """Yield batches.
 
         Raises:
-            SharedMemoryError: what workers hand over does not fit the shared memory.
+            SharedMemoryError: the shared memory is too small for the workers' batches.
         """
         start = time.monotonic()
         with self._sharing():
@@ -84,7 +83,7 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
 
     @contextmanager
     def _sharing(self) -> Iterator[None]:
-        """Replace the error of a worker without shared memory by one that says what to do."""
+        """Replace an error about shared memory by one that names the remedy."""
         try:
             yield
         except (OSError, RuntimeError) as error:
@@ -95,55 +94,55 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
 
 
 class SharedMemoryError(FfdError):
-    """Workers hand batches over in shared memory, and there is too little of it.
+    """The shared memory is too small for the workers' batches.
 
     Args:
-        workers: processes that load.
+        workers: number of worker processes.
     """
 
     def __init__(self, workers: int) -> None:
         super().__init__(
-            f"{SHARED_MEMORY} has too little room{_room()} for the batches of "
+            f"{SHARED_MEMORY} is too small{_describe_space()} for the batches of "
             f"{counted(workers, 'loading worker')}: enlarge it (docker run --shm-size 2g, or "
             "--ipc host), or use fewer --workers; --workers 0 needs none"
         )
 
 
 def _lacks_shared_memory(error: BaseException | None) -> bool:
-    """Whether an error of a loader, or what it came from, says that shared memory has run out."""
+    """Whether an error or one of its causes is about exhausted shared memory."""
     if isinstance(error, OSError) and error.errno is not None:
-        # Queues and locks are made there, and nothing else is written.
+        # Loaders write nowhere else.
         return error.errno == errno.ENOSPC
-    # Of a worker that was killed, the signal is in the cause.
+    # The signal that killed a worker is in the cause.
     return error is not None and (
         NO_SHARED_MEMORY.match(str(error)) is not None or _lacks_shared_memory(error.__cause__)
     )
 
 
 def _quieten(error: BaseException) -> None:
-    """Keep an iterator that was not made to its end from printing a traceback when it is freed."""
+    """Keep a partly constructed iterator from printing a traceback when it is freed."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
         if isinstance(owner, _MultiProcessingDataLoaderIter) and not hasattr(owner, "_shutdown"):
-            # What `__del__` asks for: it has started no worker.
+            # `__del__` reads it; no worker has been started.
             owner._shutdown = True
 
 
-def _room() -> str:
-    """The size of the shared memory, for people; empty where that is unknown."""
+def _describe_space() -> str:
+    """Describe the shared memory, such as ` (3 of 64 MiB free)`; empty if unknown."""
     try:
-        there = os.statvfs(SHARED_MEMORY)
+        status = os.statvfs(SHARED_MEMORY)
     except (AttributeError, OSError):
         return ""
-    size, free = (count * there.f_frsize / 2**20 for count in (there.f_blocks, there.f_bavail))
+    size, free = (count * status.f_frsize / 2**20 for count in (status.f_blocks, status.f_bavail))
     return f" ({free:.0f} of {size:.0f} MiB free)"
 
 
 def _collate(samples: list[tuple[Tensor, int]]) -> Any:
-    """A batch; in a worker, all of it in shared memory.
+    """Collate a batch; in a worker, move it to shared memory.
 
-    What is not there yet is moved by a thread of the worker, whose error nobody would hear: the
-    loader would wait for ever.
+    Otherwise a thread of the worker would move it, and if that failed, the error would be lost and
+    the loader would wait forever.
     """
     batch = default_collate(samples)
     if get_worker_info() is not None:
@@ -159,7 +158,7 @@ def _count_batches(dataset: FaceDataset, options: dict[str, Any]) -> int:
 
 @contextmanager
 def one_opencv_thread() -> Iterator[None]:
-    """No pool of threads in OpenCV: a forked worker would wait for those that it does not have."""
+    """Disable OpenCV's thread pool: a forked worker would wait for threads it does not have."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -169,5 +168,5 @@ def one_opencv_thread() -> Iterator[None]:
 
 
 def _init_worker(_: int) -> None:
-    # Where workers are not forked, they begin with OpenCV's own number.
+    # Spawned workers start with OpenCV's default.
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights."""
+"""The exponential moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class MovingAverage(nn.Module):
     """Exponential moving average of a network's parameters and buffers.
 
     After n updates the decay is at most (1 + n) / (10 + n), as in TensorFlow's
-    `ExponentialMovingAverage`, so that the average follows closely at first. An update only queues
-    work on the device: it never waits for a value. The state has the names of
-    `torch.optim.swa_utils.AveragedModel`, in which earlier runs were saved.
+    `ExponentialMovingAverage`, so that the average follows the first steps closely. An update does
+    not synchronise with the device. The state dict has the names of
+    `torch.optim.swa_utils.AveragedModel`, which earlier versions used.
 
     Args:
-        net: what is averaged; copied.
-        decay: upper limit of the decay, 0 to 1.
+        net: network to average; copied.
+        decay: maximum decay, 0 to 1.
 
     Attributes:
-        module: the average; it takes no gradients.
+        module: the averaged network, without gradients.
     """
 
     n_averaged: Tensor
@@ -34,17 +34,17 @@ class MovingAverage(nn.Module):
         self.module = deepcopy(net)
         self.decay = decay
         self.register_buffer("n_averaged", torch.tensor(0))
-        # `n_averaged` as a number; None after a state was loaded.
+        # `n_averaged` as an int; None after a state dict was loaded.
         self._updates: int | None = 0
         self.register_load_state_dict_post_hook(_forget_updates)  # type: ignore[no-untyped-call]
-        # DistributedDataParallel waits for the gradient of each parameter that requires one.
+        # DistributedDataParallel would wait for gradients of these parameters.
         self.requires_grad_(False)
 
     @torch.no_grad()
     def update(self, net: FaceNet) -> None:
-        """Move the average towards a network of the same shapes on the same device.
+        """Update the average with a network of the same architecture on the same device.
 
-        Integer buffers (BatchNorm's counters) have no average: they are copied.
+        Integer buffers, such as BatchNorm's counters, are copied.
         """
         if self._updates is None:
             self._updates = int(self.n_averaged)

@@ -1,4 +1,4 @@
-"""The networks that ffd trains, cut into the parts that its stages freeze and train."""
+"""The networks that ffd trains, divided into the parts that a stage freezes or trains."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class FaceNet(nn.Module):
-    """A backbone in five parts and a linear head over globally averaged features.
+    """A backbone in five parts, and a linear head on globally averaged features.
 
-    Whatever network it is, the parts are named as in a ResNet, by the stride of their features:
-    `layer1` to `layer4` end at strides 4, 8, 16 and 32.
+    The parts are named as in a ResNet for every network: `layer1` to `layer4` end at strides 4, 8,
+    16 and 32.
 
     Args:
-        stem, layer1, layer2, layer3, layer4: applied one after the other.
-        channels: of `layer4`'s features.
-        dropout: rate before the head.
+        stem, layer1, layer2, layer3, layer4: the parts, in order.
+        channels: channels of `layer4`'s features.
+        dropout: dropout rate before the head.
     """
 
     mean: Tensor
@@ -68,19 +68,19 @@ class FaceNet(nn.Module):
         return (planes - self.mean) / self.std
 
     def features(self, image: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] RGB to the last feature map, [N, C, H/32, W/32]."""
+        """Compute the last feature map, [N, C, H/32, W/32], of uint8 [N, H, W, 3] RGB."""
         x: Tensor = self.stem(self.scale(image))
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
         return x
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] RGB to logits [N, 2]."""
+        """Compute the logits, [N, 2], of uint8 [N, H, W, 3] RGB."""
         logits: Tensor = self.head(self.dropout(self.features(image).mean((2, 3))))
         return logits
 
     def train_from(self, part: str) -> None:
-        """Freeze everything before `part`: no gradients, and BatchNorm keeps its statistics.
+        """Freeze all parts before `part`: no gradients, and constant BatchNorm statistics.
 
         Args:
             part: one of `PARTS`, or `all`.
@@ -92,9 +92,9 @@ class FaceNet(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> FaceNet:
-        """As `nn.Module.train`, but frozen parts stay in evaluation mode.
+        """Like `nn.Module.train`, but frozen parts stay in evaluation mode.
 
-        Trainers call this at every epoch, so the freeze lives here and not beside the loop.
+        Trainers call this in every epoch.
         """
         super().train(mode)
         for name in self.frozen:
@@ -103,15 +103,15 @@ class FaceNet(nn.Module):
 
 
 def build(network: str, weights: str = "none") -> FaceNet:
-    """Make a network.
+    """Build a network.
 
     Args:
-        network: a key of `NETWORKS`.
-        weights: `none`, `imagenet` (fetched once by torchvision or timm into their caches), or a
-            file: one of our checkpoints, or ImageNet weights of the same network.
+        network: key of `NETWORKS`.
+        weights: `none`, `imagenet` (torchvision or timm download them once), or a file: a
+            checkpoint of ffd-train, or ImageNet weights of the same network.
 
     Raises:
-        ModelError: the network is unknown, or the weights cannot be had or do not fit.
+        ModelError: the network is unknown, or the weights cannot be downloaded, read or loaded.
     """
     if network not in NETWORKS:
         raise ModelError(f"unknown network {network!r}: use one of {', '.join(NETWORKS)}")
@@ -119,10 +119,10 @@ def build(network: str, weights: str = "none") -> FaceNet:
 
 
 def describe_weights(weights: str) -> str:
-    """`weights` as the card records it: a file by its name and sha256.
+    """Return `weights` for the model card; a file is recorded by its name and sha256.
 
     Raises:
-        ModelError: there is no such file.
+        ModelError: the file does not exist.
     """
     if weights in ("none", "imagenet"):
         return weights
@@ -178,7 +178,7 @@ NETWORKS: dict[str, Callable[[str, str], FaceNet]] = {
 
 
 def synchronise(net: FaceNet) -> FaceNet:
-    """BatchNorm over all processes; timm's keeps the activation that is a part of it."""
+    """Synchronise BatchNorm over all processes; timm's function keeps fused activations."""
     from timm.layers.norm_act import convert_sync_batchnorm
 
     convert: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm
@@ -188,7 +188,7 @@ def synchronise(net: FaceNet) -> FaceNet:
 
 
 class _Fetching:
-    """Turns whatever a download can fail with into one line."""
+    """Replace an error of the download by one line."""
 
     def __init__(self, weights: str) -> None:
         self.weights = weights
@@ -199,17 +199,16 @@ class _Fetching:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.weights == "imagenet" and isinstance(error, Exception):
             raise ModelError(
-                "the ImageNet weights could not be fetched "
-                f"({type(error).__name__}); give a file of them with --weights FILE, "
-                "or train from scratch with --weights none"
+                f"the ImageNet weights could not be downloaded ({type(error).__name__}): give a "
+                "file with --weights FILE, or train from scratch with --weights none"
             ) from error
 
 
 def _load_file(net: FaceNet, model: nn.Module, classifier: str, weights: str) -> None:
-    """Load `weights`, if it is a file, into `net` (our names) or into the `model` it was cut from.
+    """Load the file `weights`: a checkpoint into `net`, other weights into its source `model`.
 
-    The classifier of an ImageNet file is left out. A file of the same network under other names
-    (another library's port) is matched by order, as long as every shape agrees.
+    The classifier of ImageNet weights is skipped. If the names differ, as in another library's
+    port of the network, tensors are matched by order, and all shapes must agree.
     """
     if weights in ("none", "imagenet"):
         return
@@ -222,8 +221,8 @@ def _load_file(net: FaceNet, model: nn.Module, classifier: str, weights: str) ->
         names, values = list(own), list(tensors.values())
         if len(names) != len(values):
             raise ModelError(
-                f"{weights} has {len(values)} tensors, the network {len(names)}: "
-                "it is of another network"
+                f"{weights} has {len(values)} tensors, and the network has {len(names)}: use "
+                "weights of the same network"
             )
         tensors = dict(zip(names, values, strict=True))
     kept = {name: value for name, value in tensors.items() if not name.startswith(classifier)}
@@ -252,7 +251,7 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # Only tensors and containers: a file that wants to run code is refused.
+        # weights_only refuses files that would run code.
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

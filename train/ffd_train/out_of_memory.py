@@ -1,4 +1,4 @@
-"""Whether a failure of PyTorch was for want of a GPU's memory."""
+"""Detection of out-of-memory errors of a GPU."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 
 import torch
 
-# cuBLAS and cuDNN; the driver; and the allocator, quoted by an error of another type.
-_SAID = re.compile(r"ALLOC_FAILED|CUDA error: out of memory|CUDA out of memory")
+# Messages of cuBLAS and cuDNN, of the driver, and of the allocator inside another error.
+_MESSAGES = re.compile(r"ALLOC_FAILED|CUDA error: out of memory|CUDA out of memory")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether fewer images at once may succeed."""
-    return isinstance(error, torch.OutOfMemoryError) or bool(_SAID.search(str(error)))
+    """Whether a smaller batch may succeed."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_MESSAGES.search(str(error)))

@@ -1,4 +1,4 @@
-"""Logits of a PyTorch network over samples, whole images, float32."""
+"""Logits of a PyTorch network on whole images, in float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ffd_runtime.model.card import PreprocessSpec
 
-from .data import FaceData, FaceDataset, Sample
+from .dataset import FaceDataset
+from .face_data import FaceData, Sample
 from .loading import TimedLoader
 from .networks import FaceNet
 from .out_of_memory import is_out_of_memory
@@ -31,15 +32,15 @@ def predict_logits(
 
     Args:
         net: the network.
-        data: the data set that the samples are of.
-        samples: what to run it on.
-        spec: preprocessing, as in the network's card.
-        batch: images a step; fewer where the memory is too small for as many.
-        workers: processes that load; None for one a core.
-        advance: told after each batch how many images it held.
+        data: data set of the samples.
+        samples: samples to classify.
+        spec: preprocessing of the network's card.
+        batch: images per batch; reduced if the device runs out of memory.
+        workers: data loading processes; None for one per core.
+        advance: called after each batch with its number of images.
 
     Returns:
-        float64 [len(samples), 2], before the temperature.
+        float64 [len(samples), 2], not divided by the temperature.
     """
     net.eval()
     loader = TimedLoader(FaceDataset(data, samples, spec), workers, batch_size=batch)
@@ -52,7 +53,7 @@ def predict_logits(
 
 
 def _infer(net: FaceNet, images: Tensor) -> list[Tensor]:
-    """Logits of a batch, in two halves where the memory is too small for it."""
+    """Return the logits of a batch; split it if the device runs out of memory."""
     try:
         return [net(images.to(net.mean.device)).float().cpu()]
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line an epoch, and on a terminal one bar over all stages."""
+"""Progress of a run: one line per epoch, and on a terminal a bar over all stages."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from .loading import TimedLoader
 
-# Share of waiting above which a person is told what helps.
-MUCH = 0.25
+# Share of time waiting for data above which the user gets a hint.
+MAX_DATA_WAIT = 0.25
 
 
 class RunProgress(Callback):
-    """Reports a run of several stages; a context manager around all of them.
+    """Report the progress of all stages. Use as a context manager.
 
     Attributes:
-        waited: share of the last epoch's training that was spent waiting for data, 0 to 1.
+        waited: share of the last epoch spent waiting for data, 0 to 1.
 
     Args:
-        say: takes the lines.
-        epochs: of all stages.
-        done: of them, before this run was resumed.
-        bar: draw a bar on stderr; the lines then go above it.
+        say: receives the lines.
+        epochs: epochs of all stages.
+        done: epochs completed before the run was resumed.
+        bar: draw a bar on stderr, and print the lines above it.
     """
 
     def __init__(self, say: Callable[[str], None], epochs: int, done: int, bar: bool) -> None:
@@ -47,7 +47,7 @@ class RunProgress(Callback):
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True, highlight=False),
-                # Long enough to average validation in.
+                # Long enough to include validation in the average.
                 speed_estimate_period=900,
                 transient=True,
             )
@@ -56,7 +56,7 @@ class RunProgress(Callback):
             )
 
     def say(self, line: str) -> None:
-        """One line, above the bar if there is one."""
+        """Print a line, above the bar if there is one."""
         if self._bar:
             self._bar.console.print(line, markup=False)
         else:
@@ -79,14 +79,14 @@ class RunProgress(Callback):
             loader = trainer.train_dataloader
             assert isinstance(loader, TimedLoader)
             self.waited = loader.waited / (time.monotonic() - self._began)
-        # Reading the loss waits for the GPU, so not at every step.
+        # Not in every step: reading the loss synchronises with the GPU.
         if self._bar and batch_idx % 10 == 0:
             share = (batch_idx + 1) / max(1, trainer.num_training_batches)
             self._bar.update(
                 self._task,
                 completed=self._epoch - 1 + share,
                 epoch=self._epoch,
-                # Lightning divides it by the number of parts.
+                # Lightning divides the loss by the accumulation steps.
                 loss=float(outputs["loss"]) * trainer.accumulate_grad_batches,
             )
 
@@ -100,7 +100,7 @@ class RunProgress(Callback):
             f"val loss {value['val_loss']:.4f}, accuracy {value['val_accuracy']:.4f}, "
             f"AUC {value['val_auc']:.4f}; waited for data {self.waited:.0%} of the time"
         )
-        if self.waited > MUCH and not self._advised:
+        if self.waited > MAX_DATA_WAIT and not self._advised:
             self._advised = True
             self.say(
                 "loading is slower than training: pack the data with ffd-data prepare at a smaller "

@@ -1,11 +1,11 @@
-"""Pseudo-fakes: photographs with the traces that a generator's upsampling leaves.
+"""Pseudo-fakes: photographs with the artefacts of a generator's upsampling.
 
-A detector that learns these traces needs no pictures of the generator. A photograph is taken apart
-into a Laplacian pyramid (Burt and Adelson, 1983) and put together as a generator would: each
-doubling is by nearest neighbour, bilinear, or a transposed convolution of uneven kernel (Odena et
-al., 2016), and a small random convolution with a nonlinearity follows. The idea is that of AutoGAN
-(Zhang et al., 2019), without a network to train. SPSL (Liu et al., 2021) and NPR (Tan et al., 2024)
-show that detectors of such traces hold on unknown generators.
+A detector of these artefacts needs no images of the generator. A photograph is decomposed into a
+Laplacian pyramid (Burt and Adelson, 1983) and reconstructed like a generator would: each doubling
+is nearest-neighbour, bilinear, or a transposed convolution with an uneven kernel (Odena et al.,
+2016), followed by a small random convolution with a nonlinearity. The idea is from AutoGAN (Zhang
+et al., 2019), without a network to train. SPSL (Liu et al., 2021) and NPR (Tan et al., 2024) show
+that detectors of such artefacts generalise to unknown generators.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ffd_runtime.image.decode import Image
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float32]
 
-# Standard deviation of a transposed convolution's weights around the bilinear kernel's, relative.
+# Relative standard deviation of a transposed convolution's weights from the bilinear kernel's.
 UNEVENNESS = (0.005, 0.05)
-# Standard deviation of what the random convolution adds, in levels of 255.
+# Standard deviation of the random convolution's output, in levels of 255.
 TEXTURE = (0.5, 3.0)
-# Share of the upsampling's deviation from a smooth one that is left in the finest doubling. It is
-# halved at each coarser one, since a generator's later convolutions smooth what is coarse.
+# Strength of the upsampling artefacts in the finest doubling. Each coarser doubling has half of
+# it, because a generator's later convolutions smooth coarse artefacts.
 TRACE = (0.1, 1.0)
 
 
@@ -36,11 +36,11 @@ def imitate_generator(
     """Make a pseudo-fake of a photograph.
 
     Args:
-        image: uint8 [H, W, 3], BGR; not changed.
-        rng: the only source of chance.
-        stride: from which the total factor of upsampling is drawn, evenly in its logarithm, and
-            rounded to a power of two.
-        detail: from which the share of each octave's detail is drawn that is kept, 0 to 1.
+        image: uint8 [H, W, 3], BGR; not modified.
+        rng: source of all random numbers.
+        stride: range of the total upsampling factor, which is drawn log-uniformly and rounded to a
+            power of two.
+        detail: range of the share of each octave's detail to keep, 0 to 1.
 
     Returns:
         uint8 [H, W, 3], BGR.
@@ -79,11 +79,11 @@ def _bilinear(image: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _transposed(image: Floats, rng: np.random.Generator) -> Floats:
-    """A transposed convolution of stride 2; its kernel of 3 or 4 pixels is nearly bilinear."""
+    """Upsample with a transposed convolution of stride 2 and a nearly bilinear kernel."""
     ramp = np.array([1, 2, 1] if rng.random() < 0.5 else [1, 3, 3, 1], np.float32)
     kernel = np.outer(ramp, ramp)
     kernel *= 1 + _log_uniform(rng, UNEVENNESS) * rng.standard_normal(kernel.shape)
-    # A pixel in four is not zero.
+    # One pixel in four is not zero.
     kernel *= 4 / kernel.sum()
     spread = np.zeros((2 * image.shape[0], 2 * image.shape[1], 3), np.float32)
     spread[::2, ::2] = image
@@ -91,19 +91,19 @@ def _transposed(image: Floats, rng: np.random.Generator) -> Floats:
     return np.asarray(cv2.filter2D(spread, -1, kernel, borderType=border), np.float32)
 
 
-# What a generator doubles its features by, one of them throughout.
+# Upsampling methods; a pseudo-fake uses one of them for all doublings.
 UPSAMPLERS = (_nearest, _bilinear, _transposed)
 
 
 def _texture(image: Floats, rng: np.random.Generator) -> Floats:
-    """What a small random network with a leaky ReLU adds: [H, W, 3], of mean 0."""
+    """Return the output of a small random network with a leaky ReLU: [H, W, 3], mean 0."""
     kernel = rng.standard_normal((3, 3))
     mixing = rng.standard_normal((3, 3))
     hidden = cv2.filter2D(image, -1, kernel - kernel.mean())
     added = cv2.transform(cv2.max(hidden, 0.2 * hidden), mixing)
     means, deviations = cv2.meanStdDev(added)
     strength = _log_uniform(rng, TEXTURE)
-    # A picture of one colour has none.
+    # The lower limit is for images of one colour.
     scale = strength / max(float(deviations.mean()), 1e-3)
     return np.asarray((added - means[:, 0].astype(np.float32)) * np.float32(scale), np.float32)
 

@@ -1,4 +1,4 @@
-"""What is left of a model when its pictures were compressed, resized, blurred or captured."""
+"""Robustness: metrics under compression, resizing, blur, noise and screenshots."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .intervals import Interval, auc_interval, tpr_interval, wilson
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One thing that is done to every picture.
+    """A change to every image.
 
     Attributes:
-        name: for programs.
-        label: for people.
-        apply: uint8 [H, W, 3], BGR, to the same; the picture itself is never changed.
+        name: name in JSON.
+        label: name in tables.
+        apply: maps uint8 [H, W, 3], BGR, to the same without modifying its argument.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Perturbation:
 
 
 def _noise(image: Image, deviation: float) -> Image:
-    # By content, so that it is the same in every run, order and sample; the levels share a pattern.
+    # Seeded by content: the noise does not depend on order or sample, and all levels share it.
     seed = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8])
     return launder.noise(image, deviation, np.random.default_rng(seed))
 
 
-def _each(
+def _vary(
     name: str, label: str, apply: Callable[..., Image], argument: str, values: tuple[float, ...]
 ) -> list[Perturbation]:
     return [
@@ -58,12 +58,12 @@ def _each(
 
 
 PERTURBATIONS = (
-    *_each("jpeg", "JPEG {}", launder.jpeg, "quality", (95, 80, 70, 50, 30)),
-    *_each("webp", "WebP {}", launder.webp, "quality", (80, 50)),
-    *_each("resize", "resize {}", launder.rescale, "factor", (0.75, 0.5, 0.25)),
-    *_each("blur", "blur {} px", launder.blur, "sigma", (1, 2, 3)),
-    *_each("noise", "noise {}", _noise, "deviation", (5, 10, 20)),
-    *_each("brightness", "brightness {}", launder.brightness, "factor", (0.6, 0.8, 1.25, 1.5)),
+    *_vary("jpeg", "JPEG {}", launder.jpeg, "quality", (95, 80, 70, 50, 30)),
+    *_vary("webp", "WebP {}", launder.webp, "quality", (80, 50)),
+    *_vary("resize", "resize {}", launder.rescale, "factor", (0.75, 0.5, 0.25)),
+    *_vary("blur", "blur {} px", launder.blur, "sigma", (1, 2, 3)),
+    *_vary("noise", "noise {}", _noise, "deviation", (5, 10, 20)),
+    *_vary("brightness", "brightness {}", launder.brightness, "factor", (0.6, 0.8, 1.25, 1.5)),
     Perturbation("screenshot", "screenshot", launder.screenshot),
 )
 
@@ -72,20 +72,20 @@ CLEAN = "clean"
 
 @dataclass(frozen=True)
 class Cell:
-    """What a model is worth under one perturbation.
+    """Metrics under one perturbation.
 
     Attributes:
-        name: of the perturbation; `CLEAN` for the pictures as they are.
-        label: for people.
+        name: name of the perturbation, or `CLEAN`.
+        label: name in tables.
         scores: [N], P(generated) of each image.
-        images: how many.
-        roc_auc: see `Report`, as for the two below.
-        accuracy: at the card's threshold.
-        tpr_at_1_fpr: the threshold for it chosen on the perturbed pictures.
-        false_alarms: share of photographs called generated, at the card's threshold.
-        misses: share of generated faces called photographs.
-        intervals: of each of the five.
-        per_source: images, accuracy, its interval, and ROC-AUC, of each source that is known.
+        images: number of images.
+        roc_auc: see `Report`.
+        accuracy: accuracy at the card's threshold.
+        tpr_at_1_fpr: TPR at 1 % FPR; its threshold is determined on the perturbed images.
+        false_alarms: FPR at the card's threshold.
+        misses: FNR at the card's threshold.
+        intervals: intervals of these five metrics.
+        per_source: images, accuracy, interval of the accuracy, and ROC-AUC of each known source.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Cell:
     per_source: dict[str, dict[str, Any]]
 
     def to_json(self) -> dict[str, object]:
-        """The cell as JSON types, without its scores."""
+        """Return the cell as JSON types, without the scores."""
         return {key: value for key, value in vars(self).items() if key not in ("name", "scores")}
 
 
@@ -111,28 +111,28 @@ def sweep(
     advance: Callable[[], None] = lambda: None,
     perturbations: Sequence[Perturbation] = PERTURBATIONS,
 ) -> dict[str, Floats]:
-    """Score every picture under every perturbation.
+    """Score every image under every perturbation.
 
-    A picture is decoded once, perturbed, and from there on goes the runtime's way. Workers prepare
-    what comes next; at most two pictures a worker are held.
+    An image is decoded once, perturbed, and processed like in the runtime. Workers prefetch at most
+    two images each.
 
     Args:
         classifier: the model.
-        items: pictures that were read before.
-        advance: called after every picture.
-        perturbations: what is done to them.
+        items: readable images.
+        advance: called after every image.
+        perturbations: the perturbations.
 
     Returns:
-        P(generated) of each picture, [N], by the perturbation's name.
+        P(generated) of each image, [N], by the perturbation's name.
 
     Raises:
-        DataError: a picture cannot be read any more, or a codec cannot hold it.
-        ModelError: the model gave no probability.
+        DataError: an image cannot be read any more, or a codec does not support its size.
+        ModelError: the model returned no probability.
     """
     work = partial(_perturb, classifier=classifier, perturbations=perturbations)
     scores: list[float] = []
     waiting: list[Prepared] = []
-    for prepared in _ahead(items, work, classifier.workers):
+    for prepared in _prefetch(items, work, classifier.workers):
         waiting += prepared
         while len(waiting) >= classifier.batch:
             scores += _infer(waiting[: classifier.batch], classifier)
@@ -143,10 +143,10 @@ def sweep(
     return {p.name: table[:, i].copy() for i, p in enumerate(perturbations)}
 
 
-def _ahead(
+def _prefetch(
     items: Iterable[Item], work: Callable[[Item], list[Prepared]], workers: int
 ) -> Iterator[list[Prepared]]:
-    """What the workers make of each item, in order."""
+    """Yield the workers' results, in order."""
     pool = ThreadPoolExecutor(workers, "ffd-perturb")
     pending: deque[Future[list[Prepared]]] = deque()
     try:
@@ -163,11 +163,11 @@ def _ahead(
 def _perturb(
     item: Item, classifier: Classifier, perturbations: Sequence[Perturbation]
 ) -> list[Prepared]:
-    """One picture under every perturbation, as the network takes it."""
+    """Return the network's inputs for one image under every perturbation."""
     spec = classifier.card.preprocess
     try:
-        # Whole: what is left of a perturbation after a JPEG's reduced decode would depend on the
-        # format and the size of the file.
+        # At full size: with a reduced JPEG decode, the effect of a perturbation would depend on
+        # the file's format and size.
         image = decode(item.read(), classifier.max_pixels, at_least=0)
     except InputError as error:
         name = printable(item.source)
@@ -179,8 +179,8 @@ def _perturb(
         except cv2.error:
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise DataError(
-                f"{printable(item.source)}: {perturbation.label} cannot be done to a picture of "
-                f"{size} pixels: leave it out"
+                f"{printable(item.source)}: {perturbation.label} does not support an image of "
+                f"{size} pixels: remove it"
             ) from None
         prepared.append(Prepared(item.source, preprocess(changed, spec)))
     return prepared
@@ -190,14 +190,14 @@ def _infer(prepared: list[Prepared], classifier: Classifier) -> list[float]:
     scores = []
     for result in infer_prepared(prepared, classifier.backend) if prepared else ():
         if result.error or result.score is None:
-            said = result.error.message if result.error else "no score"
-            raise ModelError(f"{printable(result.source)}, perturbed: {said}")
+            reason = result.error.message if result.error else "no score"
+            raise ModelError(f"{printable(result.source)}, perturbed: {reason}")
         scores.append(result.score)
     return scores
 
 
 def with_intervals(per_source: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """A report's sources, each with the interval of its accuracy."""
+    """Add the interval of the accuracy to each source of a report."""
     return {
         source: {
             **row,
@@ -215,20 +215,20 @@ def measure_cell(
     card: ModelCard,
     sources: Sequence[str | None],
 ) -> Cell:
-    """The figures of one cell, with their intervals.
+    """Compute the metrics of one cell, with their intervals.
 
     Args:
-        name: of the perturbation.
-        label: for people.
+        name: name of the perturbation.
+        label: name in tables.
         scores: [N], P(generated).
         labels: [N], 0 generated, 1 groundtruth.
-        card: its threshold decides.
-        sources: [N], by name, where known.
+        card: card with the threshold.
+        sources: [N], names of the sources, where known.
     """
     report = measure_scores(scores, labels, card, sources)
     generated = np.asarray(labels) == 0
-    called = scores >= card.threshold
-    false_alarms, misses = called[~generated], ~called[generated]
+    positive = scores >= card.threshold
+    false_alarms, misses = positive[~generated], ~positive[generated]
     return Cell(
         name,
         label,

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, and how it is found again after a kill."""
+"""The files of a run's folder, and resuming from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ffd_runtime.core.errors import DataError, ModelError, OutputError
 from ffd_runtime.model.card import ModelCard
 
 from .checkpoint import save_checkpoint
-from .data import FaceData, manifest_bytes
+from .face_data import FaceData, manifest_bytes
 from .networks import FaceNet
 from .progress import RunProgress
 from .settings import Settings
@@ -32,36 +32,51 @@ SETTINGS = "settings.json"
 METRICS = "metrics.csv"
 MANIFEST = "manifest.csv"
 
-# Batches between two looks at the loss.
-CHECKED = 10
+# Number of micro-batches between two checks that the loss is finite.
+LOSS_CHECK_INTERVAL = 10
 
-# The best epoch so far: validation AUC, and less loss where that is equal.
-Best = tuple[float, float]
+# Validation AUC and negative validation loss, compared in this order.
+Quality = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: epochs done in the stage (an index), and the best epoch so far."""
+    """Progress of a run.
+
+    Attributes:
+        stage: index of the stage.
+        epoch: completed epochs of the stage.
+        best: quality of the best epoch so far.
+    """
 
     stage: int = 0
     epoch: int = 0
-    best: Best = (-1.0, 0.0)
+    best: Quality = (-1.0, 0.0)
 
 
-class SaveRun(Callback):
-    """Writes what a run leaves behind: after each epoch its metrics, the best, and a way back."""
+class RunCheckpoint(Callback):
+    """Write metrics, the checkpoint and the state to resume from after each epoch.
+
+    Args:
+        folder: folder of the run.
+        stage: index of the stage.
+        card: card of the checkpoint.
+        best: quality of the best epoch so far.
+        progress: measures the time spent waiting for data.
+        policy: checkpoint policy: `best` or `last`.
+    """
 
     def __init__(
         self,
         folder: Path,
         stage: int,
         card: ModelCard,
-        best: Best,
+        best: Quality,
         progress: RunProgress,
-        keep: str,
+        policy: str,
     ) -> None:
         self.folder = folder
-        self.keep = keep
+        self.policy = policy
         self.stage = stage
         self.card = card
         self.best = best
@@ -79,8 +94,8 @@ class SaveRun(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        # Asked seldom: a GPU must finish its work to answer.
-        if batch_idx % CHECKED == 0 and not math.isfinite(float(outputs["loss"])):
+        # Checked rarely: reading the loss synchronises with the GPU.
+        if batch_idx % LOSS_CHECK_INTERVAL == 0 and not math.isfinite(float(outputs["loss"])):
             assert isinstance(module, StagedTraining)
             self._stop(module.epoch_offset + trainer.current_epoch + 1)
 
@@ -102,38 +117,38 @@ class SaveRun(Callback):
         }
         if not math.isfinite(value["loss"] + value["val_loss"]):
             self._stop(row["epoch"])
-        reached = (value["val_auc"], -value["val_loss"])
-        kept = reached > self.best or self.keep == "last"
-        self.best = max(reached, self.best)
+        quality = (value["val_auc"], -value["val_loss"])
+        save = quality > self.best or self.policy == "last"
+        self.best = max(quality, self.best)
         if trainer.is_global_zero:
             append_metrics(self.folder / METRICS, row)
-            if kept:
-                save_checkpoint(self.folder / BEST, module.judged, self.card)
+            if save:
+                save_checkpoint(self.folder / BEST, module.evaluated_net, self.card)
         self._save_state(trainer)
 
     def _save_state(self, trainer: L.Trainer) -> None:
         partial = self.folder / (RESUME + ".partial")
         try:
-            # By all processes; the first one writes.
+            # Called in all processes; rank 0 writes.
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
                 os.replace(partial, self.folder / RESUME)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            # PyTorch's writer knows no reason: a full disk is the likely one.
+            # PyTorch's error often lacks the cause, which usually is a full disk.
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise OutputError(f"cannot write {self.folder / RESUME}: {reason}") from None
 
     def _stop(self, epoch: Any) -> NoReturn:
         raise ModelError(
-            f"the loss is no number any more in epoch {epoch}: lower the learning rate, use --clip "
-            f"or --precision 32 ({self._kept()})"
+            f"the loss is not finite in epoch {epoch}: lower the learning rate, or use --clip or "
+            f"--precision 32 ({self._describe_saved()})"
         )
 
-    def _kept(self) -> str:
+    def _describe_saved(self) -> str:
         if self.best == Position().best:
-            return "no epoch was finished"
-        return f"{self.folder / BEST} holds the {self.keep} epoch before it"
+            return "no epoch was completed"
+        return f"{self.folder / BEST} holds the {self.policy} epoch before it"
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
@@ -146,53 +161,53 @@ class SaveRun(Callback):
 
 
 def require_space(folder: Path, net: FaceNet, settings: Settings) -> None:
-    """Refuse to begin what the disk cannot keep.
+    """Check that the disk has room for the run's files.
 
     Args:
-        folder: of the run; need not exist yet.
-        net: what is trained.
-        settings: how; they decide how much state there is.
+        folder: folder of the run; may not exist yet.
+        net: network to train.
+        settings: settings of the run; they determine the size of the state.
 
     Raises:
-        OutputError: the disk is too full for the best checkpoint and two states to resume from, the
-            old one and the one that is being written.
+        OutputError: the disk is too full for the checkpoint and two states to resume from: the
+            previous one and the one being written.
     """
     weights = sum(t.numel() * t.element_size() for t in net.state_dict().values())
     copies = 1 + bool(settings.ema) + (1 if settings.optimizer == "sgd" else 2)
     needed = 2 * weights + 2 * copies * weights
-    # What is there already is replaced.
-    kept = (folder / BEST, folder / RESUME)
-    needed -= sum(path.stat().st_size for path in kept if path.is_file())
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    # Existing files are replaced.
+    replaced = (folder / BEST, folder / RESUME)
+    needed -= sum(path.stat().st_size for path in replaced if path.is_file())
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise OutputError(
             f"{folder} needs {needed / 1e6:,.0f} MB for checkpoints, and {free / 1e6:,.0f} MB are "
-            "free: make room, or choose another disk with --runs"
+            "free: free some space, or choose another disk with --runs"
         )
 
 
 def open_folder(folder: Path, settings: Settings, data: FaceData) -> None:
-    """Make a run's folder, with its settings and the manifest of its data.
+    """Create a run's folder with its settings and training manifest.
 
     Raises:
-        OutputError: it cannot be written to.
+        OutputError: the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / SETTINGS, (settings.to_json() + "\n").encode())
-        write_whole(folder / MANIFEST, manifest_bytes(data))
+        write_atomically(folder / SETTINGS, (settings.to_json() + "\n").encode())
+        write_atomically(folder / MANIFEST, manifest_bytes(data))
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror}") from None
 
 
 def read_position(path: Path) -> Position:
-    """Where the state in a file stands; the beginning, if there is none.
+    """Read the position of a saved state; the start of the run if the file does not exist.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the file is invalid.
     """
     if not path.exists():
         return Position()
@@ -200,31 +215,31 @@ def read_position(path: Path) -> Position:
         state = torch.load(path, map_location="cpu", weights_only=True)["ffd"]
         return Position(state["stage"], state["epoch"], tuple(state["best"]))
     except Exception as error:
-        raise ModelError(f"{path} cannot be resumed from: {error}") from None
+        raise ModelError(f"cannot resume from {path}: {error}") from None
 
 
 def require_same_data(folder: Path, card: ModelCard, data: FaceData) -> None:
-    """Refuse to go on with other images, or other sources of them, than a run was started on.
+    """Check that a resumed run has the same images and sources as before.
 
     Raises:
         DataError: they differ.
     """
-    kept = folder / MANIFEST
+    manifest = folder / MANIFEST
     same = card.provenance.manifest_sha256 == data.manifest_sha256
-    if not same or (kept.is_file() and kept.read_bytes() != manifest_bytes(data)):
+    if not same or (manifest.is_file() and manifest.read_bytes() != manifest_bytes(data)):
         raise DataError(
-            f"{data.root} is not what this run was started on (images were added, removed, moved "
-            "or changed, or are of other sources): restore it, or start a new run"
+            f"{data.root} has changed since this run was started (images were added, removed, "
+            "moved or changed, or their sources differ): restore it, or start a new run"
         )
 
 
-def epochs_before(stages: tuple[Stage, ...], position: Position) -> int:
-    """How many epochs lie behind a position, over all stages."""
+def count_epochs_before(stages: tuple[Stage, ...], position: Position) -> int:
+    """Count the completed epochs of all stages."""
     return sum(stage.epochs for stage in stages[: position.stage]) + position.epoch
 
 
 def append_metrics(path: Path, row: dict[str, object]) -> None:
-    """Add an epoch to `metrics.csv`, with a header if it is the first."""
+    """Append an epoch to `metrics.csv`, after a header if the file is new."""
     try:
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))
@@ -236,17 +251,17 @@ def append_metrics(path: Path, row: dict[str, object]) -> None:
 
 
 def keep_metrics(path: Path, epochs: int) -> None:
-    """Drop the epochs that a resumed run is going to repeat."""
+    """Remove the epochs that a resumed run will repeat."""
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
-        write_whole(path, b"".join(lines[: epochs + 1]))
+        write_atomically(path, b"".join(lines[: epochs + 1]))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a kill leaves the old one or the new one.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step, so that an interruption leaves the old or the new one.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
     try:

@@ -1,4 +1,4 @@
-"""Which samples an epoch draws, in which order, and how batches, processes and parts share them."""
+"""The order in which an epoch draws samples, and the micro-batches of each process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.utils.data import Sampler
 
 from ffd_runtime.core.errors import DataError
 
-from .data import Sample
+from .face_data import Sample
 
 BALANCES = ("source", "class", "none")
-# Shards that are read at a time: an epoch's order is shuffled within as many.
-WINDOW = 4
+# Number of shards that an epoch's order is shuffled within, and that are read at a time.
+SHUFFLE_WINDOW_SHARDS = 4
 
 # Position in the epoch's order, and index of the sample.
 Draw = tuple[int, int]
@@ -23,40 +23,40 @@ Draw = tuple[int, int]
 def draw_epoch(
     samples: Sequence[Sample], balance: str, seed: int, epoch: int
 ) -> npt.NDArray[np.int64]:
-    """The indices that an epoch trains on, in order: as many as there are samples.
+    """Draw the indices that an epoch trains on, as many as there are samples.
 
-    The same however often it is asked for. With `class`, both classes are drawn equally often; with
-    `source`, within a class also each source in proportion to the square root of its size, so that
-    a small one is heard and not worn out. Nothing is drawn twice before all of its source was drawn
-    once. Samples in shards are drawn a few shards at a time, so that a slow disk reads in order.
+    The result is deterministic. `class` draws both classes equally often. `source` also draws the
+    sources of a class in proportion to the square root of their size, which gives small sources
+    weight without repeating them too often. No sample repeats before all of its group was drawn.
+    Packed samples are drawn from a few shards at a time, so that slow disks read sequentially.
 
     Args:
-        samples: of the training split.
+        samples: samples of the training split.
         balance: one of `BALANCES`.
-        seed: of the run.
-        epoch: over all stages.
+        seed: seed of the run.
+        epoch: epoch, counted over all stages.
 
     Returns:
         int64 [len(samples)].
     """
     rng = np.random.default_rng((seed, epoch))
     if balance == "none":
-        return _by_shard(samples, rng.permutation(len(samples)), rng)
+        return _group_by_shard(samples, rng.permutation(len(samples)), rng)
     groups: dict[tuple[int, str | None], list[int]] = {}
     for index, sample in enumerate(samples):
         source = sample.source if balance == "source" else None
         groups.setdefault((sample.label, source), []).append(index)
     keys = sorted(groups, key=lambda key: (key[0], key[1] or ""))
-    counts = _share_out(len(samples), [(label, len(groups[label, s])) for label, s in keys])
+    counts = _count_draws(len(samples), [(label, len(groups[label, s])) for label, s in keys])
     drawn = [
-        _draw_all(np.array(groups[key]), count, rng)
+        _draw_from_group(np.array(groups[key]), count, rng)
         for key, count in zip(keys, counts, strict=True)
     ]
-    return _by_shard(samples, rng.permutation(np.concatenate(drawn)), rng)
+    return _group_by_shard(samples, rng.permutation(np.concatenate(drawn)), rng)
 
 
-def _share_out(total: int, groups: Sequence[tuple[int, int]]) -> list[int]:
-    """How many draws each (label, size) gets; they sum to the total."""
+def _count_draws(total: int, groups: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the number of draws of each (label, size) group; they sum to the total."""
     labels = np.array([label for label, _ in groups])
     weight = np.sqrt([float(size) for _, size in groups])
     for label in np.unique(labels):
@@ -66,82 +66,86 @@ def _share_out(total: int, groups: Sequence[tuple[int, int]]) -> list[int]:
     return [int(count) for count in np.diff(ends, prepend=0)]
 
 
-def _draw_all(
+def _draw_from_group(
     indices: npt.NDArray[np.int64], count: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
     rounds = -(-count // len(indices))
     return np.concatenate([rng.permutation(indices) for _ in range(max(1, rounds))])[:count]
 
 
-def _by_shard(
+def _group_by_shard(
     samples: Sequence[Sample], order: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """The shuffled order, sorted by windows of shards; as it is where there are no shards."""
+    """Sort the shuffled order by windows of shards; samples in folders keep their order."""
     shards = [samples[index].shard for index in order]
     names = sorted({shard for shard in shards if shard is not None})
     if not names:
         return order
-    window = {names[i]: rank // WINDOW for rank, i in enumerate(rng.permutation(len(names)))}
+    window = {
+        names[i]: rank // SHUFFLE_WINDOW_SHARDS
+        for rank, i in enumerate(rng.permutation(len(names)))
+    }
     ranks = np.array([-1 if shard is None else window[shard] for shard in shards])
     return order[np.argsort(ranks, kind="stable")]
 
 
-def possible_parts(batch: int, processes: int = 1) -> list[int]:
-    """In how many parts each process can take its share of a batch, from few to many.
+def possible_accumulation_steps(batch: int, world_size: int = 1) -> list[int]:
+    """List the gradient accumulation steps that a batch allows, in ascending order.
 
-    All parts are of one size, and of two images at least: BatchNorm cannot train on a single one.
+    All micro-batches have the same size, and at least two images: BatchNorm cannot train on one.
 
     Args:
-        batch: images a step, over all processes.
-        processes: that train together.
+        batch: images per optimizer step, over all processes.
+        world_size: number of processes.
     """
-    return [n for n in range(1, batch // processes // 2 + 1) if batch % (n * processes) == 0]
+    return [n for n in range(1, batch // world_size // 2 + 1) if batch % (n * world_size) == 0]
 
 
-class Batches(Sampler[list[Draw]]):
-    """An epoch in batches: what one process loads, a part of a step at a time.
+class MicroBatchSampler(Sampler[list[Draw]]):
+    """The micro-batches that one process loads in an epoch.
 
-    A step's batch is the same whatever number of processes share it and in however many parts each
-    takes its share, and so is the number of steps. The last batch is filled up from the beginning
-    of the epoch's order, as further draws.
+    The images of an optimizer step, and the number of steps, do not depend on the world size or
+    the accumulation steps. The last batch is filled with further draws from the beginning of the
+    order.
 
     Args:
-        order: of the epoch, by `draw_epoch`.
-        batch: images a step, over all processes.
-        parts: that each process takes its share of a step in.
-        rank: of this process.
-        processes: that train together.
+        order: order of the epoch, from `draw_epoch`.
+        batch: images per optimizer step, over all processes.
+        accumulation_steps: micro-batches per process and optimizer step.
+        rank: rank of this process.
+        world_size: number of processes.
 
     Raises:
-        DataError: the batch cannot be shared out evenly, two images or more to a part.
+        DataError: the batch cannot be divided into equal micro-batches of two images or more.
     """
 
     def __init__(
         self,
         order: npt.NDArray[np.int64],
         batch: int,
-        parts: int = 1,
+        accumulation_steps: int = 1,
         rank: int = 0,
-        processes: int = 1,
+        world_size: int = 1,
     ) -> None:
-        if parts not in possible_parts(batch, processes):
+        if accumulation_steps not in possible_accumulation_steps(batch, world_size):
             raise DataError(
-                f"{batch} images a step cannot be shared evenly by {processes} x {parts} "
-                "(processes x parts), two or more to each: choose another --batch or --accumulate"
+                f"a batch of {batch} images cannot be divided evenly into {world_size} x "
+                f"{accumulation_steps} micro-batches (processes x accumulation steps) of two "
+                "images or more: choose another --batch or --accumulate"
             )
-        self.parts = parts
+        self.accumulation_steps = accumulation_steps
         self._order = order
-        self._size = batch // (processes * parts)
-        first = rank * parts * self._size
-        self._shares = range(first, -(-len(order) // batch) * batch, batch)
+        self._size = batch // (world_size * accumulation_steps)
+        first = rank * accumulation_steps * self._size
+        self._starts = range(first, -(-len(order) // batch) * batch, batch)
 
     def __len__(self) -> int:
-        return len(self._shares) * self.parts
+        return len(self._starts) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[Draw]]:
         count = len(self._order)
-        for share in self._shares:
-            for part in range(self.parts):
-                first = share + part * self._size
+        for start in self._starts:
+            for step in range(self.accumulation_steps):
+                first = start + step * self._size
                 draws = range(first, first + self._size)
                 yield [(at, int(self._order[at % count])) for at in draws]

@@ -1,4 +1,4 @@
-"""From a network to the graph contract: probabilities and heatmaps, in PyTorch and for export."""
+"""Probabilities and heatmaps of a network, in PyTorch and for export."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .tf32 import without_tf32
 
 
 class ScoringGraph(nn.Module):
-    """What an exported file computes.
+    """The graph of an exported model.
 
-    The heatmap is the class activation map (Zhou et al., 2016) of generated less that of
-    groundtruth, bias and temperature included: as the features are averaged, its mean is exactly
-    the log-odds of P(generated).
+    The heatmap is the class activation map (Zhou et al., 2016) of generated minus that of
+    groundtruth, including bias and temperature. Because the head averages the features, the mean
+    of the heatmap is exactly the log-odds of P(generated).
 
     Args:
-        net: in evaluation mode.
-        temperature: of the card.
+        net: the network; set to evaluation mode.
+        temperature: temperature of the card.
     """
 
     def __init__(self, net: FaceNet, temperature: float) -> None:
@@ -40,7 +40,7 @@ class ScoringGraph(nn.Module):
         self.temperature = temperature
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [N, H, W, 3] RGB to probability [N, 2] and heatmap [N, H/32, W/32]."""
+        """Compute probability [N, 2] and heatmap [N, H/32, W/32] of uint8 [N, H, W, 3] RGB."""
         features = self.net.features(image)
         logits = self.net.head(features.mean((2, 3)))
         heatmap = nn.functional.conv2d(
@@ -50,7 +50,7 @@ class ScoringGraph(nn.Module):
 
 
 class TorchBackend:
-    """A checkpoint behind the runtime's backend protocol, in full float32 precision.
+    """A backend of the runtime that runs a checkpoint in full float32 precision.
 
     Args:
         net: the network.
@@ -73,23 +73,23 @@ class TorchBackend:
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run one batch; see `ffd_runtime.model.backends.Backend.infer`."""
         if self._graph is None:
-            raise BackendError("the model was closed")
+            raise BackendError("the model is closed")
         with _quoting_pytorch(), torch.inference_mode(), without_tf32():
             batch = torch.from_numpy(images).to(self._device)
             probability, heatmap = self._graph(batch)
             return Outputs(probability.cpu().numpy(), heatmap.cpu().numpy())
 
     def close(self) -> None:
-        """Free the network."""
+        """Release the network."""
         self._graph = None
 
 
 @contextmanager
 def _quoting_pytorch() -> Iterator[None]:
-    """Raise the backend protocol's errors in place of PyTorch's."""
+    """Replace PyTorch's errors by those of the backend protocol."""
     try:
         yield
     except RuntimeError as error:
         said = str(error)
-        # Further lines of CUDA's errors advise its developers.
+        # The other lines of CUDA's errors are for developers.
         raise failure(f"PyTorch: {said.partition(chr(10))[0]}", said) from error

@@ -1,4 +1,4 @@
-"""The settings of a run, and the device that they lead to."""
+"""The settings of a run, and the device they select."""
 
 from __future__ import annotations
 
@@ -8,49 +8,46 @@ from typing import Any
 
 from ffd_runtime.core.errors import DataError, ModelError
 
-from .augmentation import Recipe
+from .augmentation import AugmentationPipeline
 from .stage import ARTICLE, Stage
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides how a run turns out, apart from the images themselves.
+    """Everything that determines a run's result, except the images.
 
     Attributes:
-        data: folder of the data set, absolute, so that export and evaluation find it again.
+        data: absolute path of the data set; export and evaluation read it.
         network: key of `NETWORKS`.
-        weights: `imagenet`, `none` or a file.
-        stages: in order.
+        weights: initial weights: `imagenet`, `none` or a file.
+        stages: stages in order.
         optimizer: `sgd` (momentum 0.9) or `adamw`.
-        schedule: of the learning rate within each stage, a step a batch: `cosine` (from its start
-            to 0), `one-cycle` or `constant`.
-        weight_decay: of the optimizer.
-        batch: images a step, over all processes.
-        accumulate: parts that a process takes its share of a batch in; what is trained is the
-            same, but for BatchNorm, in less memory.
-        crop: side of random training crops in pixels; None trains on whole images.
-        sizes: side of the whole training image that crops are taken of, from low to high; None for
-            the network's own.
-        recipe: of augmentation; None to train on images as they are.
-        balance: how samples are drawn; one of `sampling.BALANCES`.
-        label_smoothing: share of the target that is spread over both classes (Szegedy et al.,
-            2016).
-        ema: decay of the weights' exponential moving average, which is what is validated and kept;
-            0 for the weights themselves.
-        keep: the epoch that is kept: `best` on validation, by AUC; or `last`, where the learning
-            rate ends at 0 and augmentation makes the network better at what clean validation images
-            do not show.
-        clip: of the gradient's norm; 0 for none.
-        teacher: checkpoint of a network to distil, "" for none.
-        teacher_weight: share of the loss that is the distance to the teacher.
-        leave_out: sources that are neither trained on nor validated on, to be tested on.
-        false_alarms: share of each source's photographs that the threshold lets be called
-            generated, on validation.
-        precision: `auto` (on a GPU bfloat16 where its hardware computes it, else float16; float32
-            on a CPU), `32`, `bf16` (also on a CPU) or `16`.
-        seed: of everything random.
+        schedule: learning rate schedule within each stage: `cosine` (falls to 0), `one-cycle` or
+            `constant`.
+        weight_decay: weight decay of the optimizer.
+        batch: images per optimizer step, over all processes.
+        accumulate: gradient accumulation steps. More steps need less memory and, except for
+            BatchNorm, train the same.
+        crop: side of random training crops, in pixels; None trains on whole images.
+        sizes: range of the image's side before the crop, in pixels; None for the network's side.
+        recipe: augmentation pipeline; None for no augmentation.
+        balance: sampling balance; one of `sampling.BALANCES`.
+        label_smoothing: label smoothing (Szegedy et al., 2016).
+        ema: decay of the exponential moving average of the weights, which is validated and saved;
+            0 for no average.
+        keep: checkpoint policy: `best` saves the epoch with the highest validation AUC, `last` the
+            last one.
+        clip: maximum gradient norm; 0 for no limit.
+        teacher: checkpoint of the teacher for distillation; empty for none.
+        teacher_weight: weight of the distillation loss, 0 to 1.
+        leave_out: sources excluded from train and val.
+        false_alarms: max FPR: share of each source's photographs in val that may be classified as
+            generated.
+        precision: `auto` (float32 on a CPU; on a GPU bfloat16 if the hardware supports it, else
+            float16), `32`, `bf16` or `16`.
+        seed: seed of all random numbers.
         device: `auto`, `cpu` or `cuda`.
-        workers: processes that load data; None for one a core.
+        workers: data loading processes; None for one per core.
         compile: compile the network with `torch.compile`.
     """
 
@@ -65,7 +62,7 @@ class Settings:
     accumulate: int = 1
     crop: int | None = None
     sizes: tuple[int, int] | None = None
-    recipe: Recipe | None = field(default_factory=Recipe.default)
+    recipe: AugmentationPipeline | None = field(default_factory=AugmentationPipeline.default)
     balance: str = "source"
     label_smoothing: float = 0.05
     ema: float = 0.999
@@ -81,12 +78,12 @@ class Settings:
     workers: int | None = None
     compile: bool = False
 
-    def part(self, processes: int) -> int:
-        """Images that a process takes at once."""
-        return self.batch // (processes * self.accumulate)
+    def micro_batch(self, world_size: int) -> int:
+        """Return the number of images that a process computes at once."""
+        return self.batch // (world_size * self.accumulate)
 
     def to_json(self) -> str:
-        """As `settings.json` in a run's folder."""
+        """Return the text of `settings.json`."""
         recipe = self.recipe.to_tables() if self.recipe else None
         own = {"stages": [str(s) for s in self.stages], "recipe": recipe}
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -94,33 +91,35 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str, **changes: Any) -> Settings:
-        """Read `settings.json`.
+        """Parse `settings.json`.
 
         Args:
-            text: of the file.
-            changes: fields to set anew.
+            text: text of the file.
+            changes: fields to override.
 
         Raises:
-            DataError: it was written by another version or by hand.
+            DataError: the text is invalid, or from an incompatible version.
         """
         try:
             values = json.loads(text)
             own = {
                 "stages": tuple(Stage.parse(s) for s in values["stages"]),
-                "recipe": Recipe.from_tables(values["recipe"]) if values["recipe"] else None,
+                "recipe": AugmentationPipeline.from_tables(values["recipe"])
+                if values["recipe"]
+                else None,
                 "sizes": tuple(values["sizes"]) if values["sizes"] else None,
                 "leave_out": tuple(values["leave_out"]),
             }
             return cls(**{**values, **own, **changes})
         except (ValueError, TypeError, KeyError, DataError) as error:
-            raise DataError(f"settings.json cannot be used: {error}") from None
+            raise DataError(f"invalid settings.json: {error}") from None
 
 
 def choose_device(settings: Settings) -> tuple[str, Any]:
-    """Lightning's accelerator and precision for the settings.
+    """Return Lightning's accelerator and precision for the settings.
 
     Raises:
-        ModelError: CUDA was asked for and is not there, or float16 on a CPU.
+        ModelError: CUDA is requested and unavailable, or float16 is requested on a CPU.
     """
     import torch
 
@@ -131,7 +130,7 @@ def choose_device(settings: Settings) -> tuple[str, Any]:
     if settings.precision == "auto":
         if accelerator == "cpu":
             return accelerator, "32-true"
-        # GPUs before Ampere (T4, V100) emulate bfloat16 and have float16 tensor cores.
+        # GPUs before Ampere (T4, V100) only emulate bfloat16, but have float16 tensor cores.
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return accelerator, "bf16-mixed" if native else "16-mixed"
     if settings.precision == "16" and accelerator == "cpu":

@@ -1,8 +1,8 @@
-"""Packed data sets: the index of their tar shards, and how one picture is read out of a shard.
+"""Packed data sets: the index of their tar shards, and random access to images in a shard.
 
-A shard is a plain tar that the webdataset library reads as well: of each picture KEY.jpg (or the
-suffix that it came with) and KEY.json. `manifest.csv` says where in which shard each picture's
-bytes lie, so that nothing is unpacked, and `dataset.json`, written last, that all of it is whole.
+A shard is a plain tar, which the webdataset library also reads, with KEY.jpg (or the original
+suffix) and KEY.json for each image. `manifest.csv` holds the shard, offset and size of each image,
+so that nothing is unpacked. `dataset.json` is written last, and marks the data set as complete.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from ffd_runtime.image.decode import os_error
 
 DATASET = "dataset.json"
 MANIFEST = "manifest.csv"
-# What a set that is not whole yet will be made of.
+# Inputs and settings of a data set that is not complete yet.
 BEGUN = "prepare.json"
 SCHEMA = 1
-# Between a shard and a member of it, as ffd-run names the members of an archive.
+# Separates a shard and its member, as in ffd-run's names of archive members.
 INSIDE = "!/"
-# Read in pieces of this many bytes: what lies next to a picture is wanted soon, and a disk or a
-# mounted drive delivers 4 MiB in little more time than 30 KiB.
-READ_AHEAD = 1 << 22
-# The kernel cuts one request for reading ahead to about the device's own window.
-ADVICE = 1 << 17
-MAX_OPEN = 64
+# Neighbouring images are needed soon, and a disk or a mounted drive reads 4 MiB in little more
+# time than 30 KiB.
+READ_AHEAD_BYTES = 1 << 22
+# The kernel limits one read-ahead request to about the device's window.
+ADVICE_BYTES = 1 << 17
+MAX_OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A tar: file name, split, number of pictures, size in bytes."""
+    """A tar file: name, split, number of images, and size in bytes."""
 
     name: str
     split: str
@@ -47,18 +47,18 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A picture in a shard, a row of manifest.csv.
+    """An image in a shard: a row of manifest.csv.
 
     Attributes:
         path: shard and member, `train-000000.tar!/KEY.jpg`.
         label: `generated` or `groundtruth`.
         split: `train`, `val` or `test`.
-        source: where it came from.
-        identity: whom it shows, where the source says; else empty.
-        sha256: of the packed bytes.
-        original: path of the picture that it was made from, in its source.
-        offset: of the bytes in the shard.
-        size: of the bytes.
+        source: name of the source.
+        identity: the person in the image; empty if unknown.
+        sha256: digest of the packed bytes.
+        original: path of the original image in its source.
+        offset: position in the shard, in bytes.
+        size: length in bytes.
     """
 
     path: str
@@ -73,11 +73,11 @@ class Member:
 
 
 class ShardReader:
-    """Reads members of shards; safe across threads and forks, and it can be pickled.
+    """Reads members of shards. Safe for threads and forks; can be pickled.
 
     Args:
         root: folder of the shards.
-        names: the shards' files; a shard's number is its place here.
+        names: file names of the shards, by index.
     """
 
     def __init__(self, root: Path, names: tuple[str, ...]) -> None:
@@ -89,10 +89,10 @@ class ShardReader:
         return type(self), (self.root, self.names)
 
     def read(self, shard: int, offset: int, size: int, sha256: str) -> bytes:
-        """The bytes of a member.
+        """Read a member.
 
         Raises:
-            InputError: the shard cannot be read, or holds other bytes than were packed.
+            InputError: the shard cannot be read, or the bytes have changed.
         """
         path = self.root / self.names[shard]
         try:
@@ -106,18 +106,18 @@ class ShardReader:
         return data
 
     def _file(self, shard: int, path: Path) -> _File:
-        # No lock, which a fork could copy while it is held: each step here is atomic, and a file
-        # that is dropped stays open for the threads that read from it.
+        # A fork could copy a held lock, so there is none: each step is atomic, and a removed file
+        # stays open while threads read from it.
         file = self._open.get(shard)
         if file is None:
-            if len(self._open) >= MAX_OPEN:
+            if len(self._open) >= MAX_OPEN_SHARDS:
                 self._open.clear()
             file = self._open.setdefault(shard, _File(path))
         return file
 
 
 class _File:
-    """An open shard. Reading at a position moves none that processes or threads could share."""
+    """An open shard. Reads at an offset, without a file position shared by threads."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -131,19 +131,19 @@ class _File:
             os.close(self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
-        self._read_ahead(offset // READ_AHEAD, size)
+        self._read_ahead(offset // READ_AHEAD_BYTES, size)
         if hasattr(os, "pread"):
             return os.pread(self._descriptor, size, offset)
-        # Windows has no forks that could copy the lock while it is held.
+        # A lock is safe here: Windows has no forks.
         with self._seeking:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             return os.read(self._descriptor, size)
 
     def _read_ahead(self, piece: int, size: int) -> None:
-        """Have the system fetch, without waiting, the piece of the shard that is begun.
+        """Ask the system to read a piece of the shard in the background.
 
-        It is asked for anew when half of the shard was read since: in the next epoch the memory may
-        long hold something else.
+        The requests are repeated after half of the shard has been read, because the page cache may
+        not keep the pieces until the next epoch.
         """
         self._served += size
         if 2 * self._served > self._size:
@@ -152,24 +152,24 @@ class _File:
         if piece in self._ahead or not hasattr(os, "posix_fadvise"):
             return
         self._ahead.add(piece)
-        for start in range(piece * READ_AHEAD, (piece + 1) * READ_AHEAD, ADVICE):
-            os.posix_fadvise(self._descriptor, start, ADVICE, os.POSIX_FADV_WILLNEED)
+        for start in range(piece * READ_AHEAD_BYTES, (piece + 1) * READ_AHEAD_BYTES, ADVICE_BYTES):
+            os.posix_fadvise(self._descriptor, start, ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def is_packed(root: Path) -> bool:
     """Whether a folder holds a packed data set."""
-    # Unlike Path's, this answers where the folder may not be read.
+    # Path.is_file would raise for a folder without permission.
     return os.path.isfile(root / DATASET)
 
 
 def read_index(root: Path) -> tuple[ShardReader, list[tuple[int, Member]]]:
-    """What a packed data set holds, and the reader for it; no picture is read.
+    """Read the index of a packed data set, but no images.
 
     Returns:
-        The reader, and each member with the number of its shard, in the manifest's order.
+        The reader, and each member with the index of its shard, in the manifest's order.
 
     Raises:
-        DataError: something is missing, truncated or changed since it was packed.
+        DataError: a file is missing, truncated or has changed since it was packed.
     """
     shards, digest = _read_dataset(root / DATASET)
     for shard in shards:
@@ -177,7 +177,8 @@ def read_index(root: Path) -> tuple[ShardReader, list[tuple[int, Member]]]:
             size = (root / shard.name).stat().st_size
         except OSError:
             raise DataError(
-                f"{root / shard.name} is missing: copy it again, or run its ffd-data prepare again"
+                f"{root / shard.name} is missing: copy it again, or run the same ffd-data prepare "
+                "command"
             ) from None
         if size != shard.bytes:
             raise DataError(
@@ -195,7 +196,7 @@ def read_index(root: Path) -> tuple[ShardReader, list[tuple[int, Member]]]:
 
 
 def manifest_bytes(members: Iterable[Member]) -> bytes:
-    """manifest.csv; names that are no UTF-8 keep their bytes."""
+    """Return manifest.csv; file names keep bytes that are not UTF-8."""
     text = io.StringIO(newline="")
     rows = csv.writer(text)
     rows.writerow([field.name for field in fields(Member)])
@@ -211,7 +212,7 @@ def _parse_manifest(data: bytes) -> Iterator[Member]:
 
 
 def _read_dataset(path: Path) -> tuple[list[Shard], str]:
-    """The shards, and the manifest's sha256."""
+    """Read the shards and the manifest's sha256."""
     try:
         document = json.loads(path.read_bytes())
         schema = document["schema"]
@@ -220,5 +221,5 @@ def _read_dataset(path: Path) -> tuple[list[Shard], str]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is not of ffd-data prepare, or damaged: pack it again") from None
-    raise DataError(f"{path} has schema {schema}, this ffd reads {SCHEMA}: pack it again")
+        raise DataError(f"{path} is damaged or not from ffd-data prepare: pack it again") from None
+    raise DataError(f"{path} has schema {schema}, and this version reads {SCHEMA}: pack it again")

@@ -1,4 +1,4 @@
-"""A stage of training as Lightning runs it: steps, optimizer, and loaders."""
+"""The Lightning modules of one training stage: steps, optimizer and data loaders."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from ffd_runtime.model.card import PreprocessSpec
 
-from .data import FaceData, FaceDataset
+from .dataset import FaceDataset, TrainingView
+from .face_data import FaceData
 from .loading import TimedLoader
 from .moving_average import MovingAverage
 from .networks import FaceNet
-from .sampling import Batches, draw_epoch
+from .sampling import MicroBatchSampler, draw_epoch
 from .settings import Settings
 from .stage import Stage
-from .world import Processes
+from .world import World
 
-# Softens both outputs where a teacher is imitated (Hinton et al., 2015).
-TEACHER_TEMPERATURE = 2.0
+# Softens the outputs of student and teacher (Hinton et al., 2015).
+DISTILLATION_TEMPERATURE = 2.0
 
 
 class StagedTraining(L.LightningModule):
-    """One stage of a network, as Lightning runs it; the next stage is a new one on the same net.
+    """One stage of training. Each stage is a new module on the same network.
 
     Args:
-        net: what is trained.
-        settings: how.
-        stage: which part, for how long.
-        epoch_offset: epochs of the stages before.
-        teacher: in evaluation mode; None for none.
+        net: network to train.
+        settings: settings of the run.
+        stage: the stage.
+        epoch_offset: epochs of the earlier stages.
+        teacher: teacher in evaluation mode; None for no distillation.
     """
 
     def __init__(
@@ -50,35 +51,35 @@ class StagedTraining(L.LightningModule):
         self.stage = stage
         self.epoch_offset = epoch_offset
         self.loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-        # Validation of their arguments would wait for the device in every step.
+        # Argument validation would synchronise with the device in every step.
         self.accuracy = BinaryAccuracy(validate_args=False)
         self.val_accuracy = BinaryAccuracy(validate_args=False)
         self.val_auc = BinaryAUROC(validate_args=False)
         net.train_from(stage.part)
         self.average = MovingAverage(net, settings.ema) if settings.ema else None
-        # Lists keep these out of the state that is saved: it has the network's plain names.
+        # Lists keep these out of the saved state dict.
         self._teacher = [teacher] if teacher else []
-        self._run_student = [_prepare(net, settings)]
-        self._run_teacher = [_prepare(teacher, settings) for teacher in self._teacher]
+        self._run_student = [_compile(net, settings)]
+        self._run_teacher = [_compile(teacher, settings) for teacher in self._teacher]
 
     @property
-    def judged(self) -> FaceNet:
-        """What is validated and kept: the average where there is one, else the network."""
+    def evaluated_net(self) -> FaceNet:
+        """The network to validate and save: the moving average if enabled."""
         if self.average is None:
             return self.net
         return self.average.module
 
     def end_stage(self) -> None:
-        """The next stage goes on from what was judged."""
+        """Copy the moving average into the network, for the next stage to start from."""
         if self.average is not None:
-            self.net.load_state_dict(self.judged.state_dict())
+            self.net.load_state_dict(self.evaluated_net.state_dict())
 
     def on_fit_start(self) -> None:
         for teacher in self._teacher:
             teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        # Dropout draws from the global generator: seeded by epoch, a resumed run draws the same.
+        # Dropout uses the global generator. Seeding it each epoch makes resumed runs reproducible.
         epoch = self.epoch_offset + self.current_epoch
         torch.manual_seed(self.settings.seed * 100_003 + epoch + 7_919 * self.global_rank)
 
@@ -88,9 +89,10 @@ class StagedTraining(L.LightningModule):
         loss: Tensor = self.loss(logits, labels)
         for run_teacher in self._run_teacher:
             with torch.no_grad():
-                aim = run_teacher(images)
+                target = run_teacher(images)
             weight = self.settings.teacher_weight
-            loss = (1 - weight) * loss + weight * distance(logits, aim, TEACHER_TEMPERATURE)
+            distance = distillation_loss(logits, target, DISTILLATION_TEMPERATURE)
+            loss = (1 - weight) * loss + weight * distance
         self.accuracy.update(logits.argmin(1), 1 - labels)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         self.log("accuracy", self.accuracy, on_step=False, on_epoch=True)
@@ -102,9 +104,9 @@ class StagedTraining(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        logits = self.judged(images).float()
+        logits = self.evaluated_net(images).float()
         generated = 1 - labels
-        # In float64 confident scores stay apart, where float32 would make them all 1.
+        # float32 would round all confident scores to 1; float64 keeps their order.
         scores = logits.double().softmax(1)[:, 0]
         self.val_accuracy.update(scores, generated)
         self.val_auc.update(scores, generated)
@@ -134,54 +136,52 @@ class StagedTraining(L.LightningModule):
         }
 
 
-def distance(logits: Tensor, aim: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from a teacher's softened output (Hinton et al., 2015).
+def distillation_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's softened output (Hinton et al., 2015).
 
     Args:
-        logits: [N, 2], of the network that learns.
-        aim: [N, 2], the teacher's.
-        temperature: divides both; the result is multiplied by its square, as gradients shrink so.
+        logits: [N, 2], logits of the student.
+        target: [N, 2], logits of the teacher.
+        temperature: divides both logits. The result is multiplied by its square, which restores
+            the scale of the gradients.
     """
     return temperature**2 * nn.functional.kl_div(
         (logits.float() / temperature).log_softmax(1),
-        (aim.float() / temperature).log_softmax(1),
+        (target.float() / temperature).log_softmax(1),
         reduction="batchmean",
         log_target=True,
     )
 
 
-def _prepare(net: FaceNet, settings: Settings) -> Callable[[Tensor], Tensor]:
-    """The network as a step calls it; with `compile`, compiled by its first step."""
+def _compile(net: FaceNet, settings: Settings) -> Callable[[Tensor], Tensor]:
+    """Return the network as a step calls it; with `compile`, the first step compiles it."""
     return torch.compile(net, dynamic=False) if settings.compile else net
 
 
-class FaceBatches(L.LightningDataModule):
-    """Loaders of one stage; a new one each epoch, so that each epoch has its own seed."""
+class FaceDataModule(L.LightningDataModule):
+    """Data loaders of one stage. Each epoch has a new one, with its own seed."""
 
-    def __init__(
-        self, data: FaceData, settings: Settings, epoch_offset: int, processes: Processes
-    ) -> None:
+    def __init__(self, data: FaceData, settings: Settings, epoch_offset: int, world: World) -> None:
         super().__init__()
         self.data = data
         self.settings = settings
         self.epoch_offset = epoch_offset
-        self.processes = processes
+        self.world = world
 
     def train_dataloader(self) -> TimedLoader:
-        s, own = self.settings, self.processes
+        s = self.settings
         assert self.trainer is not None
         epoch = self.epoch_offset + self.trainer.current_epoch
         samples = self.data.split("train")
-        dataset = FaceDataset(
-            self.data, samples, PreprocessSpec(), s.recipe, s.crop, s.sizes, s.seed, epoch
-        )
+        view = TrainingView(s.recipe, s.crop, s.sizes, s.seed, epoch)
+        dataset = FaceDataset(self.data, samples, PreprocessSpec(), view)
         order = draw_epoch(samples, s.balance, s.seed, epoch)
-        batches = Batches(order, s.batch, s.accumulate, own.rank, own.count)
+        batches = MicroBatchSampler(order, s.batch, s.accumulate, self.world.rank, self.world.size)
         return TimedLoader(dataset, s.workers, batch_sampler=batches)
 
     def val_dataloader(self) -> TimedLoader:
-        own = self.processes
-        samples = self.data.split("val")[own.rank :: own.count]
+        world = self.world
+        samples = self.data.split("val")[world.rank :: world.size]
         dataset = FaceDataset(self.data, samples, PreprocessSpec())
-        part = self.settings.part(own.count)
-        return TimedLoader(dataset, self.settings.workers, batch_size=part)
+        micro_batch = self.settings.micro_batch(world.size)
+        return TimedLoader(dataset, self.settings.workers, batch_size=micro_batch)

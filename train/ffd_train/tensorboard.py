@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run."""
+"""TensorBoard logs of a run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lightning.pytorch.callbacks import Callback
 from .staged_training import StagedTraining
 
 FOLDER = "tensorboard"
-# Steps between two points of the curve within an epoch.
-EVERY = 10
+# Optimizer steps between two points of a curve.
+LOG_INTERVAL_STEPS = 10
 
 
 class TensorBoard(Callback):
-    """Writes loss and learning rate by step, and what an epoch came to, into `RUN/tensorboard`.
+    """Log loss and learning rate by step, and the metrics of each epoch, to `RUN/tensorboard`.
 
     Args:
-        folder: of the run.
-        epoch: that begins, over all stages; what was written of it before a kill is dropped.
+        folder: folder of the run.
+        epoch: first epoch, counted over all stages; later points of an interrupted run are removed.
     """
 
     def __init__(self, folder: Path, epoch: int) -> None:
@@ -30,7 +30,7 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        # It takes a second to import.
+        # The import takes a second.
         from torch.utils.tensorboard import SummaryWriter
 
         begin = self._epoch * _steps(trainer)
@@ -44,15 +44,15 @@ class TensorBoard(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        at, part = divmod(batch_idx, trainer.accumulate_grad_batches)
-        if at % EVERY:
+        step, micro_batch = divmod(batch_idx, trainer.accumulate_grad_batches)
+        if step % LOG_INTERVAL_STEPS:
             return
-        # Lightning divides a part's loss by the number of parts: their sum is the step's.
+        # Lightning divides the loss of a micro-batch by their number: the sum is the step's loss.
         self._loss += outputs["loss"]
-        if part + 1 < trainer.accumulate_grad_batches:
+        if micro_batch + 1 < trainer.accumulate_grad_batches:
             return
         assert isinstance(module, StagedTraining)
-        step = (module.epoch_offset + trainer.current_epoch) * _steps(trainer) + at
+        step += (module.epoch_offset + trainer.current_epoch) * _steps(trainer)
         self._writer.add_scalar("step/loss", float(self._loss), step)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self._writer.add_scalar("step/lr", rate, step)
@@ -61,7 +61,7 @@ class TensorBoard(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, StagedTraining)
         epoch = module.epoch_offset + trainer.current_epoch + 1
-        # By step, too, so that what a resumed run repeats is dropped of both.
+        # Also indexed by step, so that purge_step removes repeated epochs.
         step = epoch * _steps(trainer) - 1
         for name, value in trainer.callback_metrics.items():
             self._writer.add_scalar(f"epoch/{name}", float(value), step)
@@ -73,5 +73,5 @@ class TensorBoard(Callback):
 
 
 def _steps(trainer: L.Trainer) -> int:
-    """Of the optimizer, in an epoch: the same in however many parts a batch is taken."""
+    """Return the optimizer steps of an epoch."""
     return int(trainer.num_training_batches) // trainer.accumulate_grad_batches

@@ -1,4 +1,4 @@
-"""Float32 without TF32, so that a checkpoint computes what the file exported from it computes."""
+"""Float32 without TF32, so that a checkpoint and its exported model agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# A setting of PyTorch: its owner, its name, and its value without TF32.
+# A setting of PyTorch: owner, name, and value that disables TF32.
 _Switch = tuple[Any, str, object]
 
 _lock = Lock()
@@ -19,10 +19,11 @@ _before: list[_Switch] = []
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Run convolutions and matrix products of float32 in full precision on a GPU.
+    """Run float32 convolutions and matrix products in full precision on a GPU.
 
-    PyTorch lets cuDNN round the inputs of float32 convolutions to TF32 (10 bits of mantissa) by
-    default. The settings are the process's own: they are restored when the last thread leaves.
+    By default, PyTorch lets cuDNN round the inputs of float32 convolutions to TF32 (10 bits of
+    mantissa). The settings apply to the whole process, and are restored when the last thread exits
+    the context.
     """
     global _users
     with _lock:
@@ -42,7 +43,7 @@ def without_tf32() -> Iterator[None]:
 
 def _find_switches() -> list[_Switch]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    # From PyTorch 2.9 on. The older flags raise where a caller has set the newer ones.
+    # PyTorch 2.9 and later. The older flags raise an error if a caller has set the newer ones.
     if hasattr(cudnn, "conv"):
         return [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
     return [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]

@@ -1,4 +1,4 @@
-"""Staged training, from a scanned data set to a calibrated checkpoint with its card."""
+"""Staged training, from a scanned data set to a calibrated checkpoint with its model card."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from ffd_runtime import __version__
@@ -23,7 +24,7 @@ from ffd_runtime.model.card import ModelCard, PreprocessSpec, Provenance
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
 from .classification_metrics import measure
-from .data import FaceData
+from .face_data import FaceData
 from .loading import one_opencv_thread
 from .networks import FaceNet, build, describe_weights, synchronise
 from .out_of_memory import is_out_of_memory
@@ -34,21 +35,22 @@ from .run_folder import (
     METRICS,
     RESUME,
     Position,
-    SaveRun,
-    epochs_before,
+    RunCheckpoint,
+    count_epochs_before,
     keep_metrics,
     open_folder,
     read_position,
     require_same_data,
     require_space,
-    write_whole,
+    write_atomically,
 )
-from .sampling import possible_parts
+from .sampling import possible_accumulation_steps
 from .settings import Settings, choose_device
-from .staged_training import FaceBatches, StagedTraining
+from .stage import Stage
+from .staged_training import FaceDataModule, StagedTraining
 from .tensorboard import TensorBoard
 from .training_curves import plot_curves
-from .world import Processes
+from .world import World
 
 
 def train(
@@ -60,57 +62,60 @@ def train(
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> ModelCard:
-    """Train all stages, then calibrate the best checkpoint on the validation split.
+    """Train all stages, then calibrate the saved checkpoint on the validation split.
 
-    Started by torchrun, the processes train together, and the first one writes. Where a GPU's
-    memory is too small for a batch, it is taken in at least twice as many parts, from the last
-    whole epoch on.
+    Under torchrun all processes train together, and rank 0 writes the files. If the GPU memory is
+    too small for a micro-batch, training resumes from the last complete epoch with at least twice
+    as many gradient accumulation steps.
 
     Args:
-        data: with both classes in train and val.
-        settings: how.
-        folder: of the run; made if needed.
-        resume: go on from the folder's last whole epoch.
+        data: data set with both classes in train and val.
+        settings: settings of the run.
+        folder: folder of the run; created if needed.
+        resume: resume from the last complete epoch in the folder.
         progress: draw a progress bar on stderr.
-        say: told one line at each step worth one.
+        say: receives status lines.
 
     Returns:
-        The card of `folder/best.safetensors`; in processes other than the first, of the beginning.
+        The card of `folder/best.safetensors`; on other ranks than 0 the uncalibrated card.
 
     Raises:
         FfdError: the weights, the device or the folder cannot be used.
     """
     _silence_lightning()
-    processes = Processes.here()
-    _require_images(data, processes)
-    with one_opencv_thread(), _fastest_kernels():
+    world = World.from_environment()
+    _require_images(data, world)
+    with one_opencv_thread(), _cudnn_benchmark():
         while True:
             try:
                 card = _train_stages(data, settings, folder, resume, progress, say)
                 break
             except RuntimeError as error:
                 if not is_out_of_memory(error):
-                    _require_compiled(error, settings)
+                    _explain_compile_error(error, settings)
                     raise
-                settings = _in_more_parts(settings, processes)
-            # Outside of the handler, which holds what filled the memory.
+                settings = _increase_accumulation(settings, world)
+            # Outside of the handler: the exception keeps the tensors alive.
             gc.collect()
             torch.cuda.empty_cache()
             say(
-                f"the GPU's memory is too small for {settings.batch} images at once: going on with "
-                f"{settings.accumulate} parts of a batch"
+                f"out of GPU memory with a batch of {settings.batch} images: retrying with "
+                f"{settings.accumulate} gradient accumulation steps"
             )
             resume = True
-        return finish(data, settings, folder, say) if processes.first else card
+        return finish(data, settings, folder, say) if world.is_main else card
 
 
-def _require_images(data: FaceData, processes: Processes) -> None:
-    if len(data.split("val")) < processes.count:
-        raise DataError(f"{data.root} has fewer than {processes.count} images in val: too few here")
+def _require_images(data: FaceData, world: World) -> None:
+    if len(data.split("val")) < world.size:
+        raise DataError(
+            f"{data.root} has fewer images in val than there are processes ({world.size}): add "
+            "images, or start fewer processes"
+        )
 
 
-def _require_compiled(error: RuntimeError, settings: Settings) -> None:
-    """Report what torch.compile lacks, such as a compiler, in one line."""
+def _explain_compile_error(error: RuntimeError, settings: Settings) -> None:
+    """Replace an error of torch.compile, such as a missing compiler, by one line."""
     if not settings.compile:
         return
     from torch._dynamo.exc import TorchDynamoException
@@ -119,14 +124,14 @@ def _require_compiled(error: RuntimeError, settings: Settings) -> None:
         lines = [line for line in str(error).splitlines() if not line.startswith("backend=")]
         reason = next(filter(None, lines), type(error).__name__)
         raise ModelError(
-            f"--compile: torch.compile failed ({reason}): provide what it lacks, or train with "
+            f"--compile: torch.compile failed ({reason}): install what is missing, or train with "
             "--no-compile"
         ) from error
 
 
 @contextmanager
-def _fastest_kernels() -> Iterator[None]:
-    """Let cuDNN time its kernels for each shape: those of a run's batches are constant."""
+def _cudnn_benchmark() -> Iterator[None]:
+    """Let cuDNN select the fastest kernels; the shapes of a run are constant."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -135,22 +140,22 @@ def _fastest_kernels() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _in_more_parts(settings: Settings, processes: Processes) -> Settings:
+def _increase_accumulation(settings: Settings, world: World) -> Settings:
     before = settings.accumulate
-    possible = possible_parts(settings.batch, processes.count)
-    more = [parts for parts in possible if parts > before]
-    if not more:
+    possible = possible_accumulation_steps(settings.batch, world.size)
+    larger = [steps for steps in possible if steps > before]
+    if not larger:
         raise ModelError(
-            f"the GPU's memory is too small for {settings.part(processes.count)} images, and a "
-            f"batch of {settings.batch} cannot be taken in smaller parts: use a smaller --crop or "
-            "--network, or another --batch"
+            f"out of GPU memory with {settings.micro_batch(world.size)} images, and a batch of "
+            f"{settings.batch} cannot be divided into smaller micro-batches: use a smaller --crop "
+            "or --network, or another --batch"
         )
-    # Each try costs what was trained of the epoch.
-    parts = next((parts for parts in more if parts >= 2 * before), more[-1])
-    if processes.count > 1:
-        # One process alone cannot change what all do.
-        raise ModelError(f"a GPU's memory is too small: start again with --accumulate {parts}")
-    return replace(settings, accumulate=parts)
+    # Doubles, because each attempt repeats the current epoch.
+    steps = next((steps for steps in larger if steps >= 2 * before), larger[-1])
+    if world.size > 1:
+        # One process cannot change the settings of the others.
+        raise ModelError(f"out of GPU memory: restart with --accumulate {steps}")
+    return replace(settings, accumulate=steps)
 
 
 def _train_stages(
@@ -161,35 +166,35 @@ def _train_stages(
     progress: bool,
     say: Callable[[str], None],
 ) -> ModelCard:
-    processes = Processes.here()
+    world = World.from_environment()
     L.seed_everything(settings.seed, verbose=False)
     accelerator, precision = choose_device(settings)
     position = read_position(folder / RESUME) if resume else Position()
     if position == Position():
-        card = _first_card(data, settings, folder.name)
+        card = _initial_card(data, settings, folder.name)
         net = build(settings.network, settings.weights)
     else:
         card = load_card(folder / BEST)
         require_same_data(folder, card, data)
         net = build(settings.network)
-    if processes.count > 1 and accelerator == "cuda":
-        # PyTorch has it for GPUs alone.
+    if world.size > 1 and accelerator == "cuda":
+        # PyTorch supports synchronised BatchNorm only on GPUs.
         net = synchronise(net)
     net.to(memory_format=torch.channels_last)
     teacher = _load_teacher(settings)
-    behind = epochs_before(settings.stages, position)
-    if processes.first:
+    completed = count_epochs_before(settings.stages, position)
+    if world.is_main:
         require_space(folder, net, settings)
         open_folder(folder, settings, data)
-        keep_metrics(folder / METRICS, behind)
+        keep_metrics(folder / METRICS, completed)
 
     epochs = sum(stage.epochs for stage in settings.stages)
-    with RunProgress(say, epochs, behind, progress) as reporter:
+    with RunProgress(say, epochs, completed, progress) as reporter:
         run = _Run(
-            data, settings, folder, net, teacher, card, accelerator, precision, reporter, processes
+            data, settings, folder, net, teacher, card, accelerator, precision, reporter, world
         )
         while position.stage < len(settings.stages):
-            position = _train_stage(run, position)
+            position = run.train_stage(position)
     return card
 
 
@@ -199,13 +204,13 @@ def _load_teacher(settings: Settings) -> FaceNet | None:
     path = Path(settings.teacher)
     teacher, card = load_checkpoint(path / BEST if path.is_dir() else path)
     if card.preprocess != PreprocessSpec():
-        raise ModelError(f"teacher {path} was trained on images that are prepared otherwise")
+        raise ModelError(f"teacher {path} uses a different preprocessing: choose another --teacher")
     return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What stays the same from stage to stage."""
+    """What all stages of a run share."""
 
     data: FaceData
     settings: Settings
@@ -216,77 +221,81 @@ class _Run:
     accelerator: str
     precision: Any
     reporter: RunProgress
-    processes: Processes
+    world: World
 
-
-def _train_stage(run: _Run, position: Position) -> Position:
-    """Train one stage from a position in it to its end; the start of the next stage."""
-    settings = run.settings
-    stage = settings.stages[position.stage]
-    offset = epochs_before(settings.stages, Position(position.stage))
-    module = StagedTraining(run.net, settings, stage, offset, run.teacher)
-    if position.epoch >= stage.epochs:
-        # Killed between two stages: only the network comes from the state.
-        state = torch.load(run.folder / RESUME, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
-        module.end_stage()
-        return Position(position.stage + 1, 0, position.best)
-    trained = sum(p.numel() for p in run.net.parameters() if p.requires_grad)
-    run.reporter.say(
-        f"stage {position.stage + 1} of {len(settings.stages)}: {stage.part}, "
-        f"{trained / 1e6:.1f} M parameters, {stage.epochs - position.epoch} epochs, "
-        f"lr {stage.lr:g}, {run.accelerator} {run.precision}"
-        + (f", {run.processes.count} processes" if run.processes.count > 1 else "")
-    )
-    saver = SaveRun(
-        run.folder, position.stage, run.card, position.best, run.reporter, settings.keep
-    )
-    callbacks = [run.reporter, saver]
-    if run.processes.first:
-        callbacks.append(TensorBoard(run.folder, offset + position.epoch))
-    trainer = L.Trainer(
-        accelerator=run.accelerator,
-        precision=run.precision,
-        max_epochs=stage.epochs,
-        callbacks=callbacks,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip or None,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        **_spread(run.processes, run.accelerator),
-    )
-    try:
-        trainer.fit(
-            module,
-            datamodule=FaceBatches(run.data, settings, offset, run.processes),
-            ckpt_path=str(run.folder / RESUME) if position.epoch else None,
-            weights_only=True if position.epoch else None,
+    def train_stage(self, position: Position) -> Position:
+        """Train one stage from a position in it; returns the start of the next stage."""
+        settings = self.settings
+        stage = settings.stages[position.stage]
+        offset = count_epochs_before(settings.stages, Position(position.stage))
+        module = StagedTraining(self.net, settings, stage, offset, self.teacher)
+        if position.epoch >= stage.epochs:
+            # The run ended between two stages: only the network is restored.
+            state = torch.load(self.folder / RESUME, map_location="cpu", weights_only=True)
+            module.load_state_dict(state["state_dict"])
+            module.end_stage()
+            return Position(position.stage + 1, 0, position.best)
+        self._announce(position, stage)
+        saver = RunCheckpoint(
+            self.folder, position.stage, self.card, position.best, self.reporter, settings.keep
         )
-    except SystemExit:
-        # How Lightning passes on a Ctrl-C.
-        raise KeyboardInterrupt from None
-    module.end_stage()
-    return Position(position.stage + 1, 0, saver.best)
+        callbacks = [self.reporter, saver]
+        if self.world.is_main:
+            callbacks.append(TensorBoard(self.folder, offset + position.epoch))
+        try:
+            self._trainer(stage, callbacks).fit(
+                module,
+                datamodule=FaceDataModule(self.data, settings, offset, self.world),
+                ckpt_path=str(self.folder / RESUME) if position.epoch else None,
+                weights_only=True if position.epoch else None,
+            )
+        except SystemExit:
+            # Lightning turns Ctrl-C into SystemExit.
+            raise KeyboardInterrupt from None
+        module.end_stage()
+        return Position(position.stage + 1, 0, saver.best)
+
+    def _announce(self, position: Position, stage: Stage) -> None:
+        trained = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
+        self.reporter.say(
+            f"stage {position.stage + 1} of {len(self.settings.stages)}: {stage.part}, "
+            f"{trained / 1e6:.1f} M parameters, {stage.epochs - position.epoch} epochs, "
+            f"lr {stage.lr:g}, {self.accelerator} {self.precision}"
+            + (f", {self.world.size} processes" if self.world.size > 1 else "")
+        )
+
+    def _trainer(self, stage: Stage, callbacks: list[Callback]) -> L.Trainer:
+        return L.Trainer(
+            accelerator=self.accelerator,
+            precision=self.precision,
+            max_epochs=stage.epochs,
+            callbacks=callbacks,
+            accumulate_grad_batches=self.settings.accumulate,
+            gradient_clip_val=self.settings.clip or None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            **_distributed_arguments(self.world, self.accelerator),
+        )
 
 
-def _spread(processes: Processes, accelerator: str) -> dict[str, Any]:
-    """Lightning's arguments for the processes that torchrun started."""
-    if processes.count == 1:
+def _distributed_arguments(world: World, accelerator: str) -> dict[str, Any]:
+    """Return the arguments of Lightning's Trainer for torchrun's processes."""
+    if world.size == 1:
         return {"devices": 1}
     backend = "nccl" if accelerator == "cuda" else "gloo"
     return {
-        "devices": processes.local_count,
-        "num_nodes": processes.machines,
+        "devices": world.local_size,
+        "num_nodes": world.nodes,
         "strategy": DDPStrategy(process_group_backend=backend),
     }
 
 
-def _first_card(data: FaceData, settings: Settings, name: str) -> ModelCard:
+def _initial_card(data: FaceData, settings: Settings, name: str) -> ModelCard:
     provenance = Provenance(
         version=__version__,
         manifest_sha256=data.manifest_sha256,
@@ -298,12 +307,14 @@ def _first_card(data: FaceData, settings: Settings, name: str) -> ModelCard:
 def finish(
     data: FaceData, settings: Settings, folder: Path, say: Callable[[str], None]
 ) -> ModelCard:
-    """Fit temperature, threshold and unsure band on val, write them into the card, draw plots."""
+    """Calibrate on val, write temperature, threshold and unsure band to the card, plot curves."""
     net, card = load_checkpoint(folder / BEST)
     samples = data.split("val")
     device, _ = choose_device(settings)
-    spec, part = card.preprocess, settings.part(Processes.here().count)
-    logits = predict_logits(net.to(device), data, samples, spec, part, settings.workers)
+    micro_batch = settings.micro_batch(World.from_environment().size)
+    logits = predict_logits(
+        net.to(device), data, samples, card.preprocess, micro_batch, settings.workers
+    )
     generated = np.array([sample.label == 0 for sample in samples])
     sources = [sample.source for sample in samples]
     fitted = calibrate(logits, generated, sources, settings.false_alarms)
@@ -313,7 +324,7 @@ def finish(
     report = measure(logits, [sample.label for sample in samples], card)
     card = card.replace(metrics={"val": report.summary()})
     save_checkpoint(folder / BEST, net.cpu(), card)
-    write_whole(folder / "card.json", (card.to_json(indent=2) + "\n").encode())
+    write_atomically(folder / "card.json", (card.to_json(indent=2) + "\n").encode())
     plot_curves(folder / METRICS, folder / "curves.png")
     say(
         f"{settings.keep} epoch on val: AUC {report.roc_auc:.4f}, accuracy {report.accuracy:.4f}; "

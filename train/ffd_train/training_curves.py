@@ -1,4 +1,4 @@
-"""Plots of a run."""
+"""The plot of a run's metrics."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def plot_curves(metrics: Path, output: Path) -> None:
-    """Draw loss, accuracy and AUC over the epochs of `metrics.csv`, stages marked.
+    """Plot loss, accuracy and AUC over the epochs, and mark the stages.
 
     Args:
-        metrics: the file.
-        output: a PNG, 1200 x 450 pixels.
+        metrics: path of `metrics.csv`.
+        output: path of the PNG, 1200 x 450 pixels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

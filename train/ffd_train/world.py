@@ -9,44 +9,44 @@ from ffd_runtime.core.errors import DataError
 
 
 @dataclass(frozen=True)
-class Processes:
-    """This process among those that train together.
+class World:
+    """All training processes, seen from one of them.
 
     Attributes:
-        rank: of this one, 0 for the one that writes and speaks.
-        count: of all machines together.
-        local_count: of this machine.
+        rank: rank of this process; rank 0 writes files and messages.
+        size: number of processes on all machines (world size).
+        local_size: number of processes on this machine.
     """
 
     rank: int = 0
-    count: int = 1
-    local_count: int = 1
+    size: int = 1
+    local_size: int = 1
 
     @classmethod
-    def here(cls) -> Processes:
-        """By the environment that torchrun gives; alone without it.
+    def from_environment(cls) -> World:
+        """Read torchrun's environment variables; a single process without them.
 
         Raises:
-            DataError: machines have different numbers of processes.
+            DataError: the machines run different numbers of processes.
         """
         environment = os.environ
         if "WORLD_SIZE" not in environment or "LOCAL_WORLD_SIZE" not in environment:
             return cls()
-        own = cls(
+        world = cls(
             int(environment["RANK"]),
             int(environment["WORLD_SIZE"]),
             int(environment["LOCAL_WORLD_SIZE"]),
         )
-        if own.count % own.local_count:
+        if world.size % world.local_size:
             raise DataError("start torchrun with the same --nproc-per-node on every machine")
-        return own
+        return world
 
     @property
-    def first(self) -> bool:
-        """Whether this one writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this process has rank 0."""
         return self.rank == 0
 
     @property
-    def machines(self) -> int:
-        """How many machines there are."""
-        return self.count // self.local_count
+    def nodes(self) -> int:
+        """Number of machines."""
+        return self.size // self.local_size

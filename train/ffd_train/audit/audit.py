@@ -10,12 +10,12 @@ import numpy as np
 
 from ffd_runtime.model.card import CLASSES
 
-from ..data import FaceData
+from ..face_data import FaceData
 from .copies import Copies, find_copies
 from .facts import Table, measure
 from .findings import Finding, find
 from .groups import Group, summarise
-from .probe import SIGHTS, Probe, Score, SourceProbe, Telling, probe_classes, probe_sources
+from .probe import VIEWS, FactScore, Probe, Score, SourceProbe, probe_classes, probe_sources
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Audit:
             "ignored": self.table.data.ignored,
             "findings": [asdict(finding) for finding in self.findings],
             "probes": [
-                {"sees": probe.sight, **_score(probe.score), "telling": _told(probe.telling)}
+                {"sees": probe.view, **_score(probe.score), "telling": _told(probe.telling)}
                 for probe in self.probes
             ],
             "sources": [
@@ -90,7 +90,7 @@ def audit(
     copy_of = np.arange(len(table.samples))
     for group in copies:
         copy_of[list(group.members)] = group.members[0]
-    say("telling the classes apart by " + ", ".join(SIGHTS.values()))
+    say("telling the classes apart by " + ", ".join(VIEWS.values()))
     groups = summarise(table)
     probes = probe_classes(table, copy_of, CLASSES)
     sources = probe_sources(table, copy_of)
@@ -106,7 +106,7 @@ def _score(score: Score) -> dict[str, Any]:
     }
 
 
-def _told(telling: Sequence[Telling]) -> list[dict[str, Any]]:
+def _told(telling: Sequence[FactScore]) -> list[dict[str, Any]]:
     return [{"fact": one.fact.name, **_score(one.score), "values": one.values} for one in telling]
 
 

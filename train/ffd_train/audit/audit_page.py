@@ -23,12 +23,21 @@ from ffd_runtime.image.decode import decode
 from ffd_runtime.image.preprocess import crop_centre, resize
 from ffd_runtime.model.card import CLASSES
 
-from ..data import Sample
+from ..face_data import Sample
 from .audit import Audit
 from .copies import CORRELATION, DISTANCE, Copies
 from .facts import FACTS, PLAIN, Fact, Table, Unreadable
 from .groups import Group, shown
-from .probe import DEVIATIONS, FEWEST, FOLDS, MOST, NOTABLE, SIGHTS, Score, Telling
+from .probe import (
+    FOLDS,
+    MAX_PICTURES,
+    MIN_AUC,
+    MIN_PICTURES,
+    MIN_STANDARD_ERRORS,
+    VIEWS,
+    FactScore,
+    Score,
+)
 
 # Pictures on a contact sheet, groups of copies, members of each, and unreadable files listed.
 PICTURES = 24
@@ -36,7 +45,7 @@ COPIES = 24
 MEMBERS = 4
 ERRORS = 500
 # Sources with a contact sheet and histograms; the largest of them.
-SOURCES = 12
+MAX_SOURCES = 12
 # Sides of thumbnails in pixels, and their JPEG quality.
 SHEET_SIDE = 96
 COPY_SIDE = 160
@@ -129,9 +138,9 @@ def _findings(audit: Audit) -> str:
 
 def _probes(audit: Audit) -> str:
     if not audit.probes:
-        return f'<p class="note">Each class needs {FEWEST} different pictures for that.</p>'
+        return f'<p class="note">Each class needs {MIN_PICTURES} different pictures for that.</p>'
     rows = "".join(
-        f'<tr><th scope="row">{SIGHTS[probe.sight]}</th>{_score(probe.score)}'
+        f'<tr><th scope="row">{VIEWS[probe.view]}</th>{_score(probe.score)}'
         f"<td>{_telling(probe.telling)}</td></tr>\n"
         for probe in audit.probes
     )
@@ -178,7 +187,7 @@ def _score(score: Score) -> str:
 <rect class="{kind}" width="{width:.1f}" height="10"/></svg></td>"""
 
 
-def _telling(telling: Sequence[Telling]) -> str:
+def _telling(telling: Sequence[FactScore]) -> str:
     lines = (
         f"{_text(one.fact.title)} ({one.score.auc:.2f}): "
         + ", ".join(
@@ -221,7 +230,7 @@ def _parts(audit: Audit) -> list[_Part]:
     for label, name in enumerate(CLASSES):
         own = table.labels == label
         names, counts = np.unique(table.sources[own], return_counts=True)
-        largest = sorted(zip(-counts, names.tolist(), strict=True))[:SOURCES]
+        largest = sorted(zip(-counts, names.tolist(), strict=True))[:MAX_SOURCES]
         parts += [(source or name, name, own & (table.sources == source)) for _, source in largest]
     return parts
 
@@ -375,8 +384,8 @@ def _method(audit: Audit) -> str:
         "copies": f"perceptual hashes within {DISTANCE} of 64 bits, and a correlation of grey "
         f"levels of at least {CORRELATION:g}; mirrored and cropped copies are not found",
         "probes": f"extremely randomised trees, {FOLDS} folds, copies in one fold, at most "
-        f"{MOST:,} pictures of a class; single facts by a tree of depth 3; an AUC stands out from "
-        f"{NOTABLE:g} on, if it is {DEVIATIONS:g} standard errors above guessing",
+        f"{MAX_PICTURES:,} pictures of a class; single facts by a tree of depth 3; an AUC stands out from "
+        f"{MIN_AUC:g} on, if it is {MIN_STANDARD_ERRORS:g} standard errors above guessing",
         "numbers": "a median, and in brackets where the middle 90 % lie; or the most frequent "
         "values with their shares",
         "left out": f"{ignored:,} files without an image's name" if ignored else "nothing",

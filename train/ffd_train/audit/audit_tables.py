@@ -14,7 +14,7 @@ from ffd_runtime.model.card import CLASSES
 from .audit import Audit
 from .facts import FACTS
 from .groups import shown
-from .probe import SIGHTS, Score
+from .probe import VIEWS, Score
 
 _STYLES = {"high": "bold red", "medium": "yellow", "low": "dim"}
 # What fits on 80 columns; the page and --json have the rest.
@@ -66,7 +66,7 @@ def _groups(audit: Audit) -> Grid:
 def _probes(audit: Audit) -> Grid:
     grid = _grid("How well the classes are told apart", ["by"], ["AUC"])
     for probe in audit.probes:
-        grid.add_row(SIGHTS[probe.sight], _auc(probe.score))
+        grid.add_row(VIEWS[probe.view], _auc(probe.score))
     return grid
 
 

@@ -17,9 +17,10 @@ from ffd_runtime.core.errors import InputError
 from ffd_runtime.image.decode import decode
 from ffd_runtime.model.devices import count_cores
 
-from ..data import FaceData, Sample, list_samples
+from ..face_data import FaceData, Sample
+from ..scanning import list_samples
 from .encoding import Encoding, read_encoding
-from .picture import SMALL, Picture, look_at
+from .picture import SMALL, Picture, measure_picture
 
 # Images handed to the threads at a time: what Ctrl-C waits for.
 _BATCH = 256
@@ -35,14 +36,14 @@ class Fact:
     Attributes:
         name: its column.
         title: for a person.
-        sight: where it shows: `file`, `border`, `thumbnail` or `detail`.
+        view: where it shows: `file`, `border`, `thumbnail` or `detail`.
         family: facts that say the same; a verdict names the first of them that tells most.
         digits: shown after the point; None for a category.
     """
 
     name: str
     title: str
-    sight: str
+    view: str
     family: str
     digits: int | None
 
@@ -137,11 +138,13 @@ def _choose(samples: Sequence[Sample], count: int | None) -> Sequence[Sample]:
     groups: dict[tuple[int, str | None], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.label, sample.source), []).append(sample)
-    chosen = {one.path for group in groups.values() for one in sorted(group, key=_lot)[:count]}
+    chosen = {
+        one.path for group in groups.values() for one in sorted(group, key=_hash_order)[:count]
+    }
     return [sample for sample in samples if sample.path in chosen]
 
 
-def _lot(sample: Sample) -> bytes:
+def _hash_order(sample: Sample) -> bytes:
     return hashlib.sha256(sample.path.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -211,7 +214,7 @@ def _read(data: FaceData, sample: Sample) -> _Result:
         encoding = read_encoding(content)
     except InputError as error:
         return error
-    return hashlib.sha256(content).digest(), encoding, look_at(image)
+    return hashlib.sha256(content).digest(), encoding, measure_picture(image)
 
 
 def _row(encoding: Encoding, picture: Picture) -> dict[str, float | str]:
@@ -244,6 +247,6 @@ def _row(encoding: Encoding, picture: Picture) -> dict[str, float | str]:
     }
 
 
-def of_sight(sight: str) -> Sequence[Fact]:
+def facts_of_view(view: str) -> Sequence[Fact]:
     """The facts that show in one place."""
-    return [fact for fact in FACTS if fact.sight == sight]
+    return [fact for fact in FACTS if fact.view == view]

@@ -12,7 +12,7 @@ from ffd_runtime.model.card import CLASSES
 from .copies import Copies
 from .facts import Table, Unreadable
 from .groups import Group
-from .probe import SIGHTS, Probe, SourceProbe, Telling
+from .probe import VIEWS, FactScore, Probe, SourceProbe
 
 SEVERITIES = ("high", "medium", "low")
 # AUC from which a shortcut is called so; below the last it is low.
@@ -175,21 +175,21 @@ def _frames(table: Table) -> Iterator[Finding]:
 def _shortcut(probe: Probe) -> Finding:
     best = max([probe.score, *(one.score for one in probe.telling)], key=lambda s: s.auc)
     named = "; ".join(_told(one) for one in probe.telling[:_NAMED])
-    if probe.sight == "detail":
+    if probe.view == "detail":
         text = f"a model can cheat by {named or 'sharpness'}"
     else:
-        text = f"a model can cheat by {SIGHTS[probe.sight]} (AUC {_auc(probe)})"
+        text = f"a model can cheat by {VIEWS[probe.view]} (AUC {_auc(probe)})"
         text += f": {named}" if named else ": no single fact tells, but all of it together"
-    only_bytes = probe.sight == "file" and {one.fact.name for one in probe.telling} <= _BYTES
-    advice = _ADVICE["bytes" if only_bytes else probe.sight]
-    return Finding(_severity(best.auc), f"shortcut-{probe.sight}", text, advice)
+    only_bytes = probe.view == "file" and {one.fact.name for one in probe.telling} <= _BYTES
+    advice = _ADVICE["bytes" if only_bytes else probe.view]
+    return Finding(_severity(best.auc), f"shortcut-{probe.view}", text, advice)
 
 
 def _auc(probe: Probe) -> str:
     return f"{probe.score.auc:.2f} ± {probe.score.deviation:.2f}"
 
 
-def _told(one: Telling) -> str:
+def _told(one: FactScore) -> str:
     values = ", ".join(f"{name} {value}" for name, value in one.values.items())
     return f"{one.fact.title}: {values} (AUC {one.score.auc:.2f})"
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ffd_runtime.model.card import CLASSES
 
-from ..data import Sample
+from ..face_data import Sample
 from ..folders import SPLITS
 from .facts import FACTS, PLAIN, Fact, Table
 
@@ -155,7 +155,7 @@ def typical(values: npt.NDArray[Any], fact: Fact) -> str:
     shares = [count / len(texts) for _, count in frequent]
     if shares[0] > 0.995:
         return frequent[0][0]
-    if fact.digits is None or (fact.sight == "file" and sum(shares) >= 0.8):
+    if fact.digits is None or (fact.view == "file" and sum(shares) >= 0.8):
         told = zip(frequent, shares, strict=True)
         return " / ".join(
             f"{value} ({100 * share:.0f} %)" for (value, _), share in told if share >= _RARE

@@ -64,7 +64,7 @@ class Picture:
     small: Image
 
 
-def look_at(image: Image) -> Picture:
+def measure_picture(image: Image) -> Picture:
     """Measure a decoded picture.
 
     Args:

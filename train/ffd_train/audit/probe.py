@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
-from .facts import Fact, Table, of_sight
+from .facts import Fact, Table, facts_of_view
 from .groups import typical
 from .picture import SMALL
 
@@ -26,17 +26,17 @@ Mask = npt.NDArray[np.bool_]
 
 FOLDS = 5
 # Fewer of a kind say nothing.
-FEWEST = 20
+MIN_PICTURES = 20
 # More of a kind would only take longer: the AUC is known to a hundredth by then.
-MOST = 2000
+MAX_PICTURES = 2000
 # Sources of a class that are told from the others, the largest first.
-SOURCES = 12
-SOURCE_MOST = 1000
+MAX_SOURCES = 12
+MAX_SOURCE_PICTURES = 1000
 # An AUC stands out if a difference so large would matter, and chance would hardly make it.
-NOTABLE = 0.6
-DEVIATIONS = 3.5
+MIN_AUC = 0.6
+MIN_STANDARD_ERRORS = 3.5
 
-SIGHTS = {
+VIEWS = {
     "file": "file facts alone",
     "border": "the border alone",
     "thumbnail": "an 8x8 thumbnail",
@@ -61,11 +61,11 @@ class Score:
     @property
     def stands_out(self) -> bool:
         """Whether it is large enough to matter, and not by chance."""
-        return self.auc >= max(NOTABLE, 0.5 + DEVIATIONS * self.chance)
+        return self.auc >= max(MIN_AUC, 0.5 + MIN_STANDARD_ERRORS * self.chance)
 
 
 @dataclass(frozen=True)
-class Telling:
+class FactScore:
     """What one fact tells.
 
     Attributes:
@@ -84,14 +84,14 @@ class Probe:
     """What a classifier tells that sees one thing only.
 
     Attributes:
-        sight: what it sees, a key of `SIGHTS`.
+        view: what it sees, a key of `VIEWS`.
         score: of a forest that sees all of that.
         telling: the single facts that stand out, the most telling first.
     """
 
-    sight: str
+    view: str
     score: Score
-    telling: tuple[Telling, ...]
+    telling: tuple[FactScore, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class SourceProbe:
     label: int
     file: Score
     framing: Score
-    telling: tuple[Telling, ...]
+    telling: tuple[FactScore, ...]
 
 
 def probe_classes(
@@ -124,17 +124,17 @@ def probe_classes(
         names: of the classes.
 
     Returns:
-        One for each of `SIGHTS`; none if a class has fewer than `FEWEST` pictures.
+        One for each of `VIEWS`; none if a class has fewer than `MIN_PICTURES` pictures.
     """
     generated = table.labels == 0
-    chosen = _choose(table, generated, ~generated, MOST)
-    trial = _Trial.prepare(table, chosen, generated, copy_of)
+    chosen = _choose(table, generated, ~generated, MAX_PICTURES)
+    trial = _CrossValidation.prepare(table, chosen, generated, copy_of)
     if trial is None:
         return []
     sides = dict(zip(names, (generated, ~generated), strict=True))
     return [
-        Probe(sight, trial.score(_seen(table, sight)), _telling(table, trial, sight, sides))
-        for sight in SIGHTS
+        Probe(view, trial.score(_seen(table, view)), _telling(table, trial, view, sides))
+        for view in VIEWS
     ]
 
 
@@ -142,13 +142,13 @@ def probe_sources(table: Table, copy_of: npt.NDArray[np.int64]) -> list[SourcePr
     """Tell each source from the others of its class; those with too few images are left out."""
     probes = []
     names, counts = np.unique(table.sources, return_counts=True)
-    largest = sorted(zip(counts.tolist(), names.tolist(), strict=True), reverse=True)[:SOURCES]
+    largest = sorted(zip(counts.tolist(), names.tolist(), strict=True), reverse=True)[:MAX_SOURCES]
     for source in sorted(name for _, name in largest if name):
         for label in (0, 1):
             own = (table.sources == source) & (table.labels == label)
             others = (table.sources != source) & (table.labels == label)
-            chosen = _choose(table, own, others, SOURCE_MOST)
-            trial = _Trial.prepare(table, chosen, own, copy_of)
+            chosen = _choose(table, own, others, MAX_SOURCE_PICTURES)
+            trial = _CrossValidation.prepare(table, chosen, own, copy_of)
             if trial:
                 sides = {source: own, "the others": others}
                 probes.append(
@@ -164,7 +164,7 @@ def probe_sources(table: Table, copy_of: npt.NDArray[np.int64]) -> list[SourcePr
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _CrossValidation:
     """Images that a question is asked of, and their folds."""
 
     chosen: npt.NDArray[np.int64]
@@ -175,11 +175,11 @@ class _Trial:
     @classmethod
     def prepare(
         cls, table: Table, chosen: npt.NDArray[np.int64], asked: Mask, copy_of: Any
-    ) -> _Trial | None:
+    ) -> _CrossValidation | None:
         """None if there are too few pictures of a kind."""
         positive, groups = asked[chosen], copy_of[chosen]
         ours, others = (len(np.unique(groups[side])) for side in (positive, ~positive))
-        if min(ours, others) < FEWEST:
+        if min(ours, others) < MIN_PICTURES:
             return None
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
         folds = [
@@ -238,29 +238,29 @@ def _choose(table: Table, ours: Mask, others: Mask, most: int) -> npt.NDArray[np
 
 
 def _telling(
-    table: Table, trial: _Trial, sight: str, sides: dict[str, Mask]
-) -> tuple[Telling, ...]:
+    table: Table, trial: _CrossValidation, view: str, sides: dict[str, Mask]
+) -> tuple[FactScore, ...]:
     """The facts that stand out, the most telling first and one of each family."""
-    found: dict[str, Telling] = {}
-    for fact in of_sight(sight):
+    found: dict[str, FactScore] = {}
+    for fact in facts_of_view(view):
         score = trial.score(_numbers(table, fact), alone=True)
         known = found.get(fact.family)
         if score.stands_out and (known is None or score.auc > known.score.auc + 0.005):
             values = {
                 name: typical(table.columns[fact.name][side], fact) for name, side in sides.items()
             }
-            found[fact.family] = Telling(fact, score, values)
+            found[fact.family] = FactScore(fact, score, values)
     return tuple(sorted(found.values(), key=lambda one: -round(one.score.auc, 2)))
 
 
-def _seen(table: Table, sight: str) -> Values:
+def _seen(table: Table, view: str) -> Values:
     """What a classifier sees: float32 [N, F]."""
-    facts = [_numbers(table, fact) for fact in of_sight(sight)]
-    if sight == "border":
+    facts = [_numbers(table, fact) for fact in facts_of_view(view)]
+    if view == "border":
         ring = np.ones((SMALL, SMALL), bool)
         ring[1:-1, 1:-1] = False
         facts.append(table.smalls[:, ring].reshape(len(table.smalls), -1).astype(np.float32))
-    elif sight == "thumbnail":
+    elif view == "thumbnail":
         # The facts of a thumbnail are in its pixels.
         return _thumbnails(table).reshape(len(table.smalls), -1)
     return np.concatenate(facts, axis=1)

@@ -1,1 +1,1 @@
-"""The commands of training."""
+"""The commands ffd-train, ffd-eval and ffd-data."""

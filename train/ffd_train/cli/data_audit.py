@@ -13,7 +13,7 @@ from ffd_runtime.cli.options import format_option, version_option, wants_table
 
 if TYPE_CHECKING:
     from ..audit.audit import Audit
-    from ..data import FaceData
+    from ..face_data import FaceData
 
 EPILOG = """\b
 Examples:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from ffd_runtime.core.classifier import Classifier
 
-    from ..data import FaceData
     from ..evaluation_report import Study, Subject
+    from ..face_data import FaceData
     from ..robustness import Cell
 
 EPILOG = """\b
@@ -114,7 +114,6 @@ def main(
     from ffd_runtime.core.classifier import Classifier
     from ffd_runtime.model.backends import find_embedded
 
-    from ..data import find_labelled
     from ..evaluation import draw_sample, open_model
     from ..evaluation_report import (
         Study,
@@ -124,6 +123,7 @@ def main(
         to_document,
         write_page,
     )
+    from ..scanning import find_labelled
 
     if report:
         require_writable(report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from ffd_runtime.cli.command import Command, say, say_more
 from ffd_runtime.cli.options import version_option
 
 if TYPE_CHECKING:
-    from ..augmentation import Recipe
+    from ..augmentation import AugmentationPipeline
     from ..settings import Settings
+    from ..stage import Stage
 
 NETWORKS = (
     "resnext101_32x8d",
@@ -26,8 +28,8 @@ NETWORKS = (
     "tf_efficientnet_lite2",
 )
 
-# What a resumed run may be given anew: it decides where a run is trained, not what.
-OF_THE_MACHINE = ("accumulate", "device", "workers", "compile")
+# Options that a resumed run may change: they affect where a run trains, not what.
+MACHINE_OPTIONS = ("accumulate", "device", "workers", "compile")
 
 EPILOG = """\b
 Examples:
@@ -41,7 +43,59 @@ Examples:
 """
 
 
-def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of ffd-train that become settings of a run, under the same names."""
+
+    network: str
+    weights: str
+    stages: tuple[Stage, ...]
+    optimizer: str
+    schedule: str
+    weight_decay: float
+    batch: int
+    accumulate: int
+    crop: int | None
+    sizes: tuple[int, int] | None
+    recipe: str | None
+    balance: str
+    label_smoothing: float
+    ema: float
+    keep: str
+    clip: float
+    teacher: str
+    teacher_weight: float
+    leave_out: tuple[str, ...]
+    false_alarms: float
+    precision: str
+    seed: int
+    device: str
+    workers: int | None
+    compile: bool
+
+    def to_settings(self, data: Path) -> Settings:
+        """Return the settings of a new run.
+
+        Raises:
+            UsageError: options contradict each other.
+            DataError: the augmentation recipe is invalid.
+        """
+        from ..settings import Settings
+
+        _require_sizes(self.crop, self.sizes)
+        _require_divisible(self.batch, self.accumulate)
+        # Not asdict: it would turn the stages into dictionaries.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["recipe"] = _load_recipe(self.recipe)
+        for name in ("weights", "teacher"):
+            if values[name] not in ("imagenet", "none", ""):
+                values[name] = str(Path(values[name]).absolute())
+        return Settings(data=str(data.absolute()), **values)
+
+
+def _parse_stages(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> tuple[Stage, ...]:
     from ..stage import ARTICLE, Stage
 
     try:
@@ -57,16 +111,17 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     "--weights",
     default="imagenet",
     show_default=True,
-    help="Start from: imagenet (fetched once), none, or a file of weights or one of our own.",
+    help="Initial weights: imagenet (downloaded once), none, or a file: ImageNet weights or a "
+    "checkpoint of ffd-train.",
 )
 @click.option(
     "--stage",
     "stages",
     multiple=True,
-    callback=_stage,
+    callback=_parse_stages,
     metavar="PART:EPOCHS:LR",
-    help="What trains (head, layer4, layer3, layer2, layer1: that part and all after it; or all), "
-    "for how long, at what learning rate. Repeat for more stages. Default: head:1:1e-3, "
+    help="Train PART and all parts after it (head, layer4, layer3, layer2, layer1 or all) for "
+    "EPOCHS epochs at learning rate LR. Repeat for more stages. Default: head:1:1e-3, "
     "layer4:2:1e-3, all:2:1e-4.",
 )
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
@@ -75,7 +130,7 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     type=click.Choice(["cosine", "one-cycle", "constant"]),
     default="cosine",
     show_default=True,
-    help="Learning rate within a stage: falling to 0, rising and falling, or as it is.",
+    help="Learning rate schedule within a stage.",
 )
 @click.option("--weight-decay", type=click.FloatRange(0, 1), default=0.0, show_default=True)
 @click.option(
@@ -83,40 +138,41 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     type=click.IntRange(2),
     default=32,
     show_default=True,
-    help="Images a step, over all processes.",
+    help="Images per optimizer step, over all processes.",
 )
 @click.option(
     "--accumulate",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Take a batch in N parts, for a small memory. Found by itself where a GPU's is too small.",
+    help="Gradient accumulation steps. Increased automatically when a GPU runs out of memory.",
 )
 @click.option(
     "--crop",
     type=click.IntRange(32, 299),
-    help="Train on random N-pixel crops of the preprocessed image; evaluation sees the whole.",
+    help="Train on random crops of the preprocessed image, CROP pixels wide. Evaluation uses the "
+    "whole image.",
 )
 @click.option(
     "--sizes",
     type=click.IntRange(32, 1024),
     nargs=2,
     metavar="LOW HIGH",
-    help="Side of the preprocessed image that --crop cuts from is drawn from LOW to HIGH, so that "
-    "faces are seen at several scales. Default: 299.",
+    help="Before --crop, resize the image to a random side from LOW to HIGH pixels. Default: 299.",
 )
 @click.option(
     "--recipe",
     metavar="FILE",
-    help="Augmentation: a TOML file like train/ffd_train/recipe.toml, the default; light, for a "
-    "small network; varied, for many sources of different sizes; or none.",
+    help="Augmentation pipeline: a TOML file like train/ffd_train/recipe.toml (the default); "
+    "light, for a small network; varied, for sources of different sizes; or none.",
 )
 @click.option(
     "--balance",
     type=click.Choice(["source", "class", "none"]),
     default="source",
     show_default=True,
-    help="Draw classes equally often, and the sources in a class by the root of their size.",
+    help="Sampling: class draws both classes equally often; source also weights the sources of a "
+    "class by the square root of their size.",
 )
 @click.option("--label-smoothing", type=click.FloatRange(0, 0.5), default=0.05, show_default=True)
 @click.option(
@@ -124,65 +180,65 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     type=click.FloatRange(0, 1, max_open=True),
     default=0.999,
     show_default=True,
-    help="Decay of the weights' moving average, which is validated and kept; 0 for none.",
+    help="Decay of the moving average of the weights, which is validated and saved; 0 disables it.",
 )
 @click.option(
     "--keep",
     type=click.Choice(["best", "last"]),
     default="best",
     show_default=True,
-    help="Which epoch: the best on validation, by AUC; or the last, where the learning rate ends "
-    "at 0: validation images are clean, and do not show what laundering taught.",
+    help="Checkpoint policy: save the epoch with the highest validation AUC, or the last one. "
+    "Validation images are clean and do not show the effect of augmentation.",
 )
 @click.option(
     "--clip",
     type=click.FloatRange(0),
     default=1.0,
     show_default=True,
-    help="Limit of the gradient's norm; 0 for none.",
+    help="Maximum gradient norm; 0 disables clipping.",
 )
 @click.option(
     "--teacher",
     default="",
     metavar="RUN",
-    help="Distil from this run's folder or checkpoint: learn from its outputs, too.",
+    help="Distil from the network of this run folder or checkpoint.",
 )
 @click.option(
     "--teacher-weight",
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Share of the loss that is the distance to the teacher.",
+    help="Weight of the distillation loss.",
 )
 @click.option(
     "--leave-out",
     multiple=True,
     metavar="SOURCE",
-    help="Train and validate without a source of manifest.csv, so that ffd-eval can tell how the "
-    "network does on what it has never seen. Repeat for more.",
+    help="Exclude a source of manifest.csv from train and val, to test on an unseen source with "
+    "ffd-eval. Repeat for more.",
 )
 @click.option(
     "--false-alarms",
     type=click.FloatRange(0, 0.5),
     default=0.01,
     show_default=True,
-    help="Share of any source's photographs that the threshold may call generated, on val, to the "
-    "nearest photograph.",
+    help="Max FPR: share of each source's photographs in val that the threshold may classify as "
+    "generated.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "32", "bf16", "16"]),
     default="auto",
     show_default=True,
-    help="auto is float32 on a CPU, and on a GPU mixed precision: bf16 where its hardware computes "
-    "it, else 16. bf16 works on both.",
+    help="auto: float32 on a CPU; on a GPU mixed precision with bf16 if the hardware supports it, "
+    "else 16.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
 @click.option(
-    "--workers", type=click.IntRange(0), help="Processes that load data. Default: one a core."
+    "--workers", type=click.IntRange(0), help="Data loading processes. Default: one per core."
 )
 @click.option(
     "--compile/--no-compile",
@@ -191,62 +247,64 @@ def _stage(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     help="Compile the network with torch.compile: the first step of each stage takes minutes, the "
     "others are faster. Needs a C compiler.",
 )
-@click.option("--name", help="Of the run's folder. Default: the network and the time.")
+@click.option("--name", help="Name of the run folder. Default: network and time.")
 @click.option(
     "--runs",
     type=click.Path(path_type=Path),
     default=Path("runs"),
     show_default=True,
-    help="Folder that holds the runs.",
+    help="Folder of all runs.",
 )
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Go on with a run's folder, with the settings it was started with.",
+    help="Resume the run in this folder with its settings.",
 )
 @version_option()
 def main(data: Path, name: str | None, runs: Path, resume: Path | None, **options: Any) -> None:
     """Train a network on DATA, a folder with generated/ and groundtruth/, or of shards.
 
-    DATA may hold train/, val/ and test/ with these two in each; without them it is split 80/10/10
-    by content. Shards are what ffd-data prepare writes. A run leaves best.safetensors (with its
-    card), metrics.csv, curves.png, tensorboard/ and what --resume needs. Under torchrun, several
-    GPUs and machines train together.
+    DATA may hold train/, val/ and test/ with these two in each; otherwise it is split 80/10/10 by
+    content. ffd-data prepare writes shards. A run writes best.safetensors (with its model card),
+    metrics.csv, curves.png, tensorboard/ and the state for --resume. Start it with torchrun to
+    train on several GPUs or machines.
     """
-    from ..data import leave_out, scan
-    from ..integrity import require_whole
+    from ..integrity import require_intact
     from ..run_folder import BEST
+    from ..scanning import leave_out, scan
     from ..training import train
-    from ..world import Processes
+    from ..world import World
 
-    first = Processes.here().first
-    tell = say if first else _nobody
-    settings, folder = (
-        _resumed(data, resume, options) if resume else _started(data, runs, name, options, first)
-    )
+    is_main = World.from_environment().is_main
+    tell = say if is_main else _discard
+    chosen = TrainOptions(**options)
+    if resume:
+        settings, folder = _load_settings(data, resume, chosen), resume
+    else:
+        settings, folder = _start_run(data, runs, name, chosen, is_main)
     tell(f"reading {data}")
     faces = leave_out(scan(data, ("train", "val")), settings.leave_out)
     counts = ", ".join(f"{len(faces.split(split))} {split}" for split in ("train", "val", "test"))
-    tell(f"{len(faces.samples)} images: {counts}" + _ignored(faces.ignored))
+    tell(f"{len(faces.samples)} images: {counts}" + _describe_ignored(faces.ignored))
     for note in faces.notes:
         tell(note)
     if not resume:
-        require_whole(faces)
-    if first:
+        require_intact(faces)
+    if is_main:
         say_more(settings.to_json())
-    progress = first and sys.stderr.isatty()
+    progress = is_main and sys.stderr.isatty()
     try:
         train(faces, settings, folder, resume=bool(resume), progress=progress, say=tell)
     except KeyboardInterrupt:
-        if first and (folder / BEST).is_file():
-            say(f"stopped; go on with --resume {folder}")
+        if is_main and (folder / BEST).is_file():
+            say(f"stopped; resume with --resume {folder}")
         raise
     tell(f"wrote {folder / BEST}")
 
 
-def _resumed(data: Path, run: Path, options: dict[str, Any]) -> tuple[Settings, Path]:
-    """The settings that a run was started with, but for those of the machine."""
+def _load_settings(data: Path, run: Path, options: TrainOptions) -> Settings:
+    """Read the settings of the run to resume, and apply the options of the machine."""
     from ffd_runtime.core.errors import DataError
 
     from ..run_folder import SETTINGS
@@ -258,101 +316,98 @@ def _resumed(data: Path, run: Path, options: dict[str, Any]) -> tuple[Settings, 
         for parameter in context.command.params
         if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
     }
-    other = [given[name] for name in (*options, "name", "runs") if name in given]
-    other = [option for option in other if option[2:] not in OF_THE_MACHINE]
+    names = (*(field.name for field in fields(TrainOptions)), "name", "runs")
+    other = [given[name] for name in names if name in given and name not in MACHINE_OPTIONS]
     if other:
-        may = ", ".join(f"--{name}" for name in OF_THE_MACHINE)
+        allowed = ", ".join(f"--{name}" for name in MACHINE_OPTIONS)
         raise click.UsageError(
-            f"--resume keeps the run's settings, {', '.join(other)} too; it takes {may}"
+            f"--resume uses the settings of the run: remove {', '.join(other)} "
+            f"(it allows {allowed})"
         )
     if not (run / SETTINGS).is_file():
         raise DataError(f"{run} is not a run: it has no {SETTINGS}")
-    # The data may have moved since; that it is the same is checked by content.
+    # The data may have moved: they are compared by content.
     text = (run / SETTINGS).read_text()
-    changes = {name: options[name] for name in OF_THE_MACHINE if name in given}
+    changes = {name: getattr(options, name) for name in MACHINE_OPTIONS if name in given}
     settings = Settings.from_json(text, data=str(data.absolute()), **changes)
-    _require_parts(settings.batch, settings.accumulate)
-    return settings, run
+    _require_same_divisible(settings.batch, settings.accumulate)
+    return settings
 
 
-def _started(
-    data: Path, runs: Path, name: str | None, options: dict[str, Any], first: bool
+def _start_run(
+    data: Path, runs: Path, name: str | None, options: TrainOptions, is_main: bool
 ) -> tuple[Settings, Path]:
-    """The settings of a new run, by the command line."""
+    """Return the settings and the folder of a new run."""
     from ffd_runtime.core.errors import OutputError
 
-    from ..settings import Settings
-
-    _require_sizes(options["crop"], options["sizes"])
-    _require_share(options["batch"], options["accumulate"])
-    options["recipe"] = _recipe(options["recipe"])
-    for key in ("weights", "teacher"):
-        if options[key] not in ("imagenet", "none", ""):
-            options[key] = str(Path(options[key]).absolute())
-    settings = Settings(data=str(data.absolute()), **options)
+    settings = options.to_settings(data)
     folder = runs / (name or f"{settings.network}-{time.strftime('%Y%m%d-%H%M%S')}")
-    # The first process may have made it already.
-    if first and folder.exists():
+    # Other ranks may find the folder that rank 0 has just created.
+    if is_main and folder.exists():
         raise OutputError(f"{folder} exists: choose another --name, or --resume {folder}")
     return settings, folder
 
 
 def _require_sizes(crop: int | None, sizes: tuple[int, int] | None) -> None:
     if sizes and not crop:
-        raise click.UsageError("--sizes needs --crop: images of a batch have one size")
+        raise click.UsageError("--sizes needs --crop: the images of a batch have one size")
     if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
         raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
 
 
-def _require_share(batch: int, parts: int) -> None:
-    from ..world import Processes
+def _require_divisible(batch: int, accumulation_steps: int) -> None:
+    from ..world import World
 
-    shares = Processes.here().count * parts
-    if batch < 2 * shares:
+    count = World.from_environment().size * accumulation_steps
+    if batch < 2 * count:
         raise click.UsageError(
-            f"--batch {batch} leaves a part less than two images: at least {2 * shares} here"
+            f"--batch {batch} is too small for {count} micro-batches of two images: use at least "
+            f"--batch {2 * count}"
         )
-    if batch % shares:
-        nearest = (batch + shares // 2) // shares * shares
+    if batch % count:
+        nearest = (batch + count // 2) // count * count
         raise click.UsageError(
-            f"--batch {batch} cannot be shared evenly, here by {shares}: --batch {nearest} can"
+            f"--batch {batch} cannot be divided evenly into {count} micro-batches: use --batch "
+            f"{nearest}"
         )
 
 
-def _require_parts(batch: int, parts: int) -> None:
-    """Refuse to go on with a run's batch where it cannot be shared as it was."""
-    from ..sampling import possible_parts
-    from ..world import Processes
+def _require_same_divisible(batch: int, accumulation_steps: int) -> None:
+    """Check that a resumed run's batch can be divided among the processes."""
+    from ..sampling import possible_accumulation_steps
+    from ..world import World
 
-    count = Processes.here().count
-    possible = possible_parts(batch, count)
-    if parts in possible:
+    size = World.from_environment().size
+    possible = possible_accumulation_steps(batch, size)
+    if accumulation_steps in possible:
         return
     what = "start another number of processes"
     if possible:
-        what = f"give --accumulate {next((n for n in possible if n >= parts), possible[-1])}"
+        steps = next((n for n in possible if n >= accumulation_steps), possible[-1])
+        what = f"use --accumulate {steps}"
     raise click.UsageError(
-        f"this run's batch of {batch} images cannot be shared evenly by {count} x {parts} "
-        f"(processes x parts), two or more to each: {what}"
+        f"this run's batch of {batch} images cannot be divided evenly into {size} x "
+        f"{accumulation_steps} micro-batches (processes x accumulation steps) of two images or "
+        f"more: {what}"
     )
 
 
-def _recipe(text: str | None) -> Recipe | None:
-    from ..augmentation import Recipe
+def _load_recipe(text: str | None) -> AugmentationPipeline | None:
+    from ..augmentation import AugmentationPipeline
 
     if text == "none":
         return None
     if text in ("light", "varied"):
-        return Recipe.packaged(text)
-    return Recipe.load(Path(text)) if text else Recipe.default()
+        return AugmentationPipeline.packaged(text)
+    return AugmentationPipeline.load(Path(text)) if text else AugmentationPipeline.default()
 
 
-def _nobody(_: str) -> None:
-    """Only the first process speaks."""
+def _discard(_: str) -> None:
+    """Replaces `say` on other ranks than 0."""
 
 
-def _ignored(count: int) -> str:
-    return f" ({count} files without an image's name left out)" if count else ""
+def _describe_ignored(count: int) -> str:
+    return f" (skipped {count} files that are not images)" if count else ""
 
 
 if __name__ == "__main__":

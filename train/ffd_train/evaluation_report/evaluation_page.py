@@ -24,7 +24,7 @@ from ffd_runtime.image.draw import EVIDENCE_LIMIT, evidence_layer
 from ffd_runtime.image.preprocess import crop_centre, resize
 from ffd_runtime.model.card import CLASSES
 
-from ..data import Sample
+from ..face_data import Sample
 from ..intervals import CONFIDENCE, Interval, count_resamples
 from ..robustness import CLEAN, Cell
 from . import evaluation_plots as plots

@@ -11,8 +11,8 @@ from ffd_runtime.core.errors import DataError
 
 from ..checkpoint import sha256_of
 from ..comparison import Comparison, compare, describe
-from ..data import FaceData
 from ..evaluation import Evaluation
+from ..face_data import FaceData
 from ..intervals import CONFIDENCE, SEED, Interval, count_resamples, resample
 from ..robustness import CLEAN, Cell
 

@@ -17,10 +17,10 @@ from ..folders import SPLITS, ClassFolder
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 IDENTITIES = ("identity_CelebA.txt", "identity_CelebA.csv")
 # The authors' drive has Img/img_align_celeba/, Anno/ and Eval/; others nest the pictures twice.
-ABOVE = 2
-BESIDE = ("", "Anno", "Eval")
+MAX_PARENTS = 2
+LIST_FOLDERS = ("", "Anno", "Eval")
 # A list that names fewer of the pictures is of other pictures, or these were renamed.
-FEWEST = 0.5
+MIN_MATCHED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def _is_called_so(folder: Path) -> bool:
 def _places_above(folder: Path) -> Iterator[Path]:
     # A link may lie beside the lists, or what it leads to.
     for start in dict.fromkeys((folder.absolute(), folder.resolve())):
-        for parent in start.parents[:ABOVE]:
-            for beside in BESIDE:
+        for parent in start.parents[:MAX_PARENTS]:
+            for beside in LIST_FOLDERS:
                 yield from (parent / beside / name for name in PARTITIONS + IDENTITIES)
 
 
@@ -101,7 +101,7 @@ def _match(path: Path | None, folder: Path, pictures: Sequence[str]) -> dict[str
     if not found and folder not in path.parents and not _is_called_so(folder):
         # Of a folder that lies beside this one.
         return {}
-    if len(found) < FEWEST * len(pictures):
+    if len(found) < MIN_MATCHED_SHARE * len(pictures):
         lacking = next(picture for picture in pictures if picture not in found)
         raise DataError(
             f"{path} names {len(found)} of {len(pictures)} pictures, such as {lacking!a} not: "

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ffd_runtime.core.errors import DataError
 
-from ..data import find_images
+from ..class_folders import find_class_folders
 from ..folders import ClassFolder, find_shared, list_files
 from ..shards import is_packed
-from .picture_metadata import read_known
+from .picture_metadata import read_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _find_labelled(given: Input) -> Found:
     """A folder with generated/ and groundtruth/, or with these in each split."""
     if is_packed(given.path):
         raise DataError(f"{given.path} is packed already: give the folders that it was made from")
-    return _describe(given, find_images(given.path))
+    return _describe(given, find_class_folders(given.path))
 
 
 def _find_class(given: Input, label: str) -> Found:
@@ -145,7 +145,7 @@ def _describe(given: Input, folders: Sequence[ClassFolder]) -> Found:
     """The pictures of a given folder, with all that is known of them."""
     if not any(folder.listing.pictures for folder in folders):
         return Found([], 0, [])
-    known, notes = read_known(folders, given.name)
+    known, notes = read_metadata(folders, given.name)
     entries = []
     for folder in folders:
         source = given.name if given.label else f"{given.name}-{folder.label}"

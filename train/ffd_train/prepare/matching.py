@@ -12,11 +12,11 @@ from ffd_runtime.image.decode import Image
 from ffd_runtime.image.preprocess import crop_centre, resize
 
 # Of each source's pictures, at most this share is left out for being smaller than the common side.
-SMALL = 0.05
+MAX_SMALL_SHARE = 0.05
 # Above what any network here is fed; more would only fill the disk.
-LARGEST = 512
+MAX_SIDE_PIXELS = 512
 # Below this, faces are hardly to be seen: then a few small pictures would spoil all the others.
-SMALLEST = 64
+MIN_SIDE_PIXELS = 64
 
 
 def common_side(sides: Mapping[str, Sequence[int]]) -> int:
@@ -28,15 +28,15 @@ def common_side(sides: Mapping[str, Sequence[int]]) -> int:
     Raises:
         DataError: some source's pictures are tiny.
     """
-    least = {source: sorted(of)[int(SMALL * len(of))] for source, of in sides.items()}
+    least = {source: sorted(of)[int(MAX_SMALL_SHARE * len(of))] for source, of in sides.items()}
     source = min(least, key=lambda name: least[name])
-    if least[source] < SMALLEST:
-        small = sum(side < SMALLEST for side in sides[source])
+    if least[source] < MIN_SIDE_PIXELS:
+        small = sum(side < MIN_SIDE_PIXELS for side in sides[source])
         raise DataError(
-            f"{small} of {source}'s {len(sides[source])} pictures have less than {SMALLEST} "
+            f"{small} of {source}'s {len(sides[source])} pictures have less than {MIN_SIDE_PIXELS} "
             "pixels: choose a --side, which leaves out what is smaller, or remove them"
         )
-    return min(LARGEST, least[source])
+    return min(MAX_SIDE_PIXELS, least[source])
 
 
 def draw_quality(sha256: str, low: int, high: int) -> int:

@@ -14,7 +14,7 @@ from .celeba import read_lists
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class PictureMetadata:
     """What is known of a picture.
 
     Attributes:
@@ -35,7 +35,9 @@ class Known:
         return (self.scope, self.identity) if self.identity else None
 
 
-def read_known(folders: Sequence[ClassFolder], name: str) -> tuple[dict[str, Known], list[str]]:
+def read_metadata(
+    folders: Sequence[ClassFolder], name: str
+) -> tuple[dict[str, PictureMetadata], list[str]]:
     """What is known of every picture of a root.
 
     Args:
@@ -55,7 +57,7 @@ def read_known(folders: Sequence[ClassFolder], name: str) -> tuple[dict[str, Kno
     notes = []
     if 0 < len(rows) < len(pictures):
         notes.append(f"{root / MANIFEST} names {len(rows)} of {len(pictures)} pictures")
-    known: dict[str, Known] = {}
+    known: dict[str, PictureMetadata] = {}
     for folder in folders:
         if folder.listing.pictures:
             notes += _know(folder, rows, f"{name}/{folder.below}".rstrip("/"), known)
@@ -63,7 +65,10 @@ def read_known(folders: Sequence[ClassFolder], name: str) -> tuple[dict[str, Kno
 
 
 def _know(
-    folder: ClassFolder, rows: dict[str, dict[str, str]], name: str, known: dict[str, Known]
+    folder: ClassFolder,
+    rows: dict[str, dict[str, str]],
+    name: str,
+    known: dict[str, PictureMetadata],
 ) -> list[str]:
     """Add what is known of one folder's pictures; gives what a person is told."""
     lists = read_lists(folder, name)
@@ -73,7 +78,7 @@ def _know(
         identity, scope = row.get("identity", ""), folder.root
         if not identity and lists.persons and picture in lists.identities:
             identity, scope = lists.identities[picture], lists.persons
-        known[path] = Known(row.get("source", ""), split, identity, scope)
+        known[path] = PictureMetadata(row.get("source", ""), split, identity, scope)
     return [lists.said] if lists.said else []
 
 

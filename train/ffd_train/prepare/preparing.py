@@ -30,7 +30,7 @@ from .selection import (
     assign,
     count_reasons,
     describe_shared,
-    describe_torn,
+    describe_split_conflicts,
     drop_copies,
     drop_small,
     inputs_sha256,
@@ -251,7 +251,7 @@ def _select(
         left_out += small
     if left_out:
         say(f"left out {len(left_out)}: {count_reasons(left_out)} (each in {LEFT_OUT})")
-    if torn := describe_torn(pictures):
+    if torn := describe_split_conflicts(pictures):
         say(torn)
     splits, shared = assign(pictures, settings.split)
     if shared:

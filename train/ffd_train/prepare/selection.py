@@ -113,7 +113,7 @@ def drop_copies(pictures: Sequence[Picture]) -> tuple[list[Picture], list[LeftOu
     kept = dict(enumerate(pictures))
     left_out: list[LeftOut] = []
     for group in groups:
-        best, *others = sorted(group.members, key=lambda i: _worth(pictures[i]))
+        best, *others = sorted(group.members, key=lambda i: _rank(pictures[i]))
         of_group = [pictures[i] for i in (best, *others)]
         left_out += _judge_copies(of_group)
         for i in group.members:
@@ -131,14 +131,14 @@ def _judge_copies(group: Sequence[Picture]) -> Iterator[LeftOut]:
     if other:
         for picture in group:
             shown = other if picture.entry.label == best.entry.label else best
-            yield LeftOut(picture.entry, "both_classes", call(shown.entry))
+            yield LeftOut(picture.entry, "both_classes", display_name(shown.entry))
         return
     for picture in others:
         reason = "copy" if picture.facts.sha256 == best.facts.sha256 else "near_copy"
-        yield LeftOut(picture.entry, reason, call(best.entry))
+        yield LeftOut(picture.entry, reason, display_name(best.entry))
 
 
-def describe_torn(pictures: Iterable[Picture]) -> str:
+def describe_split_conflicts(pictures: Iterable[Picture]) -> str:
     """What a person is told of copies that their makers put into several splits."""
     torn = [p for p in pictures if len({e.split for e in p.entries if e.split}) > 1]
     if not torn:
@@ -146,8 +146,8 @@ def describe_torn(pictures: Iterable[Picture]) -> str:
     one = torn[0]
     other = next(e for e in one.copies if e.split not in ("", one.split))
     return (
-        f"{len(torn)} pictures have copies in another split, such as {call(one.entry)} in "
-        f"{one.split} and {call(other)} in {other.split}: each stays in its own, the copies are "
+        f"{len(torn)} pictures have copies in another split, such as {display_name(one.entry)} in "
+        f"{one.split} and {display_name(other)} in {other.split}: each stays in its own, the copies are "
         "left out"
     )
 
@@ -230,7 +230,7 @@ def _leave_out_others(group: Sequence[Picture], split: str) -> Iterator[LeftOut]
     example = next(p for p in group if p.split == split)
     for picture in group:
         if picture.split not in ("", split):
-            detail = f"{picture.split}; {call(example.entry)} is in {split}"
+            detail = f"{picture.split}; {display_name(example.entry)} is in {split}"
             yield LeftOut(picture.entry, "other_split", detail)
 
 
@@ -239,7 +239,7 @@ def describe_shared(left_out: Sequence[LeftOut]) -> str:
     one = left_out[0]
     return (
         f"left out {len(left_out)} {REASONS[one.reason]}, as copies show, such as "
-        f"{call(one.entry)} in {one.detail}"
+        f"{display_name(one.entry)} in {one.detail}"
     )
 
 
@@ -278,12 +278,12 @@ def inputs_sha256(entries: Sequence[Entry], facts: Sequence[Facts]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _worth(picture: Picture) -> tuple[int, str, str, str]:
+def _rank(picture: Picture) -> tuple[int, str, str, str]:
     entry, facts = picture.entry, picture.facts
     return -facts.side, facts.sha256, entry.source, entry.name
 
 
-def call(entry: Entry) -> str:
+def display_name(entry: Entry) -> str:
     """A picture's name for a person."""
     return f"{entry.source}: {entry.name}"
 
@@ -314,14 +314,14 @@ def _share_out(
     """A split for each group of one source."""
     total = sum(len(group) for group in groups)
     done = 0
-    for group in sorted(groups, key=_lot):
+    for group in sorted(groups, key=_hash_order):
         middle = 100 * (done + len(group) / 2) / total
         done += len(group)
         ends = (("val", shares[1]), ("test", shares[1] + shares[2]), ("train", 100))
         yield next(name for name, end in ends if middle < end), group
 
 
-def _lot(group: list[Picture]) -> bytes:
+def _hash_order(group: list[Picture]) -> bytes:
     # A person's name is no hash yet, and the order of names is no chance.
     key = min(p.identity or p.facts.sha256 for p in group)
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
