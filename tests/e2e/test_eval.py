@@ -84,8 +84,11 @@ def test_everything_in_one_document(run: tuple[Result, Path]) -> None:
     assert comparison["accuracy"]["only_second"] == 1
     assert comparison["other"]["accuracy"] == 0.5
     assert len(comparison["robustness"]) == 21
-    assert "page.html: the page is written" in outcome.stderr
-    assert "CARD.md: the table is replaced" in outcome.stderr
+    assert any(
+        line.startswith("wrote ") and line.endswith("page.html")
+        for line in outcome.stderr.splitlines()
+    )
+    assert "replaced the table in" in outcome.stderr
     card = (folder / "CARD.md").read_text()
     assert card.startswith("# m\n<!-- robustness -->\ncolour, 14 images")
     assert card.endswith("<!-- /robustness -->\nend\n")
@@ -130,7 +133,7 @@ def test_a_sample_is_said_and_repeatable(faces: Path, colour_model: Path) -> Non
     for _ in range(2):
         outcome = call(colour_model, faces, "--sample", 8, "--json")
         assert outcome.exit_code in (0, 3)
-        assert "a sample of 8 of 15 images" in outcome.stderr
+        assert "measuring 8 of 15 images" in outcome.stderr
         documents.append(json.loads(outcome.stdout))
         assert documents[-1]["data"] == {**documents[-1]["data"], "images": 8, "available": 15}
     for document in documents:
@@ -143,7 +146,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     (tmp_path / "bare.md").write_text("nothing")
     for arguments, code, message in (
-        (("--card", tmp_path / "bare.md"), 2, "--robustness: give that too"),
+        (("--card", tmp_path / "bare.md"), 2, "robustness table: add --robustness"),
         (("--robustness", "--card", tmp_path / "bare.md"), 1, "<!-- robustness --> and"),
         (("--robustness", "--card", tmp_path / "absent.md"), 1, "No such file"),
         (("--report", tmp_path / "page.pdf"), 1, "must end with .html"),

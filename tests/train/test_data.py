@@ -195,12 +195,12 @@ def test_a_manifest_splits_a_folder(tmp_path: Path) -> None:
         s.path for s in data.split("val")
     ]
     write(dict.fromkeys(names, "validation"), {})
-    with pytest.raises(DataError, match="'validation' is none of train, val, test"):
+    with pytest.raises(DataError, match="unknown split 'validation': use train, val, test"):
         scan(root)
     root = make_faces(tmp_path / "split", {"train": 1, "val": 1})
     (root / "manifest.csv").write_text("path,split\nval/generated/red0.png,train\n")
     for read in (partial(scan, root, ("train",)), partial(find_labelled, root, "val")):
-        with pytest.raises(DataError, match="puts val/generated/red0.png into train: move it"):
+        with pytest.raises(DataError, match="assigns val/generated/red0.png to train: move it"):
             read()
 
 
@@ -216,7 +216,7 @@ def test_a_manifest_that_names_some_pictures_says_so_or_is_refused(tmp_path: Pat
     for column, count, wrong, named in (("source", 16, 8, 8), ("identity", 8, 2, 6)):
         write(column, count, wrong)
         for read in readers:
-            assert read().notes == (f"{root}/manifest.csv names {named} of 16 pictures",)
+            assert read().notes == (f"{root}/manifest.csv names {named} of 16 images",)
     # The persons of half of them would be unknown.
     write("identity", 16, 8)
     for read in readers:

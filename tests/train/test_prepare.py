@@ -31,9 +31,9 @@ from ffd_train.cli.data_prepare import prepare as ffd_data_prepare
 from ffd_train.folders import SPLITS
 from ffd_train.prepare import reading
 from ffd_train.prepare.entries import Entry, Input, find_entries
-from ffd_train.prepare.matching import common_side, draw_quality, match, most_bytes
+from ffd_train.prepare.matching import common_side, draw_quality, match, max_jpeg_bytes
 from ffd_train.prepare.preparing import Settings, prepare
-from ffd_train.prepare.reading import Facts
+from ffd_train.prepare.reading import FileFacts
 from ffd_train.prepare.selection import Picture, assign
 from ffd_train.scanning import find_labelled, scan
 
@@ -124,7 +124,7 @@ def test_both_classes_leave_in_the_same_size_and_codec(tmp_path: Path) -> None:
     save(tmp_path / "photos/small.png", 999, 40, 40)
     inputs = [Input(tmp_path / "photos", "groundtruth"), Input(tmp_path / "made", "generated")]
     said = pack(inputs, tmp_path / "out", Settings(quality=(80, 90)))
-    assert "each becomes a square of 64 pixels, a JPEG of quality 80 to 90 (4:2:0)" in said
+    assert "encoding squares of 64 pixels as JPEG, quality 80 to 90, 4:2:0" in said
     assert left_out(tmp_path / "out") == {"small.png": "too_small"}
     data = scan(tmp_path / "out")
     qualities: dict[int, set[int]] = {0: set(), 1: set()}
@@ -147,7 +147,7 @@ def test_the_common_side_is_nearly_everybodys_and_qualities_are_drawn_evenly() -
     assert common_side({"a": [100] * 90 + [80] * 10, "b": [300] * 10}) == 80
     assert common_side({"a": [2000], "b": [1024]}) == 512
     with pytest.raises(
-        DataError, match=r"10 of b's 100 pictures have less than 64 pixels: choose a --side"
+        DataError, match=r"10 of b's 100 images have a side below 64 pixels: .* choose --side"
     ):
         common_side({"a": [300] * 10, "b": [100] * 90 + [63] * 10})
     drawn = Counter(draw_quality(f"{i * 2654435761:064x}", 75, 95) for i in range(2100))
@@ -215,10 +215,10 @@ def test_celeba_keeps_its_partition_and_nobody_is_in_two_splits(tmp_path: Path) 
     assert known[0] == ("000001.jpg", "2880", "train")
     assert known[-1] == ("000060.jpg", "2899", "test")
     csv_file.write_text("image_id,partition\n" + text.replace("000002.jpg,0", "000002.jpg,2"))
-    with pytest.raises(DataError, match=r"1 persons are in two splits, .*000001.jpg in train and"):
+    with pytest.raises(DataError, match=r"a person is in two splits, .*000001.jpg .train. and"):
         find_entries([alone])
     csv_file.write_text("what is this\n")
-    with pytest.raises(DataError, match="a file's name and a number in each line"):
+    with pytest.raises(DataError, match="a file name and a number in each line"):
         find_entries([alone])
 
 
@@ -259,7 +259,7 @@ def test_a_folder_for_training_keeps_its_splits_and_sources(tmp_path: Path) -> N
     names = ("f-generated", "f-groundtruth")
     described = {(s.sha256, s.split, s.label, s.source or names[s.label]) for s in before.samples}
     assert {(s.sha256, s.split, s.label, s.source) for s in after.samples} == described
-    with pytest.raises(DataError, match="is packed already"):
+    with pytest.raises(DataError, match="is already packed"):
         pack([Input(tmp_path / "out")], tmp_path / "again")
 
 
@@ -272,8 +272,8 @@ def test_a_bad_file_is_listed_and_many_are_an_error(tmp_path: Path) -> None:
     folders = ("--groundtruth", tmp_path / "raw/photos", "--generated", f"sg2={made}")
     done = call(*folders, "--output", tmp_path / "out")
     assert done.exit_code == 3, done.stderr
-    assert "51 pictures of 2 sources (other files left out: 2)" in done.stderr
-    assert "left out 1: 1 that cannot be read" in done.stderr
+    assert "51 images of 2 sources (skipped 2 other files)" in done.stderr
+    assert "left out 1: 1 unreadable" in done.stderr
     (row,) = rows(tmp_path / "out/left_out.csv")
     assert row["original"] == "cut.jpg"
     assert row["source"] == "sg2"
@@ -282,7 +282,7 @@ def test_a_bad_file_is_listed_and_many_are_an_error(tmp_path: Path) -> None:
         (made / name).write_bytes(b"")
     done = call(*folders, "--output", tmp_path / "again")
     assert done.exit_code == 1
-    assert "3 of sg2's 28 pictures cannot be read, such as" in done.stderr
+    assert "3 of sg2's 28 images cannot be read, for example" in done.stderr
 
 
 def test_the_same_folders_give_the_same_bytes_and_stay_as_they_are(
@@ -352,7 +352,7 @@ def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
             patch.setattr(
                 shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(1, 1, free)
             )
-            with pytest.raises(OutputError, match=r"needs about .* GB, its disk has 0.0 GB left"):
+            with pytest.raises(OutputError, match=r"needs about .* GB, and 0.0 GB are free"):
                 pack(inputs, tmp_path / "out")
             lines = (tmp_path / "out/reading.jsonl").read_text().splitlines()
             assert len(lines) == 1 + read_before
@@ -360,7 +360,7 @@ def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     save(tmp_path / "raw/made/0.jpg", 5000, 66, 66)
     read: list[str] = []
 
-    def note(entry: Entry) -> reading.Facts:
+    def note(entry: Entry) -> reading.FileFacts:
         read.append(entry.name)
         return facts(entry)
 
@@ -378,7 +378,7 @@ def test_an_old_output_is_not_mixed_with_other_inputs_or_settings(tmp_path: Path
     before = contents(output)
     done = call(*folders, "--output", output)
     assert done.exit_code == 0
-    assert f"{output} holds all of this already" in done.stderr
+    assert f"{output} is already complete" in done.stderr
     done = call(*folders, "--output", output, "--side", 64)
     assert done.exit_code == 1
     assert "was made with other settings (side was None): remove it" in done.stderr
@@ -404,7 +404,7 @@ def test_a_shard_that_is_another_is_not_taken_for_ours(tmp_path: Path) -> None:
     (tmp_path / "out/prepare.json").write_text(json.dumps(begun))
     (tmp_path / "out/dataset.json").unlink()
     shutil.copy(tmp_path / "out/val-000000.tar", tmp_path / "out/test-000000.tar")
-    with pytest.raises(OutputError, match="test-000000.tar holds something else: remove it"):
+    with pytest.raises(OutputError, match="test-000000.tar does not match these inputs: remove it"):
         pack(inputs, tmp_path / "out")
     (tmp_path / "out/test-000000.tar").unlink()
     pack(inputs, tmp_path / "out")
@@ -416,7 +416,9 @@ def test_a_disk_that_fills_up_is_one_line_and_can_be_gone_on_with(tmp_path: Path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, hard))
     try:
-        with pytest.raises(OutputError, match=r"cannot write .*train-000000.tar.partial: .*go on"):
+        with pytest.raises(
+            OutputError, match=r"cannot write .*train-000000.tar.partial: .*to resume"
+        ):
             pack(inputs, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -432,7 +434,7 @@ def test_two_at_a_time_do_not_share_an_output(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with (tmp_path / "out/reading.jsonl").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="another ffd-data prepare writes"):
+        with pytest.raises(OutputError, match="another ffd-data prepare is writing"):
             pack(inputs, tmp_path / "out")
 
 
@@ -447,7 +449,7 @@ def test_who_is_refused_leaves_the_files_of_the_run_that_writes(tmp_path: Path) 
     (output / "prepare.json").write_text("{}")
     with (output / "reading.jsonl").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="another ffd-data prepare writes"):
+        with pytest.raises(OutputError, match="another ffd-data prepare is writing"):
             pack(inputs, output)
         assert (output / "reading.jsonl").exists()
         assert (output / "prepare.json").exists()
@@ -457,9 +459,9 @@ def test_who_is_refused_leaves_the_files_of_the_run_that_writes(tmp_path: Path) 
     ("arguments", "message"),
     [
         (["--groundtruth", "x"], "give --groundtruth and --generated, or a DATA with both"),
-        (["x", "--side", "64", "--no-match"], "--side is for --match"),
-        (["x", "--quality", "95-75"], "the lower first"),
-        (["x", "--quality", "80"], "expected a form like 75-95, not 80"),
+        (["x", "--side", "64", "--no-match"], "--side needs --match"),
+        (["x", "--quality", "95-75"], "1 <= LOW <= HIGH <= 100"),
+        (["x", "--quality", "80"], "expected a value like 75-95, not 80"),
         (["x", "--split", "80/10/20"], "must sum to 100"),
     ],
 )
@@ -475,17 +477,17 @@ def test_folders_that_cannot_be_prepared(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for inputs, message in (
         ([Input(tmp_path / "absent", "generated")], "absent: no such folder"),
-        ([photos, Input(made.path, "generated", "photos")], "two sources are called photos"),
+        ([photos, Input(made.path, "generated", "photos")], "two sources are named photos"),
     ):
         with pytest.raises(DataError, match=message):
             pack(inputs, out)
         assert not out.exists()
-    with pytest.raises(DataError, match="no generated picture is left for val"):
+    with pytest.raises(DataError, match="no generated image is left for val"):
         pack([photos, made], out)
-    with pytest.raises(DataError, match="no picture of made has 67 pixels: lower --side"):
+    with pytest.raises(DataError, match="no image of made has 67 pixels: lower --side"):
         pack([photos, made], tmp_path / "side", Settings(side=67))
     (tmp_path / "raw/none").mkdir()
-    with pytest.raises(DataError, match="none has no pictures"):
+    with pytest.raises(DataError, match="none has no images"):
         pack([photos, Input(tmp_path / "raw/none", "generated")], out)
 
 
@@ -546,13 +548,15 @@ def test_lists_of_other_pictures_are_refused_and_none_is_said(tmp_path: Path) ->
     path = tmp_path / "celeba/list_eval_partition.txt"
     path.write_text("".join(f"{n:06d}.jpg 0\n" for n in range(1, 9)))
     with pytest.raises(
-        DataError, match=r"names 0 of 8 pictures, such as 'face-000001.jpg' not: give them their"
+        DataError, match=r"names 0 of 8 images, for example not 'face-000001.jpg': restore CelebA's"
     ):
         find_entries([given])
     # A list that ends early names the first.
     touch(tmp_path / "short/1.jpg", *(tmp_path / f"short/{n}.jpg" for n in range(2, 6)))
     (tmp_path / "short/identity_CelebA.txt").write_text("1.jpg 7\n2.jpg 7\n")
-    with pytest.raises(DataError, match="2 of 5 pictures, such as '3.jpg' not: .* if it is cut"):
+    with pytest.raises(
+        DataError, match="2 of 5 images, for example not '3.jpg': .* if it is truncated"
+    ):
         find_entries([Input(tmp_path / "short", "groundtruth")])
     # Others may lie beside.
     touch(tmp_path / "archive/ffhq/1.jpg")
@@ -586,7 +590,7 @@ def test_celebas_lists_count_where_its_folder_is_linked_into_another(
     )
     if split:
         # A tenth for validation, by content, would tear persons apart.
-        with pytest.raises(DataError, match=r"persons are in two splits, .* with ffd-data prepare"):
+        with pytest.raises(DataError, match=r"people are in two splits, .* with ffd-data prepare"):
             scan(tmp_path / "raw", ("train",))
         return
     scanned = scan(tmp_path / "raw")
@@ -599,7 +603,7 @@ def test_celebas_lists_count_where_its_folder_is_linked_into_another(
             s.path for s in scanned.split(name)
         ]
     (tmp_path / "celeba/list_eval_partition.txt").unlink()
-    with pytest.raises(DataError, match=r"persons are in two splits, .* with ffd-data prepare"):
+    with pytest.raises(DataError, match=r"people are in two splits, .* with ffd-data prepare"):
         scan(tmp_path / "raw")
 
 
@@ -614,7 +618,7 @@ def test_one_list_means_the_same_persons_in_all_folders(tmp_path: Path) -> None:
     for name, split in (("a", "train"), ("b", "val")):
         lines = f"000001.jpg,{split}\n000002.jpg,train\n"
         (tmp_path / name / "manifest.csv").write_text("path,split\n" + lines)
-    with pytest.raises(DataError, match=r"1 persons are in two splits, .*a/000001.*b/000001"):
+    with pytest.raises(DataError, match=r"a person is in two splits, .*a/000001.*b/000001"):
         find_entries(inputs)
 
 
@@ -627,7 +631,7 @@ def test_what_a_manifest_says_is_kept_or_refused(tmp_path: Path) -> None:
     assert [entry.split for entry in entries] == list(SPLITS) * 4
     one = Input(tmp_path / "flat/generated", "generated")
     for text, message in (
-        (listed.replace("val", "validation"), "'validation' is none of train, val, test"),
+        (listed.replace("val", "validation"), "unknown split 'validation': use train, val, test"),
         ("other/0.png;val\n", "names none of the images in its folder"),
     ):
         for given, start in ((Input(tmp_path / "flat"), "-"), (one, "generated/")):
@@ -637,7 +641,7 @@ def test_what_a_manifest_says_is_kept_or_refused(tmp_path: Path) -> None:
                 find_entries([given])
     touch(*(tmp_path / "split" / split / name for split in SPLITS for name in names))
     (tmp_path / "split/manifest.csv").write_text("path,split\ntrain/generated/0.png,val\n")
-    with pytest.raises(DataError, match=r"puts train/generated/0.png into val: move it there"):
+    with pytest.raises(DataError, match=r"assigns train/generated/0.png to val: move it there"):
         find_entries([Input(tmp_path / "split")])
 
 
@@ -679,7 +683,7 @@ def test_a_copy_that_stays_is_of_the_same_person_and_split(tmp_path: Path) -> No
     )
     larger = Input(tmp_path / "larger", "groundtruth")
     said = pack([given, larger, make_classes(tmp_path / "raw")[1]], tmp_path / "out")
-    told = "2 pictures have copies in another split, such as larger: 1.png in test and celeba: "
+    told = "2 images have copies in another split, for example larger: 1.png in test and celeba: "
     assert any(line.startswith(told) for line in said)
     packed = {
         int(Path(row["original"]).stem): row
@@ -707,8 +711,8 @@ def test_a_split_that_comes_with_a_copy_is_that_of_the_person(tmp_path: Path) ->
     larger = Input(tmp_path / "larger", "groundtruth")
     said = pack([given, larger, make_classes(tmp_path / "raw")[1]], tmp_path / "out")
     assert (
-        "left out 1 of persons who are in another split, as copies show, such as larger: other.png "
-        "in train; celeba: img_align_celeba/000058.jpg is in test (each in left_out.csv)"
+        "left out 1 of people in another split, found through copies, for example larger: "
+        "other.png in train; celeba: img_align_celeba/000058.jpg is in test (listed in left_out.csv)"
     ) in said
     assert left_out(tmp_path / "out")["other.png"] == "other_split"
     packed = {row["original"]: row["split"] for row in rows(tmp_path / "out/manifest.csv")}
@@ -731,7 +735,7 @@ ENTRIES = st.builds(
 @settings(max_examples=200, deadline=None)
 def test_nobody_is_in_two_splits_whatever_was_given(groups: list[list[Entry]]) -> None:
     pictures = [
-        Picture(best, Facts(sha256=f"{n:064x}"), tuple(copies))
+        Picture(best, FileFacts(sha256=f"{n:064x}"), tuple(copies))
         for n, (best, *copies) in enumerate(groups)
     ]
     splits, dropped = assign(pictures, (60, 20, 20))
@@ -777,7 +781,7 @@ def test_what_could_not_be_read_is_read_again(
         path.rename(path.with_suffix(".away"))
         # As on a drive that is not mounted; neither size nor time tell when it is again.
         path.symlink_to("absent")
-    with pytest.raises(DataError, match="3 of made's 20 pictures cannot be read"):
+    with pytest.raises(DataError, match="3 of made's 20 images cannot be read"):
         pack(inputs, tmp_path / "out")
     assert "absent" not in (tmp_path / "out/reading.jsonl").read_text()
 
@@ -791,7 +795,7 @@ def test_what_could_not_be_read_is_read_again(
         path.with_suffix(".away").rename(path)
     with monkeypatch.context() as patch:
         patch.setattr(reading, "read_file", fail)
-        with pytest.raises(DataError, match="3 of made's 20 pictures cannot be read"):
+        with pytest.raises(DataError, match="3 of made's 20 images cannot be read"):
             pack(inputs, tmp_path / "out")
     pack(inputs, tmp_path / "out")
     assert len(scan(tmp_path / "out").samples) == 40
@@ -817,7 +821,7 @@ def test_a_picture_that_changes_while_it_is_read_is_read_again(
     entry = Entry("generated", "raw", tmp_path / "raw", "0.jpg")
     facts = reading.read_facts
 
-    def disturb(entry: Entry) -> reading.Facts:
+    def disturb(entry: Entry) -> reading.FileFacts:
         found = facts(entry)
         save(path, 2, 80, 80)
         return found
@@ -864,7 +868,7 @@ def test_what_a_finished_set_lacks_is_packed_again(tmp_path: Path) -> None:
             ):
                 scan(output)
         said = pack(inputs, output)
-        assert any(line.endswith("; packing what is not whole") for line in said)
+        assert any(line.endswith("; packing it again") for line in said)
         assert contents(output) == before
     document = json.loads(before["dataset.json"])
     (output / "train-000000.tar").unlink()
@@ -880,7 +884,7 @@ def test_what_a_finished_set_lacks_is_packed_again(tmp_path: Path) -> None:
 def test_where_nothing_is_left_it_says_why(tmp_path: Path) -> None:
     made = make_classes(tmp_path / "raw", 4)[1]
     shutil.copytree(made.path, tmp_path / "same")
-    with pytest.raises(DataError, match="no generated picture is left: 4 that are in both classes"):
+    with pytest.raises(DataError, match="no generated image is left: 4 in both classes"):
         pack([made, Input(tmp_path / "same", "groundtruth")], tmp_path / "out")
 
 
@@ -891,8 +895,8 @@ def test_no_picture_is_given_twice(tmp_path: Path) -> None:
         (Input(photos.path, "groundtruth"), "photos is given twice: give it once"),
         (Input(photos.path, "groundtruth", "other"), "photos is given twice"),
         (Input(tmp_path / "link", "generated"), "link is given twice"),
-        (Input(photos.path / "00", "groundtruth"), "lie one in the other: give each picture once"),
-        (Input(tmp_path / "raw"), "lie one in the other"),
+        (Input(photos.path / "00", "groundtruth"), "is inside the other: give each image once"),
+        (Input(tmp_path / "raw"), "is inside the other"),
     ):
         with pytest.raises(DataError, match=message):
             find_entries([photos, made, again])
@@ -904,7 +908,7 @@ def test_folders_of_one_name_can_be_told_apart(tmp_path: Path) -> None:
             save(tmp_path / name / "faces" / CLASSES[n % 2] / f"{n}.png", 100 * ord(name) + n)
     one, two = (tmp_path / name / "faces" for name in "ab")
     done = call(one, two, "--output", tmp_path / "out")
-    assert "two sources are called faces: give one as OTHER_NAME=PATH" in done.stderr
+    assert "two sources are named faces: give one as OTHER_NAME=PATH" in done.stderr
     done = call(one, f"other={two}", "--output", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     sources = {row["source"] for row in rows(tmp_path / "out/manifest.csv")}
@@ -920,7 +924,7 @@ def test_pictures_that_become_the_same_are_packed_once(tmp_path: Path) -> None:
     settings = Settings(quality=(80, 81), split=(50, 25, 25), shard_images=20)
     said = pack(inputs, tmp_path / "out", settings)
     # One of each quality.
-    assert any(line.startswith("left out 22 that became the same as others: ") for line in said)
+    assert any(line.startswith("left out 22 with the same encoding as others: ") for line in said)
     assert len(scan(tmp_path / "out").samples) == 34
     assert Counter(left_out(tmp_path / "out").values()).keys() == {"copy", "both_classes"}
     # Shards that lack them are known again.
@@ -933,7 +937,7 @@ def test_pictures_that_become_the_same_are_packed_once(tmp_path: Path) -> None:
 def test_each_split_with_pictures_has_both_classes(tmp_path: Path) -> None:
     given = celeba(tmp_path / "celeba")
     made = make_classes(tmp_path / "raw")[1]
-    with pytest.raises(DataError, match="no generated picture is left for test: give more, or"):
+    with pytest.raises(DataError, match="no generated image is left for test: add more, or"):
         pack([given, made], tmp_path / "out", Settings(split=(80, 20, 0)))
 
 
@@ -942,4 +946,4 @@ def test_no_picture_takes_more_than_was_reckoned() -> None:
     for quality in (75, 95, 100):
         noise = rng.integers(0, 256, (128, 128, 3)).astype(np.uint8)
         taken = len(match(noise, 128, quality))
-        assert taken <= most_bytes(128, quality) <= 2 * taken
+        assert taken <= max_jpeg_bytes(128, quality) <= 2 * taken

@@ -13,7 +13,7 @@ from ffd_runtime.model.card import CLASSES
 
 from .audit import Audit
 from .facts import FACTS
-from .groups import shown
+from .groups import format_summary
 from .probe import VIEWS, Score
 
 _STYLES = {"high": "bold red", "medium": "yellow", "low": "dim"}
@@ -54,7 +54,9 @@ def _groups(audit: Audit) -> Grid:
     )
     grid = _grid(title, ["group"], names)
     for group in audit.groups:
-        values = [shown(group.facts[fact.name], fact) if group.facts else "" for fact in facts]
+        values = [
+            format_summary(group.facts[fact.name], fact) if group.facts else "" for fact in facts
+        ]
         plain = "" if group.plain is None else f"{100 * group.plain:.0f} %"
         indent = "" if group.name == group.label else "  "
         grid.add_row(

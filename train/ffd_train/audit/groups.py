@@ -134,7 +134,7 @@ def describe(values: npt.NDArray[Any], fact: Fact) -> dict[str, float]:
     return {"median": float(median), "p5": float(low), "p95": float(high)}
 
 
-def shown(summary: dict[str, float], fact: Fact) -> str:
+def format_summary(summary: dict[str, float], fact: Fact) -> str:
     """A summary in a word: the median, or the most frequent value."""
     if not summary:
         return "none"
@@ -145,7 +145,7 @@ def shown(summary: dict[str, float], fact: Fact) -> str:
     return f"{summary['median']:.{fact.digits}f}"
 
 
-def typical(values: npt.NDArray[Any], fact: Fact) -> str:
+def describe_typical(values: npt.NDArray[Any], fact: Fact) -> str:
     """A column in a few words: its most frequent values, or where the middle 90 % lie."""
     if fact.digits is None:
         texts = [str(value) or "none" for value in values]

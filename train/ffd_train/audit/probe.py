@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
 from .facts import Fact, Table, facts_of_view
-from .groups import typical
+from .groups import describe_typical
 from .picture import SMALL
 
 Values = npt.NDArray[np.float32]
@@ -71,7 +71,7 @@ class FactScore:
     Attributes:
         fact: which.
         score: of a tree that sees only this fact.
-        values: what is typical of each side, such as `{"generated": "75", "groundtruth": "95"}`.
+        values: the typical value of each side, such as `{"generated": "75", "groundtruth": "95"}`.
     """
 
     fact: Fact
@@ -247,7 +247,8 @@ def _telling(
         known = found.get(fact.family)
         if score.stands_out and (known is None or score.auc > known.score.auc + 0.005):
             values = {
-                name: typical(table.columns[fact.name][side], fact) for name, side in sides.items()
+                name: describe_typical(table.columns[fact.name][side], fact)
+                for name, side in sides.items()
             }
             found[fact.family] = FactScore(fact, score, values)
     return tuple(sorted(found.values(), key=lambda one: -round(one.score.auc, 2)))

@@ -1,4 +1,4 @@
-"""ffd-data: what a data set is worth before a network sees it, and how it is made ready."""
+"""ffd-data: audit and pack data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from ffd_runtime.cli.command import say
 from ffd_runtime.cli.options import version_option
 
-# Each module has a command of the same name.
+# The module of each command; its function has the command's name.
 COMMANDS = {
     "audit": "ffd_train.cli.data_audit",
     "prepare": "ffd_train.cli.data_prepare",
@@ -18,7 +18,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is named, and whose errors are one line each."""
+    """A group that imports commands on demand, and prints usage errors on one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,4 +53,4 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup)
 @version_option()
 def main() -> None:
-    """Look at a data set of generated faces and photographs, and make it ready to train on."""
+    """Audit a data set of generated faces and photographs, or pack it for training."""

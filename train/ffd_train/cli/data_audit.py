@@ -1,4 +1,4 @@
-"""ffd-data audit: what a data set gives away besides faces."""
+"""ffd-data audit: find cues other than the faces that separate the classes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Examples:
   ffd-data audit faces/ --html audit.html
   ffd-data audit celeba-and-gan/ --sample 5000 --json > audit.json
 \b
-Every image is read and decoded once. 200,000 of them take 2 GB of memory, and
-5 minutes of one core at 300x300 pixels. Exit code: 0 whatever is found, 3 if
+Every image is read and decoded once. 200,000 images of 300x300 pixels take 2 GB
+of memory and 5 minutes of one core. Exit code: 0 with or without findings, 3 if
 some images cannot be read.
 """
 
@@ -33,34 +33,36 @@ some images cannot be read.
     "--sample",
     type=click.IntRange(1),
     metavar="N",
-    help="Look at no more than N images of each class and source, the same ones every time. Copies "
-    "are then only found among them.",
+    help="Read a deterministic sample of at most N images of each class and source. Copies are "
+    "only found within the sample.",
 )
 @click.option(
     "--html",
     type=click.Path(path_type=Path),
     metavar="FILE.html",
-    help="Write one page: verdicts, numbers, histograms, contact sheets, copies side by side.",
+    help="Write a page with findings, numbers, histograms, contact sheets and copies.",
 )
 @format_option("")
 @version_option()
 def audit(data: Path, sample: int | None, html: Path | None, as_json: bool | None) -> None:
-    """Find what tells the classes of DATA apart besides the faces.
+    """Find cues other than the faces that separate the classes of DATA.
 
-    DATA is a folder with generated/ and groundtruth/, or with train/, val/ and test/ that hold
-    these two; its manifest.csv, where there is one, names each image's source.
+    DATA is a folder with generated/ and groundtruth/, or with these two in train/, val/ and test/.
+    Its manifest.csv may name each image's source.
     """
     from datetime import datetime
 
     import cv2
 
-    from ..audit.audit_page import check_page, write_page
+    from ffd_runtime.outputs.html_page import require_page_path
+
+    from ..audit.audit_page import write_page
     from ..audit.facts import list_images
 
     cv2.setNumThreads(1)
     started = datetime.now().astimezone()
     if html:
-        check_page(html)
+        require_page_path(html, "--html")
     done = _audit(list_images(data, sample))
     if html:
         write_page(html, done, started)
@@ -73,7 +75,7 @@ def audit(data: Path, sample: int | None, html: Path | None, as_json: bool | Non
         click.echo(json.dumps({**done.to_dict(), "sample": sample}))
     if done.table.unreadable:
         for one in done.table.unreadable:
-            say_more(f"left out {one.sample.path!a}: {one.message}")
+            say_more(f"skipped {one.sample.path!a}: {one.message}")
         click.get_current_context().exit(3)
 
 
@@ -81,11 +83,11 @@ def _audit(data: FaceData) -> Audit:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from ..audit.audit import audit as look
+    from ..audit.audit import audit as run_audit
 
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     disable = not console.is_terminal
     with Progress(*columns, console=console, disable=disable, transient=True) as bar:
         task = bar.add_task("", total=len(data.samples))
-        return look(data, lambda: bar.advance(task), say)
+        return run_audit(data, lambda: bar.advance(task), say)

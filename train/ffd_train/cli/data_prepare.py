@@ -1,12 +1,13 @@
-"""ffd-data prepare: from folders of raw pictures to a packed data set."""
+"""ffd-data prepare: pack folders of images into a data set of shards."""
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,102 +27,126 @@ Examples:
 """
 
 
-def _numbers(
+@dataclass(frozen=True)
+class PrepareOptions:
+    """The arguments and options of ffd-data prepare."""
+
+    folders: tuple[str, ...]
+    groundtruth: tuple[str, ...]
+    generated: tuple[str, ...]
+    output: Path
+    match: bool
+    side: int | None
+    quality: tuple[int, int]
+    split: tuple[int, int, int]
+    shard_images: int | None
+    workers: int | None
+
+    def inputs(self) -> list[Input]:
+        """Return the folders to pack.
+
+        Raises:
+            UsageError: options contradict each other, or a class is missing.
+        """
+        if self.side and not self.match:
+            raise click.UsageError("--side needs --match")
+        if not self.folders and not (self.groundtruth and self.generated):
+            raise click.UsageError("give --groundtruth and --generated, or a DATA with both")
+        return [
+            *(_parse_input(text, None) for text in self.folders),
+            *(_parse_input(text, "groundtruth") for text in self.groundtruth),
+            *(_parse_input(text, "generated") for text in self.generated),
+        ]
+
+
+def _parse_numbers(
     form: str, count: int, context: click.Context, parameter: click.Parameter, text: str
 ) -> tuple[int, ...]:
     numbers = tuple(int(part) for part in re.findall(r"\d+", text)) if len(text) < 20 else ()
     if len(numbers) != count or re.sub(r"\d+", "N", text) != re.sub(r"\d+", "N", form):
-        raise click.BadParameter(f"expected a form like {form}, not {text}")
+        raise click.BadParameter(f"expected a value like {form}, not {text}")
     return numbers
 
 
-def _quality(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    low, high = _numbers("75-95", 2, context, parameter, text)
+def _parse_quality(
+    context: click.Context, parameter: click.Parameter, text: str
+) -> tuple[int, ...]:
+    low, high = _parse_numbers("75-95", 2, context, parameter, text)
     if not 1 <= low <= high <= 100:
-        raise click.BadParameter("qualities go from 1 to 100, the lower first")
+        raise click.BadParameter("expected 1 <= LOW <= HIGH <= 100")
     return low, high
 
 
-def _split(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    shares = _numbers("80/10/10", 3, context, parameter, text)
+def _parse_split(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    shares = _parse_numbers("80/10/10", 3, context, parameter, text)
     if sum(shares) != 100 or not shares[0]:
-        raise click.BadParameter("the three must sum to 100, and the first is not 0")
+        raise click.BadParameter("the three must sum to 100, and TRAIN must not be 0")
     return shares
 
 
 @click.command("prepare", cls=Command, epilog=EPILOG)
 @click.argument("folders", metavar="[[NAME=]DATA]...", nargs=-1)
 @click.option("--groundtruth", multiple=True, metavar="[NAME=]PATH", help="Folder of photographs.")
-@click.option("--generated", multiple=True, metavar="[NAME=]PATH", help="Folder of generated ones.")
+@click.option(
+    "--generated", multiple=True, metavar="[NAME=]PATH", help="Folder of generated images."
+)
 @click.option(
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of the packed data set. If it was begun by the same command, that goes on.",
+    help="Folder of the packed data set. The same command resumes an interrupted one.",
 )
 @click.option(
     "--match/--no-match",
     default=True,
     show_default=True,
-    help="Treat all pictures alike: the largest centre square, shrunk to one size and never "
-    "enlarged, then a JPEG without EXIF, 4:2:0, whose quality is drawn by content. Smaller "
-    "pictures are left out. Otherwise files are packed as they are.",
+    help="Encode all images alike: crop the largest centre square, shrink it to --side, and save a "
+    "4:2:0 JPEG without EXIF, with a quality drawn by content. Smaller images are left out. "
+    "--no-match packs the original files.",
 )
 @click.option(
     "--side",
     type=click.IntRange(32, 4096),
     metavar="PIXELS",
-    help="Of the squares. Default: the largest that 95 % of each source's pictures have, from 64 "
-    "to 512.",
+    help="Side of the squares. Default: the largest that 95 % of each source's images reach, from "
+    "64 to 512.",
 )
 @click.option(
     "--quality",
     default="75-95",
     show_default=True,
-    callback=_quality,
+    callback=_parse_quality,
     metavar="LOW-HIGH",
-    help="Of the JPEGs, the same chances for both classes.",
+    help="JPEG quality, with the same distribution for both classes.",
 )
 @click.option(
     "--split",
     default="80/10/10",
     show_default=True,
-    callback=_split,
+    callback=_parse_split,
     metavar="TRAIN/VAL/TEST",
-    help="Percent of what has no split yet. CelebA's partition, split folders and a manifest.csv's "
-    "split column are kept, and one person's pictures stay together.",
+    help="Percentages for images without a split. Splits of CelebA's partition, split folders and "
+    "manifest.csv are kept. The images of one person stay together.",
 )
 @click.option(
     "--shard-images",
     type=click.IntRange(1),
     metavar="N",
-    help="The most in one shard. Default: about 256 MiB.",
+    help="Maximum number of images in a shard. Default: about 256 MiB.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Threads. Default: one for each core.")
-def prepare(
-    folders: tuple[str, ...],
-    groundtruth: tuple[str, ...],
-    generated: tuple[str, ...],
-    output: Path,
-    match: bool,
-    side: int | None,
-    quality: tuple[int, int],
-    split: tuple[int, int, int],
-    shard_images: int | None,
-    workers: int | None,
-) -> None:
-    """Make a data set of raw pictures: no copies, treated alike, split, in a few large files.
+@click.option("--workers", type=click.IntRange(1), help="Threads. Default: one per core.")
+def prepare(**options: Any) -> None:
+    """Pack images into a data set of shards: without copies, uniformly encoded, and split.
 
-    PATH is a folder of pictures, nested as they come. CelebA is known by list_eval_partition.txt
-    and identity_CelebA.txt, in it, or in a folder or two above it or their Anno/ and Eval/. DATA
-    has generated/ and groundtruth/, perhaps in train/, val/ and test/, as ffd-train takes it. A
-    manifest.csv in a folder may name each path's source, split and identity. None is changed.
+    PATH is a folder of images, nested to any depth. CelebA's lists, list_eval_partition.txt and
+    identity_CelebA.txt, are read from PATH, its two parent folders, or their Anno/ and Eval/. DATA
+    has generated/ and groundtruth/, optionally in train/, val/ and test/, as for ffd-train. A
+    manifest.csv in a folder may name each image's source, split and identity. The folders are not
+    modified.
 
-    Of copies, exact or nearly so, the largest is kept; none of those in both classes. What was left
-    out, and why, is in left_out.csv. The shards are WebDataset tars.
+    Of exact and near copies, the largest is kept; copies in both classes are all left out.
+    left_out.csv lists the images left out, with reasons. The shards are WebDataset tars.
     """
-    if side and not match:
-        raise click.UsageError("--side is for --match")
     import cv2
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
@@ -130,13 +155,12 @@ def prepare(
 
     from ..prepare import preparing
 
-    inputs = [_input(text, None) for text in folders]
-    inputs += [_input(text, "groundtruth") for text in groundtruth]
-    inputs += [_input(text, "generated") for text in generated]
-    if not folders and not (groundtruth and generated):
-        raise click.UsageError("give --groundtruth and --generated, or a DATA with both")
+    chosen = PrepareOptions(**options)
+    inputs = chosen.inputs()
     cv2.setNumThreads(1)
-    settings = preparing.Settings(match, side, quality, split, shard_images)
+    settings = preparing.Settings(
+        chosen.match, chosen.side, chosen.quality, chosen.split, chosen.shard_images
+    )
     console = Console(stderr=True, highlight=False)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     quiet = not console.is_terminal
@@ -153,16 +177,16 @@ def prepare(
 
         try:
             unreadable = preparing.prepare(
-                inputs, output, settings, workers or count_cores(), tell, track
+                inputs, chosen.output, settings, chosen.workers or count_cores(), tell, track
             )
         except KeyboardInterrupt:
-            tell("stopped; the same command goes on from here")
+            tell("stopped; run the same command to resume")
             raise
     if unreadable:
         click.get_current_context().exit(3)
 
 
-def _input(text: str, label: str | None) -> Input:
+def _parse_input(text: str, label: str | None) -> Input:
     from ..prepare.entries import Input
 
     name, sign, path = text.partition("=")

@@ -1,1 +1,1 @@
-"""From folders of raw pictures to a packed data set: what ffd-data prepare does."""
+"""ffd-data prepare: pack folders of images into a data set of shards."""

@@ -1,4 +1,4 @@
-"""CelebA's own lists: who is on a picture, and which split its authors put it in.
+"""CelebA's lists of identities and splits.
 
 "Deep Learning Face Attributes in the Wild", Liu et al., 2015.
 """
@@ -13,74 +13,75 @@ from ffd_runtime.core.errors import DataError
 
 from ..folders import SPLITS, ClassFolder
 
-# As torchvision, the authors' drive and others' CSVs have them.
+# File names of the authors' drive and torchvision, and of CSV copies.
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 IDENTITIES = ("identity_CelebA.txt", "identity_CelebA.csv")
-# The authors' drive has Img/img_align_celeba/, Anno/ and Eval/; others nest the pictures twice.
+# The authors' drive has Img/img_align_celeba/, Anno/ and Eval/; some copies nest the images twice.
 MAX_PARENTS = 2
 LIST_FOLDERS = ("", "Anno", "Eval")
-# A list that names fewer of the pictures is of other pictures, or these were renamed.
+# Minimum share of images that a list must name. With fewer, it is a list of other images, or the
+# images were renamed.
 MIN_MATCHED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Lists:
-    """What the lists say of a folder's pictures.
+    """The lists' entries for the images of a folder.
 
     Attributes:
-        splits: by the picture's path in the folder.
-        identities: by the picture's path in the folder.
-        persons: the list of identities, links followed; None where there is none.
-        said: what was found, for a person; empty where nothing looks like CelebA.
+        splits: split by the image's path in the folder.
+        identities: identity by the image's path in the folder.
+        persons: path of the list of identities, with links resolved; None if there is none.
+        summary: message for the user; empty if the folder does not look like CelebA.
     """
 
     splits: dict[str, str] = field(default_factory=dict)
     identities: dict[str, str] = field(default_factory=dict)
     persons: Path | None = None
-    said: str = ""
+    summary: str = ""
 
 
 def read_lists(folder: ClassFolder, name: str) -> Lists:
-    """What CelebA's lists say, by the pictures' names without suffix: copies as PNG are common.
+    """Read CelebA's lists for a folder. Names are compared without suffix: PNG copies are common.
 
-    They are looked for in the folder, and above it where it, or what it is a link to, has
-    photographs. A folder that lies in a split stays there, whatever the partition says.
+    The lists are searched in the folder, and for photographs also above it and above the target of
+    a link. A folder in a split keeps this split.
 
     Args:
-        folder: of the pictures.
-        name: of the folder, for a person.
+        folder: folder of the images.
+        name: name of the folder in messages.
 
     Raises:
-        DataError: a list is damaged, or names few of the pictures.
+        DataError: a list is invalid, or names too few of the images.
     """
     path, pictures = folder.path, folder.listing.pictures
     places = [path / other for other in folder.listing.others]
-    # Generated pictures may be numbered like CelebA's, and lie beside it.
+    # Generated images next to CelebA may have the same numbers as names.
     places += _places_above(path) if folder.label == "groundtruth" else ()
     partition = None if folder.split else _first(places, PARTITIONS)
     splits = _match(partition, path, pictures)
     for picture, number in splits.items():
         if number not in ("0", "1", "2"):
-            raise DataError(f"CelebA's partition has {number} for {picture}: known are 0, 1 and 2")
-        # 0 is training, 1 validation, 2 testing.
+            raise DataError(f"CelebA's partition has {number} for {picture}: expected 0, 1 or 2")
+        # 0: training, 1: validation, 2: testing.
         splits[picture] = SPLITS[int(number)]
     persons = _first(places, IDENTITIES)
     identities = _match(persons, path, pictures)
-    said = ""
-    if splits or identities or _is_called_so(path):
-        said = (
+    summary = ""
+    if splits or identities or _is_named_celeba(path):
+        summary = (
             f"{name}: CelebA's partition of {len(splits)}, identity of {len(identities)} of "
             f"{len(pictures)} pictures"
         )
-    return Lists(splits, identities, persons and persons.resolve(), said)
+    return Lists(splits, identities, persons and persons.resolve(), summary)
 
 
-def _is_called_so(folder: Path) -> bool:
+def _is_named_celeba(folder: Path) -> bool:
     return "celeba" in "/".join(folder.resolve().parts[-3:]).lower()
 
 
 def _places_above(folder: Path) -> Iterator[Path]:
-    # A link may lie beside the lists, or what it leads to.
+    # The lists may be next to a link or next to its target.
     for start in dict.fromkeys((folder.absolute(), folder.resolve())):
         for parent in start.parents[:MAX_PARENTS]:
             for beside in LIST_FOLDERS:
@@ -92,21 +93,21 @@ def _first(places: Sequence[Path], names: Sequence[str]) -> Path | None:
 
 
 def _match(path: Path | None, folder: Path, pictures: Sequence[str]) -> dict[str, str]:
-    """A list's second column, by picture."""
+    """Return the second column of a list, by image."""
     if path is None:
         return {}
     listed = {PurePosixPath(name).stem: value for name, value in _read_pairs(path)}
     stems = ((picture, PurePosixPath(picture).stem) for picture in pictures)
     found = {picture: listed[stem] for picture, stem in stems if stem in listed}
-    if not found and folder not in path.parents and not _is_called_so(folder):
-        # Of a folder that lies beside this one.
+    if not found and folder not in path.parents and not _is_named_celeba(folder):
+        # The list of a neighbouring folder.
         return {}
     if len(found) < MIN_MATCHED_SHARE * len(pictures):
         lacking = next(picture for picture in pictures if picture not in found)
         raise DataError(
-            f"{path} names {len(found)} of {len(pictures)} pictures, such as {lacking!a} not: "
-            "give them their names in CelebA, copy the list again if it is cut off, or, if they "
-            "are others, keep it elsewhere"
+            f"{path} names {len(found)} of {len(pictures)} images, for example not {lacking!a}: "
+            "restore CelebA's file names, copy the list again if it is truncated, or move it away "
+            "if these are other images"
         )
     return found
 
@@ -120,5 +121,5 @@ def _read_pairs(path: Path) -> list[list[str]]:
     # A CSV has a heading.
     pairs = [pair for pair in pairs if len(pair) != 2 or pair[1].isdigit()]
     if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise DataError(f"{path} should have a file's name and a number in each line")
+        raise DataError(f"{path} must have a file name and a number in each line")
     return pairs

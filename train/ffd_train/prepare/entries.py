@@ -1,4 +1,4 @@
-"""What is there to prepare: every picture of the given folders, and what is known of it."""
+"""The images of the input folders, with their metadata."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .picture_metadata import read_metadata
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A picture to prepare.
+    """An image to pack.
 
     Attributes:
         label: `generated` or `groundtruth`.
-        source: name of where it came from.
-        root: folder that was given.
-        name: path below it, with forward slashes.
-        identity: whom it shows; empty where nobody says.
-        split: that its makers put it in; empty where they do not say.
-        scope: list within which an identity means one person; None for the folder.
+        source: name of the source.
+        root: input folder.
+        name: path below the root, with forward slashes.
+        identity: the person in the image; empty if unknown.
+        split: split in the source; empty if unassigned.
+        scope: list in which the identity is unique; None for the root.
     """
 
     label: str
@@ -39,23 +39,23 @@ class Entry:
 
     @property
     def path(self) -> Path:
-        """Of the file."""
+        """Path of the file."""
         return self.root / self.name
 
     @property
     def person(self) -> tuple[Path, str]:
-        """Whom it shows, among all folders."""
+        """The identity, unique among all folders."""
         return self.scope or self.root, self.identity
 
 
 @dataclass(frozen=True)
 class Input:
-    """A folder as it was given.
+    """An input folder.
 
     Attributes:
         path: the folder.
-        label: of all its pictures; None for one laid out as ffd-train takes it.
-        source: name of its pictures' source; None for the folder's.
+        label: class of all its images; None for a folder with class folders.
+        source: name of the source; None for the folder's name.
     """
 
     path: Path
@@ -64,18 +64,18 @@ class Input:
 
     @property
     def name(self) -> str:
-        """What its source is called."""
+        """Name of the source."""
         return self.source or self.path.resolve().name
 
 
 @dataclass(frozen=True)
 class Found:
-    """All that was given.
+    """The contents of input folders.
 
     Attributes:
-        entries: every picture, in a fixed order.
-        ignored: how many other files there were.
-        notes: what a person is told of them.
+        entries: all images, in a deterministic order.
+        ignored: number of files that are not images.
+        notes: messages for the user.
     """
 
     entries: list[Entry]
@@ -84,11 +84,11 @@ class Found:
 
 
 def find_entries(inputs: Sequence[Input]) -> Found:
-    """Every picture of some folders.
+    """Find the images of all input folders.
 
     Raises:
-        DataError: a folder is absent, has no pictures or another layout, lies in another, two
-            sources have one name, or the split that was given has one person in two of its parts.
+        DataError: a folder does not exist, has no images, has an unknown layout or is inside
+            another, two sources have the same name, or a person is in two splits.
     """
     _refuse_overlaps(inputs)
     entries: list[Entry] = []
@@ -97,7 +97,7 @@ def find_entries(inputs: Sequence[Input]) -> Found:
     for given in inputs:
         found = _find_labelled(given) if given.label is None else _find_class(given, given.label)
         if not found.entries:
-            raise DataError(f"{given.path} has no pictures")
+            raise DataError(f"{given.path} has no images")
         entries += found.entries
         ignored += found.ignored
         notes += found.notes
@@ -106,10 +106,10 @@ def find_entries(inputs: Sequence[Input]) -> Found:
 
 
 def _refuse_overlaps(inputs: Sequence[Input]) -> None:
-    """Each picture may be given once, and each name may mean one folder.
+    """Check that no image is given twice, and that source names are unique.
 
     Raises:
-        DataError: it is otherwise.
+        DataError: they are not.
     """
     for number, given in enumerate(inputs):
         own = given.path.resolve()
@@ -119,30 +119,31 @@ def _refuse_overlaps(inputs: Sequence[Input]) -> None:
                 raise DataError(f"{given.path} is given twice: give it once")
             if own.is_relative_to(theirs) or theirs.is_relative_to(own):
                 raise DataError(
-                    f"{given.path} and {other.path} lie one in the other: give each picture once"
+                    f"one of {given.path} and {other.path} is inside the other: give each image "
+                    "once"
                 )
             if given.name == other.name:
-                raise DataError(f"two sources are called {given.name}: give one as OTHER_NAME=PATH")
+                raise DataError(f"two sources are named {given.name}: give one as OTHER_NAME=PATH")
         if not given.name:
             raise DataError(f"{given.path} has no name: give it as NAME=PATH")
 
 
 def _find_labelled(given: Input) -> Found:
-    """A folder with generated/ and groundtruth/, or with these in each split."""
+    """Find the images of a folder with class folders."""
     if is_packed(given.path):
-        raise DataError(f"{given.path} is packed already: give the folders that it was made from")
+        raise DataError(f"{given.path} is already packed: give the original folders")
     return _describe(given, find_class_folders(given.path))
 
 
 def _find_class(given: Input, label: str) -> Found:
-    """A folder of one class, nested as it may be."""
+    """Find the images of a folder with one class, at any depth."""
     if not os.path.isdir(given.path):
         raise DataError(f"{given.path}: no such folder")
     return _describe(given, [ClassFolder(given.path, "", label, "", list_files(given.path))])
 
 
 def _describe(given: Input, folders: Sequence[ClassFolder]) -> Found:
-    """The pictures of a given folder, with all that is known of them."""
+    """Return the images of class folders with their metadata."""
     if not any(folder.listing.pictures for folder in folders):
         return Found([], 0, [])
     known, notes = read_metadata(folders, given.name)
@@ -166,17 +167,17 @@ def _describe(given: Input, folders: Sequence[ClassFolder]) -> Found:
 
 
 def _refuse_shared_identities(entries: Iterable[Entry]) -> None:
-    """Nobody may be in two of the splits that the makers made.
+    """Check that each person is in one of the given splits.
 
     Raises:
-        DataError: somebody is.
+        DataError: a person is in two.
     """
     placed = (entry for entry in entries if entry.identity and entry.split)
     shared = find_shared((entry.person, entry.split, str(entry.path)) for entry in placed)
     if shared:
         (split, one), (other, two) = shared[0]
+        count = f"{len(shared)} people are" if len(shared) > 1 else "a person is"
         raise DataError(
-            f"{len(shared)} persons are in two splits, such as on {one} in {split} and {two} in "
-            f"{other}: move the pictures of each into one, or remove the partition's file, the "
-            "manifest's column split or the split folders to have the persons split anew"
+            f"{count} in two splits, for example in {one} ({split}) and {two} ({other}): move "
+            "the images of each person into one split, or remove the partition file, the manifest's column split or the split folders to create new splits"
         )

@@ -1,4 +1,4 @@
-"""The second pass: pictures are treated and written into shards, each of which appears whole."""
+"""The second pass: encode images and write them to shards, each atomically."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,21 +18,21 @@ from ffd_runtime.image.image_header import read_header
 
 from ..shards import INSIDE, Member, Shard
 from .matching import draw_quality, match
-from .reading import Threads
+from .reading import OrderedPool
 from .selection import LeftOut, Picture
 
 BLOCK = tarfile.BLOCKSIZE
-# Of the file's name in a shard, by format; KEY must have no dot.
+# Hex digits of a member's KEY, which must not contain a dot.
 KEY_DIGITS = 24
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """What is done to every picture.
+    """The uniform encoding of all images.
 
     Attributes:
-        side: pixels of its square.
-        quality: lowest and highest of the JPEG.
+        side: side of the square, in pixels.
+        quality: lowest and highest JPEG quality.
     """
 
     side: int
@@ -41,7 +41,7 @@ class Treatment:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be: its name, its split, its pictures in order."""
+    """A planned shard: its name, split, and images in order."""
 
     name: str
     split: str
@@ -49,7 +49,7 @@ class ShardPlan:
 
 
 def plan_shards(splits: dict[str, list[Picture]], images: int) -> list[ShardPlan]:
-    """Shards of at most `images` pictures, of about the same length within a split."""
+    """Divide the splits into shards of similar length, with at most `images` images each."""
     plans = []
     for split, pictures in splits.items():
         count = -(-len(pictures) // images)
@@ -63,63 +63,77 @@ def write_shard(
     folder: Path,
     plan: ShardPlan,
     treatment: Treatment | None,
-    pool: Threads,
+    pool: OrderedPool,
     packed: dict[str, Member],
     advance: Callable[[], None],
 ) -> tuple[Shard, list[LeftOut]]:
-    """Write one shard, or find the one that an earlier run wrote.
+    """Write one shard, or read back the one that an interrupted run wrote.
 
-    Pictures that differ as files may become the same one; of these, the first is packed.
+    Different files may be encoded to identical bytes; only the first of them is packed.
 
     Args:
-        folder: that takes it.
-        plan: what it holds.
-        treatment: what is done to its pictures; None to pack each file as it is.
-        pool: threads that do it.
-        packed: members of the shards before, by the sha256 of their bytes; this one's are added.
-        advance: called after every picture.
+        folder: folder of the shard.
+        plan: the planned shard.
+        treatment: encoding of the images; None to pack the original files.
+        pool: threads that encode.
+        packed: members of all earlier shards, by sha256; the members of this shard are added.
+        advance: called after every image.
 
     Returns:
-        The shard, and what it leaves out.
+        The shard, and the images that it leaves out.
 
     Raises:
-        DataError: a picture has changed since it was read.
-        OutputError: the shard cannot be written, or the one that is there is another.
+        DataError: an image has changed since it was read.
+        OutputError: the shard cannot be written, or an existing shard does not match the plan.
     """
     path = folder / plan.name
     treat = partial(_treat, treatment=treatment)
-    left_out: list[LeftOut] = []
     before = len(packed)
     if path.exists():
-        for found in _read_back(path, plan, treat, packed):
-            if isinstance(found, LeftOut):
-                left_out.append(found)
-            advance()
+        results = _read_back(path, plan, treat, packed)
     else:
-        partial_path = path.with_name(path.name + ".partial")
-        try:
-            with partial_path.open("wb") as file:
-                treated = pool.in_order(treat, plan.pictures)
-                for picture, (data, suffix) in zip(plan.pictures, treated, strict=True):
-                    advance()
-                    if same := packed.get(hashlib.sha256(data).hexdigest()):
-                        left_out.append(_leave_out(picture, same))
-                        continue
-                    name = f"{picture.facts.sha256[:KEY_DIGITS]}"
-                    member = _member(plan, picture, f"{name}.{suffix}", data, file.tell() + BLOCK)
-                    file.write(_tar_file(f"{name}.{suffix}", data))
-                    file.write(_tar_file(f"{name}.json", _describe(member)))
-                    packed[member.sha256] = member
-                file.write(bytes(2 * BLOCK))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial_path, path)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {partial_path}: {error.strerror}; the whole shards before it stay, "
-                "run the same command again to go on"
-            ) from None
+        results = _write_new(path, plan, pool.in_order(treat, plan.pictures), packed)
+    left_out = []
+    for result in results:
+        if isinstance(result, LeftOut):
+            left_out.append(result)
+        advance()
     return Shard(plan.name, plan.split, len(packed) - before, path.stat().st_size), left_out
+
+
+def _write_new(
+    path: Path,
+    plan: ShardPlan,
+    treated: Iterable[tuple[bytes, str]],
+    packed: dict[str, Member],
+) -> Iterator[Member | LeftOut]:
+    """Write a shard; yields the result of each image.
+
+    Raises:
+        OutputError: the shard cannot be written.
+    """
+    partial_path = path.with_name(path.name + ".partial")
+    try:
+        with partial_path.open("wb") as file:
+            for picture, (data, suffix) in zip(plan.pictures, treated, strict=True):
+                if same := packed.get(hashlib.sha256(data).hexdigest()):
+                    yield _leave_out(picture, same)
+                    continue
+                key = picture.facts.sha256[:KEY_DIGITS]
+                member = _member(plan, picture, f"{key}.{suffix}", data, file.tell() + BLOCK)
+                file.write(_tar_file(f"{key}.{suffix}", data))
+                file.write(_tar_file(f"{key}.json", _describe(member)))
+                packed[member.sha256] = member
+                yield member
+            file.write(bytes(2 * BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial_path, path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {partial_path}: {error.strerror}; complete shards are kept, run the "
+            "same command to resume"
+        ) from None
 
 
 def _leave_out(picture: Picture, same: Member) -> LeftOut:
@@ -127,17 +141,17 @@ def _leave_out(picture: Picture, same: Member) -> LeftOut:
     return LeftOut(picture.entry, reason, f"{same.source}: {same.original}")
 
 
-_ANEW = "remove the --output and run it again"
+_START_OVER = "remove the --output folder and run the command again"
 
 
 def _treat(picture: Picture, treatment: Treatment | None) -> tuple[bytes, str]:
-    """The bytes to pack, and the suffix of their format."""
+    """Return the bytes to pack, and the suffix of their format."""
     try:
         data = read_file(picture.entry.path)
     except InputError as error:
-        raise DataError(f"{picture.entry.path}: {error.message} any more: {_ANEW}") from None
+        raise DataError(f"{picture.entry.path}: {error.message} any more: {_START_OVER}") from None
     if hashlib.sha256(data).hexdigest() != picture.facts.sha256:
-        raise DataError(f"{picture.entry.path} changed while it was packed: {_ANEW}")
+        raise DataError(f"{picture.entry.path} changed while it was packed: {_START_OVER}")
     if treatment is None:
         suffix = read_header(data).format
         return data, {"jpeg": "jpg", "tiff": "tif", "pnm": "ppm"}.get(suffix, suffix)
@@ -168,7 +182,7 @@ def _describe(member: Member) -> bytes:
 
 
 def _tar_file(name: str, data: bytes) -> bytes:
-    """A member of a tar, the same whoever writes it and when."""
+    """Return a member of a tar, independent of user and time."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
@@ -180,13 +194,14 @@ def _read_back(
     treat: Callable[[Picture], tuple[bytes, str]],
     packed: dict[str, Member],
 ) -> Iterator[Member | LeftOut]:
-    """What became of each picture in a shard that an earlier run wrote; packed ones are not read.
+    """Read back a shard of an interrupted run, without its images; yields each image's result.
 
     Raises:
-        OutputError: it is not the shard that is planned.
+        OutputError: the shard does not match the plan.
     """
     wrong = OutputError(
-        f"{path} holds something else: remove it and run this again, or choose another --output"
+        f"{path} does not match these inputs: remove it and run the command again, or choose "
+        "another --output"
     )
     try:
         with tarfile.open(path, "r:") as tar:

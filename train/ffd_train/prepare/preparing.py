@@ -1,4 +1,4 @@
-"""All of it, from the folders to dataset.json; a killed run goes on where it was."""
+"""The steps of ffd-data prepare, from the input folders to dataset.json; resumable."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ffd_runtime.model.card import CLASSES
 from ..folders import SPLITS
 from ..shards import BEGUN, DATASET, MANIFEST, SCHEMA, Member, Shard, manifest_bytes, read_index
 from .entries import Entry, Input, find_entries
-from .matching import common_side, most_bytes
+from .matching import common_side, max_jpeg_bytes
 from .packing import BLOCK, Treatment, plan_shards, write_shard
-from .reading import JOURNAL, LINE_BYTES, Facts, Journal, Threads, read_all
+from .reading import JOURNAL, LINE_BYTES, FileFacts, Journal, OrderedPool, read_all
 from .selection import (
     LeftOut,
     Picture,
     assign,
     count_reasons,
-    describe_shared,
+    describe_other_splits,
     describe_split_conflicts,
     drop_copies,
     drop_small,
@@ -41,32 +41,32 @@ from .selection import (
 )
 
 LEFT_OUT = "left_out.csv"
-# What a run that was killed may have been writing.
+# Files that an interrupted run may have left.
 UNFINISHED = {f"{name}.partial" for name in (BEGUN, MANIFEST, LEFT_OUT, DATASET)}
-# What decides the bytes, besides settings and inputs.
-MAKERS = ("version", "opencv")
-# Large enough that a disk reads it in one go, small enough to be copied again when that breaks.
+# Versions that affect the packed bytes, in addition to settings and inputs.
+VERSION_KEYS = ("version", "opencv")
+# Large enough for sequential reads, small enough to copy again after a failed transfer.
 SHARD_BYTES = 256 << 20
-# A detailed portrait's share of the bytes that noise takes in the same JPEG: most take half of it.
-OF_NOISE = 1 / 3
-# Headers, padding and description of a picture in a tar.
+# Size of a detailed portrait's JPEG relative to noise; most portraits need half of it.
+NOISE_SHARE = 1 / 3
+# Headers, padding and JSON of one image in a tar.
 MEMBER_BYTES = 5 * BLOCK
 
 Say = Callable[[str], None]
-# Told what begins and how many steps it has; gives what is called after each.
+# Called with the name and number of steps of a task; returns a function to call after each step.
 Track = Callable[[str, int], Callable[[], None]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are prepared; what decides the packed bytes, but for the pictures.
+    """Options that determine the packed bytes.
 
     Attributes:
-        match: treat all alike, instead of packing files as they are.
-        side: pixels of the squares; None for the largest that nearly all pictures have.
-        quality: lowest and highest of the JPEGs.
-        split: percent of train, val and test.
-        shard_images: the most in a shard; None for about 256 MiB.
+        match: encode all images alike, instead of packing the original files.
+        side: side of the squares, in pixels; None for the largest that nearly all images reach.
+        quality: lowest and highest JPEG quality.
+        split: percentages of train, val and test.
+        shard_images: maximum number of images in a shard; None for about 256 MiB.
     """
 
     match: bool = True
@@ -78,7 +78,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Selection:
-    """What is packed, and how."""
+    """The images to pack, and their encoding."""
 
     splits: dict[str, list[Picture]]
     left_out: list[LeftOut]
@@ -86,93 +86,98 @@ class _Selection:
 
     @property
     def bytes(self) -> int:
-        """Of the shards; of pictures that are treated, no more than that."""
+        """Size of the shards, in bytes; an upper limit if images are encoded."""
         pictures = [picture for split in self.splits.values() for picture in split]
         if self.treatment:
             high = self.treatment.quality[1]
-            return len(pictures) * (most_bytes(self.treatment.side, high) + MEMBER_BYTES)
+            return len(pictures) * (max_jpeg_bytes(self.treatment.side, high) + MEMBER_BYTES)
         return sum(picture.facts.size + MEMBER_BYTES for picture in pictures)
 
     @property
     def likely_bytes(self) -> int:
-        """Of the shards, rather too many than too few."""
-        return int(self.bytes * OF_NOISE) if self.treatment else self.bytes
+        """Conservative estimate of the size of the shards, in bytes."""
+        return int(self.bytes * NOISE_SHARE) if self.treatment else self.bytes
 
 
 def prepare(
     inputs: Sequence[Input], output: Path, settings: Settings, workers: int, say: Say, track: Track
 ) -> int:
-    """Pack the pictures of some folders; the folders stay as they are.
+    """Pack the images of input folders, which are not modified.
 
-    Run again after it was killed, it goes on; the result is the same, byte for byte.
+    Running it again resumes an interrupted run; the result is identical, byte for byte.
 
     Args:
         inputs: the folders.
-        output: folder of the packed data set; made if needed.
-        settings: how.
-        workers: threads; OpenCV decodes and encodes without Python's lock.
-        say: told one line at each step worth one.
-        track: shows progress.
+        output: folder of the packed data set; created if needed.
+        settings: options that determine the result.
+        workers: threads; OpenCV releases Python's lock.
+        say: receives status lines.
+        track: reports progress.
 
     Returns:
-        How many pictures could not be read.
+        The number of unreadable images.
 
     Raises:
-        DataError: the folders cannot be prepared as they are.
-        OutputError: `output` cannot be written, or holds what was made of other inputs or settings.
+        DataError: the input folders cannot be packed.
+        OutputError: `output` cannot be written, or is from other inputs or settings.
     """
     origin = {"version": __version__, "opencv": cv2.__version__, "settings": _as_json(settings)}
-    _require_apart(inputs, output)
-    _look_at(output, origin)
-    found = find_entries(inputs)
-    entries = found.entries
-    more = f" (other files left out: {found.ignored})" if found.ignored else ""
-    say(f"{len(entries)} pictures of {len({e.source for e in entries})} sources{more}")
-    for note in found.notes:
-        say(note)
+    _require_outside(inputs, output)
+    _check_output(output, origin)
+    entries = _find_and_report(inputs, say)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make {output}: {error.strerror}") from None
-    with Threads(workers) as pool, Journal(output / JOURNAL) as journal:
+        raise OutputError(f"cannot create {output}: {error.strerror}") from None
+    with OrderedPool(workers) as pool, Journal(output / JOURNAL) as journal:
         try:
             _require_space(len(entries) * LINE_BYTES - _size(output / JOURNAL), output)
             facts = read_all(entries, journal, pool, track("reading", len(entries)))
             origin["inputs_sha256"] = inputs_sha256(entries, facts)
-            done = _look_at(output, origin) and _is_whole(output, origin, say)
+            done = _check_output(output, origin) and _is_intact(output, origin, say)
             if not done:
                 selection = _select(entries, facts, settings, say)
                 _pack(selection, output, origin, settings, pool, say, track)
         finally:
-            # Only here, where no other run can have begun to write them.
+            # The journal's lock is still held: no other run can be writing these files.
             if (output / DATASET).exists():
                 (output / BEGUN).unlink(missing_ok=True)
                 journal.remove()
     unreadable = sum(bool(one.error) for one in facts)
-    say(f"{output} holds all of this already" if done else f"wrote {output}")
+    say(f"{output} is already complete" if done else f"wrote {output}")
     return unreadable
 
 
-def _require_apart(inputs: Sequence[Input], output: Path) -> None:
+def _find_and_report(inputs: Sequence[Input], say: Say) -> list[Entry]:
+    found = find_entries(inputs)
+    sources = {entry.source for entry in found.entries}
+    skipped = f" (skipped {found.ignored} other files)" if found.ignored else ""
+    say(f"{len(found.entries)} images of {len(sources)} sources{skipped}")
+    for note in found.notes:
+        say(note)
+    return found.entries
+
+
+def _require_outside(inputs: Sequence[Input], output: Path) -> None:
     for given in inputs:
         if output.resolve().is_relative_to(given.path.resolve()):
-            raise OutputError(f"{output} lies in {given.path}: choose an --output outside of it")
+            raise OutputError(f"{output} is inside {given.path}: choose an --output outside of it")
 
 
 def _as_json(settings: Settings) -> dict[str, Any]:
-    """The settings as they come back out of JSON."""
+    """Return the settings as JSON types, with lists in place of tuples."""
     document: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return document
 
 
-def _look_at(output: Path, origin: dict[str, Any]) -> bool:
-    """See whether a folder holds the same, as far as is known yet.
+def _check_output(output: Path, origin: dict[str, Any]) -> bool:
+    """Check that the output folder is empty, or from the same settings and inputs.
 
     Returns:
-        Whether it is finished.
+        Whether the data set is complete.
 
     Raises:
-        OutputError: it holds something else, or is no folder.
+        OutputError: the folder has other contents, or is not a folder.
     """
     try:
         names = {path.name for path in output.iterdir()} - UNFINISHED
@@ -184,7 +189,7 @@ def _look_at(output: Path, origin: dict[str, Any]) -> bool:
     if not finished and BEGUN not in names:
         if any(name.endswith(".tar") for name in names):
             raise OutputError(
-                f"{output} has shards but no {DATASET}: copy that from where it was packed, or "
+                f"{output} has shards but no {DATASET}: copy that file from the original, or "
                 "remove the folder"
             )
         if names - {JOURNAL}:
@@ -193,9 +198,9 @@ def _look_at(output: Path, origin: dict[str, Any]) -> bool:
     try:
         before = json.loads((output / (DATASET if finished else BEGUN)).read_bytes())
     except (OSError, ValueError) as error:
-        raise OutputError(f"cannot read what {output} was made of ({error}): remove it") from None
-    # What is finished stays right when a later version would pack it otherwise.
-    _require_same(before, origin, output, () if finished else MAKERS)
+        raise OutputError(f"cannot read the settings of {output} ({error}): remove it") from None
+    # A complete data set stays valid even if this version would pack different bytes.
+    _require_same(before, origin, output, () if finished else VERSION_KEYS)
     return finished
 
 
@@ -206,28 +211,29 @@ def _require_same(
         if name in origin and before.get(name) != origin[name]:
             what = "inputs" if name == "inputs_sha256" else name
             raise OutputError(
-                f"{output} was made with other {what}{_differing(before.get(name), origin[name])}: "
+                f"{output} was made with other {what}"
+                f"{_describe_difference(before.get(name), origin[name])}: "
                 "remove it or choose another --output"
             )
 
 
-def _is_whole(output: Path, origin: dict[str, Any], say: Say) -> bool:
-    """Whether a finished set still has all of its files; what it lacks can be packed again.
+def _is_intact(output: Path, origin: dict[str, Any], say: Say) -> bool:
+    """Whether a complete data set still has all of its files; missing ones can be packed again.
 
     Raises:
-        OutputError: other versions packed it, which may have packed otherwise.
+        OutputError: other versions packed it, and may have packed different bytes.
     """
     try:
         read_index(output)
     except DataError as error:
-        say(f"{error}; packing what is not whole")
+        say(f"{error}; packing it again")
         before = json.loads((output / DATASET).read_bytes())
-        _require_same(before, origin, output, MAKERS)
+        _require_same(before, origin, output, VERSION_KEYS)
         return False
     return True
 
 
-def _differing(before: Any, now: Any) -> str:
+def _describe_difference(before: Any, now: Any) -> str:
     if not isinstance(before, dict):
         return f" ({before})" if before and len(str(before)) < 20 else ""
     names = [name for name in now if before.get(name) != now[name]]
@@ -235,7 +241,7 @@ def _differing(before: Any, now: Any) -> str:
 
 
 def _select(
-    entries: Sequence[Entry], facts: Sequence[Facts], settings: Settings, say: Say
+    entries: Sequence[Entry], facts: Sequence[FileFacts], settings: Settings, say: Say
 ) -> _Selection:
     pictures, left_out = take_readable(entries, facts)
     pictures, copies = drop_copies(pictures)
@@ -250,12 +256,12 @@ def _select(
         pictures, small = drop_small(pictures, treatment.side)
         left_out += small
     if left_out:
-        say(f"left out {len(left_out)}: {count_reasons(left_out)} (each in {LEFT_OUT})")
+        say(f"left out {len(left_out)}: {count_reasons(left_out)} (listed in {LEFT_OUT})")
     if torn := describe_split_conflicts(pictures):
         say(torn)
     splits, shared = assign(pictures, settings.split)
     if shared:
-        say(f"{describe_shared(shared)} (each in {LEFT_OUT})")
+        say(f"{describe_other_splits(shared)} (listed in {LEFT_OUT})")
     require_splits(splits, settings.split)
     return _Selection(splits, left_out + shared, treatment)
 
@@ -265,7 +271,7 @@ def _pack(
     output: Path,
     origin: dict[str, Any],
     settings: Settings,
-    pool: Threads,
+    pool: OrderedPool,
     say: Say,
     track: Track,
 ) -> None:
@@ -276,16 +282,16 @@ def _pack(
     _require_space(selection.likely_bytes - there, output)
     if selection.bytes - there > _free(output):
         say(
-            f"pictures as detailed as noise would need {selection.bytes / 1e9:.1f} GB, which is "
-            "more than the disk has left: if it fills up, free some and run the same command again"
+            f"very detailed images may need up to {selection.bytes / 1e9:.1f} GB, more than the "
+            "disk has free: if it fills up, free some space and run the same command to resume"
         )
     _write(output / BEGUN, json.dumps(origin).encode())
     counts = ", ".join(f"{len(of)} {split}" for split, of in selection.splits.items())
     if selection.treatment:
         low, high = selection.treatment.quality
         side = selection.treatment.side
-        say(f"each becomes a square of {side} pixels, a JPEG of quality {low} to {high} (4:2:0)")
-    say(f"packing {count} pictures ({counts}) into {len(plans)} shards")
+        say(f"encoding squares of {side} pixels as JPEG, quality {low} to {high}, 4:2:0")
+    say(f"packing {count} images ({counts}) into {len(plans)} shards")
     advance = track("packing", count)
     shards: list[Shard] = []
     packed: dict[str, Member] = {}
@@ -295,7 +301,7 @@ def _pack(
         shards.append(shard)
         same += out
     if same:
-        say(f"left out {len(same)} that became the same as others: {count_reasons(same)}")
+        say(f"left out {len(same)} with the same encoding as others: {count_reasons(same)}")
     members, left_out = list(packed.values()), selection.left_out + same
     manifest = manifest_bytes(members)
     _write(output / MANIFEST, manifest)
@@ -315,8 +321,8 @@ def _require_space(needed: int, output: Path) -> None:
     free = _free(output)
     if needed > free:
         raise OutputError(
-            f"{output} needs about {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB left: "
-            "free some, lower --side, or choose another --output"
+            f"{output} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: free "
+            "some space, lower --side, or choose another --output"
         )
 
 
@@ -341,7 +347,7 @@ def _totals(members: Sequence[Member], left_out: Sequence[LeftOut]) -> dict[str,
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A file that appears whole."""
+    """Write a file atomically."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The first pass: every picture is read and decoded once; what was found survives a kill."""
+"""The first pass: read and decode every image once, and keep a journal of the results."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from ..audit.picture import COLOUR_SIDE, SHARPNESS_SIDE, SMALL, perceptual_hash
 from .entries import Entry
 
 JOURNAL = "reading.jsonl"
-# A line of it, but for the file's path.
+# Size of a line of the journal, without the path.
 LINE_BYTES = 1400
-# Results that may wait for their turn, for each thread.
-AHEAD = 4
+# Number of results that each thread may compute in advance.
+PREFETCH_PER_THREAD = 4
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a picture's file is.
+class FileFacts:
+    """Facts about an image file.
 
     Attributes:
-        sha256: of the file; empty where it cannot be read.
-        size: of the file, in bytes.
-        side: the picture's shorter one, in pixels.
-        hash: perceptual, of 64 bits.
-        small: uint8 [16, 16, 3], BGR, of the centre square, as bytes.
-        error: why it cannot be read; else empty.
+        sha256: digest of the file; empty if unreadable.
+        size: size of the file, in bytes.
+        side: shorter side of the image, in pixels.
+        hash: 64-bit perceptual hash.
+        small: uint8 [16, 16, 3], BGR, thumbnail of the centre square, as bytes.
+        error: why the file is unreadable; else empty.
     """
 
     sha256: str = ""
@@ -57,62 +57,62 @@ class Facts:
     error: str = ""
 
 
-def read_facts(entry: Entry) -> Facts:
-    """Read and decode a picture."""
+def read_facts(entry: Entry) -> FileFacts:
+    """Read and decode an image."""
     try:
         data = read_file(entry.path)
         image = decode(data)
     except InputError as error:
-        return Facts(error=f"{error.code}: {error.message}")
+        return FileFacts(error=f"{error.code}: {error.message}")
     digest = hashlib.sha256(data).hexdigest()
-    return Facts(digest, len(data), min(image.shape[:2]), *_fingerprint(image))
+    return FileFacts(digest, len(data), min(image.shape[:2]), *_fingerprint(image))
 
 
 def _fingerprint(image: Image) -> tuple[int, bytes]:
-    """What copies are found by: a hash, and a small picture to make sure."""
+    """Return a perceptual hash and a thumbnail, for the detection of copies."""
     square = crop_centre(image)
     grey = cv2.cvtColor(resize(square, SHARPNESS_SIDE), cv2.COLOR_BGR2GRAY)
     small = resize(resize(square, COLOUR_SIDE), SMALL)
     return perceptual_hash(np.asarray(grey, np.uint8)), small.tobytes()
 
 
-class Threads(ThreadPoolExecutor):
-    """Threads that work ahead of their reader, but not far."""
+class OrderedPool(ThreadPoolExecutor):
+    """Threads with ordered results and a bounded prefetch."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
-        self._waiting = AHEAD * count
+        self._max_pending = PREFETCH_PER_THREAD * count
 
     def in_order(self, function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-        """What a function gives for each item, in order; few of them wait at a time."""
-        waiting: deque[Future[Out]] = deque()
+        """Map a function over items; yields the results in order."""
+        pending: deque[Future[Out]] = deque()
         try:
             for item in items:
-                waiting.append(self.submit(function, item))
-                if len(waiting) > self._waiting:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(self.submit(function, item))
+                if len(pending) > self._max_pending:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
-# Path, size and time of a file.
+# Path, size and modification time of a file.
 Key = tuple[str, int, int]
 
 
 class Journal:
-    """Facts of earlier, interrupted readings; a context manager that adds those of this one.
+    """The facts that interrupted runs have read. Use as a context manager.
 
-    A file counts as the one that was read while its size and time are the same. What could not be
-    read is not kept: it may be there again. A journal of other versions is begun anew.
+    A file is unchanged if its size and modification time are. Unreadable files are not recorded,
+    and read again. A journal of another version is discarded.
 
     Args:
-        path: the journal; held by one run at a time.
+        path: path of the journal; locked by one run at a time.
 
     Raises:
-        OutputError: it cannot be written, or another run holds it.
+        OutputError: the journal cannot be written, or another run has locked it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,21 +123,21 @@ class Journal:
             raise OutputError(f"cannot write {path}: {error.strerror}") from None
         _lock(self._file.fileno(), path)
         self._file.seek(0)
-        self._known: dict[Key, Facts] = {}
+        self._known: dict[Key, FileFacts] = {}
         head = json.dumps({"ffd": __version__, "opencv": cv2.__version__}) + "\n"
         first, *lines = self._file.read().splitlines(keepends=True) or [""]
-        # What follows the last whole line was being written when the run ended; all is ASCII.
+        # Remove an incomplete last line; the text is ASCII.
         self._file.truncate(self._take(lines, len(head)) if first == head else 0)
         if first != head:
             self._write(head)
 
     def _take(self, lines: Iterable[str], whole: int) -> int:
-        """Know what whole lines say; gives where they end."""
+        """Take in complete lines; returns the position after the last one."""
         for line in lines:
             try:
                 name, size, time, facts = json.loads(line)
                 facts["small"] = base64.b64decode(facts["small"])
-                known = Facts(**facts)
+                known = FileFacts(**facts)
             except (ValueError, TypeError, KeyError):
                 break
             if not line.endswith("\n"):
@@ -146,22 +146,22 @@ class Journal:
             whole += len(line)
         return whole
 
-    def facts(self, entry: Entry) -> tuple[Key | None, Facts]:
-        """Those of an entry, read now unless they are known, and of which file they are."""
-        # Asked before it is read: what is written to it from here on makes it another.
+    def facts(self, entry: Entry) -> tuple[Key | None, FileFacts]:
+        """Return the key and the facts of an entry; read the file if they are unknown."""
+        # The key comes first, so that a later change of the file is detected.
         key = _key(entry)
         return key, (key and self._known.get(key)) or read_facts(entry)
 
-    def add(self, key: Key | None, facts: Facts) -> None:
-        """Keep what was found of a file."""
+    def add(self, key: Key | None, facts: FileFacts) -> None:
+        """Record the facts of a file."""
         if key and key not in self._known and not facts.error:
             document = asdict(facts) | {"small": base64.b64encode(facts.small).decode()}
             self._write(json.dumps([*key, document]) + "\n")
 
     def remove(self) -> None:
-        """Delete the file, while it is still held; nothing can be added from here on."""
+        """Delete the journal while it is locked."""
         if os.name == "nt":
-            # Windows deletes no file that is open, and has no lock to lose.
+            # Windows cannot delete an open file, and the journal is not locked there.
             self._file.close()
         self._path.unlink(missing_ok=True)
 
@@ -180,15 +180,15 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Lines that are lost here are read again, at worst.
+        # Images of lost lines are read again.
         with suppress(OSError):
             self._file.close()
 
 
 def read_all(
-    entries: list[Entry], journal: Journal, pool: Threads, advance: Callable[[], None]
-) -> list[Facts]:
-    """The facts of every entry, in order."""
+    entries: list[Entry], journal: Journal, pool: OrderedPool, advance: Callable[[], None]
+) -> list[FileFacts]:
+    """Return the facts of all entries, in order."""
     found = []
     for key, facts in pool.in_order(journal.facts, entries):
         journal.add(key, facts)
@@ -206,7 +206,7 @@ def _key(entry: Entry) -> Key | None:
 
 
 def _lock(descriptor: int, path: Path) -> None:
-    """Hold the journal until it is closed, where the system has such locks."""
+    """Lock the journal until it is closed, if the system supports it."""
     try:
         import fcntl
     except ImportError:
@@ -214,7 +214,9 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OutputError(f"another ffd-data prepare writes {path.parent}: wait for it") from None
+        raise OutputError(
+            f"another ffd-data prepare is writing {path.parent}: wait until it ends"
+        ) from None
     except OSError:
-        # Some network file systems know no locks; a run there is not refused for it.
+        # Some network file systems do not support locks.
         return

@@ -1,4 +1,4 @@
-"""Which pictures are packed, and into which split: pure decisions over what was read."""
+"""The selection of images to pack, and their splits."""
 
 from __future__ import annotations
 
@@ -19,60 +19,60 @@ from ..audit.copies import find_copies
 from ..audit.picture import SMALL
 from ..folders import SPLITS
 from .entries import Entry
-from .reading import Facts
+from .reading import FileFacts
 
-# Above this share of a source, something is wrong with the folder rather than with some files.
-MAX_UNREADABLE = 0.05
+# Maximum share of unreadable images of a source; more indicate a problem with the folder.
+MAX_UNREADABLE_SHARE = 0.05
 
-# Why pictures are left out, and what a person is told of many.
+# Reasons to leave out images, and their descriptions after a number.
 REASONS = {
-    "unreadable": "that cannot be read",
+    "unreadable": "unreadable",
     "copy": "copies",
     "near_copy": "near copies",
-    "both_classes": "that are in both classes",
+    "both_classes": "in both classes",
     "too_small": "too small",
-    "other_split": "of persons who are in another split",
+    "other_split": "of people in another split",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that was read.
+    """A readable image.
 
     Attributes:
-        entry: where it lies.
-        facts: what its file is.
-        copies: the others of its group, which are left out; what is known of them is known of it.
+        entry: path and metadata.
+        facts: facts about its file.
+        copies: its copies, which are left out; their metadata apply to it, too.
     """
 
     entry: Entry
-    facts: Facts
+    facts: FileFacts
     copies: tuple[Entry, ...] = ()
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Its own, and those of its copies."""
+        """The entries of the image and its copies."""
         return self.entry, *self.copies
 
     @property
     def identity(self) -> str:
-        """Whom it shows; empty where nobody says."""
+        """The person in the image; empty if unknown."""
         return next((e.identity for e in self.entries if e.identity), "")
 
     @property
     def split(self) -> str:
-        """That its makers put it in, else those of a copy; empty where nobody says."""
+        """Split of the image, else of a copy; empty if unassigned."""
         return next((e.split for e in self.entries if e.split), "")
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A picture that is not packed.
+    """An image that is not packed.
 
     Attributes:
-        entry: the picture.
-        reason: one of `REASONS`.
-        detail: what is wrong with it, or which picture was kept in its place.
+        entry: path and metadata.
+        reason: key of `REASONS`.
+        detail: the problem, or the image that is kept instead.
     """
 
     entry: Entry
@@ -81,28 +81,28 @@ class LeftOut:
 
 
 def take_readable(
-    entries: Sequence[Entry], facts: Sequence[Facts]
+    entries: Sequence[Entry], facts: Sequence[FileFacts]
 ) -> tuple[list[Picture], list[LeftOut]]:
-    """Those that can be read, and the others.
+    """Separate readable and unreadable images.
 
     Raises:
-        DataError: of one source, more than a few cannot.
+        DataError: a source has more than a few unreadable images.
     """
     pairs = list(zip(entries, facts, strict=True))
     bad = [LeftOut(entry, "unreadable", found.error) for entry, found in pairs if found.error]
     total = Counter(entry.source for entry in entries)
     for source, count in Counter(out.entry.source for out in bad).items():
-        if count > max(1, MAX_UNREADABLE * total[source]):
+        if count > max(1, MAX_UNREADABLE_SHARE * total[source]):
             example = next(out for out in bad if out.entry.source == source)
             raise DataError(
-                f"{count} of {source}'s {total[source]} pictures cannot be read, such as "
+                f"{count} of {source}'s {total[source]} images cannot be read, for example "
                 f"{example.entry.path} ({example.detail}): copy them again or remove them"
             )
     return [Picture(entry, found) for entry, found in pairs if not found.error], bad
 
 
 def drop_copies(pictures: Sequence[Picture]) -> tuple[list[Picture], list[LeftOut]]:
-    """One of each group of copies, the largest; none where a group is of both classes."""
+    """Keep the largest image of each group of copies; none if a group has both classes."""
     digests = [np.frombuffer(bytes.fromhex(p.facts.sha256), np.uint8) for p in pictures]
     smalls = [np.frombuffer(p.facts.small, np.uint8).reshape(SMALL, SMALL, 3) for p in pictures]
     groups = find_copies(
@@ -115,7 +115,7 @@ def drop_copies(pictures: Sequence[Picture]) -> tuple[list[Picture], list[LeftOu
     for group in groups:
         best, *others = sorted(group.members, key=lambda i: _rank(pictures[i]))
         of_group = [pictures[i] for i in (best, *others)]
-        left_out += _judge_copies(of_group)
+        left_out += _leave_out_copies(of_group)
         for i in group.members:
             del kept[i]
         if len({p.entry.label for p in of_group}) == 1:
@@ -124,8 +124,8 @@ def drop_copies(pictures: Sequence[Picture]) -> tuple[list[Picture], list[LeftOu
     return [kept[i] for i in sorted(kept)], left_out
 
 
-def _judge_copies(group: Sequence[Picture]) -> Iterator[LeftOut]:
-    """Those of a group of copies that are not packed; the first is worth most."""
+def _leave_out_copies(group: Sequence[Picture]) -> Iterator[LeftOut]:
+    """Yield the images of a group of copies to leave out; the first has the highest rank."""
     best, *others = group
     other = next((p for p in others if p.entry.label != best.entry.label), None)
     if other:
@@ -139,43 +139,43 @@ def _judge_copies(group: Sequence[Picture]) -> Iterator[LeftOut]:
 
 
 def describe_split_conflicts(pictures: Iterable[Picture]) -> str:
-    """What a person is told of copies that their makers put into several splits."""
-    torn = [p for p in pictures if len({e.split for e in p.entries if e.split}) > 1]
-    if not torn:
+    """Describe images whose copies are in other splits; empty if there are none."""
+    conflicts = [p for p in pictures if len({e.split for e in p.entries if e.split}) > 1]
+    if not conflicts:
         return ""
-    one = torn[0]
+    one = conflicts[0]
     other = next(e for e in one.copies if e.split not in ("", one.split))
     return (
-        f"{len(torn)} pictures have copies in another split, such as {display_name(one.entry)} in "
-        f"{one.split} and {display_name(other)} in {other.split}: each stays in its own, the copies are "
-        "left out"
+        f"{len(conflicts)} images have copies in another split, for example "
+        f"{display_name(one.entry)} in {one.split} and {display_name(other)} in {other.split}: the "
+        "copies are left out"
     )
 
 
 def require_classes(pictures: Iterable[Picture], left_out: Iterable[LeftOut]) -> None:
-    """Both classes are still there.
+    """Check that both classes have an image.
 
     Raises:
-        DataError: one is not.
+        DataError: a class has none.
     """
     there = {picture.entry.label for picture in pictures}
     for label in CLASSES:
         if label not in there:
             why = count_reasons(out for out in left_out if out.entry.label == label)
-            raise DataError(f"no {label} picture is left" + (f": {why}" if why else ": give some"))
+            raise DataError(f"no {label} image is left" + (f": {why}" if why else ": add some"))
 
 
 def count_reasons(left_out: Iterable[LeftOut]) -> str:
-    """Such as `3 copies, 1 too small`; empty where nothing was left out."""
+    """Summarise the reasons, such as `3 copies, 1 too small`; empty if there are none."""
     reasons = Counter(out.reason for out in left_out)
     return ", ".join(f"{count} {REASONS[name]}" for name, count in sorted(reasons.items()))
 
 
 def drop_small(pictures: Sequence[Picture], side: int) -> tuple[list[Picture], list[LeftOut]]:
-    """Those with at least `side` pixels in their shorter side, and the others.
+    """Separate images whose shorter side has at least `side` pixels from the others.
 
     Raises:
-        DataError: of one source, no picture has.
+        DataError: a source has no such image.
     """
     small = [
         LeftOut(p.entry, "too_small", f"{p.facts.side} pixels, less than {side}")
@@ -185,23 +185,26 @@ def drop_small(pictures: Sequence[Picture], side: int) -> tuple[list[Picture], l
     large = [picture for picture in pictures if picture.facts.side >= side]
     lost = {p.entry.source for p in pictures} - {p.entry.source for p in large}
     if lost:
-        raise DataError(f"no picture of {min(lost)} has {side} pixels: lower --side")
+        raise DataError(f"no image of {min(lost)} has {side} pixels: lower --side")
     return large, small
 
 
 def assign(
     pictures: Sequence[Picture], shares: Sequence[int]
 ) -> tuple[dict[str, list[Picture]], list[LeftOut]]:
-    """The pictures of each split, in the order of their content's hash, and those of none.
+    """Assign images to splits, sorted by the hash of their content.
 
-    A picture goes where its makers put it, and everybody's pictures go together, those of persons
-    who share a copy too. Where the makers of such copies disagree, the split that most of the
-    pictures are in has the persons, and their pictures in others are left out. What is free is
-    split by its identity's or content's hash, in the same shares of each source.
+    Given splits are kept, and the images of one person stay together, including people who share a
+    copy. If their given splits differ, the split with most of their images is used, and those in
+    other splits are left out. Other images are assigned by the hash of their identity or content,
+    with the same shares for each source.
 
     Args:
-        pictures: all different.
-        shares: of train, val and test; they sum to 100.
+        pictures: images without copies.
+        shares: percentages of train, val and test; they sum to 100.
+
+    Returns:
+        The images by split, and the images left out.
     """
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
     free: dict[tuple[str, str], list[list[Picture]]] = {}
@@ -213,7 +216,7 @@ def assign(
             splits[ours] += [p for p in group if p.split in ("", ours)]
             left_out += _leave_out_others(group, ours)
         else:
-            # A person of several sources counts where most of the pictures are.
+            # A person in several sources belongs to the source with most of the images.
             sources = Counter((p.entry.label, p.entry.source) for p in group)
             most = max(sorted(sources), key=lambda source: sources[source])
             free.setdefault(most, []).append(group)
@@ -226,7 +229,7 @@ def assign(
 
 
 def _leave_out_others(group: Sequence[Picture], split: str) -> Iterator[LeftOut]:
-    """Those of a group of persons whose makers put them into another split than it goes to."""
+    """Yield the images of a group whose given split differs from the group's."""
     example = next(p for p in group if p.split == split)
     for picture in group:
         if picture.split not in ("", split):
@@ -234,32 +237,32 @@ def _leave_out_others(group: Sequence[Picture], split: str) -> Iterator[LeftOut]
             yield LeftOut(picture.entry, "other_split", detail)
 
 
-def describe_shared(left_out: Sequence[LeftOut]) -> str:
-    """What a person is told of pictures that `assign` left out."""
+def describe_other_splits(left_out: Sequence[LeftOut]) -> str:
+    """Describe the images that `assign` left out."""
     one = left_out[0]
     return (
-        f"left out {len(left_out)} {REASONS[one.reason]}, as copies show, such as "
+        f"left out {len(left_out)} {REASONS[one.reason]}, found through copies, for example "
         f"{display_name(one.entry)} in {one.detail}"
     )
 
 
 def require_splits(splits: dict[str, list[Picture]], shares: Sequence[int]) -> None:
-    """Both classes are in every split that is wanted or has pictures.
+    """Check that every requested or non-empty split has both classes.
 
     Raises:
-        DataError: a class has too few for one of the splits.
+        DataError: a class has no image in one of them.
     """
     for split, share in zip(SPLITS, shares, strict=True):
         for label in CLASSES:
             wanted = share or splits[split]
             if wanted and not any(p.entry.label == label for p in splits[split]):
                 raise DataError(
-                    f"no {label} picture is left for {split}: give more, or another --split"
+                    f"no {label} image is left for {split}: add more, or choose another --split"
                 )
 
 
 def left_out_bytes(left_out: Iterable[LeftOut]) -> bytes:
-    """left_out.csv."""
+    """Return left_out.csv."""
     text = io.StringIO(newline="")
     rows = csv.writer(text)
     rows.writerow(["label", "source", "original", "reason", "detail"])
@@ -269,8 +272,8 @@ def left_out_bytes(left_out: Iterable[LeftOut]) -> bytes:
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def inputs_sha256(entries: Sequence[Entry], facts: Sequence[Facts]) -> str:
-    """Identity of all that was given: every picture, and what was known of it."""
+def inputs_sha256(entries: Sequence[Entry], facts: Sequence[FileFacts]) -> str:
+    """Return a digest of all images and their metadata."""
     lines = sorted(
         "\0".join((e.label, e.source, e.name, e.identity, e.split, f.sha256 or f.error))
         for e, f in zip(entries, facts, strict=True)
@@ -284,12 +287,12 @@ def _rank(picture: Picture) -> tuple[int, str, str, str]:
 
 
 def display_name(entry: Entry) -> str:
-    """A picture's name for a person."""
+    """Return the name of an image in messages."""
     return f"{entry.source}: {entry.name}"
 
 
 def _group_persons(pictures: Sequence[Picture]) -> list[list[Picture]]:
-    """Pictures that belong together: of one person, or of persons who share a copy."""
+    """Group the images of one person, or of people who share a copy."""
     leader: dict[tuple[Path, str], tuple[Path, str]] = {}
 
     def lead(person: tuple[Path, str]) -> tuple[Path, str]:
@@ -311,7 +314,7 @@ def _group_persons(pictures: Sequence[Picture]) -> list[list[Picture]]:
 def _share_out(
     groups: list[list[Picture]], shares: Sequence[int]
 ) -> Iterator[tuple[str, list[Picture]]]:
-    """A split for each group of one source."""
+    """Yield a split for each group of one source."""
     total = sum(len(group) for group in groups)
     done = 0
     for group in sorted(groups, key=_hash_order):
@@ -322,6 +325,6 @@ def _share_out(
 
 
 def _hash_order(group: list[Picture]) -> bytes:
-    # A person's name is no hash yet, and the order of names is no chance.
+    # Hash the identity: sorting by name would not be random.
     key = min(p.identity or p.facts.sha256 for p in group)
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

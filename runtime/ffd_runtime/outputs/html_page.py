@@ -1,0 +1,124 @@
+"""HTML pages from jinja2 templates: one file each, without scripts or external references."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from ..core.errors import OutputError
+from ..core.text import printable
+from ..image.decode import Image
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Longer texts are shortened in the middle.
+MAX_TEXT_CHARACTERS = 600
+
+
+def render_page(template: Path, **values: object) -> str:
+    """Render a template that extends `base.html`.
+
+    All texts are escaped, made printable and shortened; `Markup` is inserted unchanged.
+
+    Args:
+        template: path of the template; may import other templates of its folder.
+        values: variables of the template.
+    """
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    page = _environment(template.parent).get_template(template.name)
+    return page.render(style=trusted(style), style_sha256=digest, **values)
+
+
+def trusted(html: str) -> Markup:
+    """Mark a text as HTML that needs no escaping. Never use it for texts from outside."""
+    from markupsafe import Markup
+
+    return Markup(html)  # noqa: S704 (documented)
+
+
+def encode_picture(suffix: str, image: Image, options: Sequence[int] = ()) -> bytes:
+    """Encode uint8 [H, W, C], BGR or BGRA, in the format of a suffix such as `.jpg`."""
+    done, data = cv2.imencode(suffix, image, options)
+    assert done, suffix
+    return np.asarray(data, np.uint8).tobytes()
+
+
+def data_uri(kind: str, data: bytes) -> Markup:
+    """Return an image file as the value of a `src` attribute.
+
+    Args:
+        kind: media type after `image/`.
+        data: the file.
+    """
+    return trusted(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+
+
+def require_page_path(path: Path, option: str) -> None:
+    """Check before the work that a page can be written.
+
+    Args:
+        path: path of the page.
+        option: option that names it, for the message.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"{option} {path}: the name must end with .html")
+    if path.is_dir():
+        raise OutputError(f"{option} {path} is a folder: name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"cannot write {path}: no such folder, or no permission to write there")
+
+
+def write_page_file(path: Path, html: str) -> None:
+    """Write a page atomically.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(html, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    # The import takes longer than the rest of a small run.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader([folder, TEMPLATES]),
+        autoescape=True,
+        finalize=_prepare_text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _prepare_text(value: object) -> object:
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    text = printable(value)
+    if len(text) > MAX_TEXT_CHARACTERS:
+        half = MAX_TEXT_CHARACTERS // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    return text
