@@ -32,8 +32,8 @@ from ffd_export.verification import measure_baseline, verify_model
 from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import FfdError
 from ffd_runtime.model.backends import Backend, open_backend
+from ffd_train.classification_metrics import Report
 from ffd_train.evaluation import evaluate
-from ffd_train.metrics import Report
 
 ROUNDS = 10
 BATCHES = (1, 8)

@@ -41,7 +41,6 @@ from ffd_train.checkpoint import load_checkpoint
 from ffd_train.face_data import FaceData, Sample
 from ffd_train.predict import predict_logits
 from ffd_train.scanning import scan
-from ffd_train.scanning import scan
 from ffd_train.settings import Settings
 
 FOLDS = Path(__file__).with_name("unseen.toml")

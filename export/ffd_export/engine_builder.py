@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.model.devices import count_gpus, describe_gpu
 from ffd_runtime.model.engine_manifest import require_rtx_gpu
 

@@ -122,7 +122,7 @@ def list_images(root: Path, sample: int | None = None) -> FaceData:
     """Every labelled image of a data set, none of them read.
 
     Args:
-        root: a folder, as `ffd_train.data.list_samples` takes it.
+        root: a folder, as `ffd_train.scanning.list_samples` takes it.
         sample: at most so many of each class and source, chosen by name: the same every time.
 
     Raises:
