@@ -16,8 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from ffd_runtime.core.atomic_file import write_atomic
 from ffd_runtime.core.errors import InputError, OutputError, StorageError
 from ffd_runtime.core.redact import redact
 from ffd_runtime.image.decode import MAX_BYTES, read_file
@@ -292,16 +294,7 @@ class Storage:
         path = self._path(address)
         draft = self._path(join(folder, f"{DRAFT}{uuid.uuid4().hex}-{name}"))
         with _writing(address):
-            try:
-                with open(draft, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(draft, path)
-            except BaseException:
-                if os.path.lexists(draft):
-                    os.unlink(draft)
-                raise
+            write_atomic(Path(path), data, temporary=Path(draft))
 
     def delete(self, folder: str, name: str) -> None:
         """Delete a file; one that is not there is no error.

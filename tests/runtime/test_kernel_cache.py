@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -176,7 +175,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
         raise RuntimeError("Could not determine home directory.")
 
     if how == "read-only":
-        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(Path, "write_bytes", refuse)
     elif how == "a file":
         (tmp_path / "cache").write_bytes(b"")
     elif how == "full":

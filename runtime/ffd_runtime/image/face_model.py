@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import time
-from contextlib import suppress
 from http.client import HTTPException, responses
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, build_opener
 
 from .. import __version__
+from ..core.atomic_file import write_atomic
 from ..core.errors import ModelError
 from ..core.user_cache import cache_folder
 
@@ -149,14 +148,6 @@ def _keep(data: bytes, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.replace(part, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(part)
-            raise
+        write_atomic(path, data)
     except OSError as error:
         raise _NotFetchedError(f"{path.parent} cannot be written to ({_text(error)})") from None

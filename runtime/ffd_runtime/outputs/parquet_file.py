@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..core.atomic_file import atomic_path
 from ..core.errors import OutputError
 from ..core.install_hint import install_hint
 from .jsonlines_file import JsonLinesFile
@@ -35,20 +35,14 @@ class ParquetFile(JsonLinesFile):
         draft = self.partial.with_name(self.partial.name + ".draft")
         try:
             with (
+                atomic_path(self.path, temporary=draft),
                 self.partial.open(encoding="ascii") as lines,
                 pa.parquet.ParquetWriter(draft, schema, compression="zstd") as writer,
             ):
                 while rows := [_to_arrow(line) for line in islice(lines, ROWS_A_GROUP)]:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
-            with draft.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(draft, self.path)
         except pa.ArrowException as error:
-            draft.unlink(missing_ok=True)
             raise OSError(None, str(error)) from None
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
         self.partial.unlink()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ..core.atomic_file import write_atomic
 from ..core.errors import OutputError
 from ..model.card import ModelCard
 
@@ -62,12 +63,8 @@ class Origin:
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        draft = path.with_name(path.name + ".draft")
-        with draft.open("w") as file:
-            file.write(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        write_atomic(path, text.encode(), temporary=path.with_name(path.name + ".draft"))
 
     def require_same(
         self, text: bytes | None, record: object, rows: object, sources: bool = True

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ...core.atomic_file import write_atomic
 from ...core.user_cache import cache_folder
 from ..devices import Gpu
 
@@ -96,7 +94,8 @@ class KernelCache:
             serialized = self._cache.serialize()
             kernels = bytes(serialized) if serialized is not None else b""
             if kernels and kernels != self._saved:
-                _write(self.path, self._wrap(kernels))
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(self.path, self._wrap(kernels))
                 self._saved = kernels
         except Exception as error:  # also pybind11's: nothing was asked for that could fail
             log.debug("compiled kernels were not saved: %s", error)
@@ -107,19 +106,3 @@ class KernelCache:
 
     def _wrap(self, kernels: bytes) -> bytes:
         return HEADER + hashlib.sha256(self._key + b"\n" + kernels).digest() + kernels
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file in one step: another process reads the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=path.stem, suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
