@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
         raise RuntimeError("Could not determine home directory.")
 
     if how == "read-only":
-        monkeypatch.setattr(Path, "write_bytes", refuse)
+        monkeypatch.setattr(kernel_cache, "write_atomic", refuse)
     elif how == "a file":
         (tmp_path / "cache").write_bytes(b"")
     elif how == "full":
