@@ -128,9 +128,10 @@ def _tell_encoding(head: bytes) -> str:
         if head.startswith(mark):
             return encoding
     # Without a mark: ASCII in UTF-16 has a NUL beside every character, and no name holds one.
-    if len(head) >= 4 and head[:4:2] == b"\0\0" and b"\0" not in head[1:4:2]:
+    even, odd = head[:4:2], head[1:4:2]
+    if odd and not even.strip(b"\0") and b"\0" not in odd:
         return "utf-16-be"
-    if len(head) >= 4 and head[1:4:2] == b"\0\0" and b"\0" not in head[:4:2]:
+    if odd and not odd.strip(b"\0") and b"\0" not in even:
         return "utf-16-le"
     return "utf-8"
 
