@@ -7,7 +7,7 @@ engine cuts its blocks. Names are bytes, since a file's name need not be text.
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +25,7 @@ import numpy as np
 
 from ffd_runtime import __version__
 from ffd_runtime.core.errors import InputError, ModelError, StorageError
+from ffd_runtime.core.ordered_map import map_in_order
 from ffd_runtime.core.pipeline import Batches, Prepared, prepare_views
 from ffd_runtime.image.faces import FaceDetector
 from ffd_runtime.inputs import Item
@@ -255,13 +256,7 @@ def _item(row: dict[str, Any], storages: dict[str, Storage]) -> Item:
 def _read_ahead(items: Iterable[Item]) -> Iterator[Item]:
     """The items in their order, read by threads."""
     with ThreadPoolExecutor(READS, "ffd-read") as pool:
-        waiting: deque[Any] = deque()
-        for item in items:
-            waiting.append(pool.submit(_read, item))
-            if len(waiting) > READS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from map_in_order(pool, _read, items, ahead=READS)
 
 
 def _read(item: Item) -> Item:
