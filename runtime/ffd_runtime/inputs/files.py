@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import glob
 import os
@@ -13,6 +12,7 @@ from hashlib import blake2b
 
 from ..core.errors import InputError
 from ..core.redact import redact
+from ..core.tree_walk import walk_tree
 from ..image.decode import os_error, read_file
 from .fetch_policy import FetchPolicy
 from .kinds import HEAD, holds_picture, is_called_picture
@@ -189,36 +189,11 @@ class Search:
             yield Item(path)
 
     def _walk(self, top: str) -> Iterator[Item]:
-        # Of each folder being walked: its identity, and the names not yet visited, last first.
-        stack: list[tuple[tuple[int, int], list[str]]] = []
-
-        def enter(folder: str) -> Item | None:
-            try:
-                status = os.stat(folder)
-                identity = status.st_dev, status.st_ino
-                if any(identity == above for above, _ in stack):
-                    raise OSError(errno.ELOOP, "link loop")
-                names = sorted(os.listdir(folder), reverse=True)
-            except OSError as error:
-                return Item(folder, os_error(error, folder))
-            stack.append((identity, [os.path.join(folder, name) for name in names]))
-            return None
-
-        failed = enter(top)
-        if failed:
-            yield failed
-        while stack:
-            _, paths = stack[-1]
-            if not paths:
-                stack.pop()
-                continue
-            path = paths.pop()
-            if os.path.isdir(path):
-                failed = enter(path)
-                if failed:
-                    yield failed
-            elif not _left_out(path, self._leave_out):
-                yield Item(path, skip=self._skip)
+        for entry in walk_tree(top):
+            if entry.error:
+                yield Item(entry.path, os_error(entry.error, entry.path))
+            elif not _left_out(entry.path, self._leave_out):
+                yield Item(entry.path, skip=self._skip)
 
 
 class _Names:
