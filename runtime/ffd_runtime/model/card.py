@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import CardError
+from ..core.file_hash import is_sha256
 
 SCHEMA = 1
 CARD_KEY = "ffd.card"
@@ -85,7 +86,7 @@ class Provenance:
         _require_text("provenance.version", self.version)
         for name in ("checkpoint_sha256", "manifest_sha256"):
             value = getattr(self, name)
-            if value is not None and not _is_sha256(value):
+            if value is not None and not is_sha256(value):
                 raise CardError(f"model card: provenance.{name} must be a sha256 in hex or null")
         if self.weights is not None:
             _require_text("provenance.weights", self.weights)
@@ -245,9 +246,3 @@ def _require_metrics(metrics: object) -> None:
             finite = not isinstance(value, float) or math.isfinite(value)
             if not isinstance(value, int | float | str | None) or not finite:
                 raise CardError(f"model card: metrics.{name}.{key} must be a number or a text")
-
-
-def _is_sha256(value: object) -> bool:
-    return (
-        isinstance(value, str) and len(value) == 64 and all(c in "0123456789abcdef" for c in value)
-    )

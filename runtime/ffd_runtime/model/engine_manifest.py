@@ -8,7 +8,6 @@ before TensorRT fails with a code; the engine itself holds nothing of ours, for 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CardError, DeviceError, EngineError
+from ..core.file_hash import hash_file, is_sha256
 from .card import ModelCard
 from .devices import Gpu
 
@@ -265,18 +265,13 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
-
-
-def _is_hash(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _is_version(value: object) -> bool:
@@ -313,9 +308,9 @@ def _settings(value: object) -> bool:
 
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "engine_sha256": (_is_hash, "a sha256 in hex"),
+    "engine_sha256": (is_sha256, "a sha256 in hex"),
     "onnx": (lambda v: _is_text(v) and Path(v).name == v, "a file's name"),
-    "onnx_sha256": (_is_hash, "a sha256 in hex"),
+    "onnx_sha256": (is_sha256, "a sha256 in hex"),
     "builder": (lambda v: v in BUILDERS, f"one of {', '.join(BUILDERS)}"),
     "builder_version": (_is_version, "a version"),
     "gpu": (lambda v: v is None or _is_text(v), "a GPU's name or null"),
