@@ -19,7 +19,7 @@ from typing import Any
 
 from ffd_runtime.core.errors import BackendError, FfdError, InputError, StorageError
 from ffd_runtime.core.install_hint import install_hint
-from ffd_runtime.core.text import printable
+from ffd_runtime.core.text import first_line, printable
 from ffd_runtime.image.faces import FaceDetector
 from ffd_runtime.inputs.files import ignore
 from ffd_runtime.model.card import ModelCard, PreprocessSpec
@@ -65,7 +65,7 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
         import ray.data
     except ImportError as error:
         raise BackendError(
-            f"--ray needs Ray ({_first_line(error)}): {install_hint('ray')}, and install "
+            f"--ray needs Ray ({first_line(error)}): {install_hint('ray')}, and install "
             "the extra ray on every machine of the cluster"
         ) from None
     handler = signal.getsignal(signal.SIGTERM)
@@ -99,7 +99,7 @@ def _join(ray: Any, address: str | None, verbose: bool) -> None:
                 log_to_driver=verbose,
             )
     except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
-        said = printable(_first_line(error))[:200]
+        said = printable(first_line(error))[:200]
         raise BackendError(
             f"cannot join Ray at {there or 'this machine'}: {said} (if the cluster has a token, "
             "give it with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH)"
@@ -179,14 +179,14 @@ def explaining(ray: Any) -> Iterator[None]:
         yield
     except Exception as error:  # Ray wraps what tasks raise in classes made for the purpose
         cause = _unwrap(error)
-        said = f"{type(cause).__name__}: {printable(_first_line(cause))}"
+        said = f"{type(cause).__name__}: {printable(first_line(cause))}"
         if isinstance(cause, StorageError) and cause.code == UNREACHABLE:
-            raise BrokenError(_first_line(cause)) from None
+            raise BrokenError(first_line(cause)) from None
         if isinstance(cause, StorageError):
-            raise StorageError(_first_line(cause), cause.code) from None
+            raise StorageError(first_line(cause), cause.code) from None
         if isinstance(cause, FfdError) and not isinstance(cause, InputError):
             # Ray adds lines of its own to what we said.
-            raise type(cause)(_first_line(cause)) from None
+            raise type(cause)(first_line(cause)) from None
         if isinstance(cause, ModuleNotFoundError):
             raise BackendError(
                 f"a machine of the cluster cannot import what it needs ({said}): "
@@ -195,10 +195,6 @@ def explaining(ray: Any) -> Iterator[None]:
         if isinstance(cause, lost):
             raise BrokenError(said) from None
         raise BackendError(f"Ray failed: {said}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _unwrap(error: BaseException) -> BaseException:

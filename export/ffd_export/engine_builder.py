@@ -9,6 +9,7 @@ from typing import Any
 
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError
 from ffd_runtime.core.install_hint import install_hint
+from ffd_runtime.core.text import first_line
 from ffd_runtime.model.devices import count_gpus, describe_gpu
 from ffd_runtime.model.engine_manifest import require_rtx_gpu
 
@@ -92,9 +93,8 @@ def open_builder(kind: str, options: EngineOptions) -> EngineBuilder:
     try:
         module = import_module(MODULES[kind])
     except Exception as error:  # the package raises whatever its loader raised
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(
-            f"--engine {kind} needs {MODULES[kind]}, which cannot be imported ({reason}): "
+            f"--engine {kind} needs {MODULES[kind]}, which cannot be imported ({first_line(error)}): "
             f"{install_hint(kind)}, or use JetPack's package"
         ) from None
     for capability in options.compute_capabilities:

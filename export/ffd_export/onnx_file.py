@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ffd_runtime.core.errors import ModelError
+from ffd_runtime.core.text import first_line
 from ffd_runtime.model.backends import read_card
 from ffd_runtime.model.card import CARD_KEY, ModelCard
 
@@ -28,8 +29,7 @@ def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and onnx raise exceptions without a common base
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model {path} is not an ONNX: {reason}") from None
+        raise ModelError(f"model {path} is not an ONNX: {first_line(error)}") from None
     text = next((entry.value for entry in model.metadata_props if entry.key == CARD_KEY), None)
     inputs, outputs = (
         list(map(_signature, values)) for values in (model.graph.input, model.graph.output)

@@ -77,6 +77,8 @@ def test_export_reads_no_torch_to_be_imported() -> None:
         "ffd_runtime.model.backends.buckets",
         "ffd_runtime.model.card",
         "ffd_runtime.core.classifier",
+        "ffd_runtime.core.log_odds",
+        "ffd_runtime.core.ordered_map",
         "ffd_runtime.core.text",
         "ffd_train.stage",
     ],

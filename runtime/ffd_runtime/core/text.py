@@ -27,6 +27,16 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of an exception's text, or the name of its type when it has none.
+
+    Example:
+        >>> first_line(ValueError("no such file\\n  at line 3")), first_line(KeyError())
+        ('no such file', 'KeyError')
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _is_safe(character: str) -> bool:
     import unicodedata
 

@@ -18,6 +18,7 @@ from urllib.request import Request, build_opener
 from .. import __version__
 from ..core.atomic_file import write_atomic
 from ..core.errors import ModelError
+from ..core.text import first_line
 from ..core.user_cache import cache_folder
 
 log = logging.getLogger(__name__)
@@ -134,10 +135,9 @@ def _fetch(url: str) -> bytes:
     return bytes(body)
 
 
-def _text(error: object) -> str:
+def _text(error: BaseException | str) -> str:
     """What went wrong, on one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _keep(data: bytes, path: Path) -> None:

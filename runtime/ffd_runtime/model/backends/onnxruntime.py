@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ...core.errors import BackendError, CardError, DeviceError, ModelError
 from ...core.install_hint import install_hint
-from ...core.text import counted
+from ...core.text import counted, first_line
 from ..card import CARD_KEY, ModelCard
 from ..devices import PinnedMemory, count_cores, count_gpus, parse_device
 from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
@@ -76,7 +76,7 @@ class OnnxRuntime:
         except BackendError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no other base
-            raise failure(f"onnxruntime failed: {_first_line(error)}", str(error)) from error
+            raise failure(f"onnxruntime failed: {first_line(error)}", str(error)) from error
 
     def settle(self, count: int) -> None:
         """Run the next batches at the size for `count` images, whatever size ran before.
@@ -328,7 +328,7 @@ def _open_cuda(
         size = card.preprocess.size
         outputs = _run(session, np.zeros((1, size, size, 3), np.uint8))
     except Exception as error:  # onnxruntime's exceptions share no other base
-        return None, f"a first image failed: {_first_line(error)}"
+        return None, f"a first image failed: {first_line(error)}"
     staging = Staging(outputs, partial(PinnedMemory, index))
     description = f"onnxruntime {ort.__version__}, CUDA device {index}"
     if card.precision == "int8":
@@ -353,7 +353,7 @@ def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelError(f"model {path} cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(f"model {path} cannot be loaded: {first_line(error)}") from None
 
 
 def _run(session: Any, images: npt.NDArray[np.uint8]) -> Outputs:
@@ -383,7 +383,3 @@ def _signature(tensor: Any) -> str:
     kind = tensor.type.removeprefix("tensor(").removesuffix(")")
     shape = ",".join(str(side) if isinstance(side, int) else "N" for side in tensor.shape)
     return f"{tensor.name} {kind}[{shape}]"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ...core.errors import BackendError, DeviceError, ModelError
 from ...core.install_hint import install_hint
-from ...core.text import counted
+from ...core.text import counted, first_line
 from ..card import CARD_KEY, ModelCard
 from ..devices import count_cores, parse_device
 from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
@@ -92,9 +92,8 @@ def open_model(path: Path, device: str = "auto") -> OpenVino:
         import openvino
         from openvino.frontend import FrontEndManager
     except ImportError as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise BackendError(
-            f"openvino cannot be imported ({reason}): {install_hint('openvino')}"
+            f"openvino cannot be imported ({first_line(error)}): {install_hint('openvino')}"
         ) from None
     try:
         # The ONNX reader alone: `read_model` tries every format, and the others print.

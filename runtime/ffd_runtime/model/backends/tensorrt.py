@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ...core.errors import BackendError, DeviceError, EngineError
 from ...core.install_hint import install_hint
+from ...core.text import first_line
 from ..devices import Gpu, count_gpus, describe_gpu, parse_device
 from ..engine_manifest import EngineManifest, Here, read_manifest, require_rtx_gpu, require_runnable
 from . import Outputs, failure
@@ -266,7 +267,7 @@ def _import(manifest: EngineManifest) -> Any:
         try:
             return import_module(name)
         except Exception as error:  # its own __init__ raises what the loader said, or worse
-            reasons.append(f"{name}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+            reasons.append(f"{name}: {first_line(error)}")
     raise BackendError(
         f"the engine needs {' or '.join(names)} ({'; '.join(reasons)}): "
         f"{install_hint(EXTRAS[names[0]])}"
