@@ -20,8 +20,8 @@ from .test_run import rows_of, run
 
 PRESENT = [
     name
-    for name, suffixes in BACKENDS.items()
-    if ".onnx" in suffixes and importlib.util.find_spec(name)
+    for name, spec in BACKENDS.items()
+    if ".onnx" in spec.suffixes and importlib.util.find_spec(name)
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,9 +15,9 @@ import numpy as np
 import pytest
 
 from ffd_runtime.core.errors import BackendError, DeviceMemoryError
+from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.image.decode import decode
 from ffd_runtime.image.preprocess import preprocess
-from ffd_runtime.model import backends
 from ffd_runtime.model.backends import (
     BACKENDS,
     EMBEDDED,
@@ -88,10 +90,55 @@ def test_the_first_that_reads_a_file_is_the_default(colour_model: Path) -> None:
 
 
 def test_each_registered_backend_can_be_opened() -> None:
-    from importlib import import_module
+    for spec in BACKENDS.values():
+        assert callable(spec.load().open_model)
+        assert callable(spec.load().probe)
 
-    for name in BACKENDS:
-        assert callable(import_module(f"{backends.__name__}.{name}").open_model)
+
+DUMMY = """
+from ffd_runtime.model.backend_registry import BACKENDS, BackendSpec
+
+BACKENDS["dummy"] = BackendSpec("dummy", __name__, (".dummy",), {"dummy_library": "dummy-extra"})
+
+
+def open_model(path, device="auto"):
+    return f"opened {path.name} on {device}"
+
+
+def probe(library):
+    raise ModuleNotFoundError(name=library)
+"""
+REPORT = """
+import json
+from ffd_runtime.cli.diagnosis import ask, list_libraries
+from ffd_runtime.cli.run import main
+from ffd_runtime.model.backends import open_backend
+
+(choices,) = [option.type.choices for option in main.params if option.name == "backend"]
+print(json.dumps({
+    "opened": open_backend("face.dummy", device="cpu"),
+    "choices": list(choices),
+    "libraries": list_libraries()[1],
+    "probed": ask("library", "dummy_library"),
+}))
+"""
+
+
+def test_a_new_backend_is_one_module_and_one_registration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python imports `sitecustomize` in every process, also in those that ffd-doctor starts."""
+    (tmp_path / "sitecustomize.py").write_text(DUMMY)
+    (tmp_path / "face.dummy").touch()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    command = [sys.executable, "-c", REPORT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["opened"] == "opened face.dummy on cpu"
+    assert report["choices"][-1] == "dummy"
+    assert report["libraries"][-1] == "dummy_library"
+    assert report["probed"]["outcome"] == "absent"
+    assert report["probed"]["do"] == install_hint("dummy-extra")
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,15 @@ def test_a_look_at_the_machine() -> None:
     assert "onnxruntime cpu started" in done.stdout
 
 
-@pytest.mark.parametrize("question", ["gpu", "opencv", "onnxruntime", "openvino", "model"])
-def test_what_the_doctor_asks(question: str) -> None:
-    if question == "openvino":
+@pytest.mark.parametrize(
+    "question",
+    [("gpu",), ("opencv",), ("library", "onnxruntime"), ("library", "openvino"), ("model",)],
+)
+def test_what_the_doctor_asks(question: tuple[str, ...]) -> None:
+    name, *arguments = question
+    if arguments == ["openvino"]:
         pytest.importorskip("openvino")
-    assert json.dumps(QUESTIONS[question]())
+    assert json.dumps(QUESTIONS[name](*arguments))
 
 
 def test_the_doctor_starts_backends() -> None:

@@ -146,18 +146,23 @@ def test_the_test_picture_never_changes() -> None:
     assert int(image.astype(int).sum()) == 33_284_066
 
 
+def before(folder: Path) -> str:
+    """A `PYTHONPATH` with a folder in front."""
+    return os.pathsep.join((str(folder), *filter(None, [os.environ.get("PYTHONPATH")])))
+
+
 def broken(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> None:
     """Modules that go before the installed ones in every process that is started."""
     for name, code in modules.items():
         (folder / f"{name}.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", before(folder))
 
 
 def test_a_library_that_crashes_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(tmp_path, monkeypatch, openvino="import ctypes\nctypes.string_at(0)\n")
-    answer = ask("openvino")
+    answer = ask("library", "openvino")
     assert answer["outcome"] == "crashed"
     assert answer["reason"].startswith("the process died of SIGSEGV")
 
@@ -170,14 +175,14 @@ def test_a_crash_after_the_answer_is_a_crash(
         "class Core:\n    available_devices = ()\n"
     )
     broken(tmp_path, monkeypatch, openvino=code)
-    answer = ask("openvino")
+    answer = ask("library", "openvino")
     assert answer["outcome"] == "crashed"
     assert "SIGABRT" in answer["reason"]
 
 
 def test_a_library_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken(tmp_path, monkeypatch, openvino="import time\ntime.sleep(600)\n")
-    answer = ask("openvino", seconds=1)
+    answer = ask("library", "openvino", seconds=1)
     assert answer["outcome"] == "timeout"
     assert answer["reason"] == "no answer within 1 s, so it was ended"
 
@@ -188,7 +193,7 @@ def test_what_is_not_installed_is_absent_and_names_its_extra(
     code = "raise ModuleNotFoundError(\"No module named 'openvino'\", name='openvino')\n"
     broken(tmp_path, monkeypatch, openvino=code)
     # Asked for itself, and by the backend, which has words of its own for it.
-    for answer in (ask("openvino"), ask("start", "openvino", "cpu")):
+    for answer in (ask("library", "openvino"), ask("start", "openvino", "cpu")):
         assert answer["outcome"] == "absent"
         assert answer["reason"] == "openvino is not installed"
         assert answer["do"] == install_hint("openvino")
@@ -199,7 +204,7 @@ def test_a_library_that_cannot_be_loaded_and_chatters(
 ) -> None:
     code = "print('noise', end='')\nraise ImportError('libnvinfer.so.10: cannot open')\n"
     broken(tmp_path, monkeypatch, tensorrt=code)
-    answer = ask("engine", "tensorrt")
+    answer = ask("library", "tensorrt")
     assert answer["outcome"] == "failed"
     assert answer["reason"] == "libnvinfer.so.10: cannot open"
 
@@ -259,7 +264,7 @@ def test_packages_are_read_from_metadata_and_never_imported(tmp_path: Path) -> N
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": before(tmp_path)},
         capture_output=True,
         text=True,
         check=True,

@@ -41,7 +41,7 @@ TUNING = ("prefer_nhwc", "fuse_conv_bias")
 
 
 def _known_backends(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> list[str]:
-    from ..model.backends import BACKENDS
+    from ..model.backend_registry import BACKENDS
 
     known = ["auto", *BACKENDS]
     for name in names:

@@ -18,16 +18,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
 from .. import __version__
 from ..core.errors import BackendError, DeviceError
 from ..core.install_hint import install_hint
 from ..core.machine import FAMILIES, count_pci_gpus, describe_cpu, describe_memory, packages
+from ..model.backend_registry import BACKENDS, Facts, find_owner, find_readers
 from ..model.devices import count_gpus, describe_gpu
 
-Facts = dict[str, Any]
 Traps = Iterator[tuple[str, str]]  # what is wrong, and what to do
 
 # Seconds after which a question counts as hanging: a small board needs some for its first start.
@@ -39,10 +38,6 @@ HARMLESS = OUTCOMES[:4]
 # How far apart the same picture's log-odds may be on two backends, as a part of their size (at
 # least 1): scores near 0 and 1 would hide any difference. FP16 moves them by less.
 TOLERANCE = 0.1
-
-# Modules that run engines, and the extras that bring them.
-ENGINES = {"tensorrt": "tensorrt", "tensorrt_lean": "tensorrt-lean", "tensorrt_rtx": "rtx"}
-EXTRAS = {**ENGINES, "openvino": "openvino", "cuda": "tensorrt"}
 
 ADVICE = {
     r"lib(GL|EGL|gthread|glib|SM|Xext)[-.\w]*: cannot open": (
@@ -71,19 +66,34 @@ def examine(tell: Callable[[str], None] = lambda _: None) -> Facts:
         "cpu": describe_cpu(),
         "memory": describe_memory(),
     }
-    for question in ("gpu", "opencv", "onnxruntime", "openvino", "model"):
+    for question in ("gpu", "opencv"):
         tell(question)
         report[question] = ask(question)
     report["gpu"]["pci"] = count_pci_gpus()
+    portable, engines = list_libraries()
+    for library in portable:
+        tell(library)
+        report[library] = ask("library", library)
+    tell("model")
+    report["model"] = ask("model")
     report["engines"] = {}
-    for module in (*ENGINES, "cuda"):
-        tell(module)
-        report["engines"][module] = ask("engine", module)
+    for library in engines:
+        tell(library)
+        report["engines"][library] = ask("library", library)
     report["backends"] = list(_start_backends(report, tell))
     default = report["backends"][0]
     report["ok"] = default["outcome"] == "started"
     report["warnings"] = list(find_traps(report))
     return report
+
+
+def list_libraries() -> tuple[list[str], list[str]]:
+    """Libraries of the backends: those that run the embedded model, and those that run engines."""
+    portable = find_readers(".onnx")
+    names: tuple[list[str], list[str]] = ([], [])
+    for spec in BACKENDS.values():
+        names[spec.name not in portable].extend(spec.extras)
+    return names
 
 
 def _start_backends(report: Facts, tell: Callable[[str], None]) -> Iterator[Facts]:
@@ -195,9 +205,14 @@ class _Remember(logging.Handler):
 
 
 def _absent(error: ModuleNotFoundError) -> Facts:
-    extra = EXTRAS.get((error.name or "").split(".")[0])
+    extra = _extra_of((error.name or "").split(".")[0])
     do = install_hint(extra) if extra else install_hint(reinstall=True)
     return {"outcome": "absent", "reason": f"{error.name} is not installed", "do": do}
+
+
+def _extra_of(library: str) -> str:
+    owner = find_owner(library)
+    return owner.extras[library] if owner else ""
 
 
 def _one_line(error: Exception) -> str:
@@ -284,64 +299,18 @@ def _is_built_in(library: str, build: str) -> bool:
     return re.search(rf"^\s*{library}:\s+YES", build, re.MULTILINE) is not None
 
 
-def _look_at_onnxruntime() -> Facts:
-    import onnxruntime as ort
-
-    try:
-        built = import_module("onnxruntime.capi.build_and_package_info")
-    except ImportError:
-        built = None
-    return {
-        "version": ort.__version__,
-        "providers": ort.get_available_providers(),
-        "cuda": getattr(built, "cuda_version", None) or None,
-    }
-
-
-def _look_at_openvino() -> Facts:
-    openvino = import_module("openvino")
-    core = openvino.Core()
-    return {
-        "version": openvino.__version__,
-        "devices": {
-            name: core.get_property(name, "FULL_DEVICE_NAME") for name in core.available_devices
-        },
-    }
-
-
-def _look_at_engine(name: str) -> Facts:
-    """As far as a module that runs engines can be tried without an engine."""
-    if name == "cuda":
-        return _look_at_cuda_bindings()
-    module = import_module(name)
-    facts = {"version": module.__version__}
-    if not count_gpus():
-        # Nothing to start: without a GPU no engine could run.
-        return {**facts, "outcome": "loaded"}
-    from ..model.backends.tensorrt_log import remembering_logger
-
-    logger = remembering_logger(module)
-    if module.Runtime(logger) is None:
-        raise BackendError(f"its runtime does not start{logger.quote()}")
-    return facts
-
-
-def _look_at_cuda_bindings() -> Facts:
-    bindings = import_module("cuda.bindings")
-    facts = {"version": bindings.__version__}
-    api = import_module("cuda.bindings.runtime")
-    if not count_gpus():
-        return {**facts, "outcome": "loaded"}
-    error, _ = api.cudaStreamCreate()
-    if error != api.cudaError_t.cudaSuccess:
-        raise BackendError(f"CUDA failed: {error.name}")
+def _look_at_library(name: str) -> Facts:
+    """The account of the backend that imports the library."""
+    owner = find_owner(name)
+    assert owner, name
+    facts: Facts = owner.load().probe(name)
     return facts
 
 
 def _look_at_model() -> Facts:
     import hashlib
 
-    from ..model.backends import BACKENDS, find_embedded
+    from ..model.backends import find_embedded
 
     path = find_embedded()
     data = path.read_bytes()
@@ -349,7 +318,7 @@ def _look_at_model() -> Facts:
         "path": str(path),
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "backends": [name for name, reads in BACKENDS.items() if path.suffix in reads],
+        "backends": find_readers(path.suffix),
     }
 
 
@@ -397,9 +366,7 @@ def make_picture() -> bytes:
 QUESTIONS: dict[str, Callable[..., Facts]] = {
     "gpu": look_at_gpus,
     "opencv": _look_at_opencv,
-    "onnxruntime": _look_at_onnxruntime,
-    "openvino": _look_at_openvino,
-    "engine": _look_at_engine,
+    "library": _look_at_library,
     "model": _look_at_model,
     "start": _start,
 }
@@ -438,12 +405,12 @@ def _package_traps(report: Mapping[str, Any]) -> Traps:
                 f"pip uninstall -y {' '.join(names)}, then install the one that you want",
             )
     engines = report["engines"]
-    installed = [name for name in ENGINES if engines[name]["outcome"] != "absent"]
+    modules = [name for name in BACKENDS["tensorrt"].extras if name != "cuda"]
+    installed = [name for name in modules if engines[name]["outcome"] != "absent"]
     if installed and engines["cuda"]["outcome"] == "absent":
-        extra = ENGINES[installed[0]]
         yield (
             f"{installed[0]} is installed, but not cuda-bindings, without which no engine runs",
-            install_hint(extra),
+            install_hint(_extra_of(installed[0])),
         )
 
 
@@ -536,6 +503,5 @@ def _disagree(one: Facts, other: Facts) -> bool:
 def _engine_traps(report: Mapping[str, Any]) -> Traps:
     for name, engine in report["engines"].items():
         if engine["outcome"] not in HARMLESS:
-            extra = EXTRAS[name]
-            do = engine["do"] or install_hint(extra, reinstall=True)
+            do = engine["do"] or install_hint(_extra_of(name), reinstall=True)
             yield f"{name} is installed but does not start: {engine['reason']}", do

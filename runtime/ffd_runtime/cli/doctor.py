@@ -77,18 +77,17 @@ def _print(console: Console, report: dict[str, Any]) -> None:
 
 def _lines(report: dict[str, Any]) -> Iterator[Line]:
     """Name, text and style of each line above the warnings."""
+    from .diagnosis import list_libraries
+
     python = report["python"]
     yield "ffd", f"{report['ffd']}, Python {python['version']} ({python['executable']})", ""
     yield "system", report["os"], ""
     yield from _machine(report)
     packages = [f"{name} {version}" for name, version in report["packages"].items()]
     yield "packages", ", ".join(packages) or "none found", ""
-    for name, describe in (
-        ("opencv", _opencv),
-        ("onnxruntime", _onnxruntime),
-        ("openvino", _openvino),
-        ("model", _model),
-    ):
+    special = {"opencv": _opencv, "model": _model}
+    for name in ("opencv", *list_libraries()[0], "model"):
+        describe = special.get(name, _library)
         facts = report[name]
         good = facts["outcome"] == "started"
         yield name, describe(facts) if good else _why_not(facts), "" if good else BAD
@@ -150,14 +149,16 @@ def _opencv(facts: dict[str, Any]) -> str:
     return f"{facts['version']}, reads {formats}; {', '.join(parts)}"
 
 
-def _onnxruntime(facts: dict[str, Any]) -> str:
-    built = f", built for CUDA {facts['cuda']}" if facts["cuda"] else ""
-    return f"{facts['version']}{built}; offers {', '.join(facts['providers'])}"
-
-
-def _openvino(facts: dict[str, Any]) -> str:
-    devices = ", ".join(f"{name} ({what})" for name, what in facts["devices"].items())
-    return f"{facts['version']}; devices {devices or 'none'}"
+def _library(facts: dict[str, Any]) -> str:
+    """The version, then every other fact that a backend's `probe` returned."""
+    parts = [facts["version"]]
+    for name, value in facts.items():
+        if name not in ("version", "outcome", "said") and value:
+            pairs = value.items() if isinstance(value, dict) else ()
+            listed = [f"{key} ({what})" for key, what in pairs] or value
+            text = ", ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
+            parts.append(f"{name.replace('_', ' ')} {text}")
+    return "; ".join(parts)
 
 
 def _model(facts: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from ..model.backend_registry import BACKENDS
 from .command import GroupedOption
 
 
@@ -52,8 +53,7 @@ def backend_option(group: str | None = None) -> Callable[[Any], Any]:
     return click.option(
         "--backend",
         **_in_group(group),
-        # Those of `backends.BACKENDS`, which --help must not wait for.
-        type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
+        type=click.Choice(["auto", *BACKENDS]),
         default="auto",
         show_default=True,
         help="What runs the model. A backend other than auto is used, or the command fails.",

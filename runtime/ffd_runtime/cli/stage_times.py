@@ -30,7 +30,8 @@ from ..core.pipeline import classify_items
 from ..image.decode import Image, decode
 from ..image.preprocess import preprocess
 from ..inputs import Item
-from ..model.backends import BACKENDS, EMBEDDED, Backend, find_model
+from ..model.backend_registry import find_readers
+from ..model.backends import EMBEDDED, Backend, find_model
 from ..model.backends.onnxruntime import OnnxRuntime, choose_providers
 from ..model.devices import count_cores, count_gpus, describe_gpu
 
@@ -437,7 +438,7 @@ def measure_cold_start(
     fresh = [FRESH, *options, "--", picture.source]
     # A backend that is not onnxruntime has no bare time by onnxruntime.
     suffix = Path(model or EMBEDDED).suffix
-    is_bare = name == "onnxruntime" or (name == "auto" and suffix not in BACKENDS["tensorrt"])
+    is_bare = (find_readers(suffix)[0] if name == "auto" else name) == "onnxruntime"
     bare = bare_session(model, device, size) if is_bare else []
     ours: list[Seconds] = []
     theirs: list[Seconds] = []

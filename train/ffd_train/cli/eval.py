@@ -216,9 +216,9 @@ def _exit_if_unreadable(study: Study) -> None:
 
 def _choose_backends(paths: list[Path], backend: str) -> list[str]:
     """Return a backend for each model: the given one for models it reads, if there are any."""
-    from ffd_runtime.model.backends import BACKENDS
+    from ffd_runtime.model.backend_registry import BACKENDS
 
-    readable = [path.suffix in BACKENDS.get(backend, ()) for path in paths]
+    readable = [backend in BACKENDS and path.suffix in BACKENDS[backend].suffixes for path in paths]
     return [backend if reads or not any(readable) else "auto" for reads in readable]
 
 

@@ -1,11 +1,10 @@
-"""Inference backends: a new one is one file here and one line in `BACKENDS`."""
+"""Inference backends; `backend_registry` lists them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -13,21 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import BackendError, CardError, DeviceMemoryError, ModelError
+from ..backend_registry import BACKENDS as BACKENDS
+from ..backend_registry import find_readers
 from ..card import ModelCard
 from .embedded import EMBEDDED as EMBEDDED
 from .embedded import EMBEDDED_INT8 as EMBEDDED_INT8
 from .embedded import find_embedded as find_embedded
 from .embedded import find_embedded_by as find_embedded_by
 
-# Name of each, which is its module's, to the files that it reads; of two that read a file, the
-# first does unless the other is asked for. Each module has `open_model(path, device) -> Backend`.
-BACKENDS: dict[str, tuple[str, ...]] = {
-    "onnxruntime": (".onnx",),
-    "openvino": (".onnx",),
-    "tensorrt": (".engine", ".plan"),
-}
 # Every suffix of a model that runs; a file of any other is taken for an ONNX.
-READS = tuple(dict.fromkeys(suffix for suffixes in BACKENDS.values() for suffix in suffixes))
+READS = tuple(dict.fromkeys(suffix for spec in BACKENDS.values() for suffix in spec.suffixes))
 
 # A larger batch is no faster on a CPU, takes more memory, and makes Ctrl-C wait.
 MOST_ON_CPU = 32
@@ -119,15 +113,14 @@ def open_backend(
         BackendError: the backend or device that was asked for does not start.
     """
     path = find_model(model, device)
-    suffix = path.suffix if path.suffix in READS else ".onnx"
-    readers = [name for name, suffixes in BACKENDS.items() if suffix in suffixes]
+    readers = find_readers(path.suffix)
     name = readers[0] if backend == "auto" else backend
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}: use auto or one of {', '.join(BACKENDS)}")
     if name not in readers:
         does = f"{readers[0]} does" if len(readers) == 1 else f"{' and '.join(readers)} do"
         raise BackendError(f"--backend {name} does not read {path.name}: {does}")
-    module = import_module(f".{name}", __name__)
+    module = BACKENDS[name].load()
     opened: Backend = module.open_model(path, device)
     if model is None and device == "auto" and not getattr(opened, "on_cuda", False):
         # The GPU cannot be used, or the backend uses none: this is a CPU run after all.

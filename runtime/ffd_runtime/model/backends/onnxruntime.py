@@ -8,6 +8,7 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from ...core.errors import BackendError, CardError, DeviceError, ModelError
 from ...core.install_hint import install_hint
 from ...core.text import counted, first_line
+from ..backend_registry import Facts
 from ..card import CARD_KEY, ModelCard
 from ..devices import PinnedMemory, count_cores, count_gpus, parse_device
 from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
@@ -383,3 +385,17 @@ def _signature(tensor: Any) -> str:
     kind = tensor.type.removeprefix("tensor(").removesuffix(")")
     shape = ",".join(str(side) if isinstance(side, int) else "N" for side in tensor.shape)
     return f"{tensor.name} {kind}[{shape}]"
+
+
+def probe(library: str) -> Facts:
+    """Return the version of onnxruntime, and its providers; see `backend_registry`."""
+    ort = import_module(library)
+    try:
+        built = import_module("onnxruntime.capi.build_and_package_info")
+    except ImportError:
+        built = None
+    return {
+        "version": ort.__version__,
+        "providers": ort.get_available_providers(),
+        "cuda": getattr(built, "cuda_version", None) or None,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from ...core.errors import BackendError, DeviceError, ModelError
 from ...core.install_hint import install_hint
 from ...core.text import counted, first_line
+from ..backend_registry import Facts
 from ..card import CARD_KEY, ModelCard
 from ..devices import count_cores, parse_device
 from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
@@ -155,3 +157,14 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return (said or [type(error).__name__])[-1]
+
+
+def probe(library: str) -> Facts:
+    """Return the version of OpenVINO, and its devices; see `backend_registry`."""
+    openvino = import_module(library)
+    core = openvino.Core()
+    names = core.available_devices
+    return {
+        "version": openvino.__version__,
+        "devices": {name: core.get_property(name, "FULL_DEVICE_NAME") for name in names},
+    }

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ...core.errors import BackendError, DeviceError, EngineError
 from ...core.install_hint import install_hint
 from ...core.text import first_line
+from ..backend_registry import BACKENDS, Facts
 from ..devices import Gpu, count_gpus, describe_gpu, parse_device
 from ..engine_manifest import EngineManifest, Here, read_manifest, require_rtx_gpu, require_runnable
 from . import Outputs, failure
@@ -32,7 +33,6 @@ from .tensorrt_log import remembering_logger
 
 log = logging.getLogger(__name__)
 
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt_lean": "tensorrt-lean", "tensorrt_rtx": "rtx"}
 LANES = 2
 
 
@@ -268,9 +268,9 @@ def _import(manifest: EngineManifest) -> Any:
             return import_module(name)
         except Exception as error:  # its own __init__ raises what the loader said, or worse
             reasons.append(f"{name}: {first_line(error)}")
+    extra = BACKENDS["tensorrt"].extras[names[0]]
     raise BackendError(
-        f"the engine needs {' or '.join(names)} ({'; '.join(reasons)}): "
-        f"{install_hint(EXTRAS[names[0]])}"
+        f"the engine needs {' or '.join(names)} ({'; '.join(reasons)}): {install_hint(extra)}"
     )
 
 
@@ -283,3 +283,28 @@ def _fixed_sides(engine: Any, name: str) -> tuple[int, ...]:
             "engine again with ffd-export"
         )
     return sides
+
+
+def probe(library: str) -> Facts:
+    """Start a TensorRT module, or CUDA, without an engine; see `backend_registry`."""
+    if library == "cuda":
+        return _probe_cuda()
+    trt = import_module(library)
+    facts: Facts = {"version": trt.__version__}
+    if not count_gpus():
+        return {**facts, "outcome": "loaded"}
+    logger = remembering_logger(trt)
+    if trt.Runtime(logger) is None:
+        raise BackendError(f"its runtime does not start{logger.quote()}")
+    return facts
+
+
+def _probe_cuda() -> Facts:
+    facts: Facts = {"version": import_module("cuda.bindings").__version__}
+    api = import_module("cuda.bindings.runtime")
+    if not count_gpus():
+        return {**facts, "outcome": "loaded"}
+    error, _ = api.cudaStreamCreate()
+    if error != api.cudaError_t.cudaSuccess:
+        raise BackendError(f"CUDA failed: {error.name}")
+    return facts
