@@ -27,13 +27,11 @@ from ffd_runtime.model.backends import EMBEDDED, Outputs, open_backend
 from ffd_runtime.model.backends.onnxruntime import (
     CPU,
     CUDA,
-    MOST_ON_CUDA,
-    PATIENCE,
     TUNING,
     OnnxRuntime,
-    Staging,
     choose_providers,
 )
+from ffd_runtime.model.backends.staging import MOST_ON_CUDA, PATIENCE, Staging
 from ffd_runtime.model.card import CARD_KEY, PreprocessSpec
 from ffd_runtime.model.devices import PinnedMemory, count_gpus, parse_device
 

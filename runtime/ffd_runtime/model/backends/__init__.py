@@ -23,6 +23,9 @@ from .embedded import find_embedded_by as find_embedded_by
 # Every suffix of a model that runs; a file of any other is taken for an ONNX.
 READS = tuple(dict.fromkeys(suffix for spec in BACKENDS.values() for suffix in spec.suffixes))
 
+# Outputs of the graph, by name and in the order of `Outputs`.
+OUTPUTS = ("probability", "heatmap")
+
 # A larger batch is no faster on a CPU, takes more memory, and makes Ctrl-C wait.
 MOST_ON_CPU = 32
 

@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import BackendError
-from . import Outputs, failure
+from . import OUTPUTS, Outputs, failure
 from .cuda import Buffer, Cuda, Handle
 from .kernel_cache import KernelCache
-
-OUTPUTS = ("probability", "heatmap")
 
 
 class Job:

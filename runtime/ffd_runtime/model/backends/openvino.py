@@ -18,7 +18,7 @@ from ...core.text import counted, first_line
 from ..backend_registry import Facts
 from ..card import CARD_KEY, ModelCard
 from ..devices import count_cores, parse_device
-from . import MOST_ON_CPU, Outputs, failure, infer_in_parts, read_card
+from . import MOST_ON_CPU, OUTPUTS, Outputs, failure, infer_in_parts, read_card
 
 # OpenVINO's names of layers that multiply by weights: their precision is the model's.
 WEIGHED = ("Convolution", "FullyConnected", "MatMul", "Gemm")
@@ -62,9 +62,7 @@ class OpenVino:
             self._request = None
             raise failure(f"openvino failed: {_reason(error)}", str(error)) from error
         # Copies: the request writes the next batch's outputs to the same memory.
-        return Outputs(
-            *(self._request.get_tensor(name).data.copy() for name in ("probability", "heatmap"))
-        )
+        return Outputs(*(self._request.get_tensor(name).data.copy() for name in OUTPUTS))
 
     def close(self) -> None:
         """Free the model."""

@@ -24,11 +24,11 @@ from ...core.text import first_line
 from ..backend_registry import BACKENDS, Facts
 from ..devices import Gpu, count_gpus, describe_gpu, parse_device
 from ..engine_manifest import EngineManifest, Here, read_manifest, require_rtx_gpu, require_runnable
-from . import Outputs, failure
+from . import OUTPUTS, Outputs, failure
 from .buckets import choose_bucket, find_buckets
 from .cuda import Cuda
 from .kernel_cache import KernelCache
-from .lanes import OUTPUTS, Contexts, Execution, Job, Lane
+from .lanes import Contexts, Execution, Job, Lane
 from .tensorrt_log import remembering_logger
 
 log = logging.getLogger(__name__)
