@@ -24,9 +24,8 @@ from hypothesis import strategies as st
 
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.image.decode import MAX_BYTES, decode
-from ffd_runtime.inputs import members, tars
+from ffd_runtime.inputs import Item, members, tars
 from ffd_runtime.inputs.archives import find_in_archive, is_archive
-from ffd_runtime.inputs.files import Item
 
 from .encoded import BGR, FORMATS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .fetch_policy import FetchPolicy
-from .files import Item, find_files
+from .files import find_files
+from .items import Item
 
 __all__ = ["FetchPolicy", "Item", "find_files"]

@@ -9,17 +9,17 @@ looks like its end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import BinaryIO
 
 from ..core.errors import InputError
 from ..image.decode import os_error
-from ..image.image_header import read_header
-from .files import Item
 from .inflate import find_compression, inflate
-from .members import open_file
+from .items import Item
+from .kinds import holds_picture
+from .members import TAR_BLOCK_BYTES, open_file
 
-# Of a tar; its magic stands in the first.
-BLOCK = 512
+Reader = Callable[[str, BinaryIO], Iterator[Item]]
 
 
 def is_archive(path: str) -> bool:
@@ -59,37 +59,39 @@ def find_in_archive(path: str) -> Iterator[Item]:
         yield Item(path, error)
 
 
-def _kind(file: BinaryIO) -> Callable[[str, BinaryIO], Iterator[Item]] | None:
-    """What reads a file's members; None if it is no archive."""
-    head = file.read(BLOCK)
+def _kind(file: BinaryIO) -> Reader | None:
+    """Return what yields the members of a file; None for a file that is not an archive."""
+    head = file.read(TAR_BLOCK_BYTES)
     file.seek(0)
-    if _is_picture(head):
+    if holds_picture(head):
         return None
-    # Only what is needed is imported: most files that are named are pictures.
-    if head.startswith((b"PK\3\4", b"PK\5\6")):
-        from .zips import find_zipped
+    for recognise, module, function in _READERS:
+        found = recognise(file, head)
+        file.seek(0)
+        if found:
+            # Imported on demand: most files that a user names are pictures.
+            reader: Reader = getattr(import_module(f".{module}", __package__), function)
+            return reader
+    return None
 
-        return find_zipped
+
+def _is_zip(_: BinaryIO, head: bytes) -> bool:
+    return head.startswith((b"PK\3\4", b"PK\5\6"))
+
+
+def _is_tar(file: BinaryIO, head: bytes) -> bool:
     start = find_compression(head)
     if start:
         try:
-            # No more than is asked for: a checksum that is wrong further on is not yet of interest.
-            head = next(inflate(file.read, start, BLOCK), b"")
+            # Only the first block: a checksum that is wrong further on does not matter here.
+            head = next(inflate(file.read, start, TAR_BLOCK_BYTES), b"")
         except InputError:
-            return None
-        finally:
-            file.seek(0)
-    if head[257:262] != b"ustar":
-        return None
-    from .tars import find_tarred
-
-    return find_tarred
+            return False
+    return head[257:262] == b"ustar"
 
 
-def _is_picture(head: bytes) -> bool:
-    try:
-        read_header(head)
-    except InputError as error:
-        # Anything else is said of a known signature.
-        return error.code not in ("not_an_image", "empty")
-    return True
+# Kinds of archives, and the module and the function that yields their members.
+_READERS: tuple[tuple[Callable[[BinaryIO, bytes], bool], str, str], ...] = (
+    (_is_zip, "zips", "find_zipped"),
+    (_is_tar, "tars", "find_tarred"),
+)

@@ -12,6 +12,8 @@ from ..core.errors import InputError
 MAX_MEMBERS = 10_000_000
 # What unpacks to more than this many times its size is a bomb, if it is more than a picture or two.
 MAX_RATIO = 200
+# A tar consists of blocks of this size; the first holds its magic number.
+TAR_BLOCK_BYTES = 512
 # Bytes that are read at once.
 PIECE = 1 << 16
 

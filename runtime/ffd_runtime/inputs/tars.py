@@ -14,11 +14,10 @@ from typing import BinaryIO, Protocol
 from ..core.errors import InputError
 from ..image.decode import MAX_BYTES, os_error
 from . import members
-from .files import Item
 from .inflate import Start, find_compression, inflate
-from .members import MAX_RATIO, open_file, refuse_name, too_large, too_many
+from .items import Item
+from .members import MAX_RATIO, TAR_BLOCK_BYTES, open_file, refuse_name, too_large, too_many
 
-BLOCK = 512
 STREAM_RATIO_FROM = 1 << 28
 # A compressed tar is read in order, so that its members wait in memory for their turn.
 MAX_CARRIED = 1 << 27
@@ -172,7 +171,7 @@ def find_tarred(path: str, file: BinaryIO) -> Iterator[Item]:
         else:
             yield Item(source, refusal, None if refusal else fetch)
         # The padding; a tar may end without it.
-        stream.read(-header.size % BLOCK)
+        stream.read(-header.size % TAR_BLOCK_BYTES)
     raise too_many()
 
 
@@ -216,16 +215,16 @@ class _TarHeaders:
 
     def _header(self) -> tarfile.TarInfo | None:
         begin = self._stream.position
-        while block := self._stream.read(BLOCK):
+        while block := self._stream.read(TAR_BLOCK_BYTES):
             header = _parse_header(block)
             if header:
                 self._lost = False
                 self._skip_sparse_map(header, block)
                 return header
-            if not self._lost and block == bytes(BLOCK):
+            if not self._lost and block == bytes(TAR_BLOCK_BYTES):
                 self._stream.finish()
                 return None
-            if not self._lost and len(block) == BLOCK:
+            if not self._lost and len(block) == TAR_BLOCK_BYTES:
                 self._lost = True
                 raise _DamageError(f"what stands at byte {begin} is lost")
             if self._stream.position - begin > MAX_JUNK:
@@ -235,17 +234,17 @@ class _TarHeaders:
     def _data(self, header: tarfile.TarInfo) -> bytes:
         """What an extended header holds."""
         if header.size > self.LONGEST:
-            self._stream.skip(header.size + -header.size % BLOCK)
+            self._stream.skip(header.size + -header.size % TAR_BLOCK_BYTES)
             raise _DamageError(f"an extended header of {header.size} bytes is left out")
-        data = self._stream.read(header.size + -header.size % BLOCK)
+        data = self._stream.read(header.size + -header.size % TAR_BLOCK_BYTES)
         return data[: header.size]
 
     def _skip_sparse_map(self, header: tarfile.TarInfo, block: bytes) -> None:
         # Old GNU format: a flag says whether a block with more of the map follows.
         more = header.type == tarfile.GNUTYPE_SPARSE and block[482]
         while more:
-            block = self._stream.read(BLOCK)
-            more = len(block) == BLOCK and block[504]
+            block = self._stream.read(TAR_BLOCK_BYTES)
+            more = len(block) == TAR_BLOCK_BYTES and block[504]
 
 
 # GNU tar's label of a volume has no name in tarfile.

@@ -28,7 +28,7 @@ from .. import __version__
 from ..core.errors import InputError
 from ..core.redact import is_ambiguous, redact
 from .fetch_policy import FetchPolicy
-from .files import Item
+from .items import Item
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -16,8 +16,8 @@ from typing import BinaryIO
 from ..core.errors import InputError
 from ..image.decode import MAX_BYTES, os_error
 from . import members
-from .files import Item
 from .inflate import Start, Zlib, inflate
+from .items import Item
 from .members import MAX_RATIO, PIECE, open_file, refuse_name, too_large, too_many
 
 RATIO_FROM = 1 << 24
