@@ -387,7 +387,7 @@ def test_what_goes_to_a_pipe_is_not_resumed(here: Path, run: Any, tmp_path: Path
     os.mkfifo(tmp_path / "v.parquet")
     for arguments, code, words in (
         (["--output", "/dev/null", "--resume"], 2, "--resume cannot read rows back"),
-        (["--output", tmp_path / "v.parquet"], 1, "Parquet cannot be written to a pipe"),
+        (["--output", tmp_path / "v.parquet"], 1, ".parquet file cannot be written to a pipe"),
         (["--output", "rows.csv", "--resume", "--overwrite"], 2, "give one"),
         (["--overwrite"], 2, "needs --output"),
     ):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet
@@ -17,7 +18,13 @@ from rich.console import Console
 from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.results import Result, Track
 from ffd_runtime.core.text import printable
-from ffd_runtime.outputs import JsonLines, open_file_sink
+from ffd_runtime.outputs import (
+    FILE_SINKS,
+    JsonLines,
+    check_file_sink,
+    open_file_sink,
+    open_pipe_sink,
+)
 from ffd_runtime.outputs.csv_file import _from_field, to_line
 from ffd_runtime.outputs.provenance import Origin
 from ffd_runtime.outputs.table import Table
@@ -304,3 +311,45 @@ def test_a_full_disk_behind_standard_output_is_an_error() -> None:
         JsonLines(full).write(Result("a.jpg", label="unsure", score=0.5))
     with suppress(OSError):
         full.close()
+
+
+DUMMY = """
+from ffd_runtime.outputs import FILE_SINKS
+from ffd_runtime.outputs.partial_file import PartialFile
+
+FILE_SINKS[".names"] = (__name__, "NamesFile")
+
+
+class NamesFile(PartialFile):
+    header = "names"
+
+    @staticmethod
+    def to_line(result):
+        return f"\\n{result.source}"
+
+    def _whole_rows(self, file):
+        return len(file.read())
+
+    def _read(self, lines):
+        return iter(())
+"""
+
+
+def test_a_new_file_format_is_one_module_and_one_registration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dummy_sink.py").write_text(DUMMY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("ffd_runtime.outputs.FILE_SINKS", dict(FILE_SINKS))
+    import_module("dummy_sink")
+    with pytest.raises(OutputError, match=r"must end with .jsonl or .csv or .parquet or .names$"):
+        check_file_sink(tmp_path / "rows.txt")
+    with open_file_sink(tmp_path / "rows.names") as file:
+        file.write(Result("a.png"))
+    assert (tmp_path / "rows.names").read_text() == "names\na.png"
+    os.mkfifo(pipe := tmp_path / "pipe.names")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with open_pipe_sink(pipe) as sink:
+        sink.write(Result("b.png"))
+    assert os.read(reader, 100) == b"names\nb.png"
+    os.close(reader)

@@ -1,4 +1,7 @@
-"""Sinks: where result rows go; a new one is one file here and one line in `FILE_SINKS`."""
+"""Sinks for result rows.
+
+To add a file format, write a module with a subclass of `PartialFile`, and add it to `FILE_SINKS`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..core.errors import OutputError
 from ..core.results import Result
-from .jsonlines import JsonLines, to_line
+from .jsonlines import JsonLines
 from .target import follow_links, is_pipe, require_folder
 
 if TYPE_CHECKING:
@@ -39,12 +42,22 @@ class Sink(Protocol):
     ) -> None: ...
 
 
-# By the end of a file's name: module and class, imported when such a file is written.
+# Module and class of the sink for each suffix. The module is imported when such a file is written.
 FILE_SINKS = {
-    ".jsonl": ("jsonlines_file", "JsonLinesFile"),
-    ".csv": ("csv_file", "CsvFile"),
-    ".parquet": ("parquet_file", "ParquetFile"),
+    ".jsonl": ("ffd_runtime.outputs.jsonlines_file", "JsonLinesFile"),
+    ".csv": ("ffd_runtime.outputs.csv_file", "CsvFile"),
+    ".parquet": ("ffd_runtime.outputs.parquet_file", "ParquetFile"),
 }
+
+
+def find_file_sink(path: Path) -> type[PartialFile] | None:
+    """Return the class of the sink for a file name; None if no sink has its suffix."""
+    suffix = path.suffix.lower()
+    if suffix not in FILE_SINKS:
+        return None
+    module, name = FILE_SINKS[suffix]
+    sink: type[PartialFile] = getattr(import_module(module), name)
+    return sink
 
 
 def check_file_sink(path: Path) -> None:
@@ -57,12 +70,14 @@ def check_file_sink(path: Path) -> None:
         raise OutputError("--output takes a file of this machine, not an address")
     if path.is_dir():
         raise OutputError(f"--output {path} is a folder: name a file")
-    suffix = path.suffix.lower()
+    sink = find_file_sink(path)
     if is_pipe(path):
-        if suffix == ".parquet":
-            raise OutputError(f"--output {path}: Parquet cannot be written to a pipe, .csv can")
+        if sink and not sink.pipes:
+            raise OutputError(
+                f"--output {path}: a {path.suffix} file cannot be written to a pipe, .csv can"
+            )
         return
-    if suffix not in FILE_SINKS:
+    if sink is None:
         endings = " or ".join(FILE_SINKS)
         raise OutputError(f"--output {path}: the name must end with {endings}")
     require_folder("--output", path)
@@ -82,18 +97,16 @@ def require_new(path: Path) -> None:
 
 
 def open_pipe_sink(path: Path) -> Sink:
-    """The sink for a pipe or a device: CSV if its name ends so, else JSON Lines.
+    """Return the sink for a pipe or a device: by its suffix, JSON Lines for any other.
 
     Raises:
         OutputError: it cannot be opened.
     """
+    from .jsonlines_file import JsonLinesFile
     from .pipe import Pipe
 
-    if path.suffix.lower() == ".csv":
-        from . import csv_file as csv
-
-        return Pipe(path, csv.to_line, csv.to_header())
-    return Pipe(path, to_line)
+    sink = find_file_sink(path) or JsonLinesFile
+    return Pipe(path, sink.to_line, sink.header)
 
 
 def open_file_sink(path: Path, origin: Origin | None = None, resume: bool = False) -> PartialFile:
@@ -108,9 +121,9 @@ def open_file_sink(path: Path, origin: Origin | None = None, resume: bool = Fals
         OutputError: as `check_file_sink` and `PartialFile`.
     """
     check_file_sink(path)
-    module, name = FILE_SINKS[path.suffix.lower()]
-    sink: PartialFile = getattr(import_module(f".{module}", __name__), name)(path, origin, resume)
-    return sink
+    sink = find_file_sink(path)
+    assert sink
+    return sink(path, origin, resume)
 
 
 __all__ = [
@@ -118,6 +131,7 @@ __all__ = [
     "JsonLines",
     "Sink",
     "check_file_sink",
+    "find_file_sink",
     "follow_links",
     "is_pipe",
     "open_file_sink",

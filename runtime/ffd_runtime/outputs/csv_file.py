@@ -9,12 +9,10 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import IO
 
 from ..core.results import Result
 from .partial_file import PartialFile
-from .provenance import Origin
 
 HEADER = (
     "source",
@@ -40,11 +38,6 @@ HEADER = (
 _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 # Other separators than ours too: a spreadsheet may be set to them.
 _QUOTED = re.compile(r"""[,;\t|"\r\n]""")
-
-
-def to_header() -> str:
-    """The first line; ASCII."""
-    return ",".join(HEADER) + "\r\n"
 
 
 def to_line(result: Result) -> str:
@@ -83,14 +76,9 @@ def _from_field(text: str) -> str:
 class CsvFile(PartialFile):
     """Rows to a `.csv` file; None is an empty field."""
 
-    def __init__(self, path: Path, origin: Origin | None = None, resume: bool = False) -> None:
-        super().__init__(path, origin, resume, errors="surrogateescape")
-
-    def _header(self) -> str:
-        return to_header()
-
-    def _write(self, result: Result) -> None:
-        self.file.write(to_line(result))
+    header = ",".join(HEADER) + "\r\n"
+    to_line = staticmethod(to_line)
+    _errors = "surrogateescape"
 
     def _whole_rows(self, file: IO[bytes]) -> int:
         end = offset = 0

@@ -25,6 +25,8 @@ class ParquetFile(JsonLinesFile):
     backslash escapes (`\\udcff`): Parquet's text cannot hold them.
     """
 
+    pipes = False
+
     def __init__(self, path: Path, origin: Origin | None = None, resume: bool = False) -> None:
         _pyarrow()
         super().__init__(path, origin, resume)

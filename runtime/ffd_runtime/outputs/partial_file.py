@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, ClassVar, Self
 
 from ..core.errors import OutputError
 from ..core.results import Result
@@ -36,32 +36,32 @@ class PartialFile(ABC):
     made by is in NAME.partial.origin.json, so that a later run can continue them, and in the end in
     NAME.origin.json.
 
+    Attributes:
+        header: what stands before the first row; ASCII.
+        pipes: whether rows can also be written to a pipe, as `header` and `to_line` give them.
+
     Args:
         path: the file to write, or a link to it.
         origin: what makes the rows; None for a file that nobody will continue.
         resume: keep the rows of an interrupted run; `earlier` gives them.
-        errors: how text that is not valid UTF-8 is written; see `open`.
 
     Raises:
         OutputError: it cannot be written, another run is writing it, there are rows of an
             interrupted run and `resume` is not set, or they are of another origin.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        origin: Origin | None = None,
-        resume: bool = False,
-        errors: str = "strict",
-    ) -> None:
+    header: ClassVar[str] = ""
+    pipes: ClassVar[bool] = True
+    _errors: ClassVar[str] = "strict"
+
+    def __init__(self, path: Path, origin: Origin | None = None, resume: bool = False) -> None:
         self.path = path = follow_links(path)
         self.partial = path.with_name(path.name + ".partial")
         self._record = record_of(self.partial)
-        self._errors = errors
         if self.partial.exists() and not self.partial.is_file():
             raise OutputError(f"{self.partial} is not a regular file: give another --output")
         try:
-            self.file = open(self.partial, "a", encoding="utf-8", errors=errors, newline="")
+            self.file = open(self.partial, "a", encoding="utf-8", errors=self._errors, newline="")
         except OSError as error:
             raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
         self._lock: int | None = None
@@ -78,7 +78,7 @@ class PartialFile(ABC):
         self._lock = _lock(self.file, self.partial)
         with self.partial.open("rb") as file:
             self._whole = self._whole_rows(file)
-        begun = self._whole > len(self._header())
+        begun = self._whole > len(self.header)
         if begun and not resume:
             way = "continue it with --resume, or delete" if origin else "delete"
             raise OutputError(
@@ -92,9 +92,9 @@ class PartialFile(ABC):
         # What follows the last whole row was being written when the run ended.
         self.file.truncate(self._whole if begun else 0)
         if not begun:
-            self.file.write(self._header())
+            self.file.write(self.header)
             self.file.flush()
-            self._whole = len(self._header())
+            self._whole = len(self.header)
 
     def earlier(self) -> Iterator[Result]:
         """The rows of the interrupted run that this one continues.
@@ -113,14 +113,15 @@ class PartialFile(ABC):
     def write(self, result: Result) -> None:
         """Write one row and hand it to the operating system at once."""
         try:
-            self._write(result)
+            self.file.write(self.to_line(result))
             self.file.flush()
         except OSError as error:
             raise OutputError(self._failure(error)) from None
 
-    def _header(self) -> str:
-        """What stands before the first row; ASCII."""
-        return ""
+    @staticmethod
+    @abstractmethod
+    def to_line(result: Result) -> str:
+        """Return the text of one row, its line end included."""
 
     @abstractmethod
     def _whole_rows(self, file: IO[bytes]) -> int:
@@ -129,10 +130,6 @@ class PartialFile(ABC):
     @abstractmethod
     def _read(self, lines: Iterable[str]) -> Iterator[Result]:
         """Rows from the file's lines, header included."""
-
-    @abstractmethod
-    def _write(self, result: Result) -> None:
-        """Hand one row to the file's buffer."""
 
     def _finish(self) -> None:
         """Give the file its name."""
@@ -149,7 +146,7 @@ class PartialFile(ABC):
     ) -> None:
         try:
             self.file.flush()
-            empty = os.fstat(self.file.fileno()).st_size <= len(self._header())
+            empty = os.fstat(self.file.fileno()).st_size <= len(self.header)
             if kind is None:
                 os.fsync(self.file.fileno())
                 self._require_there()
