@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, settings
 
+from ffd_runtime.core import cores
 from ffd_runtime.model import devices
 
 Image = npt.NDArray[np.uint8]
@@ -41,7 +42,7 @@ def as_before() -> Iterator[None]:
     """What a test leaves in the process, the next one does not find."""
     yield
     # A cluster's actor takes no more of its process's cores than its own.
-    devices._most_cores = None
+    cores._max_cores = None
     # urlopen keeps the proxies that it found when it was used first.
     vars(urllib.request)["_opener"] = None
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.core.pipeline import Prepared, infer_prepared
 from ffd_runtime.core.results import Result
-from ffd_runtime.core.within_memory import WithinMemory
 from ffd_runtime.model.backends import Backend
 from ffd_runtime.model.card import Metric, ModelCard
+from ffd_runtime.model.within_memory import WithinMemory
 
 from .sample_images import SampleImages
 

@@ -13,9 +13,9 @@ import pytest
 from ffd_runtime import Classifier, InputError, ModelCard
 from ffd_runtime.core.errors import DeviceMemoryError
 from ffd_runtime.core.pipeline import classify_items
-from ffd_runtime.core.within_memory import WithinMemory
 from ffd_runtime.inputs import Item
 from ffd_runtime.model.backends import Outputs
+from ffd_runtime.model.within_memory import WithinMemory
 
 from ..conftest import picture
 from ..models import CARD

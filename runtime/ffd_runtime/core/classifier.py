@@ -15,11 +15,11 @@ from ..image.preprocess import preprocess
 from ..inputs import Item, find_files
 from ..model.backends import Backend, Outputs, open_backend
 from ..model.card import ModelCard
-from ..model.devices import count_cores
+from ..model.within_memory import WithinMemory
+from .cores import count_cores
 from .errors import InputError
 from .pipeline import Prepared, classify_items, infer_prepared
 from .results import Result
-from .within_memory import WithinMemory
 
 if TYPE_CHECKING:
     from ..image.faces import FaceDetector

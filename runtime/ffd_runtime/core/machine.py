@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..model.devices import count_cores
+from .cores import count_cores
 
 # Distributions that say how ffd runs here. Those of one family write the same files.
 FAMILIES = {

@@ -24,9 +24,9 @@ from ..inputs.kinds import is_no_picture
 from ..model.backends import Backend
 from ..model.backends.pending import Finished, Pending
 from ..model.card import ModelCard, PreprocessSpec
+from ..model.within_memory import WithinMemory
 from .errors import BackendError, DeviceMemoryError, InputError
 from .results import Box, Result
-from .within_memory import WithinMemory
 
 if TYPE_CHECKING:
     from ..image.faces import Face, FaceDetector

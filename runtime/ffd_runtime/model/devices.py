@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import sys
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.cores import count_cores as count_cores
+from ..core.cores import limit_cores as limit_cores
 from ..core.errors import DeviceError, DeviceMemoryError
 
 
@@ -123,23 +124,3 @@ class PinnedMemory:
             self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
             self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
             self.address = 0
-
-
-_most_cores: int | None = None
-
-
-def limit_cores(count: int) -> None:
-    """Let this process use fewer processors than it may, where it shares the machine with others.
-
-    Args:
-        count: what `count_cores` answers from now on, at most.
-    """
-    global _most_cores
-    _most_cores = max(1, count)
-
-
-def count_cores() -> int:
-    """Processors that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    there = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(there, _most_cores or there)

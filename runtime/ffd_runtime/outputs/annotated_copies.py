@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from ..core.atomic_file import write_atomic
+from ..core.cores import count_cores
 from ..core.errors import InputError, OutputError
 from ..core.results import Result
 from ..core.text import printable
@@ -29,7 +30,6 @@ from ..image.decode import Image, decode, read_file
 from ..image.draw import draw_verdict, overlay_heatmap
 from ..image.image_header import read_header
 from ..model.card import PreprocessSpec
-from ..model.devices import count_cores
 
 log = logging.getLogger(__name__)
 

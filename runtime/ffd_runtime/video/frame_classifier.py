@@ -11,11 +11,11 @@ from threading import Lock, Semaphore
 
 from ..core.pipeline import Prepared, infer_prepared, prepare_faces
 from ..core.results import Result
-from ..core.within_memory import WithinMemory
 from ..image.faces import FaceDetector, is_blank
 from ..image.preprocess import preprocess
 from ..model.backends import Backend
 from ..model.card import ModelCard
+from ..model.within_memory import WithinMemory
 from .frame_result import Frame
 
 # A second batch uses a CPU's idle cores during the serial parts of the first; on a GPU it is copied

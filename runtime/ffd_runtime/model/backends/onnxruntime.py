@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...core.cores import count_cores
 from ...core.errors import BackendError, CardError, DeviceError, ModelError
 from ...core.install_hint import install_hint
 from ...core.text import counted, first_line
 from ..backend_registry import Facts
 from ..card import CARD_KEY, ModelCard
-from ..devices import PinnedMemory, count_cores, count_gpus, parse_device
+from ..devices import PinnedMemory, count_gpus, parse_device
 from . import MOST_ON_CPU, OUTPUTS, Outputs, failure, infer_in_parts, read_card
 from .onnx_metadata import read_metadata
 from .staging import MOST_ON_CUDA, Staging, quiet_options

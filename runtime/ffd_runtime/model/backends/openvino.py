@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...core.cores import count_cores
 from ...core.errors import BackendError, DeviceError, ModelError
 from ...core.install_hint import install_hint
 from ...core.text import counted, first_line
 from ..backend_registry import Facts
 from ..card import CARD_KEY, ModelCard
-from ..devices import count_cores, parse_device
+from ..devices import parse_device
 from . import MOST_ON_CPU, OUTPUTS, Outputs, failure, infer_in_parts, read_card
 
 # OpenVINO's names of layers that multiply by weights: their precision is the model's.
@@ -88,32 +89,17 @@ def open_model(path: Path, device: str = "auto") -> OpenVino:
             f"--device {device}: openvino runs on the CPU only; use --backend onnxruntime, or "
             "--device cpu"
         )
-    try:
-        import openvino
-        from openvino.frontend import FrontEndManager
-    except ImportError as error:
-        raise BackendError(
-            f"openvino cannot be imported ({first_line(error)}): {install_hint('openvino')}"
-        ) from None
-    try:
-        # The ONNX reader alone: `read_model` tries every format, and the others print.
-        reader = FrontEndManager().load_by_framework("onnx")
-        model = reader.convert(reader.load(str(path)))
-    except Exception as error:  # OpenVINO's exceptions share no other base
-        raise ModelError(f"model {path} cannot be loaded: {_reason(error)}") from None
+    openvino = _import_openvino()
+    model = _read_model(openvino, path)
     where = ["framework", CARD_KEY]
     text = model.get_rt_info(where).astype(str) if model.has_rt_info(where) else None
-    card = read_card(
-        path,
-        text,
-        [_signature(tensor) for tensor in model.inputs],
-        {_signature(tensor) for tensor in model.outputs},
-    )
+    inputs = [_signature(tensor) for tensor in model.inputs]
+    card = read_card(path, text, inputs, {_signature(tensor) for tensor in model.outputs})
     threads = count_cores()
     options = {
-        # A CPU that has bfloat16 would make a FP32 model something else than what was measured.
+        # On a CPU with bfloat16, an FP32 model would compute in it, unlike when it was measured.
         "INFERENCE_PRECISION_HINT": "f32",
-        # All threads work on one batch: batches come one at a time.
+        # Batches come one at a time, so all threads work on one.
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
     }
@@ -126,6 +112,26 @@ def open_model(path: Path, device: str = "auto") -> OpenVino:
     version = openvino.__version__.split("-")[0]
     description = f"openvino {version}, CPU, {counted(threads, 'thread')}, computing in {precision}"
     return OpenVino(compiled, compile_model, card, description)
+
+
+def _import_openvino() -> Any:
+    try:
+        import openvino
+        import openvino.frontend
+    except ImportError as error:
+        raise BackendError(
+            f"openvino cannot be imported ({first_line(error)}): {install_hint('openvino')}"
+        ) from None
+    return openvino
+
+
+def _read_model(openvino: Any, path: Path) -> Any:
+    try:
+        # Only the ONNX reader: `read_model` tries every format, and the other readers print.
+        reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+        return reader.convert(reader.load(str(path)))
+    except Exception as error:  # OpenVINO's exceptions share no other base
+        raise ModelError(f"model {path} cannot be loaded: {_reason(error)}") from None
 
 
 def _precisions(compiled: Any) -> list[str]:

@@ -8,9 +8,9 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from ..model.backends import Backend, Outputs, infer_in_parts
-from ..model.backends.pending import Finished, Pending, count_lanes, submit
-from .errors import DeviceMemoryError
+from ..core.errors import DeviceMemoryError
+from .backends import Backend, Outputs, infer_in_parts
+from .backends.pending import Finished, Pending, count_lanes, submit
 
 log = logging.getLogger(__name__)
 

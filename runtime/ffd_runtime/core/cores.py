@@ -1,0 +1,24 @@
+"""Processors that this process may use."""
+
+from __future__ import annotations
+
+import os
+
+_max_cores: int | None = None
+
+
+def limit_cores(count: int) -> None:
+    """Let this process use fewer processors than it may, where it shares the machine.
+
+    Args:
+        count: the most that `count_cores` returns from now on; at least 1 is used.
+    """
+    global _max_cores
+    _max_cores = max(1, count)
+
+
+def count_cores() -> int:
+    """Return the number of processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    available = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(available, _max_cores or available)
