@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ffd_runtime.core.results import Result, Track
+from ffd_runtime.core.results import Label, Result, Track
 from ffd_runtime.image.decode import Image
 from ffd_runtime.video.frame_result import Frame, FrameResult, StreamHealth
 from ffd_runtime.web.dashboard_server import DashboardServer
@@ -59,7 +59,7 @@ class Run:
     ) -> None:
         self.serve = serve
         self.healths = {name: self._playing(name, 0) for name in names}
-        self.labels = ["generated", "groundtruth"]
+        self.labels: list[Label] = ["generated", "groundtruth"]
         self._pictures = pictures or [draw_face(), draw_face()]
         self._rooms = {name: draw_room(seed) for seed, name in enumerate(names)}
         self._end = threading.Event()

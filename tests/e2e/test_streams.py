@@ -146,7 +146,7 @@ def test_table_shows_changes_and_the_file_has_all_rows(
     assert process.returncode == 0, err
     assert len(out.splitlines()) <= 1 + 3
     assert "generated" in out
-    assert "groundtruth" in out
+    assert "photograph" in out
     with output.open() as file:
         assert len(list(csv.DictReader(file))) == FRAMES
 

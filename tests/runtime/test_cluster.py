@@ -38,7 +38,7 @@ from ffd_cluster.storage import Storage, require_no_credentials, storage_of
 from ffd_runtime import Classifier
 from ffd_runtime.core.errors import DeviceError, FfdError, InputError, OutputError, StorageError
 from ffd_runtime.core.pipeline import Prepared
-from ffd_runtime.core.results import Result
+from ffd_runtime.core.results import Label, Result
 from ffd_runtime.image.faces import Face
 from ffd_runtime.inputs import Item, find_files
 from ffd_runtime.model.card import PreprocessSpec
@@ -102,7 +102,7 @@ def test_a_part_is_named_by_its_inputs(sources: set[str], rng: Any, other: str) 
 # --- parts --------------------------------------------------------------------------------------
 
 
-def put_part(folder: Path, *sources: str, label: str = "generated") -> str:
+def put_part(folder: Path, *sources: str, label: Label = "generated") -> str:
     """A part as a machine of a cluster writes it."""
     lines = [to_line(Result(source, label=label, score=0.9)) for source in sources]
     name = part_name(sources)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffd_runtime.core.errors import InputError
-from ffd_runtime.core.results import Result
+from ffd_runtime.core.results import LABELS, Label, Result
 from ffd_runtime.image.draw import (
     EVIDENCE_LIMIT,
     classified_square,
@@ -21,10 +21,9 @@ from ffd_runtime.image.preprocess import crop_centre, crop_face
 from ..conftest import picture
 
 Array = npt.NDArray[np.uint8]
-LABELS = ("generated", "groundtruth", "unsure")
 
 
-def verdict(label: str = "generated", score: float = 0.987) -> Result:
+def verdict(label: Label = "generated", score: float = 0.987) -> Result:
     return Result("a.jpg", label=label, score=score)
 
 
@@ -72,7 +71,7 @@ def test_twenty_megapixels_get_a_larger_text() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from(LABELS), st.floats(0, 1))
-def test_any_shape_can_be_drawn_on(height: int, width: int, label: str, score: float) -> None:
+def test_any_shape_can_be_drawn_on(height: int, width: int, label: Label, score: float) -> None:
     image = np.zeros((height, width, 3), np.uint8)
     drawn = draw_verdict(overlay_heatmap(image, evidence(-5)), verdict(label, score))
     factor = drawn.shape[0] // height

@@ -8,19 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.core.results import Box, Result, Track
+from ffd_runtime.core.results import LABELS, Box, Label, Result, Track
 from ffd_runtime.image.draw import PANEL, VERDICT_COLOURS, Colour
 from ffd_runtime.video.draw_frame import draw_frame, draw_keys, draw_no_signal, shrink_to_fit
 from ffd_runtime.video.frame_result import Frame, FrameResult, State, StreamHealth
 
 Array = npt.NDArray[np.uint8]
-LABELS = ("generated", "groundtruth", "unsure")
 STATES: tuple[State, ...] = ("connecting", "playing", "waiting", "failed", "ended")
 FACE = (250, 150, 120, 140)
 ALARM = (40, 35, 200)
 
 
-def seen(face: Box | None = FACE, label: str = "generated", **values: object) -> Result:
+def seen(face: Box | None = FACE, label: Label = "generated", **values: object) -> Result:
     heatmap = np.full((10, 10), 9, np.float32)
     result = Result("door", 0, face, label, 0.98, heatmap=heatmap)
     return replace(result, **values)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ffd_runtime import Classifier
 from ffd_runtime.core.errors import DeviceError
+from ffd_runtime.core.results import Label
 from ffd_runtime.image.decode import decode
 from ffd_runtime.image.preprocess import preprocess
 from ffd_runtime.model import backends
@@ -175,7 +176,7 @@ def test_the_two_files_are_one_model_and_fit_the_package() -> None:
     assert find_embedded_by(fp32) == EMBEDDED
 
 
-def both(images: list[Any]) -> tuple[list[str], list[str]]:
+def both(images: list[Any]) -> tuple[list[Label], list[Label]]:
     """Verdicts of FP32 and of INT8."""
     opened = [open_backend(path, "onnxruntime", "cpu") for path in (EMBEDDED, EMBEDDED_INT8)]
     card = opened[0].card

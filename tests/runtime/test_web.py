@@ -21,13 +21,12 @@ import pytest
 
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.core.install_hint import install_hint
-from ffd_runtime.core.results import Result, Track
+from ffd_runtime.core.results import LABELS, Label, Result, Track
 from ffd_runtime.video.frame_result import Frame, FrameResult, StreamHealth
 from ffd_runtime.web import dashboard, dashboard_state, http_protocol, snapshots
 from ffd_runtime.web.auth_middleware import AuthMiddleware
 from ffd_runtime.web.dashboard_server import DashboardServer
 from ffd_runtime.web.listen_address import ListenAddress, parse_listen_address
-from ffd_runtime.web.metrics import LABELS
 
 from ..conftest import picture
 from ..models import CARD
@@ -52,7 +51,7 @@ def health(source: str = "door", **facts: Any) -> StreamHealth:
     return StreamHealth(source, **{"live": True, "state": "playing", "size": (200, 100), **facts})
 
 
-def frame_result(number: int = 0, source: str = "door", *labels: str, **facts: Any) -> FrameResult:
+def frame_result(number: int = 0, source: str = "door", *labels: Label, **facts: Any) -> FrameResult:
     """A frame with a face and a track for each label."""
     image = picture("red" if number % 2 else "blue", 100, 200, number)
     faces = [
@@ -555,7 +554,8 @@ def test_unexpected_end_of_the_server_is_an_error(served: DashboardServer) -> No
 
 
 def test_history_lists_label_changes(served: DashboardServer) -> None:
-    for number, label in enumerate(("unsure", "generated", "generated", "unsure", "groundtruth")):
+    labels: list[Label] = ["unsure", "generated", "generated", "unsure", "groundtruth"]
+    for number, label in enumerate(labels):
         served.show(frame_result(number, "door", label))
     state = ask(served, "/state").json
     assert [(v["before"], v["label"], v["time"] - 1.7e9) for v in state["history"]] == [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import InputError
 
@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Box = tuple[int, int, int, int]
+# The labels of rows. A ground truth, as in the article, is a photograph of a real face.
+Label = Literal["generated", "groundtruth", "unsure"]
+LABELS: tuple[Label, ...] = get_args(Label)
+# The labels as people read them.
+LABEL_NAMES: dict[Label, str] = {
+    "generated": "generated",
+    "groundtruth": "photograph",
+    "unsure": "unsure",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Track:
     """
 
     number: int
-    label: str
+    label: Label
     score: float | None = None
 
 
@@ -67,7 +76,7 @@ class Result:
     source: str
     frame: int | None = None
     face: Box | None = None
-    label: str | None = None
+    label: Label | None = None
     score: float | None = None
     error: RowError | None = None
     reason: str | None = None

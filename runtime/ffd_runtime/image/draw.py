@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..core.results import Box, Result
+from ..core.results import LABEL_NAMES, Box, Label, Result
 from ..model.card import PreprocessSpec
 from .decode import Image
 
@@ -16,7 +16,7 @@ Colour = tuple[int, int, int]
 
 # Blue, green, red. Vermilion, blue and amber stay apart for colour-blind eyes (Okabe and Ito,
 # "Color Universal Design", 2008); each verdict has a shape of its own as well.
-VERDICT_COLOURS: dict[str | None, Colour] = {
+VERDICT_COLOURS: dict[Label | None, Colour] = {
     "generated": (60, 108, 255),
     "groundtruth": (245, 165, 70),
     "unsure": (70, 195, 245),
@@ -205,7 +205,7 @@ def mark_corners(image: Image, box: Box, arm: int, stroke: int, colour: Colour) 
 def _draw_label(image: Image, result: Result) -> None:
     """A panel in the upper left corner: the verdict's shape in its colour, label and score."""
     height, width = image.shape[:2]
-    text = f"{result.label} {result.score:.3f}" if result.label else "no verdict"
+    text = f"{LABEL_NAMES[result.label]} {result.score:.3f}" if result.label else "no verdict"
     capital = max(9.0, 0.042 * min(height, width))
     # A panel is 2.6 capitals high, and its shape and margins are 3.8 wide.
     across = cv2.getTextSize(text, FONT, 1, 1)[0][0] / CAPITAL
@@ -218,7 +218,7 @@ def _draw_label(image: Image, result: Result) -> None:
     cv2.putText(image, text, origin, FONT, capital / CAPITAL, TEXT, stroke, cv2.LINE_AA)
 
 
-def draw_shape(image: Image, label: str | None, centre: tuple[float, float], size: float) -> None:
+def draw_shape(image: Image, label: Label | None, centre: tuple[float, float], size: float) -> None:
     """A triangle for generated, a disc for groundtruth, a diamond for unsure, a bar for none.
 
     Args:
@@ -228,7 +228,7 @@ def draw_shape(image: Image, label: str | None, centre: tuple[float, float], siz
         size: half of its width, in pixels.
     """
     x, y = centre
-    outlines: dict[str | None, list[tuple[float, float]]] = {
+    outlines: dict[Label | None, list[tuple[float, float]]] = {
         "generated": [(-1, 0.8), (0, -0.9), (1, 0.8)],
         "unsure": [(-1, 0), (0, -1), (1, 0), (0, 1)],
         None: [(-1, -0.25), (1, -0.25), (1, 0.25), (-1, 0.25)],

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core.errors import CardError
 from ..core.file_hash import is_sha256
+from ..core.results import Label
 
 SCHEMA = 1
 CARD_KEY = "ffd.card"
@@ -144,7 +145,7 @@ class ModelCard:
             raise CardError(f"model card: precision must be one of {', '.join(PRECISIONS)}")
         _require_metrics(self.metrics)
 
-    def verdict(self, score: float) -> str:
+    def verdict(self, score: float) -> Label:
         """Label for a score.
 
         Args:

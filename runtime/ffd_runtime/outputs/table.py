@@ -7,10 +7,10 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from ..core.results import Result
+from ..core.results import LABEL_NAMES, Label, Result
 from ..core.text import printable
 
-STYLES = {"generated": "bold red", "groundtruth": "green", "unsure": "yellow"}
+STYLES: dict[Label, str] = {"generated": "bold red", "groundtruth": "green", "unsure": "yellow"}
 
 
 class Table:
@@ -35,7 +35,7 @@ class Table:
             label = result.track.label if result.track else result.label
             score = result.track.score if result.track else result.score
             line = Text.assemble(
-                (f"{label:<13}", STYLES.get(label or "", "")),
+                _name(label),
                 f"{'':<8}" if score is None else f"{score:<8.3f}",
                 printable(result.source),
                 _where(result),
@@ -48,6 +48,11 @@ class Table:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+def _name(label: Label | None) -> tuple[str, str]:
+    """The label as people read it, and its style."""
+    return (f"{LABEL_NAMES[label]:<13}", STYLES[label]) if label else (f"{'none':<13}", "")
 
 
 def _where(result: Result) -> str:

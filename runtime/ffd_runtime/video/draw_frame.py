@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..core.results import Box, Result
+from ..core.results import LABEL_NAMES, Box, Label, Result
 from ..core.text import printable
 from ..image.decode import Image
 from ..image.draw import (
@@ -173,7 +173,7 @@ def _resize(image: Image, width: int, height: int) -> Image:
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
 
 
-def _verdict(result: Result) -> tuple[str | None, float | None]:
+def _verdict(result: Result) -> tuple[Label | None, float | None]:
     """Return label and score to show: those of the track, if any, because they do not flicker."""
     if result.track:
         return result.track.label, result.track.score
@@ -183,7 +183,8 @@ def _verdict(result: Result) -> tuple[str | None, float | None]:
 
 def _caption(result: Result) -> str:
     label, score = _verdict(result)
-    text = (label or "no verdict") + ("" if score is None else f" {score:.3f}")
+    name = LABEL_NAMES[label] if label else "no verdict"
+    text = name if score is None else f"{name} {score:.3f}"
     return f"{text}, {result.reason}" if result.reason else text
 
 

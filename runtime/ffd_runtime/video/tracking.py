@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..core.results import Box, Result, Track
+from ..core.results import Box, Label, Result, Track
 from ..model.card import ModelCard
 
 Corners = npt.NDArray[np.float64]
@@ -126,7 +126,7 @@ class GreedyIouTracker:
         score = 1 / (1 + math.exp(-track.mean)) if track.weight else None
         return Track(track.number, track.label or "unsure", score)
 
-    def _label(self, track: _Track) -> str:
+    def _label(self, track: _Track) -> Label:
         """Return the label of a track: the last one, unless the mean passed a threshold clearly."""
         if track.label is None:
             return self._label_of(track.mean)
@@ -138,7 +138,7 @@ class GreedyIouTracker:
             return lowest
         return highest if order(highest) < order(track.label) else track.label
 
-    def _label_of(self, mean: float) -> str:
+    def _label_of(self, mean: float) -> Label:
         """Return `ModelCard.verdict` for log-odds."""
         low, high = self._thresholds
         if mean >= high:
@@ -165,7 +165,7 @@ class _Track:
     box: Corners
     seen: float
     velocity: npt.NDArray[np.float64] | None = None
-    label: str | None = None
+    label: Label | None = None
     mean: float = 0.0
     weight: float = 0.0
     scored: float = 0.0
