@@ -34,6 +34,7 @@ from ffd_runtime.core.errors import FfdError
 from ffd_runtime.model.backends import Backend, open_backend
 from ffd_train.classification_metrics import Report
 from ffd_train.evaluation import evaluate
+from ffd_train.scanning import find_labelled
 
 ROUNDS = 10
 BATCHES = (1, 8)

@@ -94,8 +94,8 @@ def open_builder(kind: str, options: EngineOptions) -> EngineBuilder:
         module = import_module(MODULES[kind])
     except Exception as error:  # the package raises whatever its loader raised
         raise BackendError(
-            f"--engine {kind} needs {MODULES[kind]}, which cannot be imported ({first_line(error)}): "
-            f"{install_hint(kind)}, or use JetPack's package"
+            f"--engine {kind} needs {MODULES[kind]}, which cannot be imported "
+            f"({first_line(error)}): {install_hint(kind)}, or use JetPack's package"
         ) from None
     for capability in options.compute_capabilities:
         find_capability(module, capability)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import pytest
-from ffd_train.prepare.inputs import Input
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from ffd_export.training_runs import find_calibration, find_verification
 from ffd_runtime.core.errors import DataError
 from ffd_runtime.model.card import PreprocessSpec
 from ffd_train.prepare import preparing
+from ffd_train.prepare.entries import Input
 
 from ..conftest import picture
 

@@ -25,7 +25,7 @@ def test_every_option_belongs_to_a_program_and_every_field_is_an_option() -> Non
 
 def test_options_are_read_only_and_typed() -> None:
     for one in program.load_programs():
-        assert one.options.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert one.options.__dataclass_params__.frozen
         assert all("Any" not in str(field.type) for field in fields(one.options))
 
 

@@ -51,7 +51,9 @@ def health(source: str = "door", **facts: Any) -> StreamHealth:
     return StreamHealth(source, **{"live": True, "state": "playing", "size": (200, 100), **facts})
 
 
-def frame_result(number: int = 0, source: str = "door", *labels: Label, **facts: Any) -> FrameResult:
+def frame_result(
+    number: int = 0, source: str = "door", *labels: Label, **facts: Any
+) -> FrameResult:
     """A frame with a face and a track for each label."""
     image = picture("red" if number % 2 else "blue", 100, 200, number)
     faces = [

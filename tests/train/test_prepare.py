@@ -712,7 +712,8 @@ def test_a_split_that_comes_with_a_copy_is_that_of_the_person(tmp_path: Path) ->
     said = pack([given, larger, make_classes(tmp_path / "raw")[1]], tmp_path / "out")
     assert (
         "left out 1 of people in another split, found through copies, for example larger: "
-        "other.png in train; celeba: img_align_celeba/000058.jpg is in test (listed in left_out.csv)"
+        "other.png in train; celeba: img_align_celeba/000058.jpg is in test "
+        "(listed in left_out.csv)"
     ) in said
     assert left_out(tmp_path / "out")["other.png"] == "other_split"
     packed = {row["original"]: row["split"] for row in rows(tmp_path / "out/manifest.csv")}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from ffd_runtime.cli.options import say, say_more
+from ffd_runtime.cli.command import say, say_more
 
 from ..reporter import Advance, Reporter
 
