@@ -46,60 +46,23 @@ ROOMS = {
 CONNECTING = ("ffd_runtime.core.pipeline", "ffd_runtime.core.classifier")
 CONNECTED = frozenset({"core", "image", "inputs", "model"})
 
-CLUSTER = "ffd-run is to become three programs, and the cluster to register itself"
 # What is not yet true. Remove an entry together with its fault.
-LAZY_CYCLES: dict[str, str] = {
-    "ffd_runtime.cli.run <-> ffd_runtime.cli.run_cluster": CLUSTER,
-}
-WRONG_IMPORTS: dict[str, str] = {
-    "ffd_runtime.cli.run_cluster -> ffd_cluster.classify": CLUSTER,
-    "ffd_runtime.cli.run_cluster -> ffd_cluster.object_address": CLUSTER,
-    "ffd_runtime.cli.run_cluster -> ffd_cluster.output_parts": CLUSTER,
-    "ffd_runtime.cli.run_cluster -> ffd_cluster.plan": CLUSTER,
-    "ffd_runtime.cli.run_cluster -> ffd_cluster.ray_pipeline": CLUSTER,
-    "ffd_runtime.cli.run_cluster -> ffd_cluster.stages": CLUSTER,
-    "ffd_runtime.cli.run_cluster -> ffd_cluster.storage": CLUSTER,
-    "ffd_runtime.cli.run_cluster -> ffd_cluster.tally": CLUSTER,
-}
+LAZY_CYCLES: dict[str, str] = {}
+WRONG_IMPORTS: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
-    "ffd_export.engine.build_engine": "export is to become one list of steps",
-    "ffd_export.exporting.build": "export is to become one list of steps",
-    "ffd_export.exporting.make": "export is to become one list of steps",
-    "ffd_export.int8.quantise": "export is to become one list of steps",
-    "ffd_runtime.cli.run.progress": "ffd-run, ffd-doctor and ffd-bench are to be split",
-    "ffd_train.commands.data_prepare.prepare": "training options are to become frozen dataclasses",
-    "ffd_train.commands.eval._table_of": "training options are to become frozen dataclasses",
-    "ffd_train.commands.eval.main": "training options are to become frozen dataclasses",
-    "ffd_train.prepare.packing.write_shard": "training options are to become frozen dataclasses",
-    "ffd_train.prepare.preparing.prepare": "training options are to become frozen dataclasses",
-    "ffd_train.training._train_stage": "training options are to become frozen dataclasses",
-    "ffd_train.training.train": "training options are to become frozen dataclasses",
+    "ffd_cluster.cluster_program.run": "to be split",
+    "ffd_train.training.train": "to be split",
 }
-MANY_PARAMETERS: dict[str, str] = {
-    "ffd_runtime.video.watch.Watch.__init__": "to be split",
-    "ffd_train.commands.data_prepare.prepare": "training options are to become frozen dataclasses",
-    "ffd_train.commands.eval.main": "training options are to become frozen dataclasses",
-    "ffd_train.data.FaceDataset.__init__": "training options are to become frozen dataclasses",
-}
+MANY_PARAMETERS: dict[str, str] = {}
 LONG_MODULES: dict[str, str] = {
-    "ffd_cluster.storage": "the storages of files and objects are to be split",
-    "ffd_export.commands.export": "export is to become one list of steps",
-    "ffd_export.engine": "export is to become one list of steps",
-    "ffd_runtime.cli.diagnosis": "ffd-run, ffd-doctor and ffd-bench are to be split",
-    "ffd_runtime.cli.run": "ffd-run, ffd-doctor and ffd-bench are to be split",
-    "ffd_runtime.cli.stage_times": "ffd-run, ffd-doctor and ffd-bench are to be split",
+    "ffd_cluster.storage": "to be split",
+    "ffd_runtime.cli.diagnosis": "to be split",
+    "ffd_runtime.cli.stage_times": "to be split",
     "ffd_runtime.outputs.html_report": "to be split",
-    "ffd_runtime.video.recording": "to be split",
-    "ffd_train.data": "scanning, splits, data set and pages are to be split",
-    "ffd_train.evaluation_report.page": "scanning, splits, data set and pages are to be split",
+    "ffd_train.cli.train": "to be split",
+    "ffd_train.evaluation_report.evaluation_page": "to be split",
 }
-SHARED_NAMES: dict[str, str] = {
-    "data": "ffd_train.commands and ffd_train",
-    "metrics": "web and ffd_train",
-    "page": "audit and evaluation_report",
-    "plots": "ffd_train twice",
-    "stages": "ffd_cluster and ffd_train",
-}
+SHARED_NAMES: dict[str, str] = {}
 
 
 class Module:

@@ -61,8 +61,8 @@ def test_only_generated_images_of_left_out_sources_lower_the_band(
     data: tuple[np.ndarray, np.ndarray, Sequence[str]],
 ) -> None:
     logits, generated, sources = data
-    without = calibrate_unseen(logits, generated, sources, [])
-    photographs = calibrate_unseen(logits, generated, sources, ["studio"])
-    generators = calibrate_unseen(logits, generated, sources, ["new"])
+    without = calibrate_unseen(logits, generated, sources, [], 0.02, 0.0, 0.6)
+    photographs = calibrate_unseen(logits, generated, sources, ["studio"], 0.02, 0.0, 0.6)
+    generators = calibrate_unseen(logits, generated, sources, ["new"], 0.02, 0.0, 0.6)
     assert without == photographs
     assert generators.unsure[0] < without.unsure[0]

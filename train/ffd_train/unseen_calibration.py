@@ -7,14 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from scipy.special import expit
 
-from .calibrate import (
-    Bools,
-    Calibration,
-    Floats,
-    fit_temperature,
-    fit_threshold,
-    fit_unsure_band,
-)
+from .calibrate import Bools, Calibration, Floats, fit_temperature, fit_threshold, fit_unsure_band
 
 
 def calibrate_unseen(

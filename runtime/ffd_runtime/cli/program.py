@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 # In the order in which they are asked; the last one takes everything. Named, and not imported: the
 # runtime does not depend on the cluster.
-PROGRAMS = ("ffd_cluster.command", "ffd_runtime.cli.run_streams", "ffd_runtime.cli.run_pictures")
+PROGRAMS = (
+    "ffd_cluster.cluster_program",
+    "ffd_runtime.cli.run_streams",
+    "ffd_runtime.cli.run_pictures",
+)
 
 Options = TypeVar("Options", bound="RunOptions")
 

@@ -18,7 +18,7 @@ from ..core.errors import OutputError
 from .command import say, say_more
 from .options import wants_table
 from .program import Program, RunOptions
-from .progress import progress, summarise
+from .run_progress import progress, summarise
 
 if TYPE_CHECKING:
     from rich.console import Console

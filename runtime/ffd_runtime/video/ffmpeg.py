@@ -9,13 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, cast
 
 from ..core.errors import InputError
-from .container import (
-    DurationCheck,
-    describe_choice,
-    open_container,
-    require_pyav,
-    select_video,
-)
+from .container import DurationCheck, describe_choice, open_container, require_pyav, select_video
 from .deinterlace import Deinterlacer
 from .open_failure import open_failure
 from .pixel_converter import PixelConverter

@@ -11,6 +11,7 @@ from ..core.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 # Names of the counts, as a person reads them.
 KINDS = {
@@ -38,8 +39,20 @@ def progress(
     if console is None or not console.is_terminal:
         yield lambda _: None
         return
-    import threading
+    bar = _make_bar(console)
+    bar.start()
+    try:
+        task = bar.add_task("", total=None, completed=done)
+        if count:
+            _run_in_background(lambda: bar.update(task, total=count()))
+        yield lambda count: bar.advance(task, count)
+    finally:
+        # A terminal that was closed must not end the run.
+        with suppress(OSError):
+            bar.stop()
 
+
+def _make_bar(console: Console) -> Progress:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -56,23 +69,18 @@ def progress(
             return Text(f"{task.speed:.1f}/s" if task.speed else "", "progress.data.speed")
 
     columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True)
-    bar.start()
-    try:
-        task = bar.add_task("", total=None, completed=done)
-        if count:
+    return Progress(*columns, console=console, transient=True)
 
-            def update() -> None:
-                # The run itself meets the same error and reports it.
-                with suppress(Exception):
-                    bar.update(task, total=count())
 
-            threading.Thread(target=update, daemon=True).start()
-        yield lambda count: bar.advance(task, count)
-    finally:
-        # A terminal that was closed must not end the run.
-        with suppress(OSError):
-            bar.stop()
+def _run_in_background(work: Callable[[], None]) -> None:
+    import threading
+
+    def run() -> None:
+        # The run itself meets the same error and reports it.
+        with suppress(Exception):
+            work()
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def summarise(counts: Counter[str], earlier: int, seconds: float, skipped: Sized = ()) -> str:

@@ -104,7 +104,7 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
     """Classify pictures on a Ray cluster."""
     output = _check_output(options.output)
     device = _check_device(options.device)
-    from ffd_runtime.cli.progress import summarise
+    from ffd_runtime.cli.run_progress import summarise
     from ffd_runtime.model.backends import find_model
     from ffd_runtime.outputs.provenance import Origin
 
@@ -184,7 +184,7 @@ def _progress(ray: Any, earlier: int, count: Callable[[], int]) -> Iterator[Any]
     """Start the actor that counts the work of all machines; show a bar on a terminal."""
     from rich.console import Console
 
-    from ffd_runtime.cli.progress import progress
+    from ffd_runtime.cli.run_progress import progress
 
     from .tally import following, start_tally
 
