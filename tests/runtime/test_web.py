@@ -737,8 +737,7 @@ def test_healthz_status(served: DashboardServer, monkeypatch: pytest.MonkeyPatch
     assert ask(served, "/healthz?strict=1").status == 503
     served.tick([health(), health("gate")])
     assert ask(served, "/healthz?strict=1").status == 200
-    monkeypatch.setattr(dashboard, "STALL_TIMEOUT_SECONDS", 0.05)
-    time.sleep(0.1)
+    monkeypatch.setattr(dashboard, "STALL_TIMEOUT_SECONDS", 0.0)
     assert ask(served, "/healthz").status == 503
     served.tick([health()])
     assert served._state.health()[0] is not None

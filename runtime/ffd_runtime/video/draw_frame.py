@@ -103,6 +103,15 @@ def shrink_to_fit(frame_result: FrameResult, width: int, height: int) -> FrameRe
     return replace(frame_result, frame=replace(frame_result.frame, image=image), results=results)
 
 
+def fit_size(
+    size: tuple[int, int], limit: tuple[int, int], enlarge: bool = False
+) -> tuple[int, int]:
+    """Scale a width and height, keeping the aspect ratio, to fit; enlarge them only on request."""
+    share = min(limit[0] / size[0], limit[1] / size[1])
+    share = share if enlarge else min(share, 1.0)
+    return max(1, round(share * size[0])), max(1, round(share * size[1]))
+
+
 def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
     """Draw a notice for a source without a picture: its name and the reason.
 

@@ -23,7 +23,7 @@ from ..core.errors import OutputError
 from ..core.text import printable
 from ..image.decode import Image
 from ..image.draw import enlargement
-from .draw_frame import draw_frame, draw_keys, draw_no_signal, shrink_to_fit
+from .draw_frame import draw_frame, draw_keys, draw_no_signal, fit_size, shrink_to_fit
 from .frame_result import FrameResult, Quit, StreamHealth
 
 log = logging.getLogger(__name__)
@@ -164,12 +164,12 @@ class Window:
         columns = math.ceil(math.sqrt(len(self._sources)))
         rows = math.ceil(len(self._sources) / columns)
         shape = self._single_source_size() if columns == 1 else (16 * columns, 9 * rows)
-        width, height = _fit(shape, MAX_INITIAL_SIZE_PX, enlarge=columns > 1)
+        width, height = fit_size(shape, MAX_INITIAL_SIZE_PX, enlarge=columns > 1)
         if self._frame_results and not self._fitted:
             self._fitted = True
             cv2.resizeWindow(WINDOW_NAME, width, height)
         if _REPORTS_WINDOW_SIZE:
-            width, height = _fit(shape, _shown_size(), enlarge=True)
+            width, height = fit_size(shape, _shown_size(), enlarge=True)
         room = (max(1, width // columns), max(1, height // rows))
         if room != self._tile_size:
             self._tile_size = room
@@ -201,7 +201,7 @@ class Window:
                 # Shrunk before drawing: text would become illegible.
                 frame_result = shrink_to_fit(frame_result, *self._tile_size)
                 tile = draw_frame(frame_result, heatmap=self._heatmap, face_scale=self._face_scale)
-                size = _fit((tile.shape[1], tile.shape[0]), self._tile_size, enlarge=True)
+                size = fit_size((tile.shape[1], tile.shape[0]), self._tile_size, enlarge=True)
                 self._tiles[source] = np.asarray(cv2.resize(tile, size), np.uint8)
             else:
                 self._tiles[source] = draw_no_signal(self._tile_size, health)
@@ -288,11 +288,4 @@ def _is_open() -> bool:
 def _shown_size() -> tuple[int, int]:
     """Return the size at which the window shows its picture, at most `MAX_SIZE_PX`."""
     *_, width, height = cv2.getWindowImageRect(WINDOW_NAME)
-    return _fit((width, height), MAX_SIZE_PX) if width > 0 < height else PLACEHOLDER_SIZE_PX
-
-
-def _fit(size: tuple[int, int], largest: tuple[int, int], enlarge: bool = False) -> tuple[int, int]:
-    """Scale a size, keeping its aspect ratio, to fit; enlarge it only on request."""
-    share = min(largest[0] / size[0], largest[1] / size[1])
-    share = share if enlarge else min(share, 1.0)
-    return max(1, round(share * size[0])), max(1, round(share * size[1]))
+    return fit_size((width, height), MAX_SIZE_PX) if width > 0 < height else PLACEHOLDER_SIZE_PX

@@ -16,6 +16,7 @@ from ..core.results import Result
 from ..core.text import printable
 from ..image.decode import Image
 from ..image.draw import classified_square
+from ..video.draw_frame import fit_size
 from ..video.frame_result import FrameResult, StreamHealth
 
 if TYPE_CHECKING:
@@ -258,6 +259,5 @@ def _thumbnail(image: Image, result: Result, face_scale: float) -> Image:
     if not part.size:  # the box is outside the picture
         return np.zeros((1, 1, 3), np.uint8)
     height, width = part.shape[:2]
-    scale = THUMBNAIL_PX / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size = fit_size((width, height), (THUMBNAIL_PX, THUMBNAIL_PX), enlarge=True)
     return np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ..image.decode import Image
-from ..video.draw_frame import draw_frame, draw_no_signal, shrink_to_fit
+from ..video.draw_frame import draw_frame, draw_no_signal, fit_size, shrink_to_fit
 from .dashboard_state import DashboardState, SourceView
 
 # Longer side, and frame rate per source. At these limits, rendering and serving 1920x1080 took a
@@ -146,10 +146,8 @@ class SnapshotRenderer:
 
     def _encode(self, view: SourceView, heatmap: bool) -> bytes:
         if view.frame_result is None:
-            width, height = view.health.size or _PLACEHOLDER_SIZE_PX
-            scale = min(1.0, MAX_SIDE_PX / max(width, height))
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            image = draw_no_signal(size, view.health)
+            size = view.health.size or _PLACEHOLDER_SIZE_PX
+            image = draw_no_signal(fit_size(size, (MAX_SIDE_PX, MAX_SIDE_PX)), view.health)
         else:
             frame_result = shrink_to_fit(view.frame_result, MAX_SIDE_PX, MAX_SIDE_PX)
             image = draw_frame(frame_result, heatmap=heatmap, face_scale=self._face_scale)
