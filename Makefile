@@ -57,7 +57,7 @@ dist: demo/astronaut.png
 	cd $(EMPTY) && bin/ffd-run --table ../../demo
 
 docs: $(VENV)/docs.stamp
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The stamp comes last, so that make repeats an installation that was interrupted.
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
