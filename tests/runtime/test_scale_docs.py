@@ -60,7 +60,7 @@ def test_the_page_leads_somewhere() -> None:
 
 def test_extras_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = re.findall(r"ffd-edge\[([a-z,]+)\]|EXTRAS=([a-z,]+)", PAGE)
+    named = re.findall(r"\.\[([a-z,]+)\]|EXTRAS=([a-z,]+)", PAGE)
     extras = {extra for pair in named for extra in "".join(pair).split(",")}
     assert {"ray", "cuda"} <= extras <= set(project["optional-dependencies"])
 
