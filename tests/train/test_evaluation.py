@@ -284,7 +284,7 @@ def test_two_models_are_compared_on_what_both_have_judged(tmp_path: Path) -> Non
     write_page(tmp_path / "two.html", both)
     text = " ".join(Page((tmp_path / "two.html").read_text()).text)
     assert "DeLong" in text
-    assert "Difference in every cell" in text
+    assert "Difference for each perturbation" in text
 
 
 def test_the_summary_is_in_plain_words(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
     for name, message in (
         ("page.txt", "must end with .html"),
         ("folder.html", "is a folder"),
-        ("absent/page.html", "is no folder that can be written to"),
+        ("absent/page.html", "no such folder, or no permission to write there"),
     ):
         with pytest.raises(OutputError, match=message):
             require_writable(tmp_path / name)

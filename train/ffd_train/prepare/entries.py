@@ -179,6 +179,6 @@ def _refuse_shared_identities(entries: Iterable[Entry]) -> None:
         count = f"{len(shared)} people are" if len(shared) > 1 else "a person is"
         raise DataError(
             f"{count} in two splits, for example in {one} ({split}) and {two} ({other}): move "
-            "the images of each person into one split, or remove the partition file, the column "
-            "split of the manifest or the split folders to create new splits"
+            "the images of each person into one split, or remove the partition "
+            "file, the manifest's column split or the split folders to create new splits"
         )
