@@ -210,7 +210,7 @@ def test_a_sure_model_has_no_uncertain_pictures(tmp_path: Path) -> None:
     suspicious, uncertain = sources_of(path.read_text())
     assert suspicious == ["1.0", "0.999", "0.0001", "0.0"]
     assert uncertain == []
-    assert "No score came near the threshold." in "".join(page.text)
+    assert "No score is near the threshold." in "".join(page.text)
 
 
 def test_thresholds_at_the_ends_are_drawn(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_nothing_at_all_is_a_report_too(tmp_path: Path) -> None:
     text = "".join(page.text)
     assert "0 inputs" in text
     assert "Every input could be read." in text
-    assert "No picture could be classified." in text
+    assert "No image could be classified." in text
 
 
 def test_rows_of_an_earlier_run_are_counted_and_read_again(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_rows_of_an_earlier_run_are_counted_and_read_again(tmp_path: Path) -> No
     assert thumbnail is not None
     assert thumbnail.shape == (THUMBNAIL, THUMBNAIL, 3)
     assert thumbnail[..., 0].mean() > thumbnail[..., 2].mean() + 40
-    assert "".join(page.text).count("not at hand") == 6
+    assert "".join(page.text).count("is not available any more") == 6
 
 
 def test_a_thumbnail_is_the_square_that_was_classified(tmp_path: Path) -> None:

@@ -1,23 +1,18 @@
-"""One HTML file for a person: what was found, and the pictures that deserve a look."""
+"""The HTML report of a run: counts, scores, and the images that deserve a look."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import heapq
 import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import cv2
 import numpy as np
@@ -25,31 +20,33 @@ import numpy.typing as npt
 
 from ..core.errors import InputError, OutputError
 from ..core.results import Result
-from ..core.text import printable
-from ..image.decode import Image, decode, read_file
+from ..image.decode import decode, read_file
 from ..image.draw import EVIDENCE_LIMIT, evidence_layer
 from ..image.preprocess import crop_centre, crop_face, resize
 from ..model.card import ModelCard
+from .html_page import TEMPLATES, data_uri, encode_picture, render_page
 from .target import follow_links, is_pipe
 
-# Pictures shown in each of the two galleries.
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+# Images in each of the two galleries.
 PICTURES = 24
 # Side of a thumbnail, in pixels, and its JPEG quality.
 THUMBNAIL = 256
 QUALITY = 80
 # Side of an evidence overlay, in pixels; the browser scales it up smoothly.
 OVERLAY = 64
-# Unreadable inputs that are listed one by one.
+# Maximum number of unreadable inputs in the list.
 ERRORS = 500
-# How far from the threshold a score may be, in log-odds, to be called near it outside the band.
+# Maximum distance from the threshold, in log-odds, of scores outside the unsure band that count as
+# uncertain.
 NEAR = 1.0
 BINS = 20
 
-# Larger files are made thumbnails when they become candidates, smaller ones at the end: most
-# candidates are soon replaced, and these are all that is held of 200,000 pictures.
+# Larger files are reduced to thumbnails when they become candidates, smaller ones at the end: most
+# candidates are soon replaced. This limits the memory of a run of any length.
 _KEEP_BYTES = 1 << 20
-# Longer texts lose their middle.
-_MAX_TEXT = 400
 
 VERDICTS = ("generated", "unsure", "groundtruth")
 _SYMBOLS = {"generated": "▲", "unsure": "◆", "groundtruth": "●", "errors": "✕"}
@@ -57,12 +54,12 @@ _SYMBOLS = {"generated": "▲", "unsure": "◆", "groundtruth": "●", "errors":
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A row that may be shown.
+    """A result that may be shown.
 
     Attributes:
-        result: without its pictures.
+        result: the result without file and heatmap.
         heatmap: float32 [h, w], or None for a row of an earlier run.
-        encoded: the file, or the thumbnail's JPEG of a large one; None for a row of an earlier run.
+        encoded: the file, or a thumbnail of a large file; None for a row of an earlier run.
         small: whether `encoded` is a thumbnail.
     """
 
@@ -73,18 +70,18 @@ class _Candidate:
 
 
 class Report:
-    """A sink that writes a report: one HTML file with nothing outside of it, and no script.
+    """A sink that writes a report: one HTML file without scripts or external references.
 
-    The file appears whole when the run ends; a run that fails or is interrupted leaves none, and
-    an older one as it was. Memory does not grow with the number of rows.
+    The file is replaced atomically when the run ends. A run that fails or is interrupted keeps an
+    older report. The memory does not depend on the number of rows.
 
     Args:
-        path: ends with `.html` or `.htm`; a link stays, and what it leads to is written.
-        model: model, backend and device that really ran, on one line: `Classifier.description`.
-        card: the model's.
+        path: path that ends with `.html` or `.htm`; a link is followed.
+        model: model, backend and device on one line: `Classifier.description`.
+        card: card of the model.
 
     Raises:
-        OutputError: such a file cannot be written.
+        OutputError: the file cannot be written.
     """
 
     def __init__(self, path: Path, *, model: str, card: ModelCard) -> None:
@@ -93,7 +90,7 @@ class Report:
         if path.is_dir():
             raise OutputError(f"--report {path} is a folder: name a file")
         self.path = path = follow_links(path)
-        # What is written to a pipe cannot be renamed.
+        # A pipe cannot be renamed.
         self.partial = path if is_pipe(path) else path.with_name(path.name + ".partial")
         self.model = model
         self.card = card
@@ -105,19 +102,19 @@ class Report:
         self.highest = _Best(PICTURES)
         self.nearest = _Best(PICTURES)
         try:
-            # Said now, not after a night's work.
+            # Report an error before the work.
             self.partial.touch()
         except OSError as error:
             raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
 
     def write(self, result: Result) -> None:
-        """Count a row, and keep its picture if it is among those that will be shown."""
+        """Count a result, and keep its image if it is a candidate for a gallery."""
         self.add_row(result)
 
     def add_row(self, result: Result) -> None:
-        """The same for a row of an earlier run, which comes without its picture.
+        """Count a row of an earlier run, which has no image.
 
-        If it is shown, its file is read again at the end, where it still exists.
+        If it is shown, its file is read again at the end, if it still exists.
         """
         if result.error or result.score is None or result.label not in VERDICTS:
             self._add_error(result)
@@ -158,10 +155,10 @@ class Report:
 
 
 class _Best:
-    """The candidates of highest rank, the earlier one first where ranks are equal.
+    """The candidates of the highest rank; earlier ones win ties.
 
     Args:
-        size: how many.
+        size: maximum number of candidates.
     """
 
     def __init__(self, size: int) -> None:
@@ -179,12 +176,12 @@ class _Best:
         (heapq.heapreplace if full else heapq.heappush)(self._heap, entry)
 
     def best_first(self) -> list[_Candidate]:
-        """The candidates, of the highest rank first."""
+        """Return the candidates, the highest rank first."""
         return [candidate for _, _, candidate in sorted(self._heap, reverse=True)]
 
 
 def log_odds(score: float) -> float:
-    """Log-odds of a score; rows have six digits, so beyond those it goes no further."""
+    """Return the log-odds of a score, clipped to the six digits of a row."""
     inside = min(max(score, 5e-7), 1 - 5e-7)
     return math.log(inside / (1 - inside))
 
@@ -199,238 +196,194 @@ def _candidate(result: Result, card: ModelCard) -> _Candidate:
 
 
 def _thumbnail(encoded: bytes, result: Result, card: ModelCard) -> bytes | None:
-    """The square that was classified, as a small JPEG; None if it cannot be decoded."""
+    """Encode the classified square as a small JPEG; None if the file cannot be decoded."""
     try:
-        # It was decoded before, so whatever limit there is has been kept.
+        # The file has been decoded before, within the pixel limit.
         image = decode(encoded, sys.maxsize)
     except InputError:
         return None
     face = result.face
     square = crop_face(image, face, card.preprocess.face_scale) if face else crop_centre(image)
-    return _encode(".jpg", resize(square, THUMBNAIL), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    return encode_picture(".jpg", resize(square, THUMBNAIL), options)
 
 
-def _encode(suffix: str, image: Image, options: Sequence[int] = ()) -> bytes:
-    done, data = cv2.imencode(suffix, image, options)
-    assert done, suffix
-    return np.asarray(data, np.uint8).tobytes()
+@dataclass(frozen=True)
+class _Place:
+    """A source: folder, file name, and frame or face in it."""
+
+    folder: str
+    name: str
+    within: str
+
+    @classmethod
+    def of(cls, result: Result) -> _Place:
+        folder, slash, name = result.source.rpartition("/")
+        parts = [] if result.frame is None else [f"frame {result.frame}"]
+        if result.face:
+            parts.append("face at {}, {} ({}x{})".format(*result.face))
+        return cls(folder + slash, name, ", ".join(parts))
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """The count of one kind, its share, and its place in the bar of 1000 units."""
+
+    kind: str
+    count: int
+    share: str
+    left: float
+    width: float
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """The images of one verdict in a bin of the histogram."""
+
+    kind: str
+    count: int
+    base: float
+    height: float
+
+
+@dataclass(frozen=True)
+class _Bin:
+    """A bin of the histogram."""
+
+    range: str
+    left: float
+    counts: Sequence[int]
+    bars: Sequence[_Bar]
+
+
+@dataclass(frozen=True)
+class _Card:
+    """An image in a gallery; `photo` is None if its file is not available."""
+
+    place: _Place
+    label: str | None
+    score: float | None
+    photo: Markup | None
+    evidence: Markup | None
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """A section with images."""
+
+    id: str
+    title: str
+    note: str
+    cards: Sequence[_Card]
 
 
 def render(report: Report) -> str:
-    """The whole page; every text in it is escaped, and nothing refers outside of it."""
-    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    style = template.partition("<style>")[2].partition("</style>")[0]
+    """Render the page."""
     total = report.counts.total()
-    heading = f"{total:,} {'input' if total == 1 else 'inputs'}"
-    kinds = [(kind, report.counts[kind]) for kind in (*VERDICTS, "errors")]
-    return Template(template).substitute(
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        title=f"ffd report: {heading}",
-        heading=heading,
-        when=_when(report.started, datetime.now().astimezone()),
-        model=_text(report.model),
-        tally="\n".join(_tile(kind, count, total) for kind, count in kinds),
-        bar=_bar(kinds, total),
-        scores=_scores(report),
-        galleries=_galleries(report),
-        unreadable=_unreadable(report),
-        facts=_facts(report.card),
-    )
-
-
-def _text(text: str) -> str:
-    """Any text, safe inside an element and inside a quoted attribute."""
-    shown = printable(text)
-    if len(shown) > _MAX_TEXT:
-        shown = f"{shown[: _MAX_TEXT // 2]} … {shown[-_MAX_TEXT // 2 :]}"
-    return escape(shown)
-
-
-def _path(result: Result) -> str:
-    """A source with its folder set back, and the place in it."""
-    folder, slash, name = result.source.rpartition("/")
-    shown = f'<span class="folder">{_text(folder + slash)}</span>' if slash else ""
-    place = "" if result.frame is None else f", frame {result.frame}"
-    if result.face:
-        place += ", face at {}, {} ({}x{})".format(*result.face)
-    return f'<bdi class="path">{shown}{_text(name)}</bdi>{place and f"<span>{place[2:]}</span>"}'
-
-
-def _kind(kind: str) -> str:
-    name = "unreadable" if kind == "errors" else kind
-    symbol = f'<span aria-hidden="true">{_SYMBOLS[kind]}</span>'
-    return f'<span class="kind {kind}">{symbol} {name}</span>'
-
-
-def _when(started: datetime, ended: datetime) -> str:
-    seconds = round((ended - started).total_seconds())
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    took = " ".join(f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min")) if n)
-    began = f'<time datetime="{started.isoformat(timespec="seconds")}">{started:%Y-%m-%d %H:%M}'
-    return f"{began} ({started:%z})</time>, took {f'{took} {seconds} s'.strip()}"
-
-
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / total:.1f} %" if total else "0 %"
-
-
-def _tile(kind: str, count: int, total: int) -> str:
-    share = f'<span class="share">{_share(count, total)}</span>'
-    return f'<li>{_kind(kind)} <span class="count">{count:,}</span> {share}</li>'
-
-
-def _bar(kinds: Iterable[tuple[str, int]], total: int) -> str:
-    """The counts as one stacked bar; the tiles above it say the same in words."""
-    parts, left = [], 0.0
-    for kind, count in kinds:
-        width = 1000 * count / max(total, 1)
-        parts.append(f'<rect class="{kind}" x="{left:.2f}" width="{width:.2f}" height="10"/>')
-        left += width
-    shape = 'viewBox="0 0 1000 10" preserveAspectRatio="none" aria-hidden="true"'
-    return f'<svg class="bar" {shape}>{"".join(parts)}</svg>'
-
-
-def _scores(report: Report) -> str:
-    low, high = report.card.unsure
-    threshold = report.card.threshold
-    if not report.histogram:
-        return '<p class="note">No picture could be classified.</p>'
+    card = report.card
+    low, high = card.unsure
+    galleries = _galleries(report)
     rows = [[report.histogram[bin_, kind] for kind in VERDICTS] for bin_ in range(BINS)]
-    top = max(map(sum, rows))
-    band = f"unsure from {low:.3g} to {high:.3g}" if low < high else "no unsure band"
-    legend = "".join(f"<li>{_kind(kind)}</li>" for kind in VERDICTS)
-    return f"""<p class="note">How many pictures got which score: P(generated).</p>
-<figure>
-<div class="histogram">
-<div class="axis up" aria-hidden="true"><span>{top:,}</span><span>0</span></div>
-<svg viewBox="0 0 1000 300" preserveAspectRatio="none" role="img"
- aria-label="Histogram of the scores; the numbers are in the table below.">
-<rect class="band" x="{1000 * low:.2f}" width="{1000 * (high - low):.2f}" height="300"/>
-{"".join(_column(number, row, top) for number, row in enumerate(rows))}
-<path class="threshold" d="M{1000 * threshold:.2f} 0V300"/>
-</svg>
-<div class="axis along" aria-hidden="true"><span>0</span><span>0.25</span><span>0.5</span>
-<span>0.75</span><span>1</span></div>
-</div>
-<figcaption class="note"><ul class="legend">{legend}
-<li><svg viewBox="0 0 24 12" aria-hidden="true"><rect class="band" width="24" height="12"/></svg>
-{band}</li>
-<li><svg viewBox="0 0 24 12" aria-hidden="true"><path class="threshold" d="M12 0V12"/></svg>
-threshold {threshold:.3g}</li></ul></figcaption>
-</figure>
-<details><summary>The same as a table</summary><div class="wide">{_histogram_table(rows)}</div>
-</details>"""
-
-
-def _column(number: int, row: Sequence[int], top: int) -> str:
-    """One bin, its verdicts stacked; a single picture must still be seen."""
-    parts, base = [], 300.0
-    for kind, count in reversed(list(zip(VERDICTS, row, strict=True))):
-        if count:
-            height = min(max(285 * count / top, 3), base)
-            base -= height
-            box = f'x="{1000 * number / BINS + 3:g}" y="{base:.2f}" width="{1000 / BINS - 6:g}"'
-            title = f"<title>{_span(number)}: {count:,} {kind}</title>"
-            parts.append(f'<rect class="{kind}" {box} height="{height:.2f}">{title}</rect>')
-    return "".join(parts)
-
-
-def _span(number: int) -> str:
-    return f"{number / BINS:.2f}-{(number + 1) / BINS:.2f}"
-
-
-def _histogram_table(rows: Sequence[Sequence[int]]) -> str:
-    head = "".join(f'<th scope="col" class="number">{kind}</th>' for kind in VERDICTS)
-    body = ""
-    for number, row in enumerate(rows):
-        cells = "".join(f'<td class="number">{count:,}</td>' for count in row)
-        body += f'<tr><th scope="row">{_span(number)}</th>{cells}</tr>\n'
-    columns = f'<thead><tr><th scope="col">score</th>{head}</tr></thead>'
-    return f"<table>{columns}<tbody>\n{body}</tbody></table>"
-
-
-def _galleries(report: Report) -> str:
-    highest, nearest = report.highest.best_first(), report.nearest.best_first()
-    shown = any(candidate.heatmap is not None for candidate in highest + nearest)
-    return _gallery(
-        "suspicious",
-        "Most suspicious",
-        "The highest scores, the highest first.",
-        "No picture could be classified.",
-        highest,
-        report.card,
-        _EVIDENCE if shown else "",
-    ) + _gallery(
-        "uncertain",
-        "Most uncertain",
-        "The scores nearest the threshold, measured in log-odds, the nearest first.",
-        "No score came near the threshold.",
-        nearest,
-        report.card,
+    return render_page(
+        TEMPLATES / "report.html",
+        kind="report",
+        eyebrow="ffd report",
+        heading=f"{total:,} {'input' if total == 1 else 'inputs'}",
+        started=report.started,
+        took=_duration(report.started, datetime.now().astimezone()),
+        model=report.model,
+        symbols=_SYMBOLS,
+        verdicts=VERDICTS,
+        tally=_tally(report.counts),
+        low=low,
+        high=high,
+        threshold=card.threshold,
+        band=f"unsure from {low:.3g} to {high:.3g}" if low < high else "no unsure band",
+        top=max(map(sum, rows)),
+        bins=_bins(rows) if report.histogram else [],
+        bin_width=1000 / BINS - 6,
+        galleries=galleries,
+        evidence=any(one.evidence for gallery in galleries for one in gallery.cards),
+        evidence_limit=EVIDENCE_LIMIT,
+        thumbnail_side=THUMBNAIL,
+        errors=report.counts["errors"],
+        codes=report.codes.most_common(),
+        unreadable=[(_Place.of(result), _reason(result)) for result in report.errors],
+        card_facts=_card_facts(card),
+        blocks=_card_blocks(card),
     )
 
 
-_EVIDENCE = f"""<label class="switch"><input type="checkbox" id="evidence">
-Show the evidence on every picture</label>
-<p class="scale"><span>speaks for groundtruth</span><span class="ramp" aria-hidden="true"></span>
-<span>speaks for generated</span>
-<span>(log-odds of each place, from -{EVIDENCE_LIMIT:g} to {EVIDENCE_LIMIT:g} in every picture;
-clear is 0)</span></p>
-"""
+def _duration(started: datetime, ended: datetime) -> str:
+    minutes, seconds = divmod(round((ended - started).total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min")) if n]
+    return " ".join([*parts, f"{seconds} s"])
 
 
-def _gallery(
-    name: str,
-    title: str,
-    note: str,
-    nothing: str,
-    candidates: Sequence[_Candidate],
-    card: ModelCard,
-    extra: str = "",
-) -> str:
-    cards = "\n".join(_card(candidate, card) for candidate in candidates)
-    inside = f'<ul class="gallery">\n{cards}\n</ul>' if cards else ""
-    return f"""<section aria-labelledby="{name}">
-<h2 id="{name}">{title}</h2>
-<p class="note">{note if cards else nothing}</p>
-{extra}{inside}
-</section>
-"""
+def _tally(counts: Mapping[str, int]) -> list[_Tile]:
+    tiles, left = [], 0.0
+    total = sum(counts.values())
+    for kind in (*VERDICTS, "errors"):
+        count = counts[kind]
+        share = f"{100 * count / total:.1f} %" if total else "0 %"
+        width = 1000 * count / max(total, 1)
+        tiles.append(_Tile(kind, count, share, left, width))
+        left += width
+    return tiles
 
 
-def _card(candidate: _Candidate, card: ModelCard) -> str:
+def _bins(rows: Sequence[Sequence[int]]) -> list[_Bin]:
+    """Stack the verdicts of each bin; a single image must be visible."""
+    top = max(map(sum, rows))
+    bins = []
+    for number, row in enumerate(rows):
+        bars, base = [], 300.0
+        for kind, count in reversed(list(zip(VERDICTS, row, strict=True))):
+            if count:
+                height = min(max(285 * count / top, 3), base)
+                base -= height
+                bars.append(_Bar(kind, count, base, height))
+        span = f"{number / BINS:.2f}-{(number + 1) / BINS:.2f}"
+        bins.append(_Bin(span, 1000 * number / BINS + 3, row, bars))
+    return bins
+
+
+def _galleries(report: Report) -> list[_Gallery]:
+    highest = [_card(one, report.card) for one in report.highest.best_first()]
+    nearest = [_card(one, report.card) for one in report.nearest.best_first()]
+    return [
+        _Gallery(
+            "suspicious",
+            "Most suspicious",
+            "The highest scores." if highest else "No image could be classified.",
+            highest,
+        ),
+        _Gallery(
+            "uncertain",
+            "Most uncertain",
+            "The scores nearest to the threshold, in log-odds."
+            if nearest
+            else "No score is near the threshold.",
+            nearest,
+        ),
+    ]
+
+
+def _card(candidate: _Candidate, card: ModelCard) -> _Card:
     result = candidate.result
-    assert result.label
-    assert result.score is not None
-    return f"""<li class="card"><figure>
-{_picture(candidate, card)}
-<figcaption><span class="verdict">{_kind(result.label)}
-<span class="score">{result.score:.4f}</span></span>
-{_meter(result.score, result.label, card)}
-{_path(result)}</figcaption>
-</figure></li>"""
-
-
-def _picture(candidate: _Candidate, card: ModelCard) -> str:
-    source = candidate.result.source
     thumbnail = candidate.encoded if candidate.small else _read_thumbnail(candidate, card)
-    if thumbnail is None:
-        return '<div class="picture missing">The picture is not at hand any more</div>'
-    name = _text(source.rpartition("/")[2])
-    photo = f'<img src="{_data_uri("jpeg", thumbnail)}" alt="{name}" width="256" height="256">'
-    if candidate.heatmap is None:
-        return f'<div class="picture">{photo}</div>'
-    layer = _encode(".png", evidence_layer(candidate.heatmap, OVERLAY))
-    return f"""<label class="picture">
-<input type="checkbox" aria-label="Show the evidence on {name}">
-{photo}
-<img class="evidence" src="{_data_uri("png", layer)}" alt="">
-<span class="pill" aria-hidden="true">Evidence</span></label>"""
+    photo = evidence = None
+    if thumbnail is not None:
+        photo = data_uri("jpeg", thumbnail)
+        if candidate.heatmap is not None:
+            layer = evidence_layer(candidate.heatmap, OVERLAY)
+            evidence = data_uri("png", encode_picture(".png", layer))
+    return _Card(_Place.of(result), result.label, result.score, photo, evidence)
 
 
 def _read_thumbnail(candidate: _Candidate, card: ModelCard) -> bytes | None:
-    """The thumbnail of a file that was kept, or of one that is still where it was."""
+    """Return the thumbnail of a kept file, or of a file that still exists."""
     encoded, result = candidate.encoded, candidate.result
     if encoded is None and result.frame is None:
         try:
@@ -440,51 +393,13 @@ def _read_thumbnail(candidate: _Candidate, card: ModelCard) -> bytes | None:
     return encoded and _thumbnail(encoded, result, card)
 
 
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _meter(score: float, label: str, card: ModelCard) -> str:
-    """Where a score lies between 0 and 1, with the unsure band and the threshold."""
-    low, high = card.unsure
-    shape = 'viewBox="0 0 1000 40" preserveAspectRatio="none" aria-hidden="true"'
-    return f"""<svg class="meter" {shape}>
-<rect class="track" width="1000" height="40"/>
-<rect class="{label}" width="{max(1000 * score, 8):.1f}" height="40"/>
-<rect class="band" x="{1000 * low:.1f}" width="{1000 * (high - low):.1f}" height="40"/>
-<path class="threshold" d="M{1000 * card.threshold:.1f} 0V40"/></svg>"""
-
-
-def _unreadable(report: Report) -> str:
-    count = report.counts["errors"]
-    if not count:
-        return '<p class="note">Every input could be read.</p>'
-    codes = "".join(
-        f'<tr><td>{_text(code)}</td><td class="number">{number:,}</td></tr>\n'
-        for code, number in report.codes.most_common()
-    )
-    rows = "".join(
-        f"<tr><td>{_path(result)}</td><td>{_text(_reason(result))}</td></tr>\n"
-        for result in report.errors
-    )
-    more = count - len(report.errors)
-    rest = f'<p class="note">and {more:,} more</p>' if more else ""
-    return f"""<p class="note">{count:,} of the inputs have no verdict.</p>
-<table class="compact"><thead><tr><th scope="col">reason</th>
-<th scope="col" class="number">inputs</th></tr></thead><tbody>
-{codes}</tbody></table>
-<details><summary>Show which</summary>
-<table><thead><tr><th scope="col">input</th><th scope="col">what is wrong</th></tr></thead><tbody>
-{rows}</tbody></table>{rest}</details>"""
-
-
 def _reason(result: Result) -> str:
     return f"{result.error.code}: {result.error.message}" if result.error else "no verdict"
 
 
-def _facts(card: ModelCard) -> str:
+def _card_facts(card: ModelCard) -> dict[str, str]:
     low, high = card.unsure
-    facts = {
+    return {
         "name": card.name,
         "architecture": card.architecture,
         "precision": card.precision,
@@ -495,25 +410,20 @@ def _facts(card: ModelCard) -> str:
         "checkpoint": card.provenance.checkpoint_sha256 or "unknown",
         "trained from": card.provenance.weights or "unknown",
     }
+
+
+def _card_blocks(card: ModelCard) -> dict[str, dict[str, str]]:
     groups = {"Preprocessing": asdict(card.preprocess)}
     groups |= {f"Measured: {name}": dict(group) for name, group in card.metrics.items()}
-    blocks = "\n".join(
-        f"<div><h3>{_text(name)}</h3>"
-        + _definitions({key.replace("_", " "): _value(value) for key, value in group.items()})
-        + "</div>"
-        for name, group in groups.items()
-    )
-    return f'{_definitions(facts)}\n<div class="blocks">\n{blocks}\n</div>'
+    return {
+        title: {key.replace("_", " "): _format(value) for key, value in group.items()}
+        for title, group in groups.items()
+    }
 
 
-def _value(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
         return "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _definitions(values: dict[str, str]) -> str:
-    pairs = (f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in values.items())
-    return f'<dl class="facts">{"".join(pairs)}</dl>'
