@@ -237,7 +237,7 @@ def test_what_is_not_planted_is_not_found(tmp_path: Path) -> None:
 def test_a_class_of_another_quality_is_named(unlike: tuple[Path, Audit]) -> None:
     _, done = unlike
     text = said(done)["shortcut-file"]
-    assert text.startswith("a model can cheat by file facts alone (AUC 1.00 ± 0.00)")
+    assert text.startswith("a model can use file facts (AUC 1.00 ± 0.00)")
     assert "JPEG quality: generated 75, groundtruth 95 (AUC 1.00)" in text
     worst = done.findings[0]
     assert (worst.kind, worst.severity) == ("shortcut-file", "high")
@@ -252,9 +252,9 @@ def test_a_class_with_a_black_border_is_named(tmp_path: Path) -> None:
 
     found = said(look(make(tmp_path / "set", change=frame)))
     assert found["frame"] == (
-        "a model can cheat by a black border: 100 % of generated, 0 % of groundtruth"
+        "a model can use a black border: 100 % of generated, 0 % of groundtruth"
     )
-    assert "the border alone (AUC 1.00" in found["shortcut-border"]
+    assert "the border (AUC 1.00" in found["shortcut-border"]
 
 
 def test_a_copy_across_splits_and_one_across_classes_are_named(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_sharpness_and_sources_are_named(tmp_path: Path) -> None:
             (root / f"generated/{i}.jpg").write_bytes(jpeg(wall, 88))
     (root / "manifest.csv").write_text("\n".join(rows))
     found = said(look(root))
-    assert "by sharpness: generated" in found["shortcut-detail"]
+    assert "use sharpness: generated" in found["shortcut-detail"]
     assert "width in pixels of generated: street 64, studio 128" in found["source-file"]
     assert "studio in generated" in found["source-framing"]
     assert "plain backgrounds: 100 % of studio (generated), 0 %" in found["source-background"]
@@ -376,7 +376,7 @@ def test_the_command_says_the_same_every_time(unlike: tuple[Path, Audit]) -> Non
     done = call("audit", root, "--table")
     shown = " ".join(done.stdout.split())
     assert "JPEG quality: generated 75, groundtruth 95" in shown
-    assert "file facts alone" in shown
+    assert "file facts" in shown
 
 
 def test_shards_are_read_too_and_matching_helps(unlike: tuple[Path, Audit], tmp_path: Path) -> None:

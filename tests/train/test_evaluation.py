@@ -217,7 +217,7 @@ def test_too_few_photographs_for_a_rate_of_one_percent_are_said(tmp_path: Path) 
         assert ("Of 49 photographs, 1 % is less than one" in to_markdown(study)) == said
         assert (to_document(study)["note"] is not None) == said
         (line,) = (each for each in summarise(study) if " it finds " in each)
-        assert line.startswith("At no false alarm among its 49" if said else "At 1 % false alarms")
+        assert line.startswith("At no false positive (with 49" if said else "At 1 % FPR")
 
 
 def test_resamples_are_drawn_once_for_all_cells(

@@ -1,1 +1,1 @@
-"""What a data set gives away besides faces, measured before a network learns it."""
+"""Audits of a data set: cues other than the faces that separate the classes."""

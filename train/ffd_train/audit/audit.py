@@ -1,4 +1,4 @@
-"""An audit from beginning to end."""
+"""The steps of an audit, and its results."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .probe import VIEWS, FactScore, Probe, Score, SourceProbe, probe_classes, p
 
 @dataclass(frozen=True)
 class Audit:
-    """What is known of a data set.
+    """The results of an audit.
 
     Attributes:
-        table: the facts of every image.
-        groups: the facts summed up.
-        copies: images that are one picture.
-        probes: how well the classes are told apart; empty if one has too few images.
-        sources: how well each source is told from the others of its class.
-        findings: what stands out, the worst first.
+        table: facts of every image.
+        groups: summaries by class, source and split.
+        copies: groups of copies.
+        probes: how well simple classifiers separate the classes; empty if a class is too small.
+        sources: how well they separate each source from the others of its class.
+        findings: findings, the most severe first.
     """
 
     table: Table
@@ -39,7 +39,7 @@ class Audit:
     findings: Sequence[Finding]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as JSON takes it."""
+        """Return the results as JSON types, without images."""
         samples = self.table.samples
         return {
             "data": str(self.table.data.root),
@@ -47,7 +47,7 @@ class Audit:
             "ignored": self.table.data.ignored,
             "findings": [asdict(finding) for finding in self.findings],
             "probes": [
-                {"sees": probe.view, **_score(probe.score), "telling": _told(probe.telling)}
+                {"sees": probe.view, **_score(probe.score), "telling": _facts(probe.telling)}
                 for probe in self.probes
             ],
             "sources": [
@@ -56,7 +56,7 @@ class Audit:
                     "class": CLASSES[probe.label],
                     "file": _score(probe.file),
                     "framing": _score(probe.framing),
-                    "telling": _told(probe.telling),
+                    "telling": _facts(probe.telling),
                 }
                 for probe in self.sources
             ],
@@ -77,12 +77,12 @@ def audit(
     advance: Callable[[], object] = lambda: None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Audit:
-    """Measure a data set, and look for what gives its classes away.
+    """Audit a data set.
 
     Args:
-        data: as `list_images` finds it; every image is read once.
+        data: data set from `list_images`; every image is read once.
         advance: called after each image.
-        say: gets a line when something that takes long begins.
+        say: receives a line before each slow step.
     """
     table = measure(data, advance)
     say(f"looking for copies among {len(table.samples)} images")
@@ -90,7 +90,7 @@ def audit(
     copy_of = np.arange(len(table.samples))
     for group in copies:
         copy_of[list(group.members)] = group.members[0]
-    say("telling the classes apart by " + ", ".join(VIEWS.values()))
+    say("separating the classes by " + ", ".join(VIEWS.values()))
     groups = summarise(table)
     probes = probe_classes(table, copy_of, CLASSES)
     sources = probe_sources(table, copy_of)
@@ -106,8 +106,8 @@ def _score(score: Score) -> dict[str, Any]:
     }
 
 
-def _told(telling: Sequence[FactScore]) -> list[dict[str, Any]]:
-    return [{"fact": one.fact.name, **_score(one.score), "values": one.values} for one in telling]
+def _facts(scores: Sequence[FactScore]) -> list[dict[str, Any]]:
+    return [{"fact": one.fact.name, **_score(one.score), "values": one.values} for one in scores]
 
 
 def _group(group: Group) -> dict[str, Any]:

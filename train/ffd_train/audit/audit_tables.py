@@ -1,4 +1,4 @@
-"""An audit on a terminal."""
+"""The results of an audit as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .groups import format_summary
 from .probe import VIEWS, Score
 
 _STYLES = {"high": "bold red", "medium": "yellow", "low": "dim"}
-# What fits on 80 columns; the page and --json have the rest.
+# Facts that fit into 80 columns; the page and --json have all of them.
 _FACTS = ("format", "quality", "width", "sharpness")
 
 
 def show(audit: Audit) -> None:
-    """Print numbers first and verdicts last, where a terminal stays."""
+    """Print the tables, then the findings, which stay visible."""
     console = Console(highlight=False)
     console.print(_groups(audit))
     if audit.probes:
@@ -66,14 +66,14 @@ def _groups(audit: Audit) -> Grid:
 
 
 def _probes(audit: Audit) -> Grid:
-    grid = _grid("How well the classes are told apart", ["by"], ["AUC"])
+    grid = _grid("How well the classes can be separated", ["by"], ["AUC"])
     for probe in audit.probes:
         grid.add_row(VIEWS[probe.view], _auc(probe.score))
     return grid
 
 
 def _sources(audit: Audit) -> Grid:
-    title = "How well a source is told from the others of its class"
+    title = "How well a source can be separated from the others of its class"
     grid = _grid(title, ["source", "class"], ["AUC by file facts", "AUC by framing"])
     for probe in audit.sources:
         scores = (_auc(probe.file), _auc(probe.framing))

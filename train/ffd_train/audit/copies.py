@@ -1,6 +1,6 @@
-"""Copies of a picture: the same file, or the same picture saved again in another size or quality.
+"""Detection of copies: identical files, or images saved again in another size or quality.
 
-Mirrored, turned and cropped copies are not found.
+Mirrored, rotated and cropped copies are not found.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from scipy.sparse.csgraph import connected_components
 
 Ints = npt.NDArray[np.int64]
 
-# Bits by which hashes of copies may differ. On the real faces of the tests, JPEG 30, a quarter of
-# the size and a blur of 2 pixels change at most 4.
+# Maximum number of different bits between hashes of copies. On the real faces of the tests, JPEG
+# 30, a quarter of the size and a blur of 2 pixels change at most 4.
 DISTANCE = 6
-# Correlation of the small pictures' grey levels. Among 8,400 faces aligned alike, 21 pairs lie
-# above, all of them one picture; the first two people who only look alike come at 0.977. JPEG 30, a
-# quarter of the size, blur and gamma 1.4 stay above 0.99.
+# Minimum correlation of the thumbnails' grey levels. Among 8,400 aligned faces, the 21 pairs above
+# it are all copies, and the most similar two people have 0.977. JPEG 30, a quarter of the size,
+# blur and gamma 1.4 stay above 0.99.
 CORRELATION = 0.98
-# Grey levels of standard deviation below which a picture has no pattern to compare.
+# Standard deviation, in grey levels, below which an image has no pattern to compare.
 _FLAT = 1.0
 _POPULATION = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)
 _CHUNK = 1 << 15
@@ -31,11 +31,11 @@ _CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class Copies:
-    """Images that are one picture.
+    """A group of copies.
 
     Attributes:
-        members: indices, ascending.
-        exact: True if all are the same file.
+        members: indices of the images, ascending.
+        exact: whether all files are identical.
     """
 
     members: tuple[int, ...]
@@ -54,11 +54,11 @@ def find_copies(
 
     Args:
         digests: uint8 [N, 32], sha256 of the files.
-        hashes: uint64 [N], perceptual.
-        smalls: uint8 [N, side, side, 3].
+        hashes: uint64 [N], perceptual hashes.
+        smalls: uint8 [N, side, side, 3], thumbnails.
 
     Returns:
-        Groups of at least two, by their first member.
+        Groups of at least two images, sorted by their first member.
     """
     if len(hashes) == 0:
         return []
@@ -88,7 +88,7 @@ def _groups(group_of: Ints, file_of: Ints) -> list[Copies]:
 
 
 def _patterns(smalls: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Grey levels of mean 0 and length 1; all 0 for a flat picture, which is like no other."""
+    """Return grey levels with mean 0 and norm 1; all 0 for a flat image, which has no copies."""
     grey = smalls.reshape(len(smalls), -1, 3).mean(axis=2, dtype=np.float32)
     grey -= grey.mean(axis=1, keepdims=True)
     length = np.sqrt((grey * grey).sum(axis=1, keepdims=True))
@@ -100,10 +100,10 @@ def _patterns(smalls: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 def _same_hash(
     hashes: npt.NDArray[np.uint64], patterns: npt.NDArray[np.float32], pairs: list[Ints]
 ) -> Ints:
-    """Join images of equal hash to the first like them: a thousand copies are no million pairs.
+    """Pair images of equal hash with one leader, so that the pairs grow only linearly.
 
     Returns:
-        Indices of the images that are still to be compared with others.
+        Indices of the leaders, which must be compared with each other.
     """
     rest = np.flatnonzero(patterns.any(axis=1))
     leaders = []
@@ -119,7 +119,7 @@ def _same_hash(
 
 
 def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[Ints]:
-    """Pairs of indices whose hashes are near, [2, M] at a time; some come more than once."""
+    """Yield pairs of indices with similar hashes, in chunks of [2, M]; pairs may repeat."""
     edges = np.linspace(0, 64, DISTANCE + 2).round().astype(int)
     for low, high in pairwise(edges.tolist()):
         band = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
@@ -142,7 +142,7 @@ def _distance(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Int
 
 
 def _verified(pairs: Ints, patterns: npt.NDArray[np.float32]) -> Ints:
-    """The pairs, [2, M], that look alike."""
+    """Select the pairs, [2, M], with correlated thumbnails."""
     alike = [
         (patterns[part[0]] * patterns[part[1]]).sum(axis=1) >= CORRELATION
         for part in np.split(pairs, range(_CHUNK, pairs.shape[1], _CHUNK), axis=1)

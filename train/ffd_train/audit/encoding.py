@@ -1,4 +1,4 @@
-"""What a file's bytes say about how it was made, without decoding the picture."""
+"""The encoding of an image file, read without decoding the image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ffd_runtime.image.formats.exif import PREFIX
 from ffd_runtime.image.formats.jpeg import PROGRESSIVE, SOF, Frame, read_segments
 from ffd_runtime.image.image_header import read_header
 
-# Luminance quantisation, ITU-T T.81 table K.1; libjpeg scales it by quality.
+# Luminance quantisation of ITU-T T.81, table K.1; libjpeg scales it by quality.
 _LUMINANCE = np.array(
     [
         [16, 11, 10, 16, 24, 40, 51, 61],
@@ -26,11 +26,11 @@ _LUMINANCE = np.array(
         [72, 92, 95, 98, 112, 100, 103, 99],
     ]
 ).ravel()
-# Tables are stored along the diagonals, up and down in turn (T.81, figure A.6).
+# Tables are stored in zigzag order (T.81, figure A.6).
 _ZIGZAG = sorted(
     range(64), key=lambda at: (sum(divmod(at, 8)), at if sum(divmod(at, 8)) % 2 else -at)
 )
-# By how many times the first component's sampling factors exceed the second's.
+# Chroma subsampling by the ratio of the first to the second component's sampling factors.
 _SUBSAMPLING = {
     (1, 1): "4:4:4",
     (1, 2): "4:4:0",
@@ -43,17 +43,17 @@ _SUBSAMPLING = {
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a picture is stored.
+    """The encoding of an image file.
 
     Attributes:
-        format: as `ImageHeader.format`.
-        width: in pixels, as a viewer shows it.
-        height: in pixels, as a viewer shows it.
+        format: format, as in `ImageHeader.format`.
+        width: width in pixels, after EXIF orientation.
+        height: height in pixels, after EXIF orientation.
         bytes: size of the file.
-        quality: of a JPEG, 1 to 100 on the scale of libjpeg; None for other formats.
-        subsampling: of a JPEG's chroma, such as `4:2:0`, or `grey`; empty for other formats.
-        progressive: True for a progressive JPEG.
-        exif: True if there is an EXIF block.
+        quality: JPEG quality on the scale of libjpeg, 1 to 100; None for other formats.
+        subsampling: JPEG chroma subsampling, such as `4:2:0`, or `grey`; empty for other formats.
+        progressive: whether the file is a progressive JPEG.
+        exif: whether the file has an EXIF block.
     """
 
     format: str
@@ -67,13 +67,13 @@ class Encoding:
 
 
 def read_encoding(data: bytes) -> Encoding:
-    """Read how an image file is stored.
+    """Read the encoding of an image file.
 
     Args:
         data: the whole file.
 
     Raises:
-        InputError: it is no image, or its header is broken.
+        InputError: the file is not an image, or its header is invalid.
     """
     header = read_header(data)
     width, height = header.width, header.height
@@ -103,23 +103,23 @@ def read_encoding(data: bytes) -> Encoding:
 
 
 def estimate_quality(table: npt.NDArray[np.int64]) -> int:
-    """The quality at which libjpeg's luminance table is nearest.
+    """Estimate the JPEG quality by the nearest luminance table of libjpeg.
 
-    Exact for files by libjpeg and its kin; encoders with tables of their own get the quality that
-    loses about as much.
+    The result is exact for files of libjpeg and compatible encoders. For other tables it is the
+    quality with a similar loss.
 
     Args:
-        table: [64], luminance quantisation as it is stored, in zigzag order.
+        table: [64], luminance quantisation in zigzag order.
 
     Returns:
-        1 to 100, by the least sum of absolute differences.
+        The quality, 1 to 100, with the smallest sum of absolute differences.
     """
     return int(np.abs(_ijg_tables() - table).sum(axis=1).argmin()) + 1
 
 
 @cache
 def _ijg_tables() -> npt.NDArray[np.int64]:
-    """Luminance tables of qualities 1 to 100, scaled as `jpeg_quality_scaling` of libjpeg does."""
+    """Compute libjpeg's luminance tables of qualities 1 to 100, as in `jpeg_quality_scaling`."""
     quality = np.arange(1, 101)
     percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     scaled = (_LUMINANCE[_ZIGZAG] * percent[:, None] + 50) // 100
@@ -127,7 +127,7 @@ def _ijg_tables() -> npt.NDArray[np.int64]:
 
 
 def _quantisation(content: bytes) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """The tables in one segment, by number; of 8 or 16 bits (T.81, B.2.4.1)."""
+    """Yield index and values of the tables in a segment, with 8 or 16 bits (T.81, B.2.4.1)."""
     at = 0
     while at < len(content):
         wide, number = divmod(content[at], 16)

@@ -1,4 +1,4 @@
-"""The facts of every image of a data set, as columns."""
+"""Facts about every image of a data set, as columns."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from ..scanning import list_samples
 from .encoding import Encoding, read_encoding
 from .picture import SMALL, Picture, measure_picture
 
-# Images handed to the threads at a time: what Ctrl-C waits for.
+# Number of images that the threads get at a time; Ctrl-C waits for them.
 _BATCH = 256
-# Median texture below which a background counts as plain: nine in ten studio portraits lie below,
-# one in six snapshots.
+# Median texture below which a background counts as plain: true for nine in ten studio portraits,
+# and for one in six snapshots.
 PLAIN = 1.5
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is known of every image.
+    """A property of every image.
 
     Attributes:
-        name: its column.
-        title: for a person.
-        view: where it shows: `file`, `border`, `thumbnail` or `detail`.
-        family: facts that say the same; a verdict names the first of them that tells most.
-        digits: shown after the point; None for a category.
+        name: name of the column.
+        title: name in tables.
+        view: where it is visible: `file`, `border`, `thumbnail` or `detail`.
+        family: name of a group of related facts; a finding names one fact of each family.
+        digits: decimal places; None for a category.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Fact:
     digits: int | None
 
 
-# In the order in which a verdict prefers them where they tell equally much: causes first.
+# Findings prefer earlier facts, which are closer to the cause.
 FACTS = (
     Fact("format", "format", "file", "format", None),
     Fact("quality", "JPEG quality", "file", "compression", 0),
@@ -77,7 +77,7 @@ FACTS = (
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that cannot be measured, and why: an `InputError.CODES` code and a sentence."""
+    """An unreadable image, with a code of `InputError.CODES` and a message."""
 
     sample: Sample
     code: str
@@ -86,17 +86,17 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Table:
-    """What is known of N readable images.
+    """Facts about N readable images.
 
     Attributes:
-        data: reads them again.
-        samples: the readable ones.
-        unreadable: the others.
-        columns: by name of `FACTS`: float64 [N], NaN where there is none, or str [N]; and
-            `frame_grey`.
-        digests: sha256 of each file, bytes [N, 32].
-        hashes: uint64 [N], perceptual.
-        smalls: uint8 [N, 16, 16, 3], BGR: the centre square.
+        data: the data set.
+        samples: readable images.
+        unreadable: unreadable images.
+        columns: columns by name of `FACTS`, and `frame_grey`: float64 [N], NaN if unknown, or
+            str [N].
+        digests: uint8 [N, 32], sha256 of each file.
+        hashes: uint64 [N], perceptual hashes.
+        smalls: uint8 [N, 16, 16, 3], BGR, thumbnails of the centre squares.
     """
 
     data: FaceData
@@ -114,19 +114,19 @@ class Table:
 
     @property
     def sources(self) -> npt.NDArray[np.str_]:
-        """[N], by name; empty where the manifest does not say."""
+        """[N], names of the sources; empty if unknown."""
         return np.array([sample.source or "" for sample in self.samples], np.str_)
 
 
 def list_images(root: Path, sample: int | None = None) -> FaceData:
-    """Every labelled image of a data set, none of them read.
+    """List the labelled images of a data set without reading them.
 
     Args:
-        root: a folder, as `ffd_train.scanning.list_samples` takes it.
-        sample: at most so many of each class and source, chosen by name: the same every time.
+        root: a folder, as for `ffd_train.scanning.list_samples`.
+        sample: maximum number of images of each class and source, chosen by a hash of the name.
 
     Raises:
-        DataError: there are none, or the layout is another one.
+        DataError: there is no image, or the layout is unknown.
     """
     data = list_samples(root)
     return replace(data, samples=tuple(_choose(data.samples, sample)))
@@ -149,10 +149,10 @@ def _hash_order(sample: Sample) -> bytes:
 
 
 def measure(data: FaceData, advance: Callable[[], object] = lambda: None) -> Table:
-    """Read and decode every image once, in as many threads as there are cores.
+    """Read and decode every image once, in one thread per core.
 
     Args:
-        data: what to read.
+        data: the data set.
         advance: called after each image.
     """
     count = len(data.samples)
@@ -195,12 +195,12 @@ def _columns(rows: dict[str, list[Any]]) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-# The file's sha256, and what was measured; or why that could not be.
+# The sha256 of the file, its encoding and its content, or the error.
 _Result = tuple[bytes, Encoding, Picture] | InputError
 
 
 def _results(data: FaceData) -> Iterator[tuple[Sample, _Result]]:
-    """Every image's result, in order."""
+    """Yield the result of each image, in order."""
     with ThreadPoolExecutor(count_cores()) as pool:
         for begin in range(0, len(data.samples), _BATCH):
             batch = data.samples[begin : begin + _BATCH]
@@ -248,5 +248,5 @@ def _row(encoding: Encoding, picture: Picture) -> dict[str, float | str]:
 
 
 def facts_of_view(view: str) -> Sequence[Fact]:
-    """The facts that show in one place."""
+    """Return the facts of one view."""
     return [fact for fact in FACTS if fact.view == view]

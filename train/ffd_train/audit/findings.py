@@ -1,4 +1,4 @@
-"""What an audit has to say, in plain words, the worst first."""
+"""The findings of an audit, the most severe first."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from .groups import Group
 from .probe import VIEWS, FactScore, Probe, SourceProbe
 
 SEVERITIES = ("high", "medium", "low")
-# AUC from which a shortcut is called so; below the last it is low.
-_AUC = {"high": 0.9, "medium": 0.75}
-# Facts named in one finding.
-_NAMED = 3
-# Differences between shares of images, from which they are said.
-_FRAMED = 0.05
-_PLAIN = 0.25
-# Grey levels below and above which a bar is called black or white.
+# Minimum AUC of each severity; below the last it is low.
+_MIN_AUC = {"high": 0.9, "medium": 0.75}
+# Maximum number of facts in a finding.
+_MAX_NAMED = 3
+# Minimum differences between shares of images.
+_MIN_FRAMED_DIFFERENCE = 0.05
+_MIN_PLAIN_DIFFERENCE = 0.25
+# Grey levels below and above which a bar is black or white.
 _BLACK, _WHITE = 24, 240
-# A frame of fewer images than this is the motif's.
-_FEWEST_FRAMED = 5
-# Facts that follow from a picture as well as from how it was saved.
+# Frames of fewer images belong to the motif.
+_MIN_FRAMED = 5
+# Facts that depend on the content as well as on the encoding.
 _BYTES = {"bytes_per_pixel", "kilobytes"}
 
 _ADVICE = {
     "file": "ffd-data prepare --match gives both classes the same size and encoding",
-    "bytes": "where both classes were made alike (ffd-data prepare --match), bytes follow from "
-    "what is in the pictures: look at sharpness and backgrounds",
-    "border": "cut frames off, and take photographs with like backgrounds for both classes; "
-    "ffd-train's crops help a little",
-    "thumbnail": "take sources of like framing, light and colour for both classes",
+    "bytes": "with the same encoding (ffd-data prepare --match), the size depends on the content: "
+    "compare sharpness and backgrounds",
+    "border": "remove frames, and use similar backgrounds for both classes; ffd-train's crops help "
+    "a little",
+    "thumbnail": "use sources with similar framing, light and colour for both classes",
     "detail": "ffd-data prepare --match gives both classes the same size and encoding; "
     "do not train without augmentation",
 }
@@ -43,13 +43,13 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a data set.
+    """A problem of a data set.
 
     Attributes:
         severity: one of `SEVERITIES`.
-        kind: for programs, such as `shortcut-file` or `copies-across-splits`.
-        text: what was found.
-        advice: what to do about it.
+        kind: identifier, such as `shortcut-file` or `copies-across-splits`.
+        text: description.
+        advice: remedy.
     """
 
     severity: str
@@ -65,7 +65,7 @@ def find(
     probes: Sequence[Probe],
     sources: Sequence[SourceProbe],
 ) -> list[Finding]:
-    """Everything that stands out, the worst first."""
+    """Return all findings, the most severe first."""
     findings = [
         *_classes(table),
         *_unreadable(table.unreadable),
@@ -86,14 +86,14 @@ def _classes(table: Table) -> Iterator[Finding]:
             yield Finding(
                 "high",
                 "class-empty",
-                f"no {name} image could be read: shortcuts between the classes were not looked for",
-                f"put {name} images into {name}/",
+                f"no {name} image could be read: shortcuts between the classes were not searched",
+                f"add {name} images to {name}/",
             )
 
 
 def _unreadable(unreadable: Sequence[Unreadable]) -> Iterator[Finding]:
     if unreadable:
-        named = ", ".join(f"{one.sample.path} ({one.code})" for one in unreadable[:_NAMED])
+        named = ", ".join(f"{one.sample.path} ({one.code})" for one in unreadable[:_MAX_NAMED])
         yield Finding(
             "medium",
             "unreadable",
@@ -114,43 +114,43 @@ def _copies(table: Table, copies: Sequence[Copies]) -> Iterator[Finding]:
         yield Finding(
             "high",
             "copies-across-splits",
-            f"{_pictures(leaks)} in more than one split, so what is tested was trained on: "
+            f"{_pictures(leaks)} in more than one split, so test images were trained on: "
             f"{_examples(table, leaks)}",
             "keep one of each: ffd-data prepare removes copies before it splits",
         )
-    if torn := across("label"):
+    if conflicts := across("label"):
         yield Finding(
             "high",
             "copies-across-classes",
-            f"{_pictures(torn)} in both classes: {_examples(table, torn)}",
-            "remove them from the class where they do not belong",
+            f"{_pictures(conflicts)} in both classes: {_examples(table, conflicts)}",
+            "remove them from the wrong class",
         )
-    told = {*leaks, *torn}
-    if rest := [group for group in copies if group not in told]:
+    reported = {*leaks, *conflicts}
+    if rest := [group for group in copies if group not in reported]:
         yield Finding(
             "low",
             "copies",
-            f"{_pictures(rest)} there more than once: {_examples(table, rest)}",
+            f"{_pictures(rest)} present more than once: {_examples(table, rest)}",
             "ffd-data prepare keeps one of each",
         )
 
 
 def _pictures(groups: Sequence[Copies]) -> str:
     exact = sum(group.exact for group in groups)
-    kinds = f"{exact} as the same file, {len(groups) - exact} saved again or nearly alike"
-    return f"{len(groups)} pictures ({kinds}) are" if len(groups) > 1 else "1 picture is"
+    kinds = f"{exact} identical files, {len(groups) - exact} near copies"
+    return f"{len(groups)} images ({kinds}) are" if len(groups) > 1 else "1 image is"
 
 
 def _examples(table: Table, groups: Sequence[Copies]) -> str:
     shown = (
-        " = ".join(table.samples[i].path for i in group.members[:_NAMED])
-        for group in groups[:_NAMED]
+        " = ".join(table.samples[i].path for i in group.members[:_MAX_NAMED])
+        for group in groups[:_MAX_NAMED]
     )
     return "; ".join(shown) + _more(len(groups))
 
 
 def _frames(table: Table) -> Iterator[Finding]:
-    """Bars of one colour that one class has more of than the other."""
+    """Find frames of one colour that are more frequent in one class."""
     if len(set(table.labels.tolist())) < len(CLASSES):
         return
     framed, grey = table.columns["frame"] > 0, table.columns["frame_grey"]
@@ -159,27 +159,27 @@ def _frames(table: Table) -> Iterator[Finding]:
         shares = [float(has[table.labels == label].mean()) for label in range(len(CLASSES))]
         more, less = max(shares), min(shares)
         count = int(has[table.labels == shares.index(more)].sum())
-        if more - less < _FRAMED or count < _FEWEST_FRAMED:
+        if more - less < _MIN_FRAMED_DIFFERENCE or count < _MIN_FRAMED:
             continue
-        told = ", ".join(
+        listed = ", ".join(
             f"{100 * share:.0f} % of {name}" for name, share in zip(CLASSES, shares, strict=True)
         )
         yield Finding(
             _severity(0.5 + (more - less) / 2),
             "frame",
-            f"a model can cheat by a {colour} border: {told}",
+            f"a model can use a {colour} border: {listed}",
             _ADVICE["border"],
         )
 
 
 def _shortcut(probe: Probe) -> Finding:
     best = max([probe.score, *(one.score for one in probe.telling)], key=lambda s: s.auc)
-    named = "; ".join(_told(one) for one in probe.telling[:_NAMED])
+    named = "; ".join(_describe(one) for one in probe.telling[:_MAX_NAMED])
     if probe.view == "detail":
-        text = f"a model can cheat by {named or 'sharpness'}"
+        text = f"a model can use {named or 'sharpness'}"
     else:
-        text = f"a model can cheat by {VIEWS[probe.view]} (AUC {_auc(probe)})"
-        text += f": {named}" if named else ": no single fact tells, but all of it together"
+        text = f"a model can use {VIEWS[probe.view]} (AUC {_auc(probe)})"
+        text += f": {named}" if named else ": only all facts together, no single one"
     only_bytes = probe.view == "file" and {one.fact.name for one in probe.telling} <= _BYTES
     advice = _ADVICE["bytes" if only_bytes else probe.view]
     return Finding(_severity(best.auc), f"shortcut-{probe.view}", text, advice)
@@ -189,23 +189,23 @@ def _auc(probe: Probe) -> str:
     return f"{probe.score.auc:.2f} ± {probe.score.deviation:.2f}"
 
 
-def _told(one: FactScore) -> str:
+def _describe(one: FactScore) -> str:
     values = ", ".join(f"{name} {value}" for name, value in one.values.items())
     return f"{one.fact.title}: {values} (AUC {one.score.auc:.2f})"
 
 
 def _encoding_by_source(sources: Sequence[SourceProbe]) -> Iterator[Finding]:
-    told: dict[str, list[SourceProbe]] = {}
+    by_title: dict[str, list[SourceProbe]] = {}
     for one in sources:
         if one.file.stands_out and one.telling:
             title = f"{one.telling[0].fact.title} of {CLASSES[one.label]}"
-            told.setdefault(title, []).append(one)
-    if told:
+            by_title.setdefault(title, []).append(one)
+    if by_title:
         named = "; ".join(
             f"{title}: " + ", ".join(f"{one.source} {_own(one)}" for one in group)
-            for title, group in told.items()
+            for title, group in by_title.items()
         )
-        aucs = [one.file.auc for group in told.values() for one in group]
+        aucs = [one.file.auc for group in by_title.values() for one in group]
         yield Finding(
             _by_source(aucs),
             "source-file",
@@ -215,54 +215,54 @@ def _encoding_by_source(sources: Sequence[SourceProbe]) -> Iterator[Finding]:
 
 
 def _own(one: SourceProbe) -> str:
-    """What is typical of the source itself."""
+    """Return the typical value of the source."""
     return one.telling[0].values[one.source]
 
 
 def _framing_by_source(sources: Sequence[SourceProbe]) -> Iterator[Finding]:
-    told = sorted(
+    notable = sorted(
         (one for one in sources if one.framing.stands_out), key=lambda one: -one.framing.auc
     )
-    if told:
+    if notable:
         named = ", ".join(
-            f"{one.source} in {CLASSES[one.label]} (AUC {one.framing.auc:.2f})" for one in told
+            f"{one.source} in {CLASSES[one.label]} (AUC {one.framing.auc:.2f})" for one in notable
         )
         yield Finding(
-            _by_source([one.framing.auc for one in told]),
+            _by_source([one.framing.auc for one in notable]),
             "source-framing",
-            "framing differs by source; an 8x8 grey thumbnail without its light and contrast "
-            f"finds {named}",
-            "crop all sources alike, and watch each source's own accuracy (ffd-eval shows it)",
+            "framing differs by source; an 8x8 grey thumbnail with normalised brightness and "
+            f"contrast identifies {named}",
+            "crop all sources alike, and check the accuracy of each source with ffd-eval",
         )
 
 
 def _by_source(aucs: Sequence[float]) -> str:
-    """A source tells the class only by way of what else is in that class."""
-    return "medium" if max(aucs) >= _AUC["high"] else "low"
+    """Limit the severity to medium: a source reveals the class only indirectly."""
+    return "medium" if max(aucs) >= _MIN_AUC["high"] else "low"
 
 
 def _plain_sources(groups: Sequence[Group]) -> Iterator[Finding]:
-    """Sources whose backgrounds are plain where the others' are not."""
+    """Find sources with more plain backgrounds than the others."""
     sources = [group for group in groups if group.source and group.plain is not None]
     for group in sources:
         others = [other for other in sources if other.source != group.source]
         images = sum(other.images for other in others)
-        if group.images < _FEWEST_FRAMED or not images:
+        if group.images < _MIN_FRAMED or not images:
             continue
         rest = sum((other.plain or 0) * other.images for other in others) / images
         share = group.plain or 0
-        if share - rest >= _PLAIN:
+        if share - rest >= _MIN_PLAIN_DIFFERENCE:
             yield Finding(
                 "medium",
                 "source-background",
                 f"plain backgrounds: {100 * share:.0f} % of {group.source} ({group.label}), "
                 f"{100 * rest:.0f} % of the other sources",
-                "add portraits with plain backgrounds to the other class, or leave some out",
+                "add portraits with plain backgrounds to the other class, or remove some",
             )
 
 
 def _severity(auc: float) -> str:
-    return next((name for name, least in _AUC.items() if auc >= least), "low")
+    return next((name for name, least in _MIN_AUC.items() if auc >= least), "low")
 
 
 def _images(count: int) -> str:
@@ -270,4 +270,4 @@ def _images(count: int) -> str:
 
 
 def _more(count: int) -> str:
-    return f" and {count - _NAMED} more" if count > _NAMED else ""
+    return f" and {count - _MAX_NAMED} more" if count > _MAX_NAMED else ""

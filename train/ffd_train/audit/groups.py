@@ -1,4 +1,4 @@
-"""The facts summed up: of each class, of each source of a class, and of each split of a class."""
+"""Summaries of the facts by class, source and split."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from ..face_data import Sample
 from ..folders import SPLITS
 from .facts import FACTS, PLAIN, Fact, Table
 
-# Values of a smaller share are not named beside more frequent ones.
-_RARE = 0.05
+# Minimum share of a value to be listed.
+_MIN_LISTED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some images of one class.
+    """A class, or a source or split of a class.
 
     Attributes:
         label: `generated` or `groundtruth`.
-        source: by name, where the group is a source.
-        split: by name, where the group is a split.
-        images: how many were measured.
-        unreadable: how many could not be.
-        facts: by name: `median`, `p5` and `p95` of a number, how often each value of a category.
+        source: name of the source, or None.
+        split: name of the split, or None.
+        images: number of measured images.
+        unreadable: number of unreadable images.
+        facts: by name, `median`, `p5` and `p95` of a number, or the counts of a category's values.
         plain: share of images with a plain background.
-        variety: how much backgrounds differ from image to image: standard deviation of their mean
-            colour, in units of Lab.
+        variety: standard deviation of the backgrounds' mean colours, in units of Lab.
     """
 
     label: str
@@ -47,12 +46,12 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Its own name, without its class's where it is part of one."""
+        """Name of the source, split or class."""
         return self.source or self.split or self.label
 
 
 def summarise(table: Table) -> list[Group]:
-    """The groups that have images: a class, then its sources and its splits."""
+    """Return all non-empty groups: each class, then its sources and splits."""
     there = _Places.of(table.samples)
     lost = _Places.of([failed.sample for failed in table.unreadable])
     groups = []
@@ -72,7 +71,7 @@ def summarise(table: Table) -> list[Group]:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where each of N samples belongs."""
+    """Class, source and split of N samples."""
 
     labels: npt.NDArray[np.int64]
     sources: npt.NDArray[np.str_]
@@ -87,11 +86,11 @@ class _Places:
         )
 
     def sources_of(self, label: int) -> set[str]:
-        """Names of a class's sources."""
+        """Return the names of a class's sources."""
         return set(self.sources[self.labels == label].tolist()) - {""}
 
     def chosen(self, label: int, source: str | None, split: str | None) -> npt.NDArray[np.bool_]:
-        """Which samples are of a class, and of a source or a split where one is named."""
+        """Select the samples of a class, and of a source or split if given."""
         mask: npt.NDArray[np.bool_] = self.labels == label
         if source is not None:
             mask &= self.sources == source
@@ -124,7 +123,7 @@ def _summarise(
 
 
 def describe(values: npt.NDArray[Any], fact: Fact) -> dict[str, float]:
-    """A column in a few numbers."""
+    """Summarise a column: quantiles of a number, or counts of a category."""
     if fact.digits is None:
         return {str(value) or "none": n for value, n in Counter(values.tolist()).most_common()}
     known = values[~np.isnan(values)]
@@ -135,7 +134,7 @@ def describe(values: npt.NDArray[Any], fact: Fact) -> dict[str, float]:
 
 
 def format_summary(summary: dict[str, float], fact: Fact) -> str:
-    """A summary in a word: the median, or the most frequent value."""
+    """Format the median, or the most frequent value."""
     if not summary:
         return "none"
     if fact.digits is None:
@@ -146,7 +145,7 @@ def format_summary(summary: dict[str, float], fact: Fact) -> str:
 
 
 def describe_typical(values: npt.NDArray[Any], fact: Fact) -> str:
-    """A column in a few words: its most frequent values, or where the middle 90 % lie."""
+    """Describe a column by its most frequent values, or by median and the middle 90 %."""
     if fact.digits is None:
         texts = [str(value) or "none" for value in values]
     else:
@@ -156,9 +155,11 @@ def describe_typical(values: npt.NDArray[Any], fact: Fact) -> str:
     if shares[0] > 0.995:
         return frequent[0][0]
     if fact.digits is None or (fact.view == "file" and sum(shares) >= 0.8):
-        told = zip(frequent, shares, strict=True)
+        listed = zip(frequent, shares, strict=True)
         return " / ".join(
-            f"{value} ({100 * share:.0f} %)" for (value, _), share in told if share >= _RARE
+            f"{value} ({100 * share:.0f} %)"
+            for (value, _), share in listed
+            if share >= _MIN_LISTED_SHARE
         )
     low, median, high = (f"{q:.{fact.digits}f}" for q in np.nanpercentile(values, [5, 50, 95]))
     return f"{median} ({low} to {high})"

@@ -1,7 +1,6 @@
-"""What a decoded picture looks like, in a few numbers.
+"""Measurements of a decoded image.
 
-All of it is measured on the largest centre square, the part that the network sees: so nothing here
-knows the aspect ratio.
+They use the largest centre square, the network's input, and do not depend on the aspect ratio.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from ffd_runtime.image.preprocess import crop_centre, resize
 
 Floats = npt.NDArray[np.float32]
 
-# Sharpness depends on the size; this is near the network's 299, and cheap.
+# Sharpness depends on the size. This one is close to the network's 299 and fast.
 SHARPNESS_SIDE = 256
 COLOUR_SIDE = 64
-# Rows and columns of the small picture that border, thumbnail and copies are judged by.
+# Side of the thumbnail for border, thumbnail and copies.
 SMALL = 16
-# Grey levels by which one line of a frame may vary, and differ from the outermost: JPEG's noise.
+# JPEG noise: maximum range within a line of a frame, and maximum difference to the outermost line.
 _FRAME_RANGE = 20
 _FRAME_STEP = 6
 
 
 @dataclass(frozen=True)
 class Picture:
-    """How a picture looks.
+    """Measurements of an image.
 
     Attributes:
         sharpness: variance of the Laplacian of grey levels at 256 pixels a side (Pech-Pacheco et
@@ -37,15 +36,14 @@ class Picture:
         brightness: mean of CIE L*, 0 to 100.
         contrast: standard deviation of L*.
         chroma: mean distance from grey, in units of CIE a* and b*.
-        redness: mean a*: green is negative.
-        yellowness: mean b*: blue is negative.
-        background: mean colour of the border, L*, a*, b*; of its upper half, since a portrait has
-            shoulders below.
-        texture: standard deviation of colour within a patch of that border (a sixteenth of the
-            side), in units of Lab; the median patch, so that hair before a plain wall does not
-            hide the wall.
-        frame: width of bars of one colour at two opposite sides, as a share of the side; 0 without.
-        frame_grey: grey level of these bars, 0 to 255; without them, of the outermost lines.
+        redness: mean a*; negative for green.
+        yellowness: mean b*; negative for blue.
+        background: mean colour (L*, a*, b*) of the border's upper half; the lower half of a
+            portrait shows the shoulders.
+        texture: standard deviation of colour within a patch of this border (a sixteenth of the
+            side), in units of Lab; the median over patches, which ignores hair in front of a wall.
+        frame: width of bars of one colour at two opposite sides, as a share of the side; 0 if none.
+        frame_grey: grey level of these bars, or of the outermost lines, 0 to 255.
         phash: 64-bit perceptual hash.
         small: uint8 [16, 16, 3], BGR.
     """
@@ -65,7 +63,7 @@ class Picture:
 
 
 def measure_picture(image: Image) -> Picture:
-    """Measure a decoded picture.
+    """Measure a decoded image.
 
     Args:
         image: uint8 [height, width, 3], BGR.
@@ -97,7 +95,7 @@ def measure_picture(image: Image) -> Picture:
 
 
 def _background(lab: Floats) -> Floats:
-    """Patches along the top and down to the middle of both sides: [patches, pixels, 3]."""
+    """Return patches along the top and the upper half of both sides: [patches, pixels, 3]."""
     side = COLOUR_SIDE // SMALL
     cells = lab.reshape(SMALL, side, SMALL, side, 3).swapaxes(1, 2).reshape(SMALL, SMALL, -1, 3)
     beside = cells[1 : SMALL // 2, [0, -1]].reshape(-1, side * side, 3)
@@ -105,23 +103,23 @@ def _background(lab: Floats) -> Floats:
 
 
 def perceptual_hash(grey: Image) -> int:
-    """64 signs of the lowest frequencies against their median (Zauner, 2010, pHash's DCT hash).
+    """Compute pHash's DCT hash (Zauner, 2010): low frequencies compared with their median.
 
     Args:
         grey: uint8 [side, side].
 
     Returns:
-        64 bits. Copies in another size or quality differ in a few of them.
+        64 bits. Copies in another size or quality differ in a few bits.
     """
     small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small.astype(np.float32))[:8, :8].ravel()
-    # The mean of the picture is no pattern, and would shift the median.
+    # Without the mean of the image, which would shift the median.
     bits = low > np.median(low[1:])
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def _frame(grey: Image) -> tuple[float, float]:
-    """Width of the narrower of two opposite bars, as a share of the side, and their grey level."""
+    """Return the width of the narrower of two opposite bars, as a share, and their grey level."""
     side = grey.shape[0]
     depth = max(1, side // 4)
     above_below = grey[:depth], grey[: -depth - 1 : -1]
@@ -134,7 +132,7 @@ def _frame(grey: Image) -> tuple[float, float]:
 
 
 def _bar(lines: Image) -> int:
-    """How many lines from the first on are of one colour, the same for all."""
+    """Count the first lines that all have the same single colour."""
     means = lines.mean(axis=1)
     same = (np.ptp(lines, axis=1) <= _FRAME_RANGE) & (np.abs(means - means[0]) <= _FRAME_STEP)
     return int(same.argmin()) if not same.all() else len(same)

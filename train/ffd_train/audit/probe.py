@@ -1,7 +1,7 @@
-"""How well simple classifiers tell images apart by what is not the face.
+"""Probes: simple classifiers that separate images by cues other than the face.
 
-AUC is the area under the ROC curve: 0.5 is guessing, 1.0 is certain. All is cross-validated, so
-none of it is learned by heart, and the same every time.
+AUC is the area under the ROC curve: 0.5 is guessing, 1.0 is perfect. All AUCs are cross-validated
+and deterministic.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Values = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 FOLDS = 5
-# Fewer of a kind say nothing.
+# Minimum number of different images on each side.
 MIN_PICTURES = 20
-# More of a kind would only take longer: the AUC is known to a hundredth by then.
+# Maximum number of images on each side; enough for an AUC with an error of a hundredth.
 MAX_PICTURES = 2000
-# Sources of a class that are told from the others, the largest first.
+# Only the largest sources are probed.
 MAX_SOURCES = 12
 MAX_SOURCE_PICTURES = 1000
-# An AUC stands out if a difference so large would matter, and chance would hardly make it.
+# An AUC stands out if it is large enough to matter, and unlikely to be random.
 MIN_AUC = 0.6
 MIN_STANDARD_ERRORS = 3.5
 
 VIEWS = {
-    "file": "file facts alone",
-    "border": "the border alone",
+    "file": "file facts",
+    "border": "the border",
     "thumbnail": "an 8x8 thumbnail",
-    "detail": "sharpness alone",
+    "detail": "sharpness",
 }
 
 
@@ -51,7 +51,7 @@ class Score:
     Attributes:
         auc: mean over the folds.
         deviation: standard deviation over the folds.
-        chance: standard error of the mean where a classifier only guesses, with so many images.
+        chance: standard error of the mean for a guessing classifier with as many images.
     """
 
     auc: float
@@ -60,17 +60,17 @@ class Score:
 
     @property
     def stands_out(self) -> bool:
-        """Whether it is large enough to matter, and not by chance."""
+        """Whether the AUC is large enough to matter, and unlikely to be random."""
         return self.auc >= max(MIN_AUC, 0.5 + MIN_STANDARD_ERRORS * self.chance)
 
 
 @dataclass(frozen=True)
 class FactScore:
-    """What one fact tells.
+    """How well one fact separates two sides.
 
     Attributes:
-        fact: which.
-        score: of a tree that sees only this fact.
+        fact: the fact.
+        score: score of a tree that uses only this fact.
         values: the typical value of each side, such as `{"generated": "75", "groundtruth": "95"}`.
     """
 
@@ -81,12 +81,12 @@ class FactScore:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a classifier tells that sees one thing only.
+    """How well one view separates the classes.
 
     Attributes:
-        view: what it sees, a key of `VIEWS`.
-        score: of a forest that sees all of that.
-        telling: the single facts that stand out, the most telling first.
+        view: key of `VIEWS`.
+        score: score of a forest that uses the whole view.
+        telling: single facts that stand out, the best first.
     """
 
     view: str
@@ -96,14 +96,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class SourceProbe:
-    """What tells a source from the others of its class.
+    """How well a source can be separated from the others of its class.
 
     Attributes:
-        source: by name.
+        source: name of the source.
         label: index of its class.
-        file: by file facts.
-        framing: by an 8x8 grey thumbnail without its light and contrast.
-        telling: the single file facts that stand out.
+        file: score of the file facts.
+        framing: score of an 8x8 grey thumbnail with normalised brightness and contrast.
+        telling: single file facts that stand out.
     """
 
     source: str
@@ -116,15 +116,15 @@ class SourceProbe:
 def probe_classes(
     table: Table, copy_of: npt.NDArray[np.int64], names: Sequence[str]
 ) -> list[Probe]:
-    """Tell the classes apart by file facts, border, thumbnail and sharpness.
+    """Separate the classes by file facts, border, thumbnail and sharpness.
 
     Args:
-        table: of N images.
-        copy_of: [N], number of the picture that each is a copy of; copies share a fold.
-        names: of the classes.
+        table: facts of N images.
+        copy_of: [N], index of the image that each is a copy of; copies share a fold.
+        names: names of the classes.
 
     Returns:
-        One for each of `VIEWS`; none if a class has fewer than `MIN_PICTURES` pictures.
+        One probe for each of `VIEWS`; none if a class has fewer than `MIN_PICTURES` images.
     """
     generated = table.labels == 0
     chosen = _choose(table, generated, ~generated, MAX_PICTURES)
@@ -139,7 +139,7 @@ def probe_classes(
 
 
 def probe_sources(table: Table, copy_of: npt.NDArray[np.int64]) -> list[SourceProbe]:
-    """Tell each source from the others of its class; those with too few images are left out."""
+    """Separate each source from the others of its class; small sources are skipped."""
     probes = []
     names, counts = np.unique(table.sources, return_counts=True)
     largest = sorted(zip(counts.tolist(), names.tolist(), strict=True), reverse=True)[:MAX_SOURCES]
@@ -165,7 +165,7 @@ def probe_sources(table: Table, copy_of: npt.NDArray[np.int64]) -> list[SourcePr
 
 @dataclass(frozen=True)
 class _CrossValidation:
-    """Images that a question is asked of, and their folds."""
+    """The images of a probe, and their folds."""
 
     chosen: npt.NDArray[np.int64]
     positive: Mask
@@ -176,7 +176,7 @@ class _CrossValidation:
     def prepare(
         cls, table: Table, chosen: npt.NDArray[np.int64], asked: Mask, copy_of: Any
     ) -> _CrossValidation | None:
-        """None if there are too few pictures of a kind."""
+        """Divide the images into folds; None if a side has too few images."""
         positive, groups = asked[chosen], copy_of[chosen]
         ours, others = (len(np.unique(groups[side])) for side in (positive, ~positive))
         if min(ours, others) < MIN_PICTURES:
@@ -185,7 +185,7 @@ class _CrossValidation:
         folds = [
             (train, test)
             for train, test in splitter.split(positive, positive, groups)
-            # Where nearly all are copies of one picture, a fold may hold one kind only.
+            # With many copies of one image, a fold may contain only one side.
             if 0 < positive[train].sum() < len(train) and 0 < positive[test].sum() < len(test)
         ]
         if not folds:
@@ -193,11 +193,11 @@ class _CrossValidation:
         return cls(chosen, positive, folds, _chance(ours, others))
 
     def score(self, values: Values, alone: bool = False) -> Score:
-        """Cross-validate.
+        """Cross-validate a classifier.
 
         Args:
-            values: [N, F], of all images of the table.
-            alone: judge a single fact by a small tree instead of a forest.
+            values: [N, F], features of all images of the table.
+            alone: use a small tree for a single fact, instead of a forest.
         """
         seen = values[self.chosen]
         aucs = []
@@ -210,12 +210,12 @@ class _CrossValidation:
 
 
 def _chance(ours: int, others: int) -> float:
-    """Standard error of a cross-validated AUC of a classifier that guesses.
+    """Return the standard error of the cross-validated AUC of a guessing classifier.
 
     The variance of one AUC is Mann and Whitney's (On a test of whether one of two random variables
-    is stochastically larger, 1947). Folds share what they train on, so their mean varies more than
-    that of independent ones: by the correction of Nadeau and Bengio (Inference for the
-    generalization error, 2003).
+    is stochastically larger, 1947). Folds share training images, which increases the variance of
+    their mean. It is corrected as by Nadeau and Bengio (Inference for the generalization error,
+    2003).
     """
     variance = (ours + others + 1) / (12 * ours * others)
     return float(np.sqrt(variance * FOLDS * (1 / FOLDS + 1 / (FOLDS - 1))))
@@ -231,7 +231,7 @@ def _tree(images: int) -> DecisionTreeClassifier:
 
 
 def _choose(table: Table, ours: Mask, others: Mask, most: int) -> npt.NDArray[np.int64]:
-    """At most so many of each side; by digest, which is as good as by lot."""
+    """Choose at most `most` images of each side by their digests, which are random."""
     order = np.lexsort(table.digests.T[:8])
     sides = (order[side[order]][:most] for side in (ours, others))
     return np.sort(np.concatenate(list(sides)))
@@ -240,7 +240,7 @@ def _choose(table: Table, ours: Mask, others: Mask, most: int) -> npt.NDArray[np
 def _telling(
     table: Table, trial: _CrossValidation, view: str, sides: dict[str, Mask]
 ) -> tuple[FactScore, ...]:
-    """The facts that stand out, the most telling first and one of each family."""
+    """Return the facts that stand out, the best first, and one of each family."""
     found: dict[str, FactScore] = {}
     for fact in facts_of_view(view):
         score = trial.score(_numbers(table, fact), alone=True)
@@ -255,14 +255,14 @@ def _telling(
 
 
 def _seen(table: Table, view: str) -> Values:
-    """What a classifier sees: float32 [N, F]."""
+    """Return the features of a view: float32 [N, F]."""
     facts = [_numbers(table, fact) for fact in facts_of_view(view)]
     if view == "border":
         ring = np.ones((SMALL, SMALL), bool)
         ring[1:-1, 1:-1] = False
         facts.append(table.smalls[:, ring].reshape(len(table.smalls), -1).astype(np.float32))
     elif view == "thumbnail":
-        # The facts of a thumbnail are in its pixels.
+        # The pixels determine the facts of a thumbnail.
         return _thumbnails(table).reshape(len(table.smalls), -1)
     return np.concatenate(facts, axis=1)
 
@@ -280,7 +280,7 @@ def _thumbnails(table: Table) -> Values:
 
 
 def _numbers(table: Table, fact: Fact) -> Values:
-    """A fact as a forest takes it: float32 [N, 1], or [N, values] of a category."""
+    """Return a fact as features: float32 [N, 1], or one-hot [N, values] of a category."""
     column = table.columns[fact.name]
     if fact.digits is None:
         return np.asarray(column[:, None] == np.unique(column), np.float32)

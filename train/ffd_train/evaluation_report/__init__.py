@@ -1,4 +1,4 @@
-"""What ffd-eval found, as JSON, as a page and as a model card's table."""
+"""The results of ffd-eval as JSON, HTML page and model card table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots as SVG that takes its colours from the page: readable in light, dark and on paper."""
+"""SVG plots that use the page's colours, in light and dark mode and on paper."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ..classification_metrics import Floats
 from ..evaluation import Evaluation
 from ..intervals import wilson
 
-# Of a plot, in units of its viewBox, and where its axes lie in it.
+# Size of a plot, and position of its axes, in units of the viewBox.
 WIDTH, HEIGHT = 400, 310
 LEFT, RIGHT, TOP, BOTTOM = 58, 390, 10, 262
 
-# Classes of the page's style: the model, and the one it is compared with.
+# CSS classes of the first and the second model.
 SERIES = ("first", "second")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of values, with the marks on it.
+    """An axis of a plot.
 
     Attributes:
-        low: at its beginning.
-        high: at its end.
-        ticks: values that are marked.
-        label: what it shows.
-        log: logarithmic.
+        low: first value.
+        high: last value.
+        ticks: marked values.
+        label: label.
+        log: whether the axis is logarithmic.
     """
 
     low: float
@@ -41,7 +41,7 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value lies: 0 at `low`, 1 at `high`; what lies beyond is at the ends."""
+        """Map a value to its position, 0 at `low` and 1 at `high`, and clip it."""
         value = min(max(value, self.low), self.high)
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
@@ -49,7 +49,7 @@ class Axis:
 
 
 def plot_roc(evaluations: Sequence[Evaluation]) -> str:
-    """ROC curves; false alarms logarithmic, as few of them are what matters."""
+    """Plot ROC curves with a logarithmic FPR axis: low FPRs matter most."""
     photographs = min(int((~each.generated).sum()) for each in evaluations)
     exponent = min(-1, max(-5, math.floor(math.log10(1 / photographs))))
     x = Axis(
@@ -71,7 +71,7 @@ def plot_roc(evaluations: Sequence[Evaluation]) -> str:
 
 
 def plot_precision_recall(evaluations: Sequence[Evaluation]) -> str:
-    """Precision-recall curves; the precision from where the lowest begins."""
+    """Plot precision-recall curves; the precision axis begins below the lowest value."""
     curves = []
     for each in evaluations:
         precision, recall, _ = precision_recall_curve(
@@ -90,9 +90,9 @@ def plot_precision_recall(evaluations: Sequence[Evaluation]) -> str:
 
 
 def plot_reliability(evaluations: Sequence[Evaluation]) -> str:
-    """How often scores come true, by bins of the score."""
+    """Plot a reliability diagram."""
     x = Axis(0, 1, _quarters(), "score: mean P(generated) of a bin")
-    y = Axis(0, 1, _quarters(), "share that is generated")
+    y = Axis(0, 1, _quarters(), "share of generated images")
     lines = [_path(x, y, [(0, 0), (1, 1)], "guide")]
     for each, kind in zip(evaluations, SERIES, strict=False):
         for found in each.reliability.bins:
@@ -106,12 +106,12 @@ def plot_reliability(evaluations: Sequence[Evaluation]) -> str:
 def draw_interval(
     axis: Axis, rows: Iterable[tuple[float, tuple[float, float], str]], title: str
 ) -> str:
-    """One line of a dot plot: values with their intervals, of one model or of two.
+    """Draw one line of a dot plot: the values of one or two models with their intervals.
 
     Args:
-        axis: along the line.
-        rows: value, interval and class of each.
-        title: shown where one points.
+        axis: axis along the line.
+        rows: value, interval and CSS class of each model.
+        title: tooltip.
     """
     entries = list(rows)
     parts = [f'<path class="grid" d="M{1000 * axis.place(t):.1f} 0V20"/>' for t in axis.ticks]
@@ -119,7 +119,7 @@ def draw_interval(
         middle = 20 * (number + 1) / (len(entries) + 1)
         ends = 1000 * axis.place(low), 1000 * axis.place(high)
         parts.append(f'<path class="{kind} thin" d="M{ends[0]:.1f} {middle:.1f}H{ends[1]:.1f}"/>')
-        # A path of no length with round ends: a dot that no stretching deforms.
+        # A path of length 0 with round ends: a dot that stays round when the SVG is stretched.
         at = 1000 * axis.place(value)
         parts.append(f'<path class="{kind} dot" d="M{at:.1f} {middle:.1f}h0"/>')
     shape = 'viewBox="0 0 1000 20" preserveAspectRatio="none" role="img"'
@@ -127,7 +127,7 @@ def draw_interval(
 
 
 def axis_of(lowest: float, label: str) -> Axis:
-    """An axis of shares up to 1 that begins under the lowest."""
+    """Return an axis of shares up to 1 that begins below the lowest one."""
     low = min(math.floor(10 * lowest) / 10, 0.9)
     return Axis(low, 1, [low + (1 - low) * quarter for quarter in _quarters()], label)
 
@@ -137,7 +137,7 @@ def _quarters() -> list[float]:
 
 
 def _ticks(low: float) -> list[float]:
-    """Three to six round values from `low`, a multiple of 0.1, to 1."""
+    """Return three to six round values from `low`, a multiple of 0.1, to 1."""
     step = next(s for s in (0.02, 0.05, 0.1, 0.2) if (1 - low) / s <= 5.01)
     count = round((1 - low) / step - 1e-9)
     return sorted(round(1 - step * i, 6) for i in range(count + 1))
@@ -156,7 +156,7 @@ def _y(axis: Axis, value: float) -> float:
 
 
 def _path(x: Axis, y: Axis, points: Iterable[tuple[float, float]], kind: str) -> str:
-    """A line; points that fall on the same place to half a unit are drawn once."""
+    """Draw a line; points that round to the same half unit are drawn once."""
     places = np.array([(_x(x, a), _y(y, b)) for a, b in points])
     rounded = np.round(places * 2) / 2
     kept = rounded[np.append(True, (np.diff(rounded, axis=0) != 0).any(1))]

@@ -1,4 +1,4 @@
-"""The robustness table of a model card, made and put in its place by one command."""
+"""The robustness table of a model card."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ END = "<!-- /robustness -->"
 
 
 def require_place(path: Path) -> str:
-    """The text of a card, once it is known that a table can be put into it.
+    """Read a card, and check that it has a place for the table.
 
     Raises:
-        OutputError: it cannot be read, or has not one pair of marks.
+        OutputError: the file cannot be read, or does not have exactly one pair of marks.
     """
     try:
-        # As it is: line ends too.
+        # read_text would convert line ends.
         text = path.read_bytes().decode()
     except OSError as error:
         raise OutputError(f"--card {path}: {error.strerror}") from None
     except ValueError:
-        raise OutputError(f"--card {path}: it is no UTF-8 text") from None
+        raise OutputError(f"--card {path} is not UTF-8 text: save it as UTF-8") from None
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise OutputError(
-            f"--card {path}: write {BEGIN} and {END}, once each, on lines of their own around the "
-            "place for the table"
+            f"--card {path}: add the lines {BEGIN} and {END}, once each, around the place for the "
+            "table"
         )
     return text
 
 
 def put_table(path: Path, study: Study) -> None:
-    """Replace what stands between the marks, also behind a link; the file keeps its mode.
+    """Replace the text between the marks. Links are followed, and the file mode is kept.
 
     Raises:
-        OutputError: there are no marks, or it cannot be written.
+        OutputError: the marks are missing, or the file cannot be written.
     """
     text = require_place(path)
     before, _, rest = text.partition(BEGIN)
@@ -66,7 +66,7 @@ def put_table(path: Path, study: Study) -> None:
 
 
 def to_markdown(study: Study) -> str:
-    """The sweep as two tables, all images and the accuracy of each source, and what made them."""
+    """Return the robustness of all images and of each source as tables, with their origin."""
     subject = study.subject
     rows = [
         f"| {_text(cell.label)} | {cell.roc_auc:.3f} {_range(cell, 'roc_auc')} "
@@ -109,7 +109,7 @@ def to_markdown(study: Study) -> str:
 
 
 def _origin(study: Study) -> str:
-    """What the tables are of and how they are made again; no path of one machine."""
+    """Describe data, model and command, without paths of this machine."""
     data, subject = study.data, study.subject
     folder = data.root.resolve().name
     file = Path(subject.file)
@@ -130,7 +130,7 @@ def _origin(study: Study) -> str:
 
 
 def _code(text: str) -> str:
-    """Text of any origin that neither ends its code span nor is a mark of ours."""
+    """Make a text safe within a code span, and different from the marks."""
     return re.sub(r"[`<>|]", "?", printable(text))
 
 
@@ -144,7 +144,7 @@ def _range(cell: Cell, name: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text of any origin that stays inside its cell, and is neither markup nor a mark of ours."""
+    """Escape a text for a table cell."""
     shown = printable(text)
     for character in "\\`*_[]|~":
         shown = shown.replace(character, "\\" + character)

@@ -1,4 +1,4 @@
-"""All that one evaluation found: the value that JSON, table and page are made of."""
+"""The results of one run of ffd-eval, and their JSON document and summary."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..face_data import FaceData
 from ..intervals import CONFIDENCE, SEED, Interval, count_resamples, resample
 from ..robustness import CLEAN, Cell
 
-# Wrong verdicts of each kind that are shown.
+# Maximum number of misclassified images of each class that are shown.
 WORST = 12
-# ROC-AUC that a cell may lose and still be said to hold.
-HELD = 0.02
+# Maximum loss of ROC-AUC under a perturbation that counts as stable.
+STABLE_LOSS = 0.02
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what it is worth.
+    """An evaluated model.
 
     Attributes:
-        name: in text: the card's, and which one where two models share it.
-        file: as it was named, or `embedded`.
-        sha256: of the file.
-        runs_on: model, backend and device that really ran, on one line.
-        evaluation: on the pictures as they are.
-        cells: of the sweep, the clean pictures first; empty without one.
+        name: name of the card; with a suffix if two models share it.
+        file: path of the file, or `embedded`.
+        sha256: digest of the file.
+        runs_on: model, backend and device on one line.
+        evaluation: evaluation of the clean images.
+        cells: robustness cells, the clean one first; empty if not measured.
     """
 
     name: str
@@ -49,12 +49,13 @@ class Study:
 
     Attributes:
         subject: the model.
-        data: what it was measured on.
-        split: that was asked for; None for the default.
-        available: images that there are, of which `data` may be a sample.
-        started: when.
-        other: the model it was compared with.
-        comparisons: by the cell's name; without a sweep `CLEAN` alone, without another model none.
+        data: measured images.
+        split: requested split; None for the default.
+        available: number of images that `data` was drawn from.
+        started: start time.
+        other: model to compare with, or None.
+        comparisons: comparisons by the name of the cell; only `CLEAN` without robustness, and
+            empty without another model.
     """
 
     subject: Subject
@@ -71,7 +72,7 @@ class Study:
         return [self.subject, self.other] if self.other else [self.subject]
 
     def against(self, other: Subject) -> Study:
-        """The same with another model, measured on the same data, beside it."""
+        """Return the run with another model, measured on the same data."""
         subject = self.subject
         if subject.name == other.name:
             subject = replace(subject, name=f"{subject.name} (A)")
@@ -80,17 +81,17 @@ class Study:
         return replace(self, subject=subject, other=other, comparisons=compared)
 
     def verdicts(self) -> list[str]:
-        """Which model is better, in plain words; nothing without another."""
+        """Describe which model is better; empty without another model."""
         if not self.other:
             return []
         return describe(self.comparisons[CLEAN], self.subject.name, self.other.name)
 
 
 def compare_subjects(one: Subject, two: Subject) -> dict[str, Comparison]:
-    """Compare two models in every cell, on the images that both have judged.
+    """Compare two models in every cell, on the images that both have classified.
 
     Raises:
-        DataError: there are none of one class.
+        DataError: a class has no such image.
     """
     first, second = one.evaluation, two.evaluation
     pairs = list(zip(first.rows, second.rows, strict=True))
@@ -98,9 +99,7 @@ def compare_subjects(one: Subject, two: Subject) -> dict[str, Comparison]:
     there = [a.score is not None for a, b in pairs if b.score is not None]
     generated = first.generated[here]
     if generated.all() or not generated.any():
-        raise DataError(
-            f"{first.data.root}: no image of one of the classes that both models judged"
-        )
+        raise DataError(f"{first.data.root}: a class has no image that both models could classify")
     scores = first.scores[here], second.scores[there]
     # The draws are the same on the same images.
     resampled = (
@@ -109,7 +108,7 @@ def compare_subjects(one: Subject, two: Subject) -> dict[str, Comparison]:
         else (resample(scores[0], generated), resample(scores[1], generated))
     )
     found = {CLEAN: compare(*scores, generated, first.card, second.card, resampled)}
-    # The first cell is of the clean pictures.
+    # The first cell is the clean one.
     for cell, also in zip(one.cells[1:], two.cells[1:], strict=True):
         scores = cell.scores[here], also.scores[there]
         found[cell.name] = compare(*scores, generated, first.card, second.card)
@@ -117,7 +116,7 @@ def compare_subjects(one: Subject, two: Subject) -> dict[str, Comparison]:
 
 
 def to_document(study: Study) -> dict[str, Any]:
-    """Everything as JSON types; the keys of the plain report stand at the top."""
+    """Return all results as JSON types, with the keys of the report at the top level."""
     document: dict[str, Any] = _of_subject(study.subject)
     if study.other:
         cells = {name: found.to_json() for name, found in study.comparisons.items()}
@@ -162,7 +161,7 @@ def _of_subject(subject: Subject) -> dict[str, Any]:
 
 
 def manifest_of(data: FaceData) -> str | None:
-    """What identifies the images: by their contents where those are known, else manifest.csv's."""
+    """Return a digest of the images' contents if known, else of manifest.csv, else None."""
     if all(sample.sha256 for sample in data.samples):
         return data.manifest_sha256
     path = data.root / "manifest.csv"
@@ -170,25 +169,25 @@ def manifest_of(data: FaceData) -> str | None:
 
 
 def note_strictness(subject: Subject) -> str | None:
-    """Says what `at 1 % false alarms` is at, where 1 % of the photographs is less than one."""
+    """Explain the TPR at 1 % FPR if 1 % of the photographs is less than one; else None."""
     count = int((~subject.evaluation.generated).sum())
     if count >= 100:
         return None
     return (
-        f"Of {count} photographs, 1 % is less than one: what is found at 1 % false alarms is found "
-        "here at none."
+        f"Of {count} photographs, 1 % is less than one: the TPR at 1 % FPR is measured without "
+        "false positives."
     )
 
 
 def summarise(study: Study) -> list[str]:
-    """The outcome in plain words, a sentence or two each."""
+    """Summarise the results in sentences."""
     lines = study.verdicts()
     for subject in study.subjects:
         lines += _summarise_model(subject)
     if study.subject.evaluation.unreadable:
         count = len(study.subject.evaluation.unreadable)
         what = "image" if count == 1 else "images"
-        lines.append(f"{count} {what} could not be read, and left out of everything.")
+        lines.append(f"{count} {what} could not be read: the metrics exclude them.")
     return lines
 
 
@@ -199,14 +198,14 @@ def _summarise_model(subject: Subject) -> list[str]:
     lines = [
         f"{subject.name} is right on {percent(report.accuracy)} of {report.images:,} images "
         f"({span(intervals['accuracy'])}) at its threshold of {found.card.threshold:.3g}. Of 100 "
-        f"generated faces it misses {100 * misses:.1f}; of 100 photographs it calls "
-        f"{100 * alarms:.1f} generated.",
-        f"At {_alarms(subject)} it finds {percent(report.tpr_at_1_fpr)} of the generated faces "
-        f"({span(intervals['tpr_at_1_fpr'])}); its ROC-AUC is {report.roc_auc:.4f}.",
-        f"Its confidence is off by {100 * report.ece:.1f} points on average.",
+        f"generated faces it misses {100 * misses:.1f}, and of 100 photographs it classifies "
+        f"{100 * alarms:.1f} as generated.",
+        f"At {_describe_fpr(subject)} it finds {percent(report.tpr_at_1_fpr)} of the generated "
+        f"faces ({span(intervals['tpr_at_1_fpr'])}). Its ROC-AUC is {report.roc_auc:.4f}.",
+        f"Its expected calibration error is {100 * report.ece:.1f} percentage points.",
     ]
     if len(report.per_source) > 1:
-        # Of sources that are equally bad, the one of which most is known.
+        # Of equally weak sources, the one with the most images.
         name, row = min(
             report.per_source.items(), key=lambda item: (item[1]["accuracy"], -item[1]["images"])
         )
@@ -218,28 +217,28 @@ def _summarise_model(subject: Subject) -> list[str]:
         lines.append("It is right on every image of every source." if perfect else weakest)
     if subject.cells:
         clean, *others = subject.cells
-        held = sum(cell.roc_auc >= clean.roc_auc - HELD for cell in others)
+        stable = sum(cell.roc_auc >= clean.roc_auc - STABLE_LOSS for cell in others)
         worst = sorted(others, key=lambda cell: cell.roc_auc)[:3]
         named = "; ".join(f"{cell.label} ({cell.roc_auc:.3f})" for cell in worst)
         lines.append(
-            f"Its ROC-AUC stays within {HELD} of the clean pictures' under {held} of {len(others)} "
-            f"perturbations. The worst: {named}."
+            f"Its ROC-AUC stays within {STABLE_LOSS} of the clean images' under {stable} of "
+            f"{len(others)} perturbations. The worst: {named}."
         )
     return lines
 
 
-def _alarms(subject: Subject) -> str:
+def _describe_fpr(subject: Subject) -> str:
     if note_strictness(subject) is None:
-        return "1 % false alarms"
+        return "1 % FPR"
     count = int((~subject.evaluation.generated).sum())
-    return f"no false alarm among its {count} photographs, too few for a rate of 1 %,"
+    return f"no false positive (with {count} photographs, 1 % is less than one)"
 
 
 def percent(share: float) -> str:
-    """Such as `98.1 %`."""
+    """Format a share, such as `98.1 %`."""
     return f"{100 * share:.1f} %"
 
 
 def span(interval: Interval) -> str:
-    """Such as `97.0 to 98.9 %`."""
+    """Format an interval of a share, such as `97.0 to 98.9 %`."""
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
