@@ -27,7 +27,8 @@ from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.results import Result
 from ffd_runtime.model.card import ModelCard
-from ffd_runtime.outputs.html_report import ERRORS, PICTURES, THUMBNAIL, Report, log_odds
+from ffd_runtime.outputs.html_report import ERRORS, PICTURES, Report, log_odds
+from ffd_runtime.outputs.report_page import THUMBNAIL
 
 from ..conftest import picture
 from ..models import CARD

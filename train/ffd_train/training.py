@@ -95,15 +95,19 @@ def train(
                     _explain_compile_error(error, settings)
                     raise
                 settings = _increase_accumulation(settings, world)
-            # Outside of the handler: the exception keeps the tensors alive.
-            gc.collect()
-            torch.cuda.empty_cache()
+            _free_gpu_memory()
             say(
                 f"out of GPU memory with a batch of {settings.batch} images: retrying with "
                 f"{settings.accumulate} gradient accumulation steps"
             )
             resume = True
         return finish(data, settings, folder, say) if world.is_main else card
+
+
+def _free_gpu_memory() -> None:
+    # Call it outside of the exception's handler: the exception keeps the tensors alive.
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _require_images(data: FaceData, world: World) -> None:

@@ -5,68 +5,30 @@ from __future__ import annotations
 import heapq
 import math
 import os
-import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-
-from ..core.errors import InputError, OutputError
+from ..core.errors import OutputError
 from ..core.results import Result
-from ..image.decode import decode, read_file
-from ..image.draw import EVIDENCE_LIMIT, evidence_layer
-from ..image.preprocess import crop_centre, crop_face, resize
 from ..model.card import ModelCard
-from .html_page import TEMPLATES, data_uri, encode_picture, render_page
+from .report_page import BINS, VERDICTS, Candidate, ReportValues, make_thumbnail, render
 from .target import follow_links, is_pipe
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 # Images in each of the two galleries.
 PICTURES = 24
-# Side of a thumbnail, in pixels, and its JPEG quality.
-THUMBNAIL = 256
-QUALITY = 80
-# Side of an evidence overlay, in pixels; the browser scales it up smoothly.
-OVERLAY = 64
 # Maximum number of unreadable inputs in the list.
 ERRORS = 500
 # Maximum distance from the threshold, in log-odds, of scores outside the unsure band that count as
 # uncertain.
 NEAR = 1.0
-BINS = 20
 
 # Larger files are reduced to thumbnails when they become candidates, smaller ones at the end: most
 # candidates are soon replaced. This limits the memory of a run of any length.
 _KEEP_BYTES = 1 << 20
-
-VERDICTS = ("generated", "unsure", "groundtruth")
-_SYMBOLS = {"generated": "▲", "unsure": "◆", "groundtruth": "●", "errors": "✕"}
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A result that may be shown.
-
-    Attributes:
-        result: the result without file and heatmap.
-        heatmap: float32 [h, w], or None for a row of an earlier run.
-        encoded: the file, or a thumbnail of a large file; None for a row of an earlier run.
-        small: whether `encoded` is a thumbnail.
-    """
-
-    result: Result
-    heatmap: npt.NDArray[np.float32] | None
-    encoded: bytes | None
-    small: bool = False
 
 
 class Report:
@@ -132,6 +94,19 @@ class Report:
         if len(self.errors) < ERRORS:
             self.errors.append(replace(result, encoded=None, heatmap=None))
 
+    def _values(self) -> ReportValues:
+        return ReportValues(
+            self.model,
+            self.card,
+            self.started,
+            self.counts,
+            self.histogram,
+            self.codes,
+            self.errors,
+            self.highest.best_first(),
+            self.nearest.best_first(),
+        )
+
     def __enter__(self) -> Self:
         return self
 
@@ -143,7 +118,7 @@ class Report:
     ) -> None:
         try:
             if kind is None:
-                self.partial.write_text(render(self), encoding="utf-8")
+                self.partial.write_text(render(self._values()), encoding="utf-8")
                 if self.partial != self.path:
                     os.replace(self.partial, self.path)
         except OSError as failure:
@@ -164,7 +139,7 @@ class _Best:
     def __init__(self, size: int) -> None:
         self._size = size
         self._seen = 0
-        self._heap: list[tuple[float, int, _Candidate]] = []
+        self._heap: list[tuple[float, int, Candidate]] = []
 
     def offer(self, rank: float, result: Result, card: ModelCard) -> None:
         """Keep a result if it is among the best so far."""
@@ -175,7 +150,7 @@ class _Best:
         entry = (rank, -self._seen, _candidate(result, card))
         (heapq.heapreplace if full else heapq.heappush)(self._heap, entry)
 
-    def best_first(self) -> list[_Candidate]:
+    def best_first(self) -> list[Candidate]:
         """Return the candidates, the highest rank first."""
         return [candidate for _, _, candidate in sorted(self._heap, reverse=True)]
 
@@ -186,244 +161,10 @@ def log_odds(score: float) -> float:
     return math.log(inside / (1 - inside))
 
 
-def _candidate(result: Result, card: ModelCard) -> _Candidate:
+def _candidate(result: Result, card: ModelCard) -> Candidate:
     # A copy: the heatmap may be a view of its whole batch.
     heatmap = None if result.heatmap is None else result.heatmap.copy()
     row = replace(result, encoded=None, heatmap=None)
     if result.encoded is None or len(result.encoded) <= _KEEP_BYTES:
-        return _Candidate(row, heatmap, result.encoded)
-    return _Candidate(row, heatmap, _thumbnail(result.encoded, row, card), small=True)
-
-
-def _thumbnail(encoded: bytes, result: Result, card: ModelCard) -> bytes | None:
-    """Encode the classified square as a small JPEG; None if the file cannot be decoded."""
-    try:
-        # The file has been decoded before, within the pixel limit.
-        image = decode(encoded, sys.maxsize)
-    except InputError:
-        return None
-    face = result.face
-    square = crop_face(image, face, card.preprocess.face_scale) if face else crop_centre(image)
-    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-    return encode_picture(".jpg", resize(square, THUMBNAIL), options)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A source: folder, file name, and frame or face in it."""
-
-    folder: str
-    name: str
-    within: str
-
-    @classmethod
-    def of(cls, result: Result) -> _Place:
-        folder, slash, name = result.source.rpartition("/")
-        parts = [] if result.frame is None else [f"frame {result.frame}"]
-        if result.face:
-            parts.append("face at {}, {} ({}x{})".format(*result.face))
-        return cls(folder + slash, name, ", ".join(parts))
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """The count of one kind, its share, and its place in the bar of 1000 units."""
-
-    kind: str
-    count: int
-    share: str
-    left: float
-    width: float
-
-
-@dataclass(frozen=True)
-class _Bar:
-    """The images of one verdict in a bin of the histogram."""
-
-    kind: str
-    count: int
-    base: float
-    height: float
-
-
-@dataclass(frozen=True)
-class _Bin:
-    """A bin of the histogram."""
-
-    range: str
-    left: float
-    counts: Sequence[int]
-    bars: Sequence[_Bar]
-
-
-@dataclass(frozen=True)
-class _Card:
-    """An image in a gallery; `photo` is None if its file is not available."""
-
-    place: _Place
-    label: str | None
-    score: float | None
-    photo: Markup | None
-    evidence: Markup | None
-
-
-@dataclass(frozen=True)
-class _Gallery:
-    """A section with images."""
-
-    id: str
-    title: str
-    note: str
-    cards: Sequence[_Card]
-
-
-def render(report: Report) -> str:
-    """Render the page."""
-    total = report.counts.total()
-    card = report.card
-    low, high = card.unsure
-    galleries = _galleries(report)
-    rows = [[report.histogram[bin_, kind] for kind in VERDICTS] for bin_ in range(BINS)]
-    return render_page(
-        TEMPLATES / "report.html",
-        kind="report",
-        eyebrow="ffd report",
-        heading=f"{total:,} {'input' if total == 1 else 'inputs'}",
-        started=report.started,
-        took=_duration(report.started, datetime.now().astimezone()),
-        model=report.model,
-        symbols=_SYMBOLS,
-        verdicts=VERDICTS,
-        tally=_tally(report.counts),
-        low=low,
-        high=high,
-        threshold=card.threshold,
-        band=f"unsure from {low:.3g} to {high:.3g}" if low < high else "no unsure band",
-        top=max(map(sum, rows)),
-        bins=_bins(rows) if report.histogram else [],
-        bin_width=1000 / BINS - 6,
-        galleries=galleries,
-        evidence=any(one.evidence for gallery in galleries for one in gallery.cards),
-        evidence_limit=EVIDENCE_LIMIT,
-        thumbnail_side=THUMBNAIL,
-        errors=report.counts["errors"],
-        codes=report.codes.most_common(),
-        unreadable=[(_Place.of(result), _reason(result)) for result in report.errors],
-        card_facts=_card_facts(card),
-        blocks=_card_blocks(card),
-    )
-
-
-def _duration(started: datetime, ended: datetime) -> str:
-    minutes, seconds = divmod(round((ended - started).total_seconds()), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min")) if n]
-    return " ".join([*parts, f"{seconds} s"])
-
-
-def _tally(counts: Mapping[str, int]) -> list[_Tile]:
-    tiles, left = [], 0.0
-    total = sum(counts.values())
-    for kind in (*VERDICTS, "errors"):
-        count = counts[kind]
-        share = f"{100 * count / total:.1f} %" if total else "0 %"
-        width = 1000 * count / max(total, 1)
-        tiles.append(_Tile(kind, count, share, left, width))
-        left += width
-    return tiles
-
-
-def _bins(rows: Sequence[Sequence[int]]) -> list[_Bin]:
-    """Stack the verdicts of each bin; a single image must be visible."""
-    top = max(map(sum, rows))
-    bins = []
-    for number, row in enumerate(rows):
-        bars, base = [], 300.0
-        for kind, count in reversed(list(zip(VERDICTS, row, strict=True))):
-            if count:
-                height = min(max(285 * count / top, 3), base)
-                base -= height
-                bars.append(_Bar(kind, count, base, height))
-        span = f"{number / BINS:.2f}-{(number + 1) / BINS:.2f}"
-        bins.append(_Bin(span, 1000 * number / BINS + 3, row, bars))
-    return bins
-
-
-def _galleries(report: Report) -> list[_Gallery]:
-    highest = [_card(one, report.card) for one in report.highest.best_first()]
-    nearest = [_card(one, report.card) for one in report.nearest.best_first()]
-    return [
-        _Gallery(
-            "suspicious",
-            "Most suspicious",
-            "The highest scores." if highest else "No image could be classified.",
-            highest,
-        ),
-        _Gallery(
-            "uncertain",
-            "Most uncertain",
-            "The scores nearest to the threshold, in log-odds."
-            if nearest
-            else "No score is near the threshold.",
-            nearest,
-        ),
-    ]
-
-
-def _card(candidate: _Candidate, card: ModelCard) -> _Card:
-    result = candidate.result
-    thumbnail = candidate.encoded if candidate.small else _read_thumbnail(candidate, card)
-    photo = evidence = None
-    if thumbnail is not None:
-        photo = data_uri("jpeg", thumbnail)
-        if candidate.heatmap is not None:
-            layer = evidence_layer(candidate.heatmap, OVERLAY)
-            evidence = data_uri("png", encode_picture(".png", layer))
-    return _Card(_Place.of(result), result.label, result.score, photo, evidence)
-
-
-def _read_thumbnail(candidate: _Candidate, card: ModelCard) -> bytes | None:
-    """Return the thumbnail of a kept file, or of a file that still exists."""
-    encoded, result = candidate.encoded, candidate.result
-    if encoded is None and result.frame is None:
-        try:
-            encoded = read_file(result.source)
-        except InputError:
-            return None
-    return encoded and _thumbnail(encoded, result, card)
-
-
-def _reason(result: Result) -> str:
-    return f"{result.error.code}: {result.error.message}" if result.error else "no verdict"
-
-
-def _card_facts(card: ModelCard) -> dict[str, str]:
-    low, high = card.unsure
-    return {
-        "name": card.name,
-        "architecture": card.architecture,
-        "precision": card.precision,
-        "threshold": f"{card.threshold:.6g}",
-        "unsure": f"{low:.6g} to {high:.6g}" if low < high else "never",
-        "temperature": f"{card.temperature:.6g}",
-        "written by": f"ffd {card.provenance.version}",
-        "checkpoint": card.provenance.checkpoint_sha256 or "unknown",
-        "trained from": card.provenance.weights or "unknown",
-    }
-
-
-def _card_blocks(card: ModelCard) -> dict[str, dict[str, str]]:
-    groups = {"Preprocessing": asdict(card.preprocess)}
-    groups |= {f"Measured: {name}": dict(group) for name, group in card.metrics.items()}
-    return {
-        title: {key.replace("_", " "): _format(value) for key, value in group.items()}
-        for title, group in groups.items()
-    }
-
-
-def _format(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return Candidate(row, heatmap, result.encoded)
+    return Candidate(row, heatmap, make_thumbnail(result.encoded, row, card), small=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from click.core import ParameterSource
 from ffd_runtime.cli.command import Command, say, say_more
 from ffd_runtime.cli.options import version_option
 
+from .train_options import TrainOptions
+
 if TYPE_CHECKING:
-    from ..augmentation import AugmentationPipeline
     from ..settings import Settings
     from ..stage import Stage
 
@@ -41,56 +42,6 @@ Examples:
   ffd-train faces/ --resume runs/resnext101_32x8d-20260101-120000
   torchrun --nproc-per-node 4 -m ffd_train.cli.train shards/ --batch 256
 """
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """The options of ffd-train that become settings of a run, under the same names."""
-
-    network: str
-    weights: str
-    stages: tuple[Stage, ...]
-    optimizer: str
-    schedule: str
-    weight_decay: float
-    batch: int
-    accumulate: int
-    crop: int | None
-    sizes: tuple[int, int] | None
-    recipe: str | None
-    balance: str
-    label_smoothing: float
-    ema: float
-    keep: str
-    clip: float
-    teacher: str
-    teacher_weight: float
-    leave_out: tuple[str, ...]
-    false_alarms: float
-    precision: str
-    seed: int
-    device: str
-    workers: int | None
-    compile: bool
-
-    def to_settings(self, data: Path) -> Settings:
-        """Return the settings of a new run.
-
-        Raises:
-            UsageError: options contradict each other.
-            DataError: the augmentation recipe is invalid.
-        """
-        from ..settings import Settings
-
-        _require_sizes(self.crop, self.sizes)
-        _require_divisible(self.batch, self.accumulate)
-        # Not asdict: it would turn the stages into dictionaries.
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["recipe"] = _load_recipe(self.recipe)
-        for name in ("weights", "teacher"):
-            if values[name] not in ("imagenet", "none", ""):
-                values[name] = str(Path(values[name]).absolute())
-        return Settings(data=str(data.absolute()), **values)
 
 
 def _parse_stages(
@@ -348,30 +299,6 @@ def _start_run(
     return settings, folder
 
 
-def _require_sizes(crop: int | None, sizes: tuple[int, int] | None) -> None:
-    if sizes and not crop:
-        raise click.UsageError("--sizes needs --crop: the images of a batch have one size")
-    if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
-        raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
-
-
-def _require_divisible(batch: int, accumulation_steps: int) -> None:
-    from ..world import World
-
-    count = World.from_environment().size * accumulation_steps
-    if batch < 2 * count:
-        raise click.UsageError(
-            f"--batch {batch} is too small for {count} micro-batches of two images: use at least "
-            f"--batch {2 * count}"
-        )
-    if batch % count:
-        nearest = (batch + count // 2) // count * count
-        raise click.UsageError(
-            f"--batch {batch} cannot be divided evenly into {count} micro-batches: use --batch "
-            f"{nearest}"
-        )
-
-
 def _require_same_divisible(batch: int, accumulation_steps: int) -> None:
     """Check that a resumed run's batch can be divided among the processes."""
     from ..sampling import possible_accumulation_steps
@@ -390,16 +317,6 @@ def _require_same_divisible(batch: int, accumulation_steps: int) -> None:
         f"{accumulation_steps} micro-batches (processes x accumulation steps) of two images or "
         f"more: {what}"
     )
-
-
-def _load_recipe(text: str | None) -> AugmentationPipeline | None:
-    from ..augmentation import AugmentationPipeline
-
-    if text == "none":
-        return None
-    if text in ("light", "varied"):
-        return AugmentationPipeline.packaged(text)
-    return AugmentationPipeline.load(Path(text)) if text else AugmentationPipeline.default()
 
 
 def _discard(_: str) -> None:
