@@ -137,7 +137,7 @@ def test_a_damaged_jpeg_is_read_or_refused(at: int, put: bytes, cut: int) -> Non
     assert found.quality is None or 1 <= found.quality <= 100
 
 
-def test_what_a_picture_looks_like() -> None:
+def test_image_measurements() -> None:
     plain = np.full((200, 200, 3), 200, np.uint8)
     face = plain.copy()
     face[60:180, 60:140] = motif(1, 200)[60:180, 60:140]
@@ -217,7 +217,7 @@ def test_a_thousand_copies_are_one_group() -> None:
     assert len(found.members) == 3000
 
 
-def test_what_is_not_planted_is_not_found(tmp_path: Path) -> None:
+def test_clean_data_have_no_findings(tmp_path: Path) -> None:
     root = make(tmp_path / "set", count=60)
     for label in CLASSES:
         for i in range(0, 60, 2):
@@ -336,7 +336,7 @@ def test_unreadable_files_and_one_class_do_not_stop_it(tmp_path: Path) -> None:
     assert call("audit", root, "--html", tmp_path / "page.html", "--table").exit_code == 3
 
 
-def test_bad_input_ends_in_one_line(tmp_path: Path) -> None:
+def test_invalid_input_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="expected the folders generated/ and groundtruth/"):
         list_images(tmp_path / "empty")
@@ -367,7 +367,7 @@ def test_a_sample_is_the_same_every_time(tmp_path: Path) -> None:
     assert len(list_images(root, 10).samples) == 24
 
 
-def test_the_command_says_the_same_every_time(unlike: tuple[Path, Audit]) -> None:
+def test_the_command_is_deterministic(unlike: tuple[Path, Audit]) -> None:
     root, before = unlike
     done = call("audit", root)
     assert done.exit_code == 0, done.output
@@ -392,13 +392,13 @@ def test_shards_are_read_too_and_matching_helps(unlike: tuple[Path, Audit], tmp_
     assert "JPEG quality" not in said(after).get("shortcut-file", "")
 
 
-def test_help_waits_for_nothing_heavy() -> None:
+def test_help_imports_no_heavy_module() -> None:
     for arguments in (["--help"], ["audit", "--help"]):
         code = f"from ffd_train.cli.data import main\nmain({arguments}, standalone_mode=False)"
         assert not loaded_by(code) & {*HEAVY, *RUNTIME}
 
 
-def test_a_page_refers_to_nothing_outside_and_no_name_becomes_markup(tmp_path: Path) -> None:
+def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
     names = [
         name.replace("/", "|")[:80].replace("\0", "") for name in HOSTILE if "\ud800" not in name
     ]
@@ -444,7 +444,7 @@ def test_a_page_refers_to_nothing_outside_and_no_name_becomes_markup(tmp_path: P
     assert all(image["alt"] for image in page.all("img"))
 
 
-def test_real_faces_give_away_what_their_readme_admits(faces: Path) -> None:
+def test_real_faces_have_the_findings_of_their_readme(faces: Path) -> None:
     done = audit(list_images(faces, 100))
     found = said(done)
     for source, width in (

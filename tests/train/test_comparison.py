@@ -73,7 +73,7 @@ def test_equal_models_differ_by_chance_in_one_of_twenty() -> None:
     assert 0.025 < np.mean([each is not None and each < 0.05 for each in p]) < 0.085
 
 
-def test_what_cannot_be_tested_says_so() -> None:
+def test_impossible_tests_give_a_reason() -> None:
     truth = np.array([True, True, False, False])
     good, bad = np.array([0.9, 0.8, 0.1, 0.2]), np.array([0.1, 0.2, 0.9, 0.8])
     assert delong(good, good, truth).p == 1
@@ -130,7 +130,7 @@ def test_each_model_decides_by_its_own_threshold() -> None:
     assert found.auc.p == 1
 
 
-def test_the_verdict_in_plain_words() -> None:
+def test_the_description_names_the_better_model() -> None:
     first, second, generated = pair(600, 3)
     ranking, decided = describe(compare(first, second, generated, CARD, CARD), "old", "new")
     assert ranking.startswith("new is better at ranking: ROC-AUC 0.")

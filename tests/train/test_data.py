@@ -64,7 +64,7 @@ def test_a_flat_folder_is_split_by_content(tmp_path: Path) -> None:
     assert {s.sha256: s.split for s in scan(tmp_path / "b").samples} == splits
 
 
-def test_train_gives_a_tenth_to_val_where_there_is_none(tmp_path: Path) -> None:
+def test_a_tenth_of_train_becomes_val_if_val_is_missing(tmp_path: Path) -> None:
     data = scan(make_faces(tmp_path / "f", {"train": 60, "test": 5}))
     assert len(data.split("test")) == 10
     assert len(data.split("val")) == 12
@@ -80,7 +80,7 @@ def test_the_manifest_names_what_was_trained_on(tmp_path: Path) -> None:
     assert scan(root, ("train",)).manifest_sha256 != first
 
 
-def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
+def test_unusable_data_sets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         scan(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
@@ -103,7 +103,7 @@ def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 9, 11])
-def test_a_small_set_has_both_classes_everywhere(tmp_path: Path, count: int) -> None:
+def test_small_data_sets_have_both_classes_in_each_split(tmp_path: Path, count: int) -> None:
     data = scan(make_faces(tmp_path / "f", {".": count}), ("train", "val"))
     for split in ("train", "val") if count == 2 else ("train", "val", "test"):
         assert {sample.label for sample in data.split(split)} == {0, 1}
@@ -204,7 +204,7 @@ def test_a_manifest_splits_a_folder(tmp_path: Path) -> None:
             read()
 
 
-def test_a_manifest_that_names_some_pictures_says_so_or_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_manifest_is_reported_or_refused(tmp_path: Path) -> None:
     root = make_faces(tmp_path / "f", {"train": 4, "val": 4})
     names = [p.relative_to(root).as_posix() for p in sorted(root.glob("*/*/*.png"))]
 
@@ -246,7 +246,7 @@ def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
     assert scan(root, ("test",)).samples
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_cycles_refused(tmp_path: Path) -> None:
     root = make_faces(tmp_path / "f", {".": 3})
     make_faces(tmp_path / "other", {".": 2})
     (root / "groundtruth/more").symlink_to(tmp_path / "other/groundtruth")
@@ -265,7 +265,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("forbidden", ["", "generated/deep"])
-def test_a_folder_that_cannot_be_read_is_told(
+def test_an_unreadable_folder_is_an_error(
     tmp_path: Path, forbidden: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_faces(tmp_path / "f", {".": 2})
@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_read_is_told(
         list_samples(root)
 
 
-def test_hidden_files_are_no_pictures_and_folders_may_be_called_like_one(tmp_path: Path) -> None:
+def test_hidden_files_are_skipped_and_folders_may_have_an_image_suffix(tmp_path: Path) -> None:
     root = make_faces(tmp_path / "f", {".": 4})
     (root / "generated/._red0.png").write_bytes(b"a Mac was here")
     (root / "generated/.thumbs").mkdir()
@@ -295,7 +295,7 @@ def test_hidden_files_are_no_pictures_and_folders_may_be_called_like_one(tmp_pat
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_classes_beside_splits_are_refused(tmp_path: Path, split: str) -> None:
+def test_class_folders_next_to_split_folders_are_refused(tmp_path: Path, split: str) -> None:
     root = make_faces(tmp_path / "f", {".": 4})
     (root / split).mkdir()
     for read in (scan, list_samples):
@@ -311,7 +311,7 @@ def test_any_file_name_can_be_trained_on(tmp_path: Path) -> None:
     assert b"\xff" in manifest_bytes(data)
 
 
-def test_evaluation_takes_test_or_everything(tmp_path: Path) -> None:
+def test_evaluation_selects_test_or_all_images(tmp_path: Path) -> None:
     split = make_faces(tmp_path / "split", {"train": 2, "val": 3})
     assert len(find_labelled(split, "val").samples) == 6
     assert len(find_labelled(split, "train").samples) == 4
@@ -334,7 +334,7 @@ def test_evaluation_takes_test_or_everything(tmp_path: Path) -> None:
     ("generated", "groundtruth", "found"),
     [("fake", "real", "fake/, {0}real/"), ("generated", "Real", "Real/"), ("", "groundtruth", "")],
 )
-def test_a_class_that_is_called_otherwise_is_named(
+def test_a_class_folder_with_another_name_is_suggested(
     tmp_path: Path, split: str, generated: str, groundtruth: str, found: str
 ) -> None:
     root = make_faces(tmp_path / "f", {split or ".": 2})
@@ -357,7 +357,7 @@ def test_a_class_that_is_called_otherwise_is_named(
 
 
 @pytest.mark.parametrize(("name", "meant"), [("validation", "val"), ("Test", "test")])
-def test_a_split_that_is_called_otherwise_is_named(tmp_path: Path, name: str, meant: str) -> None:
+def test_a_split_folder_with_another_name_is_refused(tmp_path: Path, name: str, meant: str) -> None:
     root = make_faces(tmp_path / "f", {"train": 20, name: 2})
     with pytest.raises(DataError, match=f"{name} is not a known split: rename it to {meant}/"):
         scan(root)
@@ -381,7 +381,7 @@ def test_a_picture_in_two_splits_or_classes_is_refused(tmp_path: Path) -> None:
         scan(root)
 
 
-def test_the_identity_of_a_folder_is_what_it_was(tmp_path: Path) -> None:
+def test_the_manifest_digest_is_stable(tmp_path: Path) -> None:
     for path in ("train/generated/a.png", "val/groundtruth/b.png"):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_bytes(b"P5 1 1 255 " + path.encode()[-5:-4])
@@ -391,7 +391,7 @@ def test_the_identity_of_a_folder_is_what_it_was(tmp_path: Path) -> None:
     assert data.manifest_sha256 == known
 
 
-def test_listing_reads_nothing_and_asks_for_nothing(tmp_path: Path) -> None:
+def test_listing_reads_no_image_and_accepts_an_empty_class(tmp_path: Path) -> None:
     root = make_faces(tmp_path / "f", {"train": 2, "val": 1}, sources=True)
     shutil.rmtree(root / "val/groundtruth")
     (root / "train/generated/broken.png").write_bytes(b"")

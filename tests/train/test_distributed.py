@@ -71,7 +71,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     assert max(losses) - min(losses) > 5e-3
 
 
-def test_a_batch_that_cannot_be_shared_is_an_error_at_the_start(
+def test_an_indivisible_batch_is_refused_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def error(*options: object) -> str:
@@ -93,7 +93,7 @@ def test_a_batch_that_cannot_be_shared_is_an_error_at_the_start(
     assert "start another number of processes" in error("--resume", run)
 
 
-def test_processes_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_world_is_read_from_torchruns_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert World.from_environment() == World()
     for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "4")):
         monkeypatch.setenv(name, value)

@@ -177,7 +177,7 @@ def test_the_worst_errors_are_the_most_confident_ones(tmp_path: Path) -> None:
         assert scores[0] == (of_class.max() if label == 1 else of_class.min())
 
 
-def test_intervals_stand_around_the_figures(tmp_path: Path) -> None:
+def test_intervals_contain_the_metrics(tmp_path: Path) -> None:
     found = judge(make_data(tmp_path, 60))
     intervals = found.intervals
     for name in ("accuracy", "roc_auc", "average_precision", "eer", "decided", "decided_accuracy"):
@@ -206,7 +206,7 @@ def test_each_source_is_ranked_against_the_other_class(tmp_path: Path) -> None:
         assert f"{low:.4f} to {high:.4f}" in text
 
 
-def test_too_few_photographs_for_a_rate_of_one_percent_are_said(tmp_path: Path) -> None:
+def test_too_few_photographs_for_one_percent_fpr_are_reported(tmp_path: Path) -> None:
     for count, said in ((50, True), (110, False)):
         data = make_data(tmp_path, count)
         study = Study(subject("m", judge(data)), data, None, 1, datetime(2026, 1, 2, tzinfo=UTC))
@@ -256,7 +256,7 @@ def test_the_document_keeps_its_keys_and_gains_others(tmp_path: Path) -> None:
     assert "comparison" not in document
 
 
-def test_two_models_are_compared_on_what_both_have_judged(tmp_path: Path) -> None:
+def test_two_models_are_compared_on_images_that_both_classified(tmp_path: Path) -> None:
     study = make_study(tmp_path, sources=("a", "b", "c", "d", "e", "f", "g", "h"))
     one = study.subject.evaluation
     rows = list(judge(one.data, seed=1, apart=2).rows)
@@ -287,7 +287,7 @@ def test_two_models_are_compared_on_what_both_have_judged(tmp_path: Path) -> Non
     assert "Difference for each perturbation" in text
 
 
-def test_the_summary_is_in_plain_words(tmp_path: Path) -> None:
+def test_the_summary_has_sentences(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     lines = summarise(study)
     assert study.subject.cells[2].roc_auc < study.subject.cells[1].roc_auc
@@ -298,7 +298,7 @@ def test_the_summary_is_in_plain_words(tmp_path: Path) -> None:
     assert lines[-1].startswith("1 image could not be read")
 
 
-def test_one_page_that_refers_to_nothing_outside(tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write_page(path, make_study(tmp_path, sources=HOSTILE))
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
@@ -319,7 +319,7 @@ def test_one_page_that_refers_to_nothing_outside(tmp_path: Path) -> None:
     assert "nan" not in {word for text in page.text for word in text.split()}
 
 
-def test_no_name_becomes_markup(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     pages = []
     for names, title in ((HOSTILE, HOSTILE[0]), (tuple("abcdefghij"), "x")):
         study = make_study(tmp_path / "in", title, names)
@@ -334,7 +334,7 @@ def test_no_name_becomes_markup(tmp_path: Path) -> None:
     assert all(c.isprintable() or c in "\n" for c in text)
 
 
-def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_an_unwritable_page_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "folder.html").mkdir()
     for name, message in (
         ("page.txt", "must end with .html"),
@@ -348,7 +348,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_a_cards_table_is_replaced_and_nothing_else(tmp_path: Path, newline: str) -> None:
+def test_only_the_table_of_a_card_is_replaced(tmp_path: Path, newline: str) -> None:
     study = make_study(tmp_path, sources=HOSTILE)
     card = tmp_path / "CARD.md"
     before, after = f"# é{newline}{newline}", f"{newline}## Limits{newline}  two spaces  "
@@ -376,7 +376,7 @@ def test_markdown_cells_stay_in_their_columns(tmp_path: Path) -> None:
     assert head.replace("\\|", "").count("|") == line.count("|")
 
 
-def test_a_cards_table_says_what_made_it(tmp_path: Path) -> None:
+def test_the_table_of_a_card_names_its_origin(tmp_path: Path) -> None:
     study = make_study(tmp_path / "faces`", sources=("a", "b"))
     study = replace(study, split="test")
     study.data.root.mkdir()
@@ -391,7 +391,7 @@ def test_a_cards_table_says_what_made_it(tmp_path: Path) -> None:
     )
 
 
-def test_a_card_behind_a_link_stays_there_and_keeps_its_mode(tmp_path: Path) -> None:
+def test_a_linked_card_keeps_its_link_and_mode(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     card = tmp_path / "docs/CARD.md"
     card.write_text(f"{BEGIN}\n{END}\n")
@@ -408,7 +408,7 @@ def test_a_card_behind_a_link_stays_there_and_keeps_its_mode(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "text", ["none", BEGIN, f"{END} {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}", b"\xff", None]
 )
-def test_a_card_without_its_marks_is_refused(tmp_path: Path, text: str | bytes | None) -> None:
+def test_a_card_without_marks_is_refused(tmp_path: Path, text: str | bytes | None) -> None:
     card = tmp_path / "CARD.md"
     if text is not None:
         card.write_bytes(text if isinstance(text, bytes) else text.encode())

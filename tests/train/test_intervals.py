@@ -41,7 +41,7 @@ def test_wilson_against_scipy(successes: int, trials: int) -> None:
     assert list(wilson(successes, trials)) == pytest.approx([theirs.low, theirs.high])
 
 
-def test_estimates_are_the_reports_figures() -> None:
+def test_estimates_equal_the_report() -> None:
     scores, generated = draw(70, 0)
     report = measure_scores(scores, (~generated).astype(int).tolist(), CARD)
     reliability = measure_reliability(scores, generated)
@@ -50,7 +50,7 @@ def test_estimates_are_the_reports_figures() -> None:
         assert value == pytest.approx(getattr(source, name)), name
 
 
-def test_resamples_are_what_drawing_images_again_gives() -> None:
+def test_resamples_equal_resampled_images() -> None:
     scores, generated = draw(40, 1)
     found = resample(scores, generated)
     assert all(values.shape == (MAX_RESAMPLES,) for values in found.values())
@@ -68,7 +68,7 @@ def test_resamples_are_what_drawing_images_again_gives() -> None:
             assert found[name][row] == pytest.approx(getattr(report, name)), name
 
 
-def test_resamples_are_repeatable_and_may_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resamples_are_deterministic_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, generated = draw(30, 2)
     whole = resample(scores, generated)
     again = resample(scores, generated)
@@ -80,7 +80,7 @@ def test_resamples_are_repeatable_and_may_come_in_chunks(monkeypatch: pytest.Mon
     assert parts["brier"].std() == pytest.approx(whole["brier"].std(), rel=0.15)
 
 
-def test_fewer_resamples_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_have_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_resamples(800) == MAX_RESAMPLES
     assert count_resamples(10**7) == 200
     monkeypatch.setattr(intervals, "_MAX_DRAWS", 60 * 300)
@@ -89,7 +89,7 @@ def test_fewer_resamples_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(("apart", "generated", "photographs"), [(1.5, 30, 90), (3.5, 20, 200)])
-def test_intervals_hold_the_truth_as_often_as_they_say(
+def test_intervals_have_their_nominal_coverage(
     apart: float, generated: int, photographs: int
 ) -> None:
     truth = norm.cdf(apart / np.sqrt(2))
@@ -102,7 +102,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(
     assert held >= 0.93 * 400
 
 
-def test_an_auc_interval_is_delongs_where_nothing_is_perfect() -> None:
+def test_the_auc_interval_is_delongs_without_perfect_separation() -> None:
     scores, generated = draw(400, 3)
     low, high = auc_interval(*find_placements(scores, generated))
     rng = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def test_an_auc_interval_is_delongs_where_nothing_is_perfect() -> None:
 
 
 @pytest.mark.parametrize(("size", "bound"), [(1, 0.025), (4, 0.3976), (400, 0.9908)])
-def test_a_perfect_separation_looks_no_more_certain_than_it_is(size: int, bound: float) -> None:
+def test_the_interval_of_a_perfect_separation_has_a_width(size: int, bound: float) -> None:
     generated = np.arange(2 * size) < size
     perfect = np.where(generated, 0.9, 0.1)
     low, high = auc_interval(*find_placements(perfect, generated))
@@ -129,7 +129,7 @@ def test_a_perfect_separation_looks_no_more_certain_than_it_is(size: int, bound:
     assert auc_interval(*find_placements(perfect, generated))[0] <= low
 
 
-def test_what_is_found_at_one_percent_is_resampled_and_never_certain() -> None:
+def test_the_tpr_interval_is_a_bootstrap_with_a_width() -> None:
     scores, generated = draw(300, 5, apart=4)
     found = resample(scores, generated)["tpr_at_1_fpr"]
     low, high = tpr_interval(scores, generated)
@@ -151,7 +151,7 @@ def test_differences_against_newcombe() -> None:
     assert low < -0.1 < 0.1 < high
 
 
-def test_one_image_of_a_class_is_no_reason_to_fail() -> None:
+def test_a_class_may_have_one_image() -> None:
     scores, generated = np.array([0.9, 0.2, 0.4]), np.array([True, False, False])
     resample(scores, generated)
     assert auc_interval(*find_placements(scores, generated)) == pytest.approx((0.025, 1))

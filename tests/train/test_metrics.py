@@ -56,7 +56,7 @@ def test_metrics_stay_in_their_ranges(rows: list[tuple[float, bool]]) -> None:
             assert 0 <= value <= 1
 
 
-def test_a_perfect_separation_needs_no_band() -> None:
+def test_a_perfect_separation_has_no_unsure_band() -> None:
     scores = np.array([0.1, 0.2, 0.8, 0.9])
     generated = np.array([False, False, True, True])
     threshold = fit_threshold(scores, generated)
@@ -64,7 +64,7 @@ def test_a_perfect_separation_needs_no_band() -> None:
     assert fit_unsure_band(scores, generated, threshold, 0.99) == (threshold, threshold)
 
 
-def test_the_threshold_keeps_each_source_safe_and_no_more() -> None:
+def test_the_threshold_keeps_the_max_fpr_of_each_source() -> None:
     rng = np.random.default_rng(0)
     generated = np.arange(3000) < 1000
     sources = ["gan"] * 1000 + ["easy"] * 1500 + ["hard"] * 500
@@ -81,7 +81,7 @@ def test_the_threshold_keeps_each_source_safe_and_no_more() -> None:
     assert fit_threshold(scores, generated, None, 0.02) < threshold
 
 
-def test_small_sources_are_judged_together() -> None:
+def test_small_sources_are_combined() -> None:
     # Ten of 20 each: with one of them a threshold for itself, a single odd picture would decide.
     scores = np.concatenate([np.full(200, 0.9), np.linspace(0.01, 0.2, 199), [0.8]])
     generated = np.arange(400) < 200
@@ -90,7 +90,7 @@ def test_small_sources_are_judged_together() -> None:
     assert fit_threshold(scores, generated, sources, 0.001) > 0.8
 
 
-def test_the_band_leaves_out_what_cannot_be_trusted() -> None:
+def test_verdicts_outside_the_unsure_band_are_reliable() -> None:
     scores = np.concatenate([np.linspace(0.51, 0.6, 10), np.linspace(0.9, 0.99, 200), [0.1]])
     generated = np.array([True, False] * 5 + [True] * 200 + [False])
     low, high = fit_unsure_band(scores, generated, 0.5, 0.99)
@@ -98,7 +98,7 @@ def test_the_band_leaves_out_what_cannot_be_trusted() -> None:
     assert 0.55 < high < 0.9
 
 
-def test_overconfident_logits_are_cooled() -> None:
+def test_the_temperature_corrects_overconfidence() -> None:
     rng = np.random.default_rng(1)
     truth = rng.normal(0, 2, 20_000)
     generated = rng.random(20_000) < expit(truth)
@@ -160,7 +160,7 @@ def test_the_equal_error_rate_is_interpolated() -> None:
     assert equal_error_rate(np.array([0, 0, 1]), np.array([0, 1, 1])) == pytest.approx(0)
 
 
-def test_calibration_error_of_honest_and_of_bold_scores() -> None:
+def test_calibration_error_of_calibrated_and_overconfident_scores() -> None:
     rng = np.random.default_rng(2)
     scores = rng.random(50_000)
     generated = rng.random(50_000) < scores
@@ -184,7 +184,7 @@ def test_reliability_against_scikit_learn() -> None:
         assert each.generated == pytest.approx(generated[inside].mean())
 
 
-def test_a_sure_error_has_a_finite_loss() -> None:
+def test_a_confident_error_has_a_finite_loss() -> None:
     found = measure_reliability(np.array([1.0, 0.0]), np.array([False, True]))
     assert 10 < found.nll < 20
     assert found.brier == 1

@@ -43,7 +43,7 @@ def train_a_step(net: FaceNet) -> None:
 
 
 @pytest.mark.parametrize("part", [*PARTS[1:], "all"])
-def test_what_is_frozen_stays_as_it_is(part: str) -> None:
+def test_frozen_parts_do_not_change(part: str) -> None:
     net = build_tiny()
     net.train_from(part)
     before = snapshot(net)
@@ -88,7 +88,7 @@ def test_every_network_has_its_parts_at_the_strides_of_a_resnet(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnext50_32x4d"])
-def test_batchnorm_over_processes_keeps_what_is_around_it(name: str) -> None:
+def test_synchronised_batchnorm_keeps_the_activation(name: str) -> None:
     net = build(name).eval()
     image = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -98,7 +98,7 @@ def test_batchnorm_over_processes_keeps_what_is_around_it(name: str) -> None:
         torch.testing.assert_close(after(image), before)
 
 
-def test_the_command_offers_the_networks_there_are() -> None:
+def test_the_command_offers_all_networks() -> None:
     assert set(OFFERED) == set(NETWORKS) - tiny.NAMES
 
 
@@ -132,7 +132,7 @@ def test_imagenet_weights_from_a_file(tmp_path: Path, resnext: Any, how: str) ->
     assert describe_weights(str(path)).startswith(f"{path.name} sha256 ")
 
 
-def test_our_own_checkpoint_is_a_start_too(tmp_path: Path) -> None:
+def test_training_starts_from_a_checkpoint(tmp_path: Path) -> None:
     net = build("tf_efficientnet_lite0")
     card = CARD.replace(architecture="tf_efficientnet_lite0")
     save_checkpoint(tmp_path / "own.safetensors", net, card)
@@ -157,7 +157,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, resnext: Any) -> No
         build("resnext50_32x4d", str(tmp_path / "absent.pth"))
 
 
-def test_weights_that_cannot_be_fetched_say_what_to_do(
+def test_a_failed_download_names_the_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # Port 9 of this machine discards: the real download code meets a refused connection.
@@ -208,7 +208,7 @@ def test_a_pickle_is_refused_unread(
     assert capfd.readouterr().out == ""
 
 
-def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
+def test_other_files_are_refused_as_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError, match="not a safetensors file"):
@@ -254,7 +254,7 @@ def test_stages_are_read_as_written(part: str, epochs: int, lr: float) -> None:
         "all:1:1:1",
     ],
 )
-def test_what_is_no_stage_is_refused(text: str) -> None:
+def test_invalid_stages_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Stage.parse(text)
 

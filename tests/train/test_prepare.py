@@ -80,7 +80,7 @@ def left_out(output: Path) -> dict[str, str]:
     return {row["original"]: row["reason"] for row in rows(output / "left_out.csv")}
 
 
-def test_shards_hold_what_webdataset_expects_mixed_and_described(tmp_path: Path) -> None:
+def test_shards_have_the_webdataset_layout(tmp_path: Path) -> None:
     pack(make_classes(tmp_path / "raw"), tmp_path / "out", Settings(shard_images=10))
     shards = sorted(path.name for path in (tmp_path / "out").glob("*.tar"))
     assert shards == [
@@ -113,7 +113,7 @@ def test_shards_hold_what_webdataset_expects_mixed_and_described(tmp_path: Path)
     assert document["sources"]["made"] == {"generated": 20}
 
 
-def test_both_classes_leave_in_the_same_size_and_codec(tmp_path: Path) -> None:
+def test_both_classes_are_encoded_alike(tmp_path: Path) -> None:
     for i in range(30):
         save(tmp_path / f"photos/{i}.png", i, 70, 90)
         save(tmp_path / f"made/{i}.jpg", 100 + i, 200, 64)
@@ -142,7 +142,7 @@ def test_both_classes_leave_in_the_same_size_and_codec(tmp_path: Path) -> None:
     assert all(len(seen) > 6 for seen in qualities.values())
 
 
-def test_the_common_side_is_nearly_everybodys_and_qualities_are_drawn_evenly() -> None:
+def test_common_side_and_uniform_qualities() -> None:
     assert common_side({"a": [100] * 96 + [20] * 4, "b": [300] * 10}) == 100
     assert common_side({"a": [100] * 90 + [80] * 10, "b": [300] * 10}) == 80
     assert common_side({"a": [2000], "b": [1024]}) == 512
@@ -155,7 +155,7 @@ def test_the_common_side_is_nearly_everybodys_and_qualities_are_drawn_evenly() -
     assert max(drawn.values()) < 160
 
 
-def test_without_match_the_files_are_packed_as_they_are(tmp_path: Path) -> None:
+def test_without_match_the_original_files_are_packed(tmp_path: Path) -> None:
     inputs = make_classes(tmp_path / "raw")
     pack(inputs, tmp_path / "out", Settings(match=False))
     data = scan(tmp_path / "out")
@@ -165,7 +165,7 @@ def test_without_match_the_files_are_packed_as_they_are(tmp_path: Path) -> None:
     assert suffixes == {("png", 1), ("jpg", 0)}
 
 
-def test_of_copies_the_largest_stays_and_none_that_is_in_both_classes(tmp_path: Path) -> None:
+def test_the_largest_copy_is_kept_unless_in_both_classes(tmp_path: Path) -> None:
     inputs = make_classes(tmp_path / "raw")
     photos, made = tmp_path / "raw/photos", tmp_path / "raw/made"
     shutil.copy(made / "3.jpg", made / "z-exact.jpg")
@@ -285,7 +285,7 @@ def test_a_bad_file_is_listed_and_many_are_an_error(tmp_path: Path) -> None:
     assert "3 of sg2's 28 images cannot be read, for example" in done.stderr
 
 
-def test_the_same_folders_give_the_same_bytes_and_stay_as_they_are(
+def test_packing_is_deterministic_and_keeps_its_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = make_classes(tmp_path / "raw")
@@ -321,7 +321,7 @@ def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> No
     process.stderr.close()
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_result(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     inputs = make_classes(tmp_path / "raw", 150)
     settings = Settings(shard_images=10)
     pack(inputs, tmp_path / "unbroken", settings)
@@ -344,7 +344,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_result(tmp_path: Path) -> N
     assert kept == {path: path.stat().st_ino for path in kept}
 
 
-def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_reads_no_image_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = make_classes(tmp_path / "raw")
     with monkeypatch.context() as patch:
         # Enough to read, but not to pack; then not even that.
@@ -395,7 +397,7 @@ def test_an_old_output_is_not_mixed_with_other_inputs_or_settings(tmp_path: Path
     assert "choose an --output outside of it" in done.stderr
 
 
-def test_a_shard_that_is_another_is_not_taken_for_ours(tmp_path: Path) -> None:
+def test_a_shard_of_another_plan_is_refused(tmp_path: Path) -> None:
     inputs = make_classes(tmp_path / "raw")
     pack(inputs, tmp_path / "out")
     # As if killed just before its end, and a shard changed since.
@@ -411,7 +413,7 @@ def test_a_shard_that_is_another_is_not_taken_for_ours(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/dataset.json").read_text()) == document
 
 
-def test_a_disk_that_fills_up_is_one_line_and_can_be_gone_on_with(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_resumable(tmp_path: Path) -> None:
     inputs = make_classes(tmp_path / "raw")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, hard))
@@ -427,7 +429,7 @@ def test_a_disk_that_fills_up_is_one_line_and_can_be_gone_on_with(tmp_path: Path
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
 
 
-def test_two_at_a_time_do_not_share_an_output(tmp_path: Path) -> None:
+def test_two_runs_cannot_share_an_output(tmp_path: Path) -> None:
     import fcntl
 
     inputs = make_classes(tmp_path / "raw", 2)
@@ -438,7 +440,7 @@ def test_two_at_a_time_do_not_share_an_output(tmp_path: Path) -> None:
             pack(inputs, tmp_path / "out")
 
 
-def test_who_is_refused_leaves_the_files_of_the_run_that_writes(tmp_path: Path) -> None:
+def test_a_refused_run_keeps_the_files_of_the_other(tmp_path: Path) -> None:
     import fcntl
 
     inputs, output = make_classes(tmp_path / "raw"), tmp_path / "out"
@@ -539,7 +541,7 @@ def test_celeba_is_known_in_every_layout(
     )
 
 
-def test_lists_of_other_pictures_are_refused_and_none_is_said(tmp_path: Path) -> None:
+def test_lists_of_other_images_are_refused_and_missing_ones_reported(tmp_path: Path) -> None:
     touch(*(tmp_path / f"celeba/img/face-{n:06d}.jpg" for n in range(1, 9)))
     given = Input(tmp_path / "celeba/img", "groundtruth")
     assert find_entries([given]).notes == [
@@ -569,9 +571,7 @@ def test_lists_of_other_pictures_are_refused_and_none_is_said(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("split", ["", "train/"])
-def test_celebas_lists_count_where_its_folder_is_linked_into_another(
-    tmp_path: Path, split: str
-) -> None:
+def test_celebas_lists_apply_to_a_linked_folder(tmp_path: Path, split: str) -> None:
     celeba(tmp_path / "celeba")
     made = make_classes(tmp_path / "x", 30)[1]
     root = tmp_path / "raw" / split
@@ -622,7 +622,7 @@ def test_one_list_means_the_same_persons_in_all_folders(tmp_path: Path) -> None:
         find_entries(inputs)
 
 
-def test_what_a_manifest_says_is_kept_or_refused(tmp_path: Path) -> None:
+def test_a_manifest_is_applied_or_refused(tmp_path: Path) -> None:
     names = [f"{label}/{n}.png" for label in CLASSES for n in range(6)]
     touch(*(tmp_path / "flat" / name for name in names))
     listed = "".join(f"{name};{SPLITS[n % 3]}\n" for n, name in enumerate(names))
@@ -734,7 +734,7 @@ ENTRIES = st.builds(
 
 @drawn(st.lists(st.lists(ENTRIES, min_size=1, max_size=3), max_size=12))
 @settings(max_examples=200, deadline=None)
-def test_nobody_is_in_two_splits_whatever_was_given(groups: list[list[Entry]]) -> None:
+def test_no_person_is_in_two_splits(groups: list[list[Entry]]) -> None:
     pictures = [
         Picture(best, FileFacts(sha256=f"{n:064x}"), tuple(copies))
         for n, (best, *copies) in enumerate(groups)
@@ -773,9 +773,7 @@ def test_persons_linked_by_a_copy_go_together(tmp_path: Path) -> None:
     assert all(len(splits) == 1 for splits in of.values())
 
 
-def test_what_could_not_be_read_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_images_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_classes(tmp_path / "raw")
     broken = [tmp_path / f"raw/made/{n}.jpg" for n in range(3)]
     for path in broken:
@@ -834,7 +832,7 @@ def test_a_picture_that_changes_while_it_is_read_is_read_again(
         assert journal.facts(entry)[1] == facts(entry)
 
 
-def test_stopped_at_each_file_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_at_any_file_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_classes(tmp_path / "raw", 8)
     settings = Settings(split=(50, 25, 25))
     pack(inputs, tmp_path / "unbroken", settings)
@@ -856,7 +854,7 @@ def test_stopped_at_each_file_it_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert contents(output) == contents(tmp_path / "unbroken")
 
 
-def test_what_a_finished_set_lacks_is_packed_again(tmp_path: Path) -> None:
+def test_missing_files_of_a_complete_set_are_packed_again(tmp_path: Path) -> None:
     inputs = make_classes(tmp_path / "raw")
     output = tmp_path / "out"
     pack(inputs, output)
@@ -882,7 +880,7 @@ def test_what_a_finished_set_lacks_is_packed_again(tmp_path: Path) -> None:
             run()
 
 
-def test_where_nothing_is_left_it_says_why(tmp_path: Path) -> None:
+def test_an_empty_selection_gives_its_reasons(tmp_path: Path) -> None:
     made = make_classes(tmp_path / "raw", 4)[1]
     shutil.copytree(made.path, tmp_path / "same")
     with pytest.raises(DataError, match="no generated image is left: 4 in both classes"):
@@ -903,7 +901,7 @@ def test_no_picture_is_given_twice(tmp_path: Path) -> None:
             find_entries([photos, made, again])
 
 
-def test_folders_of_one_name_can_be_told_apart(tmp_path: Path) -> None:
+def test_folders_with_the_same_name_can_be_renamed(tmp_path: Path) -> None:
     for name in "ab":
         for n in range(20):
             save(tmp_path / name / "faces" / CLASSES[n % 2] / f"{n}.png", 100 * ord(name) + n)
@@ -916,7 +914,7 @@ def test_folders_of_one_name_can_be_told_apart(tmp_path: Path) -> None:
     assert sources == {f"{n}-{label}" for n in ("faces", "other") for label in CLASSES}
 
 
-def test_pictures_that_become_the_same_are_packed_once(tmp_path: Path) -> None:
+def test_identically_encoded_images_are_packed_once(tmp_path: Path) -> None:
     inputs = make_classes(tmp_path / "raw", 16)
     for n in range(24):
         # Of many sizes, and of nothing that would tell one from another.
@@ -942,7 +940,7 @@ def test_each_split_with_pictures_has_both_classes(tmp_path: Path) -> None:
         pack([given, made], tmp_path / "out", Settings(split=(80, 20, 0)))
 
 
-def test_no_picture_takes_more_than_was_reckoned() -> None:
+def test_no_image_exceeds_the_estimated_size() -> None:
     rng = np.random.default_rng(1)
     for quality in (75, 95, 100):
         noise = rng.integers(0, 256, (128, 128, 3)).astype(np.uint8)

@@ -57,7 +57,7 @@ def test_any_picture_keeps_its_form(
     assert (made == imitate_generator(image, rng(seed), (2, stride), detail)).all()
 
 
-def test_it_looks_like_the_photograph() -> None:
+def test_a_pseudo_fake_resembles_the_photograph() -> None:
     image = smooth()
     made = [imitate_generator(image, rng(seed), (2, 8), (0.4, 1.0)) for seed in range(30)]
     errors = [float(np.abs(each.astype(int) - image).mean()) for each in made]
@@ -101,7 +101,7 @@ def test_neighbours_are_more_alike_after_nearest(monkeypatch: pytest.MonkeyPatch
     assert inside < 0.7 * across
 
 
-def test_photographs_alone_become_generated(tmp_path: Path) -> None:
+def test_only_photographs_become_generated(tmp_path: Path) -> None:
     data = scan(tiny.make_faces(tmp_path / "faces", {"train": 40, "val": 2}), ("train", "val"))
     samples, spec = data.split("train"), PreprocessSpec()
 
@@ -127,7 +127,7 @@ def test_photographs_alone_become_generated(tmp_path: Path) -> None:
         assert torch.equal(image, made) == (label == given_label)
 
 
-def test_a_recipe_without_them_draws_what_it_drew() -> None:
+def test_disabled_pseudo_fakes_draw_no_random_numbers() -> None:
     image = picture("blue", 64, 64)
     source, other = rng(), rng()
     assert AugmentationPipeline.default().fake(image, source) is None

@@ -35,7 +35,7 @@ def items(tmp_path: Path) -> list[Item]:
     return [Item(str(tmp_path / f"{number}.png")) for number in range(5)]
 
 
-def test_the_sweep_is_the_issues() -> None:
+def test_the_sweep_has_the_specified_perturbations() -> None:
     names = {each.name for each in PERTURBATIONS}
     assert {f"jpeg-{quality}" for quality in (95, 80, 70, 50, 30)} <= names
     assert {"webp-80", "resize-0.75", "resize-0.5", "resize-0.25", "screenshot"} <= names
@@ -64,7 +64,7 @@ def test_noise_differs_from_picture_to_picture() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
-def test_a_perturbed_picture_is_judged_as_the_runtime_judges_it(
+def test_perturbed_images_are_scored_like_in_the_runtime(
     colour_model: Path, items: list[Item], batch: int
 ) -> None:
     some = [each for each in PERTURBATIONS if each.name in ("jpeg-30", "noise-20", "screenshot")]
@@ -82,7 +82,7 @@ def test_a_perturbed_picture_is_judged_as_the_runtime_judges_it(
     assert len(done) == 5
 
 
-def test_a_sweep_whose_outcome_is_known(colour_model: Path, tmp_path: Path) -> None:
+def test_a_sweep_with_known_scores(colour_model: Path, tmp_path: Path) -> None:
     faces = make_faces(tmp_path / "faces", {"test": 4}, sources=True)
     with Classifier.open(colour_model, device="cpu") as classifier:
         done = evaluate(classifier, find_labelled(faces))
@@ -113,7 +113,7 @@ def test_a_sweep_whose_outcome_is_known(colour_model: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["large.jpg", "large.png"])
-def test_a_large_picture_is_perturbed_whole_whatever_its_format(
+def test_large_images_are_perturbed_at_full_size(
     colour_model: Path, tmp_path: Path, name: str
 ) -> None:
     cv2.imwrite(str(tmp_path / name), picture("red", 1200, 1300))
@@ -143,7 +143,7 @@ def test_a_cell_of_many_images_is_measured_without_drawing_them() -> None:
     assert all(low < getattr(cell, name) < high for name, (low, high) in cell.intervals.items())
 
 
-def test_a_cells_figures() -> None:
+def test_the_metrics_of_a_cell() -> None:
     scores = np.array([0.9, 0.8, 0.45, 0.3, 0.2, 0.55])
     cell = measure_cell("x", "X", scores, [0, 0, 0, 1, 1, 1], CARD, ["a", "a", "a", "b", "b", None])
     assert cell.false_alarms == pytest.approx(1 / 3)
@@ -154,7 +154,7 @@ def test_a_cells_figures() -> None:
     assert "scores" not in cell.to_json()
 
 
-def test_pictures_that_cannot_be_perturbed_end_in_one_line(
+def test_unsupported_images_are_a_one_line_error(
     colour_model: Path, items: list[Item], tmp_path: Path
 ) -> None:
     wide = tmp_path / "wide.png"

@@ -36,7 +36,7 @@ def test_sources_are_drawn_by_the_root_of_their_size() -> None:
     assert drawn == {"a": 200, "b": 100, "c": 225, "d": 75}
 
 
-def test_classes_can_be_drawn_alone_or_as_they_are() -> None:
+def test_balance_by_class_or_none() -> None:
     given_samples = samples((0, "a", 30), (1, "b", 90))
     by_class = draw_epoch(given_samples, "class", 0, 0)
     assert Counter(given_samples[i].label for i in by_class) == {0: 60, 1: 60}
@@ -45,7 +45,9 @@ def test_classes_can_be_drawn_alone_or_as_they_are() -> None:
 
 
 @given(st.integers(0, 9), st.sampled_from(["source", "class", "none"]), st.integers(1, 40))
-def test_an_epoch_repeats_and_wears_nothing_out(seed: int, balance: str, small: int) -> None:
+def test_an_epoch_is_deterministic_and_spreads_repetitions(
+    seed: int, balance: str, small: int
+) -> None:
     given_samples = samples((0, "a", 40), (0, "b", small), (1, "c", 25))
     order = draw_epoch(given_samples, balance, seed, 1)
     assert len(order) == len(given_samples)
@@ -71,7 +73,7 @@ def test_shards_are_read_a_few_at_a_time() -> None:
 
 
 @given(st.integers(2, 70), st.integers(2, 20), st.integers(1, 3), st.integers(1, 3))
-def test_processes_and_parts_share_a_step(
+def test_processes_and_micro_batches_share_a_step(
     count: int, batch: int, parts: int, processes: int
 ) -> None:
     order = np.random.default_rng(0).permutation(count)

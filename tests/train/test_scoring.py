@@ -168,7 +168,7 @@ def test_an_image_too_large_and_other_failures_are_errors_of_the_backend() -> No
     assert str(other) == "PyTorch: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"
 
 
-def test_a_gpus_memory_is_told_from_other_failures(data: FaceData) -> None:
+def test_out_of_memory_errors_are_recognised(data: FaceData) -> None:
     assert [is_out_of_memory(error) for error in FULL] == [True] * 4 + [False]
     assert not is_out_of_memory(RuntimeError("unable to mmap: Cannot allocate memory (12)"))
 

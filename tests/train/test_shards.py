@@ -86,7 +86,7 @@ def test_evaluation_reads_shards(packed: Path, colour_model: Path) -> None:
         assert result.label == ("generated", "groundtruth")[sample.label]
 
 
-def test_a_split_without_pictures_is_told(folder: Path, tmp_path: Path) -> None:
+def test_an_empty_split_is_an_error(folder: Path, tmp_path: Path) -> None:
     classes = ("generated", "groundtruth")
     inputs = [Input(folder / "train" / label, label) for label in classes]
     settings = Settings(match=False, split=(80, 20, 0))
@@ -104,7 +104,7 @@ def test_finding_reads_no_picture(copy: Path) -> None:
     assert len(list_samples(copy).samples) == 60
 
 
-def test_damage_is_told_before_training_or_by_the_picture(copy: Path) -> None:
+def test_damaged_shards_are_detected(copy: Path) -> None:
     data = scan(copy)
     sample = data.samples[7]
     path = copy / sample.path.split("!/")[0]
@@ -204,7 +204,7 @@ def test_without_positional_reading_threads_do_not_mix(
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="a system without such advice")
-def test_what_lies_next_to_a_picture_is_asked_for_once_an_epoch(
+def test_each_piece_of_a_shard_is_prefetched_once_per_epoch(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int]] = []

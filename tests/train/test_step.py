@@ -229,7 +229,7 @@ def test_a_teacher_is_compiled_too(compiled: list[nn.Module]) -> None:
     assert compiled == [net, teacher]
 
 
-def test_what_compilation_lacks_is_one_line(
+def test_a_failed_compilation_is_a_one_line_error(
     data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lack(*_: Any) -> Callable[..., Any]:
@@ -241,7 +241,7 @@ def test_what_compilation_lacks_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_loader_has_a_worker_a_core(data: FaceData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_has_one_worker_per_core(data: FaceData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ffd_train.loading.count_cores", lambda: 48)
     samples = data.split("train") * 100
     dataset = FaceDataset(data, samples, PreprocessSpec())

@@ -61,7 +61,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def test_a_run_learns_and_leaves_what_it_should(data: FaceData, tmp_path: Path) -> None:
+def test_a_run_learns_and_writes_its_files(data: FaceData, tmp_path: Path) -> None:
     said: list[str] = []
     card = train(data, SETTINGS, tmp_path / "run", say=said.append)
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -93,7 +93,7 @@ def test_a_run_learns_and_leaves_what_it_should(data: FaceData, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_the_epoch_that_is_asked_for_is_kept(data: FaceData, tmp_path: Path, keep: str) -> None:
+def test_the_checkpoint_policy_selects_the_epoch(data: FaceData, tmp_path: Path, keep: str) -> None:
     # A last stage that wrecks the network: the best checkpoint is from before it.
     stages = (Stage("all", 4, 1e-2), Stage("all", 1, 90.0))
     train(data, replace(SETTINGS, stages=stages, keep=keep), tmp_path / "run")
@@ -144,7 +144,7 @@ def start(data: FaceData, settings: Settings, folder: Path) -> tuple[ForkServerP
     return process, heard
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(data: FaceData, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_result(data: FaceData, tmp_path: Path) -> None:
     # One-cycle and momentum: both have a memory that must survive.
     long = (Stage("head", 2, 1e-2), Stage("all", 5, 1e-2))
     settings = Settings(**{**vars(SETTINGS), "stages": long, "schedule": "one-cycle"})
@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(data: FaceData, tmp_path: Pa
         assert torch.equal(tensor, second.state_dict()[name]), name
 
 
-def test_a_run_goes_on_in_other_parts_as_if_it_had_not(data: FaceData, tmp_path: Path) -> None:
+def test_accumulation_steps_may_change_on_resuming(data: FaceData, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # One-cycle knows how many steps it has; 48 images in batches of 20 leave a remainder.
@@ -217,7 +217,7 @@ def test_ctrl_c_is_passed_on(data: FaceData, tmp_path: Path) -> None:
     assert process.exitcode == 130
 
 
-def test_resuming_needs_the_same_data_and_a_sound_state(data: FaceData, tmp_path: Path) -> None:
+def test_resuming_needs_the_same_data_and_a_valid_state(data: FaceData, tmp_path: Path) -> None:
     settings = Settings(**{**vars(SETTINGS), "stages": (Stage("head", 1, 1e-2),)})
     folder = tmp_path / "run"
     card = train(data, settings, folder)
@@ -234,7 +234,7 @@ def test_resuming_needs_the_same_data_and_a_sound_state(data: FaceData, tmp_path
         Settings.from_json((folder / "settings.json").read_text())
 
 
-def test_a_loss_that_is_no_number_ends_the_run(data: FaceData, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(data: FaceData, tmp_path: Path) -> None:
     options = {"stages": (Stage("all", 1, 1e-2), Stage("all", 3, 99.0)), "optimizer": "sgd"}
     settings = Settings(**{**vars(SETTINGS), **options, "weight_decay": 1.0})
     with pytest.raises(ModelError, match="the loss is not finite in epoch"):
@@ -243,7 +243,7 @@ def test_a_loss_that_is_no_number_ends_the_run(data: FaceData, tmp_path: Path) -
     assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
-def test_a_loss_that_is_no_number_is_noticed_within_the_epoch(
+def test_a_loss_that_is_not_finite_is_detected_within_the_epoch(
     data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(nn.Module):
@@ -282,7 +282,7 @@ def build_hungry(network: str, weights: str) -> FaceNet:
 
 # The second is shared out evenly, too, and an epoch is no multiple of it.
 @pytest.mark.parametrize(("batch", "tried"), [(12, [2, 4]), (20, [2, 4, 10])])
-def test_a_batch_too_large_for_the_memory_is_taken_in_parts(
+def test_out_of_memory_increases_the_accumulation_steps(
     data: FaceData,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -312,7 +312,7 @@ def test_a_batch_too_large_for_the_memory_is_taken_in_parts(
         torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_a_memory_too_small_for_two_images_is_an_error(
+def test_out_of_memory_with_two_images_is_an_error(
     data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(networks.NETWORKS, "hungry", build_hungry)
@@ -324,7 +324,7 @@ def test_a_memory_too_small_for_two_images_is_an_error(
         train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "run")
 
 
-def test_the_average_is_what_is_validated_and_kept(data: FaceData, tmp_path: Path) -> None:
+def test_the_moving_average_is_validated_and_saved(data: FaceData, tmp_path: Path) -> None:
     options: dict[str, Any] = {"stages": (Stage("all", 1, 1e-2),), "batch": 24, "clip": 0.0}
     options |= {"network": "plain", "schedule": "constant"}
     made = {}
@@ -340,7 +340,7 @@ def test_the_average_is_what_is_validated_and_kept(data: FaceData, tmp_path: Pat
     assert not torch.allclose(*made[0.5])
 
 
-def test_label_smoothing_and_clipping_do_what_they_say(data: FaceData, tmp_path: Path) -> None:
+def test_label_smoothing_and_clipping_have_their_effect(data: FaceData, tmp_path: Path) -> None:
     options: dict[str, Any] = {"stages": (Stage("all", 1, 1e-2),), "ema": 0.0, "batch": 48}
     options |= {"network": "plain", "schedule": "constant", "crop": None, "recipe": None}
     moved = {}
@@ -363,7 +363,7 @@ def test_label_smoothing_and_clipping_do_what_they_say(data: FaceData, tmp_path:
     assert module.loss(sure, torch.tensor([0])) == pytest.approx(0.1 * 40, rel=1e-3)
 
 
-def test_a_teacher_is_imitated(data: FaceData, tmp_path: Path) -> None:
+def test_distillation_imitates_the_teacher(data: FaceData, tmp_path: Path) -> None:
     options = {"stages": (Stage("all", 2, 1e-2),)}
     train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "teacher")
     taught = {**options, "network": "plain", "teacher": str(tmp_path / "teacher")}
@@ -417,7 +417,7 @@ def test_tensorboard_shows_the_run(data: FaceData, tmp_path: Path) -> None:
     assert [event.step for event in shown.Scalars("step/loss")] == [0, 6, 12, 18, 24]
 
 
-def test_the_bar_shows_the_loss_of_a_part_as_it_is() -> None:
+def test_the_bar_shows_the_unscaled_loss_of_a_micro_batch() -> None:
     with RunProgress(print, 1, 0, bar=True) as reporter:
         module = StagedTraining(tiny.build_tiny(), SETTINGS, STAGES[0], 0)
         trainer = L.Trainer(accumulate_grad_batches=4, logger=False, enable_checkpointing=False)
@@ -439,7 +439,7 @@ def test_workers_do_not_wait_for_threads_that_they_lack(data: FaceData, tmp_path
         assert process.exitcode == 0
 
 
-def test_a_picture_that_has_gone_is_named(tmp_path: Path) -> None:
+def test_a_deleted_image_is_named(tmp_path: Path) -> None:
     faces = scan(tiny.make_faces(tmp_path / "faces", {"train": 8, "val": 4}), ("train", "val"))
     gone = faces.root / "train/generated/red3.png"
     gone.unlink()
@@ -476,14 +476,14 @@ FULL = RuntimeError(
     ],
     ids=["pictures", "labels", "queues"],
 )
-def test_full_shared_memory_is_one_line_that_says_what_to_do(
+def test_full_shared_memory_is_one_line_with_a_remedy(
     data: FaceData, place: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(place, no_room(error))
     assert_says_what_to_do(data)
 
 
-def test_a_worker_that_a_bus_error_ends_lacked_shared_memory(
+def test_a_bus_error_of_a_worker_means_full_shared_memory(
     data: FaceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Both errors as PyTorch 2 raises them, the one from the other.
@@ -516,7 +516,7 @@ def assert_says_what_to_do(data: FaceData) -> None:
         OSError(errno.EMFILE, "Too many open files"),
     ],
 )
-def test_other_errors_of_workers_stay_what_they_are(
+def test_other_errors_of_workers_are_passed_on(
     data: FaceData, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DataLoader, "__iter__", no_room(error))
@@ -526,7 +526,7 @@ def test_other_errors_of_workers_stay_what_they_are(
     assert caught.value is error
 
 
-def test_waiting_for_data_is_only_that(data: FaceData) -> None:
+def test_the_loader_measures_only_its_waiting(data: FaceData) -> None:
     dataset = FaceDataset(data, data.split("val"), PreprocessSpec())
     loader = TimedLoader(dataset, 0, batch_size=4)
     begin = time.monotonic()
@@ -536,7 +536,7 @@ def test_waiting_for_data_is_only_that(data: FaceData) -> None:
     assert 0 < loader.waited < time.monotonic() - begin - 0.4 + 1e-3
 
 
-def test_calibration_finds_a_batch_that_fits(data: FaceData) -> None:
+def test_calibration_reduces_the_batch_to_fit(data: FaceData) -> None:
     class Small(nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             if len(image) > 3:
@@ -570,7 +570,7 @@ def test_too_few_images_are_an_error_before_the_first_step(
         train(data, SETTINGS, tmp_path / "run")
 
 
-def test_a_device_that_is_not_there_is_an_error() -> None:
+def test_a_missing_device_is_an_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ModelError, match="sees no CUDA device"):
@@ -584,7 +584,7 @@ def test_a_device_that_is_not_there_is_an_error() -> None:
     ("capability", "precision"),
     [((7, 0), "16-mixed"), ((7, 5), "16-mixed"), ((8, 6), "bf16-mixed")],
 )
-def test_bfloat16_is_chosen_where_the_hardware_computes_it(
+def test_bfloat16_is_chosen_if_the_hardware_supports_it(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
 ) -> None:
     from types import SimpleNamespace

@@ -85,7 +85,7 @@ def test_crops_are_parts_of_the_picture() -> None:
     assert found.min() == 0
 
 
-def test_changes_change_what_they_say() -> None:
+def test_augmentations_have_their_effect() -> None:
     image = np.asarray(cv2.GaussianBlur(picture("red", 96, 96), (0, 0), 1.5), np.uint8)
 
     def sharpness(of: Image) -> float:
@@ -111,7 +111,7 @@ def test_changes_change_what_they_say() -> None:
     assert apply(jittered, image).mean() == pytest.approx(image.mean() + 30, abs=3)
 
 
-def test_what_a_codec_cannot_hold_is_left_as_it_is() -> None:
+def test_images_too_large_for_a_codec_are_unchanged() -> None:
     long = np.zeros((2, 70_000, 3), np.uint8)
     for name in ("jpeg", "webp"):
         assert apply(only(name, quality=[50, 50]), long).shape == long.shape
@@ -167,7 +167,7 @@ def test_the_light_recipe_does_the_same_less_often() -> None:
         ("[blur", r"invalid TOML"),
     ],
 )
-def test_what_is_no_recipe_is_said(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(DataError, match=message) as caught:
@@ -176,7 +176,7 @@ def test_what_is_no_recipe_is_said(tmp_path: Path, text: str, message: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_recipe_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         AugmentationPipeline.load(tmp_path / "absent.toml")
     (tmp_path / "latin.toml").write_bytes(b"\xff\xfe")
