@@ -1,4 +1,4 @@
-"""ffd-data audit: what is planted is named, and nothing else."""
+"""ffd-data audit finds planted problems, and no others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Change = Callable[[str, Image], Image]
 
 
 def motif(seed: int, side: int = 64) -> Image:
-    """A picture of soft blots and some noise; no two seeds are alike."""
+    """A random image of soft blots and noise, by seed."""
     rng = np.random.default_rng(seed)
     blots = cv2.resize(rng.normal(128, 45, (6, 6, 3)), (side, side), interpolation=cv2.INTER_CUBIC)
     noisy = blots + rng.normal(0, rng.uniform(2, 12), blots.shape)
@@ -64,7 +64,7 @@ def make(
     change: Change = lambda _, image: image,
     splits: tuple[str, ...] = (".",),
 ) -> Path:
-    """Both classes, from the same distribution but for what is planted."""
+    """Both classes from the same distribution, except for the given differences."""
     for number, (split, label) in enumerate((s, c) for s in splits for c in CLASSES):
         folder = root / split / label
         folder.mkdir(parents=True)
@@ -88,7 +88,7 @@ def call(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def unlike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Audit]:
-    """A set whose classes differ in quality, and its audit."""
+    """A data set whose classes differ in JPEG quality, and its audit."""
     root = tmp_path_factory.mktemp("unlike") / "set"
     make(root, quality=lambda label: 75 if label == "generated" else 95)
     return root, look(root)
@@ -224,7 +224,7 @@ def test_clean_data_have_no_findings(tmp_path: Path) -> None:
             (root / label / f"{i}.jpg").write_bytes(jpeg(motif(5000 + i, 80), 60 + i // 4))
     rows = [f"{c}/{i}.jpg,{c[:3]}-{i % 3 == 0}" for c in CLASSES for i in range(60)]
     (root / "manifest.csv").write_text("\n".join(["path,source", *rows]))
-    # Half of the motifs are in both classes now.
+    # Half of the images are in both classes.
     for i in range(0, 60, 2):
         (root / "groundtruth" / f"{i}.jpg").write_bytes(jpeg(motif(7000 + i, 80), 60 + i // 4))
     done = look(root)
@@ -275,7 +275,7 @@ def test_a_copy_across_splits_and_one_across_classes_are_named(tmp_path: Path) -
 
 
 def test_copies_do_not_help_the_probe(tmp_path: Path) -> None:
-    # Learned by heart, thirty pictures that are there four times would be told apart for certain.
+    # A classifier that memorises would separate thirty images with four copies each perfectly.
     root = make(tmp_path / "set", count=30)
     for label in CLASSES:
         for path in sorted((root / label).iterdir()):
@@ -406,7 +406,7 @@ def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         for label in CLASSES:
             path = os.fsencode(root / label / (name + ".jpg"))
-            # Every name is shown in a sheet, among the copies and as unreadable.
+            # Every name is in a sheet, among the copies and among the unreadable files.
             data = jpeg(motif(number), 60 if label == "generated" else 90)
             Path(os.fsdecode(path)).write_bytes(data)
             Path(os.fsdecode(path) + ".png").touch()
@@ -464,7 +464,7 @@ def test_real_faces_have_the_findings_of_their_readme(faces: Path) -> None:
     assert plain
     assert int(plain[1]) > 80
     assert int(plain[2]) < 35
-    # Its README: one pipeline for all, so neither class can be told by its codec.
+    # According to its README, all images have the same encoding.
     told = {one.fact.name for probe in done.probes for one in probe.telling}
     assert not told & {"format", "quality", "subsampling", "progressive", "exif"}
 

@@ -16,7 +16,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 def pair(size: int, seed: int, second: float = 1.2) -> tuple[Floats, Floats, Bools]:
-    """Scores of two models that see the same, one a little better; some scores are equal."""
+    """Correlated scores of two models, the second slightly better, with ties."""
     rng = np.random.default_rng(seed)
     generated = rng.random(size) < 0.4
     shared = rng.normal(size=size)
@@ -28,7 +28,7 @@ def pair(size: int, seed: int, second: float = 1.2) -> tuple[Floats, Floats, Boo
 
 
 def slow_delong(first: Floats, second: Floats, generated: Bools) -> tuple[float, float]:
-    """z and p from the definition (DeLong et al., 1988): every pair of images is looked at."""
+    """z and p by the definition (DeLong et al., 1988), over all pairs of images."""
     components = []
     for scores in (first, second):
         kernel = np.array(

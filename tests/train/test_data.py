@@ -56,7 +56,7 @@ def test_a_flat_folder_is_split_by_content(tmp_path: Path) -> None:
     data = scan(tmp_path / "a")
     sizes = [len(data.split(s)) for s in ("train", "val", "test")]
     assert sizes == [96, 12, 12]
-    # Renaming and copying changes nobody's split.
+    # Renaming and copying do not change the split.
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     for path in sorted((tmp_path / "b" / "generated").iterdir()):
         path.rename(path.with_name(f"other-{path.name}"))
@@ -152,7 +152,7 @@ def test_a_manifest_may_come_from_excel(tmp_path: Path, text: str) -> None:
 def test_a_manifest_that_cannot_be_used_is_refused(
     tmp_path: Path, content: bytes | None, message: str
 ) -> None:
-    # Of the whole process; who goes on with a CSV file raises it.
+    # The limit applies to the whole process; a previous test may have raised it.
     csv.field_size_limit(1 << 17)
     root = make_faces(tmp_path / "f", {"train": 1, "val": 1})
     if content is None:
@@ -174,7 +174,7 @@ def test_a_manifest_splits_a_folder(tmp_path: Path) -> None:
         rows = "".join(f"{name},{split},{people.get(name, '')}\n" for name, split in splits.items())
         manifest.write_text("path,split,identity\n" + rows)
 
-    # Who has no split goes where the person's other pictures are, else by content.
+    # An image without a split follows the person's other images, or is assigned by content.
     write(said, {names[2]: "p", names[3]: "p"})
     data = scan(root)
     found = {sample.path: sample.split for sample in data.samples}
@@ -187,7 +187,7 @@ def test_a_manifest_splits_a_folder(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         ours = [sample.path for sample in find_labelled(root, split).samples]
         assert ours == [sample.path for sample in data.split(split)]
-    # As of folders, a tenth of train becomes val where there is none.
+    # As with folders, a tenth of train becomes val if there is none.
     write({name: "test" if n % 4 == 2 else "train" for n, name in enumerate(names)}, {})
     data = scan(root)
     assert [len(data.split(s)) for s in ("train", "val", "test")] == [26, 4, 10]
@@ -217,7 +217,7 @@ def test_an_incomplete_manifest_is_reported_or_refused(tmp_path: Path) -> None:
         write(column, count, wrong)
         for read in readers:
             assert read().notes == (f"{root}/manifest.csv names {named} of 16 images",)
-    # The persons of half of them would be unknown.
+    # Half of the identities would be unknown.
     write("identity", 16, 8)
     for read in readers:
         with pytest.raises(
@@ -225,7 +225,7 @@ def test_an_incomplete_manifest_is_reported_or_refused(tmp_path: Path) -> None:
             match=r"names 8 of 16 images, and 8 of its rows, for .* 'f/train/gen.*, name no image",
         ):
             read()
-    # Rows of pictures that are not there any more are no harm.
+    # Rows of deleted images are harmless.
     shutil.rmtree(root / "val")
     write("identity", 16, 0)
     assert list_samples(root).samples
@@ -343,7 +343,7 @@ def test_a_class_folder_with_another_name_is_suggested(
             (root / split / ours).rename(root / split / theirs)
         else:
             shutil.rmtree(root / split / ours)
-    # A file that cannot be read would be named, had the class that is there been read.
+    # If the existing class were read, this unreadable file would be reported.
     if (root / split / "groundtruth").exists():
         (root / split / "groundtruth/a.png").write_bytes(b"")
     for read in (partial(scan, root, ("train",)), partial(find_labelled, root, "train")):
@@ -371,7 +371,7 @@ def test_a_picture_in_two_splits_or_classes_is_refused(tmp_path: Path) -> None:
         match=r"an image is in two splits, for example train/generated/red1.png and "
         r"test/generated/again.png: remove .*ffd-data prepare",
     ):
-        # Also where the test split is not used: the model would be measured with it later.
+        # Also if the test split is not requested: it may be used for evaluation later.
         scan(root, ("train", "val"))
     shutil.copy(root / "train/generated/red2.png", root / "val/generated/again.png")
     with pytest.raises(DataError, match="2 images are in two splits"):
@@ -386,7 +386,7 @@ def test_the_manifest_digest_is_stable(tmp_path: Path) -> None:
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_bytes(b"P5 1 1 255 " + path.encode()[-5:-4])
     data = scan(tmp_path, ())
-    # Runs remember it, to refuse going on with other data.
+    # Runs store this digest, to refuse resuming with other data.
     known = "bd651659285e6f2095285e36d4fd767246956e071ff9e3429d87c4e8e0254840"
     assert data.manifest_sha256 == known
 

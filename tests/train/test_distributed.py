@@ -23,7 +23,7 @@ from ffd_train.world import World
 from .. import tiny
 
 STAGES = (Stage("head", 1, 0.1), Stage("all", 3, 0.1))
-# 28 images in batches of 8: the last one is filled up, and shared, too.
+# 28 images in batches of 8: the last batch is filled up.
 SETTINGS = Settings(
     network="plain", weights="none", stages=STAGES, batch=8, crop=64, sizes=(64, 96), workers=0
 )
@@ -41,7 +41,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     together = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *command, root, tmp_path / "two"],
         cwd=ROOT,
-        # The packages that this process tests, wherever it found them.
+        # Use the same packages as this process.
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
@@ -52,7 +52,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
         timeout=180,
     )
     assert together.returncode == 0, together.stderr
-    # One of them speaks, above its bar.
+    # Only rank 0 prints.
     assert together.stderr.count("stage 1 of 2") == 1
     assert "2 processes" in together.stderr
     alone = train(scan(root, ("train", "val")), SETTINGS, tmp_path / "one")
@@ -66,7 +66,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         for name in names:
             assert float(two[name]) == pytest.approx(float(one[name]), abs=1e-5), name
-    # It trained, and that by far more than the tolerance.
+    # The training changed the loss by far more than the tolerance.
     losses = [float(row["train_loss"]) for row in rows(tmp_path / "one")]
     assert max(losses) - min(losses) > 5e-3
 

@@ -52,7 +52,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """A page's elements, checked to be well nested, and its text."""
+    """The elements of a page, checked to be well nested, and its text."""
 
     VOID = frozenset({"meta", "link", "img", "input", "br"})
 
@@ -84,7 +84,7 @@ class Page(HTMLParser):
 
 
 def make_data(root: Path, count: int, sources: tuple[str, ...] = ("a", "b")) -> FaceData:
-    """As many of each class, their names as of files that are not there."""
+    """A data set with `count` images per class whose files do not exist."""
     samples = tuple(
         Sample(
             f"test/{kind}/{i}-{sources[i % len(sources)]}", label, "test", "", f"{kind}-{source}"
@@ -97,7 +97,7 @@ def make_data(root: Path, count: int, sources: tuple[str, ...] = ("a", "b")) -> 
 
 
 def judge(data: FaceData, seed: int = 0, apart: float = 1.0) -> Evaluation:
-    """Scores that mostly tell the classes apart; the last image is unreadable."""
+    """Scores that mostly separate the classes; the last image is unreadable."""
     rng = np.random.default_rng(seed)
     rows = []
     for sample in data.samples[:-1]:
@@ -212,7 +212,7 @@ def test_too_few_photographs_for_one_percent_fpr_are_reported(tmp_path: Path) ->
         study = Study(subject("m", judge(data)), data, None, 1, datetime(2026, 1, 2, tzinfo=UTC))
         write_page(tmp_path / "page.html", study)
         page = " ".join(Page((tmp_path / "page.html").read_text()).text)
-        # One of them is unreadable.
+        # One of the photographs is unreadable.
         assert ("Of 49 photographs, 1 % is less than one" in page) == said
         assert ("Of 49 photographs, 1 % is less than one" in to_markdown(study)) == said
         assert (to_document(study)["note"] is not None) == said
@@ -236,7 +236,7 @@ def test_resamples_are_drawn_once_for_all_cells(
     both = study.against(subject("other", other))
     write_page(tmp_path / "page.html", both)
     to_document(both)
-    # Each model's own, and both on what both have judged, where that is less.
+    # One draw for the model, and one for the images that both have classified.
     assert len(draws) == 2
 
 

@@ -28,7 +28,7 @@ CARD = ModelCard("m", "tiny", Provenance("0"), threshold=0.45, unsure=(0.4, 0.6)
 def draw(
     size: int, seed: int, apart: float = 1.5
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Scores of as many of each class, whose log-odds are normal; some scores are equal."""
+    """Scores with normally distributed log-odds, `count` per class, with ties."""
     rng = np.random.default_rng(seed)
     generated = np.arange(2 * size) % 2 == 0
     scores = expit(rng.normal(np.where(generated, apart, 0), 1))
@@ -76,7 +76,7 @@ def test_resamples_are_deterministic_in_chunks(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(intervals, "_MAX_COUNTS", 60 * 300)
     parts = resample(scores, generated)
     assert len(parts["brier"]) == MAX_RESAMPLES
-    # Other draws, the same distribution.
+    # Different draws from the same distribution.
     assert parts["brier"].std() == pytest.approx(whole["brier"].std(), rel=0.15)
 
 
@@ -119,12 +119,12 @@ def test_the_interval_of_a_perfect_separation_has_a_width(size: int, bound: floa
     generated = np.arange(2 * size) < size
     perfect = np.where(generated, 0.9, 0.1)
     low, high = auc_interval(*find_placements(perfect, generated))
-    # Separated by chance with a probability of 2.5 %, if this were the area.
+    # With this area, perfect separation has a probability of 2.5 %.
     assert low == pytest.approx(bound, abs=1e-4)
     assert low**size == pytest.approx(0.025)
     assert high == 1
     assert auc_interval(*find_placements(1 - perfect, generated)) == pytest.approx((0, 1 - low))
-    # One pair in the wrong order does not narrow it.
+    # One misordered pair does not narrow the interval.
     perfect[0], perfect[-1] = 0.3, 0.5
     assert auc_interval(*find_placements(perfect, generated))[0] <= low
 
@@ -142,7 +142,7 @@ def test_the_tpr_interval_is_a_bootstrap_with_a_width() -> None:
 
 
 def test_differences_against_newcombe() -> None:
-    # His first example, of independent proportions: Statistics in Medicine 17, 1998.
+    # Newcombe's first example of independent proportions: Statistics in Medicine 17, 1998.
     both = wilson(48, 80), wilson(56, 70)
     found = difference_interval((48 / 80, 56 / 70), both, 0)
     assert found == pytest.approx((0.0524, 0.3339), abs=1e-4)

@@ -29,13 +29,13 @@ def tool() -> ModuleType:
 
 
 def make(root: Path, prefix: str, identities: bool = False) -> Path:
-    """A data set whose pictures are named, and their sources, by a prefix; none of two is alike."""
+    """A data set of unique images with a prefix in the names of images and sources."""
     tiny.make_faces(root, {"train": 3, "val": 2}, sources=True)
     rows = list(csv.DictReader((root / "manifest.csv").open(newline="")))
     for i, row in enumerate(rows):
         old = root / row["path"]
         path = old.with_name(f"{prefix}{old.name}")
-        # What comes after a PNG's end is not looked at.
+        # Decoders ignore bytes after the end of a PNG.
         old.write_bytes(old.read_bytes() + prefix.encode())
         old.rename(path)
         row["path"] = path.relative_to(root).as_posix()
@@ -74,7 +74,7 @@ def test_the_joint_folder_is_the_data_sets_together(
 
 def test_persons_of_two_data_sets_are_not_one(tmp_path: Path, tool: ModuleType) -> None:
     sets = [make(tmp_path / name, name, identities=True) for name in ("one", "two")]
-    # Numbered from the other end, so that a number is in train of one and in val of the other.
+    # Numbered in reverse, so that the same number is in train of one and in val of the other.
     rows = list(csv.DictReader((sets[1] / "manifest.csv").open(newline="")))
     write(sets[1], [{**row, "identity": str(9 - i)} for i, row in enumerate(rows)])
     tool.join(tmp_path / "joint", sets)
@@ -156,7 +156,7 @@ def test_the_command_line_joins_and_reports(tmp_path: Path) -> None:
 
     done = call()
     assert (done.returncode, done.stdout) == (0, "joint: 20 pictures of 2 data sets\n")
-    # Links lead to their pictures from wherever they are read.
+    # Links point to their images from any working directory.
     assert all(os.path.isabs(os.readlink(path)) for path in (tmp_path / "joint").rglob("*.png"))
     again = call()
     assert again.returncode == 1

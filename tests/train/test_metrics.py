@@ -40,7 +40,7 @@ def test_a_calibration_is_always_a_valid_card(rows: list[tuple[float, bool]]) ->
     )
     scores = expit((logits[:, 0] - logits[:, 1]) / fitted.temperature)
     verdicts = np.array([card.verdict(score) for score in scores])
-    # The promise: outside the band, 99 % of each verdict are right.
+    # Outside the band, at least 99 % of each verdict must be right.
     for verdict, truth in (("generated", generated), ("groundtruth", ~generated)):
         if (verdicts == verdict).any():
             assert truth[verdicts == verdict].mean() >= 0.99
@@ -77,12 +77,12 @@ def test_the_threshold_keeps_the_max_fpr_of_each_source() -> None:
     }
     assert alarms["hard"] == 10
     assert alarms["easy"] < 30
-    # As one source, the easy photographs hide the hard ones.
+    # In a combined source, easy photographs hide the hard ones.
     assert fit_threshold(scores, generated, None, 0.02) < threshold
 
 
 def test_small_sources_are_combined() -> None:
-    # Ten of 20 each: with one of them a threshold for itself, a single odd picture would decide.
+    # Ten sources of 20: separately, a single outlier would determine the threshold.
     scores = np.concatenate([np.full(200, 0.9), np.linspace(0.01, 0.2, 199), [0.8]])
     generated = np.arange(400) < 200
     sources = [None] * 200 + [f"s{i % 10}" for i in range(200)]

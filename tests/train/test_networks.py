@@ -34,7 +34,7 @@ def part_of(name: str) -> str:
 
 
 def train_a_step(net: FaceNet) -> None:
-    # As a trainer does it: train() at every epoch, then all parameters with a gradient.
+    # Like a trainer: train() in every epoch, then a step on all parameters with a gradient.
     net.train()
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)
     loss = torch.nn.functional.cross_entropy(net(IMAGES), torch.tensor([0, 1, 0, 1]))
@@ -50,7 +50,7 @@ def test_frozen_parts_do_not_change(part: str) -> None:
     train_a_step(net)
     first = 0 if part == "all" else PARTS.index(part)
     changed = {part_of(n) for n, t in net.state_dict().items() if not torch.equal(t, before[n])}
-    # Parameters and BatchNorm's running statistics alike.
+    # Compare parameters and BatchNorm's running statistics.
     assert changed == set(PARTS[first:])
 
 
@@ -160,7 +160,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, resnext: Any) -> No
 def test_a_failed_download_names_the_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # Port 9 of this machine discards: the real download code meets a refused connection.
+    # Nothing listens on port 9: the real download code gets a refused connection.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -183,7 +183,7 @@ def test_a_checkpoint_keeps_tensors_and_card(tmp_path: Path) -> None:
 def test_no_length_of_a_header_looks_like_a_pickle(tmp_path: Path, low_byte: int) -> None:
     path = tmp_path / "c.safetensors"
     for padding in range(0, 2100, 8):
-        # Headers are padded to 8 bytes; only the name's length moves their own.
+        # Headers are padded to 8 bytes; the length of the name changes the length of the header.
         card = CARD.replace(name="x" * (padding + 1), metrics={})
         save_checkpoint(path, build_tiny(), card)
         if path.read_bytes()[0] == low_byte:

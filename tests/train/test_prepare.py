@@ -41,7 +41,7 @@ from ..conftest import picture
 
 
 def save(path: Path, seed: int, height: int = 72, width: int = 72, colour: str = "red") -> Path:
-    """A picture unlike any other, in the format of its suffix."""
+    """Write a unique image in the format of its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     blocks = picture(colour, 8, 8, seed=seed)
     large = cv2.resize(blocks, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -95,7 +95,7 @@ def test_shards_have_the_webdataset_layout(tmp_path: Path) -> None:
             for info in tar:
                 file = tar.extractfile(info)
                 assert file
-                # A sample is what has one name up to the first dot.
+                # WebDataset groups files by the name up to the first dot.
                 key, suffix = info.name.split(".", 1)
                 samples.setdefault(key, {})[suffix] = file.read()
                 if suffix == "jpg":
@@ -186,7 +186,7 @@ def test_the_largest_copy_is_kept_unless_in_both_classes(tmp_path: Path) -> None
 
 
 def celeba(root: Path, *, partition: bool = True, persons: bool = True) -> Input:
-    """Twenty persons with three pictures each, laid out as torchvision leaves CelebA."""
+    """Twenty people with three images each, in torchvision's layout of CelebA."""
     for i in range(60):
         save(root / f"img_align_celeba/{i + 1:06d}.jpg", i, 75, 65, "blue")
     if partition:
@@ -205,7 +205,7 @@ def test_celeba_keeps_its_partition_and_nobody_is_in_two_splits(tmp_path: Path) 
     photos = [row for row in rows(tmp_path / "out/manifest.csv") if row["source"] == "celeba"]
     assert Counter(row["split"] for row in photos) == {"train": 24, "val": 24, "test": 12}
     assert {row["split"] for row in photos if int(row["identity"]) < 2888} == {"train"}
-    # The pictures' own folder, with the authors' files beside it, or as others' CSV.
+    # The folder of the images, with the authors' lists next to it, or as CSV.
     alone = Input(tmp_path / "celeba/img_align_celeba", "groundtruth")
     text = (tmp_path / "celeba/list_eval_partition.txt").read_text().replace(" ", ",")
     (tmp_path / "celeba/list_eval_partition.txt").unlink()
@@ -291,7 +291,7 @@ def test_packing_is_deterministic_and_keeps_its_inputs(
     inputs = make_classes(tmp_path / "raw")
     before = contents(tmp_path / "raw")
     pack(inputs, tmp_path / "a", Settings(shard_images=9))
-    # No time, neither of the day nor of a file, may get into a shard.
+    # Shards must not contain any time.
     monkeypatch.setattr(time, "time", lambda: 1e9)
     shutil.copytree(tmp_path / "raw", tmp_path / "moved/raw", copy_function=shutil.copy)
     elsewhere = [Input(tmp_path / "moved/raw" / i.path.name, i.label) for i in inputs]
@@ -336,7 +336,7 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not fully packed: run the same ffd-data prepare"):
         scan(output)
     kept = {path: path.stat().st_ino for path in output.glob("*.tar")}
-    # A line of which a part was written.
+    # An incomplete line.
     with journal.open("ab") as file:
         file.write(b'["/some/where"')
     pack(inputs, output, settings)
@@ -349,7 +349,7 @@ def test_a_resumed_run_reads_no_image_twice(
 ) -> None:
     inputs = make_classes(tmp_path / "raw")
     with monkeypatch.context() as patch:
-        # Enough to read, but not to pack; then not even that.
+        # Enough space to read, but not to pack; then not even to read.
         for free, read_before in ((100_000, 40), (1, 40)):
             patch.setattr(
                 shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(1, 1, free)
@@ -358,7 +358,7 @@ def test_a_resumed_run_reads_no_image_twice(
                 pack(inputs, tmp_path / "out")
             lines = (tmp_path / "out/reading.jsonl").read_text().splitlines()
             assert len(lines) == 1 + read_before
-    # A file that changed meanwhile is read anew, the others are not.
+    # Only the changed file is read again.
     save(tmp_path / "raw/made/0.jpg", 5000, 66, 66)
     read: list[str] = []
 
@@ -400,7 +400,7 @@ def test_an_old_output_is_not_mixed_with_other_inputs_or_settings(tmp_path: Path
 def test_a_shard_of_another_plan_is_refused(tmp_path: Path) -> None:
     inputs = make_classes(tmp_path / "raw")
     pack(inputs, tmp_path / "out")
-    # As if killed just before its end, and a shard changed since.
+    # As after a kill shortly before the end, with a shard changed since.
     document = json.loads((tmp_path / "out/dataset.json").read_text())
     begun = {name: document[name] for name in ("version", "opencv", "settings", "inputs_sha256")}
     (tmp_path / "out/prepare.json").write_text(json.dumps(begun))
@@ -446,7 +446,7 @@ def test_a_refused_run_keeps_the_files_of_the_other(tmp_path: Path) -> None:
     inputs, output = make_classes(tmp_path / "raw"), tmp_path / "out"
     pack(inputs, output)
     assert not (output / "reading.jsonl").exists()
-    # As where the other packs again what the finished set lacks.
+    # The other run packs missing files of a complete data set.
     (output / "val-000000.tar").unlink()
     (output / "prepare.json").write_text("{}")
     with (output / "reading.jsonl").open("a") as held:
@@ -526,7 +526,7 @@ def test_celeba_is_known_in_every_layout(
     touch(*(tmp_path / pictures.format(f"{n:06d}") for n in range(1, 10)))
     for folder, name in (("Eval", "list_eval_partition.txt"), ("Anno", "identity_CelebA.txt")):
         touch(path := tmp_path / lists.format(folder) / name)
-        # Not all are in the lists.
+        # The lists do not name all images.
         path.write_text("".join(f"{n:06d}.jpg {n // 4}\n" for n in range(1, 9)))
     if given == "photographs":
         (tmp_path / given).symlink_to(tmp_path / "celeba/images")
@@ -553,14 +553,14 @@ def test_lists_of_other_images_are_refused_and_missing_ones_reported(tmp_path: P
         DataError, match=r"names 0 of 8 images, for example not 'face-000001.jpg': restore CelebA's"
     ):
         find_entries([given])
-    # A list that ends early names the first.
+    # A truncated list names only the first images.
     touch(tmp_path / "short/1.jpg", *(tmp_path / f"short/{n}.jpg" for n in range(2, 6)))
     (tmp_path / "short/identity_CelebA.txt").write_text("1.jpg 7\n2.jpg 7\n")
     with pytest.raises(
         DataError, match="2 of 5 images, for example not '3.jpg': .* if it is truncated"
     ):
         find_entries([Input(tmp_path / "short", "groundtruth")])
-    # Others may lie beside.
+    # A neighbouring folder may hold other images.
     touch(tmp_path / "archive/ffhq/1.jpg")
     path.rename(tmp_path / "archive/list_eval_partition.txt")
     beside = Input(tmp_path / "archive/ffhq", "groundtruth")
@@ -584,12 +584,12 @@ def test_celebas_lists_apply_to_a_linked_folder(tmp_path: Path, split: str) -> N
     assert note in found.notes
     photos = [entry for entry in found.entries if entry.label == "groundtruth"]
     assert {entry.identity for entry in photos} == {str(2880 + n) for n in range(20)}
-    # A folder for a split is the user's word, and stands above the list's.
+    # The user's split folder takes precedence over the list.
     assert Counter(entry.split for entry in photos) == (
         {"train": 60} if split else {"train": 24, "val": 24, "test": 12}
     )
     if split:
-        # A tenth for validation, by content, would tear persons apart.
+        # A val split by content would separate images of one person.
         with pytest.raises(DataError, match=r"people are in two splits, .* with ffd-data prepare"):
             scan(tmp_path / "raw", ("train",))
         return
@@ -661,7 +661,7 @@ def test_a_person_of_two_sources_stays_in_one_split(tmp_path: Path) -> None:
             of.setdefault(row["identity"], set()).add(row["split"])
     assert len(of) == 20
     assert all(len(splits) == 1 for splits in of.values())
-    # Sources of both classes count in both.
+    # Sources with both classes count in each.
     document = json.loads((tmp_path / "out/dataset.json").read_text())
     assert document["sources"] == {
         "a": {"generated": 25, "groundtruth": 25},
@@ -676,7 +676,7 @@ def test_a_copy_that_stays_is_of_the_same_person_and_split(tmp_path: Path) -> No
         small = cv2.imread(str(tmp_path / f"celeba/img_align_celeba/{number:06d}.jpg"))
         assert small is not None
         cv2.imwrite(str(tmp_path / f"larger/{number}.png"), cv2.resize(small, (130, 150)))
-    # Its makers disagree with CelebA's; and of the first person there is a picture more.
+    # Its given split differs from CelebA's; the first person has one more image there.
     save(tmp_path / "larger/other.png", 999)
     (tmp_path / "larger/manifest.csv").write_text(
         "path,split,identity\n1.png,test,me\n2.png,test,me\nother.png,,me\n"
@@ -749,7 +749,7 @@ def test_no_person_is_in_two_splits(groups: list[list[Entry]]) -> None:
                     of.setdefault(entry.person, set()).add(split)
     assert all(len(seen) == 1 for seen in of.values())
     assert sum(map(len, splits.values())) + len(dropped) == len(pictures)
-    # Nothing is lost without need.
+    # Nothing is left out without a conflict.
     assert all(out.entry in [p.entry for p in pictures if p.split] for out in dropped)
     if len({p.split for p in pictures} - {""}) < 2:
         assert not dropped
@@ -778,7 +778,7 @@ def test_unreadable_images_are_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     broken = [tmp_path / f"raw/made/{n}.jpg" for n in range(3)]
     for path in broken:
         path.rename(path.with_suffix(".away"))
-        # As on a drive that is not mounted; neither size nor time tell when it is again.
+        # Like an unmounted drive: size and time do not change when it is mounted again.
         path.symlink_to("absent")
     with pytest.raises(DataError, match="3 of made's 20 images cannot be read"):
         pack(inputs, tmp_path / "out")
@@ -917,16 +917,16 @@ def test_folders_with_the_same_name_can_be_renamed(tmp_path: Path) -> None:
 def test_identically_encoded_images_are_packed_once(tmp_path: Path) -> None:
     inputs = make_classes(tmp_path / "raw", 16)
     for n in range(24):
-        # Of many sizes, and of nothing that would tell one from another.
+        # Different sizes without any other difference.
         black = np.zeros((66 + n, 66 + n, 3), np.uint8)
         cv2.imwrite(str(inputs[n % 2].path / f"black{n}.png"), black)
     settings = Settings(quality=(80, 81), split=(50, 25, 25), shard_images=20)
     said = pack(inputs, tmp_path / "out", settings)
-    # One of each quality.
+    # One image for each quality.
     assert any(line.startswith("left out 22 with the same encoding as others: ") for line in said)
     assert len(scan(tmp_path / "out").samples) == 34
     assert Counter(left_out(tmp_path / "out").values()).keys() == {"copy", "both_classes"}
-    # Shards that lack them are known again.
+    # Shards without the left-out images match the plan again.
     before = contents(tmp_path / "out")
     (tmp_path / "out/test-000000.tar").unlink()
     pack(inputs, tmp_path / "out", settings)

@@ -68,7 +68,7 @@ def test_a_pseudo_fake_resembles_the_photograph() -> None:
 
 
 def spectrum_at_the_grid(image: npt.NDArray[np.float32]) -> float:
-    """Energy at the frequency of every second pixel, which a doubling leaves its trace at."""
+    """Energy at the Nyquist frequency, where doubling leaves artefacts."""
     grey = image.mean(2)
     phases = [grey[y::2, x::2].mean() for y in (0, 1) for x in (0, 1)]
     return float(np.std(phases))
@@ -82,7 +82,7 @@ def test_an_uneven_kernel_leaves_a_checkerboard() -> None:
     }
     assert traces["_nearest"] == traces["_bilinear"] == 0
     assert traces["_transposed"] > 1
-    # What is doubled stays where it is: as bright, and in place to half a pixel.
+    # Doubling keeps brightness, and the position to half a pixel.
     image = smooth().astype(np.float32)
     for kind in UPSAMPLERS:
         doubled = kind(pseudo_fake._halve(image), rng())
@@ -119,7 +119,7 @@ def test_only_photographs_become_generated(tmp_path: Path) -> None:
     assert 10 < sum(part[1]) < 30
     for without in (None, AugmentationPipeline(), recipe(0.0)):
         assert labels(without) == {0: [0] * 40, 1: [1] * 40}
-    # The picture goes with its label, and a generated one is not touched.
+    # Image and label change together, and generated images do not change.
     plain = FaceDataset(data, samples, spec)
     faked = FaceDataset(data, samples, spec, TrainingView(recipe(0.5)))
     for i in range(0, len(samples), 7):

@@ -28,7 +28,7 @@ def swap(image: Image) -> Image:
 def items(tmp_path: Path) -> list[Item]:
     for number in range(5):
         red, blue = (picture(colour, seed=number).astype(float) for colour in ("red", "blue"))
-        # Of little colour, so that scores are not all 0 or 1.
+        # Little colour, so that scores are not all 0 or 1.
         share = 0.49 + 0.01 * number
         mixed = np.rint(share * red + (1 - share) * blue).astype(np.uint8)
         cv2.imwrite(str(tmp_path / f"{number}.png"), mixed)
@@ -97,7 +97,7 @@ def test_a_sweep_with_known_scores(colour_model: Path, tmp_path: Path) -> None:
         )
     assert [cell.name for cell in cells] == [CLEAN, *(each.name for each in PERTURBATIONS)]
     assert ticks == ["image"] * 8 + ["cell"] * 22
-    # Colour is what nothing of the sweep takes away.
+    # No perturbation of the sweep removes colour.
     assert all(cell.accuracy == cell.roc_auc == 1 for cell in cells)
     assert cells[0].per_source["red-0"] == {
         "images": 2,

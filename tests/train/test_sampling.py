@@ -110,7 +110,7 @@ def test_an_epoch_is_drawn_whole_in_full_batches(count: int, batch: int) -> None
     assert positions == list(range(len(positions)))
     drawn = [index for draws in batches for _, index in draws]
     assert drawn[:count] == list(order)
-    # What fills up the last batch is drawn anew: the position decides how it is changed.
+    # Repeated images at the end are further draws: the position determines their augmentation.
     assert drawn[count:] == [order[at % count] for at in range(count, len(drawn))]
 
 

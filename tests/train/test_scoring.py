@@ -1,4 +1,4 @@
-"""A checkpoint in PyTorch computes and fails as the exported file does."""
+"""A checkpoint in PyTorch computes and fails like the exported file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .. import tiny
 from ..models import CARD
 
 IMAGES = np.zeros((3, 299, 299, 3), np.uint8)
-# As PyTorch, cuDNN, cuBLAS, the driver and the CPU's allocator report it.
+# Messages of PyTorch, cuDNN, cuBLAS, the driver and the CPU's allocator.
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
@@ -47,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> FaceData:
 
 
 class Spy(nn.Module):
-    """Calls a function in the middle of the network."""
+    """Calls a function within the network."""
 
     def __init__(self, call: Any) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def test_tf32_is_restored_when_the_last_thread_leaves() -> None:
     thread.join()
     assert seen == [EXACT] * 2
     assert settings() == before
-    # A caller's own choice, and PyTorch's older view of it, are what they were.
+    # The caller's settings, new and old, are restored.
     torch.set_float32_matmul_precision("high")
     try:
         with without_tf32():

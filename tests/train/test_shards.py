@@ -30,7 +30,7 @@ from ..conftest import picture
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Split folders of single files."""
+    """Split folders with single files."""
     root = tmp_path_factory.mktemp("folder")
     for number in range(60):
         split = ("train", "train", "train", "val", "test")[number % 5]
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same files in shards of five."""
+    """The same files in shards of five images."""
     output = tmp_path_factory.mktemp("packed") / "out"
     settings = Settings(match=False, shard_images=5)
     prepare([Input(folder)], output, settings, 2, lambda _: None, lambda *_: lambda: None)
@@ -52,7 +52,7 @@ def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(packed: Path, tmp_path: Path) -> Path:
-    """One that a test may damage."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(packed, tmp_path / "copy"))
 
 
@@ -118,13 +118,13 @@ def test_damaged_shards_are_detected(copy: Path) -> None:
     path.write_bytes(whole[:middle])
     with pytest.raises(DataError, match=rf"{path.name} has {middle} bytes instead of"):
         scan(copy)
-    # It shrinks while it is in use.
+    # The shard is truncated while in use.
     with pytest.raises(InputError, match="ends early"):
         fresh.read(sample)
     path.unlink()
     with pytest.raises(DataError, match=f"{path.name} is missing"):
         scan(copy)
-    # A spawned worker gets it pickled, and opens its own.
+    # A spawned worker unpickles the reader, and opens its own files.
     spawned: FaceData = pickle.loads(pickle.dumps(fresh))
     assert spawned.read(data.samples[-1]) == data.read(data.samples[-1])
     with pytest.raises(InputError) as raised:
@@ -160,7 +160,7 @@ def test_processes_and_threads_read_at_once(packed: Path) -> None:
         assert all(one == expected[n % 60] for n, one in enumerate(read))
     dataset = FaceDataset(data, data.samples, PreprocessSpec())
     alone = [dataset[n][0] for n in range(60)]
-    # The descriptors are open by now, and the workers inherit them.
+    # The open descriptors are inherited by the workers.
     loader = DataLoader(dataset, batch_size=10, num_workers=2, multiprocessing_context="fork")
     assert torch.equal(torch.cat([pixels for pixels, _ in loader]), torch.stack(alone))
 
@@ -187,7 +187,7 @@ def test_many_shards_do_not_use_up_the_descriptors(tmp_path: Path) -> None:
 def test_without_positional_reading_threads_do_not_mix(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As on Windows.
+    # Like on Windows.
     monkeypatch.delattr(os, "pread")
     seek = os.lseek
 
@@ -199,7 +199,7 @@ def test_without_positional_reading_threads_do_not_mix(
     data = scan(packed)
     few = [sample for sample in data.samples if sample.shard == 0]
     with ThreadPoolExecutor(8) as pool:
-        # What is read is compared with its sha256.
+        # The bytes are compared with their sha256.
         assert all(pool.map(data.read, few * 20))
 
 
@@ -224,7 +224,7 @@ def test_each_piece_of_a_shard_is_prefetched_once_per_epoch(
     assert once[0][0] == 0
     assert once[-1][1] == READ_AHEAD_BYTES
     assert all(one[1] == two[0] for one, two in pairwise(once))
-    # The next epoch asks again, also where the same reader goes on.
+    # The next epoch prefetches again, with the same reader.
     asked.clear()
     for sample in data.samples:
         if sample.shard == 0:

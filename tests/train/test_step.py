@@ -1,4 +1,4 @@
-"""What a training step costs besides the network: waiting, averaging, kernels, compilation."""
+"""The overhead of a training step: synchronisation, averaging, kernels, compilation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> FaceData:
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the operators whose result has to reach the host before it can continue."""
+    """Records operators that synchronise with the host."""
 
     WAITED_FOR = frozenset(
         {
@@ -77,7 +77,7 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Watched(StagedTraining):
-    """A stage whose steps are watched from the arrival of the batch to the end of the average."""
+    """A stage that is watched from the arrival of the batch to the end of averaging."""
 
     waits: Waits
 
@@ -154,7 +154,7 @@ def test_a_state_of_an_earlier_version_is_continued() -> None:
     assert set(begun.state_dict()) == set(earlier.state_dict())
     first, second = random_net(), random_net()
     begun.update(first)
-    # In a parent, as Lightning loads it.
+    # In the parent process, like Lightning.
     nn.ModuleDict({"average": other}).load_state_dict(
         {f"average.{name}": value for name, value in begun.state_dict().items()}
     )
@@ -173,14 +173,14 @@ def test_kernels_are_timed_while_training_only(data: FaceData, tmp_path: Path) -
         tmp_path / "run",
         say=lambda line: during.append(torch.backends.cudnn.benchmark),
     )
-    # The last line is calibration's, which runs one batch of another shape.
+    # The last entry is calibration, with one batch of another shape.
     assert during[0]
     assert not torch.backends.cudnn.benchmark
 
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """The networks that were compiled: traced as they are, but without a C++ compiler's minute."""
+    """Record the compiled networks; they are traced, but without slow C++ compilation."""
     found: list[nn.Module] = []
 
     def compile_quickly(net: nn.Module, **options: Any) -> Any:
@@ -204,7 +204,7 @@ def test_a_compiled_run_is_the_same_run(
     train(data, settings, tmp_path / "plain")
     assert not compiled
     counters.clear()
-    # Begun compiled, resumed without: state and checkpoint have the network's own names.
+    # Compiled and resumed without compilation: state and checkpoint have the plain names.
     with pytest.raises(KeyboardInterrupt):
         train(data, replace(settings, compile=True), tmp_path / "compiled", say=stop)
     assert len(compiled) == 1
@@ -247,7 +247,7 @@ def test_a_loader_has_one_worker_per_core(data: FaceData, monkeypatch: pytest.Mo
     dataset = FaceDataset(data, samples, PreprocessSpec())
     assert TimedLoader(dataset, batch_size=8).num_workers == 48
     assert TimedLoader(dataset, 3, batch_size=8).num_workers == 3
-    # Of few images no more than there are batches of them, the last one in part.
+    # At most one worker per batch; the last batch is incomplete.
     few = FaceDataset(data, samples[:17], PreprocessSpec())
     assert TimedLoader(few, batch_size=8).num_workers == 3
     assert TimedLoader(few, batch_sampler=[[0, 1], [2, 3]]).num_workers == 2

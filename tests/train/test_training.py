@@ -94,7 +94,7 @@ def test_a_run_learns_and_writes_its_files(data: FaceData, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_checkpoint_policy_selects_the_epoch(data: FaceData, tmp_path: Path, keep: str) -> None:
-    # A last stage that wrecks the network: the best checkpoint is from before it.
+    # The last stage destroys the network: the best checkpoint is from an earlier epoch.
     stages = (Stage("all", 4, 1e-2), Stage("all", 1, 90.0))
     train(data, replace(SETTINGS, stages=stages, keep=keep), tmp_path / "run")
     rows = metrics(tmp_path / "run")
@@ -123,13 +123,13 @@ def test_bfloat16_trains_on_a_cpu(data: FaceData, tmp_path: Path) -> None:
     assert card.precision == "fp32"
 
 
-# Of one process that has imported PyTorch, which takes seconds, and trained nothing.
+# A fork server that has imported PyTorch, which takes seconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.tiny", "ffd_train.training", "torch.utils.tensorboard"])
 
 
 def train_and_tell(told: Connection, data: FaceData, settings: Settings, folder: Path) -> None:
-    """Train in a process of its own; go on with the run if there is one."""
+    """Train in a separate process; resume the run if it exists."""
     try:
         train(data, settings, folder, resume=folder.exists(), say=told.send)
     except KeyboardInterrupt:
@@ -145,12 +145,12 @@ def start(data: FaceData, settings: Settings, folder: Path) -> tuple[ForkServerP
 
 
 def test_a_killed_run_resumes_to_the_same_result(data: FaceData, tmp_path: Path) -> None:
-    # One-cycle and momentum: both have a memory that must survive.
+    # One-cycle and momentum have state that must be restored.
     long = (Stage("head", 2, 1e-2), Stage("all", 5, 1e-2))
     settings = Settings(**{**vars(SETTINGS), "stages": long, "schedule": "one-cycle"})
     train(data, settings, tmp_path / "unbroken")
 
-    # At any moment: while it loads, trains, writes, between stages, while it calibrates.
+    # Kill at random times: while loading, training, writing, between stages, calibrating.
     moments = random.Random(0)
     kills = 0
     while True:
@@ -175,7 +175,7 @@ def test_a_killed_run_resumes_to_the_same_result(data: FaceData, tmp_path: Path)
 def test_accumulation_steps_may_change_on_resuming(data: FaceData, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # One-cycle knows how many steps it has; 48 images in batches of 20 leave a remainder.
+    # One-cycle depends on the number of steps; 48 images in batches of 20 have a remainder.
     options = {"network": "plain", "stages": (Stage("all", 4, 1e-2),), "schedule": "one-cycle"}
     settings = Settings(**{**vars(SETTINGS), **options, "batch": 20})
 
@@ -192,7 +192,7 @@ def test_accumulation_steps_may_change_on_resuming(data: FaceData, tmp_path: Pat
     second, _ = load_checkpoint(tmp_path / "run" / "best.safetensors")
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
-    # Loss and steps are shown as if there had been no parts, and nothing of what was kept is gone.
+    # Loss and steps do not depend on the accumulation steps, and no earlier point is missing.
     shown = {}
     for name in ("unbroken", "run"):
         events = EventAccumulator(str(tmp_path / name / "tensorboard"))
@@ -221,7 +221,7 @@ def test_resuming_needs_the_same_data_and_a_valid_state(data: FaceData, tmp_path
     settings = Settings(**{**vars(SETTINGS), "stages": (Stage("head", 1, 1e-2),)})
     folder = tmp_path / "run"
     card = train(data, settings, folder)
-    # A finished run only calibrates again.
+    # Resuming a complete run only calibrates again.
     assert train(data, settings, folder, resume=True) == card
     other = scan(tiny.make_faces(tmp_path / "other", {"train": 3, "val": 1}), ("train", "val"))
     with pytest.raises(DataError, match="has changed since this run was started"):
@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_is_detected_within_the_epoch(
 
 
 class SmallMemory(nn.Module):
-    """Fails as a GPU does that cannot hold more images than a few where gradients are kept."""
+    """Raises an out-of-memory error for more than a few images with gradients."""
 
     holds = 4
 
@@ -280,7 +280,7 @@ def build_hungry(network: str, weights: str) -> FaceNet:
     return net
 
 
-# The second is shared out evenly, too, and an epoch is no multiple of it.
+# The second batch divides evenly too, and the epoch is not a multiple of it.
 @pytest.mark.parametrize(("batch", "tried"), [(12, [2, 4]), (20, [2, 4, 10])])
 def test_out_of_memory_increases_the_accumulation_steps(
     data: FaceData,
@@ -290,7 +290,7 @@ def test_out_of_memory_increases_the_accumulation_steps(
     tried: list[int],
 ) -> None:
     monkeypatch.setitem(networks.NETWORKS, "hungry", build_hungry)
-    # While the head alone trains, the memory is enough.
+    # The memory suffices for training only the head.
     stages = (Stage("head", 1, 1e-2), Stage("all", 2, 1e-2))
     options = {"batch": batch, "stages": stages, "network": "hungry"}
     said: list[str] = []
@@ -304,7 +304,7 @@ def test_out_of_memory_increases_the_accumulation_steps(
     assert sum("stage 1 of 2" in line for line in said) == 1
     kept = Settings.from_json((tmp_path / "hungry" / "settings.json").read_text())
     assert kept == Settings(**{**vars(settings), "accumulate": tried[-1]})
-    # It is what a large memory trains.
+    # The result equals that of a GPU with enough memory.
     train(data, Settings(**{**vars(settings), "network": "plain"}), tmp_path / "plain")
     first, _ = load_checkpoint(tmp_path / "plain" / "best.safetensors")
     second, _ = load_checkpoint(tmp_path / "hungry" / "best.safetensors")
@@ -334,7 +334,7 @@ def test_the_moving_average_is_validated_and_saved(data: FaceData, tmp_path: Pat
         state = torch.load(tmp_path / str(decay) / "resume.ckpt", weights_only=True)["state_dict"]
         net, _ = load_checkpoint(tmp_path / str(decay) / "best.safetensors")
         made[decay] = net.head.weight, state["net.head.weight"]
-    # Two steps: the average begins with the first one's weights and follows by 1 - 2 / 11 at most.
+    # Two steps: the average starts with the first weights, then has a decay of at most 2 / 11.
     assert torch.equal(*made[0.0])
     assert torch.equal(made[0.0][1], made[0.5][1])
     assert not torch.allclose(*made[0.5])
@@ -355,7 +355,7 @@ def test_label_smoothing_and_clipping_have_their_effect(data: FaceData, tmp_path
             [(a - b).flatten() for a, b in zip(net.parameters(), start.parameters(), strict=True)]
         )
         moved[clip] = float(step.detach().norm())
-    # One step of the learning rate times a gradient of the clipped norm.
+    # One step of the learning rate times the clipped gradient norm.
     assert moved[1e-3] == pytest.approx(1e-2 * 1e-3, rel=0.02)
     assert moved[0.0] > 2 * moved[1e-3]
     module = StagedTraining(tiny.build_tiny(), Settings(label_smoothing=0.2), STAGES[0], 0)
@@ -371,7 +371,7 @@ def test_distillation_imitates_the_teacher(data: FaceData, tmp_path: Path) -> No
     train(data, settings, tmp_path / "student")
     state = torch.load(tmp_path / "student" / "resume.ckpt", weights_only=True)["state_dict"]
     assert not any("teacher" in name for name in state)
-    # Labels have no part in the loss: what it learned, it learned from the teacher.
+    # Labels do not contribute to the loss: all was learned from the teacher.
     losses = [float(row["train_loss"]) for row in metrics(tmp_path / "student")]
     assert losses[1] < losses[0]
     with pytest.raises(ModelError, match="no such file"):
@@ -421,15 +421,15 @@ def test_the_bar_shows_the_unscaled_loss_of_a_micro_batch() -> None:
     with RunProgress(print, 1, 0, bar=True) as reporter:
         module = StagedTraining(tiny.build_tiny(), SETTINGS, STAGES[0], 0)
         trainer = L.Trainer(accumulate_grad_batches=4, logger=False, enable_checkpointing=False)
-        # As Lightning passes it on: divided by the number of parts.
+        # Lightning passes the loss divided by the accumulation steps.
         reporter.on_train_batch_end(trainer, module, {"loss": torch.tensor(0.2)}, None, 0)
         assert reporter._bar
         assert reporter._bar.tasks[0].fields["loss"] == pytest.approx(0.8)
 
 
 def test_workers_do_not_wait_for_threads_that_they_lack(data: FaceData, tmp_path: Path) -> None:
-    # The first training leaves OpenCV with a pool of threads, where it may; a forked worker that
-    # ends that pool waits for ever.
+    # The first training may leave OpenCV with a thread pool. A forked worker that ends this pool
+    # waits forever.
     settings = Settings(**{**vars(SETTINGS), "stages": (Stage("head", 1, 1e-2),), "workers": 2})
     for name in ("first", "second"):
         cv2.setNumThreads(4)
@@ -457,7 +457,7 @@ def no_room(error: Exception) -> Callable[..., Any]:
     return fail
 
 
-# As PyTorch says it on a full /dev/shm.
+# PyTorch's messages about a full /dev/shm.
 FULL = RuntimeError(
     "unable to allocate shared memory(shm) for file </torch_7_1_0>: No space left on device (28)"
 )
@@ -466,7 +466,7 @@ FULL = RuntimeError(
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        # A batch's pictures, its labels, and the queues that workers are given.
+        # Images of a batch, its labels, and the workers' queues.
         ("torch.UntypedStorage._new_shared", FULL),
         ("torch.Tensor.share_memory_", FULL),
         (
@@ -486,7 +486,7 @@ def test_full_shared_memory_is_one_line_with_a_remedy(
 def test_a_bus_error_of_a_worker_means_full_shared_memory(
     data: FaceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Both errors as PyTorch 2 raises them, the one from the other.
+    # The two chained errors that PyTorch 2 raises.
     killed = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
     killed.__cause__ = RuntimeError(
         "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
@@ -532,7 +532,7 @@ def test_the_loader_measures_only_its_waiting(data: FaceData) -> None:
     begin = time.monotonic()
     for _ in loader:
         time.sleep(0.1)
-    # Four batches, each of which took a tenth of a second of somebody else.
+    # Four batches, with a pause of 0.1 s by the consumer after each.
     assert 0 < loader.waited < time.monotonic() - begin - 0.4 + 1e-3
 
 
@@ -589,7 +589,7 @@ def test_bfloat16_is_chosen_if_the_hardware_supports_it(
 ) -> None:
     from types import SimpleNamespace
 
-    # PyTorch's own answer for a V100, a T4 and an A10; all of them can hold a bfloat16 tensor.
+    # PyTorch's results for a V100, a T4 and an A10; all can store a bfloat16 tensor.
     properties = SimpleNamespace(major=capability[0], minor=capability[1])
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

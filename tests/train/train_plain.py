@@ -1,4 +1,4 @@
-"""What torchrun starts in a test: train the network `plain`, together with the other processes."""
+"""The script that torchrun starts in a test: train the network `plain` on all ranks."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ if __name__ == "__main__":
     data, folder = map(Path, sys.argv[1:])
     first = World.from_environment().is_main
     say = print if first else lambda _: None
-    # One process has a bar, and must not wait for the other's part of it.
+    # Only rank 0 has a bar, and must not wait for the other rank in it.
     train(scan(data, ("train", "val")), SETTINGS, folder, progress=first, say=say)
