@@ -156,7 +156,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
         assert outcome.exit_code == code
         assert message in outcome.stderr.splitlines()[-1]
         assert outcome.stdout == ""
-        assert "15 images" not in outcome.stderr
+        assert "; 15 images" not in outcome.stderr
     assert (tmp_path / "bare.md").read_text() == "nothing"
 
 
