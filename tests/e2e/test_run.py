@@ -234,7 +234,7 @@ def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path:
         ((portraits, "--model", tmp_path / "absent.onnx"), 1, "no such file"),
         ((portraits, "--model", no_card), 1, "has no model card"),
         ((portraits, "--model", colour_model, "--device", "gpu"), 2, "unknown device"),
-        ((portraits, "--model", tmp_path), 1, "is a folder: give its ONNX"),
+        ((portraits, "--model", tmp_path), 1, "is a folder: name a file"),
         ((portraits, "--model", tmp_path / "\x1b[31m.onnx"), 1, "\\x1b[31m.onnx: no such file"),
         ((portraits, "--model", colour_model, "--output", "rows.txt"), 1, "must end with"),
         ((portraits, "--model", colour_model, "--output", "/proc/x.csv"), 1, "cannot write"),

@@ -16,7 +16,7 @@ from ffd_runtime.core.errors import EngineError
 from ffd_runtime.model.backends import open_backend
 from ffd_runtime.model.engine_manifest import (
     EngineManifest,
-    Here,
+    TargetSystem,
     manifest_path,
     read_manifest,
     require_runnable,
@@ -43,7 +43,7 @@ MANIFEST = EngineManifest(
     options={"workspace": 512, "optimization_level": None},
     layers={"half": 51},
 )
-HERE = Here("tensorrt", "10.13.3.9", "NVIDIA RTX A2000", "8.6")
+HERE = TargetSystem("tensorrt", "10.13.3.9", "NVIDIA RTX A2000", "8.6")
 
 
 PORTABLE = dataclasses.replace(MANIFEST, version_compatible=True, lean_runtime=True)
@@ -136,11 +136,11 @@ def test_any_value_in_a_field_is_taken_or_refused(name: str, value: Any) -> None
                 gpu=None,
                 compute_capabilities=("8.6", "8.9"),
             ),
-            Here("tensorrt_rtx", "1.7.1.116", "NVIDIA GeForce RTX 4090", "8.9"),
+            TargetSystem("tensorrt_rtx", "1.7.1.116", "NVIDIA GeForce RTX 4090", "8.9"),
         ),
     ],
 )
-def test_what_fits_is_let_through(manifest: EngineManifest, here: Here) -> None:
+def test_what_fits_is_let_through(manifest: EngineManifest, here: TargetSystem) -> None:
     require_runnable(manifest, here)
 
 
@@ -172,7 +172,7 @@ def test_what_fits_is_let_through(manifest: EngineManifest, here: Here) -> None:
     ],
 )
 def test_what_does_not_is_refused_with_all_there_is_to_know(
-    manifest: EngineManifest, here: Here, reason: str
+    manifest: EngineManifest, here: TargetSystem, reason: str
 ) -> None:
     with pytest.raises(EngineError) as caught:
         require_runnable(manifest, here)

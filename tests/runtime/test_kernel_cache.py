@@ -99,7 +99,7 @@ def test_a_damaged_file_is_ignored_and_replaced(
         patch.setattr(IRuntimeCache, "deserialize", lambda self, blob: pytest.fail("damaged"))
         assert start(engine, tmp_path) == compiled
     (message,) = caplog.messages
-    assert message.startswith(f"kernels are compiled again: {path} is damaged")
+    assert message.startswith(f"compiling kernels again: {path} is damaged")
     assert "\n" not in message
     assert start(engine, tmp_path) == []
     assert files(tmp_path) == [path]
@@ -122,7 +122,7 @@ def test_a_file_of_another_engine_gpu_or_version_is_not_taken(
     # ... and knows another's by its content.
     second.write_bytes(first.read_bytes())
     assert start(engine, tmp_path) == ["fallback", "4", "1"]
-    assert "of another engine, GPU or version" in caplog.text
+    assert "to another engine, GPU or version" in caplog.text
     keys = {
         kernel_cache.KernelCache(engine_hash, Gpu(name, capability), version).path
         for engine_hash in ("a" * 64, "b" * 64)
@@ -149,11 +149,11 @@ def test_what_tensorrt_refuses_is_compiled_again(
         with monkeypatch.context() as patch:
             patch.setattr(IRuntimeCache, "deserialize", lambda self: None)  # a TypeError
             assert start(engine, tmp_path) == ["fallback", "4", "1"]
-        assert "was refused by TensorRT" in caplog.text
+        assert "was rejected by TensorRT" in caplog.text
         return
     assert start(engine, tmp_path) == ["fallback", "4", "1"]
     (message,) = caplog.messages
-    assert "was refused by TensorRT" in message
+    assert "was rejected by TensorRT" in message
     caplog.clear()
     assert start(engine, tmp_path) == []
     assert not caplog.messages
@@ -212,6 +212,6 @@ def test_a_refused_cache_is_an_error(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(IRuntimeConfig, "set_runtime_cache", lambda self, cache: False)
-    with pytest.raises(BackendError, match="refuses its runtime cache"):
+    with pytest.raises(BackendError, match="rejects its runtime cache"):
         open_backend(save_engine(tmp_path, builder="tensorrt_rtx"))
     assert not cuda.taken()

@@ -31,7 +31,7 @@ from ffd_runtime.model.backends.onnxruntime import (
     OnnxRuntime,
     choose_providers,
 )
-from ffd_runtime.model.backends.staging import MOST_ON_CUDA, PATIENCE, Staging
+from ffd_runtime.model.backends.staging import MAX_CUDA_BATCH, SHRINK_AFTER_BATCHES, Staging
 from ffd_runtime.model.card import CARD_KEY, PreprocessSpec
 from ffd_runtime.model.devices import PinnedMemory, count_gpus, parse_device
 
@@ -125,7 +125,7 @@ def test_devices_are_read() -> None:
 
 @pytest.mark.skipif(count_gpus() > 0, reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_an_error(colour_model: Path) -> None:
-    with pytest.raises(DeviceError, match="no GPU here; use --device cpu"):
+    with pytest.raises(DeviceError, match="no GPU; use --device cpu"):
         open_backend(colour_model, device="cuda")
 
 
@@ -321,7 +321,7 @@ def test_batches_on_cuda_have_few_sizes(small_model: Path) -> None:
     assert watched.sizes == [16] * 6
     # A camera's faces, then fewer for long: the size shrinks once.
     watched.sizes.clear()
-    for _ in range(3 * PATIENCE):
+    for _ in range(3 * SHRINK_AFTER_BATCHES):
         staged.infer(noise(1))
     assert watched.sizes[0] == 16
     assert watched.sizes[-1] == 1
@@ -336,13 +336,13 @@ def test_batches_on_cuda_have_few_sizes(small_model: Path) -> None:
 
 def test_more_than_the_largest_batch_runs_in_parts(small_model: Path) -> None:
     staged, watched = open_watched(small_model)
-    images = np.zeros((MOST_ON_CUDA + 1, 32, 32, 3), np.uint8)
+    images = np.zeros((MAX_CUDA_BATCH + 1, 32, 32, 3), np.uint8)
     images[-1, :, :, 0] = 50
     outputs = staged.infer(images)
-    assert outputs.probability.shape == (MOST_ON_CUDA + 1, 2)
+    assert outputs.probability.shape == (MAX_CUDA_BATCH + 1, 2)
     assert outputs.probability[-1, 0] > 0.99
     assert np.allclose(outputs.probability[:-1], 0.5)
-    assert max(watched.sizes) == MOST_ON_CUDA
+    assert max(watched.sizes) == MAX_CUDA_BATCH
 
 
 def test_a_size_that_memory_is_too_small_for_is_not_padded_to(small_model: Path) -> None:
@@ -482,7 +482,7 @@ def test_page_locked_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> No
     memory.close()
     memory.close()
     driver.error = 2
-    with pytest.raises(DeviceMemoryError, match="no 1000 bytes of page-locked memory"):
+    with pytest.raises(DeviceMemoryError, match="cannot allocate 1000 bytes of page-locked memory"):
         PinnedMemory(0, 1000)
     with pytest.raises(DeviceError, match="cannot start GPU 1"):
         PinnedMemory(1, 1000)

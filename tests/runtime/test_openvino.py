@@ -101,7 +101,7 @@ def test_a_batch_of_another_shape_is_an_error_and_the_next_one_runs(colour_model
 
 
 def test_it_has_no_gpu(colour_model: Path) -> None:
-    with pytest.raises(DeviceError, match="--device cuda:1: openvino runs on the CPU only"):
+    with pytest.raises(DeviceError, match="--device cuda:1: openvino supports only the CPU"):
         open_openvino(colour_model, "cuda:1")
     with pytest.raises(DeviceError, match="unknown device"):
         open_openvino(colour_model, "gpu")

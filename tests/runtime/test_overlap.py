@@ -165,7 +165,7 @@ def test_a_closed_model_gives_no_outputs(
     opened.close()
     assert not cuda.taken()
     assert pending.done()
-    with pytest.raises(BackendError, match="was closed before the batch ended"):
+    with pytest.raises(BackendError, match="was closed before the batch finished"):
         pending.collect()
 
 

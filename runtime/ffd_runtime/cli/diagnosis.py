@@ -339,7 +339,7 @@ def _start(backend: str, device: str) -> Facts:
     ran = time.perf_counter()
     score = float(outputs.probability[0, 0])
     if not 0 <= score <= 1:
-        raise BackendError(f"the model gave {score} instead of a probability")
+        raise BackendError(f"the model returned {score} instead of a probability")
     card = model.card
     return {
         "description": model.description,

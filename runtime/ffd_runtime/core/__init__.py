@@ -1,1 +1,1 @@
-"""The pipeline and what it passes on: results, errors, classifier."""
+"""Results, errors, shared helpers, and the pipeline and classifier that connect the rooms."""

@@ -1,4 +1,4 @@
-"""The Python API: a model, opened once, that classifies whatever it is given."""
+"""The Python API: open a model once, and classify arrays, files and streams of items."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Classifier:
-    """Tells generated faces from photographs. Its methods may be called from several threads.
+    """Classifies images as generated or photograph. Several threads may call its methods.
 
     Args:
-        backend: a loaded model; `Classifier.open` makes one.
-        batch: images that are inferred together.
+        backend: a loaded model; `Classifier.open` loads one.
+        batch: images in a batch.
         workers: threads that decode and preprocess.
-        max_pixels: larger images are refused.
-        detector: finds faces, each of which is judged; None to judge pictures as they are.
+        max_pixels: limit of width times height; larger images fail.
+        detector: finds the faces to classify; None to classify whole images.
 
     Example:
         >>> from ffd_runtime import Classifier
@@ -53,7 +53,7 @@ class Classifier:
     ) -> None:
         if batch < 1 or (workers is not None and workers < 1):
             raise ValueError(f"batch and workers must be at least 1, not {batch} and {workers}")
-        # One for all its methods, so that none forgets what fits the device.
+        # Shared by all methods, which keeps the batch size that fits the device.
         self.backend: Backend = WithinMemory.of(backend)
         self.batch = batch
         self.workers = workers or count_cores()
@@ -75,17 +75,17 @@ class Classifier:
         """Load a model.
 
         Args:
-            model: an ONNX or engine of `ffd-export`; None for the embedded model.
+            model: an ONNX file or engine of `ffd-export`; None for the embedded model.
             backend: `auto`, `onnxruntime`, `openvino` or `tensorrt`.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            batch: images that are inferred together.
-            workers: threads that decode and preprocess; None for one a core.
-            max_pixels: larger images are refused.
-            detector: finds faces, each of which is judged; None to judge pictures as they are.
+            batch: images in a batch.
+            workers: threads that decode and preprocess; None for one for each core.
+            max_pixels: limit of width times height; larger images fail.
+            detector: finds the faces to classify; None to classify whole images.
 
         Raises:
-            ModelError: the file is absent or not one of ours.
-            BackendError: what was asked for by name does not start.
+            ModelError: the file is absent or was not written by ffd-export.
+            BackendError: the requested backend or device does not start.
         """
         opened = open_backend(model, backend, device)
         return cls(opened, batch=batch, workers=workers, max_pixels=max_pixels, detector=detector)
@@ -103,17 +103,17 @@ class Classifier:
         )
 
     def classify(self, image: str | os.PathLike[str] | npt.NDArray[Any]) -> Result:
-        """Classify one image as it is, also with a detector.
+        """Classify one whole image; the detector is not used.
 
         Args:
-            image: a path, or an array as OpenCV has it: uint8 [height, width, 3], BGR.
+            image: a path, or an array of OpenCV: uint8 [height, width, 3], BGR.
 
         Returns:
             The verdict; `source` is the path, or `<array>`.
 
         Raises:
             InputError: the file cannot be read or decoded.
-            ValueError: the array is no image.
+            ValueError: the array is not an image.
         """
         if isinstance(image, np.ndarray):
             source, pixels = "<array>", to_bgr(image)
@@ -127,7 +127,7 @@ class Classifier:
         return result
 
     def classify_files(self, *sources: str | os.PathLike[str]) -> Iterator[Result]:
-        """Classify files, folders and globs, lazily; a file that cannot be read gives its row.
+        """Classify files, folders and globs lazily; a file that cannot be read gives an error row.
 
         Args:
             sources: as on `ffd-run`'s command line.
@@ -137,11 +137,11 @@ class Classifier:
     def classify_items(
         self, items: Iterable[Item], *, keep_encoded: bool = False
     ) -> Iterator[Result]:
-        """Classify what a source gives; a row for every item or face in it, in order.
+        """Classify items; yield a row for every item, or for every face in it, in order.
 
         Args:
             items: read as rows are taken.
-            keep_encoded: rows carry the bytes of their files.
+            keep_encoded: whether rows carry the bytes of their files.
         """
         return classify_items(
             items,
@@ -154,7 +154,7 @@ class Classifier:
         )
 
     def predict(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run the network alone.
+        """Run only the network.
 
         Args:
             images: uint8 [N, size, size, 3], RGB, preprocessed.

@@ -1,10 +1,10 @@
-"""One tree of exceptions; every message says what is wrong and what to do about it."""
+"""The tree of exceptions. Each message states what failed and what to do."""
 
 from __future__ import annotations
 
 
 class FfdError(Exception):
-    """Base of every error that ffd raises on purpose.
+    """Base class of the errors that ffd raises.
 
     A command prints the message on one line and exits with `exit_code`.
     """
@@ -13,15 +13,15 @@ class FfdError(Exception):
 
 
 class ModelError(FfdError):
-    """A model file is missing, unreadable, or not one of ours."""
+    """A model file is missing, unreadable, or not written by ffd-export."""
 
 
 class CardError(ModelError):
-    """A model card is absent or breaks its schema; the message names the field."""
+    """A model card is absent or invalid; the message names the field."""
 
 
 class EngineError(ModelError):
-    """A TensorRT engine, or its manifest, is not fit to run here."""
+    """A TensorRT engine or its manifest cannot be used on this machine."""
 
 
 class BackendError(FfdError):
@@ -29,11 +29,11 @@ class BackendError(FfdError):
 
 
 class DeviceError(BackendError):
-    """The device that was asked for is absent or cannot be used."""
+    """The requested device is absent or cannot be used."""
 
 
 class DeviceMemoryError(BackendError):
-    """A batch did not fit the device's memory; a smaller one may."""
+    """A batch does not fit the device's memory; a smaller one may."""
 
 
 class OutputError(FfdError):
@@ -41,12 +41,12 @@ class OutputError(FfdError):
 
 
 class StorageError(FfdError):
-    """An object store or shared folder refuses.
+    """An object store or a shared folder refuses a request.
 
     Args:
-        message: what it refuses, and what to do.
-        code: of the `InputError` where it is about a single file.
-        everywhere: it would refuse every other file, too.
+        message: what was refused, and what to do.
+        code: of the `InputError` when only one file is affected.
+        everywhere: whether every other file would be refused, too.
     """
 
     def __init__(self, message: str, code: str = "read_failed", everywhere: bool = True) -> None:
@@ -59,15 +59,15 @@ class StorageError(FfdError):
 
 
 class DataError(FfdError):
-    """A training, evaluation or calibration data set cannot be used as it is."""
+    """A data set for training, evaluation or calibration is invalid."""
 
 
 class InputError(FfdError):
-    """One input cannot be classified; the others go on.
+    """One input cannot be classified; the run continues with the others.
 
     Args:
-        code: machine-readable reason, one of `InputError.CODES`.
-        message: what is wrong, for a person.
+        code: the reason, one of `InputError.CODES`.
+        message: the reason as a sentence.
     """
 
     CODES = (

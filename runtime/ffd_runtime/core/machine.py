@@ -1,4 +1,4 @@
-"""What the machine says of itself, read without loading any library."""
+"""Facts about the machine, read from the system without importing any library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from .cores import count_cores
 
-# Distributions that say how ffd runs here. Those of one family write the same files.
+# Distributions that affect how ffd runs. Those of one family install the same files.
 FAMILIES = {
     "onnxruntime": r"onnxruntime(-gpu|-directml|-openvino|-qnn|-rocm)?",
     "OpenCV": r"opencv(-contrib)?-python(-headless)?",
@@ -24,7 +24,7 @@ PACKAGES = "|".join(
         r"tensorrt(-lean|-rtx|-dispatch)?(-cu\d+)?",
     )
 )
-# Names of /proc/cpuinfo, and what people call them.
+# Flags in /proc/cpuinfo, and their common names.
 X86 = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -38,10 +38,10 @@ ARM = {"asimd": "NEON", "asimddp": "dotprod", "i8mm": "i8mm", "bf16": "BF16", "s
 
 
 def packages() -> dict[str, str]:
-    """Installed distributions that matter here, by name, with their versions."""
+    """Return the versions of installed distributions that affect ffd, by name."""
     found = {}
     for distribution in metadata.distributions():
-        # A damaged installation has metadata without a name.
+        # The metadata of a damaged installation has no name.
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
         if re.fullmatch(PACKAGES, name):
             found[name] = distribution.version
@@ -49,7 +49,7 @@ def packages() -> dict[str, str]:
 
 
 def describe_cpu() -> dict[str, Any]:
-    """Name, cores and features of the processor."""
+    """Return name, cores and features of the processor."""
     info = _read(Path("/proc/cpuinfo"))
     features = find_features(info)
     return {
@@ -64,14 +64,17 @@ def describe_cpu() -> dict[str, Any]:
 
 
 def _name_cpu(info: str) -> str:
-    # A board says its own name where an ARM processor has none in cpuinfo.
+    # On ARM, cpuinfo often has no processor name, and the device tree names the board.
     board = _read(Path("/proc/device-tree/model")).strip("\0\n ")
     match = re.search(r"^model name\s*:\s*(.+)", info, re.MULTILINE)
     return match[1].strip() if match else board or platform.processor() or platform.machine()
 
 
 def find_features(info: str) -> list[str] | None:
-    """Features that matter to inference, of a `/proc/cpuinfo`; None where that is not there."""
+    """Return the features that speed up inference, from the text of `/proc/cpuinfo`.
+
+    None if the text lists no features, as on other systems than Linux.
+    """
     match = re.search(r"^(flags|Features)\s*:\s*(.*)", info, re.MULTILINE)
     if not match:
         return None
@@ -80,7 +83,7 @@ def find_features(info: str) -> list[str] | None:
 
 
 def explain_int8(features: Iterable[str]) -> str:
-    """What a processor's features mean for an INT8 model."""
+    """Return how fast a processor with these features runs an INT8 model, and why."""
     has = set(features)
     if "AMX INT8" in has:
         return "fast: AMX multiplies INT8 matrices in hardware"
@@ -92,19 +95,19 @@ def explain_int8(features: Iterable[str]) -> str:
         return "fast: dotprod sums four INT8 products in one instruction"
     if "AVX2" in has:
         return (
-            "slower than it could be: without VNNI, INT8 products are summed in 16 bits, which may "
-            "overflow in models that this version of ffd-export did not write"
+            "slower without VNNI: INT8 products are summed in 16 bits, which may overflow in "
+            "models of older versions of ffd-export"
         )
     return "slow: no instructions for INT8 dot products; measure it against FP32"
 
 
 def describe_memory() -> dict[str, Any]:
-    """Bytes of memory: of the machine, free now, and this container's limit."""
+    """Return total and available memory, and the limit of the container, in bytes."""
     info = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE))
     total = int(info["MemTotal"]) << 10 if "MemTotal" in info else _physical_memory()
     available = int(info["MemAvailable"]) << 10 if "MemAvailable" in info else None
     limit = cgroup_memory()
-    # Without a limit, version 1 answers with a number near 2**63.
+    # Without a limit, control groups of version 1 give a number near 2**63.
     if limit is not None and total is not None and limit >= total:
         limit = None
     return {"total_bytes": total, "available_bytes": available, "limit_bytes": limit}
@@ -118,11 +121,11 @@ def _physical_memory() -> int | None:
 
 
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> float | None:
-    """Processors that this process's control groups let it use; None without a quota.
+    """Return the quota of this process's control groups, in processors; None without one.
 
     Args:
         root: where the control groups are mounted.
-        own: text of `/proc/self/cgroup`; None to read it.
+        own: the text of `/proc/self/cgroup`; None to read the file.
     """
     quotas = []
     for folder in _cgroups(root, own, "cpu"):
@@ -136,7 +139,7 @@ def cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) ->
 
 
 def cgroup_memory(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> int | None:
-    """Bytes that this process's control groups let it use; see `cgroup_cores`."""
+    """Return the memory limit of this process's control groups, in bytes; see `cgroup_cores`."""
     limits = []
     for folder in _cgroups(root, own, "memory"):
         text = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
@@ -146,20 +149,20 @@ def cgroup_memory(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -
 
 
 def _cgroups(root: Path, own: str | None, controller: str) -> Iterator[Path]:
-    """Folders of a process's control group and of all above it, of either version."""
+    """Yield the folders of the control group and of its parents, for version 1 or 2."""
     for line in (_read(Path("/proc/self/cgroup")) if own is None else own).splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         names = controllers.split(",")
         if number == "0" or controller in names:
             top = root if number == "0" else root / controller
-            # A container may not see its own path, but it sees its limits at the mount.
+            # In a container the path may not exist, but the mount point holds its limits.
             below = Path(path.strip("/"))
             yield from (top / part for part in (below, *below.parents) if ".." not in part.parts)
 
 
 def count_pci_gpus() -> int:
-    """NVIDIA's display controllers on the PCI bus, whether or not there is a driver."""
+    """Count NVIDIA's display controllers on the PCI bus; needs no driver."""
     return sum(
         _read(folder / "vendor").strip() == "0x10de" and _read(folder / "class").startswith("0x03")
         for folder in Path("/sys/bus/pci/devices").glob("*")

@@ -1,4 +1,4 @@
-"""From inputs to rows: read, decode and preprocess in threads, infer in batches, keep the order."""
+"""Turn inputs into rows: read and preprocess in threads, infer in batches, keep the order."""
 
 from __future__ import annotations
 
@@ -33,26 +33,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds for which a batch that is not full waits for a source: longer than a disk needs.
-GRACE = 0.05
-# Bytes of a file that are kept for sinks which show it: batches of large ones would fill memory.
-MOST_KEPT = 1 << 23
-# Faces of one picture that are judged: a crowd's would fill memory.
-MOST_FACES = 64
-# Seconds that the end of a run waits for images that are being prepared.
-PATIENCE = 2.0
+# How long an incomplete batch waits for its source: longer than a disk needs.
+IDLE_SECONDS = 0.05
+# Largest file whose bytes are kept for sinks that show it: larger ones would fill memory.
+MAX_KEPT_BYTES = 1 << 23
+# Faces that are classified in one image: those of a crowd would fill memory.
+MAX_FACES = 64
+# How long the end of a run waits for images that are being prepared.
+JOIN_SECONDS = 2.0
 
 
 class Prepared(NamedTuple):
-    """An input on its way to the network.
+    """A preprocessed input.
 
     Attributes:
-        source: what its row is called.
-        image: uint8 [size, size, 3], RGB, or why there is none; for `prepare_faces` as decoded.
-        encoded: the file's bytes, where sinks want them and they are at most `MOST_KEPT`.
-        frame: see `Result`, as for those below.
-        face: of the face that was cut out.
-        reason: why the verdict is `unsure` whatever the score.
+        source: name of its row.
+        image: uint8 [size, size, 3], RGB, or the reason why it failed; for `prepare_faces` the
+            decoded image.
+        encoded: the file's bytes, if sinks need them and there are at most `MAX_KEPT_BYTES`.
+        frame: see `Result`, like the next three.
+        face: the box that was cut out.
+        reason: why the label is `unsure` regardless of the score.
         time: of the frame.
     """
 
@@ -75,21 +76,20 @@ def classify_items(
     keep_encoded: bool = False,
     detector: FaceDetector | None = None,
 ) -> Iterator[Result]:
-    """A row for every item, or for every face in it, in the order of the items.
+    """Yield a row for every item, or for every face in it, in the order of the items.
 
-    At most three batches, those that the backend has under way, and one image a worker are held in
-    memory, however many items there are, with `keep_encoded` each with up to `MOST_KEPT` bytes of
-    its file. A batch is not waited for: when the source has nothing ready, what has come is
-    inferred. Meanwhile OpenCV uses one thread a call.
+    Memory holds at most three batches, the batches that run on the backend, and one image for each
+    worker. With `keep_encoded`, up to `MAX_KEPT_BYTES` of each file are added. When the source has
+    nothing ready, an incomplete batch is inferred. OpenCV uses one thread for each call meanwhile.
 
     Args:
         items: read as rows are taken.
-        backend: runs in the calling thread while workers prepare what comes next.
-        batch: images that are inferred together; the last batch may be smaller.
+        backend: runs in the calling thread while workers prepare the next images.
+        batch: images in a batch; the last batch may be smaller.
         workers: threads that read, decode and preprocess.
         max_pixels: see `decode`.
-        keep_encoded: rows carry the bytes of their files, for sinks that show pictures.
-        detector: faces are found by it and judged each; None to judge pictures as they are.
+        keep_encoded: whether rows carry the bytes of their files, for sinks that show images.
+        detector: finds the faces to classify; None to classify whole images.
     """
     work = partial(
         prepare_views,
@@ -114,12 +114,12 @@ def classify_items(
 
 
 def infer_prepared(prepared: list[Prepared], backend: Backend) -> Iterator[Result]:
-    """Rows of one batch, errors at their places."""
+    """Yield the rows of one batch, with errors at their positions."""
     return Batches(backend, len(prepared)).infer(prepared)
 
 
 def prepare(item: Item, spec: PreprocessSpec) -> Prepared:
-    """Read, decode and preprocess one item; what goes wrong becomes part of the result."""
+    """Read, decode and preprocess one item; an error becomes part of the result."""
     (prepared,) = prepare_views(item, spec)
     return prepared
 
@@ -131,30 +131,30 @@ def prepare_views(
     keep_encoded: bool = False,
     detector: FaceDetector | None = None,
 ) -> list[Prepared]:
-    """What is to be seen in one item: its faces, or without a detector all of it.
+    """Return the preprocessed faces of one item, or without a detector the whole image.
 
-    There is always something, also what goes wrong and that no face was found, except for a file
-    of a folder or an archive that is not a picture: `Item.skip` is given its name.
+    An error, or an image without a face, gives one entry with the error. The list is empty only for
+    a file in a folder or an archive that is not an image; `Item.skip` receives its name.
     """
     encoded = None
     try:
         encoded = item.read()
-        # A face in a large picture needs its pixels.
+        # A small face in a large image needs all its pixels.
         image = decode(encoded, max_pixels, 0 if detector else spec.decode_side)
-        kept = encoded if keep_encoded and len(encoded) <= MOST_KEPT else None
+        kept = encoded if keep_encoded and len(encoded) <= MAX_KEPT_BYTES else None
         if detector is None:
             return [Prepared(item.source, preprocess(image, spec), kept)]
         picture, faces = Prepared(item.source, image, kept), detector.detect(image)
         if not faces:
-            raise InputError("no_face", "no face was found in it")
+            raise InputError("no_face", "no face was found")
         return prepare_faces(picture, faces, spec)
     except InputError as error:
         failure = error
     except MemoryError:
-        failure = InputError("too_large", "not enough memory for it")
-    except Exception as error:  # whatever one file does, the run goes on
+        failure = InputError("too_large", "not enough memory for this image")
+    except Exception as error:  # the run continues after any failure of one file
         reason = f"{type(error).__name__}: {error}"
-        failure = InputError("corrupt", f"it cannot be processed ({reason})")
+        failure = InputError("corrupt", f"the image cannot be processed ({reason})")
     if item.skip and is_no_picture(item.source, encoded, failure):
         item.skip(item.source)
         return []
@@ -162,27 +162,27 @@ def prepare_views(
 
 
 def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec) -> list[Prepared]:
-    """The faces of a picture, cut out and preprocessed: at most `MOST_FACES`.
+    """Cut out and preprocess the faces of an image, at most `MAX_FACES`.
 
     Args:
-        picture: `image` as it was decoded.
-        faces: what the detector found in it.
-        spec: the card's.
+        picture: holds the decoded image.
+        faces: found by the detector.
+        spec: of the card.
     """
     image = picture.image
     assert not isinstance(image, InputError)
     return [
         picture._replace(image=preprocess(image, spec, face.box), face=face.box, reason=face.reason)
-        for face in faces[:MOST_FACES]
+        for face in faces[:MAX_FACES]
     ]
 
 
 class Batches:
-    """Runs batches out of one buffer, on as many lanes as the backend has.
+    """Runs batches from one buffer, on all lanes of the backend.
 
     Args:
         backend: the model.
-        most: images of the largest batch.
+        most: images in the largest batch.
     """
 
     def __init__(self, backend: Backend, most: int) -> None:
@@ -190,21 +190,21 @@ class Batches:
         self._lanes = self._backend.lanes
         size = backend.card.preprocess.size
         self._pixels = np.empty((most, size, size, 3), np.uint8)
-        # Oldest first; None for a batch without a readable image.
+        # The oldest first; None for a batch without a readable image.
         self._under_way: deque[tuple[list[Prepared], Pending | None]] = deque()
 
     def infer(self, prepared: list[Prepared]) -> Iterator[Result]:
-        """Rows of at most `most` inputs, errors at their places, after those of earlier batches."""
+        """Yield the rows of earlier batches, then those of at most `most` inputs."""
         yield from self.submit(prepared)
         while self._under_way:
             yield from self._collect()
 
     def submit(self, prepared: list[Prepared]) -> Iterator[Result]:
-        """Start a batch of at most `most` inputs; rows of earlier batches that are ready.
+        """Start a batch of at most `most` inputs, and yield the rows that are ready.
 
-        A backend that infers at once has its rows ready at once.
+        The rows of a synchronous backend are ready immediately.
         """
-        # With this batch started before the rows of the oldest are used, the device has work.
+        # Start this batch before the caller uses the oldest rows, so that the device stays busy.
         rows: list[Result] = []
         while len(self._under_way) >= self._lanes:
             rows += self._collect()
@@ -219,7 +219,7 @@ class Batches:
         yield from self.ready()
 
     def ready(self) -> Iterator[Result]:
-        """Rows of the batches that have ended, without waiting for any."""
+        """Yield the rows of finished batches, without waiting."""
         while self._under_way and ((first := self._under_way[0][1]) is None or first.done()):
             yield from self._collect()
 
@@ -232,7 +232,7 @@ class Batches:
         return self._pixels[:count]
 
     def _start(self, images: npt.NDArray[np.uint8], rows: list[Result]) -> Pending | None:
-        """Start a batch; where memory is short, after the others, whose rows are added."""
+        """Start a batch. When memory is short, finish the others first, and add their rows."""
         if not len(images):
             return None
         try:
@@ -247,7 +247,7 @@ class Batches:
         return Finished(self._backend.infer(images))
 
     def _collect(self) -> Iterator[Result]:
-        """Wait for the oldest batch; its rows."""
+        """Wait for the oldest batch, and yield its rows."""
         prepared, pending = self._under_way.popleft()
         outputs: Iterator[tuple[float, npt.NDArray[np.float32]]] = iter(())
         if pending:
@@ -261,17 +261,17 @@ class Batches:
 
 
 class _PrepareAhead:
-    """Iterates over prepared items, in order; a None says that the source has nothing ready.
+    """Iterates over prepared items in order; yields None when the source has nothing ready.
 
-    A thread takes items from the source, so that a source that waits (a person, a program that
-    wants a verdict before it names the next file) holds up nothing that has come already. All
-    threads are daemons: one that a dead server holds must not hold the end of the program.
+    A thread reads the source, so that a source that waits does not delay earlier items: a program
+    may want a verdict before it names the next file. All threads are daemons, because a server that
+    does not respond must not prevent the exit of the program.
 
     Args:
         items: the source.
-        work: what workers do with an item.
-        workers: threads that prepare.
-        ahead: items that may be under way or ready.
+        work: prepares an item, in a worker thread.
+        workers: number of worker threads.
+        ahead: items that may be in preparation or ready.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ class _PrepareAhead:
     ) -> None:
         self._items = items
         self._work = work
-        # None ends the queue; an exception is the source's own.
+        # None ends the queue; an exception was raised by the source.
         self._queue: Queue[Future[list[Prepared]] | BaseException | None] = Queue()
         self._tasks: Queue[tuple[Item, Future[list[Prepared]]] | None] = Queue()
         self._room = Semaphore(ahead + workers)
@@ -295,7 +295,7 @@ class _PrepareAhead:
         ]
 
     def __enter__(self) -> Self:
-        # Each worker decodes an image of its own; OpenCV's threads would only get in the way.
+        # The workers use all cores, so more threads in OpenCV would only compete with them.
         self._opencv_threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
         for thread in (self._reader, *self._workers):
@@ -305,7 +305,7 @@ class _PrepareAhead:
     def __iter__(self) -> Iterator[list[Prepared] | None]:
         while True:
             try:
-                entry = self._queue.get(timeout=GRACE)
+                entry = self._queue.get(timeout=IDLE_SECONDS)
             except Empty:
                 yield None
                 entry = self._queue.get()
@@ -318,16 +318,16 @@ class _PrepareAhead:
             self._room.release()
 
     def __exit__(self, *_: object) -> None:
-        # However this ends, nothing that has not begun is done any more.
+        # Work that has not begun is skipped.
         self._stop = True
         self._room.release()
         for _worker in self._workers:
             self._tasks.put(None)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + JOIN_SECONDS
         for thread in self._workers:
             thread.join(max(0.0, deadline - time.monotonic()))
-        # It may be waiting for its source, which nothing can hurry.
-        self._reader.join(GRACE)
+        # It may be waiting for its source, which cannot be interrupted.
+        self._reader.join(IDLE_SECONDS)
         cv2.setNumThreads(self._opencv_threads)
 
     def _read(self) -> None:
@@ -358,7 +358,7 @@ def _judge(
     entry: Prepared, score: float, heatmap: npt.NDArray[np.float32], card: ModelCard
 ) -> Result:
     if not 0 <= score <= 1:
-        message = f"the model gave {score} instead of a probability"
+        message = f"the model returned {score} instead of a probability"
         failed = Result.failed(entry.source, InputError("bad_output", message))
         return replace(failed, frame=entry.frame, face=entry.face, time=entry.time)
     return Result(

@@ -1,7 +1,7 @@
 """Hide credentials in addresses before anything shows them.
 
-Hiding is deterministic, so that a row's `source` is the same in every run. It hides too much rather
-than too little: where the standard (RFC 3986) and what a person meant differ, both are hidden.
+The result is deterministic, so that a row's `source` is the same in every run. In doubt, text is
+hidden: where RFC 3986 and the user's intention differ, both readings are hidden.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ _WORDS = (
     "user usr login account pas pwd pw token tkn key auth secret sig cred jwt sess code streamid "
     "header hmac hdnts hdnea hdntl policy bearer cookie ticket assertion saml accessid access_id"
 ).split()
-# Too short to be looked for inside of other names.
+# Names that are too short to be searched for inside other names.
 _NAMES = frozenset("ak sk hm oh md5 mac sid uid pin otp hash digest nonce".split())
 
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WEB = re.compile(r"https?$", re.IGNORECASE)
 _PLAIN_AUTHORITY = re.compile(r"(?P<host>\[[^][@]*\]|[^][@:]*)(?::(?P<port>\d+))?")
 _TOKEN = re.compile(r"""=|\s+|[/?&#;,"'|!]|[^=\s/?&#;,"'|!]+""")
-# A value in a GStreamer pipeline: a type in brackets, then a quoted text or a word.
+# A value in a GStreamer pipeline: an optional type in parentheses, then a quoted text or a word.
 _VALUE = re.compile(
     r"""\s*(?:\(\w+\)\s*)?(?:"(?:[^"\\]|\\.)*(?:"|$)|'(?:[^'\\]|\\.)*(?:'|$)|(?:\\.|[^&\s\\])*)""",
     re.DOTALL,
 )
 _PATH = re.compile("[/?#]")
 _PIECE = re.compile(r"[^&#?]+")
-# A JSON web token is a credential wherever it stands.
+# A JSON web token is a credential in any position.
 _JWT = re.compile(r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*")
 
 
 def redact(text: str) -> str:
     """Replace every possible credential in an address with `***`.
 
-    Hidden are user and password before the host, and the values of parameters whose names say that
-    they grant access, in a query, a path, a fragment or a GStreamer pipeline, also where they are
-    percent-encoded in another parameter. What replaces a credential does not depend on it.
+    Credentials are the user and password before the host, and the values of parameters whose names
+    suggest access: in a query, a path, a fragment or a GStreamer pipeline, also percent-encoded
+    inside another parameter. The replacement does not depend on the credential.
 
     Args:
         text: an address, or a text with addresses in it. Text without `://` and without secret
@@ -60,7 +60,7 @@ def redact(text: str) -> str:
     address = _ADDRESS.match(text) is not None
     login = _find_login(text, address)
     spans = [login] if login else []
-    # Behind an unambiguous login only; an ambiguous one may be a parameter's value.
+    # Skip only an unambiguous login; an ambiguous one may be the value of a parameter.
     start = login[1] if login and _is_clear(text, login) else 0
     spans += _find_parameters(text, start, address)
     spans += (match.span() for match in _JWT.finditer(text))
@@ -71,10 +71,10 @@ def redact(text: str) -> str:
 
 
 def is_ambiguous(address: str) -> bool:
-    """Whether an `@` behind the host may be the end of a password that was not percent-encoded.
+    """Return whether an `@` after the host may end a password that was not percent-encoded.
 
-    By the standard, the host of `http://me:se@cret/x@host/` is `cret`, a part of what was meant as
-    the password: such an address must not be looked up.
+    By RFC 3986, the host of `http://me:se@cret/x@host/` is `cret`, which is part of the intended
+    password. Such an address must not be resolved.
     """
     rest = address.partition("://")[2]
     authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
@@ -82,7 +82,7 @@ def is_ambiguous(address: str) -> bool:
 
 
 def _find_login(text: str, address: bool) -> Span | None:
-    """From behind `://` to the last `@`: a password may hold anything."""
+    """Find the text between `://` and the last `@`: a password may contain any character."""
     at = text.rfind("@")
     start = 0
     while (found := text.find("://", start)) >= 0:
@@ -92,20 +92,20 @@ def _find_login(text: str, address: bool) -> Span | None:
         web = _WEB.search(text, start, found) is not None
         if not (address and web and _is_without_login(text[begin:])):
             return begin, at
-        # Another address may follow in the path, as in that of a proxy.
+        # Another address may follow in the path, as with a proxy.
         start = begin
     return None
 
 
 def _is_without_login(rest: str) -> bool:
-    """Whether every `@` of a web address belongs to its path or query."""
+    """Return whether every `@` of a web address belongs to its path or query."""
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     plain = _PLAIN_AUTHORITY.fullmatch(authority)
     if not plain:
         return False
     if plain["port"] is None or plain["host"].startswith("[") or "." in plain["host"]:
         return True
-    # me:12/3@host: a port, or the begin of a password. A path's own @ begins a part of it.
+    # me:12/3@host: a port, or the start of a password. An @ of a path starts a path segment.
     return plain["host"] == "localhost" or not re.search("[^/]@", rest)
 
 
@@ -131,7 +131,7 @@ def _find_parameters(text: str, start: int, address: bool) -> Iterator[Span]:
 
 def _end_of_value(text: str, begin: int, address: bool) -> int:
     if address:
-        # An address has no spaces of its own: what follows one was not encoded.
+        # An address contains no spaces, so text after a space is a value that was not encoded.
         end = text.find("&", begin)
         return len(text) if end < 0 else end
     value = _VALUE.match(text, begin)
@@ -145,7 +145,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _find_encoded(text: str, start: int) -> Iterator[Span]:
-    """Parameters and paths that hold an encoded address or parameters with credentials."""
+    """Yield parameters and paths that contain an encoded address or parameters with credentials."""
     for piece in _PIECE.finditer(text, start):
         if "%" not in piece[0]:
             continue
@@ -156,7 +156,7 @@ def _find_encoded(text: str, start: int) -> Iterator[Span]:
 
 
 def _decode(text: str) -> str:
-    """Text without percent-encoding, also where it was encoded up to three times."""
+    """Decode text that was percent-encoded up to three times."""
     for _ in range(3):
         text = unquote(text)
     return text

@@ -1,4 +1,4 @@
-"""Result rows: the same value for every source, sink and backend."""
+"""Result rows, which every source, sink and backend shares."""
 
 from __future__ import annotations
 
@@ -25,26 +25,25 @@ LABEL_NAMES: dict[Label, str] = {
 
 @dataclass(frozen=True)
 class RowError:
-    """Why an input has no verdict: an `InputError.CODES` code and a sentence."""
+    """Why an input has no verdict: a code of `InputError.CODES` and a sentence."""
 
     code: str
     message: str
 
     @classmethod
     def of(cls, error: InputError) -> RowError:
-        """What a row says of an error."""
+        """Return the row's form of an error."""
         return cls(error.code, error.message)
 
 
 @dataclass(frozen=True)
 class Track:
-    """One face through a stream, up to now.
+    """One face in a stream, up to the current frame.
 
     Attributes:
-        number: from 1, never used again in a stream.
-        label: `generated`, `groundtruth` or `unsure`: smoothed over time, so that it does not
-            flicker.
-        score: the P(generated) that it is judged by; None before the first clear view.
+        number: from 1; unique in a stream.
+        label: smoothed over time, so that it does not flicker.
+        score: the smoothed P(generated); None before the first clear view.
     """
 
     number: int
@@ -54,23 +53,24 @@ class Track:
 
 @dataclass(frozen=True)
 class Result:
-    """The verdict on one input, or the reason why there is none.
+    """The verdict on one input, or the reason why it failed.
 
     Attributes:
-        source: path or address, as it was given or found.
-        frame: number of a video's frame, from 0; None for still images.
-        face: `(x, y, width, height)` in pixels; None for the whole picture.
-        label: `generated`, `groundtruth`, `unsure`; None with an error.
+        source: path or address, as given by the user or found in a folder.
+        frame: index of a video frame, from 0; None for still images.
+        face: `(x, y, width, height)` in pixels; None for the whole image.
+        label: None with an error.
         score: P(generated), 0 to 1; None with an error.
         error: None with a verdict.
-        reason: why the label is `unsure` whatever the score, one of `faces.REASONS`; None else.
-        time: of a stream's frame: seconds since its start for a video file, since 1970 (UTC) for
-            a live one; None for still images.
-        track: of a stream's face; None for still images.
-        heatmap: float32 [h, w], evidence for `generated` in log-odds over the square that was
-            classified; None with an error. Not part of the row.
-        encoded: the picture's file as it was read, for sinks that show it; None unless asked for,
-            and for files above 8 MiB. Not part of the row.
+        reason: why the label is `unsure` regardless of the score, one of `faces.REASONS`; otherwise
+            None.
+        time: of a frame, in seconds: since the start of a video file, or since 1970 (UTC) in a live
+            stream; None for still images.
+        track: of a face in a stream; None for still images.
+        heatmap: float32 [h, w], evidence for `generated` in log-odds over the classified square;
+            None with an error. Not part of the row.
+        encoded: the bytes of the image file, for sinks that show it; None unless requested, and for
+            files above 8 MiB. Not part of the row.
     """
 
     source: str
@@ -87,19 +87,19 @@ class Result:
 
     @classmethod
     def failed(cls, source: str, error: InputError) -> Result:
-        """The row of an input that could not be classified."""
+        """Return the row of an input that could not be classified."""
         return cls(source, error=RowError.of(error))
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Result:
-        """A result from what `to_row` gave.
+        """Read a result from the output of `to_row`.
 
         Raises:
-            KeyError, TypeError, ValueError: it is no row.
+            KeyError, TypeError, ValueError: the mapping is not a row.
         """
         error, face, track = row["error"], row["face"], row["track"]
         if not isinstance(row["source"], str):
-            raise ValueError("source must be a text")
+            raise ValueError("source must be a string")
         return cls(
             row["source"],
             frame=row["frame"],
@@ -113,7 +113,7 @@ class Result:
         )
 
     def to_row(self) -> dict[str, Any]:
-        """The row as JSON types: scores to six digits, times to milliseconds."""
+        """Return the row as JSON types, scores to six digits, times to milliseconds."""
         return {
             "source": self.source,
             "frame": self.frame,

@@ -1,12 +1,12 @@
-"""Text for people: safe to show, whatever a file is called, and counts of things."""
+"""Text for people: safe file names, counts, and the first line of an exception."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Text without what could steer a terminal or break a line.
+    """Escape control, format and surrogate characters.
 
-    Control, format (such as right-to-left overrides) and surrogate characters appear escaped.
+    They could move a terminal's cursor, break a line, or reverse the direction of text.
 
     Example:
         >>> printable("a\\x1b[31m\\n\\udcff")
@@ -18,7 +18,7 @@ def printable(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """How many there are of something.
+    """Return a count and its noun, in the plural unless the count is 1.
 
     Example:
         >>> counted(1, "thread"), counted(2, "thread")

@@ -1,4 +1,4 @@
-"""The folder of this user for files that can be made or fetched again."""
+"""The cache folder of the current user."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where this system's programs keep what they can make again, and in it ffd's own folder.
+    """Return ffd's folder in the cache folder of this system.
 
     Raises:
         RuntimeError: the user has no home folder.
@@ -18,6 +18,6 @@ def cache_folder() -> Path:
         return (Path(local) if local else Path.home() / "AppData" / "Local") / "ffd"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "ffd"
-    # The XDG base directory specification has relative paths ignored.
+    # The XDG base directory specification says to ignore relative paths.
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "ffd"

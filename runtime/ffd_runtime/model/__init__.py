@@ -1,1 +1,1 @@
-"""Models: the card, the engine manifest, devices, backends."""
+"""Models: card, engine manifest, devices and backends."""

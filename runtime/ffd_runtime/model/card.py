@@ -1,6 +1,6 @@
-"""The model card: everything that a run needs to know about a model, in one validated value.
+"""The model card: what a run needs to know about a model, validated.
 
-The card travels inside the file it describes: in the metadata of a `.safetensors` checkpoint and
+The card is stored in the file that it describes: in the metadata of a `.safetensors` checkpoint and
 in `metadata_props["ffd.card"]` of an ONNX.
 """
 
@@ -31,14 +31,14 @@ class PreprocessSpec:
 
     Attributes:
         size: side of the square input, in pixels.
-        face_scale: how much a face's box is enlarged before it is cut out.
+        face_scale: factor by which the box of a face is enlarged.
         target_mean: mean of L that images are normalised to, in 8-bit LAB (0 to 255).
         target_deviation: standard deviation of L that images are normalised to, same scale.
-        max_gain: limit of the contrast gain, so that flat images do not become noise.
+        max_gain: limit of the contrast gain, which keeps flat images from becoming noise.
         clahe_clip: clip limit of `cv2.createCLAHE`.
-        clahe_tiles: tiles a side of `cv2.createCLAHE`.
-        reduced_decode: large JPEGs are decoded at a fraction of their size, as long as the shorter
-            side keeps twice `size`; False in cards from before it was known.
+        clahe_tiles: tiles in each direction of `cv2.createCLAHE`.
+        reduced_decode: whether large JPEGs are decoded at a fraction of their size, with at least
+            twice `size` left of the shorter side; False in cards without this field.
     """
 
     size: int = 299
@@ -52,7 +52,7 @@ class PreprocessSpec:
 
     @property
     def decode_side(self) -> int:
-        """Pixels that a reduced decode must leave of the shorter side; 0 for none."""
+        """Minimum of the shorter side after a reduced decode, in pixels; 0 for a full decode."""
         return 2 * self.size if self.reduced_decode else 0
 
     def __post_init__(self) -> None:
@@ -73,9 +73,9 @@ class Provenance:
 
     Attributes:
         version: version of ffd that wrote the file.
-        checkpoint_sha256: of the checkpoint that an exported file was made from.
+        checkpoint_sha256: of the checkpoint that was exported.
         manifest_sha256: of the training manifest (path, label, split and sha256 of every image).
-        weights: what the network started from: `none`, `imagenet`, or a file's name and sha256.
+        weights: initial weights: `none`, `imagenet`, or the name and the sha256 of a file.
     """
 
     version: str
@@ -98,14 +98,14 @@ class ModelCard:
     """The contract between training, export and runtime.
 
     Attributes:
-        name: what people call this model.
+        name: of the model, for people.
         architecture: network, as `ffd-train --network` names it.
-        preprocess: what happens to an image before the graph.
-        classes: order of the graph's `probability` output; `generated` comes first.
-        temperature: the logits are divided by it, inside the graph.
-        threshold: P(generated) at which a two-way decision is made.
-        unsure: `(low, high)`: a score in `[low, high)` is answered `unsure`; with a low of 0 no
-            score is `groundtruth`, with a high of 1 none is `generated`.
+        preprocess: preparation of an image for the graph.
+        classes: order of the graph's `probability` output; `generated` is the first.
+        temperature: divisor of the logits, inside the graph.
+        threshold: P(generated) from which an image is called generated when `unsure` is no option.
+        unsure: `(low, high)`: a score in `[low, high)` is `unsure`. With a low of 0, no score is
+            `groundtruth`; with a high of 1, no score is `generated`.
         precision: `fp32`, `fp16` or `int8`.
         metrics: measurements by name (`val`, `parity`, ...), each a flat mapping.
         provenance: where the model came from.
@@ -126,8 +126,8 @@ class ModelCard:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA or isinstance(self.schema, bool):
             raise CardError(
-                f"model card has schema {self.schema!r}, this version of ffd reads {SCHEMA}: "
-                "export the model again, or install the ffd that wrote it"
+                f"model card has schema {self.schema!r}, but this version of ffd reads {SCHEMA}: "
+                "export the model again, or install the version of ffd that wrote it"
             )
         _require_text("name", self.name)
         _require_text("architecture", self.architecture)
@@ -146,7 +146,7 @@ class ModelCard:
         _require_metrics(self.metrics)
 
     def verdict(self, score: float) -> Label:
-        """Label for a score.
+        """Return the label for a score.
 
         Args:
             score: P(generated), 0 to 1.
@@ -165,11 +165,11 @@ class ModelCard:
         return "groundtruth" if score < low else "unsure"
 
     def replace(self, **changes: Any) -> ModelCard:
-        """A copy with some fields changed, validated again."""
+        """Return a validated copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self, indent: int | None = None) -> str:
-        """The card as JSON, keys in the order of the fields, `schema` first."""
+        """Return the card as JSON, with keys in the order of the fields and `schema` first."""
         document = {"schema": self.schema, **dataclasses.asdict(self)}
         return json.dumps(document, indent=indent, allow_nan=False)
 
@@ -188,8 +188,8 @@ class ModelCard:
             raise CardError("model card is not a JSON object")
         if document.get("schema") != SCHEMA:
             raise CardError(
-                f"model card has schema {document.get('schema')!r}, this version of ffd reads "
-                f"{SCHEMA}: export the model again, or install the ffd that wrote it"
+                f"model card has schema {document.get('schema')!r}, but this version of ffd reads "
+                f"{SCHEMA}: export the model again, or install the version of ffd that wrote it"
             )
         values = _fields(cls, "", document)
         values["preprocess"] = PreprocessSpec(
@@ -224,7 +224,7 @@ def _fields(owner: type[Any], prefix: str, document: object) -> dict[str, Any]:
 
 def _require_text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value:
-        raise CardError(f"model card: {name} must be a non-empty text, not {value!r}")
+        raise CardError(f"model card: {name} must be a non-empty string, not {value!r}")
 
 
 def _require_number(name: str, value: object, low: float, high: float) -> None:
@@ -246,4 +246,4 @@ def _require_metrics(metrics: object) -> None:
         for key, value in group.items():
             finite = not isinstance(value, float) or math.isfinite(value)
             if not isinstance(value, int | float | str | None) or not finite:
-                raise CardError(f"model card: metrics.{name}.{key} must be a number or a text")
+                raise CardError(f"model card: metrics.{name}.{key} must be a number or a string")

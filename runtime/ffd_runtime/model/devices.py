@@ -1,4 +1,4 @@
-"""Devices: what is asked for, and what the driver says is there."""
+"""Devices: parse the requested one, and query NVIDIA's driver for GPUs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..core.errors import DeviceError, DeviceMemoryError
 
 
 def parse_device(text: str) -> tuple[str, int]:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as (kind, index).
+    """Parse `auto`, `cpu`, `cuda` or `cuda:N` into kind and index.
 
     Raises:
-        DeviceError: another text.
+        DeviceError: the text is none of these.
     """
     match = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):(\d{1,3}))?", text)
     if not match:
@@ -27,7 +27,7 @@ def parse_device(text: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as the driver names it.
+    """A GPU, as described by the driver.
 
     Attributes:
         name: such as `NVIDIA GeForce RTX 4090`.
@@ -39,7 +39,7 @@ class Gpu:
 
 
 def count_gpus() -> int:
-    """How many GPUs NVIDIA's driver offers; asks the driver itself, needs no CUDA toolkit."""
+    """Count the GPUs of NVIDIA's driver; needs no CUDA toolkit."""
     driver = _driver()
     count = ctypes.c_int(0)
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
@@ -48,15 +48,15 @@ def count_gpus() -> int:
 
 
 def describe_gpu(index: int) -> Gpu:
-    """Name and compute capability of a GPU.
+    """Return name and compute capability of a GPU.
 
     Raises:
-        DeviceError: the driver does not offer it.
+        DeviceError: the driver has no such GPU.
     """
     driver = _driver()
     device = ctypes.c_int(0)
     if driver is None or driver.cuDeviceGet(ctypes.byref(device), index) != 0:
-        raise DeviceError(f"NVIDIA's driver offers no GPU {index} here")
+        raise DeviceError(f"NVIDIA's driver offers no GPU {index} on this machine")
     name = ctypes.create_string_buffer(256)
     driver.cuDeviceGetName(name, len(name), device)
     numbers = []
@@ -69,7 +69,7 @@ def describe_gpu(index: int) -> Gpu:
 
 
 def _driver() -> Any:
-    """NVIDIA's driver library, ready to be asked; None where there is none that works."""
+    """Load and initialise NVIDIA's driver library; None if that fails."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)
@@ -79,17 +79,17 @@ def _driver() -> Any:
 
 
 class PinnedMemory:
-    """Page-locked memory of the host, which a GPU copies from and to without a detour.
+    """Page-locked memory of the host, which a GPU copies from and to directly.
 
-    Taken from NVIDIA's driver itself, so it needs no CUDA toolkit.
+    NVIDIA's driver allocates it, so no CUDA toolkit is needed.
 
     Args:
         index: of the GPU.
         size: in bytes.
 
     Raises:
-        DeviceError: the driver does not offer the GPU.
-        DeviceMemoryError: there is not that much.
+        DeviceError: the driver cannot use the GPU.
+        DeviceMemoryError: the memory cannot be allocated.
     """
 
     def __init__(self, index: int, size: int) -> None:
@@ -99,10 +99,10 @@ class PinnedMemory:
         if (
             self._driver is None
             or self._driver.cuDeviceGet(ctypes.byref(self._device), index) != 0
-            # The context that CUDA's runtime, and so onnxruntime, uses too.
+            # CUDA's runtime, and so onnxruntime, uses the same context.
             or self._driver.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), self._device) != 0
         ):
-            raise DeviceError(f"NVIDIA's driver cannot start GPU {index} here")
+            raise DeviceError(f"NVIDIA's driver cannot start GPU {index}")
         address = ctypes.c_void_p()
         self._driver.cuCtxPushCurrent_v2(self._context)
         # CU_MEMHOSTALLOC_PORTABLE in NVIDIA's cuda.h: page-locked for every context.
@@ -112,13 +112,14 @@ class PinnedMemory:
         if error or not self.address:
             self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
             raise DeviceMemoryError(
-                f"NVIDIA's driver gives no {size} bytes of page-locked memory (CUDA error {error})"
+                f"NVIDIA's driver cannot allocate {size} bytes of page-locked memory "
+                f"(CUDA error {error})"
             )
 
     def close(self) -> None:
-        """Free it, from whichever thread; a second call does nothing."""
+        """Free the memory, from any thread; a second call does nothing."""
         if self.address:
-            # Without a current context the driver frees nothing.
+            # Without a current context, the driver frees nothing.
             self._driver.cuCtxPushCurrent_v2(self._context)
             self._driver.cuMemFreeHost(ctypes.c_void_p(self.address))
             self._driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))

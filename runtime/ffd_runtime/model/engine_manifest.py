@@ -1,8 +1,8 @@
-"""The manifest beside a TensorRT engine, and whether the engine can run here.
+"""The manifest of a TensorRT engine, and whether the engine can run on this machine.
 
-An engine is bound to what built it: TensorRT's version, the GPU's compute capability, a range of
-batch sizes. `NAME.engine.json` says all of it, so that a runtime can refuse with what is wrong
-before TensorRT fails with a code; the engine itself holds nothing of ours, for trtexec and Triton.
+An engine is bound to a version of TensorRT, to compute capabilities and to a range of batch sizes.
+`NAME.engine.json` records them, so that the runtime can name the difference before TensorRT fails
+with a code. The engine file stays as TensorRT wrote it, for trtexec and Triton.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from .devices import Gpu
 SCHEMA = 1
 BUILDERS = ("tensorrt", "tensorrt_rtx")
 COMPATIBILITIES = ("none", "ampere_plus", "same_compute_capability")
-# GPUs that TensorRT for RTX supports: NVIDIA's support matrix for version 1.5 and later, and
+# GPUs supported by TensorRT for RTX: NVIDIA's support matrix for version 1.5 and later, and
 # `ComputeCapability` of its Python module. The H100 (9.0) and the B200 (10.0) are absent.
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """What an engine is, and where it can run.
+    """An engine, and the systems that can run it.
 
     Attributes:
-        card: of the model inside.
-        engine_sha256: of the engine's file.
-        onnx: name of the ONNX that it was built from.
-        onnx_sha256: of that ONNX.
-        builder: module that built it, `tensorrt` or `tensorrt_rtx`.
-        builder_version: its version.
-        gpu: name of the GPU that it was built on; None if it was built without one.
-        compute_capabilities: of the GPUs that it is for, such as `8.9`.
+        card: of the model.
+        engine_sha256: of the engine file.
+        onnx: name of the ONNX file that was built.
+        onnx_sha256: of the ONNX file.
+        builder: module that built the engine, `tensorrt` or `tensorrt_rtx`.
+        builder_version: version of the module.
+        gpu: name of the GPU on which the engine was built; None without a GPU.
+        compute_capabilities: of the supported GPUs, such as `8.9`.
         hardware_compatibility: `none`, `ampere_plus` or `same_compute_capability`.
-        version_compatible: whether later versions of TensorRT can run it.
-        lean_runtime: whether it holds the lean runtime that a later version needs to run it.
+        version_compatible: whether later versions of TensorRT can run the engine.
+        lean_runtime: whether the engine contains the lean runtime, which a later version needs.
         batch: smallest, optimal and largest batch.
-        options: the builder's other settings (workspace, optimisation level).
+        options: other settings of the builder (workspace, optimisation level).
         layers: convolution and GEMM layers of the parsed network, by type.
-        float_layers: those that are not of the card's precision, by name.
-        built_layers: such layers of the engine by type, as TensorRT's inspector tells on a GPU.
-        command: builds it anew for the GPU of the machine that it is run on, where the ONNX is.
+        float_layers: names of the layers that do not have the card's precision.
+        built_layers: such layers of the built engine, from TensorRT's inspector on a GPU.
+        command: rebuilds the engine for the GPU of another machine, in a folder with the ONNX file.
     """
 
     card: ModelCard
@@ -78,11 +78,11 @@ class EngineManifest:
 
     @property
     def how_to_rebuild(self) -> str:
-        """The command, and where to run it."""
-        return f"rebuild it here, in a folder with {self.onnx}, by {self.command}"
+        """The command that rebuilds the engine, and where to run it."""
+        return f"rebuild it here, in a folder with {self.onnx}, with {self.command}"
 
     def to_json(self) -> str:
-        """As it stands beside the engine."""
+        """Return the manifest as JSON."""
         document = {"schema": self.schema, **dataclasses.asdict(self)}
         document["card"] = json.loads(self.card.to_json())
         return json.dumps(document, indent=1, allow_nan=False) + "\n"
@@ -92,7 +92,7 @@ class EngineManifest:
         """Read and validate a manifest.
 
         Raises:
-            EngineError: it is no JSON, or a field is absent, unknown or of another form.
+            EngineError: the text is not JSON, or a field is absent, unknown or invalid.
         """
         try:
             document = json.loads(text)
@@ -100,7 +100,7 @@ class EngineManifest:
             raise EngineError(f"engine manifest is not valid JSON: {error}") from None
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise EngineError(
-                f"engine manifest is not of schema {SCHEMA}, which this version of ffd reads: "
+                f"engine manifest does not have schema {SCHEMA}, which this version of ffd reads: "
                 "build the engine again with ffd-export"
             )
         names = {item.name for item in dataclasses.fields(cls)}
@@ -119,12 +119,12 @@ class EngineManifest:
 
 
 @dataclass(frozen=True)
-class Here:
-    """What would run an engine.
+class TargetSystem:
+    """The system that is to run an engine.
 
     Attributes:
         module: `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
-        version: its version.
+        version: of the module.
         gpu: name of the GPU.
         compute_capability: of the GPU, such as `8.9`.
     """
@@ -136,16 +136,16 @@ class Here:
 
 
 def manifest_path(engine: Path) -> Path:
-    """Where an engine's manifest stands: `NAME.engine.json` beside `NAME.engine`."""
+    """Return the path of an engine's manifest: `NAME.engine.json` beside `NAME.engine`."""
     return engine.with_name(engine.name + ".json")
 
 
 def read_manifest(engine: Path) -> EngineManifest:
-    """The manifest of an engine, once both files are known to belong together.
+    """Read the manifest of an engine, and check that it describes the files beside it.
 
     Raises:
-        EngineError: there is none, it is damaged, or the engine or the ONNX beside it is another
-            than it says.
+        EngineError: the manifest is absent or damaged, or the hash of the engine or of the ONNX
+            file beside it differs.
     """
     path = manifest_path(engine)
     try:
@@ -173,11 +173,11 @@ def read_manifest(engine: Path) -> EngineManifest:
     return manifest
 
 
-def require_runnable(manifest: EngineManifest, here: Here) -> None:
-    """Refuse an engine that cannot run here.
+def require_runnable(manifest: EngineManifest, here: TargetSystem) -> None:
+    """Check that an engine can run on a system.
 
     Raises:
-        EngineError: what was built, what is here, and the command that rebuilds it.
+        EngineError: it cannot. The message has both systems and the command that rebuilds it.
     """
     reason = _version_fault(manifest, here) or _gpu_fault(manifest, here)
     if not reason:
@@ -187,17 +187,17 @@ def require_runnable(manifest: EngineManifest, here: Here) -> None:
     )
     where = f" on {manifest.gpu}" if manifest.gpu else ""
     raise EngineError(
-        f"the engine cannot run here: {reason}; it was built by {built}{where}; here are "
+        f"the engine cannot run on this machine: {reason}; it was built by {built}{where}; found "
         f"{here.module} {here.version} and {here.gpu} ({here.compute_capability}); "
         f"{manifest.how_to_rebuild}"
     )
 
 
 def list_rtx_gpus(trt: Any) -> tuple[str, ...]:
-    """Compute capabilities that an installed TensorRT for RTX supports.
+    """Return the compute capabilities that the installed TensorRT for RTX supports.
 
     Args:
-        trt: the module `tensorrt_rtx`; the documented ones are returned where it lists none.
+        trt: the module `tensorrt_rtx`. If it lists none, the documented ones are returned.
     """
     names = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     listed = tuple(f"{n[2:-1]}.{n[-1]}" for n in names if re.fullmatch(r"SM\d{2,3}", n))
@@ -205,14 +205,14 @@ def list_rtx_gpus(trt: Any) -> tuple[str, ...]:
 
 
 def require_rtx_gpu(trt: Any, gpu: Gpu) -> None:
-    """Refuse a GPU that TensorRT for RTX does not support, before anything is built or loaded.
+    """Check that TensorRT for RTX supports a GPU, before an engine is built or loaded.
 
     Args:
         trt: the module `tensorrt_rtx`.
-        gpu: the GPU to build for, or to run on.
+        gpu: to build for, or to run on.
 
     Raises:
-        DeviceError: the GPU, and what runs on it instead.
+        DeviceError: it does not. The message names an alternative.
     """
     supported = list_rtx_gpus(trt)
     if gpu.compute_capability not in supported:
@@ -223,7 +223,7 @@ def require_rtx_gpu(trt: Any, gpu: Gpu) -> None:
         )
 
 
-def _version_fault(manifest: EngineManifest, here: Here) -> str | None:
+def _version_fault(manifest: EngineManifest, here: TargetSystem) -> str | None:
     lean = here.module == "tensorrt_lean"
     if manifest.builder != ("tensorrt" if lean else here.module):
         return f"it needs {manifest.builder}"
@@ -236,13 +236,13 @@ def _version_fault(manifest: EngineManifest, here: Here) -> str | None:
     # 11.4, "Engine Portability".
     forward = current > built and (built[0] == current[0] or (built[0], current[0]) == (10, 11))
     if not manifest.version_compatible or not forward:
-        return "it is of another version of TensorRT"
+        return "it was built by another version of TensorRT"
     if not manifest.lean_runtime:
         return "it was built without the lean runtime that another version needs to run it"
     return None
 
 
-def _gpu_fault(manifest: EngineManifest, here: Here) -> str | None:
+def _gpu_fault(manifest: EngineManifest, here: TargetSystem) -> str | None:
     if here.compute_capability in manifest.compute_capabilities:
         return None
     if manifest.hardware_compatibility == "ampere_plus" and _version(here.compute_capability) >= (
@@ -250,11 +250,11 @@ def _gpu_fault(manifest: EngineManifest, here: Here) -> str | None:
         0,
     ):
         return None
-    return "it is for GPUs of another compute capability"
+    return "it was built for GPUs of another compute capability"
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """Leading numbers: `10.14.1.48.post1` is (10, 14, 1, 48)."""
+    """Return the leading numbers: (10, 14, 1, 48) for `10.14.1.48.post1`."""
     numbers = []
     for part in text.split("."):
         if not part.isdecimal():

@@ -1,4 +1,4 @@
-"""Batches that fit the device's memory."""
+"""A backend whose batches fit the device's memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class WithinMemory:
-    """A backend that halves its batches when the device runs out of memory, and keeps them halved.
+    """Halves the batches of a backend when the device runs out of memory.
 
-    The limit lasts as long as the object: make one for each model, and use it for all batches.
-    Several threads may call it.
+    The limit lasts as long as the object, so create one for each model. Several threads may
+    call it.
 
     Args:
         backend: the model.
@@ -27,7 +27,7 @@ class WithinMemory:
     Attributes:
         card: see `Backend`.
         description: see `Backend`.
-        lanes: see `Asynchronous`; 1 where the backend infers at once.
+        lanes: see `Asynchronous`; 1 for a synchronous backend.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -40,17 +40,17 @@ class WithinMemory:
 
     @classmethod
     def of(cls, backend: Backend) -> WithinMemory:
-        """Wrap a backend; one that is wrapped already keeps its limit."""
+        """Wrap a backend, unless it is already wrapped."""
         return backend if isinstance(backend, cls) else cls(backend)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch, in parts where it is larger than what fits.
+        """Run one batch, in parts if it exceeds the limit.
 
         Args:
             images: see `Backend.infer`; at least one.
 
         Raises:
-            DeviceMemoryError: not even one image fits.
+            DeviceMemoryError: a single image does not fit.
             BackendError: inference failed.
         """
         while True:
@@ -69,8 +69,8 @@ class WithinMemory:
             images: see `infer`.
 
         Raises:
-            DeviceMemoryError: it does not fit beside the batches under way, if the backend is
-                asynchronous. `infer` runs it once they are collected, in parts if it must.
+            DeviceMemoryError: the batch does not fit beside those that run. After they are
+                collected, `infer` runs it, in parts if necessary.
             BackendError: inference failed.
         """
         if self.lanes == 1 or len(images) > (self._most or len(images)):
@@ -83,7 +83,7 @@ class WithinMemory:
 
     def _limit(self, most: int, error: DeviceMemoryError) -> None:
         with self._lock:
-            # Threads that fail together halve once and warn once.
+            # Several threads may fail at once; halve and warn once.
             if self._most is None or most < self._most:
                 self._most = most
                 log.warning("%s; continuing with batches of at most %d", error, most)

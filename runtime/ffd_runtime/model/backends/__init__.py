@@ -20,16 +20,16 @@ from .embedded import EMBEDDED_INT8 as EMBEDDED_INT8
 from .embedded import find_embedded as find_embedded
 from .embedded import find_embedded_by as find_embedded_by
 
-# Every suffix of a model that runs; a file of any other is taken for an ONNX.
+# Suffixes of all model files; a file with another suffix is read as ONNX.
 READS = tuple(dict.fromkeys(suffix for spec in BACKENDS.values() for suffix in spec.suffixes))
 
 # Outputs of the graph, by name and in the order of `Outputs`.
 OUTPUTS = ("probability", "heatmap")
 
-# A larger batch is no faster on a CPU, takes more memory, and makes Ctrl-C wait.
-MOST_ON_CPU = 32
+# On a CPU, larger batches are not faster, need more memory, and delay Ctrl-C.
+MAX_CPU_BATCH = 32
 
-# How onnxruntime, OpenVINO, TensorRT, CUDA, cuDNN, cuBLAS and C++ say that memory has run out.
+# Out-of-memory messages of onnxruntime, OpenVINO, TensorRT, CUDA, cuDNN, cuBLAS and C++.
 OUT_OF_MEMORY = (
     r"(?i)out ?of ?memory|out_of_memory|failed to allocate|alloc(ation)?_failed|cuda failure 2\b"
     r"|bad[ _]alloc|cannot allocate memory"
@@ -38,12 +38,12 @@ OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the graph gives for a batch.
+    """The outputs of the graph for a batch.
 
     Attributes:
         probability: float32 [N, 2], in the card's class order.
-        heatmap: float32 [N, h, w], evidence for `generated` in log-odds: the sigmoid of a heatmap's
-            mean is P(generated).
+        heatmap: float32 [N, h, w], evidence for `generated` in log-odds; the sigmoid of the mean of
+            a heatmap is P(generated).
     """
 
     probability: npt.NDArray[np.float32]
@@ -51,26 +51,26 @@ class Outputs:
 
 
 class Backend(Protocol):
-    """A model, loaded and ready on a device.
+    """A model that is loaded on a device.
 
-    One that can infer while the host prepares the next batch is `pending.Asynchronous`, too.
+    A backend that infers while the host prepares the next batch is also `pending.Asynchronous`.
 
     Attributes:
         card: of the model.
-        description: backend, version and device that really run, for people.
+        description: backend, version and device in use, for people.
     """
 
     card: ModelCard
     description: str
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch; may be called from several threads.
+        """Run one batch; several threads may call it.
 
         Args:
-            images: uint8 [N, size, size, 3], RGB, as `preprocess` returns them, stacked.
+            images: uint8 [N, size, size, 3], RGB, stacked outputs of `preprocess`.
 
         Raises:
-            DeviceMemoryError: it does not fit the device's memory; a smaller one may.
+            DeviceMemoryError: the batch does not fit the device's memory; a smaller one may.
             BackendError: inference failed; the message quotes the backend.
         """
 
@@ -79,22 +79,22 @@ class Backend(Protocol):
 
 
 def find_model(model: str | Path | None = None, device: str = "auto") -> Path:
-    """The file of a model.
+    """Return the file of a model.
 
     Args:
-        model: an ONNX or engine of `ffd-export`; None for the embedded model.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; decides which embedded model is taken.
+        model: an ONNX file or engine of `ffd-export`; None for the embedded model.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; selects one of the embedded models.
 
     Raises:
-        ModelError: there is none, or it is something else.
+        ModelError: the file is absent, or is not a model that runs.
     """
     path = Path(model) if model is not None else find_embedded(device)
     if path.is_dir():
-        raise ModelError(f"model {path} is a folder: give its ONNX, such as {path / 'best.onnx'}")
+        raise ModelError(f"model {path} is a folder: name a file, such as {path / 'best.onnx'}")
     if not path.is_file():
         raise ModelError(f"model {path}: no such file")
     if path.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
-        raise ModelError(f"model {path} is a checkpoint: make an ONNX of it with ffd-export {path}")
+        raise ModelError(f"model {path} is a checkpoint: export it to ONNX with ffd-export {path}")
     return path
 
 
@@ -104,16 +104,16 @@ def open_backend(
     """Load a model.
 
     The embedded model runs as FP32 on a GPU. On a CPU it runs as INT8 if the card of the INT8 file
-    shows that it is accurate enough (`embedded.explain_rejection`). Another model runs as it is.
+    shows that it is accurate enough (`embedded.explain_rejection`). Any other model runs unchanged.
 
     Args:
-        model: an ONNX or engine of `ffd-export`; None for the embedded model.
-        backend: `auto` (the first that reads the file) or a key of `BACKENDS`.
+        model: an ONNX file or engine of `ffd-export`; None for the embedded model.
+        backend: `auto` (the first backend that reads the file) or a key of `BACKENDS`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        ModelError: the file is absent or not one of ours.
-        BackendError: the backend or device that was asked for does not start.
+        ModelError: the file is absent or was not written by ffd-export.
+        BackendError: the requested backend or device does not start.
     """
     path = find_model(model, device)
     readers = find_readers(path.suffix)
@@ -126,7 +126,7 @@ def open_backend(
     module = BACKENDS[name].load()
     opened: Backend = module.open_model(path, device)
     if model is None and device == "auto" and not getattr(opened, "on_cuda", False):
-        # The GPU cannot be used, or the backend uses none: this is a CPU run after all.
+        # The GPU cannot be used, or the backend does not use it, so the model runs on the CPU.
         on_cpu = find_embedded("cpu")
         if on_cpu != path:
             opened.close()
@@ -137,17 +137,17 @@ def open_backend(
 def read_card(
     path: Path, text: str | None, inputs: list[str], outputs: Collection[str]
 ) -> ModelCard:
-    """The card of an ONNX, once card and graph are known to agree.
+    """Read the card of an ONNX file, and check that the graph agrees with it.
 
     Args:
         path: the file, for messages.
-        text: what its metadata hold under `CARD_KEY`; None for nothing.
-        inputs: signatures, such as `image uint8[N,299,299,3]`, N where the size is open.
-        outputs: likewise, such as `probability float[N,2]`.
+        text: the value of `CARD_KEY` in its metadata; None if absent.
+        inputs: signatures, such as `image uint8[N,299,299,3]`, with N for a dynamic size.
+        outputs: signatures, such as `probability float[N,2]`.
 
     Raises:
-        CardError: there is no card, or this version cannot read it.
-        ModelError: inputs or outputs break the graph contract.
+        CardError: the card is absent or invalid.
+        ModelError: the inputs or outputs are not those of the graph contract.
     """
     if text is None:
         raise CardError(f"model {path} has no model card: it was not written by ffd-export")
@@ -174,7 +174,7 @@ def read_card(
 def infer_in_parts(
     run: Callable[[npt.NDArray[np.uint8]], Outputs], images: npt.NDArray[np.uint8], most: int
 ) -> Outputs:
-    """Run a batch, at most so many images at a time."""
+    """Run a batch in parts of at most `most` images."""
     parts = [run(images[i : i + most]) for i in range(0, len(images), most)]
     if len(parts) == 1:
         return parts[0]
@@ -185,11 +185,11 @@ def infer_in_parts(
 
 
 def failure(message: str, said: str = "") -> BackendError:
-    """The error for a run that failed: `DeviceMemoryError` where that was the reason.
+    """Return the error for a failed inference; `DeviceMemoryError` if memory was exhausted.
 
     Args:
-        message: of the error.
-        said: all that the backend said, where that is more.
+        message: of the returned error.
+        said: the full text of the backend's error.
     """
     kind = DeviceMemoryError if re.search(OUT_OF_MEMORY, f"{message}\n{said}") else BackendError
     return kind(message)

@@ -1,4 +1,4 @@
-"""Batch sizes that a GPU runs: a few, so that what it prepares for a size is used again."""
+"""Batch sizes for a GPU: few, so that the preparation for each size is reused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def find_buckets(least: int, most: int) -> tuple[int, ...]:
-    """Batch sizes that run: the powers of two from the least to the most, and both of these.
+    """Return the powers of two from the smallest to the largest batch, and these two.
 
     Example:
         >>> find_buckets(1, 24), find_buckets(3, 8)
@@ -17,7 +17,7 @@ def find_buckets(least: int, most: int) -> tuple[int, ...]:
 
 
 def choose_bucket(buckets: Sequence[int], count: int) -> int:
-    """The smallest bucket that holds `count` images.
+    """Return the smallest bucket that holds `count` images.
 
     Args:
         buckets: in ascending order.
@@ -31,14 +31,14 @@ def choose_bucket(buckets: Sequence[int], count: int) -> int:
 
 
 class SteadyBucket:
-    """Chooses buckets for a device that prepares anew at each change of the batch size.
+    """Chooses buckets for a device that has a cost for each change of the batch size.
 
-    A larger size is taken at once. A smaller one is taken only after `patience` batches in a row
-    that it would have held: one short batch between full ones changes nothing.
+    A larger bucket is used immediately. A smaller one is used only after `patience` consecutive
+    batches that fit it, so that one short batch between full ones changes nothing.
 
     Args:
         buckets: in ascending order.
-        patience: batches in a row.
+        patience: consecutive batches.
 
     Example:
         >>> steady = SteadyBucket((1, 2, 4, 8), patience=2)
@@ -50,14 +50,14 @@ class SteadyBucket:
         self._buckets = buckets
         self._patience = patience
         self._size = 0
-        # Buckets of the latest batches, as long as all of them were smaller than the current one.
+        # Buckets of the latest batches, while all of them are smaller than the current one.
         self._smaller: list[int] = []
 
     def choose(self, count: int) -> int:
-        """The bucket for the next batch.
+        """Return the bucket for the next batch.
 
         Args:
-            count: images in it, at most the last bucket.
+            count: images in the batch, at most the last bucket.
         """
         needed = choose_bucket(self._buckets, count)
         if needed >= self._size:
@@ -69,10 +69,10 @@ class SteadyBucket:
         return self._size
 
     def settle(self, count: int) -> None:
-        """Take the smallest bucket that holds `count` images, whatever came before.
+        """Switch to the smallest bucket that holds `count` images, regardless of earlier batches.
 
         Args:
-            count: as for `choose`; 0 to forget the current bucket.
+            count: see `choose`; 0 to forget the current bucket.
         """
         self._size = choose_bucket(self._buckets, count) if count else 0
         self._smaller = []

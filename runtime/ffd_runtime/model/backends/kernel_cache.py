@@ -1,9 +1,9 @@
-"""Kernels that TensorRT for RTX compiled for an engine, kept in the user's cache folder.
+"""A cache of the kernels that TensorRT for RTX compiled for an engine.
 
-TensorRT for RTX compiles an engine's kernels where the engine runs. Its runtime cache can be saved
-and loaded, so that the next start compiles nothing. A file belongs to one engine, GPU and version.
-TensorRT checks what it loads, the driver's version for example; ffd checks the file's hash first,
-so that no damaged bytes reach native code.
+TensorRT for RTX compiles kernels on the machine that runs the engine. Its runtime cache is saved in
+the user's cache folder, so that the next start compiles nothing. A file belongs to one engine, GPU
+and version. ffd checks the file's hash before TensorRT, which checks the driver's version among
+others, so that no damaged bytes reach native code.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..devices import Gpu
 log = logging.getLogger(__name__)
 
 HEADER = b"ffd-rtx-kernels-1\n"
-DIGEST = hashlib.sha256().digest_size
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class KernelCache:
-    """The runtime cache of one engine; opened for TensorRT for RTX only.
+    """The runtime cache of one engine; used only with TensorRT for RTX.
 
     Args:
         engine: sha256 of the engine, in hex.
-        gpu: what it runs on.
+        gpu: that runs the engine.
         version: of TensorRT for RTX.
     """
 
@@ -39,7 +39,7 @@ class KernelCache:
 
     @property
     def path(self) -> Path:
-        """The file.
+        """The path of the file.
 
         Raises:
             RuntimeError: the user has no home folder.
@@ -63,30 +63,30 @@ class KernelCache:
         except (FileNotFoundError, NotADirectoryError, RuntimeError):
             return
         except OSError as error:
-            log.warning("kernels are compiled again: %s: %s", self.path, error.strerror)
+            log.warning("compiling kernels again: %s: %s", self.path, error.strerror)
             return
-        kernels = content[len(HEADER) + DIGEST :]
+        kernels = content[len(HEADER) + DIGEST_BYTES :]
         if content != self._wrap(kernels):
-            reason = "is damaged, or of another engine, GPU or version"
+            reason = "is damaged, or belongs to another engine, GPU or version"
         elif not self._deserialize(kernels):
-            reason = "was refused by TensorRT, after a change of the driver perhaps"
+            reason = "was rejected by TensorRT, possibly after an update of the driver"
         else:
             self._saved = kernels
             return
-        log.warning("kernels are compiled again: %s %s", self.path, reason)
+        log.warning("compiling kernels again: %s %s", self.path, reason)
 
     def _deserialize(self, kernels: bytes) -> bool:
         try:
             return bool(self._cache.deserialize(kernels))
-        except Exception as error:  # pybind11's, whatever TensorRT throws
+        except Exception as error:  # pybind11 translates any exception of TensorRT
             log.debug("deserialize: %s", error)
             return False
 
     def save(self) -> None:
-        """Write what was compiled since the file was read or written.
+        """Write kernels that were compiled since the file was read or written.
 
-        Needs the GPU to be the current device. A folder that cannot be written is no error: the
-        next start compiles again.
+        The GPU must be the current device. If the file cannot be written, the next start compiles
+        the kernels again.
         """
         if self._cache is None:
             return
@@ -97,11 +97,11 @@ class KernelCache:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(self.path, self._wrap(kernels))
                 self._saved = kernels
-        except Exception as error:  # also pybind11's: nothing was asked for that could fail
+        except Exception as error:  # also those of pybind11: the cache is optional
             log.debug("compiled kernels were not saved: %s", error)
 
     def close(self) -> None:
-        """Free the cache; needs every execution context freed."""
+        """Free the cache. Every execution context must be freed before."""
         self._cache = None
 
     def _wrap(self, kernels: bytes) -> bytes:

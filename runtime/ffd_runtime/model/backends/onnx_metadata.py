@@ -1,8 +1,8 @@
 """The metadata of an ONNX file, read without loading its graph.
 
-An ONNX is one protobuf message, `ModelProto` of onnx.proto. Its fields are walked as protobuf.dev,
-"Encoding", describes them, and what is no metadata is skipped: a session that only tells the card
-would take seconds for a large network.
+An ONNX file is one protobuf message, `ModelProto` of onnx.proto. This module parses its fields as
+described by protobuf.dev, "Encoding", and skips all but the metadata. Creating a session only to
+read the card would take seconds for a large network.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# Numbers of fields in onnx.proto.
+# Field numbers in onnx.proto.
 METADATA_PROPS, KEY, VALUE = 14, 1, 2
-# Protobuf's wire types, and the bytes of those whose size is fixed.
+# Protobuf's wire types, and the size of the fixed ones in bytes.
 VARINT, DELIMITED = 0, 2
 FIXED = {1: 8, 5: 4}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """`metadata_props` of an ONNX.
+    """Read the `metadata_props` of an ONNX file.
 
     Args:
         path: the file.
 
     Returns:
-        Value by key; of a key that repeats, the last value. Empty where the file cannot be read or
-        is no ONNX: whoever loads it next says why.
+        Value by key; for a repeated key, the last value. Empty if the file cannot be read or is not
+        an ONNX file, which loading the model reports.
     """
     try:
         with path.open("rb") as file:
@@ -38,7 +38,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _entry(content: bytes) -> tuple[str, str]:
-    """Key and value of a `StringStringEntryProto`; absent ones are empty."""
+    """Return key and value of a `StringStringEntryProto`; an absent one is empty."""
     key, value = (
         (list(_contents(io.BytesIO(content), number)) or [b""])[-1] for number in (KEY, VALUE)
     )
@@ -46,10 +46,10 @@ def _entry(content: bytes) -> tuple[str, str]:
 
 
 def _contents(file: BinaryIO, wanted: int) -> Iterator[bytes]:
-    """Contents of a message's length-delimited fields of one number.
+    """Yield the contents of a message's length-delimited fields with one number.
 
     Raises:
-        ValueError: it is no such message, or it is cut off.
+        ValueError: the message is invalid or truncated.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -63,7 +63,7 @@ def _contents(file: BinaryIO, wanted: int) -> Iterator[bytes]:
             raise ValueError(f"unknown wire type {kind}")
         length = FIXED[kind] if kind in FIXED else _varint(file)
         if number == 0 or length > size - file.tell():
-            raise ValueError("no message, or one that is cut off")
+            raise ValueError("the message is invalid or truncated")
         if kind == DELIMITED and number == wanted:
             yield file.read(length)
         else:
@@ -71,12 +71,12 @@ def _contents(file: BinaryIO, wanted: int) -> Iterator[bytes]:
 
 
 def _varint(file: BinaryIO) -> int:
-    """A number of up to 64 bits, seven in each byte, the lowest first."""
+    """Read a number of up to 64 bits, with seven bits in each byte, the lowest first."""
     value = 0
     for shift in range(0, 70, 7):
         byte = file.read(1)
         if not byte:
-            raise ValueError("the message is cut off")
+            raise ValueError("the message is truncated")
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value

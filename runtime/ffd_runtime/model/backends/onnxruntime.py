@@ -1,4 +1,4 @@
-"""onnxruntime: CPU and CUDA."""
+"""onnxruntime: ONNX on a CPU, or on a GPU with CUDA."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from ...core.text import counted, first_line
 from ..backend_registry import Facts
 from ..card import CARD_KEY, ModelCard
 from ..devices import PinnedMemory, count_gpus, parse_device
-from . import MOST_ON_CPU, OUTPUTS, Outputs, failure, infer_in_parts, read_card
+from . import MAX_CPU_BATCH, OUTPUTS, Outputs, failure, infer_in_parts, read_card
 from .onnx_metadata import read_metadata
-from .staging import MOST_ON_CUDA, Staging, quiet_options
+from .staging import MAX_CUDA_BATCH, Staging, quiet_options
 
 log = logging.getLogger(__name__)
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
-# Options of the CUDA provider that change its speed; ffd-bench tries them.
+# Options of the CUDA provider that affect its speed; ffd-bench compares them.
 TUNING = ("prefer_nhwc", "fuse_conv_bias")
 SPIN_MICROSECONDS = "20"
 INSTALL = "install the CUDA and cuDNN libraries with"
 
 
 class OnnxRuntime:
-    """A model in an onnxruntime session; made by `open_model`.
+    """A model in an onnxruntime session; created by `open_model`.
 
     Args:
-        session: what runs it.
+        session: of onnxruntime.
         card: of the model.
         description: see `Backend`.
-        staging: buffers between host and GPU; None on a CPU.
+        staging: buffers between the host and the GPU; None on a CPU.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class OnnxRuntime:
 
     @property
     def on_cuda(self) -> bool:
-        """Whether it runs on a GPU."""
+        """Whether the model runs on a GPU."""
         return self._staging is not None
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
@@ -66,20 +66,20 @@ class OnnxRuntime:
         try:
             if self._staging:
                 run = partial(self._staging.run, session)
-                return infer_in_parts(run, images, MOST_ON_CUDA)
-            return infer_in_parts(partial(_run, session), images, MOST_ON_CPU)
+                return infer_in_parts(run, images, MAX_CUDA_BATCH)
+            return infer_in_parts(partial(_run, session), images, MAX_CPU_BATCH)
         except BackendError:
             raise
-        except Exception as error:  # onnxruntime's exceptions share no other base
+        except Exception as error:  # onnxruntime's exceptions have no other common base
             raise failure(f"onnxruntime failed: {first_line(error)}", str(error)) from error
 
     def settle(self, count: int) -> None:
-        """Run the next batches at the size for `count` images, whatever size ran before.
+        """Run the next batches at the size for `count` images, regardless of earlier sizes.
 
-        A benchmark calls it, so that what it measured before does not change what it measures.
+        Benchmarks call it, so that a measurement does not depend on earlier ones.
         """
         if self._staging:
-            self._staging.settle(min(count, MOST_ON_CUDA))
+            self._staging.settle(min(count, MAX_CUDA_BATCH))
 
     def close(self) -> None:
         """Free the session and its buffers."""
@@ -89,48 +89,48 @@ class OnnxRuntime:
 
 
 def cuda_options(precision: str) -> dict[str, int | str]:
-    """Options with which the CUDA provider computes a model as it was measured.
+    """Return options of the CUDA provider that keep the precision that was measured.
 
-    Triton's configuration has them too.
+    Triton's configuration uses them, too.
 
     Args:
         precision: the card's.
     """
-    # Exhaustive search would run again for every new batch size.
+    # An exhaustive search would run again for each new batch size.
     options: dict[str, int | str] = {"cudnn_conv_algo_search": "HEURISTIC"}
     if precision == "fp32":
-        # TF32 would make an FP32 model something else than what was measured. For other models the
-        # provider's default stays: without TF32 it deselects every plan on tensor cores, whatever
-        # the type (`CreateCudnnFeExecutionPlan` in onnxruntime's core/providers/cuda/nn/conv.cc),
+        # With TF32, the results of an FP32 model would differ from those that were measured. Other
+        # models keep the default: without TF32, the provider selects no plan on tensor cores for
+        # any type (`CreateCudnnFeExecutionPlan` in onnxruntime's core/providers/cuda/nn/conv.cc),
         # and FP16 would be slower than FP32.
         options["use_tf32"] = 0
     return options
 
 
 def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> list[Any]:
-    """What a session for a model is made with: CUDA and its options where it is to run there.
+    """Choose the execution providers of a session: CUDA with its options, or the CPU.
 
-    Nothing is started: whether CUDA works, the session says.
+    Nothing is started, so CUDA may still fail when the session is created.
 
     Args:
-        path: an ONNX; its precision decides, which is read from its card.
+        path: an ONNX file; its card gives the precision.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        tuning: of `TUNING`, options of CUDA to switch on.
+        tuning: options of `TUNING` to switch on.
 
     Returns:
-        For `onnxruntime.InferenceSession`; the first is what the model is to run on.
+        Providers for `onnxruntime.InferenceSession`; the first is to run the model.
 
     Raises:
-        DeviceError: the driver does not offer the GPU that is asked for by name.
+        DeviceError: the driver has no such GPU.
     """
     kind, index = parse_device(device)
     gpus = 0 if kind == "cpu" else count_gpus()
     if kind == "cuda" and index >= gpus:
-        there = f"NVIDIA's driver offers {gpus}" if gpus else "NVIDIA's driver offers no GPU here"
+        there = f"NVIDIA's driver offers {gpus}" if gpus else "NVIDIA's driver offers no GPU"
         raise DeviceError(f"--device {device}: {there}; use --device cpu or auto")
     precision = _read_precision(path)
-    # CUDA has no INT8 convolutions in onnxruntime: it would compute in FP32, between nodes that
-    # quantise and dequantise, and be slower than the FP32 model.
+    # onnxruntime has no INT8 convolutions for CUDA. It would compute in FP32 between nodes that
+    # quantise and dequantise, and be slower than with the FP32 model.
     if not gpus or (kind == "auto" and precision == "int8"):
         return [CPU]
     options = {"device_id": index, **cuda_options(precision), **dict.fromkeys(tuning, 1)}
@@ -138,13 +138,13 @@ def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> lis
 
 
 def _read_precision(path: Path) -> str:
-    """The card's, before a session is made; `fp32`, the exact way, where no card can be read."""
+    """Read the precision from the card, without a session; `fp32` if the card is invalid."""
     card = _peek_card(path)
     return card.precision if card else "fp32"
 
 
 def _fits_every_cpu(path: Path) -> bool:
-    """Whether its card says that 8-bit weights are so small that no CPU's fast kernels saturate."""
+    """Return whether the weights have 7 bits, which saturate the fast kernels of no CPU."""
     card = _peek_card(path)
     return card is not None and card.metrics.get("export", {}).get("weight_bits") == 7
 
@@ -158,11 +158,10 @@ def _peek_card(path: Path) -> ModelCard | None:
 
 
 def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> OnnxRuntime:
-    """Load an ONNX.
+    """Load an ONNX file.
 
-    On `auto`, a GPU is used if there is one that works, except for an INT8 model; one that is there
-    but cannot be used is a warning. A device that is asked for by name either runs the model or is
-    an error.
+    `auto` uses a GPU if one works, except for an INT8 model, and logs a warning for a GPU that does
+    not. Any other device either runs the model or is an error.
 
     Args:
         path: the file.
@@ -170,8 +169,8 @@ def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> 
         tuning: see `choose_providers`.
 
     Raises:
-        ModelError, CardError: the file is not an ONNX that keeps our graph contract.
-        DeviceError: the device that was asked for does not start.
+        ModelError, CardError: the file is not an ONNX file with ffd's graph contract.
+        DeviceError: the requested device does not start.
     """
     try:
         import onnxruntime as ort
@@ -202,10 +201,10 @@ def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> 
 def _open_cuda(
     ort: Any, path: Path, index: int, providers: list[Any]
 ) -> tuple[OnnxRuntime | None, str]:
-    """The model where it really runs on CUDA, or None and why not."""
+    """Load the model on CUDA; return None and the reason if that fails."""
     if CUDA not in ort.get_available_providers():
         return None, f"this onnxruntime is built for the CPU only; {INSTALL} {install_hint('cuda')}"
-    # It prints what it misses to stdout, where rows go.
+    # It prints missing libraries to stdout, which is for rows.
     with contextlib.redirect_stdout(io.StringIO()) as said:
         ort.preload_dlls()
     if said.getvalue():
@@ -213,18 +212,18 @@ def _open_cuda(
     try:
         session = _open(ort, path, providers)
     except ModelError as error:
-        # Perhaps the GPU's memory is full. If it is the model, the CPU will say so too.
+        # The GPU's memory may be full. If the model is invalid, the CPU session fails, too.
         return None, str(error)
-    # What the session runs on, not what is installed: a library that is missing only shows here.
+    # The providers in use, not the installed ones: a missing library shows only here.
     if session.get_providers()[0] != CUDA:
         return None, f"its CUDA provider did not start; {INSTALL} {install_hint('cuda')}"
     session.disable_fallback()
     card = _read_card(session, path)
     try:
-        # A GPU that this build has no kernels for only shows when something runs.
+        # A GPU without kernels in this build fails only at the first inference.
         size = card.preprocess.size
         outputs = _run(session, np.zeros((1, size, size, 3), np.uint8))
-    except Exception as error:  # onnxruntime's exceptions share no other base
+    except Exception as error:  # onnxruntime's exceptions have no other common base
         return None, f"a first image failed: {first_line(error)}"
     staging = Staging(outputs, partial(PinnedMemory, index))
     description = f"onnxruntime {ort.__version__}, CUDA device {index}"
@@ -239,17 +238,16 @@ def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = count_cores()
-    # By default an idle thread spins for a millisecond, on the cores that decode, detect and
-    # preprocess the next images. This bridges the gaps between operators; onnxruntime before 1.26
-    # ignores it.
+    # By default, an idle thread spins for a millisecond on a core that could prepare an image. This
+    # value bridges the gaps between operators; onnxruntime before 1.26 ignores it.
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
     if not _fits_every_cpu(path):
-        # On x86 CPUs without VNNI, the default 8-bit kernels saturate sums of 16 bits, so that the
-        # scores differ from other CPUs' (onnxruntime_session_options_config_keys.h).
+        # On x86 CPUs without VNNI, the default 8-bit kernels saturate sums of 16 bits, so that
+        # scores differ between CPUs (onnxruntime_session_options_config_keys.h).
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's exceptions share no other base
+    except Exception as error:  # onnxruntime's exceptions have no other common base
         raise ModelError(f"model {path} cannot be loaded: {first_line(error)}") from None
 
 
@@ -267,7 +265,7 @@ def _read_card(session: Any, path: Path) -> ModelCard:
 
 
 def _signature(tensor: Any) -> str:
-    """Such as `image uint8[N,299,299,3]`; N is any size that is left open."""
+    """Return a signature such as `image uint8[N,299,299,3]`, with N for a dynamic size."""
     kind = tensor.type.removeprefix("tensor(").removesuffix(")")
     shape = ",".join(str(side) if isinstance(side, int) else "N" for side in tensor.shape)
     return f"{tensor.name} {kind}[{shape}]"

@@ -19,19 +19,19 @@ from ...core.text import counted, first_line
 from ..backend_registry import Facts
 from ..card import CARD_KEY, ModelCard
 from ..devices import parse_device
-from . import MOST_ON_CPU, OUTPUTS, Outputs, failure, infer_in_parts, read_card
+from . import MAX_CPU_BATCH, OUTPUTS, Outputs, failure, infer_in_parts, read_card
 
-# OpenVINO's names of layers that multiply by weights: their precision is the model's.
+# OpenVINO's types of layers with weights, whose precision is that of the model.
 WEIGHED = ("Convolution", "FullyConnected", "MatMul", "Gemm")
 ELEMENT_TYPES = {"u8": "uint8", "i8": "int8", "f32": "float", "f16": "float16"}
 
 
 class OpenVino:
-    """A model, compiled for the CPU; made by `open_model`.
+    """A model that is compiled for the CPU; created by `open_model`.
 
     Args:
         compiled: the model.
-        again: compiles it another time.
+        again: compiles the model again.
         card: of the model.
         description: see `Backend`.
     """
@@ -41,7 +41,7 @@ class OpenVino:
     ) -> None:
         self._lock = Lock()
         self._compile: Callable[[], Any] | None = again
-        # One request for all threads: a batch takes every core already.
+        # One request for all threads, because one batch uses all cores.
         self._request = compiled.create_infer_request()
         self.card = card
         self.description = description
@@ -49,7 +49,7 @@ class OpenVino:
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run one batch; see `Backend.infer`."""
         with self._lock:
-            return infer_in_parts(self._run, images, MOST_ON_CPU)
+            return infer_in_parts(self._run, images, MAX_CPU_BATCH)
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         if self._compile is None:
@@ -58,11 +58,11 @@ class OpenVino:
             if self._request is None:
                 self._request = self._compile().create_infer_request()
             self._request.infer({"image": images}, share_inputs=True)
-        except Exception as error:  # OpenVINO's exceptions share no other base
-            # A compiled model that lacked memory once asks for as much again for any smaller batch.
+        except Exception as error:  # OpenVINO's exceptions have no other common base
+            # After a lack of memory, the compiled model requests as much for smaller batches, too.
             self._request = None
             raise failure(f"openvino failed: {_reason(error)}", str(error)) from error
-        # Copies: the request writes the next batch's outputs to the same memory.
+        # Copy, because the request writes the next outputs to the same memory.
         return Outputs(*(self._request.get_tensor(name).data.copy() for name in OUTPUTS))
 
     def close(self) -> None:
@@ -72,21 +72,21 @@ class OpenVino:
 
 
 def open_model(path: Path, device: str = "auto") -> OpenVino:
-    """Load an ONNX.
+    """Load an ONNX file.
 
     Args:
         path: the file.
         device: `auto` or `cpu`.
 
     Raises:
-        ModelError, CardError: the file is not an ONNX that keeps our graph contract.
-        DeviceError: another device was asked for.
+        ModelError, CardError: the file is not an ONNX file with ffd's graph contract.
+        DeviceError: another device was requested.
         BackendError: OpenVINO is not installed.
     """
     kind, _ = parse_device(device)
     if kind == "cuda":
         raise DeviceError(
-            f"--device {device}: openvino runs on the CPU only; use --backend onnxruntime, or "
+            f"--device {device}: openvino supports only the CPU; use --backend onnxruntime, or "
             "--device cpu"
         )
     openvino = _import_openvino()
@@ -130,12 +130,12 @@ def _read_model(openvino: Any, path: Path) -> Any:
         # Only the ONNX reader: `read_model` tries every format, and the other readers print.
         reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
         return reader.convert(reader.load(str(path)))
-    except Exception as error:  # OpenVINO's exceptions share no other base
+    except Exception as error:  # OpenVINO's exceptions have no other common base
         raise ModelError(f"model {path} cannot be loaded: {_reason(error)}") from None
 
 
 def _precisions(compiled: Any) -> list[str]:
-    """Of the layers with weights as they really run, such as `["f32"]` or `["f32", "u8"]`."""
+    """Return the precisions of the compiled layers with weights, such as `["f32", "u8"]`."""
     layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     return sorted(
         {
@@ -147,7 +147,7 @@ def _precisions(compiled: Any) -> list[str]:
 
 
 def _signature(tensor: Any) -> str:
-    """Such as `image uint8[N,299,299,3]`; N is any size that is left open."""
+    """Return a signature such as `image uint8[N,299,299,3]`, with N for a dynamic size."""
     kind = tensor.element_type.get_type_name()
     shape = tensor.partial_shape
     if shape.rank.is_dynamic:
@@ -157,7 +157,7 @@ def _signature(tensor: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What is left of OpenVINO's message without the places in its source."""
+    """Return the last line of OpenVINO's message, without positions in its source code."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return (said or [type(error).__name__])[-1]

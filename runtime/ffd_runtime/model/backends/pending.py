@@ -1,7 +1,7 @@
-"""Batches that a backend infers while the host prepares the next.
+"""Batches that a backend infers while the host prepares the next ones.
 
-A backend that can do so has `submit` and `lanes`, see `Asynchronous`. One that cannot needs
-neither: `submit` below runs it at once.
+Such a backend has `submit` and `lanes`, see `Asynchronous`. For any other backend, the function
+`submit` runs the batch synchronously.
 """
 
 from __future__ import annotations
@@ -15,67 +15,67 @@ from . import Backend, Outputs
 
 
 class Pending(Protocol):
-    """A batch that was submitted."""
+    """A submitted batch."""
 
     def done(self) -> bool:
-        """Whether `collect` returns or raises without waiting."""
+        """Return whether `collect` returns or raises without waiting."""
 
     def collect(self) -> Outputs:
         """Wait for the batch and return its outputs, as `Backend.infer` does.
 
         Raises:
-            BackendError: inference failed, or the model was closed. Memory is allocated by
-                `submit`, so this is no `DeviceMemoryError`.
+            BackendError: inference failed, or the model was closed. It is no `DeviceMemoryError`,
+                because `submit` allocates the memory.
         """
 
 
 @runtime_checkable
 class Asynchronous(Protocol):
-    """What a backend has beside `infer` if it infers while the host does something else.
+    """The methods of a backend that infers while the host does other work.
 
     Attributes:
-        lanes: batches to keep submitted so that the device never waits for the host. `submit`
-            accepts more, and then waits for the oldest first.
+        lanes: batches to keep submitted, so that the device never waits for the host. When more are
+            submitted, `submit` first waits for the oldest.
     """
 
     lanes: int
 
     def submit(self, images: npt.NDArray[np.uint8]) -> Pending:
-        """Start one batch; return as soon as its images are copied.
+        """Start one batch, and return when its images are copied.
 
         Args:
-            images: as for `Backend.infer`; may be overwritten after the call.
+            images: see `Backend.infer`; may be overwritten after the call.
 
         Raises:
-            DeviceMemoryError, BackendError: as for `Backend.infer`; batches that were submitted
-                before can still be collected.
+            DeviceMemoryError, BackendError: see `Backend.infer`. Earlier batches can still be
+                collected.
         """
 
 
 class Finished:
-    """The outputs of a backend that infers at once."""
+    """The outputs of a synchronous backend."""
 
     def __init__(self, outputs: Outputs) -> None:
         self._outputs = outputs
 
     def done(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def collect(self) -> Outputs:
-        """The outputs."""
+        """Return the outputs."""
         return self._outputs
 
 
 def count_lanes(backend: Backend) -> int:
-    """Batches to keep submitted to a backend: 1 for one that infers at once."""
+    """Return the number of batches to keep submitted: 1 for a synchronous backend."""
     return backend.lanes if isinstance(backend, Asynchronous) else 1
 
 
 def submit(backend: Backend, images: npt.NDArray[np.uint8]) -> Pending:
     """Start one batch on any backend; see `Asynchronous.submit`.
 
-    A backend that is not asynchronous has finished the batch when this returns.
+    A synchronous backend has finished the batch when the call returns.
     """
     if isinstance(backend, Asynchronous):
         return backend.submit(images)

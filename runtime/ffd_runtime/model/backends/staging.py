@@ -13,53 +13,53 @@ import numpy.typing as npt
 from . import OUTPUTS, Outputs
 from .buckets import SteadyBucket, find_buckets
 
-# Images of the largest batch on CUDA: beyond it a GPU is busy, and padding costs memory.
-MOST_ON_CUDA = 256
-# Batches in a row after which a smaller batch size is taken. Not measured: on paper, 16 batches
-# computed too large cost about as much as preparing a network's convolutions once.
-PATIENCE = 16
+# A larger batch does not use a GPU better, and padding costs memory.
+MAX_CUDA_BATCH = 256
+# Consecutive batches after which a smaller size is used. Estimated, not measured: the padding of 16
+# batches costs about as much as preparing a network's convolutions once.
+SHRINK_AFTER_BATCHES = 16
 
 
 class Memory(Protocol):
-    """Memory of the host at an address, until it is closed."""
+    """Memory of the host at an address, valid until it is closed."""
 
     address: int
 
     def close(self) -> None:
-        """Free it."""
+        """Free the memory."""
 
 
 class Staging:
-    """Page-locked buffers that a session on CUDA copies from and to, for the largest batch so far.
+    """Page-locked buffers for a session on CUDA, as large as the largest batch so far.
 
-    onnxruntime's Python module hands out no page-locked memory itself, but copies to and from any
-    address that is bound to it.
+    onnxruntime's Python module allocates no page-locked memory, but copies to and from any address
+    that is bound to it.
 
-    The CUDA provider remembers one shape for each convolution and prepares it again for any other
+    The CUDA provider prepares each convolution for one shape, and again for any other shape
     (`UpdateState` in onnxruntime's core/providers/cuda/nn/conv.cc). Batches are therefore padded to
     one of a few sizes, and the outputs of the padding are dropped.
 
     Args:
-        outputs: of one image; their shapes but for the batch hold for every batch.
-        allocate: gives memory of that many bytes; on CUDA, page-locked.
+        outputs: of one image; they give the shapes without the batch.
+        allocate: returns memory of a size in bytes; on CUDA, page-locked.
     """
 
     def __init__(self, outputs: Outputs, allocate: Callable[[int], Memory]) -> None:
         self._lock = Lock()
         self._allocate = allocate
         self._shapes = [outputs.probability.shape[1:], outputs.heatmap.shape[1:]]
-        self._sizes = SteadyBucket(find_buckets(1, MOST_ON_CUDA), PATIENCE)
+        self._sizes = SteadyBucket(find_buckets(1, MAX_CUDA_BATCH), SHRINK_AFTER_BATCHES)
         self._memories: list[Memory] = []
         self._image: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._outputs: list[npt.NDArray[np.float32]] = []
 
     def run(self, session: Any, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch of at most `MOST_ON_CUDA` images; threads take turns."""
+        """Run one batch of at most `MAX_CUDA_BATCH` images; one thread at a time."""
         with self._lock:
             try:
                 return self._run(session, images)
             except BaseException:
-                # Perhaps memory for this size: a smaller batch must not be padded to it.
+                # Memory may not suffice for this size, so a smaller batch must not be padded to it.
                 self._sizes.settle(0)
                 raise
 
@@ -68,15 +68,14 @@ class Staging:
         shape = (self._sizes.choose(count), *images.shape[1:])
         if shape[0] > len(self._image) or shape[1:] != self._image.shape[1:]:
             self._grow(shape)
-        # Rows beyond the images keep what they hold: any byte is a pixel, and no row of the
-        # network's outputs depends on another.
+        # Padding rows keep their old pixels: rows do not affect each other.
         np.copyto(self._image[:count], images, casting="no")
         binding = session.io_binding()
         binding.bind_input("image", "cpu", 0, np.uint8, shape, self._image.ctypes.data)
         for name, buffer in zip(OUTPUTS, self._outputs, strict=True):
             bound = (shape[0], *buffer.shape[1:])
             binding.bind_output(name, "cpu", 0, np.float32, bound, buffer.ctypes.data)
-        # Binding has copied the images to the GPU, on a stream of its own.
+        # Binding copies the images to the GPU on another stream.
         binding.synchronize_inputs()
         session.run_with_iobinding(binding, quiet_options())
         binding.synchronize_outputs()
@@ -89,7 +88,7 @@ class Staging:
             self._sizes.settle(count)
 
     def _grow(self, shape: tuple[int, ...]) -> None:
-        """Take buffers for a larger batch, once the smaller ones are given back."""
+        """Replace the buffers by larger ones."""
         self._free()
         try:
             outputs = [self._take((shape[0], *rest), np.float32) for rest in self._shapes]
@@ -106,20 +105,20 @@ class Staging:
         return np.frombuffer(memoryview(block), kind).reshape(shape)
 
     def _free(self) -> None:
-        # What has no memory any more must not be written to: the next batch takes some first.
+        # Empty arrays make the next batch allocate before it writes.
         self._image = np.empty(0, np.uint8)
         self._outputs = []
         while self._memories:
             self._memories.pop().close()
 
     def close(self) -> None:
-        """Free the buffers, once no thread uses them."""
+        """Free the buffers when no thread uses them."""
         with self._lock:
             self._free()
 
 
 def quiet_options() -> Any:
-    """Options of a run that prints nothing where it fails: the exception says it all."""
+    """Return options of a run that prints nothing when it fails: the exception has the text."""
     import onnxruntime as ort
 
     options = ort.RunOptions()

@@ -1,9 +1,8 @@
-"""TensorRT: engines of `ffd-export --engine`, by tensorrt, tensorrt_lean or tensorrt_rtx.
+"""TensorRT: engines of `ffd-export --engine`, run by tensorrt, tensorrt_lean or tensorrt_rtx.
 
-A batch is padded up to one of a few sizes, its bucket, so that one CUDA graph for each can be
-captured when it is first used and launched from then on. Batches run on two lanes in turn: while
-one lane's is inferred, the next is copied in on the other. What exceeds the engine's largest batch
-is run in parts.
+A batch is padded to one of a few sizes, its bucket. The CUDA graph for a bucket is captured at the
+first use and launched afterwards. Batches alternate between two lanes: while one lane infers, the
+other copies the next batch. A batch that is larger than the engine's maximum runs in chunks.
 """
 
 from __future__ import annotations
@@ -23,7 +22,13 @@ from ...core.install_hint import install_hint
 from ...core.text import first_line
 from ..backend_registry import BACKENDS, Facts
 from ..devices import Gpu, count_gpus, describe_gpu, parse_device
-from ..engine_manifest import EngineManifest, Here, read_manifest, require_rtx_gpu, require_runnable
+from ..engine_manifest import (
+    EngineManifest,
+    TargetSystem,
+    read_manifest,
+    require_rtx_gpu,
+    require_runnable,
+)
 from . import OUTPUTS, Outputs, failure
 from .buckets import choose_bucket, find_buckets
 from .cuda import Cuda
@@ -37,10 +42,10 @@ LANES = 2
 
 
 class TensorRt:
-    """An engine on a GPU; made by `open_model`.
+    """An engine on a GPU; created by `open_model`.
 
     Attributes:
-        lanes: batches that can be submitted without waiting for one; see `Asynchronous`.
+        lanes: batches that can be submitted without waiting; see `Asynchronous`.
     """
 
     lanes = LANES
@@ -51,7 +56,7 @@ class TensorRt:
         self.description = f"{trt.__name__} {trt.__version__}, {gpu.name} (CUDA device {index})"
         self._logger = logger
         self._buckets = find_buckets(manifest.batch[0], manifest.batch[2])
-        self._most = manifest.batch[2]
+        self._max_batch = manifest.batch[2]
         self._lock = Lock()
         self._lanes: list[Lane] = []
         self._started = 0
@@ -59,26 +64,26 @@ class TensorRt:
         self._kernels = KernelCache(manifest.engine_sha256, gpu, trt.__version__)
         self._cuda = Cuda(index)
         self._graphs = True
-        # TensorRT for RTX captures graphs itself: which of its kernels are final, only it knows.
+        # TensorRT for RTX captures graphs itself, because only it knows which kernels are final.
         self._captures = trt.__name__ != "tensorrt_rtx"
-        # Whatever fails from here on, what has been allocated is freed.
+        # Free all allocations if anything below fails.
         try:
             self._contexts = Contexts(trt, engine, logger, self._cuda, self._kernels)
             size = self.card.preprocess.size
-            shapes: dict[str, tuple[int, ...]] = {"image": (self._most, size, size, 3)}
+            shapes: dict[str, tuple[int, ...]] = {"image": (self._max_batch, size, size, 3)}
             for name in OUTPUTS:
-                shapes[name] = (self._most, *_fixed_sides(engine, name))
+                shapes[name] = (self._max_batch, *_fixed_sides(engine, name))
             self._lanes = [Lane(self._cuda, shapes) for _ in range(LANES)]
-            # The largest batch shows now whether the model fits the GPU.
-            self._execution(self._lanes[0], self._most)
-            # A process that is killed later has compiled these kernels once and for all.
+            # The largest batch fails here if the model does not fit the GPU.
+            self._execution(self._lanes[0], self._max_batch)
+            # Save now, in case the process is killed later.
             self._kernels.save()
         except BaseException:
             self.close()
             raise
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch, in parts where the engine's largest is smaller; see `Backend.infer`."""
+        """Run one batch, in chunks if it exceeds the engine's maximum; see `Backend.infer`."""
         return self.submit(images).collect()
 
     def submit(self, images: npt.NDArray[np.uint8]) -> Submitted:
@@ -96,11 +101,11 @@ class TensorRt:
             shapes = [buffer.host.shape[1:] for buffer in self._lanes[0].outputs]
             job = Job(Outputs(*(np.empty((len(images), *shape), np.float32) for shape in shapes)))
             try:
-                for start in range(0, len(images), self._most):
-                    rows = slice(start, min(start + self._most, len(images)))
+                for start in range(0, len(images), self._max_batch):
+                    rows = slice(start, min(start + self._max_batch, len(images)))
                     self._start(job, rows, images[rows])
             except BaseException:
-                # The GPU may still read and write the buffers that the next batch would use.
+                # The GPU may still use the buffers of the next batch.
                 self._cuda.settle()
                 for lane in self._lanes:
                     lane.drop(job)
@@ -108,14 +113,14 @@ class TensorRt:
             return Submitted(self, job)
 
     def _start(self, job: Job, rows: slice, images: npt.NDArray[np.uint8]) -> None:
-        """Enqueue all that one part needs, on a free lane or the one with the oldest part."""
-        # A second lane needs contexts of its own: one batch after the other stays on the first.
+        """Enqueue one chunk on a free lane, or on the lane with the oldest chunk."""
+        # Each lane needs its own contexts, so consecutive single batches stay on the first lane.
         lane = min(self._lanes, key=lambda lane: lane.age)
         lane.finish()
         bucket = choose_bucket(self._buckets, len(images))
         execution = self._execution(lane, bucket)
-        # Rows beyond the images keep what an earlier batch left: any byte is a pixel, no row of
-        # the network's output depends on another, and theirs is never copied back.
+        # Padding rows keep the pixels of an earlier batch: rows do not affect each other, and the
+        # outputs of the padding are not copied back.
         lane.copy_in(images)
         self._enqueue(execution)
         lane.copy_out(len(images))
@@ -130,17 +135,17 @@ class TensorRt:
             raise failure(f"TensorRT failed{self._logger.quote()}")
         if not self._graphs:
             return
-        # Only now: the first run at a size also brings the context's state up to date, which
-        # must not become part of the graph.
+        # The first run at a size also updates the context's state, which must not become part of
+        # the graph.
         try:
             if not execution.can_be_captured():
-                raise BackendError("TensorRT says that its work cannot be captured")
+                raise BackendError("TensorRT reports that its work cannot be captured")
             if self._captures:
                 execution.graph = self._cuda.capture(execution.enqueue)
         except BackendError as error:
             self._graphs = False
             log.warning(
-                "this engine runs without CUDA graphs, each launch slower: %s%s",
+                "this engine runs without CUDA graphs, with slower launches: %s%s",
                 error,
                 self._logger.quote(),
             )
@@ -154,12 +159,12 @@ class TensorRt:
         return lane.executions[bucket]
 
     def is_done(self, job: Job) -> bool:
-        """Whether `collect` does not wait for a job."""
+        """Return whether `collect` returns without waiting for a job."""
         with self._lock:
             return all(lane.is_done() for lane in self._lanes if lane.has(job))
 
     def collect(self, job: Job) -> Outputs:
-        """Wait for a job; see `Pending.collect`."""
+        """Wait for a job, and return its outputs; see `Pending.collect`."""
         with self._lock:
             for lane in self._lanes:
                 if lane.has(job):
@@ -170,7 +175,7 @@ class TensorRt:
         return job.outputs
 
     def close(self) -> None:
-        """Free graphs, contexts, engine and every buffer; batches not collected are lost."""
+        """Free graphs, contexts, engine and buffers; batches that were not collected are lost."""
         with self._lock:
             if self._contexts is None and not self._lanes:
                 self._cuda.close()
@@ -181,14 +186,14 @@ class TensorRt:
                 self._cuda.close()
 
     def _free(self) -> None:
-        # This thread may have another device current, or none, and TensorRT frees on the current.
+        # TensorRT frees memory of the current device, which may be another one in this thread.
         with suppress(BackendError):
             self._cuda.use()
         self._cuda.settle()
         for lane in self._lanes:
-            lane.fail("the model was closed before the batch ended")
+            lane.fail("the model was closed before the batch finished")
         self._kernels.save()
-        # Graphs hold kernels of the contexts, contexts work in the memory that goes last.
+        # Graphs use kernels of the contexts, and contexts use the memory that is freed last.
         self._cuda.destroy_graphs()
         self._lanes = []
         self._contexts = None
@@ -196,14 +201,14 @@ class TensorRt:
 
 
 class Submitted:
-    """A batch on its way; see `Pending`."""
+    """A batch in progress; see `Pending`."""
 
     def __init__(self, backend: TensorRt, job: Job) -> None:
         self._backend = backend
         self._job = job
 
     def done(self) -> bool:
-        """Whether `collect` does not wait."""
+        """Return whether `collect` returns without waiting."""
         return self._backend.is_done(self._job)
 
     def collect(self) -> Outputs:
@@ -212,16 +217,16 @@ class Submitted:
 
 
 def open_model(path: Path, device: str = "auto") -> TensorRt:
-    """Load an engine, once it is known that it can run here.
+    """Load an engine, after checking that it can run on this machine.
 
     Args:
-        path: the engine; its manifest stands beside it.
+        path: the engine; its manifest is in the same folder.
         device: `auto`, `cuda` or `cuda:N`.
 
     Raises:
-        EngineError: the engine does not fit its manifest, this GPU or this TensorRT.
-        DeviceError: there is no such GPU, or TensorRT for RTX does not support it.
-        DeviceMemoryError: the GPU's memory is too small for the engine's largest batch.
+        EngineError: the engine does not match its manifest, this GPU or this TensorRT.
+        DeviceError: the GPU is absent, or TensorRT for RTX does not support it.
+        DeviceMemoryError: the engine's largest batch does not fit the GPU's memory.
         BackendError: TensorRT is not installed, or fails; the message quotes it.
     """
     manifest = read_manifest(path)
@@ -231,19 +236,19 @@ def open_model(path: Path, device: str = "auto") -> TensorRt:
     trt = _import(manifest)
     if index >= count_gpus():
         raise DeviceError(
-            f"{path.name} is a TensorRT engine, and NVIDIA's driver offers no GPU {index} here: "
-            "run its ONNX on the CPU instead"
+            f"{path.name} is a TensorRT engine, but NVIDIA's driver offers no GPU {index}: "
+            "run its ONNX file on the CPU instead"
         )
     gpu: Gpu = describe_gpu(index)
-    here = Here(trt.__name__, trt.__version__, gpu.name, gpu.compute_capability)
+    here = TargetSystem(trt.__name__, trt.__version__, gpu.name, gpu.compute_capability)
     if trt.__name__ == "tensorrt_rtx":
         require_rtx_gpu(trt, gpu)
     require_runnable(manifest, here)
-    Cuda(index).close()  # The engine is loaded onto the current device.
+    Cuda(index).close()  # The engine is loaded on the current device.
     logger = remembering_logger(trt)
     runtime = trt.Runtime(logger)
-    # The lean runtime inside an engine is code. It is run only where the manifest says that
-    # ffd-export put it there; the hash tells damage, not malice, so docs/engines.md warns.
+    # The lean runtime inside an engine is code. It runs only if the manifest states that ffd-export
+    # put it there. The hash detects damage but not malice, of which docs/engines.md warns.
     runtime.engine_host_code_allowed = manifest.version_compatible and manifest.lean_runtime
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
@@ -251,14 +256,14 @@ def open_model(path: Path, device: str = "auto") -> TensorRt:
     sizes = tuple(int(shape[0]) for shape in engine.get_tensor_profile_shape("image", 0))
     if sizes != manifest.batch:
         raise EngineError(
-            f"engine {path} takes batches of {sizes}, its manifest says {manifest.batch}; "
+            f"engine {path} takes batches of {sizes}, but its manifest has {manifest.batch}; "
             f"{manifest.how_to_rebuild}"
         )
     return TensorRt(trt, engine, logger, manifest, index)
 
 
 def _import(manifest: EngineManifest) -> Any:
-    """The module that can run the engine; the lean one where the full one is not installed."""
+    """Import the module that runs the engine; the lean one if the full one is not installed."""
     names = [manifest.builder]
     if manifest.builder == "tensorrt" and manifest.version_compatible:
         names.append("tensorrt_lean")
@@ -266,7 +271,9 @@ def _import(manifest: EngineManifest) -> Any:
     for name in names:
         try:
             return import_module(name)
-        except Exception as error:  # its own __init__ raises what the loader said, or worse
+        except (
+            Exception
+        ) as error:  # the module may raise anything, such as errors of the dynamic loader
             reasons.append(f"{name}: {first_line(error)}")
     extra = BACKENDS["tensorrt"].extras[names[0]]
     raise BackendError(
@@ -275,7 +282,7 @@ def _import(manifest: EngineManifest) -> Any:
 
 
 def _fixed_sides(engine: Any, name: str) -> tuple[int, ...]:
-    """An output's shape but for the batch."""
+    """Return the shape of an output, without the batch."""
     sides = tuple(int(side) for side in engine.get_tensor_shape(name))[1:]
     if not sides or min(sides) < 1:
         raise EngineError(

@@ -1,4 +1,4 @@
-"""What TensorRT says while it works, kept so that an error can quote it."""
+"""A logger for TensorRT that keeps its messages, so that an error can quote them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ...core.text import printable
 
 log = logging.getLogger(__name__)
 
-# Enough for the messages of one failure; they come in bursts, the cause first.
-KEPT = 20
+# Enough for one failure, which logs several messages, the cause first.
+MAX_MESSAGES = 20
 
 
 def remembering_logger(trt: Any) -> Any:
-    """A logger for one of TensorRT's modules that remembers warnings and errors.
+    """Create a logger for a TensorRT module that remembers errors.
 
-    Its `quote()` gives the errors as a text to end a message with, empty where there were none.
+    Its `quote()` returns the errors as the end of a message, or an empty string.
 
     Args:
         trt: the module `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
@@ -26,7 +26,7 @@ def remembering_logger(trt: Any) -> Any:
     class Remembering(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self._errors: deque[str] = deque(maxlen=KEPT)
+            self._errors: deque[str] = deque(maxlen=MAX_MESSAGES)
 
         def log(self, severity: Any, message: str) -> None:
             kinds = trt.ILogger.Severity
@@ -37,7 +37,7 @@ def remembering_logger(trt: Any) -> Any:
                 log.debug("TensorRT warns: %s", message)
 
         def quote(self) -> str:
-            """Such as `; TensorRT said: ...`; said once, it is forgotten."""
+            """Return `; TensorRT said: ...`, and forget the errors."""
             said = [printable(" ".join(message.split())) for message in dict.fromkeys(self._errors)]
             self._errors.clear()
             return f"; TensorRT said: {' | '.join(said[:3])}" if said else ""
