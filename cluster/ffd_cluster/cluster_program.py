@@ -106,7 +106,7 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
     device = _check_device(options.device)
     from ffd_runtime.cli.run_progress import summarise
     from ffd_runtime.model.backends import find_model
-    from ffd_runtime.outputs.provenance import Origin
+    from ffd_runtime.outputs.provenance import RunProvenance
 
     from .classify import Counted, Run, find_inputs
     from .object_address import place_of
@@ -131,7 +131,7 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
         model = Model.read(path, options.backend, plan.device)
         description, card = try_model(ray, model, plan)
         say(f"{card.name} ({card.architecture}, {card.precision}), {description}")
-        origin = Origin.of(path, card, (), faces=detector.settings if detector else None)
+        origin = RunProvenance.of(path, card, (), faces=detector.settings if detector else None)
         parts = Parts(output, storage_of(place_of(output)))
         seen = parts.begin(origin, options.resume)
         if earlier := parts.inputs:

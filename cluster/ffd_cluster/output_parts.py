@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.text import printable
-from ffd_runtime.outputs.provenance import Origin
+from ffd_runtime.outputs.provenance import RunProvenance
 
 from .object_address import is_object, join
 from .storage import DRAFT, Storage
@@ -135,7 +135,7 @@ class Parts:
         self._known: set[str] = set()
         self._run = uuid.uuid4().hex
 
-    def begin(self, origin: Origin, resume: bool) -> Seen:
+    def begin(self, origin: RunProvenance, resume: bool) -> Seen:
         """Take the folder for a run.
 
         Args:

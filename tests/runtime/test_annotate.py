@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.results import Result
 from ffd_runtime.image.image_header import read_header
-from ffd_runtime.outputs.annotated_copies import Annotate, Names, is_annotated
+from ffd_runtime.outputs.annotated_copies import AnnotatedCopies, Names, is_annotated
 
 from ..conftest import picture
 
@@ -56,7 +56,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def annotate(folder: Path, *sources: Path, heatmap: bool = False) -> None:
-    with Annotate(folder, map(str, sources), heatmap=heatmap) as sink:
+    with AnnotatedCopies(folder, map(str, sources), heatmap=heatmap) as sink:
         for top in sources:
             for path in sorted([top] if top.is_file() else top.rglob("*.*")):
                 sink.write(seen(path, path.read_bytes()))
@@ -106,7 +106,7 @@ def test_two_sources_share_a_folder_without_colliding(source: Path, tmp_path: Pa
 
 
 def test_rows_without_a_picture_are_left_out(source: Path, tmp_path: Path) -> None:
-    with Annotate(tmp_path / "out", [str(source)]) as sink:
+    with AnnotatedCopies(tmp_path / "out", [str(source)]) as sink:
         sink.write(Result.failed("x.jpg", InputError("empty", "the file is empty")))
         sink.write(Result("y.jpg", label="unsure", score=0.5))
     assert files(tmp_path / "out") == []
@@ -134,10 +134,10 @@ def test_a_source_folder_is_refused(
         (source / "out", source / "**" / "*.jpg"),
         (tmp_path, "-"),
     ):
-        with pytest.raises(OutputError, match="name a folder outside of it"):
-            Annotate(folder, [str(given_)])
+        with pytest.raises(OutputError, match="name a folder outside it"):
+            AnnotatedCopies(folder, [str(given_)])
     assert not (source / "out").exists()
-    with Annotate(source / "copies", [str(source / "a.jpg"), "http://host/x.jpg"]) as sink:
+    with AnnotatedCopies(source / "copies", [str(source / "a.jpg"), "http://host/x.jpg"]) as sink:
         sink.write(seen(source / "a.jpg"))
     assert files(source / "copies") == ["a.jpg"]
 
@@ -147,8 +147,8 @@ def test_only_its_own_files_are_replaced(source: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "a.jpg").write_bytes(JPEG)
     with (
-        pytest.raises(OutputError, match="is no annotated picture"),
-        Annotate(out, [str(source)]) as sink,
+        pytest.raises(OutputError, match="is not an annotated copy"),
+        AnnotatedCopies(out, [str(source)]) as sink,
     ):
         sink.write(seen(source / "a.jpg"))
     assert (out / "a.jpg").read_bytes() == JPEG
@@ -161,8 +161,8 @@ def test_a_link_out_of_the_folder_is_not_followed(source: Path, tmp_path: Path) 
     (tmp_path / "out" / "deep").symlink_to(tmp_path / "elsewhere")
     for name in ("deep/a.jpg", "deep/er/a.jpg"):
         with (
-            pytest.raises(OutputError, match="is a link that leaves"),
-            Annotate(tmp_path / "out", [str(source)]) as sink,
+            pytest.raises(OutputError, match="is a link to a folder outside"),
+            AnnotatedCopies(tmp_path / "out", [str(source)]) as sink,
         ):
             sink.write(seen(source / name))
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -170,7 +170,7 @@ def test_a_link_out_of_the_folder_is_not_followed(source: Path, tmp_path: Path) 
 
 def test_an_interrupted_run_leaves_whole_files_only(tmp_path: Path) -> None:
     pictures = [encoded(".png", seed=number) for number in range(4)]
-    with pytest.raises(KeyboardInterrupt), Annotate(tmp_path / "out", ["in/x.png"]) as sink:
+    with pytest.raises(KeyboardInterrupt), AnnotatedCopies(tmp_path / "out", ["in/x.png"]) as sink:
         for number in range(60):
             sink.write(seen(f"in/{number}.png", pictures[number % 4]))
         raise KeyboardInterrupt
@@ -183,7 +183,7 @@ def test_an_interrupted_run_leaves_whole_files_only(tmp_path: Path) -> None:
 
 
 def test_all_that_was_given_is_written_at_the_end(tmp_path: Path) -> None:
-    with Annotate(tmp_path / "out", ["in/x.jpg"]) as sink:
+    with AnnotatedCopies(tmp_path / "out", ["in/x.jpg"]) as sink:
         for number in range(100):
             sink.write(seen(f"in/{number}.jpg"))
     assert len(files(tmp_path / "out")) == 100
@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up_is_said_by_the_next_write_or_at_the_end(tmp_path: 
     with (
         files_limited_to(1000),
         pytest.raises(OutputError, match="cannot write .*: File too large"),
-        Annotate(tmp_path / "out", ["in/x.jpg"]) as sink,
+        AnnotatedCopies(tmp_path / "out", ["in/x.jpg"]) as sink,
     ):
         for _ in range(1000):
             sink.write(seen("in/x.jpg"))
@@ -212,7 +212,7 @@ def test_a_disk_that_fills_up_is_said_by_the_next_write_or_at_the_end(tmp_path: 
     with (
         files_limited_to(1000),
         pytest.raises(OutputError, match="File too large"),
-        Annotate(tmp_path / "out", ["in/x.jpg"]) as sink,
+        AnnotatedCopies(tmp_path / "out", ["in/x.jpg"]) as sink,
     ):
         sink.write(seen("in/x.jpg"))
     assert files(tmp_path / "out") == []
@@ -221,7 +221,7 @@ def test_a_disk_that_fills_up_is_said_by_the_next_write_or_at_the_end(tmp_path: 
 def test_where_no_folder_can_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"--annotate .*: (Not a directory|File exists)"):
-        Annotate(tmp_path / "file" / "out", [])
+        AnnotatedCopies(tmp_path / "file" / "out", [])
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_names(source: str, kept: str | None, tmp_path: Path) -> None:
     else:
         assert re.search(r"-[0-9a-f]{10}\.jpg$", name.name)
         assert len(name.parts) == 1
-    with Annotate(tmp_path / "out", ["in/*.jpg"]) as sink:
+    with AnnotatedCopies(tmp_path / "out", ["in/*.jpg"]) as sink:
         sink.write(seen(source))
     assert files(tmp_path / "out") == [str(name)]
 

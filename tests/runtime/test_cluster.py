@@ -44,7 +44,7 @@ from ffd_runtime.inputs import Item, find_files
 from ffd_runtime.model.card import PreprocessSpec
 from ffd_runtime.outputs.jsonlines import to_line
 from ffd_runtime.outputs.parquet_file import to_parquet
-from ffd_runtime.outputs.provenance import Origin
+from ffd_runtime.outputs.provenance import RunProvenance
 
 from ..cluster import KEY, S3Server
 from ..conftest import picture
@@ -52,7 +52,7 @@ from ..servers import free_port
 
 # What os.fsdecode can give: any text, undecodable bytes as surrogates.
 names = st.binary(min_size=1).map(os.fsdecode)
-ORIGIN = Origin("colour (fp32)", "12", {"size": 299}, "34")
+ORIGIN = RunProvenance("colour (fp32)", "12", {"size": 299}, "34")
 
 
 # --- what has been seen -------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def parts_of(folder: Path) -> Parts:
     return Parts(str(folder), Storage("file"))
 
 
-def begin(folder: Path, resume: bool = False, origin: Origin = ORIGIN) -> tuple[Parts, Seen]:
+def begin(folder: Path, resume: bool = False, origin: RunProvenance = ORIGIN) -> tuple[Parts, Seen]:
     parts = parts_of(folder)
     return parts, parts.begin(origin, resume)
 

@@ -27,12 +27,12 @@ from ffd_runtime.core.results import Result
 from ffd_runtime.inputs import Item
 from ffd_runtime.outputs.jsonlines import to_line
 from ffd_runtime.outputs.parquet_file import to_parquet
-from ffd_runtime.outputs.provenance import Origin
+from ffd_runtime.outputs.provenance import RunProvenance
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
-ORIGIN = Origin("colour (fp32)", "12", {"size": 299}, "34")
+ORIGIN = RunProvenance("colour (fp32)", "12", {"size": 299}, "34")
 # What becomes of a part in an attempt that breaks: it is written and told of, written and not told
 # of, written once the next attempt has begun, or never.
 FATES = ("told", "silent", "late", "lost")

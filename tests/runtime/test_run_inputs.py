@@ -419,7 +419,7 @@ def test_a_missing_folder_is_named(here: Path, run: Any, option: str) -> None:
     code, _, err = run(".", option, f"absent/below/{name}")
     assert code == 1
     assert err == [
-        f"ffd-run: error: {option} absent/below/{name}: there is no folder absent/below: "
+        f"ffd-run: error: {option} absent/below/{name}: the folder absent/below does not exist: "
         "create it, or name another"
     ]
     code, _, err = run(".", option, f"0-red.png/{name}")

@@ -26,10 +26,10 @@ from ffd_runtime.outputs import (
     open_pipe_sink,
 )
 from ffd_runtime.outputs.csv_file import _from_field, to_line
-from ffd_runtime.outputs.provenance import Origin
+from ffd_runtime.outputs.provenance import RunProvenance
 from ffd_runtime.outputs.table import Table
 
-ORIGIN = Origin("tiny (fp32)", "0" * 64, {"size": 299}, "1" * 64)
+ORIGIN = RunProvenance("tiny (fp32)", "0" * 64, {"size": 299}, "1" * 64)
 # What os.fsdecode can give: any text, undecodable bytes as surrogates.
 names = st.binary(min_size=1).map(os.fsdecode)
 results = st.one_of(
@@ -213,7 +213,7 @@ def test_an_interrupted_file_goes_on_wherever_it_broke_off(
 def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
 
-    def begin(origin: Origin | None, resume: bool = True) -> None:
+    def begin(origin: RunProvenance | None, resume: bool = True) -> None:
         with open_file_sink(path, origin, resume) as sink:
             sink.write(Result("a.jpg", label="unsure", score=0.5))
             raise KeyboardInterrupt
@@ -291,13 +291,13 @@ def test_rows_that_are_none_are_said(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"must end with .jsonl or .csv or .parquet"):
         open_file_sink(tmp_path / "rows.txt")
-    with pytest.raises(OutputError, match="there is no folder .*absent: create it"):
+    with pytest.raises(OutputError, match="the folder .*absent does not exist: create it"):
         open_file_sink(tmp_path / "absent" / "rows.csv")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file is not a folder"):
         open_file_sink(tmp_path / "file" / "rows.csv")
     (tmp_path / "loop.csv").symlink_to("loop.csv")
-    with pytest.raises(OutputError, match="the link leads back to itself"):
+    with pytest.raises(OutputError, match="the links form a loop"):
         open_file_sink(tmp_path / "loop.csv")
     (tmp_path / "rows.csv.partial").symlink_to("/dev/null")
     with pytest.raises(OutputError, match="not a regular file"):

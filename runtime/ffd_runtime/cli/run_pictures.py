@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from ..core.results import Result
     from ..inputs import Item
     from ..outputs import Sink
-    from ..outputs.annotated_copies import Annotate
+    from ..outputs.annotated_copies import AnnotatedCopies
     from ..outputs.html_report import Report
     from ..outputs.partial_file import PartialFile
-    from ..outputs.provenance import Origin
+    from ..outputs.provenance import RunProvenance
 
 # Seconds until the download of a picture is given up.
 TIMEOUT_S = 20.0
@@ -121,11 +121,11 @@ class Targets:
     def files(self) -> frozenset[str]:
         """The files that this run writes, and links to them: they are not inputs."""
         from ..outputs import follow_links
-        from ..outputs.partial_file import own_files
+        from ..outputs.partial_file import files_of_sink
 
         written = {path for named in self.named for path in (named, follow_links(named))}
         absolute = (Path(os.path.realpath(path.parent), path.name) for path in written)
-        return frozenset(str(path) for one in absolute for path in own_files(one))
+        return frozenset(str(path) for one in absolute for path in files_of_sink(one))
 
 
 class Earlier:
@@ -291,12 +291,14 @@ def _refuse_unknown_addresses(sources: Iterable[str]) -> None:
                 raise click.UsageError(f"{redact(source)!r} is not a supported address")
 
 
-def _origin(sources: Sequence[str], classifier: Classifier, options: PictureOptions) -> Origin:
+def _origin(
+    sources: Sequence[str], classifier: Classifier, options: PictureOptions
+) -> RunProvenance:
     from ..model.backends import find_embedded_by
-    from ..outputs.provenance import Origin
+    from ..outputs.provenance import RunProvenance
 
     detector = classifier.detector
-    return Origin.of(
+    return RunProvenance.of(
         Path(options.model or find_embedded_by(classifier.card)),
         classifier.card,
         sources,
@@ -304,16 +306,16 @@ def _origin(sources: Sequence[str], classifier: Classifier, options: PictureOpti
     )
 
 
-def _require_same_run(targets: Targets, origin: Origin) -> None:
-    from ..outputs.partial_file import record_of
+def _require_same_run(targets: Targets, origin: RunProvenance) -> None:
+    from ..outputs.partial_file import provenance_path
 
     assert targets.rows
-    origin.require_same_file(record_of(targets.rows), targets.rows)
+    origin.require_same_file(provenance_path(targets.rows), targets.rows)
     say(f"{targets.rows} is complete: nothing to resume (delete it to run again)")
 
 
 def _open_rows(
-    stack: ExitStack, targets: Targets, origin: Origin, resume: bool
+    stack: ExitStack, targets: Targets, origin: RunProvenance, resume: bool
 ) -> PartialFile | None:
     if not targets.rows:
         return None
@@ -344,12 +346,12 @@ def _open_report(stack: ExitStack, path: Path | None, classifier: Classifier) ->
 
 def _open_copies(
     stack: ExitStack, sources: Iterable[str], classifier: Classifier, options: PictureOptions
-) -> Annotate | None:
+) -> AnnotatedCopies | None:
     if not options.annotate:
         return None
-    from ..outputs.annotated_copies import Annotate
+    from ..outputs.annotated_copies import AnnotatedCopies
 
-    copies = Annotate(
+    copies = AnnotatedCopies(
         Path(options.annotate),
         sources,
         heatmap=options.heatmap,

@@ -18,17 +18,17 @@ from .target import follow_links, is_pipe, require_folder
 
 if TYPE_CHECKING:
     from .partial_file import PartialFile
-    from .provenance import Origin
+    from .provenance import RunProvenance
 
 
 class Sink(Protocol):
-    """Takes rows; a context manager."""
+    """A context manager that receives rows."""
 
     def write(self, result: Result) -> None:
         """Write one row.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the row cannot be written.
         """
 
     def __enter__(self) -> Sink: ...
@@ -61,13 +61,13 @@ def find_file_sink(path: Path) -> type[PartialFile] | None:
 
 
 def check_file_sink(path: Path) -> None:
-    """Refuse early what could only fail after a night's work.
+    """Check a path before the run, which could otherwise fail at its end.
 
     Raises:
-        OutputError: no sink writes such a file, a folder has its name, or its folder is missing.
+        OutputError: no sink has its suffix, it is a folder, or its folder is absent.
     """
     if "://" in str(path) or re.match("[a-z][a-z0-9+.-]+:/[^/]", str(path), re.IGNORECASE):
-        raise OutputError("--output takes a file of this machine, not an address")
+        raise OutputError("--output needs a local file, not an address")
     if path.is_dir():
         raise OutputError(f"--output {path} is a folder: name a file")
     sink = find_file_sink(path)
@@ -84,23 +84,23 @@ def check_file_sink(path: Path) -> None:
 
 
 def require_new(path: Path) -> None:
-    """Refuse to replace rows that exist already; an empty file holds none.
+    """Check that a file has no rows that would be overwritten; an empty file has none.
 
     Raises:
-        OutputError: there are some.
+        OutputError: the file has rows.
     """
     if not is_pipe(path) and path.is_file() and path.stat().st_size:
         raise OutputError(
-            f"--output {path} exists: replace it with --overwrite, continue its run with --resume, "
+            f"--output {path} exists: replace it with --overwrite, resume its run with --resume, "
             "or name another file"
         )
 
 
 def open_pipe_sink(path: Path) -> Sink:
-    """Return the sink for a pipe or a device: by its suffix, JSON Lines for any other.
+    """Return the sink for a pipe or a device: by its suffix, or JSON Lines.
 
     Raises:
-        OutputError: it cannot be opened.
+        OutputError: the pipe cannot be opened.
     """
     from .jsonlines_file import JsonLinesFile
     from .pipe import Pipe
@@ -109,16 +109,18 @@ def open_pipe_sink(path: Path) -> Sink:
     return Pipe(path, sink.to_line, sink.header)
 
 
-def open_file_sink(path: Path, origin: Origin | None = None, resume: bool = False) -> PartialFile:
-    """The sink for a file, by the end of its name.
+def open_file_sink(
+    path: Path, origin: RunProvenance | None = None, resume: bool = False
+) -> PartialFile:
+    """Return the sink for a file, by its suffix.
 
     Args:
-        path: the file to write; a symbolic link stays, and the file that it leads to is written.
-        origin: what makes the rows.
-        resume: continue the rows of an interrupted run, if there are any.
+        path: the file to write; the target of a symbolic link is written, and the link stays.
+        origin: provenance of the rows.
+        resume: keep the rows of an interrupted run, if there are any.
 
     Raises:
-        OutputError: as `check_file_sink` and `PartialFile`.
+        OutputError: see `check_file_sink` and `PartialFile`.
     """
     check_file_sink(path)
     sink = find_file_sink(path)

@@ -1,4 +1,4 @@
-"""Annotated copies of the pictures, in a folder that mirrors where they came from."""
+"""Annotated copies of images, in a folder that mirrors the folders of their sources."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ from ..model.card import PreprocessSpec
 
 log = logging.getLogger(__name__)
 
-QUALITY = 90
+JPEG_QUALITY = 90
 
-# What says that a file is ours and may be replaced by a later run.
+# Marks files of this sink, which a later run may overwrite.
 STAMP = b"annotated by ffd"
-# The stamp stands within the first bytes of a file: after SOI in a JPEG, after IHDR in a PNG.
-_STAMP_WITHIN = 128
+# The stamp is among the first bytes of a file: after SOI in a JPEG, after IHDR in a PNG.
+_MAX_STAMP_OFFSET = 128
 
 # libjpeg's JPEG_MAX_DIMENSION.
-_MAX_JPEG_SIDE = 65_500
+_MAX_JPEG_SIDE_PIXELS = 65_500
 
 _SUFFIXES = {".jpg": (".jpg", ".jpeg"), ".png": (".png",)}
-_MAX_NAME = 200
-_MAX_PATH = 1000
-# What FAT, exFAT and NTFS do not take in a name.
+_MAX_NAME_BYTES = 200
+_MAX_PATH_CHARACTERS = 1000
+# Characters that FAT, exFAT and NTFS do not allow in names.
 _FORBIDDEN = frozenset('/\\:*?"<>|')
 
 
-class Annotate:
-    """A sink that writes each picture again, with its verdict drawn on it.
+class AnnotatedCopies:
+    """A sink that writes a copy of each image with its verdict drawn on it.
 
-    A copy of `portraits/x/a.jpg` from the source `portraits` is `FOLDER/x/a.jpg`: PNG for a PNG
-    (and for what JPEG cannot hold, above 65,500 pixels a side), JPEG for everything else. A name
-    that has to change, for its ending, an odd character or its length, gets a short hash of the
-    source; so do addresses and whatever does not lie below a source folder. Rows without a
-    verdict or without `encoded` are left out.
+    The copy of `portraits/x/a.jpg` from the source `portraits` is `FOLDER/x/a.jpg`. Copies of PNG
+    files, and those with a side above 65,500 pixels, are PNG files; all others are JPEG files. A
+    short hash of the source is added to a name that must change because of its suffix, a character
+    or its length, and to the names of addresses and of files outside the source folders. Rows
+    without a verdict are skipped.
 
     Args:
-        folder: made if it is absent. Only files that this sink wrote are ever replaced.
-        sources: as on `ffd-run`'s command line; names are relative to the folder they share.
-        heatmap: draw the evidence too.
-        face_scale: the card's `preprocess.face_scale`, for results with a face.
+        folder: created if absent. Only files that this sink wrote are overwritten.
+        sources: as on `ffd-run`'s command line; names are relative to their common folder.
+        heatmap: whether to draw the evidence, too.
+        face_scale: `preprocess.face_scale` of the card, for results with a face.
 
     Raises:
-        OutputError: the folder is a source's own or lies in one, or it cannot be made.
+        OutputError: the folder is a source or inside one, or it cannot be created.
     """
 
     def __init__(
@@ -89,18 +89,18 @@ class Annotate:
             raise OutputError(f"--annotate {folder}: {error.strerror}") from None
         workers = count_cores()
         self._pool = ThreadPoolExecutor(workers, "ffd-annotate")
-        self._most = 3 * workers
-        self._room = BoundedSemaphore(self._most)
+        self._max_pending = 3 * workers
+        self._room = BoundedSemaphore(self._max_pending)
         self._failure: BaseException | None = None
 
     def write(self, result: Result) -> Future[None] | None:
-        """Have one picture drawn and written in the background.
+        """Draw and write one image in the background.
 
         Returns:
-            What is done once the copy is there; None for a row without a picture.
+            A future that is done when the copy exists; None for a row without an image.
 
         Raises:
-            OutputError: an earlier one could not be written.
+            OutputError: an earlier copy could not be written.
         """
         if self._failure:
             raise self._failure
@@ -112,16 +112,18 @@ class Annotate:
         return copy
 
     def follow(self, results: Iterable[Result], at_once: bool = False) -> Iterator[Result]:
-        """Pass rows on in order, each once its copy is there: a row says that all is done.
+        """Yield rows in order, each after its copy exists.
 
         Args:
-            results: rows with their pictures.
-            at_once: wait for each copy, for a source that waits for each row.
+            results: rows with their images.
+            at_once: whether to wait for each copy, for a source that waits for each row.
         """
         pending: deque[tuple[Result, Future[None] | None]] = deque()
         for result in results:
             pending.append((result, self.write(result)))
-            while pending and (at_once or len(pending) > self._most or _is_done(pending[0][1])):
+            while pending and (
+                at_once or len(pending) > self._max_pending or _is_done(pending[0][1])
+            ):
                 yield _wait_for(*pending.popleft())
         while pending:
             yield _wait_for(*pending.popleft())
@@ -135,7 +137,7 @@ class Annotate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What has begun is finished either way, so that no half of a file stays.
+        # Copies in progress are finished in either case.
         self._pool.shutdown(cancel_futures=kind is not None)
         if kind is None and self._failure:
             raise self._failure
@@ -147,16 +149,16 @@ class Annotate:
 
     def _save(self, result: Result) -> None:
         try:
-            # Of a large file, the bytes were not kept.
+            # The bytes of a large file were not kept.
             encoded = result.encoded or read_file(result.source)
             header = read_header(encoded)
-            # It was decoded before, so whatever limit there is has been kept.
+            # It was decoded before, so it is within the limit.
             image = self._draw(decode(encoded, sys.maxsize), result)
         except (InputError, MemoryError) as error:
-            # It has its verdict, and a run of a night does not end for its copy.
+            # The row has its verdict, so a failed copy does not end the run.
             log.warning("no annotated copy of %s: %s", printable(result.source), error)
             return
-        png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE
+        png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE_PIXELS
         suffix = ".png" if png else ".jpg"
         target = self.folder / self._names.of(result, suffix)
         try:
@@ -170,13 +172,15 @@ class Annotate:
         return draw_verdict(image, result, self.face_scale)
 
     def _replace(self, target: Path, data: bytes) -> None:
-        """Let a file appear whole, and never in the place of one that is not ours."""
+        """Write a file atomically; never overwrite a file of another program."""
         if not target.parent.resolve().is_relative_to(self._top):
-            raise OutputError(f"{target.parent} is a link that leaves {self.folder}: remove it")
+            raise OutputError(
+                f"{target.parent} is a link to a folder outside {self.folder}: remove it"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(target) and not is_annotated(target):
             raise OutputError(
-                f"{target} exists and is no annotated picture: name another folder for --annotate"
+                f"{target} exists and is not an annotated copy: give --annotate another folder"
             )
         # A run writes thousands of copies: syncing each would slow it down.
         write_atomic(target, data, sync=False)
@@ -187,8 +191,8 @@ class Annotate:
             read = os.path.realpath(top)
             if folder == read or (walked and os.path.commonpath([folder, read]) == read):
                 raise OutputError(
-                    f"--annotate {self.folder} is in {top or 'the current folder'}, which is read "
-                    "as a source: name a folder outside of it"
+                    f"--annotate {self.folder} is in {top or 'the current folder'}, which is a "
+                    "source: name a folder outside it"
                 )
 
 
@@ -203,13 +207,13 @@ def _wait_for(result: Result, copy: Future[None] | None) -> Result:
 
 
 class Names:
-    """Names of copies: the same for a source in every run, and different for different sources.
+    """Names of copies: the same in every run, and unique for each source.
 
     Args:
         sources: as on `ffd-run`'s command line.
 
     Attributes:
-        tops: the folders that sources are read from, and whether folders below them are too.
+        tops: the folders of the sources, and whether their subfolders are read.
     """
 
     def __init__(self, sources: Iterable[str]) -> None:
@@ -226,25 +230,25 @@ class Names:
         }
 
     def of(self, result: Result, suffix: str) -> Path:
-        """Where a result's picture goes: relative, without `..`, and possible on any disk.
+        """Return the path of a copy: relative, without `..`, and valid on every file system.
 
         Args:
-            result: the source, and where in it (a frame, a face).
+            result: its source, and its frame and face, if any.
             suffix: `.jpg` or `.png`.
         """
         source = result.source
         *folders, name = self._place(source) or ["", source.rstrip("/").rpartition("/")[2]]
-        part = _part_of(result)
-        if not all(_is_plain(folder) and not _is_picture(folder) for folder in folders) or (
-            len("/".join(folders)) > _MAX_PATH
+        part = _suffix_of(result)
+        if not all(_is_valid_name(folder) and not _is_picture(folder) for folder in folders) or (
+            len("/".join(folders)) > _MAX_PATH_CHARACTERS
         ):
             folders = []
-        elif _is_plain(name) and name.lower().endswith(_SUFFIXES[suffix]) and not part:
+        elif _is_valid_name(name) and name.lower().endswith(_SUFFIXES[suffix]) and not part:
             return Path(*folders, name)
-        return Path(*folders, f"{_tame(name)}{part}-{_digest(source)}{suffix}")
+        return Path(*folders, f"{_to_valid_name(name)}{part}-{_digest(source)}{suffix}")
 
     def _place(self, source: str) -> list[str] | None:
-        """Names of the folders below the shared one, and of the file; None if it lies elsewhere."""
+        """Return the folders below the common one, and the file; None for other places."""
         if "://" in source:
             return None
         cut = len(source)
@@ -257,16 +261,18 @@ class Names:
 
 
 def encode(image: Image, suffix: str) -> bytes:
-    """A picture as a file's bytes, with the stamp that says whose it is.
+    """Encode an image with the stamp of this sink.
 
     Args:
         image: uint8 [height, width, 3], BGR.
         suffix: `.jpg` or `.png`.
     """
-    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY] if suffix == ".jpg" else []
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
     done, array = cv2.imencode(suffix, image, options)
     if not done:
-        raise OutputError(f"OpenCV cannot write a picture of {image.shape[1]}x{image.shape[0]}")
+        raise OutputError(
+            f"OpenCV cannot encode an image of {image.shape[1]}x{image.shape[0]} pixels"
+        )
     data = np.asarray(array, np.uint8).tobytes()
     if suffix == ".png":
         body = b"tEXtComment\0" + STAMP
@@ -274,20 +280,20 @@ def encode(image: Image, suffix: str) -> bytes:
         after = 33  # signature and IHDR
     else:
         chunk = b"\xff\xfe" + struct.pack(">H", len(STAMP) + 2) + STAMP
-        after = 4 + int.from_bytes(data[4:6])  # SOI and APP0, which JFIF wants first
+        after = 4 + int.from_bytes(data[4:6])  # SOI and APP0, which JFIF requires first
     return data[:after] + chunk + data[after:]
 
 
 def is_annotated(path: Path) -> bool:
-    """Whether a file was written by this sink; a pipe, which would be waited for, was not."""
+    """Return whether this sink wrote a file; False for a pipe, which reading would block."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return STAMP in file.read(_STAMP_WITHIN)
+        return STAMP in file.read(_MAX_STAMP_OFFSET)
 
 
 def _top_of(source: str) -> tuple[str, bool]:
-    """The folder that a source is read from, and whether the folders below it are read too."""
+    """Return the folder of a source, and whether its subfolders are read."""
     if source == "-":
         return "", False
     if os.path.isdir(source):
@@ -304,30 +310,30 @@ def _without_slash(path: str) -> str:
     return path.rstrip("/") or path[:1]
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a name can be used as it is, also on a disk that Windows formatted."""
+def _is_valid_name(name: str) -> bool:
+    """Return whether a name is valid on every file system, such as those of Windows."""
     return (
         name not in ("", ".", "..")
         and printable(name) == name
         and not set(name) & _FORBIDDEN
         and name[-1] not in " ."
-        and len(name.encode()) <= _MAX_NAME
+        and len(name.encode()) <= _MAX_NAME_BYTES
     )
 
 
 def _is_picture(name: str) -> bool:
-    """Whether a copy could have this name, which a folder of copies must not have."""
+    """Return whether a copy could have this name, which a folder must not have."""
     return name.lower().endswith(tuple(itertools.chain(*_SUFFIXES.values())))
 
 
-def _tame(name: str) -> str:
-    """A name made plain, no longer unique."""
+def _to_valid_name(name: str) -> str:
+    """Make a name valid; the result is not unique."""
     plain = "".join("_" if c in _FORBIDDEN else c for c in printable(name))
-    return plain.encode()[: _MAX_NAME // 2].decode(errors="ignore")
+    return plain.encode()[: _MAX_NAME_BYTES // 2].decode(errors="ignore")
 
 
-def _part_of(result: Result) -> str:
-    """What tells several results of one source apart."""
+def _suffix_of(result: Result) -> str:
+    """Return a suffix for the frame and the face of a result."""
     frame = "" if result.frame is None else f"-frame{result.frame:06}"
     return frame + ("-face" + "_".join(map(str, result.face)) if result.face else "")
 

@@ -1,7 +1,7 @@
-"""CSV with a header; names keep their bytes, also those that are not UTF-8.
+"""CSV with a header. Names keep their bytes, also those that are not UTF-8.
 
-A text that a spreadsheet would take for a formula has an apostrophe before it, which reading takes
-away again: see OWASP, "CSV Injection".
+Text that a spreadsheet would read as a formula gets an apostrophe in front, which reading removes:
+see OWASP, "CSV Injection".
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ HEADER = (
 )
 
 
-# What begins a formula, also after blanks and in the full-width forms of East Asian keyboards; some
-# programs drop a leading tab or line end, and then see what follows.
+# The start of a formula, also after spaces and in the full-width forms of East Asian keyboards.
+# Some programs drop a leading tab or line end, and then read a formula.
 _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
-# Other separators than ours too: a spreadsheet may be set to them.
+# Also other separators than the comma, which a spreadsheet may be set to.
 _QUOTED = re.compile(r"""[,;\t|"\r\n]""")
 
 
 def to_line(result: Result) -> str:
-    """A row as one line of CSV, or as several if a name holds line ends; None is an empty field."""
+    """Return a row as CSV, in several lines if a name contains line ends."""
     row = result.to_row()
     error, track = result.error, row["track"]
     fields = [
@@ -85,14 +85,14 @@ class CsvFile(PartialFile):
         quoted = False
         for line in file:
             offset += len(line)
-            # Quotes inside a field are doubled, so an odd count means that one is open.
+            # Quotes inside a field are doubled, so an odd count means an open field.
             quoted ^= line.count(b'"') % 2 == 1
             if not quoted and line.endswith(b"\r\n"):
                 end = offset
         return end
 
     def _read(self, lines: Iterable[str]) -> Iterator[Result]:
-        # A line on standard input may be longer than any path.
+        # A name from standard input may be longer than any path.
         csv.field_size_limit(1 << 30)
         try:
             for fields in csv.DictReader(lines):

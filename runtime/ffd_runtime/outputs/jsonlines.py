@@ -1,4 +1,4 @@
-"""JSON Lines: a row a line, ASCII only, so that any name is safe on a terminal and round-trips."""
+"""JSON Lines in ASCII, so that any name is safe on a terminal and can be read back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..core.results import Result
 
 
 def to_line(result: Result) -> str:
-    """A row as one line; undecodable bytes of a name become lone surrogate escapes."""
+    """Return a row as one line; bytes that are not UTF-8 become escaped lone surrogates."""
     return json.dumps(result.to_row(), allow_nan=False) + "\n"
 
 
@@ -21,8 +21,8 @@ class JsonLines:
     """Rows to an open stream, such as stdout.
 
     Args:
-        stream: not closed here.
-        name: what messages call it.
+        stream: stays open.
+        name: of the stream, for messages.
     """
 
     def __init__(self, stream: TextIO, name: str = "standard output") -> None:
@@ -30,7 +30,7 @@ class JsonLines:
         self.name = name
 
     def write(self, result: Result) -> None:
-        """Write one row and flush it, for a program that reads along."""
+        """Write one row and flush it, for programs that read the rows immediately."""
         try:
             self.stream.write(to_line(result))
             self.stream.flush()
@@ -47,29 +47,29 @@ class JsonLines:
 
 
 class AppendedJsonLines(JsonLines):
-    """Rows to the end of a file that grows, for what has no end of its own.
+    """Appends rows to a file, for streams that do not end.
 
     Args:
-        path: made if it is absent. A program that rotates it must truncate it or restart us.
+        path: created if absent. A program that rotates the file must truncate it or restart ffd.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             stream = path.open("a+", encoding="ascii")
-            # What was being written when the machine went down must not spoil the first row.
+            # A row that a power failure cut must not join the first new row.
             end = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, end - 1))
             if stream.read(1) not in ("", "\n"):
                 stream.write("\n")
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
+            reason = getattr(error, "strerror", None) or "the file is not text"
             raise OutputError(f"cannot write {path}: {reason}") from None
         super().__init__(stream, str(path))
 
     def __exit__(self, *_: object) -> None:
-        # Each row was handed over when it was written.
+        # Each row was flushed when it was written.
         with suppress(OSError):
             self.stream.close()

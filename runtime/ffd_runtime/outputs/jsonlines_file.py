@@ -10,7 +10,7 @@ from ..core.results import Result
 from .jsonlines import to_line
 from .partial_file import PartialFile
 
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 
 class JsonLinesFile(PartialFile):
@@ -21,7 +21,7 @@ class JsonLinesFile(PartialFile):
     def _whole_rows(self, file: IO[bytes]) -> int:
         end = 0
         offset = 0
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_BYTES):
             last = chunk.rfind(b"\n")
             if last >= 0:
                 end = offset + last + 1

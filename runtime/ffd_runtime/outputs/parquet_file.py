@@ -1,4 +1,4 @@
-"""Parquet, the row's own schema: for pandas, DuckDB, Spark."""
+"""Parquet with the schema of the rows, for pandas, DuckDB and Spark."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from ..core.atomic_file import atomic_path
 from ..core.errors import OutputError
 from ..core.install_hint import install_hint
 from .jsonlines_file import JsonLinesFile
-from .provenance import Origin
+from .provenance import RunProvenance
 
-ROWS_A_GROUP = 1 << 16
+ROW_GROUP_ROWS = 1 << 16
 
 
 class ParquetFile(JsonLinesFile):
     """Rows to a `.parquet` file.
 
-    Parquet is readable only once it is closed, so rows are collected as JSON Lines, which outlive
-    any end of the run, and turned into Parquet last. A name that is not UTF-8 has its bytes as
-    backslash escapes (`\\udcff`): Parquet's text cannot hold them.
+    A Parquet file is readable only after it is closed. Rows are therefore written as JSON Lines,
+    which survive any end of the run, and converted at the end. Bytes of a name that are not UTF-8
+    become backslash escapes (`\\udcff`), because strings in Parquet must be UTF-8.
     """
 
     pipes = False
 
-    def __init__(self, path: Path, origin: Origin | None = None, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, origin: RunProvenance | None = None, resume: bool = False
+    ) -> None:
         _pyarrow()
         super().__init__(path, origin, resume)
 
@@ -41,7 +43,7 @@ class ParquetFile(JsonLinesFile):
                 self.partial.open(encoding="ascii") as lines,
                 pa.parquet.ParquetWriter(draft, schema, compression="zstd") as writer,
             ):
-                while rows := [_to_arrow(line) for line in islice(lines, ROWS_A_GROUP)]:
+                while rows := [_to_arrow(line) for line in islice(lines, ROW_GROUP_ROWS)]:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
         except pa.ArrowException as error:
             raise OSError(None, str(error)) from None
@@ -49,7 +51,7 @@ class ParquetFile(JsonLinesFile):
 
 
 def to_parquet(lines: Iterable[str]) -> bytes:
-    """A Parquet file of rows.
+    """Convert rows to the content of a Parquet file.
 
     Args:
         lines: the rows as JSON.

@@ -1,4 +1,4 @@
-"""A file that appears whole: rows go to NAME.partial, which takes its name at the end."""
+"""A file of rows that is written as NAME.partial, and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -13,51 +13,52 @@ from typing import IO, ClassVar, Self
 
 from ..core.errors import OutputError
 from ..core.results import Result
-from .provenance import Origin
+from .provenance import RunProvenance
 from .target import follow_links
 
 
-def own_files(path: Path) -> list[Path]:
-    """The files that writing `path` makes, whose pictures must not be looked for."""
+def files_of_sink(path: Path) -> list[Path]:
+    """Return all files that a sink for `path` may create, which are no inputs."""
     partial = ("", ".draft", ".origin.json", ".origin.json.draft")
     endings = ("", ".origin.json", *(f".partial{ending}" for ending in partial))
     return [path.with_name(path.name + ending) for ending in endings]
 
 
-def record_of(path: Path) -> Path:
-    """Where it is recorded what a file of rows was made by."""
+def provenance_path(path: Path) -> Path:
+    """Return the path of the provenance of a file of rows."""
     return path.with_name(path.name + ".origin.json")
 
 
 class PartialFile(ABC):
-    """Base of the sinks that write files.
+    """Base class of the sinks that write files.
 
-    A run that fails leaves its rows in NAME.partial; NAME itself is only ever whole. What they were
-    made by is in NAME.partial.origin.json, so that a later run can continue them, and in the end in
-    NAME.origin.json.
+    A failed run leaves its rows in NAME.partial, and its provenance in NAME.partial.origin.json, so
+    that a later run can resume it. A complete run renames them to NAME and NAME.origin.json.
 
     Attributes:
-        header: what stands before the first row; ASCII.
-        pipes: whether rows can also be written to a pipe, as `header` and `to_line` give them.
+        header: text before the first row, in ASCII.
+        pipes: whether the format can be written to a pipe, as `header` and lines.
 
     Args:
-        path: the file to write, or a link to it.
-        origin: what makes the rows; None for a file that nobody will continue.
-        resume: keep the rows of an interrupted run; `earlier` gives them.
+        path: the file to write; a link is followed.
+        origin: provenance of the rows; None for a file that cannot be resumed.
+        resume: keep the rows of an interrupted run; `earlier` yields them.
 
     Raises:
-        OutputError: it cannot be written, another run is writing it, there are rows of an
-            interrupted run and `resume` is not set, or they are of another origin.
+        OutputError: the file cannot be written, another run writes it, or it has rows of an
+            interrupted run and `resume` is not set or the provenance differs.
     """
 
     header: ClassVar[str] = ""
     pipes: ClassVar[bool] = True
     _errors: ClassVar[str] = "strict"
 
-    def __init__(self, path: Path, origin: Origin | None = None, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, origin: RunProvenance | None = None, resume: bool = False
+    ) -> None:
         self.path = path = follow_links(path)
         self.partial = path.with_name(path.name + ".partial")
-        self._record = record_of(self.partial)
+        self._record = provenance_path(self.partial)
         if self.partial.exists() and not self.partial.is_file():
             raise OutputError(f"{self.partial} is not a regular file: give another --output")
         try:
@@ -74,7 +75,7 @@ class PartialFile(ABC):
             self._close()
             raise
 
-    def _begin(self, origin: Origin | None, resume: bool) -> None:
+    def _begin(self, origin: RunProvenance | None, resume: bool) -> None:
         self._lock = _lock(self.file, self.partial)
         with self.partial.open("rb") as file:
             self._whole = self._whole_rows(file)
@@ -89,7 +90,7 @@ class PartialFile(ABC):
         elif origin:
             origin.save(self._record)
         self._recorded = origin is not None
-        # What follows the last whole row was being written when the run ended.
+        # Remove the row that was incomplete when the run ended.
         self.file.truncate(self._whole if begun else 0)
         if not begun:
             self.file.write(self.header)
@@ -97,21 +98,21 @@ class PartialFile(ABC):
             self._whole = len(self.header)
 
     def earlier(self) -> Iterator[Result]:
-        """The rows of the interrupted run that this one continues.
+        """Yield the rows of the interrupted run that this run resumes.
 
         Raises:
-            OutputError: one of them cannot be read.
+            OutputError: a row is invalid.
         """
         with self.partial.open("rb") as file:
             try:
                 yield from self._read(_Lines(file, self._whole, self._errors))
             except (ValueError, KeyError, TypeError):
                 raise OutputError(
-                    f"{self.partial} holds what is no row: delete it to begin again"
+                    f"{self.partial} contains an invalid row: delete it to begin again"
                 ) from None
 
     def write(self, result: Result) -> None:
-        """Write one row and hand it to the operating system at once."""
+        """Write one row and flush it to the operating system."""
         try:
             self.file.write(self.to_line(result))
             self.file.flush()
@@ -125,14 +126,14 @@ class PartialFile(ABC):
 
     @abstractmethod
     def _whole_rows(self, file: IO[bytes]) -> int:
-        """Bytes up to the end of the last whole row."""
+        """Return the size of the complete rows, in bytes."""
 
     @abstractmethod
     def _read(self, lines: Iterable[str]) -> Iterator[Result]:
-        """Rows from the file's lines, header included."""
+        """Yield rows from the lines of the file, header included."""
 
     def _finish(self) -> None:
-        """Give the file its name."""
+        """Rename the file to its final name."""
         os.replace(self.partial, self.path)
 
     def __enter__(self) -> Self:
@@ -154,11 +155,11 @@ class PartialFile(ABC):
             if kind is None:
                 self._finish()
                 if self._recorded:
-                    os.replace(self._record, record_of(self.path))
+                    os.replace(self._record, provenance_path(self.path))
                 else:
-                    record_of(self.path).unlink(missing_ok=True)
+                    provenance_path(self.path).unlink(missing_ok=True)
             elif empty:
-                # Nothing to continue: a run that was refused leaves nothing behind.
+                # No rows to resume, so leave no files.
                 self.partial.unlink(missing_ok=True)
                 self._record.unlink(missing_ok=True)
         except OSError as failure:
@@ -168,7 +169,7 @@ class PartialFile(ABC):
             self._close()
 
     def _require_there(self) -> None:
-        """The rows must still be what NAME.partial names."""
+        """Check that NAME.partial is still the file that was written."""
         written = os.fstat(self.file.fileno())
         try:
             there = os.stat(self.partial)
@@ -180,7 +181,7 @@ class PartialFile(ABC):
             )
 
     def _close(self) -> None:
-        """Close the file, and only then let other runs have it."""
+        """Close the file, then release its lock."""
         with suppress(OSError):
             self.file.close()
         if self._lock is not None:
@@ -193,7 +194,7 @@ class PartialFile(ABC):
 
 
 class _Lines:
-    """Lines of a file's first bytes, line ends kept."""
+    """Lines in the first bytes of a file, with their line ends."""
 
     def __init__(self, file: IO[bytes], size: int, errors: str) -> None:
         self._file = file
@@ -208,7 +209,7 @@ class _Lines:
 
 
 def _lock(file: IO[str], path: Path) -> int | None:
-    """Hold the file until the descriptor is closed, where the system has such locks."""
+    """Lock the file until the descriptor is closed; None on systems without such locks."""
     try:
         import fcntl
     except ImportError:
@@ -216,8 +217,8 @@ def _lock(file: IO[str], path: Path) -> int | None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        # Some network file systems know no locks; a run there is not refused for it.
+        # Some network file systems have no locks; the run continues without one.
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise OutputError(f"another run is writing {path}: give another --output") from None
-    # The lock belongs to all descriptors of one opening, so it outlives the file's own.
+    # A duplicate descriptor shares the lock, and keeps it after the file is closed.
     return os.dup(file.fileno())

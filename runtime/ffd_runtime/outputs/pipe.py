@@ -1,4 +1,4 @@
-"""Rows to a pipe or a device, each as it comes."""
+"""Rows to a pipe or a device, without buffering."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .target import descriptor_of
 
 
 class Pipe:
-    """Rows to what cannot be renamed or read back: a FIFO, `/dev/stdout`, a character device.
+    """Writes rows to a FIFO, `/dev/stdout` or a character device.
 
     Opening a FIFO waits until a program opens its other end.
 
     Args:
-        path: of the pipe; it must exist.
-        to_line: gives a row's text, its line end included.
+        path: of an existing pipe.
+        to_line: returns the text of a row, its line end included.
         header: text before the first row.
 
     Raises:
-        OutputError: it cannot be opened.
+        OutputError: the pipe cannot be opened.
     """
 
     def __init__(self, path: Path, to_line: Callable[[Result], str], header: str = "") -> None:
@@ -31,7 +31,7 @@ class Pipe:
         self._to_line = to_line
         descriptor = descriptor_of(path)
         try:
-            # A descriptor may be a socket, which cannot be opened by its name.
+            # A descriptor may be a socket, which cannot be opened by name.
             self._file = os.dup(descriptor) if descriptor is not None else _open(path)
         except OSError as error:
             raise OutputError(f"cannot write to {path}: {error.strerror}") from None

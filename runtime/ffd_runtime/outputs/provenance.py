@@ -1,4 +1,4 @@
-"""What a file of rows was made by: a run may continue another only if nothing of it has changed."""
+"""The provenance of a file of rows. A run may resume another only if it is unchanged."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..model.card import ModelCard
 
 
 @dataclass(frozen=True)
-class Origin:
+class RunProvenance:
     """Model, preprocessing and inputs of a run.
 
     Attributes:
-        model: the model's name, for people.
-        model_sha256: of its file and card.
-        preprocess: the card's `PreprocessSpec`, as a mapping, and how faces are found.
-        sources_sha256: of the words that name the inputs, and of the folder they are relative to.
-            A digest, because addresses may hold passwords.
+        model: name and precision of the model, for people.
+        model_sha256: of the model's file and card.
+        preprocess: the `PreprocessSpec` of the card as a mapping, and settings of face detection.
+        sources_sha256: of the source arguments and the current folder. A digest, because addresses
+            may contain passwords.
     """
 
     model: str
@@ -41,17 +41,17 @@ class Origin:
         sources: Iterable[str],
         faces: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The origin of a run.
+        """Return the provenance of a run.
 
         Args:
-            model: the file.
+            model: its file.
             card: of the model.
             sources: as on the command line.
-            faces: the detector's settings; None without one.
+            faces: settings of the face detector; None without one.
         """
         with model.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
-        # An engine's card, and with it the threshold, stands in another file.
+        # The card of an engine, with the threshold, is in another file.
         digest.update(card.to_json().encode())
         words = json.dumps([os.getcwd(), *sources]).encode()
         return cls(
@@ -62,27 +62,27 @@ class Origin:
         )
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write the provenance atomically."""
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         write_atomic(path, text.encode(), temporary=path.with_name(path.name + ".draft"))
 
     def require_same(
         self, text: bytes | None, record: object, rows: object, sources: bool = True
     ) -> None:
-        """Compare with what `save` wrote.
+        """Check that a record equals this provenance.
 
         Args:
-            text: of the record; None if it cannot be read.
-            record: where it is, and
-            rows: what it is about, for messages.
-            sources: these must be the same, too.
+            text: of the record, as `save` wrote it; None if it cannot be read.
+            record: its path, for messages.
+            rows: path of the rows, for messages.
+            sources: whether the sources must be the same, too.
 
         Raises:
-            OutputError: it differs, or says nothing; the message says in what.
+            OutputError: the record is invalid or differs; the message names the difference.
         """
         try:
             values = json.loads(text or b"")
-            # Only what decides is compared: a name may be put better in a later version.
+            # The model's name is not compared: a later version may change its form.
             then = {name: values[name] for name in ("model_sha256", "preprocess", "sources_sha256")}
             model = str(values["model"])
         except (ValueError, KeyError, TypeError):
@@ -102,7 +102,7 @@ class Origin:
         raise OutputError(f"the rows in {rows} were made {changed}, or delete them to begin again")
 
     def require_same_file(self, record: Path, rows: Path) -> None:
-        """Compare with a file that `save` wrote; see `require_same`."""
+        """Check that a file of `save` equals this provenance; see `require_same`."""
         try:
             text = record.read_bytes()
         except OSError:

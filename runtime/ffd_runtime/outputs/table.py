@@ -1,4 +1,4 @@
-"""The table that a person reads on a terminal, printed row by row."""
+"""A table for a terminal, printed row by row."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ STYLES: dict[Label, str] = {"generated": "bold red", "groundtruth": "green", "un
 
 
 class Table:
-    """Rows to a terminal.
+    """Prints rows to a terminal.
 
     Args:
-        console: where; a progress bar may live below the rows on the same one.
+        console: may also show a progress bar below the rows.
     """
 
     def __init__(self, console: Console) -> None:
@@ -51,12 +51,12 @@ class Table:
 
 
 def _name(label: Label | None) -> tuple[str, str]:
-    """The label as people read it, and its style."""
+    """Return the name and the style of a label."""
     return (f"{LABEL_NAMES[label]:<13}", STYLES[label]) if label else (f"{'none':<13}", "")
 
 
 def _where(result: Result) -> str:
-    """What tells several verdicts on one source apart."""
+    """Return face, frame and reason of a result as text."""
     parts = []
     if result.track and result.face:
         parts.append(f"face {result.track.number}")

@@ -1,4 +1,4 @@
-"""Where output is written: to a regular file, or to a pipe or device that takes it as it comes."""
+"""Output targets: regular files, or pipes and devices."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..core.text import printable
 
 _DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|(?:/dev/fd|/proc/self/fd)/(\d+)")
 _STANDARD = {"stdout": 1, "stderr": 2}
-# Linux follows 40 links.
-_MOST_LINKS = 40
+# Linux follows at most 40 links.
+_MAX_LINKS = 40
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether a path names a FIFO, a socket, a character device or a file descriptor."""
+    """Return whether a path is a FIFO, a socket, a character device or a file descriptor."""
     if descriptor_of(path) is not None:
         return True
     try:
@@ -28,8 +28,8 @@ def is_pipe(path: Path) -> bool:
 
 
 def descriptor_of(path: Path) -> int | None:
-    """The file descriptor that a path names or links to, such as `/dev/stdout`; None for others."""
-    for _ in range(_MOST_LINKS):
+    """Return the file descriptor of a path such as `/dev/stdout`, or of a link to it; or None."""
+    for _ in range(_MAX_LINKS):
         found = _DESCRIPTOR.fullmatch(str(path))
         if found:
             return _STANDARD[found[1]] if found[1] else int(found[2])
@@ -40,30 +40,30 @@ def descriptor_of(path: Path) -> int | None:
 
 
 def follow_links(path: Path) -> Path:
-    """The file that a symbolic link leads to, which may be absent; any other path as it is.
+    """Return the target of a symbolic link, which may be absent; any other path unchanged.
 
-    A file that is written beside its final name and renamed would replace the link.
+    Renaming a temporary file to the link's path would replace the link.
 
     Raises:
-        OutputError: the link leads back to itself.
+        OutputError: the links form a loop.
     """
     if not path.is_symlink():
         return path
     target = Path(os.path.realpath(path))
     if target.is_symlink():
-        raise OutputError(f"cannot write {path}: the link leads back to itself")
+        raise OutputError(f"cannot write {path}: the links form a loop")
     return target
 
 
 def require_folder(option: str, path: Path) -> None:
-    """Check that a file can lie where it is to be written.
+    """Check that the folder of an output file exists.
 
     Args:
-        option: that names it, for the message.
+        option: of the command, for the message.
         path: of the file.
 
     Raises:
-        OutputError: its folder is missing or is not a folder.
+        OutputError: the folder is absent, or is not a folder.
     """
     folder = follow_links(path).parent
     if folder.is_dir():
@@ -71,4 +71,4 @@ def require_folder(option: str, path: Path) -> None:
     said, shown = f"{option} {printable(str(path))}", printable(str(folder))
     if folder.exists():
         raise OutputError(f"{said}: {shown} is not a folder")
-    raise OutputError(f"{said}: there is no folder {shown}: create it, or name another")
+    raise OutputError(f"{said}: the folder {shown} does not exist: create it, or name another")
