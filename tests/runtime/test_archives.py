@@ -343,7 +343,7 @@ def test_too_many_members(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bombs_in_a_tar(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "STREAM_RATIO_FROM", 4 << 20)
+    monkeypatch.setattr(tars, "MIN_STREAM_RATIO_BYTES", 4 << 20)
     bomb = tarred({"good": NOISE, "bomb": bytes(16 << 20), "never": b"x"})
     for compress in (gzip.compress, bz2.compress, lzma.compress):
         rows = contents(path, compress(bomb))
@@ -351,7 +351,7 @@ def test_bombs_in_a_tar(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_members_too_large_to_carry(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "MAX_CARRIED", 2000)
+    monkeypatch.setattr(tars, "MAX_CARRIED_BYTES", 2000)
     data = gzip.compress(tarred({"1": b"x", "large": NOISE, "3": b"x"}))
     assert contents(path, data) == [("1", b"x"), ("large", "too_large"), ("3", b"x")]
     monkeypatch.setattr(tars, "MAX_BYTES", 2000)
@@ -379,7 +379,7 @@ def test_a_damaged_tar_header_costs_one_member(path: Path) -> None:
 def test_junk_behind_a_damaged_tar_header_is_not_read_for_ever(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tars, "MAX_JUNK", 4096)
+    monkeypatch.setattr(tars, "MAX_JUNK_BYTES", 4096)
     good = tarred({"1": b"x"}, tarfile.GNU_FORMAT)[:1024]
     assert contents(path, good + b"j" * (1 << 20)) == [
         ("1", b"x"),

@@ -1,4 +1,4 @@
-"""Sources: what the words on a command line stand for."""
+"""Inputs: find the images that the sources on a command line name."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Pictures in archives: zip, and tar plain or compressed by gzip, bzip2 or xz.
+"""Images in archives: zip, and tar without compression or with gzip, bzip2 or xz.
 
-Nothing is ever written to disk, and nothing that an archive says of itself is trusted: sizes are
-counted while reading, and names are only shown. `zipfile` and `tarfile` are not enough for that:
-they hold the whole directory in memory, one broken entry hides all others, and damage inside a tar
-looks like its end.
+Nothing is written to disk, and no field of an archive is trusted: sizes are counted while reading,
+and names are only shown. `zipfile` and `tarfile` do not suffice: they hold the whole directory in
+memory, one damaged entry hides all others, and damage inside a tar looks like its end.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ Reader = Callable[[str, BinaryIO], Iterator[Item]]
 
 
 def is_archive(path: str) -> bool:
-    """Whether a file is an archive that can be read here, by its first bytes.
+    """Return whether a file is a supported archive, by its first bytes.
 
-    A picture is none, whatever follows it. False for what cannot be opened.
+    An image is not an archive, whatever data follows it. False if the file cannot be opened.
     """
     try:
         with open_file(path) as file:
@@ -35,12 +34,12 @@ def is_archive(path: str) -> bool:
 
 
 def find_in_archive(path: str) -> Iterator[Item]:
-    """Every member of an archive that is not a folder, in the archive's order.
+    """Yield every member of an archive, except for folders, in the archive's order.
 
-    Members are called `PATH!/MEMBER`. Those of a zip or a plain tar are read when the item is, in
-    a worker's thread; those of a compressed tar come with their bytes. Links, devices, encrypted
-    members and names that lead out of the archive are `refused`; what is wrong with the archive
-    itself becomes an item called `PATH`. Archives in archives are not opened.
+    The source of a member is `PATH!/MEMBER`. Members of a zip or an uncompressed tar are read in a
+    worker thread; those of a compressed tar already hold their bytes. Links, devices, encrypted
+    members and names that leave the archive are `refused`. An error of the archive itself becomes
+    an item with the source `PATH`. Archives inside archives are not opened.
 
     Args:
         path: the archive.
@@ -49,12 +48,12 @@ def find_in_archive(path: str) -> Iterator[Item]:
         with open_file(path) as file:
             read = _kind(file)
             if read is None:
-                raise InputError("not_an_image", "neither a zip nor a tar")
+                raise InputError("not_an_image", "not a zip or tar archive")
             yield from read(path, file)
     except OSError as error:
         yield Item(path, os_error(error, path))
     except ValueError:
-        yield Item(path, InputError("not_found", "not a possible file name"))
+        yield Item(path, InputError("not_found", "not a valid file name"))
     except InputError as error:
         yield Item(path, error)
 

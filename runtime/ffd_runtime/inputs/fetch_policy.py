@@ -1,4 +1,4 @@
-"""How pictures behind web addresses are fetched."""
+"""Limits for fetching images from web addresses."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FetchPolicy:
-    """What a fetch may cost, and where it may go.
+    """Limits of a fetch, and the addresses that it may reach.
 
     Attributes:
-        timeout: seconds for all of it: names, connections, redirects and body; up to a day.
-        max_bytes: of the body.
-        max_redirects: followed in a row.
-        allow_private: also connect to addresses that are not public, such as 127.0.0.1, 10.0.0.1
-            or fe80::1.
+        timeout: seconds for the whole fetch: names, connections, redirects and body; up to a day.
+        max_bytes: limit of the body.
+        max_redirects: limit of consecutive redirects.
+        allow_private: whether to connect also to addresses that are not public, such as 127.0.0.1,
+            10.0.0.1 or fe80::1.
 
     Raises:
         ValueError: a number is out of range.

@@ -1,4 +1,4 @@
-"""Still images: files, folders, globs, and lists of paths on standard input."""
+"""Find inputs: files, folders, globs, and lists of paths on standard input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .lists import read_names
 
 
 def ignore(source: str) -> None:
-    """Skip a file without a word."""
+    """Skip a file silently."""
 
 
 def find_files(
@@ -31,20 +31,20 @@ def find_files(
     policy: FetchPolicy | None = None,
     skip: Callable[[str], object] = ignore,
 ) -> Iterator[Item]:
-    """Every input that the sources stand for, lazily and in a fixed order.
+    """Yield the inputs of all sources, lazily and in a fixed order.
 
-    A folder gives every file below it, sorted by name, links followed; those that turn out to be no
-    pictures when they are read are skipped. A source that does not exist and looks like a pattern
-    is a glob. An archive that is named gives its members, as a folder does. `-` gives the paths and
-    addresses on standard input.
+    A folder stands for every file below it, sorted by name, with links followed. Files that are not
+    images are skipped when they are read. A source that does not exist and contains wildcards is a
+    glob. An archive stands for its members. `-` stands for the paths and addresses on standard
+    input.
 
     Args:
         sources: files, folders, patterns, archives, http and https addresses, `-`.
-        null: paths on standard input end with NUL instead of a newline.
-        leave_out: paths never given, absolute and without links in their folders, such as the
-            file that results are written to.
-        policy: how addresses are fetched; None for `FetchPolicy`'s defaults.
-        skip: see `Item`, for the files of folders and archives.
+        null: whether paths on standard input end with NUL instead of a newline.
+        leave_out: paths to exclude, absolute and without links in their folders, such as the output
+            file.
+        policy: limits for addresses; None for the defaults.
+        skip: see `Item`; for files in folders and archives.
     """
     search = Search(leave_out, policy or FetchPolicy(), skip)
     for source in sources:
@@ -52,12 +52,12 @@ def find_files(
 
 
 class Search:
-    """Finds inputs; addresses that look alike once their credentials are hidden stay apart.
+    """Finds inputs. Addresses that differ only in their credentials get different sources.
 
     Args:
-        leave_out: see `find_files`, as for those below.
-        policy: how addresses are fetched.
-        skip: for the files of folders and archives.
+        leave_out: see `find_files`, like the next two.
+        policy: limits for addresses.
+        skip: for files in folders and archives.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Search:
         self._names = _Names()
 
     def find(self, source: str) -> Iterator[Item]:
-        """Inputs of a source, which may be a pattern."""
+        """Yield the inputs of a source, which may be a pattern."""
         if "://" in source or os.path.lexists(source) or not glob.has_magic(source):
             yield from self.expand([source])
             return
@@ -84,7 +84,7 @@ class Search:
             yield Item(source, InputError("not_found", "no file matches this pattern"))
 
     def expand(self, paths: Iterable[str]) -> Iterator[Item]:
-        """Inputs of paths and addresses, taken as they are: no patterns."""
+        """Yield the inputs of paths and addresses, without expanding patterns."""
         for path in paths:
             address = self._address(path) if "://" in path else None
             if address:
@@ -95,7 +95,7 @@ class Search:
                 yield from self._open(path)
 
     def _match(self, pattern: str) -> Iterator[Item]:
-        """Inputs that match a pattern; what `**` stands for is walked, so that link loops end."""
+        """Yield inputs that match a pattern. `**` walks folders, which detects link loops."""
         parts = pattern.split("/")
         if "**" not in parts:
             yield from self.expand(sorted(glob.iglob(pattern)))
@@ -112,7 +112,7 @@ class Search:
                 if loop or not (item.error or _fits(below, wanted)):
                     continue
                 path = "/".join(below) if deep == 0 else item.source
-                # What `**` alone stands for is a folder's content.
+                # A final `**` stands for the content of folders.
                 named = wanted[-1] != "**" and fnmatch.fnmatchcase(below[-1], wanted[-1])
                 for one in [Item(path, item.error)] if item.error else self._open(path):
                     yield one if named or one.error else replace(one, skip=self._skip)
@@ -125,16 +125,16 @@ class Search:
             return replace(item, source=self._names.of(text, item.source))
         if os.path.lexists(text.partition("\0")[0]):
             return None
-        reason = "no such file, and no picture's address"
+        reason = "no such file, and not an http or https address"
         return Item(redact(text), InputError("not_found", reason))
 
     def _open(self, path: str) -> Iterator[Item]:
-        """A file that was named: an archive stands for its members."""
+        """Yield a file that the user named, or the members of an archive."""
         from .archives import find_in_archive, is_archive
 
         if is_archive(path):
             for item in find_in_archive(path):
-                # What is wrong with the archive itself is no member.
+                # An error of the archive itself always has its row.
                 yield item if item.source == path else replace(item, skip=self._skip)
         else:
             yield Item(path)
@@ -148,11 +148,11 @@ class Search:
 
 
 class _Names:
-    """Names of addresses in rows: different ones for addresses that differ in what is hidden.
+    """Unique sources for addresses with hidden credentials.
 
-    The second address with the same hidden form has `#2` behind its name, and so on in the order of
-    the sources, so that `--resume` and annotated copies do not take one for the other. An address
-    that is given again keeps its name. Only addresses with something to hide take memory.
+    `#2` is appended to the second address with the same redacted form, and so on in the order of
+    the sources, so that `--resume` and annotated copies do not confuse them. A repeated address
+    keeps its name. Only addresses with credentials need memory.
     """
 
     def __init__(self) -> None:
@@ -160,14 +160,14 @@ class _Names:
         self._counts: Counter[bytes] = Counter()
 
     def of(self, address: str, hidden: str) -> str:
-        """The name of an address whose credentials are hidden in `hidden`."""
+        """Return the source of an address with the redacted form `hidden`."""
         if address == hidden:
             return address
         whole, shown = _digest(address), _digest(hidden)
         if whole not in self._names:
             self._counts[shown] += 1
             count = self._counts[shown]
-            # The name is known from the address; what is kept is what is added to it.
+            # Store only the suffix: the name follows from the address.
             self._names[whole] = f"#{count}" if count > 1 else ""
         return hidden + self._names[whole]
 
@@ -177,9 +177,9 @@ def _digest(text: str) -> bytes:
 
 
 def _fits(names: list[str], patterns: list[str]) -> bool:
-    """Whether a path, or a folder that it lies in, fits a pattern, part by part.
+    """Return whether a path, or one of its folders, matches a pattern, name by name.
 
-    As in a shell, a leading dot must be written out.
+    As in a shell, a leading dot must be matched explicitly.
     """
     if not patterns:
         return True
@@ -200,5 +200,5 @@ def _left_out(path: str, leave_out: Collection[str]) -> bool:
     try:
         return os.path.join(os.path.realpath(folder or "."), name) in leave_out
     except ValueError:
-        # A NUL: no file is called that, which reading it will say.
+        # A NUL is not valid in a name; reading the file reports it.
         return False

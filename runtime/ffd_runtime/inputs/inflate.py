@@ -1,4 +1,4 @@
-"""Compressed streams, unpacked piece by piece: gzip, bzip2, xz, and zip's deflate."""
+"""Decompress streams chunk by chunk: gzip, bzip2, xz, and the deflate of zip."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from functools import partial
 from typing import Protocol
 
 from ..core.errors import InputError
-from .members import PIECE
+from .members import CHUNK_BYTES
 
 # xz -9 needs 65 MiB.
-LZMA_MEMORY = 1 << 27
+MAX_LZMA_BYTES = 1 << 27
 
 
 class Decompressor(Protocol):
-    """What `bz2` and `lzma` offer."""
+    """The interface of the decompressors of `bz2` and `lzma`."""
 
     @property
     def eof(self) -> bool: ...
@@ -29,7 +29,7 @@ class Decompressor(Protocol):
 
 
 class Zlib:
-    """`zlib` with the manners of `bz2` and `lzma`.
+    """Gives `zlib` the interface of `bz2` and `lzma`.
 
     Args:
         window_bits: see `zlib.decompressobj`.
@@ -57,25 +57,25 @@ Start = Callable[[], Decompressor]
 
 
 def find_compression(head: bytes) -> Start | None:
-    """What reads a compressed stream, by its first bytes."""
+    """Return the decompressor for a stream, by its first bytes."""
     if head.startswith(b"\x1f\x8b\x08"):
         return partial(Zlib, 31)
     if head.startswith(b"BZh"):
         return bz2.BZ2Decompressor
     if head.startswith(b"\xfd7zXZ\0"):
-        return partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, LZMA_MEMORY)
+        return partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, MAX_LZMA_BYTES)
     return None
 
 
-def inflate(read: Callable[[int], bytes], start: Start, most: int = PIECE) -> Iterator[bytes]:
-    """What a compressed stream holds, in pieces of at most `most` bytes.
+def inflate(read: Callable[[int], bytes], start: Start, most: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Yield the content of a compressed stream, in chunks of at most `most` bytes.
 
-    Streams may follow one another, as parallel compressors write them, with zeros between.
+    Several streams may follow each other, with zeros between, as parallel compressors write them.
 
     Raises:
         InputError: `corrupt`, `truncated` or `too_large`.
     """
-    data = read(PIECE)
+    data = read(CHUNK_BYTES)
     while data:
         stream = start()
         while not stream.eof:
@@ -88,9 +88,9 @@ def inflate(read: Callable[[int], bytes], start: Start, most: int = PIECE) -> It
                 yield piece
             data = b""
             if not stream.eof and stream.needs_input:
-                data = read(PIECE)
+                data = read(CHUNK_BYTES)
                 if not data:
                     raise InputError("truncated", "the compressed data ends early")
         data = stream.unused_data.lstrip(b"\0")
-        while not data and (more := read(PIECE)):
+        while not data and (more := read(CHUNK_BYTES)):
             data = more.lstrip(b"\0")

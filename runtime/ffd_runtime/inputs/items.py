@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 
 from ..core.errors import InputError
 from ..image.decode import os_error, read_file
-from .kinds import HEAD, holds_picture, is_called_picture
+from .kinds import HEAD_BYTES, holds_picture, is_called_picture
 from .members import open_file
 
 
 @dataclass(frozen=True)
 class Item:
-    """One input: something to read, or the reason why there is nothing.
+    """One input, or the reason why it cannot be read.
 
     Attributes:
-        source: what the row will call it; undecodable bytes as surrogates (PEP 383).
-        error: set if it is already known that it cannot be read.
-        fetch: gives the file's bytes, in a worker's thread, or raises `InputError`; None for a
-            file of this machine, whose path is `source`.
-        skip: is given the source, in a worker's thread, if the input turns out to be no picture:
-            it then has no row. None for what a user named, which always has its row.
+        source: of the row; undecodable bytes are surrogates (PEP 383).
+        error: why the input cannot be read, if that is already known.
+        fetch: returns the bytes or raises `InputError`, in a worker thread; None for a local file
+            with the path `source`.
+        skip: called with the source, in a worker thread, if the input is not an image; it then has
+            no row. None for an input that the user named, which always has its row.
     """
 
     source: str
@@ -30,10 +30,10 @@ class Item:
     skip: Callable[[str], object] | None = field(default=None, compare=False, repr=False)
 
     def read(self) -> bytes:
-        """The file's bytes.
+        """Read the bytes of the file.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the file cannot be read.
         """
         if self.error:
             raise self.error
@@ -45,15 +45,15 @@ class Item:
 
 
 def _require_picture(path: str) -> None:
-    """Refuse a file by its first bytes, since a video may be large.
+    """Check the first bytes of a file before reading it: a video may be large.
 
     Raises:
-        InputError: it is not a picture, or cannot be read.
+        InputError: the file is not an image, or cannot be read.
     """
     try:
         with open_file(path) as file:
-            head = file.read(HEAD)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise os_error(error, path) from None
     if not holds_picture(head):
-        raise InputError("not_an_image", "not a picture by its name and its first bytes")
+        raise InputError("not_an_image", "not an image by its name and its first bytes")

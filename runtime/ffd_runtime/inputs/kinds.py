@@ -1,4 +1,4 @@
-"""Which files of a folder or an archive are pictures, by their names and by their content."""
+"""Recognise images among the files of a folder or an archive, by name and by content."""
 
 from __future__ import annotations
 
@@ -10,63 +10,63 @@ from ..core.errors import InputError
 from ..core.text import counted, printable
 from ..image.image_header import read_header
 
-# Pictures to the person who named them, whether or not ffd decodes them: each has a row.
-PICTURE_ENDINGS = frozenset(
+# Suffixes of images, including unsupported formats: each such file has a row.
+IMAGE_SUFFIXES = frozenset(
     "jpg jpeg jpe jif jfif jfi mpo png apng webp gif bmp dib tif tiff avif avifs pnm pbm pgm ppm "
     "pam pfm heic heif heics heifs hif jxl jp2 j2k j2c jpf jpx jpm jps jxr wdp hdp exr hdr tga psd "
     "psb dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw x3f raw 3fr iiq insp".split()
 )
-# Bytes by which a file is judged that is not called a picture.
-HEAD = 1 << 12
-# Files that are named one by one, at most; more are counted by their endings.
-_MOST_NAMED = 5
-_MOST_ENDINGS = 6
+# Size of the start of a file that decides whether it is an image.
+HEAD_BYTES = 1 << 12
+# Above this number, skipped files are counted by suffix instead of listed.
+_MAX_NAMES = 5
+_MAX_SUFFIXES = 6
 
 
 def is_called_picture(source: str) -> bool:
-    """Whether a file has a picture's name.
+    """Return whether a file has the suffix of an image.
 
-    macOS keeps a file's attributes beside it, in `._NAME` or in `__MACOSX/`, under its name.
+    Files `._NAME` and in `__MACOSX/`, which hold attributes on macOS, are no images.
     """
     *folders, name = source.split("/")
     if name.startswith("._") or "__MACOSX" in folders:
         return False
-    return os.path.splitext(name)[1][1:].lower() in PICTURE_ENDINGS
+    return os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES
 
 
 def holds_picture(head: bytes) -> bool:
-    """Whether a file holds a picture, whole or damaged, by its first `HEAD` bytes."""
+    """Return whether a file is an image, complete or damaged, by its first `HEAD_BYTES` bytes."""
     try:
         read_header(head)
     except InputError as error:
-        # Any other code is about a signature that is known.
+        # Any other code means that the signature of an image was found.
         return error.code not in ("empty", "not_an_image")
     return True
 
 
 def is_no_picture(source: str, encoded: bytes | None, error: InputError) -> bool:
-    """Whether an input that failed is no picture, by name and content, instead of a damaged one.
+    """Return whether a failed input is not an image, by name and content, or else a damaged one.
 
     Args:
         source: its path or address.
-        encoded: what was read of it; None if reading failed.
-        error: why it has no verdict.
+        encoded: its bytes; None if reading failed.
+        error: why it failed.
     """
     if is_called_picture(source):
         return False
     if encoded is None:
-        # Forbidden or unreadable, it might be one.
+        # A file without permission, or with a read error, may be an image.
         return error.code in ("not_found", "not_a_file", "not_an_image", "too_large")
-    return not holds_picture(encoded[:HEAD])
+    return not holds_picture(encoded[:HEAD_BYTES])
 
 
 class Skipped:
-    """Files that are no pictures: their number, and names for the summary of a run."""
+    """Counts skipped files, with names for the summary of a run."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
         self._kinds: Counter[str] = Counter()
-        # Workers add to it.
+        # Worker threads call `add`.
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -78,11 +78,11 @@ class Skipped:
         ending = os.path.splitext(name)[1].lower()
         with self._lock:
             self._kinds[ending or name] += 1
-            if len(self._names) <= _MOST_NAMED:
+            if len(self._names) <= _MAX_NAMES:
                 self._names.append(name)
 
     def __str__(self) -> str:
-        """What was skipped, in a few words.
+        """Return a short summary.
 
         Example:
             >>> skipped = Skipped()
@@ -91,10 +91,10 @@ class Skipped:
             'skipped 1 file that is not a picture: .DS_Store'
         """
         total = len(self)
-        if total <= _MOST_NAMED:
+        if total <= _MAX_NAMES:
             listed = ", ".join(map(printable, sorted(self._names)))
         else:
-            kinds = self._kinds.most_common(_MOST_ENDINGS)
+            kinds = self._kinds.most_common(_MAX_SUFFIXES)
             listed = ", ".join(f"{count} {printable(kind)}" for kind, count in kinds)
             rest = total - sum(count for _, count in kinds)
             listed += f", {rest} others" if rest else ""

@@ -1,4 +1,4 @@
-"""Lists of sources: paths and addresses in a file or on standard input."""
+"""Read lists of sources, in a file or on standard input."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 from ..core.errors import FfdError
 
-PIECE = 1 << 16
+CHUNK_BYTES = 1 << 16
 
-# The longer mark first: that of UTF-32 begins with that of UTF-16.
+# UTF-32 first, because its mark starts with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -26,35 +26,35 @@ _UTF8_MARK = os.fsdecode(codecs.BOM_UTF8)
 
 
 def read_names(null: bool) -> Iterator[str]:
-    """Paths and addresses on standard input, as they come.
+    """Yield paths and addresses from standard input, without waiting for its end.
 
     Args:
-        null: they end with NUL instead of a newline.
+        null: whether names end with NUL instead of a newline.
 
     Raises:
-        FfdError: it is closed.
+        FfdError: standard input is closed.
     """
     if sys.stdin is None:
-        raise FfdError("standard input is closed: give - only with paths on it")
+        raise FfdError("standard input is closed: use - only with paths on standard input")
     return read_list(_pieces_of_stdin(), null)
 
 
 def read_sources(path: str, null: bool) -> tuple[str, ...]:
-    """The sources in a file, one a line.
+    """Read the sources in a file, one on each line.
 
-    Spaces around a source, empty lines and lines that begin with `#` are left out, unless sources
+    Spaces around a source, empty lines and lines that start with `#` are ignored, unless sources
     end with NUL.
 
     Args:
         path: the file; a pipe is read to its end.
-        null: sources end with NUL instead of a newline.
+        null: whether sources end with NUL instead of a newline.
 
     Raises:
-        FfdError: it cannot be read.
+        FfdError: the file cannot be read.
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            names = list(read_list(iter(lambda: file.read(PIECE), b""), null))
+            names = list(read_list(iter(lambda: file.read(CHUNK_BYTES), b""), null))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FfdError(f"--sources {path}: {reason}") from None
@@ -65,17 +65,17 @@ def read_sources(path: str, null: bool) -> tuple[str, ...]:
 
 
 def read_list(pieces: Iterable[bytes], null: bool = False) -> Iterator[str]:
-    """The names in a list, in order, without empty ones; each as soon as its end has come.
+    """Yield the names in a list, in order, without empty ones, as soon as each is complete.
 
-    Without `null`, a byte order mark and the CR of a CRLF are no part of a name, unless a file is
-    called so, and UTF-16 and UTF-32 are read, as PowerShell writes them.
+    Without `null`, a byte order mark and the CR of a CRLF are removed, unless a file has that name.
+    UTF-16 and UTF-32, which PowerShell writes, are decoded.
 
     Args:
-        pieces: of the list's bytes.
-        null: names end with NUL instead of a newline, and are taken byte for byte.
+        pieces: chunks of the list, in bytes.
+        null: whether names end with NUL instead of a newline, and are taken byte for byte.
 
     Returns:
-        Names as `os.fsdecode` gives them: bytes that are not UTF-8 are lone surrogates (PEP 383).
+        Names in the form of `os.fsdecode`: bytes that are not UTF-8 are lone surrogates (PEP 383).
     """
     first = True
     for name in _split(pieces if null else _to_utf8(pieces), b"\0" if null else b"\n"):
@@ -94,7 +94,7 @@ def _split(pieces: Iterable[bytes], end: bytes) -> Iterator[str]:
         head, *lines = piece.split(end)
         rest.append(head)
         if lines:
-            # Joined once: a line may be as long as the list.
+            # Join only once: a line may be as long as the list.
             yield os.fsdecode(b"".join(rest))
             yield from map(os.fsdecode, lines[:-1])
             rest = [lines[-1]]
@@ -103,7 +103,7 @@ def _split(pieces: Iterable[bytes], end: bytes) -> Iterator[str]:
 
 
 def _to_utf8(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """A text in UTF-8, of one in UTF-16 or UTF-32; anything else as it is."""
+    """Convert UTF-16 and UTF-32 to UTF-8; yield anything else unchanged."""
     pieces = iter(pieces)
     head = next(pieces, b"")
     while any(mark.startswith(head) and len(head) < len(mark) for mark in _MARKS):
@@ -111,7 +111,7 @@ def _to_utf8(pieces: Iterable[bytes]) -> Iterator[bytes]:
         if not piece:
             break
         head += piece
-    encoding = _tell_encoding(head)
+    encoding = _detect_encoding(head)
     if encoding == "utf-8":
         yield head
         yield from pieces
@@ -123,11 +123,11 @@ def _to_utf8(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield decoder.decode(b"", final=True).encode()
 
 
-def _tell_encoding(head: bytes) -> str:
+def _detect_encoding(head: bytes) -> str:
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             return encoding
-    # Without a mark: ASCII in UTF-16 has a NUL beside every character, and no name holds one.
+    # Without a mark, ASCII in UTF-16 has a NUL beside every character, which no name contains.
     even, odd = head[:4:2], head[1:4:2]
     if odd and not even.strip(b"\0") and b"\0" not in odd:
         return "utf-16-be"
@@ -140,19 +140,19 @@ def _exists(name: str) -> bool:
     try:
         return os.path.lexists(name)
     except ValueError:
-        # A NUL: no file is called that.
+        # A NUL is not valid in a name.
         return False
 
 
 def _pieces_of_stdin() -> Iterator[bytes]:
     try:
-        # Unbuffered: a thread that waits in a buffer would hold its lock when the program ends.
+        # Unbuffered, because a thread that waits in a buffer holds its lock at the exit.
         stream: RawIOBase | BinaryIO = FileIO(sys.stdin.fileno(), closefd=False)
     except UnsupportedOperation:
         stream = sys.stdin.buffer
-    while (piece := stream.read(PIECE)) != b"":
+    while (piece := stream.read(CHUNK_BYTES)) != b"":
         if piece is None:
-            # Somebody made it non-blocking: wait as if nobody had.
+            # Standard input may be non-blocking, so wait for data.
             select.select([sys.stdin], [], [])
             continue
         yield piece

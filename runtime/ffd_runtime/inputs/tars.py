@@ -1,4 +1,4 @@
-"""Members of a tar, plain or compressed; damage inside is told from the end."""
+"""Read the members of a tar, with or without compression, and detect damage inside."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .inflate import Start, find_compression, inflate
 from .items import Item
 from .members import MAX_RATIO, TAR_BLOCK_BYTES, open_file, refuse_name, too_large, too_many
 
-STREAM_RATIO_FROM = 1 << 28
-# A compressed tar is read in order, so that its members wait in memory for their turn.
-MAX_CARRIED = 1 << 27
-# Bytes behind a damaged tar header, or behind a tar's end mark, that are looked at.
-MAX_JUNK = 1 << 26
+MIN_STREAM_RATIO_BYTES = 1 << 28
+# Members of a compressed tar are read in order, and wait in memory.
+MAX_CARRIED_BYTES = 1 << 27
+# Data that is searched after a damaged header or after the end mark.
+MAX_JUNK_BYTES = 1 << 26
 
 # Layout: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block"; GNU tar's manual.
 
 
 class _TarFile(Protocol):
-    """A tar being read from begin to end."""
+    """A tar that is read from start to end."""
 
     position: int
 
@@ -39,7 +39,7 @@ class _TarFile(Protocol):
 
 
 class _Plain:
-    """A tar as it is: members are left out now and read in a worker's thread."""
+    """An uncompressed tar: members are skipped, and read later in a worker thread."""
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         self.position = 0
@@ -48,26 +48,26 @@ class _Plain:
         self._size = os.fstat(file.fileno()).st_size
 
     def read(self, size: int) -> bytes:
-        """The next bytes, fewer at the end."""
+        """Read the next bytes; fewer at the end."""
         data = self._file.read(size)
         self.position += len(data)
         return data
 
     def skip(self, size: int) -> None:
-        """Go on behind the next bytes.
+        """Skip the next bytes.
 
         Raises:
-            InputError: there are fewer.
+            InputError: the tar ends before.
         """
         if self.position + size > self._size:
             raise _tar_ends()
         self.position = self._file.seek(size, os.SEEK_CUR)
 
     def member(self, size: int) -> Callable[[], bytes]:
-        """What gives the next bytes, later.
+        """Return a function that reads the next bytes later, and skip them.
 
         Raises:
-            InputError: there are fewer, or too many.
+            InputError: the tar ends before, or the member is too large.
         """
         position = self.position
         self.skip(size)
@@ -76,11 +76,11 @@ class _Plain:
         return partial(_read_at, self._path, position, size)
 
     def finish(self) -> None:
-        """Nothing: what stands behind the end mark says nothing of what stands before."""
+        """Do nothing: data after the end mark does not show damage before it."""
 
 
 class _Inflated:
-    """A compressed tar: what comes now would have to be unpacked anew later, so it is kept."""
+    """A compressed tar: members stay in memory, or reading them later would unpack it again."""
 
     def __init__(self, file: BinaryIO, start: Start) -> None:
         self.position = 0
@@ -89,11 +89,11 @@ class _Inflated:
         self._rest = b""
 
     def _next(self) -> bytes:
-        """Something of what comes next, nothing at the end."""
+        """Return some of the next bytes; empty at the end."""
         piece = self._rest or next(self._pieces, b"")
         self._rest = b""
         self.position += len(piece)
-        if self.position > max(STREAM_RATIO_FROM, MAX_RATIO * self._file.tell()):
+        if self.position > max(MIN_STREAM_RATIO_BYTES, MAX_RATIO * self._file.tell()):
             reason = f"the tar unpacks to over {MAX_RATIO} times its size: the rest is not read"
             raise InputError("too_large", reason)
         return piece
@@ -121,28 +121,28 @@ class _Inflated:
             size -= min(size, len(piece))
 
     def member(self, size: int) -> Callable[[], bytes]:
-        """See `_Plain`; the limit is lower."""
-        if size > MAX_CARRIED:
+        """See `_Plain`; the size limit is lower."""
+        if size > MAX_CARRIED_BYTES:
             self.skip(size)
-            raise too_large(MAX_CARRIED)
+            raise too_large(MAX_CARRIED_BYTES)
         data = self.read(size)
         if len(data) < size:
             raise _tar_ends()
         return lambda: data
 
     def finish(self) -> None:
-        """Read what is left: the checksum behind it tells of damage before.
+        """Read the rest, whose checksum detects damage.
 
         Raises:
             InputError: `corrupt` or `truncated`.
         """
-        end = self.position + MAX_JUNK
+        end = self.position + MAX_JUNK_BYTES
         while self.position < end and self._next():
             pass
 
 
 def find_tarred(path: str, file: BinaryIO) -> Iterator[Item]:
-    """Members of a tar."""
+    """Yield the members of a tar."""
     start = find_compression(file.read(8))
     file.seek(0)
     stream: _TarFile = _Inflated(file, start) if start else _Plain(path, file)
@@ -150,7 +150,7 @@ def find_tarred(path: str, file: BinaryIO) -> Iterator[Item]:
     for _ in range(members.MAX_MEMBERS):
         try:
             header = headers.next()
-        except _DamageError as damage:
+        except _DamagedError as damage:
             yield Item(path, InputError("corrupt", f"the tar is damaged: {damage}"))
             continue
         if header is None:
@@ -170,34 +170,34 @@ def find_tarred(path: str, file: BinaryIO) -> Iterator[Item]:
                 return
         else:
             yield Item(source, refusal, None if refusal else fetch)
-        # The padding; a tar may end without it.
+        # Skip the padding; a tar may end without it.
         stream.read(-header.size % TAR_BLOCK_BYTES)
     raise too_many()
 
 
-class _DamageError(Exception):
-    """Some of a tar cannot be understood; reading goes on behind it."""
+class _DamagedError(Exception):
+    """A part of a tar is damaged; reading continues after it."""
 
 
 class _TarHeaders:
-    """The headers of a tar, each with what extended headers before it say.
+    """The headers of a tar, each combined with the extended headers before it.
 
     Args:
-        stream: stands at a header whenever `next` is called.
+        stream: positioned at a header when `next` is called.
     """
 
-    # Long names of GNU tar and attributes of pax; what is longer is damaged or a bomb.
-    LONGEST = 1 << 20
+    # For long names of GNU tar and attributes of pax; a larger header is damaged or malicious.
+    MAX_HEADER_BYTES = 1 << 20
 
     def __init__(self, stream: _TarFile) -> None:
         self._stream = stream
         self._lost = False
 
     def next(self) -> tarfile.TarInfo | None:
-        """The next member's header; None at the end mark.
+        """Return the header of the next member; None at the end mark.
 
         Raises:
-            _DamageError: there is no header here; the next call looks for one behind.
+            _DamagedError: the header is damaged; the next call searches for another one.
             InputError: the tar ends without its mark, or cannot be read.
         """
         name: bytes | None = None
@@ -226,37 +226,37 @@ class _TarHeaders:
                 return None
             if not self._lost and len(block) == TAR_BLOCK_BYTES:
                 self._lost = True
-                raise _DamageError(f"what stands at byte {begin} is lost")
-            if self._stream.position - begin > MAX_JUNK:
+                raise _DamagedError(f"the member at byte {begin} is lost")
+            if self._stream.position - begin > MAX_JUNK_BYTES:
                 raise InputError("corrupt", "the tar is damaged: the rest is not read")
         raise _tar_ends()
 
     def _data(self, header: tarfile.TarInfo) -> bytes:
-        """What an extended header holds."""
-        if header.size > self.LONGEST:
+        """Read the content of an extended header."""
+        if header.size > self.MAX_HEADER_BYTES:
             self._stream.skip(header.size + -header.size % TAR_BLOCK_BYTES)
-            raise _DamageError(f"an extended header of {header.size} bytes is left out")
+            raise _DamagedError(f"an extended header of {header.size} bytes is skipped")
         data = self._stream.read(header.size + -header.size % TAR_BLOCK_BYTES)
         return data[: header.size]
 
     def _skip_sparse_map(self, header: tarfile.TarInfo, block: bytes) -> None:
-        # Old GNU format: a flag says whether a block with more of the map follows.
+        # Old GNU format: a flag announces another block of the map.
         more = header.type == tarfile.GNUTYPE_SPARSE and block[482]
         while more:
             block = self._stream.read(TAR_BLOCK_BYTES)
             more = len(block) == TAR_BLOCK_BYTES and block[504]
 
 
-# GNU tar's label of a volume has no name in tarfile.
+# `V` is the volume label of GNU tar, which tarfile does not name.
 _OTHER_EXTENSIONS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, b"V")
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 _DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
-# Whatever size their headers give.
+# They have no data, whatever size their headers state.
 _WITHOUT_DATA = _LINKS + _DEVICES
 
 
 def _parse_header(block: bytes) -> tarfile.TarInfo | None:
-    """A header block whose checksum is right."""
+    """Parse a header block; None if its checksum is wrong."""
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -265,17 +265,17 @@ def _parse_header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """The records of a pax extended header, each `LENGTH KEY=VALUE` and a newline.
+    """Parse a pax extended header: records of `LENGTH KEY=VALUE` and a newline.
 
     Raises:
-        _DamageError: it holds something else.
+        _DamagedError: a record is invalid.
     """
     records = {}
     while data.strip(b"\0"):
         digits, _, _ = data[:8].partition(b" ")
         end = int(digits) if digits.isdigit() else 0
         if not 0 < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise _DamageError("an extended header makes no sense")
+            raise _DamagedError("an extended header is invalid")
         key, _, value = data[len(digits) + 1 : end - 1].partition(b"=")
         records[key] = value
         data = data[end:]
@@ -285,13 +285,13 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
 def _extend(
     header: tarfile.TarInfo, name: bytes | None, pax: dict[bytes, bytes]
 ) -> tarfile.TarInfo:
-    """A header with what its block had no room for."""
+    """Apply long names and pax records to a header."""
     name = pax.get(b"GNU.sparse.name", pax.get(b"path", name))
     if name is not None:
         header.name = name.decode("utf-8", "surrogateescape")
     if b"size" in pax:
         if not re.fullmatch(rb"\d{1,19}", pax[b"size"]):
-            raise _DamageError("an extended header gives a size that is no number")
+            raise _DamagedError("the size in an extended header is not a number")
         header.size = int(pax[b"size"])
     if any(key.startswith(b"GNU.sparse.") for key in pax):
         header.type = tarfile.GNUTYPE_SPARSE

@@ -1,10 +1,9 @@
-"""Pictures on the web: http and https addresses, fetched without trusting them.
+"""Fetch images from http and https addresses, which are not trusted.
 
-An address may come from anybody and the server behind it may be anybody's, so a fetch has one
-deadline for everything, a size limit, and reaches public machines only. Each name is resolved once
-and the connection goes to the very address that was checked: a name server that answers otherwise
-the second time gains nothing. Proxies named in the environment are not used, as it would be the
-proxy that connects, to whatever address it likes.
+Addresses and servers may be malicious. A fetch therefore has one deadline for all its steps and a
+size limit, and reaches only public addresses. Each name is resolved once, and the connection goes
+to the address that was checked, so that a second answer of a name server has no effect. Proxies of
+the environment are not used, because they choose the address to connect to.
 """
 
 from __future__ import annotations
@@ -35,22 +34,22 @@ if TYPE_CHECKING:
 
 
 def is_url(text: str) -> bool:
-    """Whether a source is an http or https address."""
+    """Return whether a source is an http or https address."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
 def url_item(url: str, policy: FetchPolicy) -> Item:
-    """The input behind an address; it is fetched when it is read, in a worker's thread."""
+    """Return the input for an address, which is fetched in a worker thread."""
     return Item(redact(url), fetch=partial(fetch, url, policy))
 
 
 def fetch(url: str, policy: FetchPolicy) -> bytes:
-    """The body behind an http or https address.
+    """Fetch the body of an http or https address.
 
-    Nothing that a message says holds the address's password.
+    Messages never contain the password of the address.
 
     Raises:
-        InputError: `refused` (not tried: malformed, another scheme, an address that is not public),
+        InputError: `refused` (malformed, another scheme, or an address that is not public),
             `fetch_failed` (no connection, a bad certificate, not HTTP, a status other than 200),
             `timeout`, `too_large`, or `truncated` (the body ends early).
     """
@@ -58,31 +57,32 @@ def fetch(url: str, policy: FetchPolicy) -> bytes:
     try:
         return _follow(url, policy, deadline)
     except TimeoutError:
-        reason = f"no whole answer within {policy.timeout:g} s (--timeout)"
+        reason = f"no complete response within {policy.timeout:g} s (--timeout)"
         raise InputError("timeout", reason) from None
     except IncompleteRead:
-        raise InputError("truncated", "the connection ended before the picture did") from None
+        raise InputError("truncated", "the connection ended before the end of the image") from None
     except RemoteDisconnected:
-        raise InputError("fetch_failed", "the server hung up without an answer") from None
+        reason = "the server closed the connection without a response"
+        raise InputError("fetch_failed", reason) from None
     except (HTTPException, ValueError):
-        # http.client lets a ValueError through for some chunk sizes.
-        raise InputError("fetch_failed", "what the server answered is not HTTP") from None
+        # http.client raises ValueError for some chunk sizes.
+        raise InputError("fetch_failed", "the response of the server is not HTTP") from None
     except OSError as error:
         reason = f"the connection broke: {error.strerror or error}"
         raise InputError("fetch_failed", reason) from None
 
 
 class _Deadline:
-    """The moment at which a fetch ends, however it stands."""
+    """The time at which a fetch fails if it has not finished."""
 
     def __init__(self, timeout: float) -> None:
         self._end = time.monotonic() + timeout
 
     def left(self) -> float:
-        """Seconds left.
+        """Return the remaining seconds.
 
         Raises:
-            TimeoutError: there are none.
+            TimeoutError: none remain.
         """
         seconds = self._end - time.monotonic()
         if seconds <= 0:
@@ -98,8 +98,8 @@ class _Address:
         scheme: `http` or `https`.
         host: a name in ASCII or a numeric address, IPv6 without its brackets.
         port: 0 to 65535.
-        target: path and query as the request says them.
-        login: user name and password as Basic authentication says them, or None.
+        target: path and query for the request.
+        login: user name and password in the form of Basic authentication, or None.
     """
 
     scheme: str
@@ -110,12 +110,12 @@ class _Address:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """What a login is good for."""
+        """Scheme, host and port, to which a login is limited."""
         return self.scheme, self.host, self.port
 
     @property
     def host_header(self) -> str:
-        """The host as the request names it."""
+        """The value of the `Host` header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -123,15 +123,15 @@ class _Address:
 _PORTS = {"http": 80, "https": 443}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}")
-# What may stand in a path or query as it is; the percent sign too, as it may be quoted already.
+# Characters to keep in paths and queries; the percent sign, because text may be quoted already.
 _SAFE = "/?%:@!$&'()*+,;=~[]"
 
 
 def _parse(url: str) -> _Address:
-    """Take an address apart.
+    """Parse an address.
 
     Raises:
-        InputError: `refused`; the message never quotes it, for it may hold a password.
+        InputError: `refused`; the message never quotes the address, which may contain a password.
     """
     scheme = url.partition(":")[0].lower()
     if scheme not in _PORTS:
@@ -141,7 +141,7 @@ def _parse(url: str) -> _Address:
         if _CONTROL.search(url):
             raise ValueError
         if is_ambiguous(url):
-            reason = "not clear where its password ends: write %40 for an @ and %2F for a /"
+            reason = "the end of its password is ambiguous: write %40 for @ and %2F for /"
             raise InputError("refused", reason)
         parts = urlsplit(url)
         userinfo = parts.netloc.rpartition("@")[0]
@@ -153,20 +153,20 @@ def _parse(url: str) -> _Address:
             target += "?" + quote(parts.query, _SAFE, errors="surrogateescape")
         return _Address(scheme, _host(parts.hostname or ""), port, target, _login(userinfo))
     except ValueError:
-        raise InputError("refused", "not a possible web address: check how it is written") from None
+        raise InputError("refused", "not a valid web address") from None
 
 
 def _host(host: str) -> str:
-    """A host as it goes over the wire.
+    """Return a host in ASCII.
 
     Raises:
-        ValueError: nothing can be called that.
+        ValueError: the host is not valid.
     """
     if ":" in host:
         if IPv6Address(host).scope_id:
             raise ValueError(host)
         return host
-    # The idna codec is slow on very long text; in ASCII no name is longer than 253.
+    # The idna codec is slow for long text, and a name has at most 253 ASCII characters.
     name = host[:254].encode("idna").decode("ascii")
     if not _HOST.fullmatch(name):
         raise ValueError(name)
@@ -181,13 +181,13 @@ def _login(userinfo: str) -> str | None:
 
 
 def _follow(url: str, policy: FetchPolicy, deadline: _Deadline) -> bytes:
-    """Fetch, from wherever redirects lead."""
+    """Fetch an address, and follow redirects."""
     start = address = _parse(url)
     for _ in range(policy.max_redirects + 1):
         with _connect(address, policy, deadline) as connection:
-            # A login is for the server that it was written for, not for where that one points.
+            # Send a login only to the server of the original address.
             login = start.login if address.origin == start.origin else None
-            # Twice the body and some: headers and the framing of chunks need room too.
+            # More than the body: headers and the framing of chunks count, too.
             wire = _Wire(connection, deadline, 2 * policy.max_bytes + (1 << 20))
             wire.send(_request(address, login))
             with HTTPResponse(cast(socket.socket, wire), method="GET") as response:
@@ -201,12 +201,12 @@ def _follow(url: str, policy: FetchPolicy, deadline: _Deadline) -> bytes:
 
 
 def _join(url: str, location: str) -> str:
-    # Headers come as Latin-1, whatever bytes they were; those of an address are UTF-8 mostly.
+    # Headers are decoded as Latin-1, but the bytes of an address are usually UTF-8.
     text = location.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
     try:
         return urljoin(url, text.strip())
     except ValueError:
-        raise InputError("refused", "it redirects to what is not a web address") from None
+        raise InputError("refused", "it redirects to an invalid web address") from None
 
 
 def _request(address: _Address, login: str | None) -> bytes:
@@ -214,7 +214,7 @@ def _request(address: _Address, login: str | None) -> bytes:
         f"GET {address.target} HTTP/1.1",
         f"Host: {address.host_header}",
         f"User-Agent: ffd-edge/{__version__}",
-        # Asked for images, some servers would convert; the file as it is tells more.
+        # With image types in Accept, some servers convert the file, which removes evidence.
         "Accept: */*",
         "Accept-Encoding: identity",
         "Connection: close",
@@ -225,7 +225,7 @@ def _request(address: _Address, login: str | None) -> bytes:
 
 
 def _body(response: HTTPResponse, max_bytes: int) -> bytes:
-    """The body of a good answer, within the limit."""
+    """Read the body of a successful response, within the limit."""
     if response.status != 200:
         phrase = responses.get(response.status, "")
         status = f"{response.status} {phrase}".strip()
@@ -236,7 +236,7 @@ def _body(response: HTTPResponse, max_bytes: int) -> bytes:
     for header, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
         value = response.headers.get(header, plain)
         if value.strip().lower() != plain:
-            raise InputError("fetch_failed", f"the server sent a {header} that was not asked for")
+            raise InputError("fetch_failed", f"the server sent a {header} that was not requested")
     too_large = InputError("too_large", f"over the limit of {max_bytes / 2**20:g} MiB for the web")
     if response.length is not None and response.length > max_bytes:
         raise too_large
@@ -251,13 +251,13 @@ def _body(response: HTTPResponse, max_bytes: int) -> bytes:
 
 
 class _Wire(io.RawIOBase):
-    """A connection as `HTTPResponse` reads it, every byte of it within deadline and limit.
+    """A connection for `HTTPResponse` that enforces the deadline and a size limit.
 
     Args:
-        connection: connected; closed by whoever made it.
-        deadline: of the whole fetch, so that a server cannot win time byte by byte.
-        limit: bytes that may come in all. `HTTPResponse` reads headers, and chunks of size -1,
-            without asking for a size.
+        connection: connected; the caller closes it.
+        deadline: of the whole fetch, so that a slow server cannot extend it.
+        limit: bytes of the whole response. `HTTPResponse` reads headers, and chunks of size -1,
+            without a limit.
     """
 
     def __init__(self, connection: socket.socket, deadline: _Deadline, limit: int) -> None:
@@ -266,11 +266,11 @@ class _Wire(io.RawIOBase):
         self._left = limit
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """What `HTTPResponse` asks of a socket."""
+        """Return a reader, as `HTTPResponse` expects from a socket."""
         return io.BufferedReader(self, 1 << 16)
 
     def send(self, data: bytes) -> None:
-        """Send a whole request."""
+        """Send a request."""
         self._connection.settimeout(self._deadline.left())
         self._connection.sendall(data)
 
@@ -282,16 +282,16 @@ class _Wire(io.RawIOBase):
         count = self._connection.recv_into(buffer)
         self._left -= count
         if self._left < 0:
-            raise InputError("too_large", "the server sends more than any picture needs")
+            raise InputError("too_large", "the server sends more than an image needs")
         return count
 
 
 def _connect(address: _Address, policy: FetchPolicy, deadline: _Deadline) -> socket.socket:
-    """A connection to an address of the host that may be reached, TLS included."""
+    """Connect to a permitted address of the host, with TLS for https."""
     found = _resolve(address, deadline)
     places = [p for p in found if policy.allow_private or is_public(p[1][0])]
     if not places:
-        reason = f"{address.host} leads to {found[0][1][0]}, which is not a public address"
+        reason = f"{address.host} resolves to {found[0][1][0]}, which is not a public address"
         raise InputError("refused", f"{reason} (--allow-private permits it)")
     connection = _connect_any(address, places, deadline)
     if address.scheme == "http":
@@ -306,19 +306,19 @@ def _connect(address: _Address, policy: FetchPolicy, deadline: _Deadline) -> soc
         reason = f"no TLS connection to {address.host}: {error.reason or error}"
         raise InputError("fetch_failed", reason) from None
     finally:
-        # Wrapped, the socket has changed hands and there is nothing left to close.
+        # After wrapping, this socket is detached, and closing it has no effect.
         connection.close()
 
 
 def _connect_any(
     address: _Address, places: list[tuple[int, tuple[Any, ...]]], deadline: _Deadline
 ) -> socket.socket:
-    """A connection to the first place that answers."""
+    """Connect to the first address that responds."""
     failure = OSError("no address")
     for number, (family, place) in enumerate(places):
         connection = socket.socket(family, socket.SOCK_STREAM)
         try:
-            # An address that is dead must not use up the time of those behind it.
+            # An address that does not respond must leave time for the others.
             connection.settimeout(deadline.left() / (len(places) - number))
             connection.connect(place)
         except OSError as error:
@@ -333,7 +333,7 @@ def _connect_any(
 
 
 def _resolve(address: _Address, deadline: _Deadline) -> list[tuple[int, tuple[Any, ...]]]:
-    """Families and socket addresses of a host; the system's resolver knows no deadline."""
+    """Resolve a host in a thread, because the system's resolver has no deadline."""
     answer: SimpleQueue[list[Any] | Exception] = SimpleQueue()
 
     def ask() -> None:
@@ -360,15 +360,15 @@ def _tls() -> ssl.SSLContext:
 
 _GLOBAL_UNICAST = ip_network("2000::/3")
 _NAT64 = ip_network("64:ff9b::/96")
-# Python 3.11 calls parts of it global.
+# Python 3.11 reports parts of it as global.
 _PROTOCOL_ASSIGNMENTS = ip_network("192.0.0.0/24")
 
 
 def is_public(text: str) -> bool:
-    """Whether a numeric address is one of the public internet.
+    """Return whether a numeric address is public.
 
-    Not so: private, loopback, link-local, shared (CGNAT), multicast, reserved and unspecified
-    addresses, nor IPv6 addresses that stand for such an IPv4 one (mapped, NAT64, 6to4).
+    Private, loopback, link-local, shared (CGNAT), multicast, reserved and unspecified addresses are
+    not, nor are IPv6 addresses that represent such an IPv4 address (mapped, NAT64, 6to4).
 
     Example:
         >>> is_public("1.1.1.1"), is_public("::ffff:10.0.0.1")

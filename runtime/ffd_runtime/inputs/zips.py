@@ -1,4 +1,4 @@
-"""Members of a zip, by a reader that holds one entry of its directory at a time."""
+"""Read the members of a zip, with one entry of its directory in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ..image.decode import MAX_BYTES, os_error
 from . import members
 from .inflate import Start, Zlib, inflate
 from .items import Item
-from .members import MAX_RATIO, PIECE, open_file, refuse_name, too_large, too_many
+from .members import CHUNK_BYTES, MAX_RATIO, open_file, refuse_name, too_large, too_many
 
-RATIO_FROM = 1 << 24
+MIN_RATIO_BYTES = 1 << 24
 
 # Layout: PKWARE's APPNOTE.TXT, 4.3.
 
 
 @dataclass(frozen=True)
 class _ZipMember:
-    """A line of a zip's directory.
+    """An entry of the directory of a zip.
 
     Attributes:
-        name: undecodable bytes as surrogates.
-        mode: as in `stat`; 0 if the zip was not made on Unix.
+        name: with undecodable bytes as surrogates.
+        mode: as in `stat`; 0 if the zip was not written on Unix.
         flags: general purpose bits.
         method: of compression.
         crc: CRC-32 of the unpacked bytes.
-        packed: size in the archive.
-        size: unpacked.
+        packed: size in the archive, in bytes.
+        size: unpacked, in bytes.
         offset: of the local header in the file.
     """
 
@@ -63,7 +63,7 @@ _METHODS: dict[int, Start] = {8: partial(Zlib, -15), 12: bz2.BZ2Decompressor}
 
 
 def find_zipped(path: str, file: BinaryIO) -> Iterator[Item]:
-    """Members of a zip, its directory read as they are taken."""
+    """Yield the members of a zip, reading its directory on demand."""
     file_size = os.fstat(file.fileno()).st_size
     position, end, shift = _zip_directory(file, file_size)
     file.seek(position)
@@ -75,7 +75,7 @@ def find_zipped(path: str, file: BinaryIO) -> Iterator[Item]:
         position += length
         inside = member.offset + member.packed <= file_size
         packed += member.packed if inside else 0
-        # Members that share their bytes make any number of them out of a small file.
+        # Members that share bytes could expand a small file without limit.
         if packed > file_size:
             raise InputError("refused", "the zip's members overlap: the rest is not read")
         if not member.name.endswith("/") and not stat.S_ISDIR(member.mode):
@@ -87,10 +87,10 @@ def find_zipped(path: str, file: BinaryIO) -> Iterator[Item]:
 
 
 def _zip_member(file: BinaryIO, shift: int) -> tuple[_ZipMember, int]:
-    """The directory's next line, and its length.
+    """Read the next entry of the directory, and its length.
 
     Raises:
-        InputError: something else stands there.
+        InputError: the entry is damaged.
     """
     entry = file.read(_ENTRY.size)
     if len(entry) < _ENTRY.size or not entry.startswith(b"PK\1\2"):
@@ -107,32 +107,32 @@ def _zip_member(file: BinaryIO, shift: int) -> tuple[_ZipMember, int]:
 
 
 def _zip_refusal(member: _ZipMember, inside: bool) -> InputError | None:
-    """Why a member is not even tried, if so.
+    """Return why a member must not be read; None if it may.
 
     Args:
-        member: what the directory says of it.
-        inside: whether it lies in the file.
+        member: its entry in the directory.
+        inside: whether its data is within the file.
     """
     refusal = refuse_name(member.name, member.mode)
     if refusal:
         return refusal
     if member.flags & _ENCRYPTED:
-        return InputError("refused", "encrypted: ffd asks for no password")
+        return InputError("refused", "encrypted members are not supported")
     if member.method not in (0, *_METHODS):
-        reason = f"packed by method {member.method}, which ffd does not read: repack it as deflate"
+        reason = f"compression method {member.method} is not supported: repack it with deflate"
         return InputError("corrupt", reason)
     if member.size > MAX_BYTES:
         return too_large(MAX_BYTES)
     if not inside:
-        return InputError("corrupt", "the zip's directory is wrong about where it lies")
+        return InputError("corrupt", "its offset in the zip's directory is invalid")
     return None
 
 
 def _zip_directory(file: BinaryIO, file_size: int) -> tuple[int, int, int]:
-    """Begin and end of the directory, and bytes that stand before the archive.
+    """Find start and end of the directory, and the size of the data before the archive.
 
     Raises:
-        InputError: there is none.
+        InputError: the zip has no directory.
     """
     tail_at = max(0, file_size - _END.size - 0xFFFF)
     file.seek(tail_at)
@@ -159,7 +159,7 @@ def _zip_directory(file: BinaryIO, file_size: int) -> tuple[int, int, int]:
 
 
 def _zip64(extra: bytes, values: list[int]) -> list[int]:
-    """Unpacked size, packed size and offset, from the extra field where they are too large."""
+    """Replace sizes and offset by those of the zip64 extra field where they exceed 32 bits."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         if kind == 1:
@@ -173,7 +173,7 @@ def _zip64(extra: bytes, values: list[int]) -> list[int]:
 
 
 def _read_zip(path: str, member: _ZipMember) -> bytes:
-    """Unpack a member; the file is opened anew, as items outlive the search and cross threads.
+    """Unpack a member. Open the file again, because items outlive the search and change threads.
 
     Raises:
         InputError: `corrupt`, `truncated`, `too_large`, or the file cannot be read.
@@ -201,7 +201,7 @@ def _unpack(file: BinaryIO, member: _ZipMember) -> bytes:
         return data
 
     start = _METHODS.get(member.method)
-    pieces = inflate(read, start) if start else iter(partial(read, PIECE), b"")
+    pieces = inflate(read, start) if start else iter(partial(read, CHUNK_BYTES), b"")
     unpacked = io.BytesIO()
     crc = 0
     for piece in pieces:
@@ -209,10 +209,10 @@ def _unpack(file: BinaryIO, member: _ZipMember) -> bytes:
         size = unpacked.tell() + unpacked.write(piece)
         if size > member.size:
             break
-        if size > max(RATIO_FROM, MAX_RATIO * member.packed):
+        if size > max(MIN_RATIO_BYTES, MAX_RATIO * member.packed):
             raise InputError("too_large", f"it unpacks to over {MAX_RATIO} times its packed size")
     if unpacked.tell() < member.size and left:
-        raise InputError("truncated", "the zip ends before it does")
+        raise InputError("truncated", "the zip ends before the end of this member")
     if unpacked.tell() != member.size or crc != member.crc:
-        raise InputError("corrupt", "damaged in the zip: size or checksum is wrong")
+        raise InputError("corrupt", "damaged in the zip: its size or checksum is wrong")
     return unpacked.getvalue()
