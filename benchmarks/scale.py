@@ -23,19 +23,13 @@ from pathlib import Path
 
 from machine import describe
 
-from ffd_cluster.classify import WAVE, _tables
-from ffd_cluster.output_parts import Parts, Seen, identify
+from ffd_cluster.cluster_run import WAVE_INPUTS, make_tables
+from ffd_cluster.output_parts import Parts
 from ffd_cluster.plan import Plan
-from ffd_cluster.ray_pipeline import (
-    BLOCK,
-    LEAST_INPUTS,
-    MOST_INPUTS,
-    Work,
-    connected,
-    run,
-    try_model,
-)
-from ffd_cluster.stages import READS, Infer, Model, prepare_block
+from ffd_cluster.ray_connection import BLOCK_BYTES, connected
+from ffd_cluster.ray_pipeline import MAX_TASK_INPUTS, MIN_TASK_INPUTS, Work, run, try_model
+from ffd_cluster.seen_inputs import Seen, identify
+from ffd_cluster.stages import MAX_READS, Infer, Model, prepare_block
 from ffd_cluster.storage import Storage
 from ffd_cluster.tally import start_tally
 from ffd_runtime.core.errors import InputError
@@ -144,7 +138,7 @@ def measure_stages(faces: list[Path]) -> Stages:
     some = faces[:: max(1, len(faces) // SAMPLE)][:SAMPLE]
     per_block = pictures_in_block(spec)
     plan = Plan(1, -(-len(some) // (8 * per_block)), 0, 1, "cpu")
-    tables = _tables([Item(str(face)) for face in some], plan)
+    tables = make_tables([Item(str(face)) for face in some], plan)
     storages = {"": Storage.of("")}
     prepared = [prepare_block(table, spec, MAX_PIXELS, storages) for table in tables]
     infer = Infer(model, batch=16, cores=1)
@@ -182,7 +176,7 @@ def measure_driver(model: Model) -> tuple[float, float, PreprocessSpec]:
             error = InputError("empty", "no bytes")
             count = blocks * pictures_in_block(card.preprocess)
             items = [Item(f"pictures/{number:09}.jpg", error) for number in range(count)]
-            tables = _tables(items, replace(plan, cpus=blocks // 8))
+            tables = make_tables(items, replace(plan, cpus=blocks // 8))
             assert len(tables) == blocks
             rows = sum(told[1] for told in run(ray, work, plan, tables, {}, tally))
             assert rows == count
@@ -202,12 +196,12 @@ def measure_names() -> tuple[float, float]:
     plan = Plan(1, count // 8 // 64, 0, 1, "cpu")
 
     def take() -> None:
-        # The same work as in cluster.classify between waves.
+        # The same work as in ClusterRun.classify between waves.
         new = seen.find_new(item.source for item in items)
         fresh = [item for item, is_new in zip(items, new, strict=True) if is_new]
         seen.add(item.source for item in fresh)
         pending = {identify(item.source): item for item in fresh}
-        _tables(list(pending.values()), plan)
+        make_tables(list(pending.values()), plan)
 
     each = cpu(take) / count
     seen.add(str(number) for number in range(KNOWN))
@@ -216,7 +210,7 @@ def measure_names() -> tuple[float, float]:
 
 def pictures_in_block(spec: PreprocessSpec) -> int:
     """Return the number of images in a block between two stages."""
-    return BLOCK // (spec.size**2 * 3)
+    return BLOCK_BYTES // (spec.size**2 * 3)
 
 
 def simulate(stages: Stages, nodes: int, prefixes: int, walked: bool) -> tuple[float, str]:
@@ -232,24 +226,24 @@ def simulate(stages: Stages, nodes: int, prefixes: int, walked: bool) -> tuple[f
         walked: names come from LIST requests, otherwise from a list.
     """
     cores = nodes * CORES
-    in_task = max(LEAST_INPUTS, min(MOST_INPUTS, -(-WAVE // (8 * cores))))
+    in_task = max(MIN_TASK_INPUTS, min(MAX_TASK_INPUTS, -(-WAVE_INPUTS // (8 * cores))))
     in_block = min(in_task, pictures_in_block(PreprocessSpec()))
     picture = (stages.prepare + stages.infer) / 1e3
     within = {
         "compute": picture / cores,
-        "store: latency": REQUESTS_EACH * LATENCY / (READS * cores),
+        "store: latency": REQUESTS_EACH * LATENCY / (MAX_READS * cores),
         "store: requests": REQUESTS_EACH / (REQUESTS * prefixes),
         "network": stages.size / (BANDWIDTH * nodes),
         "driver: tasks": stages.block / 1e3 / in_block,
     }
     slowest = max(within, key=lambda name: within[name])
     # On average, machines are idle for half of the time of the last tasks.
-    pause = stages.begin + in_task * picture / 2 + WAVE * stages.each / 1e6
-    listing = WAVE * LISTING / LISTED if walked else 0.0
+    pause = stages.begin + in_task * picture / 2 + WAVE_INPUTS * stages.each / 1e6
+    listing = WAVE_INPUTS * LISTING / LISTED if walked else 0.0
     seconds = dict.fromkeys([*within, "between waves", "store: listing"], 0.0)
-    for wave in range(TOTAL // WAVE):
-        between = pause + wave * stages.known / 1e3 * WAVE / 1e6
-        work = WAVE * within[slowest]
+    for wave in range(TOTAL // WAVE_INPUTS):
+        between = pause + wave * stages.known / 1e3 * WAVE_INPUTS / 1e6
+        work = WAVE_INPUTS * within[slowest]
         if listing > work + between:
             seconds["store: listing"] += listing
         else:
@@ -280,8 +274,8 @@ def print_simulation(path: Path) -> None:
     print(
         f"# assumed: {CORES} cores a machine as fast as those, {BANDWIDTH * 8 / 1e9:g} Gbit/s; "
         f"S3 with {REQUESTS} requests a second a prefix, {REQUESTS_EACH} requests a picture, "
-        f"{LATENCY:g} s each, {READS} at a time a core; LIST {LISTED} names in {LISTING:g} s, one "
-        f"at a time; waves of {WAVE} inputs"
+        f"{LATENCY:g} s each, {MAX_READS} at a time a core; LIST {LISTED} names in {LISTING:g} s, "
+        f"one at a time; waves of {WAVE_INPUTS} inputs"
     )
     print("names,prefixes_at_a_time,machines,images_a_second,hours,limit")
     for names, prefixes in (("walked", 1), ("list", 64)):

@@ -1,4 +1,4 @@
-"""A Ray cluster of two machines, and an S3 server, both real and both on loopback."""
+"""A Ray cluster of two machines and an S3 server, both on loopback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET = "ffd/test+secret/never/shown/anywhere/0123"
 
 
 class S3Server:
-    """moto's S3 in a process of its own, open to everybody but in `asking_for_keys`."""
+    """moto's S3 server in its own process; it checks keys only within `checking_keys`."""
 
     def __init__(self) -> None:
         pytest.importorskip("moto")
@@ -76,7 +76,7 @@ class S3Server:
                 put.result()
 
     def names(self, bucket: str, prefix: str) -> list[str]:
-        """What is below a prefix, without the empty object that may stand for a folder."""
+        """Return the names below a prefix, without an empty object that represents the folder."""
         pages = self.client().get_paginator("list_objects_v2").paginate
         found = (page.get("Contents", ()) for page in pages(Bucket=bucket, Prefix=prefix))
         keys = [one["Key"].removeprefix(prefix) for page in found for one in page]
@@ -88,16 +88,16 @@ class S3Server:
             self.client().download_file(bucket, prefix + name, str(folder / name))
 
     @contextmanager
-    def asking_for_keys(self) -> Iterator[None]:
-        """Look at keys and what they may do: `KEY` is nobody's."""
-        self._look_at_keys_after("0")
+    def checking_keys(self) -> Iterator[None]:
+        """Check access keys and their permissions; `KEY` is unknown."""
+        self._check_keys_after("0")
         try:
             yield
         finally:
-            self._look_at_keys_after("inf")
+            self._check_keys_after("inf")
 
     def create_key(self, *statements: dict[str, Any]) -> dict[str, str]:
-        """The environment of somebody with a key of their own, and what their policy says."""
+        """Create a user with a policy, and return the environment with the user's key."""
         users = self.client("iam")
         name = f"user-{uuid.uuid4().hex}"
         users.create_user(UserName=name)
@@ -109,7 +109,7 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
         }
 
-    def _look_at_keys_after(self, requests: str) -> None:
+    def _check_keys_after(self, requests: str) -> None:
         url = f"{self.endpoint}/moto-api/reset-auth"
         kind = {"Content-Type": "text/plain"}
         with urlopen(Request(url, requests.encode(), kind)) as answer:
@@ -121,9 +121,9 @@ class S3Server:
 
 
 class TwoMachines:
-    """A head and another machine of a Ray cluster, each with a core, as processes of this one.
+    """A head and another machine of a Ray cluster, each with one core, as child processes.
 
-    Their processes have the environment that this one has now.
+    They inherit the current environment.
     """
 
     def __init__(self) -> None:
@@ -135,16 +135,16 @@ class TwoMachines:
         self.address: str = self._cluster.address
 
     def kill_one(self) -> None:
-        """Take the machine that is not the head away, without a word."""
+        """Kill the machine that is not the head, without a shutdown."""
         self._cluster.remove_node(self._other, allow_graceful=False)
 
     def replace_one(self) -> None:
-        """Give the cluster another machine for the one that was killed."""
+        """Start another machine in place of the killed one."""
         self._other = self._cluster.add_node(num_cpus=1)
 
     @property
     def session(self) -> Path:
-        """Where the machines write their logs."""
+        """The folder of the machines' logs."""
         return Path(self._cluster.head_node.get_session_dir_path())
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""ffd-run over a Ray cluster: pictures and rows in an object store, the same code for each."""
+"""Run ffd-run on a Ray cluster, with images and rows in an object store or shared folders."""

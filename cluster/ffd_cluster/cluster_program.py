@@ -1,4 +1,4 @@
-"""ffd-run --ray: classify pictures on a cluster."""
+"""ffd-run --ray: classify images on a cluster."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from ffd_runtime.cli.command import option, say, wants_more
 from ffd_runtime.cli.program import Program, RunOptions
 
 if TYPE_CHECKING:
+    from ffd_runtime.image.faces import FaceDetector
+
     from .output_parts import Parts
+    from .plan import Plan
+    from .ray_pipeline import Work
+    from .seen_inputs import Seen
 
 LOCAL = "local"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions(RunOptions):
-    """The options for a cluster, as `ffd-run --help` explains them."""
+    """The options of a cluster run, as described by `ffd-run --help`."""
 
     ray: str
     actors: int | None
@@ -38,7 +43,7 @@ class ClusterOptions(RunOptions):
 
     @property
     def address(self) -> str | None:
-        """The cluster's address; None for the one of this machine, or for this machine."""
+        """The cluster's address; None for a cluster on this machine, or to start Ray here."""
         return None if self.ray == LOCAL else self.ray
 
 
@@ -49,8 +54,8 @@ DECLARATIONS = (
         is_flag=False,
         flag_value=LOCAL,
         metavar="[HOST:PORT]",
-        help="Run on this Ray cluster. Without an address: on the cluster of this machine, or on "
-        "this machine. SOURCEs may be s3:// and gs:// addresses, --output is a folder.",
+        help="Run on this Ray cluster. Without an address: on the cluster of this machine, or "
+        "start Ray here. SOURCEs may be s3:// and gs:// addresses; --output is a folder.",
     ),
     option(
         "--actors",
@@ -70,10 +75,10 @@ DECLARATIONS = (
 
 
 def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
-    """Whether --ray is given.
+    """Return whether --ray is given.
 
     Raises:
-        click.UsageError: an address needs --ray.
+        click.UsageError: a source or output needs --ray.
     """
     from .object_address import is_object
 
@@ -81,7 +86,7 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
         return True
     if any(map(is_object, [*sources, values["output"] or ""])):
         raise click.UsageError(
-            "s3:// and gs:// addresses need --ray (without a cluster it runs on this machine)"
+            "s3:// and gs:// addresses need --ray (without a cluster, it runs on this machine)"
         )
     return False
 
@@ -92,31 +97,27 @@ def _check_address(address: str) -> None:
     if address.startswith("ray://"):
         raise click.UsageError(
             "--ray ray://: Ray Data does not support Ray's client. Give HOST:PORT on a machine of "
-            "the cluster, or submit ffd-run --ray by 'ray job submit'"
+            "the cluster, or submit ffd-run --ray with 'ray job submit'"
         )
     if is_object(address) or os.path.lexists(address):
         raise click.UsageError(
-            "--ray takes the word after it as an address: put SOURCEs before --ray"
+            "--ray uses the next argument as its address: put SOURCEs before --ray"
         )
 
 
 def run(sources: Sequence[str], options: ClusterOptions) -> None:
-    """Classify pictures on a Ray cluster."""
+    """Classify images on a Ray cluster."""
     output = _check_output(options.output)
     device = _check_device(options.device)
     from ffd_runtime.cli.run_progress import summarise
     from ffd_runtime.model.backends import find_model
-    from ffd_runtime.outputs.provenance import RunProvenance
 
-    from .classify import Counted, Run, find_inputs
-    from .object_address import place_of
-    from .output_parts import Parts
+    from .cluster_inputs import CountedItems, find_inputs
+    from .cluster_run import ClusterRun
     from .plan import Plan
-    from .ray_pipeline import Work, connected, try_model
-    from .stages import Model
-    from .storage import storage_of
+    from .ray_connection import connected
 
-    # A wrong path is an error before the cluster is waited for.
+    # A wrong path is reported before the cluster is waited for.
     find_model(options.model, device)
     detector = options.open_detector()
     with connected(options.address, wants_more()) as ray:
@@ -124,35 +125,53 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
         say(f"Ray {ray.__version__}: {plan}")
 
         def replan() -> Plan:
-            # The model is opened on the device that it was tried on.
+            # The model was tried on this device.
             return Plan.of(ray.nodes(), plan.device, options.actors)
 
-        path = find_model(options.model, plan.device)
-        model = Model.read(path, options.backend, plan.device)
-        description, card = try_model(ray, model, plan)
-        say(f"{card.name} ({card.architecture}, {card.precision}), {description}")
-        origin = RunProvenance.of(path, card, (), faces=detector.settings if detector else None)
-        parts = Parts(output, storage_of(place_of(output)))
-        seen = parts.begin(origin, options.resume)
+        work, seen = _prepare(ray, options, plan, output, detector)
+        parts = work.parts
         if earlier := parts.inputs:
             say(f"resuming after {earlier} inputs with rows in {output}")
-        work = Work(
-            model,
-            card.preprocess,
-            parts,
-            max_pixels=options.max_pixels,
-            batch=options.batch,
-            part=options.part,
-            detector=detector,
-        )
         begin = time.monotonic()
-        items = Counted(find_inputs(sources, output, options.null))
-        with _naming_rows(parts), _progress(ray, earlier, items.total) as tally:
-            classified = Run(ray, work, parts, seen, replan, tally)
-            classified.classify(items)
-        say(summarise(parts.counts, earlier, time.monotonic() - begin, classified.skipped))
+        items = CountedItems(find_inputs(sources, output, options.null))
+        with _reporting_rows(parts), _progress(ray, earlier, items.total) as tally:
+            cluster_run = ClusterRun(ray, work, parts, seen, replan, tally)
+            cluster_run.classify(items)
+        say(summarise(parts.counts, earlier, time.monotonic() - begin, cluster_run.skipped))
     if parts.counts["errors"]:
         click.get_current_context().exit(3)
+
+
+def _prepare(
+    ray: Any, options: ClusterOptions, plan: Plan, output: str, detector: FaceDetector | None
+) -> tuple[Work, Seen]:
+    """Try the model on the cluster, and take over the output; return the inputs with rows, too."""
+    from ffd_runtime.model.backends import find_model
+    from ffd_runtime.outputs.provenance import RunProvenance
+
+    from .object_address import bucket_of
+    from .output_parts import Parts
+    from .ray_pipeline import Work, try_model
+    from .stages import Model
+    from .storage import storage_of
+
+    path = find_model(options.model, plan.device)
+    model = Model.read(path, options.backend, plan.device)
+    description, card = try_model(ray, model, plan)
+    say(f"{card.name} ({card.architecture}, {card.precision}), {description}")
+    origin = RunProvenance.of(path, card, (), faces=detector.settings if detector else None)
+    parts = Parts(output, storage_of(bucket_of(output)))
+    seen = parts.begin(origin, options.resume)
+    work = Work(
+        model,
+        card.preprocess,
+        parts,
+        max_pixels=options.max_pixels,
+        batch=options.batch,
+        part=options.part,
+        detector=detector,
+    )
+    return work, seen
 
 
 def _check_device(device: str) -> str:
@@ -161,7 +180,7 @@ def _check_device(device: str) -> str:
     kind, _ = parse_device(device)
     if device != kind:
         raise click.UsageError(
-            f"--device {device}: give cuda with --ray; each actor has its own GPU"
+            f"--device {device}: with --ray, give cuda; each actor has its own GPU"
         )
     return kind
 
@@ -173,7 +192,7 @@ def _check_output(output: str | None) -> str:
         raise click.UsageError("--ray needs an --output: a folder, or s3://BUCKET/FOLDER/")
     if output.lower().endswith(tuple(FILE_SINKS)):
         raise click.UsageError("with --ray, --output is a folder of Parquet files, not a file")
-    from .storage import require_no_credentials
+    from .object_address import require_no_credentials
 
     require_no_credentials(output)
     return output
@@ -181,7 +200,7 @@ def _check_output(output: str | None) -> str:
 
 @contextmanager
 def _progress(ray: Any, earlier: int, count: Callable[[], int]) -> Iterator[Any]:
-    """Start the actor that counts the work of all machines; show a bar on a terminal."""
+    """Start the actor that counts progress; show a progress bar on a terminal."""
     from rich.console import Console
 
     from ffd_runtime.cli.run_progress import progress
@@ -198,8 +217,8 @@ def _progress(ray: Any, earlier: int, count: Callable[[], int]) -> Iterator[Any]
 
 
 @contextmanager
-def _naming_rows(parts: Parts) -> Iterator[None]:
-    """Say where the rows of an interrupted run are."""
+def _reporting_rows(parts: Parts) -> Iterator[None]:
+    """If the run fails, report where its rows are."""
     from .output_parts import TakenError
 
     try:

@@ -1,4 +1,4 @@
-"""How a run uses a cluster: machines as they are now, and what each stage may have of them."""
+"""Plan the use of a cluster: its current machines, and what each stage may use of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from ffd_runtime.core.errors import DeviceError
 from ffd_runtime.core.text import counted
 
-# On machines without GPUs, each core has an actor and a task that prepares, and shares its time
-# between them as they need it: which of the two is slower depends on model and pictures. Together
-# they ask for half a core, so that what remains when half of the machines die can take all actors.
-# Stages that ask for the same would be run as one by Ray Data.
-INFERENCE = 0.3
-PREPARATION = 0.2
-WRITING = 0.1
+# CPU cores that each actor or task requests. On a machine without GPUs, each core has an actor and
+# a task that prepares, which share its time: the slower of the two depends on model and images.
+# Together they request half a core, so that all actors fit when half of the machines fail. Ray Data
+# fuses stages that request the same, so the numbers differ.
+INFERENCE_CPUS = 0.3
+PREPARATION_CPUS = 0.2
+WRITING_CPUS = 0.1
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Plan:
     """What each stage of a run may use.
 
     Attributes:
-        nodes: machines that are alive.
-        cpus: of all of them.
-        gpus: of all of them.
-        actors: that hold the model.
-        device: `cpu` or `cuda`, of each actor.
+        nodes: number of machines that are alive.
+        cpus: total of all machines.
+        gpus: total of all machines.
+        actors: number of processes that hold the model.
+        device: `cpu` or `cuda`, for each actor.
     """
 
     nodes: int
@@ -37,24 +37,24 @@ class Plan:
 
     @classmethod
     def of(cls, nodes: list[dict[str, Any]], device: str, actors: int | None = None) -> Plan:
-        """A plan for the machines that are alive.
+        """Plan for the machines that are alive.
 
         Args:
-            nodes: what `ray.nodes()` says.
+            nodes: the result of `ray.nodes()`.
             device: `auto`, `cpu` or `cuda`.
-            actors: None for one on each GPU, else one a core. There may be more than machines now,
-                for a cluster that grows.
+            actors: None for one per GPU, or one per core without GPUs. A cluster that grows may
+                have fewer GPUs than actors now.
 
         Raises:
-            DeviceError: a GPU is asked for and there is none.
+            DeviceError: no machine has the device.
         """
         alive = [node["Resources"] for node in nodes if node["Alive"]]
         cpus = int(sum(resources.get("CPU", 0) for resources in alive))
         gpus = int(sum(resources.get("GPU", 0) for resources in alive))
         if device == "cuda" and not (gpus or actors):
             raise DeviceError(
-                "--device cuda: no machine of the cluster offers Ray a GPU; if machines come when "
-                "they are needed, say for how many with --actors"
+                "--device cuda: no machine of the cluster offers Ray a GPU; if the cluster adds "
+                "machines on request, set the number of GPUs with --actors"
             )
         if device == "cuda" or (gpus and device == "auto"):
             return cls(len(alive), cpus, gpus, actors or gpus, "cuda")
@@ -66,21 +66,21 @@ class Plan:
     def inference(self) -> dict[str, Any]:
         """Ray's options for an actor."""
         if self.device == "cuda":
-            return {"num_gpus": 1, "num_cpus": INFERENCE}
-        # However many there are, something is left for the others.
-        share = min(INFERENCE, round(self.cpus / self.actors / 2, 3))
-        return {"num_cpus": share if share != PREPARATION else share - 0.01}
+            return {"num_gpus": 1, "num_cpus": INFERENCE_CPUS}
+        # Any number of actors leaves cores for the other stages.
+        share = min(INFERENCE_CPUS, round(self.cpus / self.actors / 2, 3))
+        return {"num_cpus": share if share != PREPARATION_CPUS else share - 0.01}
 
     @property
     def cores(self) -> int:
-        """Threads of inference of an actor on a CPU."""
+        """Inference threads of an actor on a CPU."""
         return max(1, self.cpus // self.actors) if self.device == "cpu" else 1
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """Ray's options for a task that prepares, and how many there may be."""
-        # A GPU is hungry: all cores, of a single one what its actor leaves.
-        share = PREPARATION if self.device == "cpu" else 1 - INFERENCE
+        """Ray's options for a task that prepares, with the maximum number of tasks."""
+        # To feed a GPU, a task takes a whole core, less the actor's share of a single core.
+        share = PREPARATION_CPUS if self.device == "cpu" else 1 - INFERENCE_CPUS
         return {"num_cpus": share, "concurrency": max(1, self.cpus)}
 
     def __str__(self) -> str:

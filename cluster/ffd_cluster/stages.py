@@ -1,7 +1,7 @@
-"""What runs on a cluster's machines: pictures to pixels, pixels to rows, rows to a part.
+"""The stages that run on a cluster's machines: images to pixels, pixels to rows, rows to a part.
 
-Each stage takes and gives Arrow tables, one row an input, so that an input stays whole however the
-engine cuts its blocks. Names are bytes, since a file's name need not be text.
+Each stage takes and returns Arrow tables with one row per input, so that Ray never splits an input
+between blocks. Names are bytes, because a file's name may be invalid text.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from ffd_runtime.model.devices import limit_cores
 from ffd_runtime.outputs.jsonlines import to_line
 from ffd_runtime.outputs.parquet_file import to_parquet
 
-from .object_address import place_of
-from .output_parts import COUNTS, digest, part_name
+from .object_address import bucket_of
+from .output_parts import COUNTS, part_name
+from .seen_inputs import digest
 from .storage import Storage
 
-# Reads under way in one task: an object store answers in tens of milliseconds, whatever it gives.
-READS = 16
-# Times that pictures are decoded in the process of a task, before they are suspected of ending it.
-# A machine that dies takes its tasks with it, too.
-TRIES = 2
+# Concurrent reads of one task: an object store needs tens of milliseconds for any object.
+MAX_READS = 16
+# A block that was started more often may crash its process, so its images are decoded in another.
+# A failed machine also causes a restart.
+MAX_DIRECT_STARTS = 2
 
-
-Work = Callable[[Item], list[Prepared]]
+Prepare = Callable[[Item], list[Prepared]]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's files, on their way to machines that do not have them.
+    """The files of a model, to send to the machines.
 
     Attributes:
-        files: name to content, the model's own first; an engine's manifest stands beside it.
+        files: name to content; the model comes first, then an engine's manifest.
         backend: `auto` or a name, as for `open_backend`.
         device: `cpu` or `cuda`.
-        version: of ffd on the machine that sends it.
+        version: of ffd on the machine that sends the model.
     """
 
     files: dict[str, bytes]
@@ -68,17 +68,17 @@ class Model:
 
     @classmethod
     def read(cls, path: Path, backend: str, device: str) -> Model:
-        """The files of a model."""
+        """Read the files of a model."""
         manifest = path.with_name(path.name + ".json")
         files = [path, manifest] if manifest.is_file() else [path]
         return cls({file.name: file.read_bytes() for file in files}, backend, device)
 
     @contextmanager
     def saved(self) -> Iterator[Path]:
-        """The model's path on this machine, for as long as it takes to load it.
+        """Save the files to a temporary folder, and yield the path of the model.
 
         Raises:
-            ModelError: this machine has another version of ffd, which might see pictures otherwise.
+            ModelError: this machine has another version of ffd, whose results may differ.
         """
         if self.version != __version__:
             raise ModelError(
@@ -93,7 +93,7 @@ class Model:
 
 
 def describe_model(model: Model, cores: int) -> tuple[str, str]:
-    """Start a model on a machine of the cluster: backend and device there, and the card as JSON."""
+    """Start a model, and return a description of backend and device, and the card as JSON."""
     limit_cores(cores)
     with model.saved() as path:
         backend = open_backend(path, model.backend, model.device)
@@ -111,30 +111,30 @@ def prepare_block(
     detector: FaceDetector | None = None,
     tally: Any = None,
 ) -> Any:
-    """The first stage: read, decode and preprocess.
+    """Read, decode and preprocess images: the first stage.
 
     Args:
-        block: Arrow table of `source`, whether it was `named` by the user, and `code` and
-            `message` of what is known to be unreadable.
-        spec: of the model's card.
+        block: Arrow table with the columns `source`, `named` (by the user), and for inputs that are
+            known to be unreadable, `code` and `message`.
+        spec: the preprocessing of the model's card.
         max_pixels: larger images are refused.
-        storages: what sources are in, by their place.
-        detector: finds faces, each of which is judged; None to judge pictures as they are.
-        tally: the actor that knows how often this block was begun; None if it never was. What ends
-            the process that decodes it, again and again, is decoded in another.
+        storages: the storage of each bucket of the sources.
+        detector: detects faces, each of which is classified; None to classify whole images.
+        tally: the actor that counts the starts of this block; None to count none. A block that was
+            started too often is decoded in a separate process, which its images may crash.
 
     Returns:
-        Arrow table of `source`; `pixels`: of each view, uint8 [size, size, 3], RGB, as bytes, one
-        after the other, none if there is no picture; `faces` and `reasons` of the views; `code` and
-        `message` of what went wrong; and whether it is `skipped`, as it is not a picture.
+        Arrow table with the columns `source`; `pixels`, the bytes of uint8 [size, size, 3] RGB
+        images, one for each view; `faces` and `reasons` of the views; `code` and `message` of an
+        error; and `skipped`, whether the file is not an image.
     """
-    # Machines are shared by many of us: each works with one thread.
+    # Each machine runs many tasks, so each task uses one thread.
     cv2.setNumThreads(1)
-    careful = tally is not None and _count_beginnings(tally, block) > TRIES
+    isolated = tally is not None and _count_starts(tally, block) > MAX_DIRECT_STARTS
     items = [_item(row, storages) for row in block.to_pylist()]
-    work = partial(prepare_views, spec=spec, max_pixels=max_pixels, detector=detector)
-    with _guarding(work) if careful else nullcontext(work) as guarded:
-        return _to_table(block["source"], list(map(guarded, _read_ahead(items))))
+    prepare = partial(prepare_views, spec=spec, max_pixels=max_pixels, detector=detector)
+    with _isolating(prepare) if isolated else nullcontext(prepare) as prepare_item:
+        return _to_table(block["source"], list(map(prepare_item, _read_ahead(items))))
 
 
 def _to_table(sources: Any, inputs: list[list[Prepared]]) -> Any:
@@ -167,13 +167,13 @@ def _to_table(sources: Any, inputs: list[list[Prepared]]) -> Any:
 
 
 class Infer:
-    """The second stage, which holds the model: rows as lines of JSON.
+    """Classify images, and return rows as lines of JSON: the second stage, which holds the model.
 
     Args:
-        model: to open.
-        batch: images that are inferred together.
-        cores: of the processor that it may use.
-        tally: the actor that counts what is done; None without one.
+        model: the model to open.
+        batch: images of one inference.
+        cores: CPU cores that the model may use.
+        tally: the actor that counts classified inputs; None to count none.
     """
 
     def __init__(self, model: Model, batch: int, cores: int, tally: Any = None) -> None:
@@ -185,14 +185,14 @@ class Infer:
         self._tally = tally
 
     def __call__(self, block: Any) -> Any:
-        """Rows of inputs.
+        """Classify the inputs of a block.
 
         Args:
-            block: Arrow table that `prepare_block` gave.
+            block: Arrow table from `prepare_block`.
 
         Returns:
-            Arrow table of `lines`, the rows of each input, and of `skipped`: its name, if it has
-            none because it is not a picture.
+            Arrow table with the columns `lines`, the rows of each input, and `skipped`, the name of
+            a file that is not an image.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -211,18 +211,18 @@ class Infer:
 
 
 def write_block(block: Any, folder: str, storage: Storage) -> Any:
-    """The last stage: a part of the output, whole or not at all.
+    """Write a part of the output atomically: the last stage.
 
-    Its name comes from its inputs, so that a stage that runs again writes the same part again.
+    The part is named by a digest of its inputs, so that a retry writes the same file.
 
     Args:
-        block: Arrow table of `lines` and `skipped`.
+        block: Arrow table from `Infer`.
         folder: the output.
-        storage: what it is in.
+        storage: of the output.
 
     Returns:
-        Arrow table of one row: the `part`'s name, empty if there are no rows, its number of
-        `inputs` and of each label, and the names that are `skipped`.
+        Arrow table of one row: the name of the `part`, empty if there are no rows; the number of
+        `inputs` and of rows with each label; and the `skipped` names.
     """
     import pyarrow as pa
 
@@ -234,11 +234,11 @@ def write_block(block: Any, folder: str, storage: Storage) -> Any:
         storage.write(folder, name, to_parquet(lines))
     labels = Counter(row["label"] or "errors" for row in rows)
     counts = {kind: [labels[kind]] for kind in COUNTS}
-    told = {"part": [name], "inputs": [len(block) - len(skipped)], **counts}
-    return pa.table(told | {"skipped": pa.array([skipped], pa.list_(pa.binary()))})
+    columns = {"part": [name], "inputs": [len(block) - len(skipped)], **counts}
+    return pa.table(columns | {"skipped": pa.array([skipped], pa.list_(pa.binary()))})
 
 
-def _count_beginnings(tally: Any, block: Any) -> int:
+def _count_starts(tally: Any, block: Any) -> int:
     import ray
 
     count: int = ray.get(tally.begin.remote(digest(block["source"].to_pylist())))
@@ -250,13 +250,13 @@ def _item(row: dict[str, Any], storages: dict[str, Storage]) -> Item:
     skip = None if row["named"] else ignore
     if row["code"]:
         return Item(source, InputError(row["code"], _decode(row["message"])), skip=skip)
-    return Item(source, fetch=partial(storages[place_of(source)].read, source), skip=skip)
+    return Item(source, fetch=partial(storages[bucket_of(source)].read, source), skip=skip)
 
 
 def _read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The items in their order, read by threads."""
-    with ThreadPoolExecutor(READS, "ffd-read") as pool:
-        yield from map_in_order(pool, _read, items, ahead=READS)
+    """Yield the items in order, after threads have read them."""
+    with ThreadPoolExecutor(MAX_READS, "ffd-read") as pool:
+        yield from map_in_order(pool, _read, items, ahead=MAX_READS)
 
 
 def _read(item: Item) -> Item:
@@ -268,34 +268,34 @@ def _read(item: Item) -> Item:
         return Item(item.source, InputError("too_large", "not enough memory for it"))
     except StorageError:
         raise
-    except Exception as error:  # whatever one name does, the run goes on
+    except Exception as error:  # one name must not end the run
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         return Item(item.source, InputError("read_failed", f"it cannot be read ({reason})"))
 
 
 @contextmanager
-def _guarding(work: Work) -> Iterator[Work]:
-    """Do the work in another process, which an item may end."""
+def _isolating(prepare: Prepare) -> Iterator[Prepare]:
+    """Yield a function that calls `prepare` in another process, which an image may crash."""
     pool = None
 
-    def guarded(item: Item) -> list[Prepared]:
+    def isolated(item: Item) -> list[Prepared]:
         nonlocal pool
         pool = pool or ProcessPoolExecutor(1, get_context("spawn"))
         try:
-            return pool.submit(work, item).result()
+            return pool.submit(prepare, item).result()
         except BrokenProcessPool:
             pool = None
-            return [Prepared(item.source, InputError("corrupt", "decoding it ends the program"))]
+            return [Prepared(item.source, InputError("corrupt", "decoding it crashes the process"))]
 
     try:
-        yield guarded
+        yield isolated
     finally:
         if pool:
             pool.shutdown()
 
 
 def _prepared(block: Any, size: int) -> Iterator[list[Prepared]]:
-    """The views of each of a table's inputs; their pixels are not copied."""
+    """Yield the views of each input of a table, without copying their pixels."""
     names = ("source", "pixels", "faces", "reasons", "code", "message", "skipped")
     for batch in block.to_batches():
         for row in zip(*map(batch.column, names), strict=True):

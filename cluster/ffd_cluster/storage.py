@@ -1,106 +1,54 @@
-"""Object stores and shared folders, through pyarrow's file systems.
+"""Read and write files in object stores and shared folders, through pyarrow's file systems.
 
-Credentials are never ours to carry: each machine finds its own, as pyarrow does (environment,
-configuration files, the role of the machine). What travels with the work is where the store is.
+Credentials are never sent: each machine uses its own, as pyarrow finds them (environment,
+configuration files, the role of the machine). Only the address of the store is sent.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from ffd_runtime.core.atomic_file import write_atomic
-from ffd_runtime.core.errors import InputError, OutputError, StorageError
+from ffd_runtime.core.errors import InputError, StorageError
 from ffd_runtime.core.redact import redact
 from ffd_runtime.image.decode import MAX_BYTES, read_file
 
 from .object_address import is_object, join
+from .retry import retry_unreachable
+from .store_errors import missing_bucket, translate_read_errors, translate_write_errors
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-# A store under load asks for patience; pyarrow's default gives up after three tries.
-TRIES = 8
-# Seconds for a connection, and for a request that is under way.
-TIMEOUT = 20.0
-# What an object store says of a run that cannot go on, whatever the object is.
-REFUSED = {
-    "NO_SUCH_BUCKET": "there is no such bucket",
-    "INVALID_ACCESS_KEY_ID": "its access key is not known there",
-    "SIGNATURE_DOES_NOT_MATCH": "its secret key does not fit its access key",
-    "EXPIRED_TOKEN": "the credentials have expired",
-    "INVALID_CLIENT_TOKEN_ID": "its access key is not known there",
-    "UNRECOGNIZED_CLIENT": "its access key is not known there",
-    "MISSING_AUTHENTICATION_TOKEN": "it wants credentials, and none were found",
-    "UNAUTHENTICATED": "it does not take the credentials",
-}
-# What may be otherwise in a while.
-PASSING = {
-    "NETWORK_CONNECTION",
-    "SLOW_DOWN",
-    "THROTTLING",
-    "INTERNAL_FAILURE",
-    "SERVICE_UNAVAILABLE",
-    "REQUEST_TIMEOUT",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "RESOURCE_EXHAUSTED",
-    "INTERNAL",
-    "ABORTED",
-}
-# S3's names of errors, with the number of HTTP, and Google's.
-CODE = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?|google::cloud::Status\((\w+)")
-UNREACHABLE = "unreachable"
-# Seconds until it is asked again, if a run would end otherwise.
-PAUSES = (5.0, 10.0, 20.0, 40.0, 80.0)
-# How the names of files begin that are being written; readers of Parquet folders skip them.
-DRAFT = "_draft-"
-CREDENTIALS = {
-    "s3": "check the bucket's name, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the profile",
-    "gs": "check the bucket's name, and Google's application default credentials",
-}
-
-
-def require_no_credentials(address: str) -> None:
-    """Refuse a pre-signed address of an object, whose signature rows would show.
-
-    Raises:
-        StorageError: behind its `?` is a parameter that grants access.
-    """
-    query = "?" + address.partition("?")[2]
-    if is_object(address) and redact(query) != query:
-        raise StorageError(
-            f"{redact(address)}: an address must not hold credentials; give a pre-signed one as "
-            "https://, without --ray"
-        )
+# pyarrow's default is three, too few for a store under load.
+MAX_ATTEMPTS = 8
+# For a connection, and for a request.
+TIMEOUT_S = 20.0
+# The prefix of temporary files. Readers of Parquet folders skip names that begin with "_".
+DRAFT_PREFIX = "_draft-"
 
 
 @lru_cache(1024)
-def storage_of(place: str) -> Storage:
-    """The storage of a place; see `Storage.of`."""
-    return Storage.of(place)
+def storage_of(bucket: str) -> Storage:
+    """Return the storage of a bucket, or of paths for an empty name; see `Storage.of`."""
+    return Storage.of(bucket)
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where files are: an object store, or folders that every machine has under the same path.
+    """An object store, or folders that every machine has under the same path.
 
     Attributes:
         scheme: `s3`, `gs`, or `file`.
-        endpoint: address of another S3 than Amazon's; None for Amazon's.
-        region: of the bucket; None to leave it to the configuration.
-        root: the folder that paths are relative to, since each machine works in another.
+        endpoint: address of an S3 server; None for Amazon's.
+        region: of the bucket; None to use pyarrow's configuration.
+        root: the folder that paths are relative to. The machines have other working folders.
     """
 
     scheme: str
@@ -110,19 +58,19 @@ class Storage:
 
     @classmethod
     def of(cls, address: str) -> Self:
-        """The storage that an address or a path is in.
+        """Return the storage of an address or a path.
 
         Raises:
-            StorageError: it is no address of a bucket, or holds credentials.
+            StorageError: the address names no bucket, or contains credentials.
         """
         if not is_object(address):
             return cls("file", root=os.getcwd())
         scheme, _, rest = address.partition("://")
         scheme, bucket = scheme.lower(), rest.partition("/")[0]
-        # A secret may hold slashes, so what follows the first one may be of it, too.
+        # A secret may contain slashes, so the text after the first slash may belong to it.
         if "@" in bucket or ":" in bucket:
             raise StorageError(
-                f"{scheme}://***: an address must not hold credentials; put them into "
+                f"{scheme}://***: an address must not contain credentials; put them into "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
             )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
@@ -138,19 +86,19 @@ class Storage:
         return cls("s3", endpoint, region or (None if endpoint else _find_region(bucket)))
 
     def files(self, address: str) -> Iterator[str]:
-        """Addresses of all objects below a prefix, or of the one that it is; sorted by folder.
+        """Yield the addresses of all files below a folder, or of a single file; sorted by folder.
 
-        Folders are listed one at a time, so that memory holds the names of one.
+        Folders are listed one at a time, so that memory holds the names of one folder.
 
         Raises:
             StorageError: the store refuses.
         """
         kind, path = _arrow().fs.FileType, self._path(address)
         if self.scheme != "file" and address.endswith("/"):
-            # There may be an object of that name, too.
+            # A trailing slash means the folder, even if an object has the same name.
             yield from (self._address(name) for name in self._walk(path))
             return
-        with _explaining(address):
+        with translate_read_errors(address):
             info = self._system().get_file_info(path)
         if info.type == kind.File:
             yield address
@@ -158,22 +106,22 @@ class Storage:
             yield from (self._address(name) for name in self._walk(path))
 
     def require_bucket(self, address: str) -> None:
-        """See that there is something to list or to write to; a store without a bucket is silent.
+        """Check that the bucket exists; listing a missing bucket raises no error.
 
         Raises:
-            StorageError: there is no such bucket, or it refuses.
+            StorageError: there is no such bucket, or the store refuses.
         """
         if self.scheme == "file":
             return
         bucket = self._path(address).partition("/")[0]
-        with _explaining(address):
+        with translate_read_errors(address):
             info = self._system().get_file_info(bucket)
         if info.type == _arrow().fs.FileType.NotFound:
-            hint = CREDENTIALS[self.scheme]
-            raise StorageError(f"{address}: {REFUSED['NO_SUCH_BUCKET']}; {hint}")
+            raise missing_bucket(address)
 
     def _walk(self, top: str) -> Iterator[str]:
-        # Folders that have been entered, each with what is left of it, last first.
+        """Yield the paths of all files below a folder."""
+        # The remaining entries of each open folder, in reverse order.
         stack = [self._list(top)]
         while stack:
             if not stack[-1]:
@@ -181,19 +129,19 @@ class Storage:
                 continue
             path, is_folder = stack[-1].pop()
             if is_folder:
-                stack.append(patiently(partial(self._list, path)))
+                stack.append(retry_unreachable(partial(self._list, path)))
             else:
                 yield path
 
     def _list(self, folder: str) -> list[tuple[str, bool]]:
-        """What is in a folder and whether it is one, backwards."""
+        """Return path and whether it is a folder, for each entry of a folder, in reverse order."""
         fs = _arrow().fs
-        with _explaining(self._address(folder)):
-            # A folder may have gone since its parent was listed.
+        with translate_read_errors(self._address(folder)):
+            # The folder may have been deleted since its parent was listed.
             selector = fs.FileSelector(folder, allow_not_found=True)
             infos = self._system().get_file_info(selector)
-        # A name with an empty part, such as in//a.jpg, looks like the folder itself and cannot be
-        # read through pyarrow: it gets a row that says so.
+        # pyarrow cannot read a key with an empty component, such as in//a.jpg, and lists it as the
+        # folder itself. Such a key is returned with two slashes and gets an error row.
         found = (
             (f"{info.path.rstrip('/')}//", False)
             if info.path.rstrip("/") == folder
@@ -203,17 +151,17 @@ class Storage:
         return sorted(found, reverse=True)
 
     def read(self, address: str) -> bytes:
-        """A file's bytes.
+        """Return the bytes of a file.
 
         Raises:
             InputError: this file cannot be read.
-            StorageError: none can.
+            StorageError: no file of the store can be read.
         """
         if self.scheme == "file":
             return read_file(self._path(address))
         try:
             with (
-                _explaining(address, one=True),
+                translate_read_errors(address, single=True),
                 self._system().open_input_file(self._path(address)) as file,
             ):
                 if (size := file.size()) > MAX_BYTES:
@@ -227,26 +175,26 @@ class Storage:
                 self._require_access(address)
             raise InputError(error.code, str(error)) from None
         except ValueError:
-            raise InputError("not_found", "not a possible name of an object") from None
+            raise InputError("not_found", "not a valid name of an object") from None
         return data
 
     def _require_access(self, address: str) -> None:
-        """Ask what a refused file does not say: whether it is the credentials, for every file.
+        """Check with a listing whether the credentials are refused for every file.
 
-        A store tells a request for a file no more than a number, and expired credentials have that
-        of any wrong request.
+        The response to a request for one file has only an HTTP status. Expired credentials and
+        other invalid requests have the same one.
         """
         probe = self._address(self._path(address).partition("/")[0]) + "/.ffd-probe"
         try:
             self.names(probe)
         except StorageError as error:
-            # Files may be readable where listing is not allowed.
+            # Listing may be denied where reading is allowed.
             if "access is denied" not in str(error):
                 message = str(error).replace(probe, address)
                 raise StorageError(message, error.code) from None
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, none if there is no such folder.
+        """Return the names of the files in a folder; an empty list if the folder does not exist.
 
         Raises:
             StorageError: the store refuses.
@@ -260,50 +208,50 @@ class Storage:
             except OSError as error:
                 raise StorageError(f"{folder}: {error.strerror}") from None
         fs = _arrow().fs
-        with _explaining(folder):
+        with translate_read_errors(folder):
             selector = fs.FileSelector(self._path(folder), allow_not_found=True)
             infos = self._system().get_file_info(selector)
         return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
 
     def create_folder(self, folder: str) -> None:
-        """Make a local folder; an object store has none to make.
+        """Create a local folder; object stores need none.
 
         Raises:
-            OutputError: it cannot be made.
+            OutputError: the folder cannot be created.
         """
         if self.scheme == "file":
-            with _writing(folder):
+            with translate_write_errors(folder):
                 os.makedirs(self._path(folder), exist_ok=True)
 
     def write(self, folder: str, name: str, data: bytes) -> None:
-        """Write a file that is there whole or not at all, in place of an earlier one of that name.
+        """Write a file atomically; an existing file of the name is replaced.
 
         Raises:
-            OutputError: it cannot be written.
-            StorageError: not now; the store does not answer.
+            OutputError: the file cannot be written.
+            StorageError: the store is unreachable; a later attempt may succeed.
         """
         address = join(folder, name)
         if self.scheme != "file":
-            # An object appears once its upload is complete. All of it is in memory before the
-            # upload begins, so that no error of ours can complete half of it.
-            with _writing(address):
+            # An object is visible when its upload is complete. All bytes are in memory before the
+            # upload begins, so an error of ours cannot complete a partial upload.
+            with translate_write_errors(address):
                 file = self._system().open_output_stream(self._path(address))
                 file.write(data)
                 file.close()
             return
         path = self._path(address)
-        draft = self._path(join(folder, f"{DRAFT}{uuid.uuid4().hex}-{name}"))
-        with _writing(address):
+        draft = self._path(join(folder, f"{DRAFT_PREFIX}{uuid.uuid4().hex}-{name}"))
+        with translate_write_errors(address):
             write_atomic(Path(path), data, temporary=Path(draft))
 
     def delete(self, folder: str, name: str) -> None:
-        """Delete a file; one that is not there is no error.
+        """Delete a file if it exists.
 
         Raises:
-            OutputError: it cannot be deleted.
-            StorageError: not now; the store does not answer.
+            OutputError: the file cannot be deleted.
+            StorageError: the store is unreachable; a later attempt may succeed.
         """
-        with _writing(address := join(folder, name)):
+        with translate_write_errors(address := join(folder, name)):
             if self.scheme == "file":
                 with suppress(FileNotFoundError):
                     os.unlink(self._path(address))
@@ -324,18 +272,18 @@ class Storage:
 
 @lru_cache
 def _open(storage: Storage) -> Any:
-    """One client for each store and process: it keeps its connections."""
+    """Open one client per store and process, which keeps its connections."""
     fs = _arrow().fs
     if storage.scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=TRIES * TIMEOUT / 2))
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=MAX_ATTEMPTS * TIMEOUT_S / 2))
     return fs.S3FileSystem(
         endpoint_override=storage.endpoint,
         region=storage.region,
-        connect_timeout=TIMEOUT,
-        request_timeout=TIMEOUT,
-        # Small objects are put by one request.
+        connect_timeout=TIMEOUT_S,
+        request_timeout=TIMEOUT_S,
+        # Write a small object with one request.
         allow_delayed_open=True,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=MAX_ATTEMPTS),
     )
 
 
@@ -343,7 +291,7 @@ def _find_region(bucket: str) -> str | None:
     try:
         region: str = _arrow().fs.resolve_s3_region(bucket)
     except OSError:
-        # What is wrong, reading will say.
+        # Reading reports the error.
         return None
     return region
 
@@ -352,71 +300,3 @@ def _arrow() -> Any:
     import pyarrow.fs
 
     return pyarrow
-
-
-@contextmanager
-def _explaining(address: str, one: bool = False) -> Iterator[None]:
-    """What a store says, as a `StorageError` with one line of ours.
-
-    Args:
-        address: what it was asked for.
-        one: of a single file: another may well be readable.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise _explain(error, address, one) from None
-
-
-def _explain(error: OSError, address: str, one: bool) -> StorageError:
-    text = str(error)
-    said = CODE.search(text)
-    code, status = (said[1] or said[3], said[2] or "") if said else ("", "")
-    hint = CREDENTIALS.get(address.partition("://")[0].lower(), "")
-    if code in REFUSED:
-        return StorageError(f"{address}: {REFUSED[code]}; {hint}")
-    denied = ("ACCESS_DENIED", "PERMISSION_DENIED")
-    if isinstance(error, PermissionError) or code in denied or status == "403":
-        if one:
-            return StorageError("no permission to read it", "permission_denied", everywhere=False)
-        return StorageError(f"{address}: access is denied" + (hint and f"; {hint}"))
-    if isinstance(error, FileNotFoundError) or code in ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND"):
-        return StorageError("no such file or folder", "not_found", everywhere=False)
-    ours = text.partition(": AWS Error ")[2] or text.partition("google::cloud::Status(")[2]
-    detail = (error.strerror or ours or text).splitlines()[0][:200]
-    if code in PASSING or status.startswith("5"):
-        message = f"{address}: the store does not answer ({detail}); try again later"
-        return StorageError(message, UNREACHABLE)
-    if one:
-        return StorageError(f"reading failed: {detail}", everywhere=False)
-    return StorageError(f"{address}: {detail}")
-
-
-@contextmanager
-def _writing(address: str) -> Iterator[None]:
-    try:
-        with _explaining(address):
-            yield
-    except StorageError as error:
-        reason = str(error).removeprefix(f"{address}: ")
-        message = f"cannot write {address}: {reason}"
-        if error.code == UNREACHABLE:
-            raise StorageError(message, UNREACHABLE) from None
-        raise OutputError(message) from None
-
-
-def patiently(work: Callable[[], T]) -> T:
-    """Do something, again after a while if the store does not answer; it may be done twice.
-
-    Raises:
-        StorageError: it has not answered for minutes, or refuses.
-    """
-    for pause in PAUSES:
-        try:
-            return work()
-        except StorageError as error:
-            if error.code != UNREACHABLE:
-                raise
-            log.warning("%s; asking again in %.0f s", error, pause)
-            time.sleep(pause)
-    return work()

@@ -1,4 +1,4 @@
-"""What machines tell of their work: how far they have come, and what is begun again and again."""
+"""Count the progress of all machines, and how often each task was started."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-# Seconds between two looks.
-LOOK = 0.5
+POLL_INTERVAL_S = 0.5
 
 
 class Tally:
-    """What the machines tell of their work; itself an actor."""
+    """Counts of a run, as a Ray actor."""
 
     def __init__(self) -> None:
         self._count = 0
-        self._begun: Counter[bytes] = Counter()
+        self._starts: Counter[bytes] = Counter()
 
     def add(self, count: int) -> None:
-        """Count inputs that are classified."""
+        """Count classified inputs."""
         self._count += count
 
     def read(self) -> int:
-        """All so far; inputs that were classified again are counted again."""
+        """Return the number of classified inputs; a retried input counts again."""
         return self._count
 
-    def begin(self, work: bytes) -> int:
-        """How often some work has been begun, this time included."""
-        self._begun[work] += 1
-        return self._begun[work]
+    def begin(self, task: bytes) -> int:
+        """Count a start of a task, and return the number of its starts."""
+        self._starts[task] += 1
+        return self._starts[task]
 
 
 def start_tally(ray: Any) -> Any:
-    """A `Tally` on this machine, which outlives the others."""
+    """Start a `Tally` on this machine, so that it survives the failure of the others."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # With soft=True, Ray 2.60 takes any machine for an actor that asks for nothing.
+    # With soft=True, Ray 2.60 may use any machine for an actor that requests no resources.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
     return ray.remote(**options, scheduling_strategy=here)(Tally).remote()
@@ -45,13 +44,19 @@ def start_tally(ray: Any) -> Any:
 
 @contextmanager
 def following(ray: Any, tally: Any, advance: Callable[[int], None]) -> Iterator[None]:
-    """Tell a progress bar how far the cluster has come."""
+    """Advance a progress bar while the block runs.
+
+    Args:
+        ray: the module, connected.
+        tally: the actor to poll.
+        advance: receives the number of inputs since its last call.
+    """
     stop = threading.Event()
 
     def follow() -> None:
         shown = 0
-        while not stop.wait(LOOK):
-            # A bar is not worth the end of a run.
+        while not stop.wait(POLL_INTERVAL_S):
+            # An error of the progress bar must not end the run.
             with suppress(Exception):
                 count = ray.get(tally.read.remote(), timeout=10)
                 advance(count - shown)
@@ -63,4 +68,4 @@ def following(ray: Any, tally: Any, advance: Callable[[int], None]) -> Iterator[
         yield
     finally:
         stop.set()
-        thread.join(LOOK * 4)
+        thread.join(POLL_INTERVAL_S * 4)

@@ -1,4 +1,4 @@
-"""ffd-run --ray: a cluster of two machines, an S3 server, and what is lost of either."""
+"""ffd-run --ray on a cluster of two machines with an S3 server, and failures of both."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
-from ffd_cluster.classify import _tables
+from ffd_cluster.cluster_run import make_tables
 from ffd_cluster.output_parts import Parts
 from ffd_cluster.plan import Plan
-from ffd_cluster.ray_pipeline import BrokenError, Work, _pipeline, connected, explaining
+from ffd_cluster.ray_connection import connected
+from ffd_cluster.ray_errors import RetryableError, translate_ray_errors
+from ffd_cluster.ray_pipeline import Work, _pipeline
 from ffd_cluster.ray_pipeline import run as run_stages
 from ffd_cluster.stages import Model
 from ffd_cluster.storage import storage_of
@@ -61,7 +63,7 @@ def machines(store: S3Server) -> Iterator[TwoMachines]:
 
 
 def pictures(folder: Path, count: int, broken: int) -> None:
-    """A folder of small pictures, no two alike, some of them in folders below, some cut off."""
+    """Write small images, all different, to subfolders; some are truncated."""
     for number in range(count):
         path = folder / f"{number % 7}" / f"{number:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def pictures(folder: Path, count: int, broken: int) -> None:
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory, store: S3Server) -> Path:
-    """A folder of 2,000 pictures of which 20 are broken, and the same in s3://night/in/."""
+    """A folder of 2,000 images, 20 of them damaged, and the same in s3://night/in/."""
     here = tmp_path_factory.mktemp("night") / "pictures"
     pictures(here, 2000, broken=20)
     paths = sorted(path for path in here.rglob("*") if path.is_file())
@@ -83,7 +85,7 @@ def night(tmp_path_factory: pytest.TempPathFactory, store: S3Server) -> Path:
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
-    """Rows of all parts, by source."""
+    """Return the rows of all parts, sorted by source."""
     rows = pyarrow.parquet.read_table(folder).to_pylist()
     return sorted(rows, key=lambda row: str(row["source"]))
 
@@ -97,7 +99,7 @@ def wait_for_parts(process: subprocess.Popen[bytes], store: S3Server, out: str, 
 
 
 def end_all(processes: Iterable[subprocess.Popen[bytes]]) -> list[Ended]:
-    """What several runs that are under way come to."""
+    """Wait for several processes, and return their exit codes and output."""
     ended = []
     for process in processes:
         out, err = process.communicate(timeout=WATCHDOG)
@@ -106,17 +108,17 @@ def end_all(processes: Iterable[subprocess.Popen[bytes]]) -> list[Ended]:
 
 
 def assert_one_line(ended: Ended, *said: str) -> None:
-    """A failure is told in the last line; what comes before says what it runs on."""
+    """Check that the last line is the error; the lines before it describe the run."""
     code, out, err = ended
     *before, last = err.splitlines()
     assert (code, out) == (1, ""), err
     assert last.startswith("ffd-run: error: ")
     assert all(text in last for text in said), last
-    kinds = ("Ray 2.", "colour (", "going on ")
+    kinds = ("Ray 2.", "colour (", "retrying ")
     assert all(line.startswith(kinds) or "have rows in" in line for line in before), err
 
 
-def test_two_machines_and_one_that_dies_give_what_one_machine_gives(
+def test_two_machines_of_which_one_fails_return_the_rows_of_one_machine(
     tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
     expected = tmp_path / "rows.parquet"
@@ -143,7 +145,7 @@ def test_two_machines_and_one_that_dies_give_what_one_machine_gives(
     assert (done["inputs"], done["errors"]) == (2000, 20)
 
 
-def test_a_command_that_is_killed_goes_on_where_it_was(
+def test_a_killed_command_resumes(
     tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
     folders = [f"s3://night/in/{number}/" for number in range(3)]
@@ -156,13 +158,13 @@ def test_a_command_that_is_killed_goes_on_where_it_was(
     assert "_SUCCESS" not in store.names("night", "killed/")
     before = set(store.names("night", "killed/"))
 
-    assert_one_line(run(*folders, *options), "go on with --resume")
+    assert_one_line(run(*folders, *options), "continue with --resume")
     code, _, said = run(*folders, *options, "--resume")
     assert code == 3, said
     assert "resuming after" in said
     want = [path for number in range(3) for path in (night / str(number)).iterdir()]
     assert f"{len(want)} inputs" in said
-    # What was whole has stayed.
+    # The complete parts were kept.
     assert len(before & set(store.names("night", "killed/"))) > 3
 
     client = store.client()
@@ -183,7 +185,7 @@ def test_a_command_that_is_killed_goes_on_where_it_was(
 
 
 def commands() -> str:
-    """The arguments of every process of this machine."""
+    """Return the arguments of every process of this machine."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -193,7 +195,7 @@ def commands() -> str:
     return b"\n".join(found).decode(errors="replace")
 
 
-def test_keys_are_in_nothing_that_is_said_or_written(
+def test_keys_are_not_in_any_output(
     tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
     paths = sorted(night.rglob("*.jpg"))[:60]
@@ -215,8 +217,8 @@ def test_keys_are_in_nothing_that_is_said_or_written(
     seen: list[str] = []
     code, out, said = classify("s3://night/quiet/")
     assert (code, out) == (3, ""), said
-    with store.asking_for_keys():
-        # The command itself asks the store for nothing: it is the machines that are refused.
+    with store.checking_keys():
+        # The command sends no request to the store; the machines are refused.
         refused = classify(str(tmp_path / "refused"))
     assert refused[0] == 1
     assert refused[2].splitlines()[-1].startswith("ffd-run: error: ")
@@ -234,7 +236,7 @@ def test_keys_are_in_nothing_that_is_said_or_written(
     assert not [text for text in texts if KEY in text or SECRET in text]
 
 
-def test_a_run_within_this_process(
+def test_a_run_in_this_process(
     tmp_path: Path, machines: TwoMachines, portraits: Path, colour_model: Path
 ) -> None:
     (portraits / "broken.jpg").write_bytes(b"\xff\xd8\xff")
@@ -259,19 +261,19 @@ def work_on(model: Model, folder: Path) -> Work:
     return Work(model, PreprocessSpec(), parts, max_pixels=10**6, batch=4, part=10)
 
 
-def test_each_stage_is_one_of_the_running_plan(
+def test_ray_does_not_fuse_the_stages(
     ray: Any, portraits: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     work = work_on(Model.read(colour_model, "auto", "cpu"), tmp_path)
     plan = Plan.of(ray.nodes(), "cpu")
-    tables = _tables([Item(str(path)) for path in portraits.iterdir()], plan)
+    tables = make_tables([Item(str(path)) for path in portraits.iterdir()], plan)
     done = _pipeline(ray, work, plan, tables, {"": storage_of("")}, None).materialize()
     stages = re.findall(r"Operator \d+ (.+?):", done.stats())
-    names = ("prepare_block", "Opened", "write_block")
+    names = ("prepare_block", "InferActor", "write_block")
     assert stages[-3:] == [f"MapBatches({name})" for name in names]
 
 
-def test_what_counts_the_work_is_on_the_commands_own_machine(ray: Any) -> None:
+def test_the_tally_runs_on_the_machine_of_the_command(ray: Any) -> None:
     def where(_: Any) -> str:
         import ray
 
@@ -283,12 +285,12 @@ def test_what_counts_the_work_is_on_the_commands_own_machine(ray: Any) -> None:
     assert set(places) == {here}
 
 
-def test_a_machine_with_another_version_ends_the_run_at_once(
+def test_a_machine_with_another_version_ends_the_run(
     ray: Any, portraits: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     model = replace(Model.read(colour_model, "auto", "cpu"), version="0.0.1")
     plan = Plan.of(ray.nodes(), "cpu")
-    tables = _tables([Item(str(portraits))], plan)
+    tables = make_tables([Item(str(portraits))], plan)
     with pytest.raises(ModelError, match=r"install the same on all$"):
         list(run_stages(ray, work_on(model, tmp_path), plan, tables, {"": storage_of("")}, None))
 
@@ -300,37 +302,37 @@ def test_a_machine_with_another_version_ends_the_run_at_once(
         ("import nothing_such", BackendError, r"the extra ray there, as here$"),
     ],
 )
-def test_what_fails_on_a_machine_is_told_by_its_cause(
+def test_an_error_of_a_task_is_reported_with_its_cause(
     ray: Any, code: str, error: type[Exception], said: str
 ) -> None:
     def fail(_: Any, code: str) -> None:
         exec(code)
 
     data = ray.data.range(1).map_batches(fail, fn_args=(code,), batch_size=None)
-    with pytest.raises(error, match=said), explaining(ray):
+    with pytest.raises(error, match=said), translate_ray_errors(ray):
         data.materialize()
 
 
-def test_a_process_that_is_lost_is_told_from_what_fails(ray: Any) -> None:
+def test_a_lost_process_is_retryable(ray: Any) -> None:
     def die() -> None:
         os._exit(1)
 
-    with pytest.raises(BrokenError, match=r"^WorkerCrashedError: "), explaining(ray):
+    with pytest.raises(RetryableError, match=r"^WorkerCrashedError: "), translate_ray_errors(ray):
         ray.get(ray.remote(max_retries=0)(die).remote())
 
 
-def test_what_a_machine_is_refused_is_one_line(
+def test_a_refused_access_key_is_a_one_line_error(
     tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
-    # The command itself asks the store for nothing.
+    # The command sends no request to the store.
     command = ("-", "--ray", machines.address, "--model", colour_model, "--output", tmp_path / "a")
     name = min(path.relative_to(night) for path in (night / "0").iterdir())
-    with store.asking_for_keys():
+    with store.checking_keys():
         ended = run(*command, input=f"s3://night/in/{name}".encode())
-    assert_one_line(ended, "s3://night/", "access key is not known")
+    assert_one_line(ended, "s3://night/", "does not know the access key")
 
 
-def test_what_cannot_be_is_one_line(
+def test_invalid_inputs_and_outputs_are_one_line_errors(
     tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
     options = ("--ray", machines.address, "--model", colour_model)
@@ -341,22 +343,25 @@ def test_what_cannot_be_is_one_line(
         (("s3://night/in/", "--output", "s3://nowhere/"), ("s3://nowhere/", "no such bucket")),
         (
             (tmp_path / "some.zip", "--output", tmp_path / "b"),
-            ("some.zip!/", "without it"),
+            ("some.zip!/", "run without --ray"),
         ),
-        (("http://127.0.0.1/a.jpg", "--output", tmp_path / "c"), ("web addresses are not read",)),
+        (
+            ("http://127.0.0.1/a.jpg", "--output", tmp_path / "c"),
+            ("does not support archives and web addresses",),
+        ),
         ((night, "--output", tmp_path / "file"), (f"cannot write {tmp_path / 'file'}",)),
     ]
     processes = [start(*arguments, *options) for arguments, _ in cases]
     for ended, (_, said) in zip(end_all(processes), cases, strict=True):
         assert_one_line(ended, *said)
-    with store.asking_for_keys():
+    with store.checking_keys():
         ended = run("s3://night/in/", *options, "--output", tmp_path / "d")
     assert_one_line(ended, "s3://night/in/", "AWS_ACCESS_KEY_ID")
 
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for few rows."""
+    """A folder on a file system of 40 KiB."""
     folder = tmp_path / "full"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
@@ -366,17 +371,17 @@ def full(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_output_is_one_line(
+def test_a_full_disk_is_a_one_line_error(
     full: Path, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
     command = (night, "--ray", machines.address, "--model", colour_model, "--part", "100")
     assert_one_line(run(*command, "--output", full), f"cannot write {full}/", "No space left")
-    # What is there is whole.
+    # The parts that were written are complete.
     assert 0 < len(rows_in(full)) < 2000
 
 
 def processes_with(setting: str) -> list[str]:
-    """Processes that have a variable in their environment."""
+    """Return the processes that have a variable in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -394,10 +399,10 @@ def processes_with(setting: str) -> list[str]:
         pytest.param(signal.SIGTERM, 143, "terminated"),
     ],
 )
-def test_a_signal_ends_what_was_started(
+def test_a_signal_ends_all_processes(
     tmp_path: Path, night: Path, colour_model: Path, number: int, code: int, said: str
 ) -> None:
-    # Ray's sockets are in it, whose names must be short.
+    # Ray creates its sockets here, and their paths must be short.
     with tempfile.TemporaryDirectory(prefix="ffd", dir="/tmp", ignore_cleanup_errors=True) as ray:
         options = ("--ray", "--model", colour_model, "--part", "20", "--output", tmp_path)
         process = start(night, *options, env=os.environ | {"RAY_TMPDIR": ray})
@@ -457,7 +462,7 @@ REFUSED = "cannot be combined with --ray"
         pytest.param(("in", "--ray", "--output", f"s3://{KEY}:{SECRET}@b1/x.csv"), "Parquet files"),
     ],
 )
-def test_wrong_usage_is_one_line(arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_usage_is_a_one_line_error(arguments: tuple[str, ...], said: str) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, ""), err
     (line,) = err.splitlines()
@@ -479,14 +484,16 @@ main(sys.argv[1:], prog_name="ffd-run")
 """
 
 
-def test_rays_client_in_the_environment_is_one_line(portraits: Path, tmp_path: Path) -> None:
+def test_an_address_of_rays_client_in_the_environment_is_an_error(
+    portraits: Path, tmp_path: Path
+) -> None:
     process = start(
         portraits, "--ray", "--output", tmp_path, env=os.environ | {"RAY_ADDRESS": "ray://h:10001"}
     )
     assert_one_line(end_all([process])[0], "ray://h:10001", "Ray's client")
 
 
-def test_without_ray_it_is_said_how_to_get_it(portraits: Path, tmp_path: Path) -> None:
+def test_without_ray_the_error_names_the_extra(portraits: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", NO_RAY, str(portraits), "--ray", "--output"]
     done = subprocess.run(
         [*command, str(tmp_path / "out")], capture_output=True, text=True, timeout=WATCHDOG
@@ -498,7 +505,7 @@ def test_without_ray_it_is_said_how_to_get_it(portraits: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_is_as_light_as_before() -> None:
+def test_the_command_imports_nothing_heavy() -> None:
     code = "import sys, ffd_runtime.cli.run; print(*sys.modules, sep=chr(10))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.splitlines()}

@@ -1,4 +1,4 @@
-"""What ffd-run --ray is made of, without Ray: storage, parts, plan, and the stages in a row."""
+"""The modules of ffd-run --ray without Ray: storage, parts, plan and stages."""
 
 from __future__ import annotations
 
@@ -30,11 +30,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ffd_cluster import storage as storages
-from ffd_cluster.classify import _tables, find_inputs
-from ffd_cluster.output_parts import COUNTS, Parts, Seen, identify, part_name
+from ffd_cluster.cluster_inputs import find_inputs
+from ffd_cluster.cluster_run import make_tables
+from ffd_cluster.object_address import require_no_credentials
+from ffd_cluster.output_parts import COUNTS, Parts, part_name
 from ffd_cluster.plan import Plan
-from ffd_cluster.stages import Infer, Model, _guarding, prepare_block, write_block
-from ffd_cluster.storage import Storage, require_no_credentials, storage_of
+from ffd_cluster.seen_inputs import Seen, identify
+from ffd_cluster.stages import Infer, Model, _isolating, prepare_block, write_block
+from ffd_cluster.storage import Storage, storage_of
+from ffd_cluster.store_errors import UNREACHABLE
 from ffd_runtime import Classifier
 from ffd_runtime.core.errors import DeviceError, FfdError, InputError, OutputError, StorageError
 from ffd_runtime.core.pipeline import Prepared
@@ -50,16 +54,16 @@ from ..cluster import KEY, S3Server
 from ..conftest import picture
 from ..servers import free_port
 
-# What os.fsdecode can give: any text, undecodable bytes as surrogates.
+# Results of os.fsdecode: any text, with undecodable bytes as surrogates.
 names = st.binary(min_size=1).map(os.fsdecode)
 ORIGIN = RunProvenance("colour (fp32)", "12", {"size": 299}, "34")
 
 
-# --- what has been seen -------------------------------------------------------------------------
+# --- seen inputs --------------------------------------------------------------------------------
 
 
 @given(st.lists(st.lists(names | st.sampled_from(["a", "b", "\udcff", "ü", "a\0"]), max_size=20)))
-def test_what_is_seen_is_what_a_set_would_know(waves: list[list[str]]) -> None:
+def test_seen_agrees_with_a_set(waves: list[list[str]]) -> None:
     seen, known = Seen(), set[str]()
     for wave in waves:
         expected = []
@@ -68,17 +72,17 @@ def test_what_is_seen_is_what_a_set_would_know(waves: list[list[str]]) -> None:
             expected.append(name not in before)
             before.add(name)
         assert seen.find_new(wave) == expected
-        # To ask changes nothing.
+        # A query changes nothing.
         assert seen.find_new(wave) == expected
-        # As rows of faces have it, a name may be there more than once.
+        # Rows of faces repeat the name of their image.
         seen.add([name for name in wave if name not in known])
         known |= set(wave)
         assert len(seen) == len(known)
         assert not any(seen.find_new(known))
 
 
-def test_an_id_that_ends_in_zeros_is_known_again() -> None:
-    # numpy ends strings at their last byte that is not zero; some of so many ids end so.
+def test_an_id_that_ends_in_zero_bytes_is_found() -> None:
+    # numpy strips trailing zero bytes; some of these ids have them.
     sources = [f"{number}" for number in range(3000)]
     assert any(identify(source).endswith(b"\0") for source in sources)
     seen = Seen()
@@ -88,7 +92,7 @@ def test_an_id_that_ends_in_zeros_is_known_again() -> None:
 
 
 @given(st.sets(names, min_size=1, max_size=8), st.randoms(), names)
-def test_a_part_is_named_by_its_inputs(sources: set[str], rng: Any, other: str) -> None:
+def test_a_part_is_named_after_its_inputs(sources: set[str], rng: Any, other: str) -> None:
     ordered = sorted(sources)
     shuffled = list(ordered)
     rng.shuffle(shuffled)
@@ -103,7 +107,7 @@ def test_a_part_is_named_by_its_inputs(sources: set[str], rng: Any, other: str) 
 
 
 def put_part(folder: Path, *sources: str, label: Label = "generated") -> str:
-    """A part as a machine of a cluster writes it."""
+    """Write a part as a machine of a cluster does."""
     lines = [to_line(Result(source, label=label, score=0.9)) for source in sources]
     name = part_name(sources)
     folder.mkdir(exist_ok=True)
@@ -124,7 +128,7 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_run_takes_up_what_another_has_done(tmp_path: Path) -> None:
+def test_a_run_resumes_an_earlier_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
     parts, seen = begin(out)
     assert (len(seen), files_in(out)) == (0, {"_origin.json"})
@@ -138,9 +142,9 @@ def test_a_run_takes_up_what_another_has_done(tmp_path: Path) -> None:
     assert success["inputs"] == success["rows"] == 4
     assert (success["generated"], success["unsure"], success["errors"]) == (2, 2, 0)
 
-    with pytest.raises(OutputError, match="go on with --resume, or give another --output"):
+    with pytest.raises(OutputError, match="continue with --resume, or give another --output"):
         begin(out)
-    # Refused, it has changed nothing.
+    # The refused run changed nothing.
     assert (out / "_SUCCESS").exists()
     parts, seen = begin(out, resume=True)
     assert not (out / "_SUCCESS").exists()
@@ -159,7 +163,7 @@ def put_counts(**kinds: int) -> Counter[str]:
         ({"preprocess": {"size": 224}}, "with other preprocessing"),
     ],
 )
-def test_parts_of_another_model_are_left_alone(
+def test_parts_of_another_model_are_not_changed(
     tmp_path: Path, changed: dict[str, Any], said: str
 ) -> None:
     begin(tmp_path)
@@ -170,14 +174,14 @@ def test_parts_of_another_model_are_left_alone(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_more_sources_may_join_a_run(tmp_path: Path) -> None:
+def test_a_resumed_run_may_have_more_sources(tmp_path: Path) -> None:
     begin(tmp_path)
     put_part(tmp_path, "a")
     assert len(begin(tmp_path, resume=True, origin=replace(ORIGIN, sources_sha256="9"))[1]) == 1
 
 
 @pytest.mark.parametrize("text", [None, b"", b"{", b"[]", b"\xff", b'{"model": "x"}'])
-def test_parts_of_nobody_knows_what_are_refused(tmp_path: Path, text: bytes | None) -> None:
+def test_parts_without_a_valid_origin_are_refused(tmp_path: Path, text: bytes | None) -> None:
     put_part(tmp_path, "a")
     if text is not None:
         (tmp_path / "_origin.json").write_bytes(text)
@@ -186,14 +190,14 @@ def test_parts_of_nobody_knows_what_are_refused(tmp_path: Path, text: bytes | No
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_folder_of_something_else_is_refused(tmp_path: Path, resume: bool) -> None:
+def test_a_folder_with_foreign_files_is_refused(tmp_path: Path, resume: bool) -> None:
     (tmp_path / "holiday\x1b.jpg").touch()
-    with pytest.raises(OutputError, match=r"holds holiday\\x1b.jpg, which is no part"):
+    with pytest.raises(OutputError, match=r"contains holiday\\x1b.jpg, which is not a part"):
         begin(tmp_path, resume=resume)
     assert files_in(tmp_path) == {"holiday\x1b.jpg"}
 
 
-def test_a_part_that_another_replaced_is_dropped(tmp_path: Path) -> None:
+def test_a_part_that_overlaps_another_is_deleted(tmp_path: Path) -> None:
     begin(tmp_path)
     put_part(tmp_path, "a", "b")
     put_part(tmp_path, "b", "c")
@@ -204,7 +208,7 @@ def test_a_part_that_another_replaced_is_dropped(tmp_path: Path) -> None:
     assert sorted(kept) in (["a", "b", "d"], ["b", "c", "d"])
 
 
-def test_what_a_broken_run_left_is_counted_if_it_is_all_wanted(tmp_path: Path) -> None:
+def test_a_part_of_a_failed_attempt_counts_if_all_its_inputs_are_pending(tmp_path: Path) -> None:
     parts, _ = begin(tmp_path)
     told = put_part(tmp_path, "a", "b")
     parts.add(told, 2, put_counts(generated=2))
@@ -218,7 +222,7 @@ def test_what_a_broken_run_left_is_counted_if_it_is_all_wanted(tmp_path: Path) -
     assert (parts.inputs, parts.counts["generated"], parts.counts["groundtruth"]) == (4, 2, 2)
 
 
-def test_what_comes_after_the_end_is_deleted(tmp_path: Path) -> None:
+def test_finish_deletes_late_parts(tmp_path: Path) -> None:
     parts, _ = begin(tmp_path)
     told = put_part(tmp_path, "a", "b")
     parts.add(told, 2, put_counts(generated=2))
@@ -228,17 +232,17 @@ def test_what_comes_after_the_end_is_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["finish", "recover"])
-def test_a_run_leaves_the_folder_to_who_took_it(tmp_path: Path, what: str) -> None:
+def test_a_run_stops_when_another_takes_over_the_folder(tmp_path: Path, what: str) -> None:
     ours, _ = begin(tmp_path)
     ours.require_ours()
     begin(tmp_path)
     theirs = put_part(tmp_path, "a")
-    with pytest.raises(OutputError, match="another run has begun to write"):
+    with pytest.raises(OutputError, match="another run has started to write"):
         ours.finish() if what == "finish" else ours.recover([], set())
     assert files_in(tmp_path) == {"_origin.json", theirs}
 
 
-def test_a_record_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
+def test_a_deleted_origin_is_an_output_error(tmp_path: Path) -> None:
     ours, _ = begin(tmp_path)
     (tmp_path / "_origin.json").unlink()
     with pytest.raises(OutputError, match="_origin.json"):
@@ -246,16 +250,16 @@ def test_a_record_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 4, 100, -1])
-def test_a_damaged_part_is_one_line(tmp_path: Path, left: int) -> None:
+def test_a_damaged_part_is_a_one_line_error(tmp_path: Path, left: int) -> None:
     begin(tmp_path)
     part = tmp_path / put_part(tmp_path, "a", "b")
     part.write_bytes(part.read_bytes()[:left])
-    with pytest.raises(OutputError, match=f"{part.name} is no part of a run .*move it away") as got:
+    with pytest.raises(OutputError, match=f"{part.name} is not a part of a run .*remove it") as got:
         begin(tmp_path, resume=True)
     assert "\n" not in str(got.value)
 
 
-def test_a_part_of_other_columns_is_one_line(tmp_path: Path) -> None:
+def test_a_part_with_other_columns_is_an_error(tmp_path: Path) -> None:
     begin(tmp_path)
     name = put_part(tmp_path, "a")
     pa.parquet.write_table(pa.table({"path": ["a"]}), tmp_path / name)
@@ -263,15 +267,15 @@ def test_a_part_of_other_columns_is_one_line(tmp_path: Path) -> None:
         begin(tmp_path, resume=True)
 
 
-def test_a_run_killed_while_it_wrote_its_first_part_goes_on(tmp_path: Path) -> None:
+def test_a_run_resumes_after_a_kill_during_its_first_write(tmp_path: Path) -> None:
     begin(tmp_path)
-    half = tmp_path / f"{storages.DRAFT}1234-{part_name(['a'])}"
+    half = tmp_path / f"{storages.DRAFT_PREFIX}1234-{part_name(['a'])}"
     half.write_bytes(b"PAR1 and no more")
     parts, seen = begin(tmp_path, resume=True)
     assert len(seen) == 0
     parts.add(put_part(tmp_path, "a"), 1, put_counts(generated=1))
     parts.finish()
-    # Who reads the folder must not stumble over it.
+    # The draft must not disturb readers of the folder.
     assert pyarrow.parquet.read_table(tmp_path)["source"].to_pylist() == ["a"]
 
 
@@ -290,8 +294,8 @@ def test_a_run_killed_while_it_wrote_its_first_part_goes_on(tmp_path: Path) -> N
         pytest.param(os.fsdecode(b"\xff\xfe")),
     ],
 )
-def test_a_local_file_is_written_whole_whatever_it_is_called(tmp_path: Path, name: str) -> None:
-    # Machines work in other folders than the command: paths are relative to that of the command.
+def test_a_local_file_of_any_name_is_written(tmp_path: Path, name: str) -> None:
+    # Paths are relative to the working folder of the command, not of the machine.
     storage = Storage("file", root=str(tmp_path))
     storage.create_folder("out")
     storage.create_folder("out")
@@ -307,7 +311,7 @@ def test_a_local_file_is_written_whole_whatever_it_is_called(tmp_path: Path, nam
 
 @contextmanager
 def small_files(most: int) -> Iterator[None]:
-    """A limit on the size of files: writing fails half way, as on a full disk."""
+    """Limit the size of files, so that writing fails half way, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     try:
@@ -316,7 +320,7 @@ def small_files(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     storage = Storage("file", root=str(tmp_path))
     storage.write(".", "part", b"whole")
     reason = os.strerror(errno.EFBIG)
@@ -330,7 +334,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["file", "below a file"])
-def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, what: str) -> None:
+def test_an_output_that_is_a_file_is_an_error(tmp_path: Path, what: str) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / ("file" if what == "file" else "file/out")
     with pytest.raises(OutputError, match="^cannot write .*file"):
@@ -339,13 +343,13 @@ def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, what: str) -> None
 
 # --- addresses ----------------------------------------------------------------------------------
 
-# The characters that keys and secrets are made of.
+# The characters of keys and secrets.
 keys = st.text("ABCXYZ234567", min_size=16, max_size=20)
 secrets = st.text("ABCXYZabcxyz0189+/", min_size=12, max_size=40)
 
 
 @given(keys, secrets, st.sampled_from(["s3", "gs", "S3"]), st.sampled_from(["/", "/a@b/c", ""]))
-def test_credentials_in_an_address_are_refused_and_not_repeated(
+def test_credentials_in_an_address_are_refused_and_not_shown(
     key: str, secret: str, scheme: str, rest: str
 ) -> None:
     address = f"{scheme}://{key}:{secret}@bucket{rest}"
@@ -365,7 +369,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(
         "s3://bucket?access_key=x&secret_key=Hunter2",
     ],
 )
-def test_a_pre_signed_object_is_refused_and_not_repeated(
+def test_a_pre_signed_object_is_refused_and_not_shown(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(StorageError) as refused:
@@ -377,7 +381,7 @@ def test_a_pre_signed_object_is_refused_and_not_repeated(
     assert "Hunter2" not in repr((item, item.error))
 
 
-def test_a_folder_like_a_parameter_is_no_credential() -> None:
+def test_a_folder_that_looks_like_a_parameter_is_accepted() -> None:
     require_no_credentials("s3://bucket/user=5/token=x/a.jpg")
 
 
@@ -387,7 +391,7 @@ def test_an_address_needs_a_bucket(address: str) -> None:
         Storage.of(address)
 
 
-def test_where_a_store_is_travels_and_keys_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_has_the_endpoint_and_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-to-be-seen")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_REGION", "eu-south-1")
@@ -408,7 +412,7 @@ def test_where_a_store_is_travels_and_keys_do_not(monkeypatch: pytest.MonkeyPatc
         pytest.param("pictures", "{here}/link/out"),
     ],
 )
-def test_rows_are_no_inputs(
+def test_rows_are_not_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, output: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -423,7 +427,7 @@ def test_rows_are_no_inputs(
 
 
 @pytest.mark.parametrize("output", [".", "{here}", "{here}/"])
-def test_rows_beside_or_above_pictures_hide_none(
+def test_an_output_beside_or_above_images_hides_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -434,7 +438,7 @@ def test_rows_beside_or_above_pictures_hide_none(
 
 
 @pytest.mark.parametrize("end", ["\n", "\0"])
-def test_a_list_means_what_it_means_on_one_machine(
+def test_a_list_has_the_same_inputs_as_on_one_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -472,22 +476,22 @@ def machine(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
         ([machine(8, 2), machine(8, 2)], "cuda", 3, (2, 16, 4, 3, "cuda")),
         ([machine(8, 2)], "cpu", None, (1, 8, 2, 8, "cpu")),
         ([machine(0), machine(4)], "auto", None, (2, 4, 0, 4, "cpu")),
-        # A head without resources has no machine that works, but is one.
+        # A head without resources counts as a machine.
         ([machine(8, 2, alive=False), machine(8)], "auto", None, (1, 8, 0, 8, "cpu")),
     ],
 )
-def test_a_plan_uses_what_is_alive(
+def test_a_plan_uses_the_machines_that_are_alive(
     machines: list[dict[str, Any]], device: str, actors: int | None, expected: tuple[Any, ...]
 ) -> None:
     plan = Plan.of(machines, device, actors)
     assert (plan.nodes, plan.cpus, plan.gpus, plan.actors, plan.device) == expected
     assert plan.inference.get("num_gpus", 0) == (1 if plan.device == "cuda" else 0)
-    # Actors and what prepares for them fit side by side, or nothing would ever be done.
+    # Actors and the tasks that prepare must fit at the same time, or the run would hang.
     if plan.device == "cpu":
         assert plan.cores * plan.actors <= max(plan.cpus, plan.actors)
         assert plan.actors * plan.inference["num_cpus"] + plan.preparation["num_cpus"] <= plan.cpus
     else:
-        # Also on a machine with a GPU and a single core.
+        # They also fit on a machine with a GPU and a single core.
         assert plan.inference["num_cpus"] + plan.preparation["num_cpus"] <= 1
 
 
@@ -500,7 +504,7 @@ def test_a_plan_uses_what_is_alive(
         ([], "auto", None),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(
+def test_a_plan_without_the_device_is_refused(
     machines: list[dict[str, Any]], device: str, actors: int | None
 ) -> None:
     with pytest.raises(DeviceError):
@@ -508,7 +512,7 @@ def test_a_plan_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("actors", [4, pytest.param(8)])
-def test_actors_leave_room_for_what_comes_before_and_after_them(actors: int) -> None:
+def test_actors_leave_cores_for_the_other_stages(actors: int) -> None:
     try:
         plan = Plan.of([machine(2)], "auto", actors)
     except FfdError as error:
@@ -523,7 +527,7 @@ def test_actors_leave_room_for_what_comes_before_and_after_them(actors: int) -> 
 
 @pytest.fixture
 def night(tmp_path: Path) -> Path:
-    """Good pictures, broken ones, and names of all kinds."""
+    """Valid and damaged images, with names of all kinds."""
     folder = tmp_path / "night"
     (folder / "below").mkdir(parents=True)
     ok, encoded = cv2.imencode(".jpg", picture("red", 90, 70))
@@ -547,14 +551,14 @@ def night(tmp_path: Path) -> Path:
 
 
 def in_stages(items: list[Item], model: Path, out: Path, detector: Any = None) -> Any:
-    """What a cluster does with inputs, in this process, over several blocks; the last table."""
+    """Run the stages in this process over several blocks, and return the last table."""
     spec = PreprocessSpec()
     plan = Plan.of([machine(2)], "cpu")
     places = {"": Storage("file", root=os.getcwd())}
     infer = Infer(Model.read(model, "auto", "cpu"), batch=4, cores=1)
     blocks = [
         infer(prepare_block(table, spec, 1 << 27, places, detector))
-        for table in _tables(items, plan)
+        for table in make_tables(items, plan)
     ]
     assert detector or len(blocks) > 1
     storage = Storage("file")
@@ -562,7 +566,7 @@ def in_stages(items: list[Item], model: Path, out: Path, detector: Any = None) -
     return write_block(pa.concat_tables(blocks).combine_chunks(), str(out), storage)
 
 
-def test_the_stages_give_the_rows_that_one_machine_gives(
+def test_the_stages_return_the_rows_of_one_machine(
     night: Path, colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -573,7 +577,7 @@ def test_the_stages_give_the_rows_that_one_machine_gives(
         lines = [to_line(result) for result in classifier.classify_files(*sources)]
     expected = pyarrow.parquet.read_table(pa.BufferReader(to_parquet(lines))).to_pylist()
     rows = pyarrow.parquet.read_table(tmp_path / "out" / told[0]["part"]).to_pylist()
-    # All but notes.txt, which is not a picture.
+    # All but notes.txt, which is not an image.
     assert len(rows) == len(expected) == 17
     for row, want in zip(rows, expected, strict=True):
         assert row.pop("score") == pytest.approx(want.pop("score"), abs=2e-6)
@@ -586,7 +590,7 @@ def test_the_stages_give_the_rows_that_one_machine_gives(
     assert part_name(pictures) == told[0]["part"]
 
 
-def test_inputs_without_any_picture_give_no_part(
+def test_inputs_without_images_write_no_part(
     colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -601,7 +605,7 @@ def test_inputs_without_any_picture_give_no_part(
 
 
 class TwoFaces:
-    """A detector that finds two faces in wide pictures, the second one not clear, and else none."""
+    """A detector that finds two faces in wide images, the second too small, and none in others."""
 
     def detect(self, image: Any) -> list[Face]:
         if image.shape[1] < 100:
@@ -610,7 +614,7 @@ class TwoFaces:
         return [Face((0, 0, 40, 40), 0.9, eyes), Face((60, 20, 40, 40), 0.8, eyes, "small")]
 
 
-def test_faces_stay_with_their_picture(colour_model: Path, tmp_path: Path) -> None:
+def test_faces_stay_with_their_image(colour_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "faces"
     folder.mkdir()
     for number in range(6):
@@ -627,7 +631,7 @@ def test_faces_stay_with_their_picture(colour_model: Path, tmp_path: Path) -> No
     assert seen[0][3]["code"] == "no_face"
 
 
-def test_what_cannot_be_read_for_any_reason_is_a_row(colour_model: Path, tmp_path: Path) -> None:
+def test_an_unreadable_input_has_an_error_row(colour_model: Path, tmp_path: Path) -> None:
     items = [Item("a\0b"), Item("x" * 5000), Item("bad", InputError("corrupt", "known \udcff"))]
     (told,) = in_stages(items, colour_model, tmp_path / "out").to_pylist()
     rows = pyarrow.parquet.read_table(tmp_path / "out" / told["part"]).to_pylist()
@@ -647,7 +651,7 @@ def work(item, spec):
 """
 
 
-def test_a_picture_that_ends_the_program_ends_only_itself(
+def test_an_image_that_crashes_the_process_fails_only_itself(
     portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "module").mkdir()
@@ -656,7 +660,7 @@ def test_a_picture_that_ends_the_program_ends_only_itself(
     work = partial(import_module("aborting").work, spec=PreprocessSpec())
     shutil.copy(portraits / "0-red.png", portraits / "0-killer.png")
     paths = sorted(map(str, portraits.iterdir()))
-    with _guarding(work) as guarded:
+    with _isolating(work) as guarded:
         done = [guarded(Item(path)) for path in paths]
     kinds = [views[0].image for views in done]
     assert [isinstance(kind, InputError) for kind in kinds] == [True, False, False, False]
@@ -666,7 +670,7 @@ def test_a_picture_that_ends_the_program_ends_only_itself(
     assert np.array_equal(np.asarray(kinds[3]), np.asarray(want[0].image))
 
 
-def test_machines_with_another_version_are_refused(colour_model: Path) -> None:
+def test_a_machine_with_another_version_is_refused(colour_model: Path) -> None:
     model = replace(Model.read(colour_model, "auto", "cpu"), version="0.0.1")
     with pytest.raises(FfdError, match="install the same on all"):
         Infer(model, batch=1, cores=1)
@@ -702,7 +706,7 @@ def store(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Storage:
 
 
 def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have these credentials, which an open client would not notice."""
+    """Set credentials, and close clients that use others."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     storages._open.cache_clear()
@@ -710,14 +714,14 @@ def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("source", ["s3://odd/in", "s3://odd/in/", "S3://odd/in/"])
-def test_a_prefix_is_a_folder(store: Storage, source: str) -> None:
+def test_a_prefix_is_listed_like_a_folder(store: Storage, source: str) -> None:
     found = [item.source for item in find_inputs([source], "out")]
     assert sorted(found) == sorted(f"s3://odd/{key}" for key in KEYS)
     for address in found:
         assert store.read(address) == address.removeprefix("s3://odd/").encode()
 
 
-def test_a_bucket_an_object_and_nothing(store: Storage) -> None:
+def test_a_bucket_an_object_and_a_missing_prefix_as_sources(store: Storage) -> None:
     everything = [item.source for item in find_inputs(["s3://odd"], "out")]
     assert sorted(everything) == sorted(f"s3://odd/{key}" for key in [*KEYS, "in2/z.jpg"])
     one = "s3://odd/in/100%.jpg"
@@ -739,7 +743,7 @@ def test_a_bucket_an_object_and_nothing(store: Storage) -> None:
         pytest.param("S3://odd/in/deep"),
     ],
 )
-def test_rows_in_a_bucket_are_no_inputs(store: Storage, output: str) -> None:
+def test_rows_in_a_bucket_are_not_inputs(store: Storage, output: str) -> None:
     for name in (part_name(["a"]), "_origin.json", "_SUCCESS"):
         store.write("s3://odd/in/deep", name, b"rows")
     found = [item.source for item in find_inputs(["s3://odd/in/"], output)]
@@ -751,12 +755,12 @@ def test_rows_in_a_bucket_are_no_inputs(store: Storage, output: str) -> None:
 
 
 @pytest.mark.parametrize("output", ["s3://odd", "s3://odd/"])
-def test_rows_at_the_top_of_a_bucket_hide_no_inputs(store: Storage, output: str) -> None:
+def test_an_output_at_the_top_of_a_bucket_hides_no_inputs(store: Storage, output: str) -> None:
     assert len(list(find_inputs(["s3://odd/in/"], output))) == len(KEYS)
 
 
 @pytest.mark.parametrize("key", ["in//x.jpg", "/x.jpg", "in/x.jpg//"])
-def test_keys_that_are_no_paths_are_rows_or_one_line(
+def test_keys_that_are_not_paths_are_rows_or_an_error(
     server: S3Server, store: Storage, key: str
 ) -> None:
     bucket = f"strange-{identify(key).hex()[:8]}"
@@ -786,7 +790,7 @@ def test_keys_that_are_no_paths_are_rows_or_one_line(
         ("s3://odd/a\0b.jpg", None),
     ],
 )
-def test_an_object_that_cannot_be_read_is_an_error_of_its_own(
+def test_an_unreadable_object_is_an_input_error(
     store: Storage, address: str, code: str | None
 ) -> None:
     with pytest.raises(InputError) as failed:
@@ -808,7 +812,9 @@ def test_objects_are_written_listed_and_deleted(server: S3Server, store: Storage
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_parts_in_a_bucket(server: S3Server, store: Storage, tmp_path: Path, resume: bool) -> None:
+def test_parts_are_written_to_a_bucket(
+    server: S3Server, store: Storage, tmp_path: Path, resume: bool
+) -> None:
     bucket = f"parts-{resume}".lower()
     server.create(bucket)
     parts = Parts(f"s3://{bucket}/out", store)
@@ -834,7 +840,7 @@ def test_parts_in_a_bucket(server: S3Server, store: Storage, tmp_path: Path, res
         lambda store: store.write("s3://no-such-bucket/out/", "part", b"x"),
     ],
 )
-def test_a_bucket_that_is_not_there_is_one_line(
+def test_a_missing_bucket_is_a_one_line_error(
     store: Storage, act: Callable[[Storage], object]
 ) -> None:
     with pytest.raises(FfdError, match="no-such-bucket.*: there is no such bucket; check") as error:
@@ -842,8 +848,8 @@ def test_a_bucket_that_is_not_there_is_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_key_that_nobody_knows_is_one_line(server: S3Server, store: Storage) -> None:
-    with server.asking_for_keys():
+def test_an_unknown_access_key_is_a_one_line_error(server: S3Server, store: Storage) -> None:
+    with server.checking_keys():
         for act in (
             lambda: list(find_inputs(["s3://odd/in/"], "out")),
             lambda: store.read("s3://odd/in/a.jpg"),
@@ -856,21 +862,21 @@ def test_a_key_that_nobody_knows_is_one_line(server: S3Server, store: Storage) -
             assert KEY not in str(error.value)
 
 
-def test_one_object_that_is_refused_does_not_end_a_run(
+def test_a_denied_object_does_not_end_a_run(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
     deny = {"Effect": "Deny", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::odd/in/100%.jpg"}
     use(server.create_key(allow, deny), monkeypatch)
     store = Storage.of("s3://odd")
-    with server.asking_for_keys():
+    with server.checking_keys():
         assert store.read("s3://odd/in/a.jpg") == b"in/a.jpg"
         with pytest.raises(InputError) as refused:
             store.read("s3://odd/in/100%.jpg")
     assert refused.value.code == "permission_denied"
 
 
-def test_who_may_read_need_not_be_allowed_to_list(
+def test_reading_needs_no_permission_to_list(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(
@@ -878,7 +884,7 @@ def test_who_may_read_need_not_be_allowed_to_list(
         monkeypatch,
     )
     store = Storage.of("s3://odd")
-    with server.asking_for_keys():
+    with server.checking_keys():
         assert store.read("s3://odd/in/a.jpg") == b"in/a.jpg"
         with pytest.raises(InputError):
             store.read("s3://odd/in/nothing.jpg")
@@ -886,8 +892,8 @@ def test_who_may_read_need_not_be_allowed_to_list(
             list(find_inputs(["s3://odd/in/"], "out"))
 
 
-def test_googles_store_that_is_gone_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Google's own client, which would look for credentials first.
+def test_an_unreachable_google_store_may_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A client that does not look for credentials first.
     client = pyarrow.fs.GcsFileSystem(
         anonymous=True,
         scheme="http",
@@ -900,39 +906,39 @@ def test_googles_store_that_is_gone_is_asked_again(monkeypatch: pytest.MonkeyPat
         lambda: store.read("gs://bucket/in/a.jpg"),
         lambda: store.write("gs://bucket/out", "part", b"rows"),
     ):
-        with pytest.raises(StorageError, match="the store does not answer") as error:
+        with pytest.raises(StorageError, match="the store does not respond") as error:
             ask()
-        assert error.value.code == storages.UNREACHABLE
+        assert error.value.code == UNREACHABLE
 
 
-def test_a_store_that_is_gone_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Otherwise it is patient.
-    monkeypatch.setattr(storages, "TRIES", 1)
+def test_an_unreachable_store_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The default retries for longer.
+    monkeypatch.setattr(storages, "MAX_ATTEMPTS", 1)
     store = Storage("s3", f"http://127.0.0.1:{free_port()}", "us-east-1")
     for act in (
         lambda: store.read("s3://odd/in/a.jpg"),
         lambda: store.require_bucket("s3://odd/"),
         lambda: store.write("s3://odd/out/", "part", b"x"),
     ):
-        with pytest.raises(FfdError, match="the store does not answer") as error:
+        with pytest.raises(FfdError, match="the store does not respond") as error:
             act()
         assert not isinstance(error.value, InputError)
         assert "\n" not in str(error.value)
 
 
-# --- reading parts as others do -----------------------------------------------------------------
+# --- parts as other programs read them ----------------------------------------------------------
 
 
 @settings(max_examples=30)
 @given(st.lists(names, min_size=1, max_size=5, unique_by=identify))
-def test_ids_of_rows_are_those_of_their_inputs(sources: list[str]) -> None:
+def test_a_row_has_the_id_of_its_input(sources: list[str]) -> None:
     lines = [to_line(Result(source, label="unsure", score=0.5)) for source in sources]
     table = pa.parquet.read_table(pa.BufferReader(to_parquet(lines)))
     assert list(map(identify, table["source"].to_pylist())) == list(map(identify, sources))
     assert part_name(table["source"].to_pylist()) == part_name(sources)
 
 
-def test_a_png_that_says_it_is_huge_is_a_row(colour_model: Path, tmp_path: Path) -> None:
+def test_a_png_that_declares_a_huge_size_is_a_row(colour_model: Path, tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.png"
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + b"\0" * 4)

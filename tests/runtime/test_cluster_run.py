@@ -1,4 +1,4 @@
-"""A run's attempts over a cluster: whatever breaks, each input ends with its row once."""
+"""A cluster run retries failures, and each input ends with exactly one row."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_cluster import classify, storage
-from ffd_cluster.classify import Run, _ahead
+from ffd_cluster import cluster_run, retry
+from ffd_cluster.cluster_run import ClusterRun, _prefetch
 from ffd_cluster.output_parts import Parts, TakenError, part_name
-from ffd_cluster.ray_pipeline import BrokenError
-from ffd_cluster.storage import UNREACHABLE, Storage
+from ffd_cluster.ray_errors import RetryableError
+from ffd_cluster.storage import Storage
+from ffd_cluster.store_errors import UNREACHABLE
 from ffd_runtime.core.errors import BackendError, DeviceError, OutputError, StorageError
 from ffd_runtime.core.results import Result
 from ffd_runtime.inputs import Item
@@ -33,13 +34,13 @@ ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
 ORIGIN = RunProvenance("colour (fp32)", "12", {"size": 299}, "34")
-# What becomes of a part in an attempt that breaks: it is written and told of, written and not told
-# of, written once the next attempt has begun, or never.
-FATES = ("told", "silent", "late", "lost")
+# A part of an attempt that fails is written and reported, written and not reported, written after
+# the next attempt has begun, or never written.
+FATES = ("reported", "silent", "late", "lost")
 
 
 class Flaky(Storage):
-    """A folder that does not answer each time."""
+    """A folder that is unreachable at times."""
 
     answers: Iterator[bool] = repeat(True)
 
@@ -58,15 +59,16 @@ class Flaky(Storage):
     @classmethod
     def _ask(cls, address: str) -> None:
         if not next(cls.answers, True):
-            raise StorageError(f"{address}: the store does not answer", UNREACHABLE)
+            raise StorageError(f"{address}: the store does not respond", UNREACHABLE)
 
 
 @dataclass
-class Breaking(Run):
-    """A run over a cluster that breaks after each of its attempts that is written here.
+class Breaking(ClusterRun):
+    """A cluster run whose first attempts fail.
 
     Attributes:
-        script: for each attempt, inputs of a part, and the fate of each part.
+        script: for each attempt that fails, the inputs per part and the fate of each part.
+        late: inputs of parts that are written when the next attempt begins.
     """
 
     script: list[tuple[int, list[str]]] = field(default_factory=list)
@@ -76,13 +78,13 @@ class Breaking(Run):
         while self.late:
             write_part(Path(self.parts.folder), self.late.pop())
         if not self.script:
-            yield from self._tell(items, 4, repeat("told"))
+            yield from self._write(items, 4, repeat("reported"))
             return
         size, fates = self.script.pop(0)
-        yield from self._tell(items, size, iter(fates))
-        raise BrokenError("a machine died")
+        yield from self._write(items, size, iter(fates))
+        raise RetryableError("a machine died")
 
-    def _tell(
+    def _write(
         self, items: list[Item], size: int, fates: Iterator[str]
     ) -> Iterator[tuple[str, int, Counter[str]]]:
         for start in range(0, len(items), size):
@@ -92,7 +94,7 @@ class Breaking(Run):
                 self.late.append(sources)
             elif fate != "lost":
                 name = write_part(Path(self.parts.folder), sources)
-                if fate == "told":
+                if fate == "reported":
                     yield name, len(sources), Counter(generated=len(sources))
 
 
@@ -111,10 +113,10 @@ def start_run(folder: Path, script: Any = (), resume: bool = False) -> Breaking:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def impatient() -> Iterator[None]:
+def no_pauses() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (classify, storage):
-            patch.setattr(module, "PAUSES", (0.0,) * 5)
+        for module in (cluster_run, retry):
+            patch.setattr(module, "RETRY_PAUSES_S", (0.0,) * 5)
         yield
     Flaky.answers = repeat(True)
 
@@ -130,7 +132,7 @@ attempts = st.lists(
     script=attempts,
     answers=st.lists(st.sampled_from([True, True, False]), max_size=30),
 )
-def test_each_input_has_its_row_once_whatever_breaks(
+def test_each_input_has_one_row_after_any_failure(
     count: int, script: list[tuple[int, list[str]]], answers: list[bool]
 ) -> None:
     Flaky.answers = repeat(True)
@@ -141,7 +143,7 @@ def test_each_input_has_its_row_once_whatever_breaks(
         try:
             run.classify(Item(name) for name in names)
         except (BackendError, StorageError):
-            # It was away for too long: --resume.
+            # The store was unreachable for too long: use --resume.
             Flaky.answers = repeat(True)
             start_run(Path(scratch), resume=True).classify(Item(name) for name in names)
         Flaky.answers = repeat(True)
@@ -155,45 +157,45 @@ def test_each_input_has_its_row_once_whatever_breaks(
         assert done["inputs"] == done["generated"] == count
 
 
-def test_a_cluster_that_only_breaks_ends_the_run(tmp_path: Path) -> None:
-    run = start_run(tmp_path, [(1, [])] * 4 + [(1, ["told"])] + [(1, [])] * 5)
+def test_five_failures_in_a_row_end_the_run(tmp_path: Path) -> None:
+    run = start_run(tmp_path, [(1, [])] * 4 + [(1, ["reported"])] + [(1, [])] * 5)
     with pytest.raises(BackendError, match=r"^a machine died, 5 times in a row$"):
         run.classify([Item("a"), Item("b")])
-    # One part in between made it begin to count again.
+    # The part in between reset the count.
     assert not run.script
 
 
-def test_machines_without_what_the_run_needs_are_waited_for(tmp_path: Path) -> None:
+def test_a_missing_device_is_retried(tmp_path: Path) -> None:
     def replan() -> Any:
         raise DeviceError("no machine of the cluster offers Ray a GPU")
 
     run = start_run(tmp_path)
     none: Any = None
-    waiting = Run(ray, none, run.parts, run.seen, replan, none)
+    waiting = ClusterRun(ray, none, run.parts, run.seen, replan, none)
     with pytest.raises(BackendError, match="GPU, 5 times in a row"):
         waiting.classify([Item("a")])
 
 
-def test_a_run_leaves_its_output_at_the_next_part(tmp_path: Path) -> None:
+def test_a_run_stops_at_the_next_part_if_another_takes_its_output(tmp_path: Path) -> None:
     run = start_run(tmp_path)
 
     def items() -> Iterator[Item]:
         yield Item("a")
-        # Nothing is there yet that would hinder it.
+        # The output is still empty, so the other run may begin.
         Parts(str(tmp_path), Storage("file")).begin(ORIGIN, resume=True)
 
     with pytest.raises(TakenError, match="another run"):
         run.classify(items())
 
 
-def test_rows_that_go_are_missed(tmp_path: Path) -> None:
+def test_a_deleted_part_is_an_error(tmp_path: Path) -> None:
     run = start_run(tmp_path)
     run.seen.add(["of a part that is not there"])
     with pytest.raises(OutputError, match="instead of 2: it was changed"):
         run.classify([Item("a")])
 
 
-def test_one_wave_is_found_while_another_is_worked_with() -> None:
+def test_the_next_wave_is_listed_while_one_is_classified() -> None:
     found = []
 
     def values() -> Iterator[int]:
@@ -201,10 +203,10 @@ def test_one_wave_is_found_while_another_is_worked_with() -> None:
             found.append(number)
             yield number
 
-    for value in _ahead(values()):
+    for value in _prefetch(values()):
         assert len(found) <= value + 2
     assert found == [*range(5)]
-    # A command with such a thread would think that it still waits, and end at once.
+    # A command that finds such a thread exits without the usual clean-up.
     assert not [thread for thread in threading.enumerate() if thread.name == "ffd-list"]
     with pytest.raises(ZeroDivisionError):
-        list(_ahead(1 // number for number in (1, 0)))
+        list(_prefetch(1 // number for number in (1, 0)))

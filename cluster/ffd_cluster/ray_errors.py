@@ -1,0 +1,70 @@
+"""Translate Ray's errors into errors of ffd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ffd_runtime.core.errors import BackendError, FfdError, InputError, StorageError
+from ffd_runtime.core.text import first_line, printable
+
+from .store_errors import UNREACHABLE
+
+
+class RetryableError(Exception):
+    """The cluster lost machines, processes, objects or the store; a retry may succeed."""
+
+
+@contextmanager
+def translate_ray_errors(ray: Any) -> Iterator[None]:
+    """Raise an error of Ray, or of a task, as an error of ffd.
+
+    Raises:
+        RetryableError: a retry with the remaining machines may succeed.
+        FfdError: a retry would fail again.
+    """
+    lost = (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.RayActorError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.ObjectLostError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.ObjectStoreFullError,
+        ray.exceptions.OutOfDiskError,
+        ray.exceptions.LocalRayletDiedError,
+        ray.exceptions.RaySystemError,
+        ray.exceptions.RpcError,
+        ray.exceptions.ObjectRefStreamEndOfStreamError,
+        ray.data.exceptions.ExecutionTimeoutError,
+    )
+    try:
+        yield
+    except Exception as error:  # Ray wraps errors of tasks in classes that it creates
+        cause = _unwrap(error)
+        message = f"{type(cause).__name__}: {printable(first_line(cause))}"
+        if isinstance(cause, StorageError) and cause.code == UNREACHABLE:
+            raise RetryableError(first_line(cause)) from None
+        if isinstance(cause, StorageError):
+            raise StorageError(first_line(cause), cause.code) from None
+        if isinstance(cause, FfdError) and not isinstance(cause, InputError):
+            # Ray appends lines to our message.
+            raise type(cause)(first_line(cause)) from None
+        if isinstance(cause, ModuleNotFoundError):
+            raise BackendError(
+                f"a machine of the cluster lacks a package ({message}): "
+                "install ffd with the extra ray there, as here"
+            ) from None
+        if isinstance(cause, lost):
+            raise RetryableError(message) from None
+        raise BackendError(f"Ray failed: {message}") from error
+
+
+def _unwrap(error: BaseException) -> BaseException:
+    """Return the error that a task raised.
+
+    Python's own chain (`__cause__`) leads to errors that Ray has handled.
+    """
+    while isinstance(inner := getattr(error, "cause", None), BaseException):
+        error = inner
+    return error
