@@ -21,7 +21,7 @@ import numpy as np
 from machine import describe
 
 from ffd_runtime import Classifier
-from ffd_runtime.cli.stage_times import FRESH, measure_cold_start
+from ffd_runtime.cli.cold_start import FRESH, measure_cold_start
 from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.image.preprocess import preprocess
 from ffd_runtime.inputs import Item, find_files

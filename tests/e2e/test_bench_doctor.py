@@ -1,4 +1,4 @@
-"""ffd-bench and ffd-doctor as a user starts them."""
+"""ffd-bench and ffd-doctor as a user runs them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import ffd_runtime
 from ffd_runtime.model.backends import find_embedded
 
-# Real time passes in it.
+# It measures real time.
 pytestmark = pytest.mark.alone
 
 
@@ -37,7 +37,7 @@ def run(name: str, *arguments: object, **variables: str) -> tuple[int, str, str]
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_pipe_gets_one_object(portraits: Path, colour_model: Path) -> None:
+def test_bench_prints_one_object_to_a_pipe(portraits: Path, colour_model: Path) -> None:
     (portraits / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     code, out, err = run(
         "bench", portraits, "--model", colour_model, "--device", "cpu", "--rounds", 1,
@@ -67,7 +67,7 @@ def test_a_pipe_gets_one_object(portraits: Path, colour_model: Path) -> None:
     assert 1 << 25 < cold["peak_memory_bytes"] < 1 << 32
 
 
-def test_a_person_gets_tables_and_is_told_that_pictures_are_made(colour_model: Path) -> None:
+def test_bench_prints_tables_and_mentions_synthetic_images(colour_model: Path) -> None:
     code, out, err = run(
         "bench", "--model", colour_model, "--backend", "onnxruntime", "--batch", 1,
         "--rounds", 1, "--table",
@@ -81,14 +81,14 @@ def test_a_person_gets_tables_and_is_told_that_pictures_are_made(colour_model: P
     assert "\x1b" not in out
 
 
-def test_mistakes_end_in_one_line(tmp_path: Path, colour_model: Path) -> None:
+def test_errors_of_bench_are_one_line(tmp_path: Path, colour_model: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     for arguments, code, message in (
-        ((tmp_path, "--model", colour_model), 1, "no readable picture among the sources (1"),
+        ((tmp_path, "--model", colour_model), 1, "no readable image among the sources (1"),
         (("--model", tmp_path / "absent.onnx"), 1, "no such file"),
         (("--backend", "abacus"), 2, "'abacus' is not one of auto, onnxruntime"),
         (("--backend", "tensorrt"), 1, "tensorrt does not read embedded."),
-        (("--seconds", "5", "--rounds", "2"), 2, "exclude each other"),
+        (("--seconds", "5", "--rounds", "2"), 2, "cannot be combined"),
         (("--seconds", "0"), 2, "Invalid value for '--seconds'"),
         (("--batch", "0"), 2, "Invalid value for '--batch'"),
     ):
@@ -99,7 +99,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, colour_model: Path) -> None:
         assert len(err.splitlines()) <= 2
 
 
-def test_ctrl_c_ends_with_130_and_leaves_no_files(tmp_path: Path, colour_model: Path) -> None:
+def test_ctrl_c_exits_with_130_and_leaves_no_files(tmp_path: Path, colour_model: Path) -> None:
     process = subprocess.Popen(
         command("bench", "--model", colour_model, "--seconds", 600),
         env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -167,7 +167,8 @@ def test_a_broken_machine_is_examined_to_the_end(tmp_path: Path) -> None:
         metadata.mkdir()
         text = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.20.0\n"
         (metadata / "METADATA").write_text(text)
-    code, out, err = run("doctor", "--table", PYTHONPATH=str(tmp_path))
+    path = os.pathsep.join((str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])))
+    code, out, err = run("doctor", "--table", PYTHONPATH=path)
     assert code == 1, err
     assert "\x1b" not in out
     lines = out.splitlines()

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from ffd_runtime.cli.stage_times import FRESH
+from ffd_runtime.cli.cold_start import FRESH
 
 from ..conftest import picture
 from ..models import save_colour_model

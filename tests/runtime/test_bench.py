@@ -1,4 +1,4 @@
-"""What ffd-bench computes: percentiles, floors, distances, and what it measures with."""
+"""The numbers of ffd-bench (percentiles, floors, distances) and its images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,9 @@ from hypothesis import strategies as st
 
 from ffd_runtime.cli.bench import TUNING as commands_tuning
 from ffd_runtime.cli.bench import main
-from ffd_runtime.cli.stage_times import (
-    MOST_PICTURES,
-    Bench,
-    Samples,
-    bare_session,
-    choose_pictures,
-    find_floors,
-    make_pictures,
-    percentile,
-)
+from ffd_runtime.cli.bench_images import MAX_IMAGES, choose_images, make_images
+from ffd_runtime.cli.cold_start import bare_session
+from ffd_runtime.cli.stage_times import Bench, Samples, find_floors, percentile
 from ffd_runtime.core.errors import FfdError
 from ffd_runtime.image.decode import decode
 from ffd_runtime.inputs import find_files
@@ -37,16 +30,16 @@ from ffd_runtime.model.card import PreprocessSpec
 from ..models import CARD, save_colour_model
 from .test_imports import HEAVY, RUNTIME, loaded_by
 
-# Real time passes in it.
+# It measures real time.
 pytestmark = pytest.mark.alone
 
 
-def test_help_waits_for_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = "from ffd_runtime.cli.bench import main\nmain(['--help'], standalone_mode=False)"
     assert not loaded_by(code) & {*HEAVY, *RUNTIME}
 
 
-def test_percentiles_need_enough_times() -> None:
+def test_a_percentile_needs_enough_times() -> None:
     times = [0.001 * number for number in range(1, 101)]
     assert percentile(times[:1], 50) == 1
     assert percentile(times[:19], 95) is None
@@ -66,7 +59,7 @@ TIME = st.floats(1e-6, 10)
 
 
 @given(TIME, TIME, TIME, st.integers(1, 256))
-def test_the_sum_is_never_below_the_slowest(
+def test_the_sum_is_at_least_the_slowest_stage(
     decode: float, preprocess: float, infer: float, threads: int
 ) -> None:
     floors = find_floors(decode, preprocess, infer, threads)
@@ -75,11 +68,11 @@ def test_the_sum_is_never_below_the_slowest(
     assert slowest >= infer
 
 
-def test_a_row_counts_calls_and_pictures() -> None:
+def test_a_row_counts_calls_and_images() -> None:
     samples = Samples("infer", 8, "onnxruntime", 8)
     samples.add([0.1, 0.3])
     samples.add([0.2])
-    assert samples.each() == pytest.approx([0.025, 0.025])
+    assert samples.per_image() == pytest.approx([0.025, 0.025])
     assert samples.to_row() == {
         "stage": "infer",
         "backend": "onnxruntime",
@@ -93,13 +86,15 @@ def test_a_row_counts_calls_and_pictures() -> None:
     }
 
 
-def test_made_pictures_are_like_profile_pictures_and_the_same_each_time(tmp_path: Path) -> None:
-    first, again = (make_pictures(_folder(tmp_path, name), count=2) for name in "ab")
+def test_synthetic_images_are_the_same_each_time_and_as_large_as_photographs(
+    tmp_path: Path,
+) -> None:
+    first, again = (make_images(_folder(tmp_path, name), count=2) for name in "ab")
     for one, other in zip(first, again, strict=True):
         data = one.read()
         assert data == other.read()
         assert decode(data).shape == (1024, 1024, 3)
-        # Photographs of this size have 100 to 600 kB; smooth pictures would decode too fast.
+        # Photographs of these dimensions have 100 to 600 kB; smooth images decode too fast.
         assert 100_000 < len(data) < 600_000
     assert first[0].read() != first[1].read()
 
@@ -109,10 +104,10 @@ def _folder(parent: Path, name: str) -> Path:
     return parent / name
 
 
-def test_the_unreadable_are_counted_and_left_out(portraits: Path) -> None:
+def test_unreadable_images_are_counted_and_left_out(portraits: Path) -> None:
     (portraits / "0-broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     (portraits / "notes.txt").write_text("no picture")
-    chosen = choose_pictures(find_files([str(portraits), "absent.jpg"]))
+    chosen = choose_images(find_files([str(portraits), "absent.jpg"]))
     assert [Path(item.source).name for item in chosen.items] == [
         "0-red.png",
         "1-blue.png",
@@ -124,23 +119,23 @@ def test_the_unreadable_are_counted_and_left_out(portraits: Path) -> None:
     assert chosen.size == statistics.fmean(sizes)
 
 
-def test_no_more_pictures_than_a_round_needs(portraits: Path) -> None:
-    names = [str(portraits / "0-red.png")] * (MOST_PICTURES + 5) + ["absent.jpg"]
-    chosen = choose_pictures(find_files(names))
-    assert len(chosen.items) == MOST_PICTURES
+def test_the_number_of_images_is_limited(portraits: Path) -> None:
+    names = [str(portraits / "0-red.png")] * (MAX_IMAGES + 5) + ["absent.jpg"]
+    chosen = choose_images(find_files(names))
+    assert len(chosen.items) == MAX_IMAGES
     assert chosen.unreadable == 0
 
 
-def test_nothing_readable_says_so(tmp_path: Path) -> None:
+def test_sources_without_readable_images_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(FfdError, match=r"no readable picture among the sources \(1 unreadable\)"):
-        choose_pictures(find_files([str(tmp_path)]))
+    with pytest.raises(FfdError, match=r"no readable image among the sources \(1 unreadable\)"):
+        choose_images(find_files([str(tmp_path)]))
 
 
 def test_every_stage_of_every_batch_is_measured(colour_model: Path, portraits: Path) -> None:
     backend = open_backend(colour_model, "onnxruntime", "cpu")
-    pictures = choose_pictures(find_files([str(portraits)]))
-    bench = Bench({"onnxruntime": backend}, pictures, [1, 5], workers=2)
+    images = choose_images(find_files([str(portraits)]))
+    bench = Bench({"onnxruntime": backend}, images, [1, 5], workers=2)
     assert bench.run(rounds=2) == 2
     rows = {(row["stage"], row["batch"]): row for row in bench.stages()}
     assert {key: row["n"] for key, row in rows.items()} == {
@@ -151,7 +146,7 @@ def test_every_stage_of_every_batch_is_measured(colour_model: Path, portraits: P
         ("infer", 5): 6,
         ("end_to_end", 5): 2,
     }
-    # Three pictures, so often that there are at least 32, and 8 batches.
+    # Three images, repeated to at least 32 images and 8 batches.
     assert rows["end_to_end", 1]["pictures_per_call"] == 33
     assert rows["end_to_end", 5]["pictures_per_call"] == 42
     assert all(row["images_per_second"] > 0 for row in rows.values())
@@ -161,10 +156,10 @@ def test_every_stage_of_every_batch_is_measured(colour_model: Path, portraits: P
     ]
 
 
-def test_a_distance_is_that_of_its_own_round(colour_model: Path, portraits: Path) -> None:
+def test_a_distance_is_computed_within_its_round(colour_model: Path, portraits: Path) -> None:
     backend = open_backend(colour_model, "onnxruntime", "cpu")
-    pictures = choose_pictures(find_files([str(portraits)]))
-    bench = Bench({"auto": backend}, pictures, [2], workers=1)
+    images = choose_images(find_files([str(portraits)]))
+    bench = Bench({"auto": backend}, images, [2], workers=1)
     bench.run(rounds=1)
     (row,) = bench.distances()
     for floor in row["floors"].values():
@@ -179,25 +174,25 @@ def test_a_distance_is_that_of_its_own_round(colour_model: Path, portraits: Path
     assert total == pytest.approx(sum(means.values()), rel=0.02)
 
 
-def test_rounds_end_when_their_time_is_over(colour_model: Path, portraits: Path) -> None:
+def test_rounds_end_when_the_time_is_over(colour_model: Path, portraits: Path) -> None:
     backend = open_backend(colour_model, "onnxruntime", "cpu")
-    pictures = choose_pictures(find_files([str(portraits)]))
-    told: list[str] = []
-    bench = Bench({"auto": backend}, pictures, [1], workers=1)
-    assert bench.run(seconds=1e-9, tell=told.append) == 1
-    assert told == ["warming up", "round 1"]
+    images = choose_images(find_files([str(portraits)]))
+    steps: list[str] = []
+    bench = Bench({"auto": backend}, images, [1], workers=1)
+    assert bench.run(seconds=1e-9, on_step=steps.append) == 1
+    assert steps == ["warming up", "round 1"]
 
 
-def test_a_picture_that_vanishes_is_named(colour_model: Path, portraits: Path) -> None:
+def test_an_image_that_vanishes_is_named(colour_model: Path, portraits: Path) -> None:
     backend = open_backend(colour_model, "onnxruntime", "cpu")
-    pictures = choose_pictures(find_files([str(portraits)]))
+    images = choose_images(find_files([str(portraits)]))
     (portraits / "1-blue.png").unlink()
-    with pytest.raises(FfdError, match=r"1-blue\.png was readable a moment ago: no such file"):
-        Bench({"auto": backend}, pictures, [1], workers=1).run(rounds=1)
+    with pytest.raises(FfdError, match=r"1-blue\.png is no longer readable: no such file"):
+        Bench({"auto": backend}, images, [1], workers=1).run(rounds=1)
 
 
-def test_the_bare_session_is_made_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Providers and their options, the threads, and what is not the CPU's."""
+def test_the_bare_session_has_our_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads, providers and their options agree for each precision."""
     made: list[tuple[str, list[Any]]] = []
     real = ort.InferenceSession
 
@@ -216,7 +211,7 @@ def test_the_bare_session_is_made_as_ours(tmp_path: Path, monkeypatch: pytest.Mo
         code, *arguments = bare_session(str(path), "auto", 299)
         monkeypatch.setattr(sys, "argv", ["-c", *arguments])
         exec(code, {})
-        # Ours falls back to the CPU, as there is no GPU here.
+        # Ours is retried on the CPU, because there is no GPU here.
         assert made[0] == made[-1]
         assert len(made) == (2 if precision == "int8" else 3)
 
@@ -227,23 +222,21 @@ def test_the_bare_session_runs(colour_model: Path) -> None:
     assert subprocess.run(command, capture_output=True, check=True).stdout == b"ran\n"
 
 
-def test_options_of_cuda_are_refused_where_nothing_runs_on_it(
-    colour_model: Path, portraits: Path
-) -> None:
+def test_cuda_options_are_refused_without_cuda(colour_model: Path, portraits: Path) -> None:
     arguments = [str(portraits), "--model", str(colour_model), "--device", "cpu"]
     outcome = CliRunner().invoke(main, [*arguments, "--cuda-option", "prefer_nhwc"])
     assert outcome.exit_code == 1
     line = outcome.stderr.splitlines()[-1]
-    assert "--cuda-option prefer_nhwc applies to onnxruntime on CUDA only" in line
+    assert "--cuda-option prefer_nhwc applies only to onnxruntime on CUDA" in line
     assert line.endswith(": leave it out, or give --device cuda")
     outcome = CliRunner().invoke(main, [*arguments, "--cuda-option", "use_tf32"])
     assert outcome.exit_code == 2
 
 
-def test_options_of_cuda_are_measured_beside_each_other(
+def test_each_cuda_option_is_measured_and_all_together(
     tmp_path: Path, portraits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stand-in for CUDA: which models are opened, and that sizes are settled."""
+    """A fake CUDA backend records the opened models and the settled batch sizes."""
     opened: list[tuple[str, tuple[str, ...]]] = []
     settled: list[int] = []
 
@@ -284,11 +277,11 @@ def test_options_of_cuda_are_measured_beside_each_other(
     assert settled == [2] * 4
 
 
-def test_peak_memory_is_this_process_s_own() -> None:
-    """Started by a process that holds more, it tells what it holds itself."""
+def test_peak_memory_excludes_the_parent_process() -> None:
+    """The parent holds more memory than the child reports."""
     held = np.ones(1 << 28, np.uint8)
     code = (
-        "from ffd_runtime.cli.stage_times import peak_memory\n"
+        "import numpy\nfrom ffd_runtime.cli.peak_memory import peak_memory\n"
         "before = peak_memory()\nheld = b'x' * (1 << 26)\nprint(before, peak_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -27,7 +27,7 @@ class Report:
     """Results of all parts.
 
     Attributes:
-        machine: `ffd_runtime.cli.stage_times.describe_machine`, and the driver's version.
+        machine: `ffd_runtime.cli.bench.describe_machine`, and the driver's version.
         outcomes: by claim.
         rates: rows of the performance table.
         failures: parts that failed, and how.

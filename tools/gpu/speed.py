@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffd_runtime.cli.stage_times import make_pictures
+from ffd_runtime.cli.bench_images import make_images
 from ffd_runtime.core.pipeline import classify_items
 from ffd_runtime.model.backends import EMBEDDED, Backend, open_backend
 from ffd_runtime.model.backends.onnxruntime import TUNING, OnnxRuntime, open_model
@@ -138,7 +138,7 @@ def measure_pictures(
     """
     folder = folder / f"pictures{side}"
     folder.mkdir(exist_ok=True)
-    items = make_pictures(folder, 16, side)
+    items = make_images(folder, 16, side)
     passes = list(chain.from_iterable(repeat(items, PICTURES // len(items))))
     workers = count_cores()
     if isinstance(backend, OnnxRuntime):

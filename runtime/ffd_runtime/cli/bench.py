@@ -1,4 +1,4 @@
-"""ffd-bench: how fast every stage is, and how far the whole is from its floors."""
+"""ffd-bench: measure the speed of each stage."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.text import printable
 from .command import Command, say
 from .options import device_option, format_option, version_option, wants_table
 
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console
-    from rich.table import Table
 
     from ..model.backends import Backend
-    from .stage_times import Bench, Pictures
+    from .bench_images import BenchImages
 
 EPILOG = """\b
 Examples:
@@ -32,12 +31,37 @@ Examples:
 
 \b
 Exit codes:
-  0 done   1 could not run   2 usage
+  0 done   1 could not run   2 wrong usage
 """
 
 
-# Those of `backends.onnxruntime.TUNING`, which --help must not wait for.
+# Equal to `backends.onnxruntime.TUNING`, which is slow to import.
 TUNING = ("prefer_nhwc", "fuse_conv_bias")
+DEFAULT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """The options of ffd-bench, as described by `ffd-bench --help`.
+
+    Raises:
+        click.UsageError: the options contradict each other.
+    """
+
+    model: str | None
+    backends: list[str]
+    device: str
+    tuning: tuple[str, ...]
+    batches: tuple[int, ...]
+    workers: int | None
+    seconds: float | None
+    rounds: int | None
+    cold_start: bool
+    as_json: bool | None
+
+    def __post_init__(self) -> None:
+        if self.seconds and self.rounds:
+            raise click.UsageError("--seconds and --rounds cannot be combined: give one")
 
 
 def _known_backends(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> list[str]:
@@ -65,7 +89,7 @@ def _known_backends(_: click.Context, __: click.Parameter, names: tuple[str, ...
     show_default=True,
     callback=_known_backends,
     metavar="NAME",
-    help="As for ffd-run. More than once: each is measured.",
+    help="A backend to measure, as for ffd-run. May be repeated.",
 )
 @device_option()
 @click.option(
@@ -73,7 +97,8 @@ def _known_backends(_: click.Context, __: click.Parameter, names: tuple[str, ...
     "tuning",
     multiple=True,
     type=click.Choice(TUNING),
-    help="Also measure onnxruntime on CUDA with this option; more than once: with each, and all.",
+    help="Also measure onnxruntime on CUDA with this option. May be repeated: each option is "
+    "measured, and all together.",
 )
 @click.option(
     "--batch",
@@ -82,73 +107,81 @@ def _known_backends(_: click.Context, __: click.Parameter, names: tuple[str, ...
     type=click.IntRange(1, 1024),
     default=[1, 8, 16],
     show_default=True,
-    help="More than once: each is measured.",
+    help="A batch size to measure. May be repeated.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 256), help="Decoding threads. Default: one a core."
+    "--workers",
+    type=click.IntRange(1, 256),
+    help="Threads that decode images. Default: one per core.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
-    help="Rounds begin for so long; there is at least one. Default: 20.",
+    help="Start rounds for this time, at least one. Default: 20.",
 )
-@click.option("--rounds", type=click.IntRange(1), help="So many rounds, however long they take.")
+@click.option("--rounds", type=click.IntRange(1), help="Run this number of rounds.")
 @click.option(
-    "--cold-start", is_flag=True, help="Also time fresh processes from start to first verdict."
+    "--cold-start",
+    is_flag=True,
+    help="Also measure new processes, from their start to the first result.",
 )
 @format_option("")
 @version_option()
-def main(sources: tuple[str, ...], **options: Any) -> None:
-    """Measure decode, preprocess, infer and the whole, through the code that ffd-run uses.
+def main(sources: tuple[str, ...], **values: Any) -> None:
+    """Measure decode, preprocess, infer and end to end, with the code of ffd-run.
 
-    SOURCE is a file, a folder, a glob, or - for paths on standard input; the first 32 readable
-    pictures are measured with. Without one, synthetic JPEGs of 1024x1024 pixels are made.
+    SOURCE is a file, a folder, a glob, or - for paths on standard input. The first 32 readable
+    images are used. Without a SOURCE, synthetic JPEGs of 1024x1024 pixels are made.
     """
-    if options["seconds"] and options["rounds"]:
-        raise click.UsageError("--seconds and --rounds exclude each other: give one")
-    _run(sources, options)
+    _run(sources, BenchOptions(**values))
 
 
-def _run(sources: tuple[str, ...], options: dict[str, Any]) -> None:
+def _run(sources: tuple[str, ...], options: BenchOptions) -> None:
     # Imported here, so that --help does not wait for OpenCV and onnxruntime.
     import cv2
 
     from ..model.devices import count_cores
-    from .stage_times import Bench, measure_cold_start
+    from .cold_start import measure_cold_start
+    from .peak_memory import peak_memory
+    from .stage_times import Bench
 
-    # As in ffd-run: each worker decodes an image of its own.
+    # As in ffd-run, where each worker decodes its own image.
     cv2.setNumThreads(1)
-    table = wants_table(options["as_json"])
+    table = wants_table(options.as_json)
     with ExitStack() as stack:
-        console, tell = stack.enter_context(_status(table))
+        console, on_step = stack.enter_context(_status(table))
         backends = _open_backends(stack, options)
-        pictures = _choose(stack, sources)
-        workers = options["workers"] or count_cores()
-        bench = Bench(backends, pictures, sorted(set(options["batches"])), workers)
-        rounds = bench.run(options["rounds"], options["seconds"] or 20.0, tell)
-        document = {
-            **_setting(options, backends, pictures, made=not sources),
+        images = _find_images(stack, sources)
+        workers = options.workers or count_cores()
+        bench = Bench(backends, images, sorted(set(options.batches)), workers)
+        rounds = bench.run(options.rounds, options.seconds or DEFAULT_SECONDS, on_step)
+        report = {
+            **_describe_setup(options.model, backends, images, made=not sources),
             "workers": workers,
             "rounds": rounds,
-            **_measured(bench),
+            "stages": bench.stages(),
+            "end_to_end": bench.distances(),
+            "peak_memory_bytes": peak_memory(),
             "cold_start": None,
         }
-        if options["cold_start"]:
-            document["cold_start"] = []
-            for name in options["backends"]:
-                tell(f"cold start of {name}")
+        if options.cold_start:
+            report["cold_start"] = []
+            for name in options.backends:
+                on_step(f"cold start of {name}")
                 size = backends[name].card.preprocess.size
-                given = (options["model"], name, options["device"], size, pictures.items[0])
-                document["cold_start"].append(measure_cold_start(*given))
+                given = (options.model, name, options.device, size, images.items[0])
+                report["cold_start"].append(measure_cold_start(*given))
     if table and console:
-        _print(console, document)
+        from .bench_table import print_report
+
+        print_report(console, report)
     else:
-        click.echo(json.dumps(document))
+        click.echo(json.dumps(report))
 
 
 @contextmanager
 def _status(table: bool) -> Iterator[tuple[Console | None, Callable[[str], None]]]:
-    """Where the table goes, and where it is said what is being measured: a terminal, or nowhere."""
+    """Yield the console of the table, if any, and a function that shows the current step."""
     if not (table or sys.stderr.isatty()):
         yield None, lambda _: None
         return
@@ -158,17 +191,17 @@ def _status(table: bool) -> Iterator[tuple[Console | None, Callable[[str], None]
     if not console.is_terminal:
         yield console, lambda _: None
         return
-    # Drawing takes the interpreter from what is measured: once a second is enough.
+    # Drawing competes with the measured code for the interpreter: draw once per second.
     with console.status("opening the model ...", refresh_per_second=1) as status:
-        yield console, lambda what: status.update(f"{what} ...")
+        yield console, lambda step: status.update(f"{step} ...")
 
 
-def _open_backends(stack: ExitStack, options: dict[str, Any]) -> dict[str, Backend]:
+def _open_backends(stack: ExitStack, options: BenchOptions) -> dict[str, Backend]:
     from ..model.backends import open_backend
 
     backends = {}
-    for name in options["backends"]:
-        backends[name] = open_backend(options["model"], name, options["device"])
+    for name in options.backends:
+        backends[name] = open_backend(options.model, name, options.device)
         stack.callback(backends[name].close)
         say(f"{name}: {backends[name].description}")
     for name, backend in _open_tuned(backends, options):
@@ -179,51 +212,50 @@ def _open_backends(stack: ExitStack, options: dict[str, Any]) -> dict[str, Backe
 
 
 def _open_tuned(
-    backends: dict[str, Backend], options: dict[str, Any]
+    backends: dict[str, Backend], options: BenchOptions
 ) -> Iterator[tuple[str, Backend]]:
-    """The model on CUDA once more, with each option of --cuda-option and with all of them.
+    """Open the model on CUDA with each --cuda-option, and with all of them.
 
     Raises:
-        BackendError: nothing of what was opened is onnxruntime on CUDA.
+        BackendError: no open backend is onnxruntime on CUDA.
     """
     from ..core.errors import BackendError
     from ..model.backends import find_model
     from ..model.backends.onnxruntime import OnnxRuntime, open_model
     from ..model.devices import parse_device
 
-    tuning = tuple(dict.fromkeys(options["tuning"]))
+    tuning = tuple(dict.fromkeys(options.tuning))
     if not tuning:
         return
     if not any(isinstance(one, OnnxRuntime) and one.on_cuda for one in backends.values()):
         running = ", ".join(backend.description for backend in backends.values())
         raise BackendError(
-            f"--cuda-option {tuning[0]} applies to onnxruntime on CUDA only, and the model runs by "
+            f"--cuda-option {tuning[0]} applies only to onnxruntime on CUDA, but the model runs on "
             f"{running}: leave it out, or give --device cuda"
         )
-    _, index = parse_device(options["device"])
+    _, index = parse_device(options.device)
     for chosen in dict.fromkeys([*((name,) for name in tuning), tuning]):
-        opened = open_model(find_model(options["model"]), f"cuda:{index}", chosen)
+        opened = open_model(find_model(options.model), f"cuda:{index}", chosen)
         yield f"onnxruntime+{'+'.join(chosen)}", opened
 
 
-def _choose(stack: ExitStack, sources: tuple[str, ...]) -> Pictures:
+def _find_images(stack: ExitStack, sources: tuple[str, ...]) -> BenchImages:
     import tempfile
     from pathlib import Path
 
     from ..inputs import find_files
-    from .stage_times import choose_pictures, make_pictures
+    from .bench_images import choose_images, make_images
 
     if sources:
-        return choose_pictures(find_files(sources))
+        return choose_images(find_files(sources))
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffd-bench-"))
-    return choose_pictures(make_pictures(Path(folder)))
+    return choose_images(make_images(Path(folder)))
 
 
-def _setting(
-    options: dict[str, Any], backends: dict[str, Backend], pictures: Pictures, made: bool
+def _describe_setup(
+    model: str | None, backends: dict[str, Backend], images: BenchImages, made: bool
 ) -> dict[str, Any]:
     from .. import __version__
-    from .stage_times import describe_machine
 
     card = next(iter(backends.values())).card
     return {
@@ -231,7 +263,7 @@ def _setting(
         "ffd": __version__,
         "machine": describe_machine(),
         "model": {
-            "path": options["model"],
+            "path": model,
             "name": card.name,
             "architecture": card.architecture,
             "precision": card.precision,
@@ -239,115 +271,25 @@ def _setting(
         "backends": {name: backend.description for name, backend in backends.items()},
         "pictures": {
             "made": made,
-            "count": len(pictures.items),
-            "unreadable": pictures.unreadable,
-            "mean_megapixels": round(pictures.pixels / 1e6, 3),
-            "mean_bytes": round(pictures.size),
+            "count": len(images.items),
+            "unreadable": images.unreadable,
+            "mean_megapixels": round(images.pixels / 1e6, 3),
+            "mean_bytes": round(images.size),
         },
     }
 
 
-def _measured(bench: Bench) -> dict[str, Any]:
-    from .stage_times import peak_memory
+def describe_machine() -> dict[str, Any]:
+    """Return processor, GPUs and versions, as JSON types."""
+    from ..core.machine import describe_cpu, packages
+    from ..model.devices import count_gpus, describe_gpu
 
+    cpu = describe_cpu()
     return {
-        "stages": bench.stages(),
-        "end_to_end": bench.distances(),
-        "peak_memory_bytes": peak_memory(),
+        "cpu": cpu["name"],
+        "cores": cpu["cores_usable"],
+        "features": cpu["features"],
+        "gpus": [describe_gpu(index).name for index in range(count_gpus())],
+        "python": sys.version.split()[0],
+        "packages": packages(),
     }
-
-
-def _print(console: Console, document: dict[str, Any]) -> None:
-    def line(text: str) -> None:
-        console.print(printable(text), soft_wrap=True, markup=False)
-
-    for text in _head(document):
-        line(text)
-    for table in (_stage_table(document["stages"]), _floor_table(document["end_to_end"])):
-        line("")
-        # As wide as it is: a pipe has no width, and cut numbers are wrong numbers.
-        console.print(table, width=200, soft_wrap=True)
-    line("(+N %): so far is end to end above that floor, by time a picture, within one round")
-    memory = document["peak_memory_bytes"]
-    if memory is not None:
-        line(f"peak memory of this process, everything above together: {memory / 1e6:.0f} MB")
-    for cold in document["cold_start"] or ():
-        line(_cold(cold))
-
-
-def _head(document: dict[str, Any]) -> Iterator[str]:
-    machine, model, pictures = document["machine"], document["model"], document["pictures"]
-    gpus = ", ".join(machine["gpus"]) or "no GPU"
-    yield f"ffd {document['ffd']} on {machine['cpu']}, {machine['cores']} cores, {gpus}"
-    packages = (f"{name} {version}" for name, version in machine["packages"].items())
-    yield f"Python {machine['python']}, {', '.join(packages)}"
-    yield f"model {model['name']} ({model['architecture']}, {model['precision']})"
-    kind = "synthetic JPEGs made for this run" if pictures["made"] else "pictures of yours"
-    yield (
-        f"{pictures['count']} {kind}, on average {pictures['mean_megapixels']:.2f} megapixels and "
-        f"{pictures['mean_bytes'] / 1000:.0f} kB; {pictures['unreadable']} unreadable left out"
-    )
-    yield f"rounds: {document['rounds']}, workers: {document['workers']}"
-
-
-def _stage_table(rows: list[dict[str, Any]]) -> Table:
-    table = _table("stage", "backend", "batch", "n", "p50 ms", "p95 ms", "p99 ms", "images/s")
-    for row in rows:
-        if row["stage"] != "end_to_end":
-            table.add_row(
-                row["stage"],
-                row["backend"] or "",
-                _number(row["batch"], "d"),
-                str(row["n"]),
-                *(_number(row[f"p{rank}_ms"], ".2f") for rank in (50, 95, 99)),
-                _number(row["images_per_second"], ".1f"),
-            )
-    return table
-
-
-def _floor_table(rows: list[dict[str, Any]]) -> Table:
-    table = _table("end to end", "batch", "images/s", "ms", "slowest stage ms", "sum of stages ms")
-    for row in rows:
-        slowest, total = row["floors"]["slowest_stage"], row["floors"]["sum_of_stages"]
-        table.add_row(
-            row["backend"],
-            str(row["batch"]),
-            f"{row['images_per_second']:.1f}",
-            f"{row['ms_per_picture']:.2f}",
-            f"{slowest['stage']} {_floor(slowest)}",
-            _floor(total),
-        )
-    return table
-
-
-def _floor(floor: dict[str, Any]) -> str:
-    return f"{floor['ms_per_picture']:.2f} ({floor['above_percent']:+.0f} %)"
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns:
-        left = name in ("stage", "backend", "end to end")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    return table
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _cold(cold: dict[str, Any]) -> str:
-    text = (
-        f"cold start of {cold['backend']}: {cold['first_verdict_ms']:.0f} ms from process to first "
-        f"verdict (median of {cold['pairs']})"
-    )
-    if cold["bare_ms"] is not None:
-        text += (
-            f"; {cold['ratio']:.2f} times the {cold['bare_ms']:.0f} ms of bare imports, session "
-            "and one run"
-        )
-    if cold["peak_memory_bytes"] is not None:
-        text += f"; peak memory {cold['peak_memory_bytes'] / 1e6:.0f} MB"
-    return text
