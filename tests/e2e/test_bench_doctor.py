@@ -120,7 +120,7 @@ def test_ctrl_c_exits_with_130_and_leaves_no_files(tmp_path: Path, colour_model:
 
 
 @pytest.fixture(scope="module")
-def sound() -> dict[str, Any]:
+def healthy() -> dict[str, Any]:
     code, out, err = run("doctor", "--json", FFD_TEST_SECRET="open-sesame")
     assert code == 0, err + out
     assert err == ""
@@ -129,10 +129,10 @@ def sound() -> dict[str, Any]:
     return found
 
 
-def test_the_doctor_starts_every_backend(sound: dict[str, Any]) -> None:
-    assert sound["ok"] is True
-    assert sound["ffd"] == ffd_runtime.__version__
-    started = {(b["backend"], b["device"]): b for b in sound["backends"]}
+def test_doctor_starts_every_backend(healthy: dict[str, Any]) -> None:
+    assert healthy["ok"] is True
+    assert healthy["ffd"] == ffd_runtime.__version__
+    started = {(b["backend"], b["device"]): b for b in healthy["backends"]}
     for key in (("auto", "auto"), ("onnxruntime", "cpu")):
         facts = started[key]
         assert facts["outcome"] == "started"
@@ -141,23 +141,23 @@ def test_the_doctor_starts_every_backend(sound: dict[str, Any]) -> None:
         assert facts["open_ms"] > 0
         assert facts["first_ms"] > 0
     assert started["openvino", "cpu"]["outcome"] in ("started", "absent")
-    assert not [b for b in sound["backends"] if b["backend"] == "tensorrt"]
-    assert sound["opencv"]["formats"]["jpg"] is True
-    assert Path(sound["model"]["path"]) == find_embedded()
-    assert len(sound["model"]["sha256"]) == 64
-    for warning in sound["warnings"]:
+    assert not [b for b in healthy["backends"] if b["backend"] == "tensorrt"]
+    assert healthy["opencv"]["formats"]["jpg"] is True
+    assert Path(healthy["model"]["path"]) == find_embedded()
+    assert len(healthy["model"]["sha256"]) == 64
+    for warning in healthy["warnings"]:
         assert warning["what"]
         assert warning["do"]
 
 
-def test_the_doctor_tells_nothing_of_the_environment(sound: dict[str, Any]) -> None:
-    text = json.dumps(sound)
+def test_doctor_does_not_print_the_environment(healthy: dict[str, Any]) -> None:
+    text = json.dumps(healthy)
     assert "open-sesame" not in text
     assert os.environ["PATH"] not in text
 
 
-def test_a_broken_machine_is_examined_to_the_end(tmp_path: Path) -> None:
-    """OpenCV without GL, an OpenVINO that takes the process down, two onnxruntimes."""
+def test_doctor_completes_on_a_broken_machine(tmp_path: Path) -> None:
+    """OpenCV lacks GL, OpenVINO crashes its process, and onnxruntime is installed twice."""
     (tmp_path / "cv2.py").write_text(
         "raise ImportError('libGL.so.1: cannot open shared object file: No such file')\n"
     )
@@ -176,10 +176,10 @@ def test_a_broken_machine_is_examined_to_the_end(tmp_path: Path) -> None:
     missing = "libGL.so.1: cannot open shared object file: No such file"
     assert lines[warnings[0]].endswith(f"the embedded model does not run: {missing}")
     assert "libgl1" in lines[warnings[0] + 1]
-    told = "\n".join(lines[warnings[0] :])
-    assert "onnxruntime and onnxruntime-gpu are installed at once" in told
-    assert "openvino on cpu does not start: the process died of SIGABRT" in told
-    # Warnings come last, each with what to do.
+    text = "\n".join(lines[warnings[0] :])
+    assert "onnxruntime and onnxruntime-gpu are installed together" in text
+    assert "openvino on cpu does not start: the process was killed by SIGABRT" in text
+    # Warnings come last, each with advice.
     assert all(line.lstrip().startswith(("warning", "->")) for line in lines[warnings[0] :])
 
 

@@ -50,14 +50,10 @@ CONNECTED = frozenset({"core", "image", "inputs", "model"})
 LAZY_CYCLES: dict[str, str] = {}
 WRONG_IMPORTS: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
-    "ffd_cluster.cluster_program.run": "to be split",
     "ffd_train.training.train": "to be split",
 }
 MANY_PARAMETERS: dict[str, str] = {}
 LONG_MODULES: dict[str, str] = {
-    "ffd_cluster.storage": "to be split",
-    "ffd_runtime.cli.diagnosis": "to be split",
-    "ffd_runtime.cli.stage_times": "to be split",
     "ffd_runtime.outputs.html_report": "to be split",
     "ffd_train.cli.train": "to be split",
     "ffd_train.evaluation_report.evaluation_page": "to be split",

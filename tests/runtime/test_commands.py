@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ffd_runtime.cli.bench import main as ffd_bench
-from ffd_runtime.cli.diagnosis import QUESTIONS
 from ffd_runtime.cli.doctor import main as ffd_doctor
+from ffd_runtime.cli.probes import PROBES
 from ffd_runtime.cli.run import main as ffd_run
 from ffd_runtime.model.backends import BACKENDS
 
@@ -86,17 +86,17 @@ def test_a_look_at_the_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "question",
+    "probe",
     [("gpu",), ("opencv",), ("library", "onnxruntime"), ("library", "openvino"), ("model",)],
 )
-def test_what_the_doctor_asks(question: tuple[str, ...]) -> None:
-    name, *arguments = question
+def test_facts_of_probes_are_json(probe: tuple[str, ...]) -> None:
+    name, *arguments = probe
     if arguments == ["openvino"]:
         pytest.importorskip("openvino")
-    assert json.dumps(QUESTIONS[name](*arguments))
+    assert json.dumps(PROBES[name](*arguments))
 
 
 def test_the_doctor_starts_backends() -> None:
-    facts = QUESTIONS["start"]("auto", "cpu")
+    facts = PROBES["start"]("auto", "cpu")
     assert 0 <= facts["score"] <= 1
     assert "onnxruntime" in facts["description"]

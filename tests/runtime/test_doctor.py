@@ -1,4 +1,4 @@
-"""What ffd-doctor reads and warns of; processes that crash, hang or miss libraries are real."""
+"""The probes and warnings of ffd-doctor, with processes that really crash, hang and fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.cli.diagnosis import ask, find_advice, find_traps, make_picture
+from ffd_runtime.cli.diagnosis_warnings import find_warnings
+from ffd_runtime.cli.probe_process import find_advice, run_probe
+from ffd_runtime.cli.probes import make_test_image
 from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.core.machine import (
     cgroup_cores,
@@ -34,7 +36,7 @@ EPYC = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f avx5
 ORIN = "processor\t: 0\nFeatures\t: fp asimd crc32 asimdhp asimddp\nCPU part\t: 0xd42\n"
 
 
-def test_neither_help_nor_the_doctor_itself_load_what_may_be_broken() -> None:
+def test_doctor_imports_no_library_that_may_be_broken() -> None:
     code = "from ffd_runtime.cli.doctor import main\nmain(['--help'], standalone_mode=False)"
     assert not loaded_by(code) & {*HEAVY, *RUNTIME}
     assert not loaded_by("import ffd_runtime.cli.diagnosis") & {*HEAVY, *RUNTIME}
@@ -59,11 +61,11 @@ def test_features_of_processors() -> None:
         ([], "slow: "),
     ],
 )
-def test_what_features_mean_for_int8(features: list[str], words: str) -> None:
+def test_int8_speed_depends_on_features(features: list[str], words: str) -> None:
     assert words in explain_int8(features)
 
 
-def test_this_machine() -> None:
+def test_this_machine_is_described() -> None:
     cpu = describe_cpu()
     assert cpu["name"]
     assert 1 <= cpu["cores_usable"] <= cpu["cores_present"]
@@ -79,7 +81,7 @@ def cgroup(root: Path, **texts: str) -> None:
         path.write_text(text)
 
 
-def test_the_tightest_quota_of_version_2_counts(tmp_path: Path) -> None:
+def test_the_lowest_quota_of_cgroup_version_2_applies(tmp_path: Path) -> None:
     cgroup(
         tmp_path,
         cpu_dot_max="max 100000\n",
@@ -95,7 +97,7 @@ def test_the_tightest_quota_of_version_2_counts(tmp_path: Path) -> None:
     assert cgroup_memory(tmp_path, "0::/\n") is None
 
 
-def test_quotas_of_version_1_are_seen_from_inside_a_container(tmp_path: Path) -> None:
+def test_quotas_of_cgroup_version_1_are_read_in_a_container(tmp_path: Path) -> None:
     (tmp_path / "cpu,cpuacct").mkdir()
     (tmp_path / "cpu").symlink_to(tmp_path / "cpu,cpuacct")
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
@@ -109,10 +111,10 @@ def test_quotas_of_version_1_are_seen_from_inside_a_container(tmp_path: Path) ->
 
 
 @given(st.text(), st.text())
-def test_whatever_the_system_files_say_is_no_crash(info: str, own: str) -> None:
+def test_any_content_of_system_files_is_accepted(info: str, own: str) -> None:
     features = find_features(info)
     assert features is None or explain_int8(features)
-    # NUL and lone surrogates cannot be part of a path that the kernel gives.
+    # A path from the kernel contains neither NUL nor lone surrogates.
     own = own.replace("\0", "").encode("utf-8", "ignore").decode()
     assert cgroup_cores(Path("/nonexistent"), own) is None
     assert cgroup_memory(Path("/nonexistent"), own) is None
@@ -134,12 +136,12 @@ def test_known_failures_have_advice(text: str, advice: str) -> None:
     assert advice in found
 
 
-def test_unknown_failures_have_none() -> None:
-    assert find_advice("the model gave nan instead of a probability") is None
+def test_unknown_failures_have_no_advice() -> None:
+    assert find_advice("the model returned nan instead of a probability") is None
 
 
-def test_the_test_picture_never_changes() -> None:
-    image = decode(make_picture())
+def test_the_test_image_never_changes() -> None:
+    image = decode(make_test_image())
     assert image.shape == (320, 320, 3)
     assert image[0, 0].tolist() == [60, 50, 70]
     assert image[150, 160].tolist() == [107, 147, 137]
@@ -151,68 +153,66 @@ def before(folder: Path) -> str:
     return os.pathsep.join((str(folder), *filter(None, [os.environ.get("PYTHONPATH")])))
 
 
-def broken(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> None:
-    """Modules that go before the installed ones in every process that is started."""
+def replace_modules(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> None:
+    """Add modules that replace installed ones in every new process."""
     for name, code in modules.items():
         (folder / f"{name}.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", before(folder))
 
 
-def test_a_library_that_crashes_the_process(
+def test_a_library_that_crashes_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken(tmp_path, monkeypatch, openvino="import ctypes\nctypes.string_at(0)\n")
-    answer = ask("library", "openvino")
-    assert answer["outcome"] == "crashed"
-    assert answer["reason"].startswith("the process died of SIGSEGV")
+    replace_modules(tmp_path, monkeypatch, openvino="import ctypes\nctypes.string_at(0)\n")
+    facts = run_probe("library", "openvino")
+    assert facts["outcome"] == "crashed"
+    assert facts["reason"].startswith("the process was killed by SIGSEGV")
 
 
-def test_a_crash_after_the_answer_is_a_crash(
+def test_a_crash_after_the_result_is_a_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
         "import atexit, os\natexit.register(os.abort)\n__version__ = '1'\n"
         "class Core:\n    available_devices = ()\n"
     )
-    broken(tmp_path, monkeypatch, openvino=code)
-    answer = ask("library", "openvino")
-    assert answer["outcome"] == "crashed"
-    assert "SIGABRT" in answer["reason"]
+    replace_modules(tmp_path, monkeypatch, openvino=code)
+    facts = run_probe("library", "openvino")
+    assert facts["outcome"] == "crashed"
+    assert "SIGABRT" in facts["reason"]
 
 
-def test_a_library_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken(tmp_path, monkeypatch, openvino="import time\ntime.sleep(600)\n")
-    answer = ask("library", "openvino", seconds=1)
-    assert answer["outcome"] == "timeout"
-    assert answer["reason"] == "no answer within 1 s, so it was ended"
+def test_a_library_that_hangs_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_modules(tmp_path, monkeypatch, openvino="import time\ntime.sleep(600)\n")
+    facts = run_probe("library", "openvino", seconds=1)
+    assert facts["outcome"] == "timeout"
+    assert facts["reason"] == "no result within 1 s, so it was stopped"
 
 
-def test_what_is_not_installed_is_absent_and_names_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_absent_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "raise ModuleNotFoundError(\"No module named 'openvino'\", name='openvino')\n"
-    broken(tmp_path, monkeypatch, openvino=code)
-    # Asked for itself, and by the backend, which has words of its own for it.
-    for answer in (ask("library", "openvino"), ask("start", "openvino", "cpu")):
-        assert answer["outcome"] == "absent"
-        assert answer["reason"] == "openvino is not installed"
-        assert answer["do"] == install_hint("openvino")
+    replace_modules(tmp_path, monkeypatch, openvino=code)
+    # The library itself, and the backend, which has its own message.
+    for facts in (run_probe("library", "openvino"), run_probe("start", "openvino", "cpu")):
+        assert facts["outcome"] == "absent"
+        assert facts["reason"] == "openvino is not installed"
+        assert facts["do"] == install_hint("openvino")
 
 
-def test_a_library_that_cannot_be_loaded_and_chatters(
+def test_output_of_a_library_that_fails_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = "print('noise', end='')\nraise ImportError('libnvinfer.so.10: cannot open')\n"
-    broken(tmp_path, monkeypatch, tensorrt=code)
-    answer = ask("library", "tensorrt")
-    assert answer["outcome"] == "failed"
-    assert answer["reason"] == "libnvinfer.so.10: cannot open"
+    replace_modules(tmp_path, monkeypatch, tensorrt=code)
+    facts = run_probe("library", "tensorrt")
+    assert facts["outcome"] == "failed"
+    assert facts["reason"] == "libnvinfer.so.10: cannot open"
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
-    answer = ask("start", "onnxruntime", "cuda:99")
-    assert answer["outcome"] == "refused"
-    assert "NVIDIA's driver offers" in answer["reason"]
+def test_an_absent_device_is_refused() -> None:
+    facts = run_probe("start", "onnxruntime", "cuda:99")
+    assert facts["outcome"] == "refused"
+    assert "NVIDIA's driver offers" in facts["reason"]
 
 
 DRIVER = """
@@ -231,15 +231,15 @@ int cuDeviceTotalMem_v2(size_t *n, int d) { *n = (size_t)d << 30; return 0; }
 @pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("cc"), reason="needs a C compiler on Linux"
 )
-def test_what_a_driver_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library with the driver's calls: as it works, and as it is after half an update."""
+def test_facts_of_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake driver that works, and one that fails as after an incomplete update."""
     (tmp_path / "driver.c").write_text(DRIVER)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     answers = []
     for code in (0, 803):
         command = ["cc", "-shared", "-fPIC", f"-DFAILS={code}", "driver.c", "-o", "libcuda.so.1"]
         subprocess.run(command, cwd=tmp_path, check=True)
-        answers.append(ask("gpu"))
+        answers.append(run_probe("gpu"))
     works, fails = answers
     assert works["cuda"] == "12.4"
     assert works["devices"] == [
@@ -250,7 +250,7 @@ def test_what_a_driver_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert fails["reason"] == "driver mismatch (error 803)"
 
 
-def test_packages_are_read_from_metadata_and_never_imported(tmp_path: Path) -> None:
+def test_packages_are_read_from_metadata_without_an_import(tmp_path: Path) -> None:
     for name in ("onnxruntime-1.20.0", "opencv_python_headless-4.11.0"):
         folder = tmp_path / f"{name}.dist-info"
         folder.mkdir()
@@ -259,7 +259,7 @@ def test_packages_are_read_from_metadata_and_never_imported(tmp_path: Path) -> N
         (folder / "METADATA").write_text(text)
     (tmp_path / "damaged.dist-info").mkdir()
     code = (
-        "from ffd_runtime.cli.diagnosis import packages\nimport json, sys\n"
+        "from ffd_runtime.core.machine import packages\nimport json, sys\n"
         "print(json.dumps(packages()), 'torch' in sys.modules, sep='\\n')"
     )
     done = subprocess.run(
@@ -300,7 +300,7 @@ GPU = {"outcome": "started", "driver": "550.54", "cuda": "12.4", "devices": [{}]
 FAILED: dict[str, Any] = {"outcome": "failed", "reason": "boom", "do": None, "said": []}
 
 
-def traps(**changes: Any) -> list[dict[str, str]]:
+def warn(**changes: Any) -> list[dict[str, str]]:
     report = copy.deepcopy(SOUND)
     for path, value in changes.items():
         *above, last = path.split("__")
@@ -308,15 +308,15 @@ def traps(**changes: Any) -> list[dict[str, str]]:
         for part in above:
             place = place[int(part) if part.isdecimal() else part]
         place[int(last) if last.isdecimal() else last] = value
-    return list(find_traps(report))
+    return list(find_warnings(report))
 
 
 def test_a_sound_machine_has_no_warnings() -> None:
-    assert traps() == []
-    # A CUDA image started without a GPU: the library is there, and nothing is wrong.
+    assert warn() == []
+    # A container image with CUDA on a machine without a GPU is not a problem.
     no_gpu = {**GPU, "devices": [], "pci": 0, "reason": "no CUDA-capable device"}
-    assert traps(gpu=no_gpu) == []
-    assert traps(gpu={**GPU, "cuda": "13.0"}) == []
+    assert warn(gpu=no_gpu) == []
+    assert warn(gpu={**GPU, "cuda": "13.0"}) == []
 
 
 @pytest.mark.parametrize(
@@ -326,37 +326,37 @@ def test_a_sound_machine_has_no_warnings() -> None:
         ({"packages__opencv-python-headless": "5"}, "OpenCV files", "uninstall"),
         ({"opencv__formats__avif": False}, "does not read avif", "--upgrade opencv-python"),
         ({"opencv": FAILED}, "OpenCV cannot be loaded: boom", "reinstall"),
-        ({"gpu": GPU}, "offers CUDA 12.4, this onnxruntime is built for CUDA 13.0", "newer driver"),
+        ({"gpu": GPU}, "CUDA 12.4, but this onnxruntime needs CUDA 13.0", "newer NVIDIA driver"),
         (
             {"gpu": {**GPU, "devices": [], "reason": "driver mismatch (error 803)"}},
             "does not start: driver mismatch",
             "restart",
         ),
-        ({"gpu__pci": 1}, "no driver that this process can see", "install NVIDIA's driver"),
-        ({"gpu": {**FAILED, "pci": 0}}, "driver cannot be asked: boom", "driver"),
-        ({"cpu__cores_quota": 1.5}, "1.5 cores' time but is shown 8", "cpuset"),
+        ({"gpu__pci": 1}, "this process finds no driver", "install NVIDIA's driver"),
+        ({"gpu": {**FAILED, "pci": 0}}, "driver cannot be queried: boom", "driver"),
+        ({"cpu__cores_quota": 1.5}, "the time of 1.5 cores but sees 8", "cpuset"),
         ({"backends__0": FAILED}, "the embedded model does not run: boom", "reinstall"),
         ({"backends__0__said": ["no cuDNN; pip install x"]}, "no cuDNN", "--device cpu"),
         ({"backends__2__outcome": "failed", "backends__2__reason": "x", "backends__2__do": "y"},
          "openvino on cpu does not start: x", "y"),
         ({"backends__2__log_odds": 4.0}, "log-odds of 4.00", "report"),
         ({"backends__2__log_odds": float("nan")}, "log-odds of nan", "report"),
-        ({"engines__tensorrt": {"outcome": "started"}}, "but not cuda-bindings", "[tensorrt]"),
+        ({"engines__tensorrt": {"outcome": "started"}}, "without cuda-bindings", "[tensorrt]"),
         ({"engines__cuda": FAILED}, "cuda is installed but does not start: boom", "reinstall"),
     ],
 )  # fmt: skip
-def test_each_trap_has_its_warning(changes: dict[str, Any], what: str, do: str) -> None:
-    (warning,) = traps(**changes)
+def test_each_problem_has_one_warning(changes: dict[str, Any], what: str, do: str) -> None:
+    (warning,) = warn(**changes)
     assert what in warning["what"]
     assert do in warning["do"]
 
 
-def test_what_is_absent_or_refused_is_no_trap() -> None:
+def test_an_absent_or_refused_backend_is_not_a_problem() -> None:
     for outcome in ("absent", "refused"):
-        assert traps(backends__2__outcome=outcome) == []
+        assert warn(backends__2__outcome=outcome) == []
 
 
-def test_the_same_reason_is_said_once() -> None:
+def test_a_reason_is_reported_once() -> None:
     other = {**FAILED, "backend": "onnxruntime", "device": "cpu"}
-    (warning,) = traps(backends__0=FAILED, backends__1=other)
+    (warning,) = warn(backends__0=FAILED, backends__1=other)
     assert "the embedded model does not run" in warning["what"]

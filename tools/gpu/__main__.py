@@ -123,9 +123,9 @@ def run_process(command: list[str], limit: float = MAX_PART_SECONDS) -> str | No
 def describe() -> dict[str, Any]:
     """Describe the machine for the head of the report."""
     from ffd_runtime.cli.bench import describe_machine
-    from ffd_runtime.cli.diagnosis import look_at_gpus
+    from ffd_runtime.cli.probes import probe_gpus
 
-    return {**describe_machine(), "driver": look_at_gpus()["driver"] or "of unknown version"}
+    return {**describe_machine(), "driver": probe_gpus()["driver"] or "of unknown version"}
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class Command(click.Command):
         ctx.ensure_object(dict)["verbose"] = ctx.params.pop("verbose")
         try:
             _prepare_streams()
-            with _raising_on_sigterm(), _saying_what_is_logged():
+            with _raising_on_sigterm(), _printing_logs():
                 super().invoke(ctx)
             _leave(ctx, 0)
         except click.exceptions.Exit as ended:
@@ -117,7 +117,7 @@ class Command(click.Command):
 
 
 def _leave(ctx: click.Context, code: int) -> None:
-    """Exit. Everything that was open is closed already."""
+    """Exit after all files and devices are closed."""
     if any(thread.name.startswith("ffd-") for thread in threading.enumerate()):
         # A thread still runs in a decoder or waits for a server. If it returned while the
         # interpreter shuts down, it would abort the process with another exit code.
@@ -147,17 +147,17 @@ def _raising_on_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _saying_what_is_logged() -> Iterator[None]:
+def _printing_logs() -> Iterator[None]:
     """Print the runtime's log messages to stderr."""
     # Imported here, so that --help does not wait for it.
     import logging
 
-    class Say(logging.Handler):
+    class PrintHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             say(record.getMessage())
 
     logger = logging.getLogger("ffd_runtime")
-    handler = Say()
+    handler = PrintHandler()
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -169,7 +169,7 @@ def _saying_what_is_logged() -> Iterator[None]:
 
 
 def _prepare_streams() -> None:
-    """Names that a stream's encoding lacks are escaped instead of ending the run."""
+    """Escape characters that the encoding of stdout or stderr lacks, instead of failing."""
     if sys.stdout is None:
         raise OutputError("standard output is closed: redirect it to a file or to /dev/null")
     if sys.stderr is None:
@@ -186,7 +186,7 @@ def _end_usage(name: str | None, error: click.UsageError) -> NoReturn:
 
 
 def _explain(error: Exception) -> str:
-    """What went wrong and what to do, in one sentence."""
+    """Return one sentence: what failed, and what to do."""
     if isinstance(error, FfdError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -196,24 +196,24 @@ def _explain(error: Exception) -> str:
             if error.name.split(".")[0] in modules.split():
                 return f"{error.name} is not installed: {install_hint(extra)}"
     if isinstance(error, ImportError):
-        return f"a library cannot be loaded ({error}): install what it names, or reinstall ffd-edge"
+        return f"a library cannot be loaded ({error}): install the library, or reinstall ffd-edge"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"
 
 
 def say(message: str) -> None:
-    """One line on stderr, safe to show; lost if the terminal is gone."""
+    """Print one line to stderr, escaped for a terminal; do nothing if the terminal is closed."""
     with suppress(OSError):
         click.echo(printable(" ".join(line.strip() for line in message.splitlines())), err=True)
 
 
 def say_more(text: str) -> None:
-    """Text of our own on stderr, as it is, if -v was given to the running command."""
+    """Print our own text to stderr, unescaped, if the running command has -v."""
     if wants_more():
         click.echo(text, err=True)
 
 
 def wants_more() -> bool:
-    """Whether -v was given to the running command."""
+    """Return whether the running command has -v."""
     return bool(click.get_current_context().ensure_object(dict).get("verbose"))

@@ -1,4 +1,4 @@
-"""ffd-doctor: what this machine has, and which backends really start."""
+"""ffd-doctor: report what this machine has, and which backends start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Examples:
 
 \b
 Exit codes:
-  0 the embedded model runs   1 it does not   2 usage
+  0 the embedded model runs   1 it does not run   2 wrong usage
 """
 
 Line = tuple[str, str, str]
@@ -36,10 +36,10 @@ BAD = "red"
 @format_option("")
 @version_option()
 def main(as_json: bool | None) -> None:
-    """Say what this machine has, which backends really start on it, and what is in the way.
+    """Report what this machine has, which backends start on it, and what prevents the others.
 
-    Every backend opens the embedded model and runs a picture, in a process of its own: one that
-    crashes takes nothing else down. Nothing is changed and nothing is sent anywhere.
+    Each backend opens the embedded model and classifies an image in its own process, so a crash
+    affects nothing else. The command changes nothing and sends nothing.
     """
     from .diagnosis import examine
 
@@ -50,7 +50,7 @@ def main(as_json: bool | None) -> None:
 
         console = Console(stderr=not table, highlight=False)
     with console.status("") if console and console.is_terminal else nullcontext() as status:
-        report = examine(lambda what: status.update(f"{what} ...") if status else None)
+        report = examine(lambda step: status.update(f"{step} ...") if status else None)
     if table and console:
         _print(console, report)
     else:
@@ -76,7 +76,7 @@ def _print(console: Console, report: dict[str, Any]) -> None:
 
 
 def _lines(report: dict[str, Any]) -> Iterator[Line]:
-    """Name, text and style of each line above the warnings."""
+    """Yield name, text and style of each line above the warnings."""
     from .diagnosis import list_libraries
 
     python = report["python"]
@@ -90,7 +90,7 @@ def _lines(report: dict[str, Any]) -> Iterator[Line]:
         describe = special.get(name, _library)
         facts = report[name]
         good = facts["outcome"] == "started"
-        yield name, describe(facts) if good else _why_not(facts), "" if good else BAD
+        yield name, describe(facts) if good else _explain_failure(facts), "" if good else BAD
     for name, facts in report["engines"].items():
         yield _outcome("cuda-bindings" if name == "cuda" else name, facts, _engine(facts))
     for facts in report["backends"]:
@@ -104,16 +104,16 @@ def _machine(report: dict[str, Any]) -> Iterator[Line]:
     cores = f"{cpu['cores_usable']} of {cpu['cores_present']} cores usable{quota}"
     yield "cpu", f"{cpu['name']} ({cpu['architecture']}), {cores}", ""
     if cpu["features"] is None:
-        yield "", "features unknown: this system does not tell", ""
+        yield "", "features unknown on this system", ""
     else:
-        yield "", f"{', '.join(cpu['features']) or 'no vector features that matter'}", ""
+        yield "", f"{', '.join(cpu['features']) or 'no vector features for inference'}", ""
         yield "", f"INT8 {cpu['int8']}", ""
     parts = [
-        f"{_gib(size)} {what}"
-        for what, size in (
-            ("in all", memory["total_bytes"]),
+        f"{_gib(size)} {kind}"
+        for kind, size in (
+            ("in total", memory["total_bytes"]),
             ("available", memory["available_bytes"]),
-            ("at most for this container", memory["limit_bytes"]),
+            ("limit of this container", memory["limit_bytes"]),
         )
         if size is not None
     ]
@@ -123,15 +123,15 @@ def _machine(report: dict[str, Any]) -> Iterator[Line]:
 
 def _gpus(gpu: dict[str, Any]) -> Iterator[Line]:
     if gpu["outcome"] != "started":
-        yield "gpu", _why_not(gpu), BAD
+        yield "gpu", _explain_failure(gpu), BAD
         return
     for device in gpu["devices"]:
         capability = f"compute capability {device['compute_capability']}"
         yield "gpu", f"{device['name']}, {capability}, {_gib(device['memory_bytes'])}", ""
     if not gpu["devices"]:
-        there = f"{gpu['pci']} on the PCI bus, " if gpu["pci"] else "none: "
-        why = gpu.get("reason") or "NVIDIA's driver is not installed"
-        yield "gpu", f"{there}{why}", ""
+        count = f"{gpu['pci']} on the PCI bus: " if gpu["pci"] else "none: "
+        reason = gpu.get("reason") or "NVIDIA's driver is not installed"
+        yield "gpu", f"{count}{reason}", ""
     if gpu["cuda"]:
         yield "", f"driver {gpu['driver'] or 'of unknown version'}, CUDA {gpu['cuda']}", ""
 
@@ -150,7 +150,7 @@ def _opencv(facts: dict[str, Any]) -> str:
 
 
 def _library(facts: dict[str, Any]) -> str:
-    """The version, then every other fact that a backend's `probe` returned."""
+    """Return the version, then every other fact of a backend's `probe`."""
     parts = [facts["version"]]
     for name, value in facts.items():
         if name not in ("version", "outcome", "said") and value:
@@ -168,15 +168,15 @@ def _model(facts: dict[str, Any]) -> str:
 def _engine(facts: dict[str, Any]) -> str:
     if facts["outcome"] == "loaded":
         return f"{facts['version']}, no GPU to start it on"
-    return str(facts["version"]) if facts["outcome"] == "started" else _why_not(facts)
+    return str(facts["version"]) if facts["outcome"] == "started" else _explain_failure(facts)
 
 
 def _backend(facts: dict[str, Any]) -> str:
     if facts["outcome"] != "started":
-        return _why_not(facts)
+        return _explain_failure(facts)
     return (
         f"{facts['description']}; {facts['model']} opened in {facts['open_ms']:.0f} ms, first "
-        f"picture {facts['first_ms']:.0f} ms, score {facts['score']:.6f}"
+        f"image {facts['first_ms']:.0f} ms, score {facts['score']:.6f}"
     )
 
 
@@ -184,7 +184,7 @@ def _outcome(name: str, facts: dict[str, Any], text: str) -> Line:
     return name, f"{facts['outcome']:<8} {text}", STYLES.get(facts["outcome"], BAD)
 
 
-def _why_not(facts: dict[str, Any]) -> str:
+def _explain_failure(facts: dict[str, Any]) -> str:
     return f"{facts['reason']}: {facts['do']}" if facts["do"] else str(facts["reason"])
 
 

@@ -18,12 +18,12 @@ def _in_group(group: str | None) -> dict[str, Any]:
 
 
 def version_option() -> Callable[[Any], Any]:
-    """`--version`."""
+    """Declare `--version`."""
     return click.version_option(__version__, message="%(prog)s %(version)s (ffd-edge)")
 
 
 def device_option(group: str | None = None) -> Callable[[Any], Any]:
-    """`--device`; an invalid value is wrong usage."""
+    """Declare `--device`; an invalid value is wrong usage."""
 
     def check(_: click.Context, __: click.Parameter, value: str) -> str:
         if value == "auto":
@@ -49,19 +49,19 @@ def device_option(group: str | None = None) -> Callable[[Any], Any]:
 
 
 def backend_option(group: str | None = None) -> Callable[[Any], Any]:
-    """`--backend`."""
+    """Declare `--backend`."""
     return click.option(
         "--backend",
         **_in_group(group),
         type=click.Choice(["auto", *BACKENDS]),
         default="auto",
         show_default=True,
-        help="What runs the model. A backend other than auto is used, or the command fails.",
+        help="The inference library. A backend other than auto is used, or the command fails.",
     )
 
 
 def format_option(default: str, group: str | None = None) -> Callable[[Any], Any]:
-    """`--json` or `--table`; None if neither is given.
+    """Declare `--json` and `--table`; the value is None if neither is given.
 
     Args:
         default: the end of the help text, about that case.
@@ -77,5 +77,5 @@ def format_option(default: str, group: str | None = None) -> Callable[[Any], Any
 
 
 def wants_table(as_json: bool | None) -> bool:
-    """Whether to print a table: requested, or stdout is a terminal."""
+    """Return whether to print a table: on request, or by default on a terminal."""
     return sys.stdout.isatty() if as_json is None else not as_json
