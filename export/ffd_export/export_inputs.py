@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from ffd_runtime.model.card import PreprocessSpec
 
 from .engine_builder import EngineBuilder, choose_builder
-from .export_options import ExportOptions, OptionError
+from .export_options import ExportOptions
 from .reporter import Reporter
 from .sample_images import Example, SampleImages, prepare_images
 from .source_model import SourceModel, is_onnx, open_source
@@ -41,14 +43,14 @@ def read_inputs(options: ExportOptions, reporter: Reporter) -> ExportInputs:
     """Find and read the model and the images.
 
     Raises:
-        OptionError: the options leave nothing to do.
+        click.UsageError: the options leave nothing to do.
         FfdError: the model, its images or the engine builder cannot be used.
     """
     path = find_checkpoint(options.model, options.runs)
     converts = not is_onnx(path) or options.fp16 or options.int8
     builder = choose_builder(options, converts)
     if not (converts or builder.can_build or options.triton):
-        raise OptionError(
+        raise click.UsageError(
             f"{path} is an ONNX already: name a precision, an engine or a repository to make from "
             "it, such as --fp16"
         )

@@ -6,18 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffd_runtime.core.errors import FfdError
+import click
 
 from .engine_options import EngineOptions
 from .timing_cache import default_timing_cache
 
 AUTO = ("auto",)
-
-
-class OptionError(FfdError):
-    """Options contradict each other, or do not fit the model."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +21,7 @@ class ExportOptions:
     `ffd-export --help` describes each. None means the default that it names.
 
     Raises:
-        OptionError: options exclude each other.
+        click.UsageError: options exclude each other.
     """
 
     model: Path | None = None
@@ -55,7 +49,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         for message in (*self._precision_faults(), *self._engine_faults()):
-            raise OptionError(message)
+            raise click.UsageError(message)
 
     def _precision_faults(self) -> Iterator[str]:
         if self.fp16 and self.int8:

@@ -26,7 +26,7 @@ def export(options: ExportOptions, reporter: Reporter) -> list[FileReport]:
         A report for each exported model and engine.
 
     Raises:
-        OptionError: the options do not fit the model.
+        click.UsageError: the options do not fit the model.
         FfdError: a step failed; nothing was written.
     """
     inputs = read_inputs(options, reporter)

@@ -8,6 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from ffd_export.cli.export import main
+from ffd_export.export_options import ExportOptions
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard
@@ -79,3 +81,10 @@ def test_wrong_options_exit_with_2(arguments: tuple[str, ...], message: str) -> 
     outcome = run(EMBEDDED, *arguments)
     assert outcome.exit_code == 2
     assert message in outcome.stderr
+
+
+def test_the_command_has_the_options_and_defaults_of_the_dataclass() -> None:
+    values = main.make_context("ffd-export", []).params
+    for name in ("as_json", "verbose", "debug"):
+        del values[name]
+    assert ExportOptions(**values) == ExportOptions()
