@@ -557,7 +557,7 @@ def test_other_sources_are_other_data(tmp_path: Path) -> None:
     train(scan(root, ("train", "val")), settings, tmp_path / "run")
     manifest = root / "manifest.csv"
     manifest.write_text(manifest.read_text().replace("red-1", "green"))
-    with pytest.raises(DataError, match="or are of other sources"):
+    with pytest.raises(DataError, match="or their sources differ"):
         train(scan(root, ("train", "val")), settings, tmp_path / "run", resume=True)
 
 
