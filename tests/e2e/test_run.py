@@ -200,7 +200,7 @@ def test_a_table_is_for_people(portraits: Path, colour_model: Path) -> None:
     assert [line.split()[0] for line in out.splitlines()] == [
         "verdict",
         "generated",
-        "groundtruth",
+        "photograph",
         "generated",
     ]
     assert "\x1b" not in out
