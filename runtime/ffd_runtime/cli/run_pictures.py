@@ -16,6 +16,7 @@ import click
 
 from ..core.errors import OutputError
 from .command import say, say_more
+from .earlier_rows import EarlierRows
 from .options import wants_table
 from .program import Program, RunOptions
 from .run_progress import progress, summarise
@@ -128,59 +129,6 @@ class Targets:
         return frozenset(str(path) for one in absolute for path in files_of_sink(one))
 
 
-class Earlier:
-    """The rows of an interrupted run.
-
-    Attributes:
-        counts: rows by label, or `errors`.
-        total: the number of rows.
-    """
-
-    def __init__(self, once: bool) -> None:
-        """Begin without rows.
-
-        Args:
-            once: each input has one row, so that an input that is named twice has two rows.
-        """
-        self.counts: Counter[str] = Counter()
-        self.total = 0
-        self._by_source: Counter[str] = Counter()
-        self._once = once
-        self._last = ""
-        self._last_rows = 0
-
-    def read(self, file: PartialFile, report: Report | None) -> None:
-        """Read the rows that `file` has already."""
-        for result in file.earlier():
-            self._last = result.source
-            self._by_source[self._last] += 1
-            self.counts[result.label or "errors"] += 1
-            if report:
-                report.add_row(result)
-        self.total = self._by_source.total()
-        if self.total:
-            say(f"resuming after {self.total} rows in {file.partial}")
-        if not self._once:
-            # A picture has a row for each face. The last one may be incomplete: classify it again.
-            self._last_rows = self._by_source.pop(self._last, 0)
-
-    def remaining(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the inputs that have no rows yet."""
-        for item in items:
-            if self._by_source[item.source] <= 0:
-                yield item
-            elif self._once:
-                self._by_source[item.source] -= 1
-
-    def without_known(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Drop the rows of the last picture that are in the file already."""
-        for result in results:
-            if self._last_rows and result.source == self._last:
-                self._last_rows -= 1
-            else:
-                yield result
-
-
 def run(sources: Sequence[str], options: PictureOptions) -> None:
     """Classify pictures; write a row for each, in the order of the inputs."""
     _refuse_unknown_addresses(sources)
@@ -199,7 +147,7 @@ def run(sources: Sequence[str], options: PictureOptions) -> None:
         copies = _open_copies(stack, sources, classifier, options)
         report = _open_report(stack, targets.report, classifier)
         file = _open_rows(stack, targets, origin, options.resume)
-        earlier = Earlier(once=classifier.detector is None)
+        earlier = EarlierRows(once=classifier.detector is None)
         if file and options.resume:
             earlier.read(file, report)
         rows = _open_pipe(stack, targets.pipe) or file
