@@ -20,7 +20,7 @@ from typing import Any, Self
 from ffd_runtime.core.atomic_file import write_atomic
 from ffd_runtime.core.errors import InputError, StorageError
 from ffd_runtime.core.redact import redact
-from ffd_runtime.image.decode import MAX_BYTES, read_file
+from ffd_runtime.image.decode import MAX_FILE_BYTES, read_file
 
 from .object_address import is_object, join
 from .retry import retry_unreachable
@@ -164,8 +164,8 @@ class Storage:
                 translate_read_errors(address, single=True),
                 self._system().open_input_file(self._path(address)) as file,
             ):
-                if (size := file.size()) > MAX_BYTES:
-                    limit = f"{size >> 20} MiB, over the limit of {MAX_BYTES >> 20}"
+                if (size := file.size()) > MAX_FILE_BYTES:
+                    limit = f"{size >> 20} MiB, over the limit of {MAX_FILE_BYTES >> 20}"
                     raise InputError("too_large", limit)
                 data: bytes = file.read(size)
         except StorageError as error:

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffd_runtime.core.errors import InputError
-from ffd_runtime.image.decode import MAX_BYTES, decode
+from ffd_runtime.image.decode import MAX_FILE_BYTES, decode
 from ffd_runtime.inputs import Item, members, tars
 from ffd_runtime.inputs.archives import find_in_archive, is_archive
 
@@ -256,7 +256,7 @@ THREE = {"1": FORMATS["png"], "2": NOISE, "3": FORMATS["jpeg"]}
         (16, "I", 1, "corrupt"),  # checksum
         (20, "I", 1 << 31, "corrupt"),  # packed size
         (24, "I", 10, "corrupt"),  # unpacked size
-        (24, "I", MAX_BYTES + 1, "too_large"),
+        (24, "I", MAX_FILE_BYTES + 1, "too_large"),
         (42, "I", 1 << 31, "corrupt"),  # offset
         (42, "I", 7, "corrupt"),
     ],
@@ -354,7 +354,7 @@ def test_members_too_large_to_carry(path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tars, "MAX_CARRIED_BYTES", 2000)
     data = gzip.compress(tarred({"1": b"x", "large": NOISE, "3": b"x"}))
     assert contents(path, data) == [("1", b"x"), ("large", "too_large"), ("3", b"x")]
-    monkeypatch.setattr(tars, "MAX_BYTES", 2000)
+    monkeypatch.setattr(tars, "MAX_FILE_BYTES", 2000)
     data = tarred({"1": b"x", "large": NOISE, "3": b"x"})
     assert contents(path, data) == [("1", b"x"), ("large", "too_large"), ("3", b"x")]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from ffd_runtime.core.errors import InputError
-from ffd_runtime.image.decode import MAX_BYTES, decode, read_file, to_bgr
+from ffd_runtime.image.decode import MAX_FILE_BYTES, decode, read_file, to_bgr
 from ffd_runtime.image.preprocess import preprocess
 from ffd_runtime.model.card import PreprocessSpec
 
@@ -207,7 +207,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     huge = tmp_path / "huge.jpg"
     huge.touch()
-    os.truncate(huge, MAX_BYTES + 1)
+    os.truncate(huge, MAX_FILE_BYTES + 1)
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     broken = tmp_path / "broken"

@@ -101,7 +101,7 @@ def test_it_is_fetched_once(
 
 def test_a_damaged_one_is_fetched_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.parent.mkdir(parents=True)
-    for damaged in (MODEL[:-1], b"", bytes(module.MOST_BYTES + 1)):
+    for damaged in (MODEL[:-1], b"", bytes(module.MAX_MODEL_BYTES + 1)):
         cache.write_bytes(damaged)
         with serving(body(MODEL)) as (address, _):
             monkeypatch.setattr(module, "BASE_URL", address)
@@ -188,7 +188,7 @@ def test_servers_that_do_not_give_it(
     answer: Answer, reason: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "too long" in reason:
-        monkeypatch.setattr(module, "TIMEOUT", 0.3)
+        monkeypatch.setattr(module, "READ_TIMEOUT_SECONDS", 0.3)
     message = failure_with(answer, monkeypatch)
     assert reason in message
     # How to do it by hand.
@@ -208,7 +208,7 @@ def test_a_server_that_drips_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> 
         except OSError:
             pass
 
-    monkeypatch.setattr(module, "DEADLINE", 0.3)
+    monkeypatch.setattr(module, "FETCH_TIMEOUT_SECONDS", 0.3)
     start = time.monotonic()
     assert "takes too long" in failure_with(drip, monkeypatch)
     assert time.monotonic() - start < 5

@@ -230,7 +230,7 @@ def test_how_far_a_face_is_turned(nose: tuple[float, float], turned: float, degr
 
 
 def test_eyes_in_one_place_are_a_profile() -> None:
-    assert module._turned(np.full((5, 2), 7, np.float32)) > module._MOST_TURNED
+    assert module._turned(np.full((5, 2), 7, np.float32)) > module._MAX_TURN
 
 
 def test_several_threads_at_once(detector: FaceDetector, portraits: list[Image]) -> None:

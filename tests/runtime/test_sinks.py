@@ -282,7 +282,7 @@ def test_a_very_long_name_can_be_read_back(tmp_path: Path) -> None:
 def test_rows_that_are_none_are_said(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl.partial").write_text('{"source": "a.jpg"}\n')
     with (
-        pytest.raises(OutputError, match="an invalid row"),
+        pytest.raises(OutputError, match="contains an invalid row"),
         open_file_sink(tmp_path / "rows.jsonl", resume=True) as sink,
     ):
         list(sink.earlier())

@@ -269,9 +269,7 @@ def _open_rows(
         return None
     from ..outputs import open_file_sink
 
-    file = open_file_sink(targets.rows, origin, resume)
-    stack.enter_context(file)
-    return file
+    return stack.enter_context(open_file_sink(targets.rows, origin, resume))
 
 
 def _open_pipe(stack: ExitStack, path: Path | None) -> Sink | None:

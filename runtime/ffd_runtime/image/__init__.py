@@ -1,1 +1,1 @@
-"""Images: headers, decoding, preprocessing, faces, drawing."""
+"""Images: headers, decoding, preprocessing, face detection and drawing."""

@@ -1,4 +1,4 @@
-"""Bytes of an image file to 8-bit BGR: the first step of preprocessing."""
+"""Decode an image file to 8-bit BGR, the first step of preprocessing."""
 
 from __future__ import annotations
 
@@ -23,50 +23,49 @@ from .image_header import ImageHeader, read_header
 
 Image = npt.NDArray[np.uint8]
 
-# 134 megapixels decode to 400 MB: above any camera that takes portraits, below what hurts.
+# 134 megapixels decode to 400 MB, more than portrait cameras need.
 MAX_PIXELS = 1 << 27
-MAX_BYTES = 1 << 29
-# Samples that the scans of a JPEG may cover together. libjpeg-turbo takes 3 to 10 ns for each (AMD
-# EPYC), so these are 6 to 20 s. Encoders write 8 to 14 samples a pixel: the largest picture fits.
-MAX_SCANNED = 16 * MAX_PIXELS
+MAX_FILE_BYTES = 1 << 29
+# Total of the samples in all scans of a JPEG. libjpeg-turbo takes 3 to 10 ns for each (AMD EPYC),
+# so the limit is 6 to 20 s. Encoders write 8 to 14 samples for each pixel, so every image fits.
+MAX_SCANNED_SAMPLES = 16 * MAX_PIXELS
 
-REDUCED = {
+REDUCED_FLAGS = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     2: cv2.IMREAD_REDUCED_COLOR_2,
 }
 
-# OpenCV reports what it cannot decode by exception or None; its own log would only repeat it in
-# the middle of the progress bar.
+# OpenCV reports failures by exception or None. Its log would repeat them inside the progress bar.
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
 _set_log_level(0)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read a regular file whole.
+    """Read a regular file.
 
     Raises:
-        InputError: it is absent, forbidden, not a regular file (opening a pipe would wait forever),
-            larger than `MAX_BYTES`, or reading failed.
+        InputError: the file is absent, not permitted, not regular (opening a pipe could block),
+            larger than `MAX_FILE_BYTES`, or cannot be read.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise InputError("not_a_file", "not a regular file")
-        if status.st_size > MAX_BYTES:
-            size = f"{status.st_size >> 20} MiB, over the limit of {MAX_BYTES >> 20}"
+        if status.st_size > MAX_FILE_BYTES:
+            size = f"{status.st_size >> 20} MiB, over the limit of {MAX_FILE_BYTES >> 20}"
             raise InputError("too_large", size)
         with open(path, "rb") as file:
-            # Exactly its size: asked for more, Python would allocate all of that first.
+            # Exactly its size, because Python allocates the requested size first.
             return file.read(status.st_size)
     except OSError as error:
         raise os_error(error, path) from None
     except ValueError:
-        raise InputError("not_found", "not a possible file name") from None
+        raise InputError("not_found", "not a valid file name") from None
 
 
 def os_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
-    """The input error that stands for what the operating system said of a path."""
+    """Return the input error for an error of the operating system."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         if os.path.islink(path):
             return InputError("not_found", "the link leads nowhere")
@@ -79,17 +78,16 @@ def os_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Image:
-    """Decode an image file to what a viewer would show.
+    """Decode an image file as a viewer shows it.
 
-    EXIF orientation is applied; grey and CMYK become BGR; 16 bits become 8; transparent parts
-    stand on white; of an animation, the first frame; of a TIFF, the first image that is no
-    thumbnail.
+    EXIF orientation is applied, grey and CMYK become BGR, 16 bits become 8, and transparent parts
+    become white. An animation gives its first frame, a TIFF its first image that is no thumbnail.
 
     Args:
-        data: the whole file.
-        max_pixels: width times height above which a file is refused unread.
-        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side
-            keeps this many pixels; with 0, never.
+        data: content of the file.
+        max_pixels: limit of width times height; a larger image is not decoded.
+        at_least: minimum of the shorter side, in pixels, when a JPEG is decoded at 1/2, 1/4 or 1/8
+            of its size; 0 to decode the whole size.
 
     Returns:
         uint8 [height, width, 3], BGR.
@@ -113,9 +111,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
 
 
 def check_header(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse what should not be decoded.
+    """Check the limits of an image before decoding.
 
-    A JPEG without its end marker is let through: decoding it tells what is missing.
+    A JPEG without its end marker passes, because the decoder reports what is missing.
 
     Raises:
         InputError: `too_large` or `truncated`.
@@ -126,7 +124,7 @@ def check_header(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
             f"{header.width}x{header.height} pixels, over the limit of {max_pixels / 1e6:.0f} "
             "million (--max-pixels)",
         )
-    if header.scans > MAX_SCANS or header.scanned > max(MAX_SCANNED, 16 * max_pixels):
+    if header.scans > MAX_SCANS or header.scanned > max(MAX_SCANNED_SAMPLES, 16 * max_pixels):
         scans = f"more than {MAX_SCANS}" if header.scans > MAX_SCANS else header.scans
         raise InputError(
             "too_large",
@@ -138,14 +136,13 @@ def check_header(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def to_bgr(array: npt.NDArray[Any]) -> Image:
-    """An image in memory as 8-bit BGR.
+    """Convert an array of OpenCV to 8-bit BGR.
 
     Args:
-        array: uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA), as OpenCV
-            hands it out.
+        array: uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA).
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: the shape or the type is another one.
     """
     if array.dtype == np.uint16:
         array = (array >> np.uint16(8)).astype(np.uint8)
@@ -166,12 +163,12 @@ def to_bgr(array: npt.NDArray[Any]) -> Image:
 
 
 def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Image:
-    """Decode, and refuse what the decoder complained of.
+    """Decode an image, and raise for damage that the decoder reports.
 
     Raises:
         InputError: `unsupported`, `truncated` or `corrupt`.
-        cv2.error: OpenCV refuses the file.
-        MemoryError: it does not fit the memory.
+        cv2.error: OpenCV cannot decode the file.
+        MemoryError: the image does not fit the memory.
     """
     if header.format == "tiff":
         obstacle = tiff.find_obstacle(data)
@@ -200,9 +197,9 @@ def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Imag
 
 
 def _prepare(header: ImageHeader, data: bytes) -> bytes:
-    """What OpenCV is given: the picture to judge, whole, without what follows it.
+    """Return a complete file with only the image to classify.
 
-    A file may lack its end and hold the whole picture; OpenCV refuses it without.
+    A file without its end may contain the whole image, but OpenCV requires the end.
     """
     if header.format == "jpeg":
         return data if header.complete else jpeg.with_end(data)
@@ -221,7 +218,7 @@ _PREPARED: dict[str, Callable[[bytes], bytes]] = {
 
 
 def _explain(header: ImageHeader, data: bytes, detail: str) -> InputError:
-    """Why a file could not be decoded: it is damaged, or of a kind that OpenCV cannot read."""
+    """Return why a file could not be decoded: it is damaged, or OpenCV does not support it."""
     if header.format == "tiff":
         compression = tiff.explain_failure(data)
         if compression:
@@ -247,29 +244,29 @@ def _reads_avif() -> bool:
 
 def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | None:
     if header.alpha:
-        # IMREAD_COLOR would drop alpha and show whatever colour lies under it.
+        # IMREAD_COLOR would drop alpha and show the colours of transparent parts.
         raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and raw.dtype.kind == "u":
             if header.format == "avif":
                 raw = (np.asarray(raw, np.uint16) >> (header.depth - 8)).astype(np.uint8)
-            # libtiff multiplies 8-bit colour by alpha, nobody else does.
+            # Only libtiff multiplies 8-bit colour by alpha.
             multiplied = header.format == "tiff" and raw.dtype == np.uint8
             image = _add_white(np.asarray(raw, np.uint8)) if multiplied else to_bgr(raw)
             return _turn(image, header.orientation)
-    # OpenCV's versions differ in which formats they turn by EXIF, so all of it is done here.
+    # Versions of OpenCV apply EXIF orientation to different formats, so it is applied here.
     flags = _reduction(header, at_least) | cv2.IMREAD_IGNORE_ORIENTATION
     colour = cv2.imdecode(data, flags)
     return None if colour is None else _turn(np.asarray(colour, np.uint8), header.orientation)
 
 
 def _reduction(header: ImageHeader, at_least: int) -> int:
-    """OpenCV's flag for the smallest size at which enough pixels are left.
+    """Return OpenCV's flag for the smallest size that keeps enough pixels.
 
-    Only libjpeg skips work for it, by inverse transforms of fewer coefficients.
+    Only libjpeg saves time, because it transforms fewer coefficients.
     """
     if header.format == "jpeg" and at_least:
         shorter = min(header.width, header.height)
-        for factor, flag in REDUCED.items():
+        for factor, flag in REDUCED_FLAGS.items():
             if shorter >= factor * at_least:
                 return flag
     return cv2.IMREAD_COLOR
@@ -287,7 +284,7 @@ def _turn(image: Image, orientation: int) -> Image:
 
 
 def _on_white(bgra: Image) -> Image:
-    """Blend with white, a strip at a time: a whole picture in 16 bits would be twice its size."""
+    """Blend with white in strips, because a whole image in 16 bits would need twice the memory."""
     out = np.empty((*bgra.shape[:2], 3), np.uint8)
     for top in range(0, bgra.shape[0], 64):
         strip = bgra[top : top + 64]
@@ -298,6 +295,6 @@ def _on_white(bgra: Image) -> Image:
 
 
 def _add_white(bgra: Image) -> Image:
-    """Blend colour that is multiplied by alpha already."""
+    """Blend premultiplied colour with white."""
     white = cv2.cvtColor(255 - bgra[..., 3], cv2.COLOR_GRAY2BGR)
     return np.asarray(cv2.add(np.ascontiguousarray(bgra[..., :3]), white), np.uint8)

@@ -1,12 +1,11 @@
-"""What C decoders print while they decode, kept away from the terminal.
+"""Capture the messages of C decoders.
 
-libjpeg and libpng write their warnings straight to C's `stderr`, without a file's name, and
-OpenCV hands out the picture as if nothing had been said. The C library's `stderr` is a variable
-that glibc lets a program set ("Standard Streams" in its manual), so it leads to a memory file for
-as long as anything is decoded.
+libjpeg and libpng write warnings to C's `stderr`, without a file name, and OpenCV returns the image
+regardless. glibc lets a program set the variable `stderr` ("Standard Streams" in its manual), so it
+points to a memory file while images are decoded.
 
-All threads share that variable. Text that means damage is therefore attributed by decoding the
-picture once more, with no other beside it: damage is rare, so this costs little.
+All threads share this variable. When a message means damage, the image is therefore decoded again
+with no other at the same time. Damage is rare, so the cost is low.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# More text than this is thrown away as soon as nobody decodes.
-_LIMIT = 1 << 20
+# Above this size, new decoders wait until the text is discarded.
+_MAX_TEXT_BYTES = 1 << 20
 _UNBUFFERED = 2
-# Warnings of libjpeg (jerror.h), each the only one that it prints of a picture, and of libpng.
+# Warnings of libjpeg (jerror.h), which prints one for each image, and of libpng.
 _OURS = re.compile(
     rb"Corrupt JPEG data|Premature end of JPEG|Warning: unknown JFIF|Invalid SOS parameters|"
     rb"Inconsistent progression|Unknown Adobe|Application transferred|Corrupt color data|libpng "
@@ -32,7 +31,7 @@ _OURS = re.compile(
 
 
 class DecoderMessages:
-    """Runs decoders, any number at once, and keeps what they print."""
+    """Runs decoders in any number of threads, and captures their messages."""
 
     def __init__(self) -> None:
         self._reset()
@@ -42,15 +41,15 @@ class DecoderMessages:
     def run(
         self, decode: Callable[[], T], suspicious: Callable[[T, str], bool], alone: bool = False
     ) -> tuple[T, str]:
-        """Decode, quietly.
+        """Decode without output to the terminal.
 
         Args:
-            decode: called once; twice where what was printed may be another thread's.
-            suspicious: whether a result and a text are worth knowing whose text it is.
-            alone: whether to expect that; nothing is then decoded twice.
+            decode: called once, or twice if the text may belong to another thread.
+            suspicious: returns whether the origin of a text matters, given a result and the text.
+            alone: whether to decode exclusively from the start, and only once.
 
         Returns:
-            What `decode` returned, and what it printed: always its own if that is suspicious.
+            The result of `decode`, and its text. Suspicious text always belongs to this image.
         """
         if not self.available():
             return decode(), ""
@@ -67,7 +66,7 @@ class DecoderMessages:
             return decode(), self._text(begin)
 
     def available(self) -> bool:
-        """Whether this system's C library lets a program set `stderr`."""
+        """Return whether the C library lets a program set `stderr`."""
         if not self._known:
             with self._changed:
                 self._open()
@@ -86,7 +85,7 @@ class DecoderMessages:
         self._usual: int | None = None
 
     def _after_fork(self) -> None:
-        # The memory file is shared with the parent, and the lock may be held by no one.
+        # The memory file is shared with the parent, and the lock may have no owner.
         if self._usual is not None:
             self._variable.value = self._usual
         if self._file is not None:
@@ -99,7 +98,7 @@ class DecoderMessages:
         self._known = True
         try:
             library = ctypes.CDLL(None)
-            # musl's stderr is a constant: writing to it ends the process.
+            # In musl, stderr is a constant, and writing to it ends the process.
             _ = library.gnu_get_libc_version
             self._variable = ctypes.c_void_p.in_dll(library, "stderr")
             file = os.memfd_create("decoder messages", os.MFD_CLOEXEC)
@@ -114,7 +113,7 @@ class DecoderMessages:
 
     @contextmanager
     def _decoding(self, alone: bool) -> Iterator[int]:
-        """While it lasts, `stderr` leads to the memory file; gives where its text begins."""
+        """Redirect `stderr` to the memory file, and yield the offset of new text."""
         assert self._file is not None
         with self._changed:
             self._waiting += alone
@@ -140,8 +139,8 @@ class DecoderMessages:
     def _must_wait(self, alone: bool) -> bool:
         if alone:
             return self._active > 0
-        # Otherwise busy threads would keep the one that must be alone waiting for ever.
-        return self._waiting > 0 or (self._active > 0 and self._size() > _LIMIT)
+        # Otherwise the thread that must be alone could wait forever.
+        return self._waiting > 0 or (self._active > 0 and self._size() > _MAX_TEXT_BYTES)
 
     def _size(self) -> int:
         assert self._file is not None
@@ -153,7 +152,7 @@ class DecoderMessages:
         return os.pread(self._file, size, begin).decode("utf-8", "replace") if size > 0 else ""
 
     def _pass_on(self) -> None:
-        """Print what other code said meanwhile, and forget all of it."""
+        """Print the messages of other code, and discard all text."""
         assert self._file is not None
         size = self._size()
         if size:

@@ -1,4 +1,4 @@
-"""Verdicts and evidence drawn on pictures: pure functions on uint8 BGR arrays."""
+"""Draw verdicts and evidence on uint8 BGR images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .decode import Image
 Colour = tuple[int, int, int]
 
 # Blue, green, red. Vermilion, blue and amber stay apart for colour-blind eyes (Okabe and Ito,
-# "Color Universal Design", 2008); each verdict has a shape of its own as well.
+# "Color Universal Design", 2008); each verdict also has its own shape.
 VERDICT_COLOURS: dict[Label | None, Colour] = {
     "generated": (60, 108, 255),
     "groundtruth": (245, 165, 70),
@@ -27,13 +27,13 @@ _GROUNDTRUTH: Colour = (235, 95, 0)
 PANEL: Colour = (28, 22, 20)
 TEXT: Colour = (250, 250, 250)
 
-# Log-odds at which the evidence of one place is drawn at full strength. It is fixed, so that two
-# pictures can be compared; about one place in ten of the embedded model's heatmaps lies beyond.
+# Log-odds of evidence that is drawn at full strength. The value is fixed, so that images can be
+# compared; about one in ten values of the embedded model's heatmaps exceeds it.
 EVIDENCE_LIMIT = 20.0
 _OPACITY = 0.62
 
-# A picture with a shorter side than this is enlarged, or nobody could read what stands on it; one
-# with a side longer than _MAX_SIDE is never made larger.
+# In pixels. Images with a shorter side below _MIN_SIDE are enlarged, so that text is readable, but
+# not beyond a longer side of _MAX_SIDE.
 _MIN_SIDE = 192
 _MAX_SIDE = 4096
 
@@ -45,12 +45,12 @@ CAPITAL = 22
 def draw_verdict(
     image: Image, result: Result, face_scale: float = PreprocessSpec.face_scale
 ) -> Image:
-    """The picture with label and score in a corner, and marks around the classified square.
+    """Draw label and score in a corner, and marks around the classified square.
 
     Args:
-        image: uint8 [height, width, 3], BGR; left as it is.
-        result: its verdict, or the error that it has instead.
-        face_scale: the card's `preprocess.face_scale`, for a result with a face.
+        image: uint8 [height, width, 3], BGR; not changed.
+        result: with a verdict or an error.
+        face_scale: `preprocess.face_scale` of the card, for a result with a face.
 
     Returns:
         uint8 [k * height, k * width, 3]: a copy, enlarged by a whole k where the picture would be
@@ -70,7 +70,7 @@ def draw_verdict(
 
 
 def enlargement(image: Image) -> int:
-    """How many times a picture is enlarged before it is drawn on, or nobody could read it."""
+    """Return the integer factor that makes an image large enough for readable text."""
     shorter, longer = sorted(map(int, image.shape[:2]))
     return min(math.ceil(_MIN_SIDE / shorter), max(1, _MAX_SIDE // longer))
 
@@ -81,16 +81,16 @@ def overlay_heatmap(
     face: Box | None = None,
     face_scale: float = PreprocessSpec.face_scale,
 ) -> Image:
-    """The picture with the evidence laid over the square that was classified.
+    """Draw the evidence over the classified square.
 
-    Red speaks for `generated`, blue for `groundtruth`; zero is transparent, and the colour is at
-    full strength from `EVIDENCE_LIMIT` log-odds on, in every picture alike.
+    Red is evidence for generated, blue for photograph, and zero is transparent. The colour has full
+    strength from `EVIDENCE_LIMIT` log-odds, in every image.
 
     Args:
-        image: uint8 [height, width, 3], BGR; left as it is.
+        image: uint8 [height, width, 3], BGR; not changed.
         heatmap: float32 [h, w], a `Result.heatmap`.
-        face: the result's face, if it has one.
-        face_scale: the card's `preprocess.face_scale`.
+        face: of the result, if any.
+        face_scale: `preprocess.face_scale` of the card.
 
     Returns:
         uint8 [height, width, 3]: a copy.
@@ -106,13 +106,13 @@ def lay_heatmap(
     face: Box | None = None,
     face_scale: float = PreprocessSpec.face_scale,
 ) -> None:
-    """What `overlay_heatmap` does, on the picture itself."""
+    """Draw the evidence in place; see `overlay_heatmap`."""
     height, width = image.shape[:2]
     left, top, side = classified_square(image, face, face_scale)
     levels = _evidence_levels(heatmap, side)
     first, last = max(left, 0), min(left + side, width)
     columns = slice(first, max(first, last))
-    # A strip at a time: a whole picture in 16 bits would be twice its size.
+    # In strips, because a whole image in 16 bits would need twice the memory.
     for start in range(max(top, 0), min(top + side, height), 128):
         rows = slice(start, min(start + 128, top + side, height))
         strip = levels[rows.start - top : rows.stop - top, first - left : columns.stop - left]
@@ -121,7 +121,7 @@ def lay_heatmap(
 
 
 def evidence_layer(heatmap: npt.NDArray[np.float32], side: int) -> Image:
-    """What `overlay_heatmap` lays over the classified square, as a picture of its own.
+    """Return the overlay of `overlay_heatmap` as a separate image.
 
     Args:
         heatmap: float32 [h, w], a `Result.heatmap`.
@@ -137,9 +137,9 @@ def evidence_layer(heatmap: npt.NDArray[np.float32], side: int) -> Image:
 def classified_square(
     image: Image, face: Box | None = None, face_scale: float = PreprocessSpec.face_scale
 ) -> tuple[int, int, int]:
-    """Where `crop_centre`, or `crop_face`, cuts: left, top and side, in pixels.
+    """Return left, top and side of the square that `crop_centre` or `crop_face` cuts, in pixels.
 
-    Around a face near the edge the square may leave the picture.
+    The square of a face near the edge may extend beyond the image.
     """
     if face is None:
         height, width = image.shape[:2]
@@ -151,9 +151,9 @@ def classified_square(
 
 
 def _evidence_levels(heatmap: npt.NDArray[np.float32], side: int) -> Image:
-    """Evidence as 1 to 255, with 128 for none, scaled up smoothly: uint8 [side, side]."""
+    """Map evidence to 1 to 255, with 128 for zero, and enlarge it: uint8 [side, side]."""
     shares = np.clip(np.nan_to_num(heatmap.astype(np.float32)) / EVIDENCE_LIMIT, -1, 1)
-    # Floats of a large picture would take four times its memory: they go to a middle size only.
+    # Floats need four times the memory, so they are only enlarged to a medium size.
     middle = min(side, 1024)
     smooth = cv2.resize(shares, (middle, middle), interpolation=cv2.INTER_CUBIC)
     levels = np.rint(np.clip(smooth, -1, 1) * 127 + 128).astype(np.uint8)
@@ -162,7 +162,7 @@ def _evidence_levels(heatmap: npt.NDArray[np.float32], side: int) -> Image:
 
 
 def _make_tints() -> Image:
-    """Colour and opacity of each level: uint8 [256, 4], BGRA."""
+    """Return colour and opacity of each level: uint8 [256, 4], BGRA."""
     table = np.empty((256, 4), np.uint8)
     table[:128, :3], table[128:, :3] = _GROUNDTRUTH, _GENERATED
     table[:, 3] = np.rint(np.minimum(np.abs(np.arange(256) - 128) / 127, 1) * 255 * _OPACITY)
@@ -170,13 +170,13 @@ def _make_tints() -> Image:
 
 
 _TINTS = _make_tints()
-# What a level adds to a picture, and what it leaves of it, times 255: uint16 [1, 256, 3].
+# For each level, the colour to add and the share of the image to keep, times 255: [1, 256, 3].
 _ADDED = (_TINTS[None, :, :3].astype(np.uint16) * _TINTS[None, :, 3:]).astype(np.uint16)
 _LEFT = np.repeat(255 - _TINTS[None, :, 3:].astype(np.uint16), 3, axis=2)
 
 
 def _tint(image: Image, levels: Image) -> Image:
-    """The picture with the evidence of each place laid over it, in whole numbers throughout."""
+    """Blend an image with the colours of levels, in integers."""
     each = cv2.merge([levels] * 3)
     kept = cv2.multiply(image, cv2.LUT(each, _LEFT), dtype=cv2.CV_16U)
     blended: Image = ((kept + cv2.LUT(each, _ADDED)) // 255).astype(np.uint8)
@@ -184,11 +184,11 @@ def _tint(image: Image, levels: Image) -> Image:
 
 
 def mark_corners(image: Image, box: Box, arm: int, stroke: int, colour: Colour) -> None:
-    """Marks at a box's four corners: edged in dark, so that they show on any picture.
+    """Draw marks at the corners of a box, with dark edges that are visible on any image.
 
     Args:
-        image: uint8 [height, width, 3], BGR; drawn on.
-        box: in pixels; it may leave the picture.
+        image: uint8 [height, width, 3], BGR; changed in place.
+        box: in pixels; may extend beyond the image.
         arm: length of each line, in pixels.
         stroke: its thickness, in pixels; a dark edge of the same thickness is added on each side.
         colour: of the lines.
@@ -203,7 +203,7 @@ def mark_corners(image: Image, box: Box, arm: int, stroke: int, colour: Colour) 
 
 
 def _draw_label(image: Image, result: Result) -> None:
-    """A panel in the upper left corner: the verdict's shape in its colour, label and score."""
+    """Draw a panel in the upper left corner with shape, label and score."""
     height, width = image.shape[:2]
     text = f"{LABEL_NAMES[result.label]} {result.score:.3f}" if result.label else "no verdict"
     capital = max(9.0, 0.042 * min(height, width))
@@ -219,13 +219,13 @@ def _draw_label(image: Image, result: Result) -> None:
 
 
 def draw_shape(image: Image, label: Label | None, centre: tuple[float, float], size: float) -> None:
-    """A triangle for generated, a disc for groundtruth, a diamond for unsure, a bar for none.
+    """Draw a triangle for generated, a disc for groundtruth, a diamond for unsure, a bar for None.
 
     Args:
-        image: uint8 [height, width, 3], BGR; drawn on.
-        label: a result's, or a track's.
+        image: uint8 [height, width, 3], BGR; changed in place.
+        label: of a result or a track.
         centre: in pixels.
-        size: half of its width, in pixels.
+        size: half of the width, in pixels.
     """
     x, y = centre
     outlines: dict[Label | None, list[tuple[float, float]]] = {

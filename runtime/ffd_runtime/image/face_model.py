@@ -1,7 +1,7 @@
-"""Where the face detector's model is: given, in the user's cache, or fetched into it once.
+"""Find the model of the face detector: given by the user, or downloaded into the cache once.
 
-It is OpenCV's model zoo that it comes from (MIT licence), at a fixed commit. Its content is checked
-before it is used, so neither the network nor the server need be trusted.
+The model comes from OpenCV's model zoo (MIT licence) at a fixed commit. Its hash is checked before
+use, so neither the network nor the server need be trusted.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ log = logging.getLogger(__name__)
 
 NAME = "face_detection_yunet_2026may.onnx"
 SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0"
-# The zoo keeps its models in Git LFS: only this address gives the file and not a pointer to it.
+# The zoo uses Git LFS. Only this address returns the file instead of a pointer.
 BASE_URL = (
     "https://media.githubusercontent.com/media/opencv/opencv_zoo/"
     "47534e27c9851bb1128ccc0102f1145e27f23f98/models/face_detection_yunet"
 )
 VARIABLE = "FFD_FACE_MODEL"
 
-# The file has 230 kB.
-MOST_BYTES = 1 << 22
-# Seconds of silence, and for all of it.
-TIMEOUT = 15.0
-DEADLINE = 60.0
+# The file has 230 kB, so the limit leaves room.
+MAX_MODEL_BYTES = 1 << 22
+# For one read, and for the whole download.
+READ_TIMEOUT_SECONDS = 15.0
+FETCH_TIMEOUT_SECONDS = 60.0
 
 
 def find_face_model(path: Path | None = None) -> Path:
-    """The face detector's model, fetched if it is nowhere yet.
+    """Return the path of the face detector's model; download the model if necessary.
 
     Args:
-        path: a file to use; else the one that `FFD_FACE_MODEL` names, else the one in the user's
-            cache, fetched where it is absent or damaged. A proxy named in the environment is used.
+        path: the file; None for the file in `FFD_FACE_MODEL`, or else the one in the user's cache,
+            which is downloaded if absent or damaged. Proxies of the environment are used.
 
     Returns:
-        The file. One that was given may be any; the one in the cache has the pinned sha256.
+        The path. The file in the cache has the pinned sha256; a given file is not checked.
 
     Raises:
-        ModelError: the file that was given does not exist, or it cannot be fetched; the message
-            says how to get it by hand.
+        ModelError: the given file does not exist, or the download fails; the message explains how
+            to download it manually.
     """
     if path is not None:
         return _given(path, "--face-model")
@@ -61,7 +61,7 @@ def find_face_model(path: Path | None = None) -> Path:
         cached = cache_folder() / NAME
     except RuntimeError:
         raise ModelError(
-            f"this user has no home folder for the face detector: set XDG_CACHE_HOME or {VARIABLE}"
+            f"the user has no home folder for the face detector: set XDG_CACHE_HOME or {VARIABLE}"
         ) from None
     if _is_ours(cached):
         return cached
@@ -69,7 +69,7 @@ def find_face_model(path: Path | None = None) -> Path:
     try:
         _keep(_fetch(f"{BASE_URL}/{NAME}"), cached)
     except _NotFetchedError as error:
-        # Another process may have been luckier in the meantime.
+        # Another process may have downloaded it in the meantime.
         if not _is_ours(cached):
             raise ModelError(
                 f"the face detector cannot be fetched: {error}; get it from {BASE_URL}/{NAME} and "
@@ -79,7 +79,7 @@ def find_face_model(path: Path | None = None) -> Path:
 
 
 class _NotFetchedError(Exception):
-    """Why the file is not in the cache, for a person."""
+    """The download failed; the message says why."""
 
 
 def _given(path: Path, by: str) -> Path:
@@ -91,7 +91,7 @@ def _given(path: Path, by: str) -> Path:
 
 def _is_ours(path: Path) -> bool:
     try:
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        if not path.is_file() or path.stat().st_size > MAX_MODEL_BYTES:
             return False
         return hashlib.sha256(path.read_bytes()).hexdigest() == SHA256
     except OSError:
@@ -99,19 +99,19 @@ def _is_ours(path: Path) -> bool:
 
 
 def _fetch(url: str) -> bytes:
-    """The file behind an address, with the right content.
+    """Download the model and check its hash.
 
     Raises:
-        _NotFetchedError: no connection, a status other than 200, or another content.
+        _NotFetchedError: no connection, a status other than 200, or a wrong hash.
     """
     request = Request(url, headers={"User-Agent": f"ffd-edge/{__version__}"})  # noqa: S310 (ours)
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + FETCH_TIMEOUT_SECONDS
     body = bytearray()
     try:
-        with build_opener().open(request, timeout=TIMEOUT) as response:
+        with build_opener().open(request, timeout=READ_TIMEOUT_SECONDS) as response:
             while piece := response.read1(1 << 16):
                 body += piece
-                if len(body) > MOST_BYTES:
+                if len(body) > MAX_MODEL_BYTES:
                     raise _NotFetchedError("the server sends too much")
                 if time.monotonic() > deadline:
                     raise TimeoutError
@@ -130,21 +130,21 @@ def _fetch(url: str) -> bytes:
     digest = hashlib.sha256(body).hexdigest()
     if digest != SHA256:
         raise _NotFetchedError(
-            f"what came ({len(body)} bytes) has the sha256 {digest} instead of {SHA256}"
+            f"the response ({len(body)} bytes) has the sha256 {digest} instead of {SHA256}"
         )
     return bytes(body)
 
 
 def _text(error: BaseException | str) -> str:
-    """What went wrong, on one line."""
+    """Return the text of an error on one line."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
 def _keep(data: bytes, path: Path) -> None:
-    """Put a file in its place at once, so that nobody ever sees a part of it.
+    """Write the model to the cache atomically.
 
     Raises:
-        _NotFetchedError: the place cannot be written to.
+        _NotFetchedError: the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

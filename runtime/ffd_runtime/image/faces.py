@@ -1,10 +1,10 @@
-"""Faces in a picture, and whether they are seen well enough to be judged.
+"""Detect faces, and decide whether each is clear enough for a verdict.
 
 The detector is YuNet (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine
-Intelligence Research, 2023) from OpenCV's model zoo, run by OpenCV itself. `face_model` finds its
-file. Numbers here were measured with `face_detection_yunet_2026may.onnx` and the embedded model on
-8,400 portraits, half of them StyleGAN's (docs/MODEL_CARD.md says which), mostly 256 or 320 pixels
-wide with a face of 150.
+Intelligence Research, 2023) from OpenCV's model zoo, run by OpenCV. `face_model` finds its file.
+The numbers below were measured with `face_detection_yunet_2026may.onnx` and the embedded model on
+8,400 portraits, half of them by StyleGAN (see docs/MODEL_CARD.md), mostly 256 or 320 pixels wide
+with a face of 150.
 """
 
 from __future__ import annotations
@@ -25,63 +25,62 @@ from .decode import Image, read_file
 
 REASONS = ("small", "blurred", "profile", "blank")
 
-# Shorter side of a face's box, in pixels, below which photographs are taken for generated more
-# often than they should be. Of 420 photographs of the validation set, cut out and reduced, this
-# share was called generated: 0.7 % at their own 150 pixels, 1.0 % at 112, 1.2 % at 96, 1.9 % at 80,
-# 3.6 % at 64, 4.0 % at 48. Of 420 generated faces at most 2.1 % were called photographs at any of
-# these sizes; about one in six was left unsure.
+# Shorter side of a face's box, in pixels, below which too many photographs are called generated. Of
+# 420 photographs of the validation set, cut out and reduced, the share that was called generated is
+# 0.7 % at the original 150 pixels, 1.0 % at 112, 1.2 % at 96, 1.9 % at 80, 3.6 % at 64, 4.0 % at
+# 48. Of 420 generated faces, at most 2.1 % were called photographs at any of these sizes, and about
+# one in six was unsure.
 MIN_SIDE = 96
 
-# Pixels to which a face of `min_side` is reduced for detection: 280 of 280 were found at 32 pixels,
-# 96 % at 24, 66 % at 16.
-_FOUND_SIDE = 32
-# Longer side of the reduced picture, at least; and at most, which bounds memory and time for the
-# pictures of large cameras.
-_LEAST_INPUT = 240
-_MOST_INPUT = 2560
-# In a larger picture, faces are missed again for being too large: of 280 portraits cut to two
-# thirds of the face, all were found with a side of 240 pixels, 94 % with 320, 16 % with 640. So
-# where the shorter side is longer than this, a second look at `_LEAST_INPUT` finds those that have
-# `_LARGE` pixels and more there.
-_SECOND_LOOK = 300
-_LARGE = 60
-# At this confidence all of the 8,400 faces were found; what it let through besides in a look at 40
-# pictures were people in the background.
-_CONFIDENCE = 0.7
-# Share of their union that two boxes may have in common; FaceDetectorYN's own default.
-_OVERLAP = 0.3
-_MOST_FACES = 200
+# Side to which a face of `min_side` is reduced for detection, in pixels: 280 of 280 faces were
+# found at 32 pixels, 96 % at 24, 66 % at 16.
+_DETECTED_SIDE = 32
+# Limits of the longer side of the reduced image, in pixels. The maximum bounds memory and time for
+# images of large cameras.
+_MIN_INPUT_SIDE = 240
+_MAX_INPUT_SIDE = 2560
+# Larger images also hide faces that are too large: of 280 portraits cut to two thirds of the face,
+# all were found with a side of 240 pixels, 94 % with 320, 16 % with 640. Above this shorter side, a
+# second pass at `_MIN_INPUT_SIDE` therefore finds faces of at least `_MIN_LARGE_SIDE` pixels.
+_MAX_SINGLE_PASS_SIDE = 300
+_MIN_LARGE_SIDE = 60
+# All of the 8,400 faces were found at this confidence. In a review of 40 images, the only
+# additional detections were people in the background.
+_MIN_CONFIDENCE = 0.7
+# Intersection over union of two boxes, above which one is dropped; the default of FaceDetectorYN.
+_MAX_IOU = 0.3
+_MAX_FACES = 200
 
-# Side of the grey square in which sharpness is measured.
+# Side of the grey square in which sharpness is measured, in pixels.
 _SHARPNESS_SIDE = 96
-# Least sharpness, see `_sharpness`: 118 of the 8,400 faces have less, photographs all of them, most
-# from one source of enlarged ones. Of validation faces blurred by a Gaussian of 0.005 times the
-# face's side 32 % have less, 71 % at 0.006, 96 % at 0.007 and all at 0.01. The network has learned
-# blur: up to 0.01, some 2 % of the generated faces are called photographs and 2 % of the
-# photographs generated. Beyond, what tells them apart is going: of whole pictures blurred by 3
-# pixels it finds half (docs/MODEL_CARD.md).
-_LEAST_SHARPNESS = 0.4
+# See `_sharpness`: 118 of the 8,400 faces have less. All are photographs, most of them from one
+# source of enlarged images. Of validation faces blurred by a Gaussian of 0.005 times the face's
+# side, 32 % have less, 71 % at 0.006, 96 % at 0.007 and all at 0.01. The network tolerates blur up
+# to 0.01: about 2 % of generated faces are called photographs, and 2 % of photographs generated.
+# With more blur, accuracy falls: of generated images blurred by 3 pixels, the network finds half
+# (docs/MODEL_CARD.md).
+_MIN_SHARPNESS = 0.4
 
-# How far the nose may lie from the middle between the eyes, in distances of the eyes: to the one or
-# the other eye. Beyond are faces turned by some 45 degrees and more: 55 of the 8,400, one of them
-# generated, so the network has not learned to tell them apart.
-_MOST_TURNED = 0.5
+# Distance of the nose from the middle between the eyes, in distances of the eyes. Faces above it
+# are turned by about 45 degrees or more: 55 of the 8,400, of which one is generated, so the network
+# could not learn them.
+_MAX_TURN = 0.5
 
-# Standard deviation of the levels (0 to 255) of a picture reduced to some 64 pixels, in its most
-# varied channel, below which there is nothing to see. Of the 8,400 portraits the flattest has 23.
-_LEAST_DEVIATION = 2.0
+# Standard deviation of the levels (0 to 255) of an image reduced to about 64 pixels, in the most
+# varied channel. Below it, the image is blank. Of the 8,400 portraits, the flattest has 23.
+_MIN_DEVIATION = 2.0
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face that was found.
+    """A detected face.
 
     Attributes:
-        box: `(x, y, width, height)` in whole pixels, within the picture.
+        box: `(x, y, width, height)` in pixels, within the image.
         confidence: of the detector, 0 to 1.
-        landmarks: float32 [5, 2], x and y in pixels, perhaps outside the picture: the person's
-            right eye and left eye, the tip of the nose, right and left corner of the mouth.
-        reason: why a verdict on it must be `unsure`, one of `REASONS`; None for a clear view.
+        landmarks: float32 [5, 2], x and y in pixels, possibly outside the image: right and left eye
+            of the person, tip of the nose, right and left corner of the mouth.
+        reason: why the verdict must be `unsure`, one of `REASONS`; None for a clear face.
     """
 
     box: Box
@@ -91,15 +90,15 @@ class Face:
 
 
 class FaceDetector:
-    """Finds faces. Several threads may call it at once: each has a network of its own.
+    """Detects faces. Several threads may call it; each has its own network.
 
     Args:
         model: a YuNet ONNX.
-        min_side: faces whose box has a shorter side, in pixels, are `small`. Faces of this size are
-            found, in pictures of up to 80 times it; smaller ones often, too.
+        min_side: minimum of the shorter side of a box, in pixels; smaller faces are `small`. Faces
+            of this size are found in images of up to 80 times the side.
 
     Raises:
-        ModelError: the file cannot be read, or is no YuNet that this OpenCV runs.
+        ModelError: the file cannot be read, or OpenCV cannot run it as a YuNet.
         ValueError: `min_side` is less than 1.
 
     Example:
@@ -118,29 +117,29 @@ class FaceDetector:
         except InputError as error:
             raise ModelError(f"face model {model} cannot be read: {error.message}") from None
         try:
-            # A network that is none, or another one, shows it at its first picture.
+            # An invalid model fails only at its first inference.
             self._find(np.zeros((48, 80, 3), np.uint8))
         except Exception:
             raise ModelError(
                 f"face model {model} is damaged, or no YuNet that OpenCV {cv2.__version__} runs: "
-                "delete it to have it fetched again, or name another with --face-model"
+                "delete it to download it again, or name another with --face-model"
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_model": self._model, "_min_side": self._min_side}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Networks stay where they are; each thread of another process makes its own.
+        # Networks cannot be pickled; each thread of another process creates its own.
         vars(self).update(state, _networks=threading.local())
 
     @property
     def settings(self) -> dict[str, str | int]:
-        """What decides on the faces that are found: the model's sha256, the smallest clear face."""
+        """The settings that affect the result: sha256 of the model, and `min_side`."""
         digest = hashlib.sha256(self._model.tobytes()).hexdigest()
         return {"model_sha256": digest, "min_side": self._min_side}
 
     def detect(self, image: Image) -> list[Face]:
-        """The faces in a picture, biggest first.
+        """Return the faces in an image, the largest first.
 
         Args:
             image: uint8 [height, width, 3], BGR.
@@ -159,21 +158,21 @@ class FaceDetector:
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
     def _look(self, image: Image) -> npt.NDArray[np.float32]:
-        """Rows as of `_find`, of a picture of any size."""
-        side = max(image.shape[:2]) * _FOUND_SIDE / self._min_side
-        reduced = _reduce(image, min(max(_LEAST_INPUT, side), _MOST_INPUT))
+        """Return rows of `_find`, for an image of any size."""
+        side = max(image.shape[:2]) * _DETECTED_SIDE / self._min_side
+        reduced = _reduce(image, min(max(_MIN_INPUT_SIDE, side), _MAX_INPUT_SIDE))
         found = _enlarge(self._find(reduced), reduced, image)
-        if min(reduced.shape[:2]) <= _SECOND_LOOK:
+        if min(reduced.shape[:2]) <= _MAX_SINGLE_PASS_SIDE:
             return found
-        small = _reduce(reduced, _LEAST_INPUT)
+        small = _reduce(reduced, _MIN_INPUT_SIDE)
         large = self._find(small)
-        large = _enlarge(large[large[:, 2:4].min(axis=1) >= _LARGE], small, image)
-        # What the first look has made of a large face may be a part of it.
+        large = _enlarge(large[large[:, 2:4].min(axis=1) >= _MIN_LARGE_SIDE], small, image)
+        # The first pass may have detected only a part of a large face.
         parts = (_covered(found, large) > 0.5).any(axis=1)
         return np.concatenate([large, found[~parts]])
 
     def _find(self, image: Image) -> npt.NDArray[np.float32]:
-        """Rows of x, y, width, height, five points and confidence, all finite: float32 [N, 15]."""
+        """Return x, y, width, height, five points and confidence, all finite: float32 [N, 15]."""
         network = getattr(self._networks, "network", None)
         if network is None:
             network = cv2.FaceDetectorYN.create(
@@ -181,9 +180,9 @@ class FaceDetector:
                 self._model,
                 np.empty(0, np.uint8),
                 (320, 320),
-                _CONFIDENCE,
-                _OVERLAP,
-                _MOST_FACES,
+                _MIN_CONFIDENCE,
+                _MAX_IOU,
+                _MAX_FACES,
             )
             self._networks.network = network
         network.setInputSize((image.shape[1], image.shape[0]))
@@ -196,28 +195,28 @@ class FaceDetector:
     def _reason(self, image: Image, box: Box, points: npt.NDArray[np.float32]) -> str | None:
         if min(box[2:]) < self._min_side:
             return "small"
-        if _sharpness(image, box) < _LEAST_SHARPNESS:
+        if _sharpness(image, box) < _MIN_SHARPNESS:
             return "blurred"
-        return None if _turned(points) <= _MOST_TURNED else "profile"
+        return None if _turned(points) <= _MAX_TURN else "profile"
 
 
 def is_blank(image: Image) -> bool:
-    """Whether a picture has practically no content: black, or one colour with slight noise.
+    """Return whether an image is black, or has one colour with slight noise.
 
     Args:
         image: uint8 [height, width, 3], BGR.
     """
     height, width = image.shape[:2]
-    # By a whole number, which OpenCV does three times as fast.
+    # Reduction by an integer is three times as fast in OpenCV.
     step = max(1, min(height, width) // 64)
     whole = image[: height // step * step, : width // step * step]
     size = width // step, height // step
     small = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
-    return bool(cv2.meanStdDev(small)[1].max() < _LEAST_DEVIATION)
+    return bool(cv2.meanStdDev(small)[1].max() < _MIN_DEVIATION)
 
 
 def _reduce(image: Image, side: float) -> Image:
-    """A picture whose longer side is at most `side`."""
+    """Reduce an image to a longer side of at most `side`."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:
@@ -227,18 +226,18 @@ def _reduce(image: Image, side: float) -> Image:
 
 
 def _enlarge(rows: npt.NDArray[np.float32], of: Image, to: Image) -> npt.NDArray[np.float32]:
-    """Rows as of `FaceDetector._find`, from the pixels of one picture to those of another."""
-    # Of a sliver, one side may have been rounded far from the scale.
+    """Scale rows of `FaceDetector._find` from the pixels of one image to those of another."""
+    # For a very narrow image, rounding may change the scale of one side.
     scale = np.array([to.shape[1] / of.shape[1], to.shape[0] / of.shape[0]], np.float32)
     return np.hstack([rows[:, :14] * np.tile(scale, 7), rows[:, 14:]])
 
 
 def _sharpness(image: Image, box: Box) -> float:
-    """How much finer structure a face has than coarser: what blur takes first.
+    """Return the ratio of fine to coarse structure in a face, which blur lowers.
 
     The variance of the Laplacian (Pech-Pacheco et al., "Diatom autofocusing in brightfield
     microscopy", ICPR 2000) of the face's centre square, over that at half the size: contrast and
-    lighting cancel out. A face is not enlarged for it, which would blur it. Strong noise passes for
+    lighting cancel out. The face is not enlarged, which would blur it. Strong noise counts as
     sharpness.
     """
     x, y, width, height = box
@@ -257,7 +256,7 @@ def _sharpness(image: Image, box: Box) -> float:
 
 
 def _turned(points: npt.NDArray[np.float32]) -> float:
-    """How far the nose lies from the middle between the eyes, in distances of the eyes."""
+    """Return the distance of the nose from the middle of the eyes, in distances of the eyes."""
     right, left, nose = points[:3].astype(np.float64)
     eyes = left - right
     square = float(eyes @ eyes)
@@ -267,7 +266,7 @@ def _turned(points: npt.NDArray[np.float32]) -> float:
 def _covered(
     rows: npt.NDArray[np.float32], others: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """How much of each box in `rows` each of `others` covers, 0 to 1: float32 [rows, others]."""
+    """Return the share of each of `rows` that each of `others` covers: float32 [rows, others]."""
     start, end = rows[:, None, :2], rows[:, None, :2] + rows[:, None, 2:4]
     common = np.minimum(end, others[:, :2] + others[:, 2:4]) - np.maximum(start, others[:, :2])
     area = np.maximum(rows[:, 2] * rows[:, 3], np.float32(1e-6))

@@ -1,4 +1,4 @@
-"""HEIC, the format of phones' cameras, read by the optional package pillow-heif."""
+"""Decode HEIC, the format of phone cameras, with the optional package pillow-heif."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..core.install_hint import install_hint
 
 
 def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
-    """Decode the primary picture of a HEIC.
+    """Decode the primary image of a HEIC file.
 
-    libheif applies the container's own rotation and cropping, and EXIF's orientation does not count
-    beside it (ISO/IEC 23008-12, 6.5.10).
+    libheif applies the rotation and cropping of the container, which replace the EXIF orientation
+    (ISO/IEC 23008-12, 6.5.10).
 
     Args:
-        data: the whole file.
+        data: content of the file.
 
     Returns:
         uint8 [height, width], [height, width, 3] (BGR) or [height, width, 4] (BGRA).
@@ -26,7 +26,7 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
     Raises:
         InputError: `unsupported` without pillow-heif, or for a coding that it cannot read;
             `truncated` or `corrupt`.
-        MemoryError: it does not fit the memory.
+        MemoryError: the image does not fit the memory.
     """
     try:
         import pillow_heif
@@ -35,7 +35,7 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
             "unsupported",
             f"a HEIC picture: {install_hint('heif')} to read it, or convert it to JPEG",
         ) from None
-    # Several workers decode at once, each a picture of its own.
+    # Several workers decode images in parallel.
     pillow_heif.options.DECODE_THREADS = 1
     try:
         picture = pillow_heif.open_heif(data, convert_hdr_to_8bit=True, bgr_mode=True)
@@ -50,7 +50,7 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
         code = "truncated" if early else "corrupt"
         raise InputError(code, f"broken HEIC: {_line(error)}") from None
     if pixels.dtype != np.uint8:
-        # Grey pictures of 10 or 12 bits come in 16.
+        # Grey images of 10 or 12 bits are returned in 16 bits.
         pixels = (pixels >> 8).astype(np.uint8)
     if multiplied:
         pixels = _divide(pixels)
@@ -62,7 +62,7 @@ def _line(error: Exception) -> str:
 
 
 def _divide(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Colour that is multiplied by alpha, divided by it again."""
+    """Divide premultiplied colour by alpha."""
     alpha = np.maximum(pixels[..., 3:], 1).astype(np.float32)
     colour = np.minimum(pixels[..., :3] * (255 / alpha), 255).round().astype(np.uint8)
     return np.concatenate([colour, pixels[..., 3:]], axis=-1)

@@ -1,8 +1,7 @@
-"""What an image file says about itself, read without decoding it.
+"""Read the header of an image file without decoding it.
 
-OpenCV decodes whatever size a file claims, so size and completeness are checked here, before it
-sees the bytes. JPEG 2000 is left out on purpose: its decoder in OpenCV 4.10 and 4.11 brings the
-process down on damaged files.
+OpenCV decodes any size that a file claims, so size and completeness are checked before. JPEG 2000
+is not supported, because its decoder in OpenCV 4.10 and 4.11 crashes on damaged files.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ def read_header(data: bytes) -> ImageHeader:
     """Read the header of an encoded image.
 
     Args:
-        data: the whole file.
+        data: content of the file.
 
     Raises:
-        InputError: `empty`, `not_an_image` (no known signature), `unsupported` (a picture that ffd
-            can name but not read), `truncated` (the header itself ends early) or `corrupt`.
+        InputError: `empty`, `not_an_image` (no known signature), `unsupported` (a known format that
+            ffd cannot read), `truncated` (in the header) or `corrupt`.
     """
     if not data:
         raise InputError("empty", "the file is empty")
@@ -51,7 +50,7 @@ def read_header(data: bytes) -> ImageHeader:
     raise name_foreign(data)
 
 
-# The headers of BMP's versions: any other number is some text that begins with BM.
+# Header sizes of the versions of BMP. Any other number is text that starts with BM.
 _DIB_SIZES = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
 
 
@@ -65,18 +64,18 @@ def _bmp(data: bytes) -> ImageHeader:
     (offset,) = struct.unpack_from("<I", data, 10)
     bits, compression = struct.unpack_from("<HI", data, 28)
     row = (abs(width) * bits + 31) // 32 * 4
-    # Rows are padded to four bytes; nobody misses the padding of the last.
+    # Rows are padded to four bytes; the padding of the last row may be absent.
     needed = offset + row * (abs(height) - 1) + (abs(width) * bits + 7) // 8
     complete = compression not in (0, 3) or len(data) >= needed
     return ImageHeader("bmp", abs(width), abs(height), complete)
 
 
-# A magic number, then a size: comments and blanks may stand between.
+# A magic number and a size, with comments and spaces between.
 _PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+\s")
 
 
 def _pnm(data: bytes) -> ImageHeader:
-    # Only its head can hold the size; comments run from # to the end of the line.
+    # The size is near the start; comments extend from # to the end of the line.
     lines = (line.split(b"#", 1)[0] for line in data[2:4096].splitlines())
     tokens = b" ".join(lines).split()
     return ImageHeader("pnm", int(tokens[0][:9]), int(tokens[1][:9]))

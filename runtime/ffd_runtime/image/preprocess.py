@@ -1,6 +1,6 @@
-"""Preprocessing, written once: training, evaluation, calibration and runtime all call this.
+"""Preprocessing, shared by training, evaluation, calibration and runtime.
 
-What follows it (cast, ImageNet scale, NHWC to NCHW) is in the exported graph.
+The next steps (cast, ImageNet scale, NHWC to NCHW) are in the exported graph.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .decode import Image
 
 
 def preprocess(image: Image, spec: PreprocessSpec, face: Box | None = None) -> Image:
-    """From a decoded image to the network's input.
+    """Turn a decoded image into the input of the network.
 
     Args:
         image: uint8 [height, width, 3], BGR, as `decode` returns it.
-        spec: the card's `PreprocessSpec`.
-        face: `(x, y, width, height)` in pixels; without it, the whole picture's centre.
+        spec: `PreprocessSpec` of the card.
+        face: `(x, y, width, height)` in pixels; None for the centre of the image.
 
     Returns:
         uint8 [size, size, 3], RGB, C-contiguous.
@@ -34,9 +34,9 @@ def preprocess(image: Image, spec: PreprocessSpec, face: Box | None = None) -> I
 
 @contextmanager
 def warming_up() -> Iterator[None]:
-    """Beside what is done in the block, let OpenCV build its tables for LAB.
+    """Let OpenCV build its LAB tables in a thread during the block.
 
-    The first image would wait for them, 70 ms on a fast core.
+    The first image would otherwise wait 70 ms for them on a fast core.
     """
     thread = Thread(target=_build_tables, name="ffd-warm-up")
     thread.start()
@@ -51,7 +51,7 @@ def _build_tables() -> None:
 
 
 def crop_centre(image: Image) -> Image:
-    """The largest centre square, so that neither class is told by its aspect ratio."""
+    """Cut the largest centre square, so that the aspect ratio does not reveal the class."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -59,14 +59,14 @@ def crop_centre(image: Image) -> Image:
 
 
 def crop_face(image: Image, face: Box, scale: float) -> Image:
-    """A face's box made square and enlarged; where it leaves the picture, the edge is repeated."""
+    """Cut a square around a face; beyond the image, repeat its edge."""
     x, y, width, height = face
     side = max(1, round(max(width, height) * scale))
     left, top = x + width // 2 - side // 2, y + height // 2 - side // 2
     bottom, right = top + side - image.shape[0], left + side - image.shape[1]
     inside = image[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
     if not inside.size:
-        # A face beside the picture: its nearest edge or corner is repeated.
+        # A face outside the image: repeat the nearest edge or corner.
         rows = np.clip(np.arange(top, top + side), 0, image.shape[0] - 1)
         columns = np.clip(np.arange(left, left + side), 0, image.shape[1] - 1)
         return np.ascontiguousarray(image[rows[:, None], columns])
@@ -76,10 +76,10 @@ def crop_face(image: Image, face: Box, scale: float) -> Image:
 
 
 def resize(square: Image, size: int) -> Image:
-    """Resize to `size` x `size`: by area down, linearly up.
+    """Resize to `size` x `size`, by area down and linearly up.
 
-    `INTER_LINEAR_EXACT` is `INTER_LINEAR` without the vendor-specific shortcuts (IPP, Carotene)
-    that make a Jetson differ from a workstation.
+    `INTER_LINEAR_EXACT` avoids the vendor-specific code of `INTER_LINEAR` (IPP, Carotene), whose
+    results differ between a Jetson and a workstation.
     """
     if square.shape[0] == size and square.shape[1] == size:
         return np.ascontiguousarray(square)
@@ -88,7 +88,7 @@ def resize(square: Image, size: int) -> Image:
 
 
 def normalise(bgr: Image, spec: PreprocessSpec) -> Image:
-    """Normalise brightness and contrast, then CLAHE, on L of LAB alone.
+    """Normalise brightness and contrast, then apply CLAHE, on L of LAB only.
 
     Args:
         bgr: uint8 [size, size, 3].
@@ -106,7 +106,7 @@ def normalise(bgr: Image, spec: PreprocessSpec) -> Image:
 
 
 def _levels(lightness: cv2.typing.MatLike, spec: PreprocessSpec) -> Image:
-    """The linear normalisation as a table of 256 levels: exact on every machine."""
+    """Return the linear normalisation as a table of 256 levels, exact on every machine."""
     mean, deviation = cv2.meanStdDev(lightness)
     gain = min(spec.max_gain, spec.target_deviation / max(float(deviation[0, 0]), 1e-6))
     levels = (np.arange(256) - float(mean[0, 0])) * gain + spec.target_mean

@@ -12,7 +12,7 @@ from functools import partial
 from typing import BinaryIO, Protocol
 
 from ..core.errors import InputError
-from ..image.decode import MAX_BYTES, os_error
+from ..image.decode import MAX_FILE_BYTES, os_error
 from . import members
 from .inflate import Start, find_compression, inflate
 from .items import Item
@@ -71,8 +71,8 @@ class _Plain:
         """
         position = self.position
         self.skip(size)
-        if size > MAX_BYTES:
-            raise too_large(MAX_BYTES)
+        if size > MAX_FILE_BYTES:
+            raise too_large(MAX_FILE_BYTES)
         return partial(_read_at, self._path, position, size)
 
     def finish(self) -> None:

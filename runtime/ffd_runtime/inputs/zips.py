@@ -14,7 +14,7 @@ from functools import partial
 from typing import BinaryIO
 
 from ..core.errors import InputError
-from ..image.decode import MAX_BYTES, os_error
+from ..image.decode import MAX_FILE_BYTES, os_error
 from . import members
 from .inflate import Start, Zlib, inflate
 from .items import Item
@@ -121,8 +121,8 @@ def _zip_refusal(member: _ZipMember, inside: bool) -> InputError | None:
     if member.method not in (0, *_METHODS):
         reason = f"compression method {member.method} is not supported: repack it with deflate"
         return InputError("corrupt", reason)
-    if member.size > MAX_BYTES:
-        return too_large(MAX_BYTES)
+    if member.size > MAX_FILE_BYTES:
+        return too_large(MAX_FILE_BYTES)
     if not inside:
         return InputError("corrupt", "its offset in the zip's directory is invalid")
     return None

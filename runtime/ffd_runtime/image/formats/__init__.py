@@ -1,1 +1,1 @@
-"""What each image format says about itself, read without decoding it."""
+"""Read the headers of image formats without decoding them."""

@@ -12,7 +12,7 @@ from .header import ImageHeader, take
 
 _AVIF = frozenset({b"avif", b"avis"})
 _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-# Brands of any still picture in this container, whatever codes it.
+# Brands of still images in this container, for any codec.
 _ANY = frozenset({b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"})
 _MAX_BOXES = 20_000
 # Side of HEVC's largest coding block, in pixels.
@@ -28,7 +28,7 @@ _ORIENTATION = {
 
 
 def brands(data: bytes) -> frozenset[bytes]:
-    """Major and compatible brands; none where the file does not begin with a `ftyp` box."""
+    """Return major and compatible brands; empty if the file does not start with a `ftyp` box."""
     if data[4:8] != b"ftyp":
         return frozenset()
     size = min(int.from_bytes(data[:4], "big"), 4096)
@@ -37,19 +37,19 @@ def brands(data: bytes) -> frozenset[bytes]:
 
 
 def is_avif(data: bytes) -> bool:
-    """Whether it is a picture coded as AV1."""
+    """Return whether a file is an image that is coded as AV1."""
     return _coding(data) == "av1"
 
 
 def is_heif(data: bytes) -> bool:
-    """Whether it is a picture in this container that is coded otherwise, as HEVC mostly."""
+    """Return whether a file is an image in this container with another codec, usually HEVC."""
     return _coding(data) == "hevc"
 
 
 def _coding(data: bytes) -> str:
-    """How a picture in this container is coded; empty if it is none.
+    """Return the codec of an image in this container; empty for other files.
 
-    A brand says what a reader must know. What a picture is coded as, its configuration box says.
+    Brands state the requirements for a reader. The configuration box states the codec.
     """
     names = brands(data)
     if not names & (_AVIF | _HEIF | _ANY):
@@ -63,7 +63,7 @@ def _coding(data: bytes) -> str:
 
 @dataclass
 class _Item:
-    """One item of a `meta` box: its type, where its bytes lie, its properties."""
+    """One item of a `meta` box: its type, the ranges of its bytes, and its properties."""
 
     kind: bytes = b""
     mime: bytes = b""
@@ -80,7 +80,7 @@ def read_avif(data: bytes) -> ImageHeader:
 
 
 def read_heif(data: bytes) -> ImageHeader:
-    """Read the header of a HEIC; its decoder turns it, so its orientation is 1."""
+    """Read the header of a HEIC. Its orientation is 1, because the decoder applies rotation."""
     return _read("heif", data)
 
 
@@ -99,7 +99,7 @@ def _read(name: str, data: bytes) -> ImageHeader:
         orientation = 1
     elif orientation == 1:
         orientation = _xmp_turn(data, items)
-    # In av1C the third byte holds high_bitdepth and twelve_bit.
+    # The third byte of av1C contains high_bitdepth and twelve_bit.
     flags = config[2] & 0x60 if config and len(config) > 2 else 0
     depth = {0: 8, 0x40: 10, 0x60: 12}.get(flags, 8)
     end = max((at + length for one in items.values() for at, length in one.extents), default=0)
@@ -107,9 +107,9 @@ def _read(name: str, data: bytes) -> ImageHeader:
 
 
 def _crop(width: int, height: int, aperture: bytes | None) -> tuple[int, int]:
-    """Size within a clean aperture, if that only cuts off what fills the coder's blocks.
+    """Return the size of a clean aperture that only removes the padding of coding blocks.
 
-    A larger cut does not count: the limit of pixels is about what is decoded.
+    A smaller aperture is ignored, because the limit of pixels refers to the decoded size.
     """
     if aperture is None:
         return width, height
@@ -121,9 +121,9 @@ def _crop(width: int, height: int, aperture: bytes | None) -> tuple[int, int]:
 
 
 def _xmp_turn(data: bytes, items: dict[int, _Item]) -> int:
-    """XMP's orientation where EXIF has none; EXIF's own does not count beside `irot`, as in Pillow.
+    """Return the orientation of XMP if EXIF has none. Like Pillow, ignore that of EXIF itself.
 
-    The EXIF item begins with the offset of its TIFF header (ISO/IEC 23008-12, A.2.1).
+    The EXIF item starts with the offset of its TIFF header (ISO/IEC 23008-12, A.2.1).
     """
     content = {one.mime or one.kind: one for one in items.values()}
     exif, xmp = (_content(data, content.get(kind)) for kind in (b"Exif", _XMP))
@@ -137,14 +137,14 @@ def _content(data: bytes, item: _Item | None) -> bytes:
 
 
 def _search(data: bytes) -> _Item:
-    """Properties of a file without a `meta` box for its picture: a sequence, or a damaged file."""
+    """Find properties without a `meta` box for the image, as in sequences and damaged files."""
     head = data[: 1 << 16]
     item = _Item()
-    # Every part of the picture has a size box (ispe); the picture is the largest.
+    # Every tile of the image has a size box (ispe); the image is the largest.
     found = [(match.start() + 4, b"ispe", 12) for match in re.finditer(b"ispe", head)]
     sizes = [take(head, at, length) for at, _, length in found]
     if not sizes:
-        raise ValueError("it does not say its size")
+        raise ValueError("its size is missing")
     item.properties.append((b"ispe", max(sizes, key=lambda one: struct.unpack_from(">II", one, 4))))
     for kind, length in ((b"irot", 1), (b"imir", 1), (b"av1C", 4)):
         at = head.find(kind)
@@ -154,7 +154,7 @@ def _search(data: bytes) -> _Item:
 
 
 def _boxes(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Type, and begin and end of the content, of the boxes in a range."""
+    """Yield the boxes in a range: type, and start and end of the content."""
     for _ in range(_MAX_BOXES):
         if begin + 8 > min(end, len(data)):
             return
@@ -171,13 +171,13 @@ def _boxes(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _read_meta(data: bytes) -> tuple[int, dict[int, _Item]]:
-    """The number of the primary item, and all items."""
+    """Return the number of the primary item, and all items."""
     items: dict[int, _Item] = {}
     primary = 0
     for kind, begin, end in _boxes(data, 0, len(data)):
         if kind != b"meta":
             continue
-        # Version and flags come first in a full box.
+        # A full box starts with version and flags.
         for inner, at, close in _boxes(data, begin + 4, end):
             if inner == b"pitm":
                 primary = _number(data, at + 4, 4 if data[at] else 2)
@@ -230,7 +230,7 @@ def _read_places(data: bytes, begin: int, items: dict[int, _Item]) -> None:
             offset = base + _number(data, at, offset_size)
             length = _number(data, at + offset_size, length_size)
             at += offset_size + length_size
-            # Other methods count from a box (1) or from another item (2).
+            # Offsets of other methods refer to a box (1) or another item (2).
             if method == 0:
                 item.extents.append((offset, length))
 
@@ -254,7 +254,7 @@ def _associate(
         count = data[at + wide]
         at += wide + 1
         for _ in range(count):
-            # The highest bit says that the property is essential.
+            # The highest bit marks an essential property.
             index = _number(data, at, step) & (0x7FFF if step == 2 else 0x7F)
             at += step
             if 0 < index <= len(known):

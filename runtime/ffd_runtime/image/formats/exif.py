@@ -1,8 +1,8 @@
-"""Orientation from EXIF and XMP, chosen as Pillow chooses it.
+"""Read the orientation from EXIF and XMP, with the rules of Pillow.
 
-Pillow is the reference for what a person sees (`Image.getexif`, `Image.Exif.load` and
-`TiffImagePlugin.ImageFileDirectory_v2.load`, version 13): a broken entry is skipped or ends the
-directory exactly where Pillow skips or stops.
+Pillow is the reference for the displayed image (`Image.getexif`, `Image.Exif.load` and
+`TiffImagePlugin.ImageFileDirectory_v2.load`, version 13): invalid entries are skipped, or end the
+directory, as in Pillow.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 ORIENTATION = 274
 PREFIX = b"Exif\0\0"
 
-# Magic numbers that Pillow takes for a TIFF header; BigTIFF has no place in an EXIF block.
+# Magic numbers that Pillow accepts for a TIFF header; an EXIF block cannot be BigTIFF.
 _HEADERS = (b"MM\0*", b"II*\0", b"MM*\0", b"II\0*", b"MM\0+")
-# Bytes of one value, by TIFF type.
+# Size of a value in bytes, by TIFF type.
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-# Types whose values are numbers: format characters of `struct`.
+# Format characters of `struct` for numeric types.
 _NUMBERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q"}
 _RATIONALS = {5: "II", 10: "ii"}
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -30,8 +30,8 @@ class Directory:
     """One image file directory (IFD) of a TIFF or of an EXIF block.
 
     Attributes:
-        order: `<` or `>`, byte order.
-        values: type and undecoded value of each tag.
+        order: byte order, `<` or `>`.
+        values: type and raw value of each tag.
         following: offset of the next directory, 0 for none.
     """
 
@@ -40,7 +40,7 @@ class Directory:
     following: int = 0
 
     def numbers(self, tag: int) -> list[float]:
-        """All values of a tag as numbers; none where it is absent or of another type."""
+        """Return all values of a tag as numbers; empty if it is absent or not numeric."""
         kind, value = self.values.get(tag, (0, memoryview(b"")))
         if kind == 1:
             return list(value)
@@ -52,29 +52,29 @@ class Directory:
         return [one for (one,) in struct.iter_unpack(self.order + _NUMBERS[kind], value)]
 
     def number(self, tag: int, default: int) -> int:
-        """The first value of a tag as a whole number."""
+        """Return the first value of a tag as an integer."""
         numbers = self.numbers(tag)
         if not numbers or numbers[0] != numbers[0] or abs(numbers[0]) == float("inf"):
             return default
         return int(numbers[0])
 
     def orientation(self, xmp: bytes = b"") -> int:
-        """EXIF orientation, 1 to 8; from XMP if the directory has none."""
+        """Return the EXIF orientation, 1 to 8; that of XMP if the directory has none."""
         if ORIENTATION not in self.values:
             return xmp_orientation(xmp)
-        # Pillow compares what the tag holds with 2 to 8: a byte or a text is none of them.
+        # Pillow compares the value with 2 to 8, which bytes and strings never equal.
         numbers = self.numbers(ORIENTATION) if self.values[ORIENTATION][0] != 1 else []
         return int(numbers[0]) if numbers and numbers[0] in range(2, 9) else 1
 
 
 def read_directory(data: memoryview, offset: int, order: str, big: bool = False) -> Directory:
-    """Read one directory, as far as it makes sense.
+    """Read one directory, up to the first invalid entry.
 
     Args:
-        data: what offsets count from.
+        data: the base of all offsets.
         offset: of the directory.
-        order: `<` or `>`.
-        big: BigTIFF, with 8-byte counts and offsets.
+        order: byte order, `<` or `>`.
+        big: whether the file is a BigTIFF, with 8-byte counts and offsets.
     """
     values: dict[int, tuple[int, memoryview]] = {}
     count_format, step, inline = ("Q", 20, 8) if big else ("H", 12, 4)
@@ -106,11 +106,11 @@ def read_directory(data: memoryview, offset: int, order: str, big: bool = False)
 
 
 def exif_orientation(parts: Sequence[bytes], xmp: bytes = b"") -> int:
-    """Orientation of a picture by its EXIF block; by XMP if the block does not say.
+    """Return the orientation of an image from EXIF, or from XMP if EXIF has none.
 
     Args:
-        parts: the block, in one part or in several (a JPEG segment holds 64 KiB); each with or
-            without `PREFIX`. The first part with a TIFF header begins the block.
+        parts: of the EXIF block (a JPEG segment holds 64 KiB), each with or without `PREFIX`. The
+            block starts at the first part with a TIFF header.
         xmp: an XMP packet.
     """
     for number, part in enumerate(parts):
@@ -127,7 +127,7 @@ def exif_orientation(parts: Sequence[bytes], xmp: bytes = b"") -> int:
 
 
 def xmp_orientation(xmp: bytes) -> int:
-    """Orientation that an XMP packet states; 1 where it states none."""
+    """Return the orientation in an XMP packet; 1 if absent."""
     found = _XMP.search(xmp)
     value = int(found[1]) if found else 1
     return value if 1 <= value <= 8 else 1

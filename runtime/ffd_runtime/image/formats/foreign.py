@@ -1,11 +1,11 @@
-"""Name the kinds of files that ffd does not read as pictures."""
+"""Name files of formats that ffd does not support."""
 
 from __future__ import annotations
 
 from ...core.errors import InputError
 
 _CONVERT = "convert it to JPEG or PNG"
-# The four-byte box that a JPEG XL or JPEG 2000 container begins with, after its length.
+# A raw codestream, and the first box of a container.
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _SIGNATURES: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), f"a JPEG 2000 picture: {_CONVERT}"),
@@ -21,10 +21,10 @@ _LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.gi
 
 
 def name_foreign(data: bytes) -> InputError:
-    """The error that says what a file without a known signature is, and what to do.
+    """Return the error for a file without a known signature, with its format and what to do.
 
     Returns:
-        `unsupported` for a picture in a format that ffd does not read yet, else `not_an_image`.
+        `unsupported` for some image formats that ffd cannot read, otherwise `not_an_image`.
     """
     if data.startswith(_JXL):
         return InputError("unsupported", f"a JPEG XL picture, which ffd does not read: {_CONVERT}")
@@ -39,7 +39,7 @@ def name_foreign(data: bytes) -> InputError:
 def _name_text(data: bytes) -> str:
     if data.startswith(_LFS):
         return "a Git LFS pointer instead of the file: run `git lfs pull`"
-    # UTF-16 has a zero byte in every second place.
+    # In UTF-16, every second byte of ASCII text is zero.
     head = data[:2048].replace(b"\0", b"").lstrip(_BLANKS).lower()
     if head.startswith(b"<?xml"):
         head = head.partition(b"?>")[2].lstrip(_BLANKS)

@@ -1,4 +1,4 @@
-"""GIF: blocks, after the GIF89a specification."""
+"""GIF: blocks, by the GIF89a specification."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _First(NamedTuple):
 
 
 def read_gif(data: bytes) -> ImageHeader:
-    """Read the header of a GIF; it is complete if its first frame is."""
+    """Read the header of a GIF, which is complete if its first frame is."""
     width, height = struct.unpack_from("<HH", data, 6)
     first = _read_first(data)
     turn = xmp_orientation(first.xmp)
@@ -26,12 +26,12 @@ def read_gif(data: bytes) -> ImageHeader:
 
 
 def first_frame(data: bytes) -> bytes:
-    """The file up to its first frame: no decoder then looks at the others."""
+    """Return the file up to its first frame, so that decoders do not read the others."""
     return data[: _read_first(data).end] + b";"
 
 
 def _read_first(data: bytes) -> _First:
-    """Where the first frame ends, 0 if it is cut off; and XMP in front of it."""
+    """Return the end of the first frame, 0 if it is incomplete, and XMP before it."""
     xmp = b""
     position = 13 + _table(data[10])
     try:
@@ -46,7 +46,7 @@ def _read_first(data: bytes) -> _First:
                 data_begin = position + 11 + _table(data[position + 9])
                 return _First(_skip(data, data_begin), xmp)
             elif kind == _TRAILER:
-                raise ValueError("it holds no picture")
+                raise ValueError("it contains no image")
             else:
                 position += 1
     except IndexError:
@@ -55,12 +55,12 @@ def _read_first(data: bytes) -> _First:
 
 
 def _table(flags: int) -> int:
-    """Bytes of a colour table."""
+    """Return the size of a colour table in bytes."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _skip(data: bytes, position: int) -> int:
-    """Offset behind a chain of sub-blocks."""
+    """Return the offset after a chain of sub-blocks."""
     while data[position]:
         position += data[position] + 1
     return position + 1

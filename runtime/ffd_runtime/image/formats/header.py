@@ -1,10 +1,10 @@
-"""The facts of an encoded image that every format's reader returns."""
+"""The header of an encoded image, which the reader of each format returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# No real file has as many segments, chunks or blocks; walking more would take seconds.
+# Real files have fewer segments, chunks or blocks, and reading more would take seconds.
 MAX_PARTS = 200_000
 
 
@@ -16,13 +16,13 @@ class ImageHeader:
         format: `jpeg`, `png`, `webp`, `gif`, `bmp`, `tiff`, `avif`, `heif` or `pnm`.
         width: in pixels, before any EXIF rotation.
         height: in pixels, before any EXIF rotation.
-        complete: False if the file ends early. A JPEG without its end marker may still hold its
-            whole picture: decoding it tells.
-        alpha: True if some of it may be transparent.
+        complete: False if the file ends early. A JPEG without its end marker may still contain the
+            whole image, which decoding shows.
+        alpha: True if parts may be transparent.
         orientation: as in EXIF, 1 to 8.
-        depth: bits a sample; of AVIF, where OpenCV leaves 10 and 12 bits as they are.
-        scans: number of scans of a JPEG, at most one more than is allowed; 1 for other formats.
-        scanned: samples that all scans of a JPEG cover together; 0 for other formats.
+        depth: bits of a sample; OpenCV does not convert the 10 and 12 bits of AVIF.
+        scans: number of scans of a JPEG, at most one above the limit; 1 for other formats.
+        scanned: total of the samples in all scans of a JPEG; 0 for other formats.
     """
 
     format: str
@@ -37,10 +37,10 @@ class ImageHeader:
 
 
 def take(data: bytes, start: int, length: int) -> bytes:
-    """A part of a file.
+    """Return a range of bytes.
 
     Raises:
-        IndexError: the file ends before that.
+        IndexError: the file ends before the range.
     """
     if start < 0 or len(data) < start + length:
         raise IndexError

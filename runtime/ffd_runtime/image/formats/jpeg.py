@@ -1,4 +1,4 @@
-"""JPEG: segments, scans and end, after ITU-T T.81."""
+"""JPEG: segments, scans and end marker, by ITU-T T.81."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .header import MAX_PARTS, ImageHeader
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 APP1, SOS, EOI = 0xE1, 0xDA, 0xD9
-# The limit of libjpeg-turbo's own tools and fuzzers (TJFLAG_LIMITSCANS). Encoders write 10 or so.
+# The limit of libjpeg-turbo's tools and fuzzers (TJFLAG_LIMITSCANS). Encoders write about 10.
 MAX_SCANS = 500
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
-# Inside entropy-coded data FF is followed by 00 or is a restart marker.
+# In entropy-coded data, FF is followed by 00 or starts a restart marker.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
@@ -43,7 +43,7 @@ class Frame:
 
     Attributes:
         marker: which of `SOF`.
-        precision: bits a sample.
+        precision: bits of a sample.
         height: in pixels.
         width: in pixels.
         components: by identifier: horizontal and vertical sampling factor, quantisation table.
@@ -66,7 +66,7 @@ class Frame:
         return cls(segment.marker, precision, height, width, components)
 
     def samples(self, scan: bytes) -> int:
-        """How many samples one scan covers.
+        """Return the number of samples in one scan.
 
         Args:
             scan: content of its start-of-scan segment.
@@ -78,13 +78,13 @@ class Frame:
 
 
 def read_segments(data: bytes) -> Iterator[Segment]:
-    """The segments of a JPEG from its start up to and including the first start of scan.
+    """Yield the segments of a JPEG up to and including the first start of scan.
 
-    Stray bytes between segments are skipped, as libjpeg skips them.
+    Stray bytes between segments are skipped, as in libjpeg.
 
     Raises:
         IndexError: the file ends before the first scan.
-        ValueError: it ends by a marker before the first scan, or it has absurdly many segments.
+        ValueError: an end marker precedes the first scan, or there are too many segments.
     """
     position = 2
     for _ in range(MAX_PARTS):
@@ -97,7 +97,7 @@ def read_segments(data: bytes) -> Iterator[Segment]:
         elif marker == 0 or marker in _STANDALONE:
             position += 2
         elif marker == EOI:
-            raise ValueError("it holds no picture")
+            raise ValueError("it contains no image")
         else:
             length = max(_length(data, position), 2)
             content = data[position + 4 : position + 2 + length]
@@ -147,7 +147,7 @@ class _Scans(NamedTuple):
 
 
 def _read_scans(data: bytes, begin: int) -> _Scans:
-    """The later scans' headers, and whether an end marker follows the last."""
+    """Return the headers of later scans, and whether an end marker follows the last one."""
     scans: list[bytes] = []
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, begin)
@@ -174,24 +174,24 @@ def _length(data: bytes, position: int) -> int:
 
 
 def with_end(data: bytes) -> bytes:
-    """The file with an end marker, without which libjpeg waits for more."""
+    """Return the file with an end marker, without which libjpeg waits for more data."""
     return data.removesuffix(b"\xff") + b"\xff\xd9"
 
 
-# Padding before the end marker that real encoders leave, in bytes.
-_PADDING = 64
+# Largest padding that encoders leave before the end marker, in bytes.
+_MAX_PADDING_BYTES = 64
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 
 
 def find_damage(messages: str, data: bytes) -> tuple[str, str] | None:
-    """What libjpeg's warnings mean for the picture.
+    """Return the damage that libjpeg's warnings mean.
 
     Args:
-        messages: what libjpeg printed while it decoded the file.
-        data: the file.
+        messages: printed by libjpeg while it decoded the file.
+        data: content of the file.
 
     Returns:
-        Error code and message; None if the picture is whole.
+        Error code and message; None if the image is complete.
     """
     for line in messages.splitlines():
         if "premature end" in line.lower() or "found marker 0xd9 instead" in line:
@@ -199,9 +199,9 @@ def find_damage(messages: str, data: bytes) -> tuple[str, str] | None:
         stray = _STRAY.search(line)
         if stray:
             count, marker = int(stray[1]), int(stray[2], 16)
-            if marker == EOI and (count <= _PADDING or _is_padding(data, count)):
+            if marker == EOI and (count <= _MAX_PADDING_BYTES or _is_padding(data, count)):
                 continue
-            return "corrupt", f"broken JPEG: {count} bytes of its data make no sense"
+            return "corrupt", f"broken JPEG: {count} bytes of its data are invalid"
         if line.startswith("Corrupt JPEG data"):
             return "corrupt", f"broken JPEG: {line.partition(': ')[2]}"
     return None
@@ -213,7 +213,7 @@ def _is_padding(data: bytes, count: int) -> bool:
 
 
 def describe_coding(data: bytes) -> str | None:
-    """How a JPEG is coded, if libjpeg often cannot read that; None for a usual one."""
+    """Return a coding that libjpeg may not support; None for a usual JPEG."""
     for segment in read_segments(data):
         if segment.marker in SOF:
             frame = Frame.read(segment)

@@ -78,7 +78,7 @@ def read_png(data: bytes) -> ImageHeader:
 
 
 def with_end(data: bytes) -> bytes:
-    """The file with an end chunk behind its picture; itself where it has one."""
+    """Return the file with an end chunk after its image; unchanged if it has one."""
     picture = 0
     for chunk in read_chunks(data):
         if chunk.kind == b"IEND" and len(data) >= chunk.end:
@@ -89,7 +89,7 @@ def with_end(data: bytes) -> bytes:
 
 
 def _holds_picture(data: bytes) -> bool:
-    """Whether the compressed picture ends within the file."""
+    """Return whether the file contains the whole compressed image."""
     stream = zlib.decompressobj()
     for chunk in read_chunks(data):
         if chunk.kind == b"IDAT":
@@ -139,7 +139,7 @@ class _Metadata:
 
 
 def _text(kind: bytes, rest: bytes) -> bytes | None:
-    """The text behind a keyword; None where it cannot be read."""
+    """Return the text after a keyword; None if it is invalid."""
     if kind == b"tEXt":
         return rest
     if kind == b"zTXt":

@@ -1,6 +1,6 @@
-"""TIFF and DNG: which of a file's images to judge, and whether OpenCV can decode it.
+"""TIFF and DNG: choose the image to classify, and check whether OpenCV can decode it.
 
-After TIFF 6.0, its supplements and DNG 1.7.
+By TIFF 6.0, its supplements and DNG 1.7.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 25
 _OLD_SUBFILE, _STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 255, 273, 279, 324, 325
 _CHILDREN, _EXTRA, _FORMAT, _XMP = 330, 338, 339, 700
 _REDUCED, _MASK = 1, 4
-# More directories than any real file has in front of its full image.
+# Real files have fewer directories before the full image.
 _MAX_DIRECTORIES = 256
 _SHORT = 3
 
@@ -35,7 +35,7 @@ class Page(NamedTuple):
     Attributes:
         offset: of its directory.
         directory: its tags.
-        parent: the directory whose child it is.
+        parent: the parent directory, if any.
     """
 
     offset: int
@@ -70,13 +70,13 @@ def _layout(data: bytes) -> _Layout:
 
 
 def find_page(data: bytes) -> Page:
-    """The image to judge: the first that is neither a thumbnail nor a mask.
+    """Return the image to classify: the first that is neither a thumbnail nor a mask.
 
-    A camera writes a thumbnail first, and the full image as its child (SubIFDs) or behind it. Where
-    all are thumbnails, the largest.
+    Cameras write a thumbnail first, and the full image as its child (SubIFDs) or after it. If all
+    are thumbnails, return the largest.
 
     Raises:
-        struct.error: the first directory lies behind the end of the file.
+        struct.error: the first directory is beyond the end of the file.
     """
     layout = _layout(data)
     view = memoryview(data)
@@ -102,12 +102,12 @@ def find_page(data: bytes) -> Page:
 
 
 def read_tiff(data: bytes) -> ImageHeader:
-    """Read the header of the image to judge."""
+    """Read the header of the image to classify."""
     page = find_page(data)
     directory = page.directory
     for tag in (_WIDTH, _HEIGHT):
         if tag not in directory.values:
-            raise ValueError("it does not say its size")
+            raise ValueError("its size is missing")
         if not directory.numbers(tag):
             raise ValueError("its size has an unknown type")
     xmp = directory.values.get(_XMP, (0, memoryview(b"")))[1].tobytes()
@@ -119,14 +119,14 @@ def read_tiff(data: bytes) -> ImageHeader:
         directory.number(_WIDTH, 0),
         directory.number(_HEIGHT, 0),
         _end_of_picture(directory) <= len(data),
-        # ExtraSamples says what a fourth sample is: 1 or 2 for alpha.
+        # ExtraSamples gives the meaning of a fourth sample: 1 or 2 for alpha.
         alpha=directory.number(_EXTRA, 0) in (1, 2),
         orientation=turned.orientation(xmp),
     )
 
 
 def _end_of_picture(directory: Directory) -> int:
-    """Offset behind the last strip or tile, 0 where that is unknown."""
+    """Return the offset after the last strip or tile; 0 if unknown."""
     for places, sizes in ((_STRIPS, _STRIP_SIZES), (_TILES, _TILE_SIZES)):
         begins, lengths = directory.numbers(places), directory.numbers(sizes)
         if begins and len(begins) == len(lengths):
@@ -135,10 +135,10 @@ def _end_of_picture(directory: Directory) -> int:
 
 
 def find_obstacle(data: bytes) -> str | None:
-    """Why the image must not be decoded though OpenCV might try; None if nothing speaks against it.
+    """Return why the image must not be decoded with OpenCV; None if it may.
 
-    OpenCV shows a mosaic of raw samples in grey, and float or signed samples as black or not at
-    all: their range is not known.
+    OpenCV shows raw samples as a grey mosaic, and float or signed samples as black or not at all,
+    because their range is unknown.
     """
     directory = find_page(data).directory
     raw = _RAW.get(directory.number(_PHOTOMETRIC, 1))
@@ -154,7 +154,7 @@ def find_obstacle(data: bytes) -> str | None:
 
 
 def explain_failure(data: bytes) -> str | None:
-    """Why OpenCV may not have decoded the image; None if the compression is a usual one."""
+    """Return why OpenCV may have failed; None for a usual compression."""
     compression = find_page(data).directory.number(_COMPRESSION, 1)
     name = _COMPRESSIONS.get(compression)
     if name is None:
@@ -163,9 +163,9 @@ def explain_failure(data: bytes) -> str | None:
 
 
 def with_page(data: bytes) -> bytes:
-    """The file with the image to judge in front and unturned: itself where it is so already.
+    """Return the file with the image to classify as the first one, and orientation 1.
 
-    OpenCV decodes the first image, and its versions differ in which they turn.
+    OpenCV decodes the first image, and its versions apply orientation to different formats.
     """
     layout, page = _layout(data), find_page(data)
     turned = page.directory.values.get(ORIENTATION)

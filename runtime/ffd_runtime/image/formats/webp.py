@@ -1,4 +1,4 @@
-"""WebP: RIFF chunks, after RFC 9649."""
+"""WebP: RIFF chunks, by RFC 9649."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .header import MAX_PARTS, ImageHeader, take
 
 # Flags of the VP8X chunk.
 _ALPHA, _EXIF, _XMP = 0x10, 0x08, 0x04
-# Chunks that hold the first picture.
+# Chunks with the first image.
 _PICTURES = frozenset({b"VP8 ", b"VP8L", b"ANMF"})
 
 
@@ -23,7 +23,7 @@ class _Chunk(NamedTuple):
 
 
 def _read_chunks(data: bytes) -> Iterator[_Chunk]:
-    """The chunks within the RIFF container; the last may be cut."""
+    """Yield the chunks of the RIFF container; the last may be truncated."""
     (size,) = struct.unpack_from("<I", data, 4)
     limit = min(len(data), size + 8)
     position = 12
@@ -55,7 +55,7 @@ def read_webp(data: bytes) -> ImageHeader:
 
 
 def _turn(data: bytes) -> int:
-    """EXIF orientation. A chunk that the header does not announce is ignored, as by libwebp."""
+    """Return the EXIF orientation. Like libwebp, ignore chunks that the header lacks a flag for."""
     wanted = {b"EXIF": data[20] & _EXIF, b"XMP ": data[20] & _XMP}
     found: dict[bytes, bytes] = {}
     for chunk in _read_chunks(data):
@@ -65,7 +65,7 @@ def _turn(data: bytes) -> int:
 
 
 def whole_part(data: bytes) -> bytes:
-    """The file without what is cut off behind its first picture; itself where nothing is."""
+    """Return the file without a truncated chunk at its end; unchanged if there is none."""
     (size,) = struct.unpack_from("<I", data, 4)
     if len(data) >= size + 8:
         return data
