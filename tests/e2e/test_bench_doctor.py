@@ -86,7 +86,7 @@ def test_errors_of_bench_are_one_line(tmp_path: Path, colour_model: Path) -> Non
     for arguments, code, message in (
         ((tmp_path, "--model", colour_model), 1, "no readable image among the sources (1"),
         (("--model", tmp_path / "absent.onnx"), 1, "no such file"),
-        (("--backend", "abacus"), 2, "'abacus' is not one of auto, onnxruntime"),
+        (("--backend", "abacus"), 2, "'abacus' is not one of 'auto', 'onnxruntime'"),
         (("--backend", "tensorrt"), 1, "tensorrt does not read embedded."),
         (("--seconds", "5", "--rounds", "2"), 2, "cannot be combined"),
         (("--seconds", "0"), 2, "Invalid value for '--seconds'"),

@@ -110,7 +110,8 @@ def probe(library):
 """
 REPORT = """
 import json
-from ffd_runtime.cli.diagnosis import ask, list_libraries
+from ffd_runtime.cli.diagnosis import list_libraries
+from ffd_runtime.cli.probe_process import run_probe
 from ffd_runtime.cli.run import main
 from ffd_runtime.model.backends import open_backend
 
@@ -119,7 +120,7 @@ print(json.dumps({
     "opened": open_backend("face.dummy", device="cpu"),
     "choices": list(choices),
     "libraries": list_libraries()[1],
-    "probed": ask("library", "dummy_library"),
+    "probed": run_probe("library", "dummy_library"),
 }))
 """
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..model.backend_registry import BACKENDS
 from .command import Command, say
 from .options import device_option, format_option, version_option, wants_table
 
@@ -49,7 +50,7 @@ class BenchOptions:
     """
 
     model: str | None
-    backends: list[str]
+    backends: tuple[str, ...]
     device: str
     tuning: tuple[str, ...]
     batches: tuple[int, ...]
@@ -64,16 +65,6 @@ class BenchOptions:
             raise click.UsageError("--seconds and --rounds cannot be combined: give one")
 
 
-def _known_backends(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> list[str]:
-    from ..model.backend_registry import BACKENDS
-
-    known = ["auto", *BACKENDS]
-    for name in names:
-        if name not in known:
-            raise click.BadParameter(f"{name!r} is not one of {', '.join(known)}")
-    return list(dict.fromkeys(names))
-
-
 @click.command(cls=Command, epilog=EPILOG)
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
@@ -85,10 +76,9 @@ def _known_backends(_: click.Context, __: click.Parameter, names: tuple[str, ...
     "--backend",
     "backends",
     multiple=True,
+    type=click.Choice(["auto", *BACKENDS]),
     default=["auto"],
     show_default=True,
-    callback=_known_backends,
-    metavar="NAME",
     help="A backend to measure, as for ffd-run. May be repeated.",
 )
 @device_option()
@@ -166,7 +156,7 @@ def _run(sources: tuple[str, ...], options: BenchOptions) -> None:
         }
         if options.cold_start:
             report["cold_start"] = []
-            for name in options.backends:
+            for name in dict.fromkeys(options.backends):
                 on_step(f"cold start of {name}")
                 size = backends[name].card.preprocess.size
                 given = (options.model, name, options.device, size, images.items[0])
@@ -200,7 +190,7 @@ def _open_backends(stack: ExitStack, options: BenchOptions) -> dict[str, Backend
     from ..model.backends import open_backend
 
     backends = {}
-    for name in options.backends:
+    for name in dict.fromkeys(options.backends):
         backends[name] = open_backend(options.model, name, options.device)
         stack.callback(backends[name].close)
         say(f"{name}: {backends[name].description}")
