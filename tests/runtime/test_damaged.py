@@ -305,6 +305,17 @@ def test_a_jpeg_without_the_second_half_of_its_picture_is_never_judged(
         assert np.abs(image.astype(int) - reference).mean() < 8
 
 
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+def test_a_progressive_jpeg_without_later_scans_is_truncated(end: bytes) -> None:
+    whole = JPEGS["progressive"]
+    second = whole.find(b"\xff\xda", whole.find(b"\xff\xda") + 2)
+    tables = whole.rfind(b"\xff\xc4", 0, second)
+    with pytest.raises(InputError, match="lacks scans") as caught:
+        decode(whole[: tables if tables > 0 else second] + end)
+    assert caught.value.code == "truncated"
+    assert decode(whole).shape
+
+
 def test_a_jpeg_in_a_jpeg_is_not_its_end() -> None:
     thumbnail = JPEGS["baseline"]
     data = in_jpeg(JPEGS["grey"], segment(0xE2, thumbnail))

@@ -133,6 +133,8 @@ def check_header(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
         )
     if not header.complete and (header.format != "jpeg" or not messages.available()):
         raise InputError("truncated", f"the {header.format.upper()} ends early")
+    if header.lacks_scans:
+        raise InputError("truncated", "the progressive JPEG lacks scans: it is only a preview")
 
 
 def to_bgr(array: npt.NDArray[Any]) -> Image:

@@ -23,6 +23,7 @@ class ImageHeader:
         depth: bits of a sample; OpenCV does not convert the 10 and 12 bits of AVIF.
         scans: number of scans of a JPEG, at most one above the limit; 1 for other formats.
         scanned: total of the samples in all scans of a JPEG; 0 for other formats.
+        lacks_scans: True if a progressive JPEG lacks whole scans.
     """
 
     format: str
@@ -34,6 +35,7 @@ class ImageHeader:
     depth: int = 8
     scans: int = 1
     scanned: int = 0
+    lacks_scans: bool = False
 
 
 def take(data: bytes, start: int, length: int) -> bytes:

@@ -76,6 +76,28 @@ class Frame:
         covered = sum(areas.get(name, 0) for name in scan[1 : 1 + 2 * scan[0] : 2]) if scan else 0
         return self.width * self.height * covered // largest
 
+    def lacks_scans(self, scans: list[bytes]) -> bool:
+        """Return whether a progressive image lacks whole scans, for which libjpeg does not warn.
+
+        Without its later scans, such an image is a blurred preview. Scans that only refine
+        coefficients may be missing (T.81, G.1.1).
+
+        Args:
+            scans: contents of the start-of-scan segments.
+        """
+        if self.marker not in PROGRESSIVE:
+            return False
+        bands: dict[int, set[int]] = {}
+        for scan in scans:
+            if len(scan) < 4 or len(scan) < 4 + 2 * scan[0]:
+                continue
+            start, end = scan[1 + 2 * scan[0] : 3 + 2 * scan[0]]
+            for name in scan[1 : 1 + 2 * scan[0] : 2]:
+                bands.setdefault(name, set()).update(range(start, end + 1))
+        lacks_dc = any(0 not in bands.get(name, ()) for name in self.components)
+        luma = next(iter(self.components), None)
+        return lacks_dc or len(bands.get(luma, ()) if luma is not None else ()) < 64
+
 
 def read_segments(data: bytes) -> Iterator[Segment]:
     """Yield the segments of a JPEG up to and including the first start of scan.
@@ -138,6 +160,7 @@ def read_jpeg(data: bytes) -> ImageHeader:
         orientation=exif_orientation(exif, xmp),
         scans=len(scans),
         scanned=sum(frame.samples(one) for one in scans),
+        lacks_scans=frame.lacks_scans(scans),
     )
 
 
