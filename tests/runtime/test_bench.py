@@ -73,7 +73,7 @@ def test_a_row_counts_calls_and_images() -> None:
     samples.add([0.1, 0.3])
     samples.add([0.2])
     assert samples.per_image() == pytest.approx([0.025, 0.025])
-    assert samples.to_row() == {
+    assert samples.to_dict() == {
         "stage": "infer",
         "backend": "onnxruntime",
         "batch": 8,

@@ -13,12 +13,14 @@ import pytest
 from ffd_runtime import Classifier, InputError, ModelCard
 from ffd_runtime.core.errors import DeviceMemoryError
 from ffd_runtime.core.pipeline import classify_items
+from ffd_runtime.image.faces import Face
 from ffd_runtime.inputs import Item
 from ffd_runtime.model.backends import Outputs
 from ffd_runtime.model.within_memory import WithinMemory
 
 from ..conftest import picture
 from ..models import CARD
+from ..videos import moving, write_video
 
 
 @pytest.fixture
@@ -251,7 +253,7 @@ def test_rows_carry_evidence_and_pictures_for_who_asks(
     assert shown.heatmap is not None
     assert shown.score is not None
     assert 1 / (1 + np.exp(-shown.heatmap.mean())) == pytest.approx(shown.score, abs=1e-4)
-    assert not {"heatmap", "encoded"} & set(shown.to_row())
+    assert not {"heatmap", "encoded"} & set(shown.to_dict())
 
 
 def test_a_worker_that_dies_ends_the_run(classifier: Classifier, portraits: Path) -> None:
@@ -261,3 +263,66 @@ def test_a_worker_that_dies_ends_the_run(classifier: Classifier, portraits: Path
     rows = classifier.classify_items([Item(str(portraits / "0-red.png")), Item("x", fetch=die)])
     with pytest.raises(SystemExit):
         list(rows)
+
+
+def test_many_paths_are_classified_in_order(classifier: Classifier, portraits: Path) -> None:
+    paths = sorted(path for path in portraits.iterdir() if path.suffix in (".jpg", ".png"))
+    rows = list(classifier.classify_many(reversed(paths)))
+    assert [row.source for row in rows] == [str(path) for path in reversed(paths)]
+    assert [row.label for row in rows] == [classifier.classify(path).label for path in paths][::-1]
+
+
+def test_a_video_is_classified_frame_by_frame(classifier: Classifier, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "clip.mp4", moving(6))
+    rows = list(classifier.stream(str(clip)))
+    assert [row.frame for row in rows] == list(range(6))
+    assert all(row.score is not None and row.to_dict()["source"] == str(clip) for row in rows)
+
+
+def test_a_stream_ends_when_the_loop_is_left(classifier: Classifier, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "clip.mp4", moving(30))
+    before = threading.active_count()
+    rows = classifier.stream(str(clip))
+    assert next(rows).frame == 0
+    rows.close()  # type: ignore[attr-defined]
+    assert threading.active_count() <= before + 1
+
+
+def test_asyncio_classifies_beside_other_work(classifier: Classifier, portraits: Path) -> None:
+    import asyncio
+
+    path = next(portraits.glob("*.png"))
+    assert asyncio.run(classifier.classify_async(path)) == classifier.classify(path)
+
+
+def test_faces_need_a_detector(classifier: Classifier, portraits: Path) -> None:
+    with pytest.raises(ValueError, match="detector='auto'"):
+        classifier.classify_faces(next(portraits.glob("*.png")))
+
+
+def test_everything_of_the_guide_comes_from_the_top_level() -> None:
+    import re
+
+    import ffd_runtime
+
+    guide = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert not re.findall(r"from ffd_runtime\.", guide)
+    assert all(getattr(ffd_runtime, name) for name in ffd_runtime.__all__)
+
+
+def test_each_face_of_an_image_is_classified(classifier: Classifier, portraits: Path) -> None:
+    class TwoFaces:
+        def detect(self, image: npt.NDArray[np.uint8]) -> list[Face]:
+            marks = np.zeros((5, 2), np.float32)
+            return [Face((8, 8, 80, 80), 0.9, marks), Face((40, 40, 60, 60), 0.8, marks)]
+
+    classifier.detector = TwoFaces()  # type: ignore[assignment]
+    path = next(portraits.glob("*.png"))
+    results = classifier.classify_faces(path)
+    assert [result.box for result in results] == [(8, 8, 80, 80), (40, 40, 60, 60)]
+    assert all(result.source == str(path) and result.label for result in results)
+    pixels = cv2.imread(str(path))
+    assert pixels is not None
+    assert [row.score for row in classifier.classify_faces(pixels)] == [
+        result.score for result in results
+    ]

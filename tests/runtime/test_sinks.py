@@ -68,7 +68,7 @@ def test_json_lines_round_trip_and_are_safe_to_print(rows: list[Result]) -> None
     text = stream.getvalue()
     assert text.isascii()
     assert all(character.isprintable() or character == "\n" for character in text)
-    assert [json.loads(line) for line in text.splitlines()] == [row.to_row() for row in rows]
+    assert [json.loads(line) for line in text.splitlines()] == [row.to_dict() for row in rows]
 
 
 @given(st.lists(results))
@@ -166,13 +166,13 @@ def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     row = Result("a.jpg", label="unsure", score=0.5)
     with pytest.raises(KeyError), open_file_sink(path) as sink:
         sink.write(row)
-        assert json.loads((tmp_path / "rows.jsonl.partial").read_text()) == row.to_row()
+        assert json.loads((tmp_path / "rows.jsonl.partial").read_text()) == row.to_dict()
         raise KeyError
     assert path.read_text() == "older\n"
     with open_file_sink(path, resume=True) as sink:
         assert list(sink.earlier()) == [row]
         sink.write(row)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [row.to_row()] * 2
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [row.to_dict()] * 2
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
@@ -190,7 +190,7 @@ def test_an_interrupted_file_goes_on_wherever_it_broke_off(
         raise KeyboardInterrupt
     content = partial.read_bytes()
     partial.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    rounded = [Result.from_row(row.to_row()) for row in rows]
+    rounded = [Result.from_dict(row.to_dict()) for row in rows]
     with open_file_sink(path, ORIGIN, resume=True) as sink:
         earlier = list(sink.earlier())
         assert earlier == rounded[: len(earlier)]

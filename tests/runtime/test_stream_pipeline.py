@@ -275,4 +275,4 @@ def test_files_are_classified_by_face(
     assert len({row.face for row in group_rows}) == 4
     assert none.error is not None
     assert none.error.code == "no_face"
-    assert all(json.dumps(row.to_row()) for row in rows)
+    assert all(json.dumps(row.to_dict()) for row in rows)

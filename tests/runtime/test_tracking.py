@@ -61,7 +61,7 @@ def test_moving_and_growing_face_keeps_its_number() -> None:
 def test_only_the_track_of_a_result_changes() -> None:
     result = seen(reason="blurred", frame=7, time=3.5)
     answer = GreedyIouTracker(CARD).update([result], 3.5)[0]
-    assert {**answer.to_row(), "track": None} == result.to_row()
+    assert {**answer.to_dict(), "track": None} == result.to_dict()
 
 
 def test_face_that_jumps_gets_a_new_number() -> None:

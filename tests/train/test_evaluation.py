@@ -105,7 +105,7 @@ def judge(data: FaceData, seed: int = 0, apart: float = 1.0) -> Evaluation:
         score = float(1 / (1 + np.exp(-2 * margin)))
         name = str(data.root / sample.path)
         rows.append(Result(name, label=CARD.verdict(score), score=score, heatmap=HEATMAP))
-    rows.append(Result.from_row({**rows[0].to_row(), **UNREADABLE}))
+    rows.append(Result.from_dict({**rows[0].to_dict(), **UNREADABLE}))
     read = [(s, r.score) for s, r in zip(data.samples, rows, strict=True) if r.score is not None]
     report = measure_scores(
         np.array([score for _, score in read]),

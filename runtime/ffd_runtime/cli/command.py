@@ -148,7 +148,7 @@ def _raising_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _printing_logs() -> Iterator[None]:
-    """Print the runtime's log messages to stderr."""
+    """Print the log messages of ffd's packages to stderr."""
     # Imported here, so that --help does not wait for it.
     import logging
 
@@ -156,16 +156,18 @@ def _printing_logs() -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             say(record.getMessage())
 
-    logger = logging.getLogger("ffd_runtime")
     handler = PrintHandler()
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    loggers = [logging.getLogger(name) for name in ("ffd_runtime", "ffd_cluster")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            logger.removeHandler(handler)
 
 
 def _prepare_streams() -> None:

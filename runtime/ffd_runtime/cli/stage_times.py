@@ -59,7 +59,7 @@ class Samples:
         """Return the mean seconds per image of each round."""
         return [statistics.fmean(seconds) / self.images for seconds in self.rounds]
 
-    def to_row(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return percentiles of a call in milliseconds, and images per second."""
         seconds = [second for one_round in self.rounds for second in one_round]
         return {
@@ -210,9 +210,9 @@ class Bench:
 
     def stages(self) -> list[dict[str, Any]]:
         """Return a row for each stage, backend and batch size."""
-        rows = [self._decode.to_row(), self._preprocess.to_row()]
+        rows = [self._decode.to_dict(), self._preprocess.to_dict()]
         for key in self._infer:
-            rows += [self._infer[key].to_row(), self._end_to_end[key].to_row()]
+            rows += [self._infer[key].to_dict(), self._end_to_end[key].to_dict()]
         return rows
 
     def distances(self) -> list[dict[str, Any]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..image.decode import MAX_PIXELS, decode, read_file, to_bgr
+from ..image.decode import MAX_PIXELS, Image, decode, read_file, to_bgr
 from ..image.preprocess import preprocess
 from ..inputs import Item, find_files
 from ..model.backends import Backend, Outputs, open_backend
@@ -18,11 +18,12 @@ from ..model.card import ModelCard
 from ..model.within_memory import WithinMemory
 from .cores import count_cores
 from .errors import InputError
-from .pipeline import Prepared, classify_items, infer_prepared
+from .pipeline import Prepared, classify_items, infer_prepared, prepare_faces
 from .results import Result
 
 if TYPE_CHECKING:
     from ..image.faces import FaceDetector
+    from ..video.stream_policy import StreamPolicy
 
 
 class Classifier:
@@ -70,7 +71,7 @@ class Classifier:
         batch: int = 16,
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
-        detector: FaceDetector | None = None,
+        detector: FaceDetector | Literal["auto"] | None = None,
     ) -> Self:
         """Load a model.
 
@@ -81,12 +82,18 @@ class Classifier:
             batch: images in a batch.
             workers: threads that decode and preprocess; None for one for each core.
             max_pixels: limit of width times height; larger images fail.
-            detector: finds the faces to classify; None to classify whole images.
+            detector: finds the faces to classify; `auto` for the YuNet model, which is downloaded
+                once; None to classify whole images.
 
         Raises:
             ModelError: the file is absent or was not written by ffd-export.
             BackendError: the requested backend or device does not start.
         """
+        if detector == "auto":
+            from ..image.face_model import find_face_model
+            from ..image.faces import FaceDetector
+
+            detector = FaceDetector(find_face_model())
         opened = open_backend(model, backend, device)
         return cls(opened, batch=batch, workers=workers, max_pixels=max_pixels, detector=detector)
 
@@ -115,16 +122,66 @@ class Classifier:
             InputError: the file cannot be read or decoded.
             ValueError: the array is not an image.
         """
-        if isinstance(image, np.ndarray):
-            source, pixels = "<array>", to_bgr(image)
-        else:
-            source = os.fsdecode(image)
-            pixels = decode(read_file(source), self.max_pixels, self.card.preprocess.decode_side)
+        source, pixels = self._load(image, self.card.preprocess.decode_side)
         prepared = Prepared(source, preprocess(pixels, self.card.preprocess))
         result = next(infer_prepared([prepared], self.backend))
         if result.error:
             raise InputError(result.error.code, result.error.message)
         return result
+
+    async def classify_async(self, image: str | os.PathLike[str] | npt.NDArray[Any]) -> Result:
+        """Classify one whole image in a thread, as `classify` does."""
+        import asyncio
+
+        return await asyncio.to_thread(self.classify, image)
+
+    def classify_faces(self, image: str | os.PathLike[str] | npt.NDArray[Any]) -> list[Result]:
+        """Classify each face that the detector finds in an image.
+
+        Args:
+            image: as for `classify`.
+
+        Returns:
+            One result per face, the largest first; empty without a face.
+
+        Raises:
+            InputError: the file cannot be read or decoded.
+            ValueError: the array is not an image, or the classifier has no detector.
+        """
+        if self.detector is None:
+            raise ValueError("no detector: use Classifier.open(detector='auto')")
+        source, pixels = self._load(image, at_least=0)
+        faces = self.detector.detect(pixels)
+        views = prepare_faces(Prepared(source, pixels), faces, self.card.preprocess)
+        return list(infer_prepared(views, self.backend))
+
+    def classify_many(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Result]:
+        """Classify many files lazily, in order: with a detector each face, else whole images.
+
+        Args:
+            paths: files, folders and globs. A file that cannot be read gives an error row.
+        """
+        return self.classify_items(find_files(os.fsdecode(path) for path in paths))
+
+    def stream(self, *sources: str | int, policy: StreamPolicy | None = None) -> Iterator[Result]:
+        """Classify streams: with a detector each face, else whole frames.
+
+        Args:
+            sources: numbers of cameras, addresses such as `rtsp://...`, and video files.
+            policy: how to read the streams; None for the defaults.
+
+        Yields:
+            One row per face or frame; a row with an error each time a stream breaks. A live stream
+            is reconnected without end: leave the loop, or close the generator, to stop.
+        """
+        from ..video.feed import Feed
+        from ..video.frame_classifier import FrameClassifier
+        from ..video.stream_address import to_streams
+        from ..video.stream_pipeline import StreamPipeline
+
+        frame_classifier = FrameClassifier(self.backend, self.detector)
+        with Feed(to_streams([str(source) for source in sources]), policy) as feed:
+            yield from StreamPipeline(feed, frame_classifier).results(self.workers)
 
     def classify_files(self, *sources: str | os.PathLike[str]) -> Iterator[Result]:
         """Classify files, folders and globs lazily; a file that cannot be read gives an error row.
@@ -132,7 +189,7 @@ class Classifier:
         Args:
             sources: as on `ffd-run`'s command line.
         """
-        return self.classify_items(find_files(os.fsdecode(source) for source in sources))
+        return self.classify_many(sources)
 
     def classify_items(
         self, items: Iterable[Item], *, keep_encoded: bool = False
@@ -152,6 +209,14 @@ class Classifier:
             keep_encoded=keep_encoded,
             detector=self.detector,
         )
+
+    def _load(
+        self, image: str | os.PathLike[str] | npt.NDArray[Any], at_least: int
+    ) -> tuple[str, Image]:
+        if isinstance(image, np.ndarray):
+            return "<array>", to_bgr(image)
+        source = os.fsdecode(image)
+        return source, decode(read_file(source), self.max_pixels, at_least)
 
     def predict(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run only the network.

@@ -85,14 +85,19 @@ class Result:
     heatmap: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     encoded: bytes | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def box(self) -> Box | None:
+        """The box of the face, `(x, y, width, height)` in pixels; None for the whole image."""
+        return self.face
+
     @classmethod
     def failed(cls, source: str, error: InputError) -> Result:
         """Return the row of an input that could not be classified."""
         return cls(source, error=RowError.of(error))
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Result:
-        """Read a result from the output of `to_row`.
+    def from_dict(cls, row: dict[str, Any]) -> Result:
+        """Read a result from the output of `to_dict`.
 
         Raises:
             KeyError, TypeError, ValueError: the mapping is not a row.
@@ -112,7 +117,7 @@ class Result:
             track=track and Track(track["number"], track["label"], track["score"]),
         )
 
-    def to_row(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON types, scores to six digits, times to milliseconds."""
         return {
             "source": self.source,

@@ -42,7 +42,7 @@ _QUOTED = re.compile(r"""[,;\t|"\r\n]""")
 
 def to_line(result: Result) -> str:
     """Return a row as CSV, in several lines if a name contains line ends."""
-    row = result.to_row()
+    row = result.to_dict()
     error, track = result.error, row["track"]
     fields = [
         row["source"],
@@ -109,7 +109,7 @@ def _to_result(fields: dict[str, str]) -> Result:
         "label": fields["track_label"],
         "score": _number(fields["track_score"]),
     }
-    return Result.from_row(
+    return Result.from_dict(
         {
             "source": _from_field(fields["source"]),
             "frame": int(fields["frame"]) if fields["frame"] else None,

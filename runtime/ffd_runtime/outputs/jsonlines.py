@@ -14,7 +14,7 @@ from ..core.results import Result
 
 def to_line(result: Result) -> str:
     """Return a row as one line; bytes that are not UTF-8 become escaped lone surrogates."""
-    return json.dumps(result.to_row(), allow_nan=False) + "\n"
+    return json.dumps(result.to_dict(), allow_nan=False) + "\n"
 
 
 class JsonLines:

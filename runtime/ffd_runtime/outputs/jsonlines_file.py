@@ -30,4 +30,4 @@ class JsonLinesFile(PartialFile):
 
     def _read(self, lines: Iterable[str]) -> Iterator[Result]:
         for line in lines:
-            yield Result.from_row(json.loads(line))
+            yield Result.from_dict(json.loads(line))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -93,6 +93,7 @@ class StreamPipeline:
             )
             for reader in feed.readers
         }
+        self._written: list[Result] = []
         self.errors = 0
         """Number of rows with an error so far."""
 
@@ -106,6 +107,11 @@ class StreamPipeline:
             OutputError: a sink failed.
             BackendError: inference failed.
         """
+        for _ in self.results(workers):
+            pass
+
+    def results(self, workers: int | None = None) -> Iterator[Result]:
+        """Run as `run` does, and yield each row after the sinks have received it."""
         ticked = 0.0
         try:
             with ClassificationPool(self._feed, self._frame_classifier, workers) as pool:
@@ -115,9 +121,15 @@ class StreamPipeline:
                     if time.monotonic() - ticked >= TICK_SECONDS:
                         self._tick(pool)
                         ticked = time.monotonic()
+                    yield from self._take_written()
                 self._tick(pool)
+                yield from self._take_written()
         except Quit:
             return
+
+    def _take_written(self) -> list[Result]:
+        written, self._written = self._written, []
+        return written
 
     def summary(self) -> str:
         """Describe all sources on one line: frames, drops and faces."""
@@ -196,6 +208,7 @@ class StreamPipeline:
 
     def _write(self, result: Result, changed: bool = True) -> None:
         self.errors += result.error is not None
+        self._written.append(result)
         for sink in (*self._rows, *self._changes) if changed else self._rows:
             sink.write(result)
 

@@ -142,12 +142,12 @@ def _of_subject(subject: Subject) -> dict[str, Any]:
     return {
         "model": found.card.name,
         **asdict(found.report),
-        "unreadable": [row.to_row() for row in found.unreadable],
+        "unreadable": [row.to_dict() for row in found.unreadable],
         "intervals": found.intervals,
         "calibration": asdict(found.reliability),
         "worst": {
-            "generated": [row.to_row() for _, row in found.worst(0, WORST)],
-            "groundtruth": [row.to_row() for _, row in found.worst(1, WORST)],
+            "generated": [row.to_dict() for _, row in found.worst(0, WORST)],
+            "groundtruth": [row.to_dict() for _, row in found.worst(1, WORST)],
         },
         "robustness": {cell.name: cell.to_json() for cell in subject.cells} or None,
         "file": subject.file,
