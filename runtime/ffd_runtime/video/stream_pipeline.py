@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..core.errors import InputError
-from ..core.results import Result, RowError
+from ..core.results import LABEL_NAMES, LABELS, Label, Result, RowError
+from ..core.text import counted
 from .classification_pool import ClassificationPool, ClassifiedFrame
 from .feed import TICK_SECONDS, Feed
 from .frame_classifier import FrameClassifier
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 # Per source, only the newest tracks keep their last label. No frame shows this many faces.
 MAX_REMEMBERED_TRACKS = 256
-LABELS = ("generated", "groundtruth", "unsure")
 
 
 @dataclass
@@ -147,8 +147,8 @@ class StreamPipeline:
             return text
         tally = self._sources[health.source].tally
         total = tally.total()
-        kinds = ", ".join(f"{tally[label]} {label}" for label in LABELS if tally[label])
-        return f"{text}, {total} {'face' if total == 1 else 'faces'}" + (kinds and f" ({kinds})")
+        kinds = ", ".join(_count(tally[label], label) for label in LABELS if tally[label])
+        return f"{text}, {counted(total, 'face')}" + (kinds and f" ({kinds})")
 
     def _process(self, classified: ClassifiedFrame) -> None:
         reader, frame = classified.reader, classified.frame
@@ -232,3 +232,8 @@ def _change_message(health: StreamHealth, reported: StreamHealth) -> str | None:
         note = f", {health.note}" if health.note else ""
         return f"playing, {health.size[0]}x{health.size[1]}{note}"
     return None
+
+
+def _count(count: int, label: Label) -> str:
+    name = LABEL_NAMES[label]
+    return counted(count, name) if label == "groundtruth" else f"{count} {name}"
