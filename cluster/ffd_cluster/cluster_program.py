@@ -54,8 +54,8 @@ DECLARATIONS = (
         is_flag=False,
         flag_value=LOCAL,
         metavar="[HOST:PORT]",
-        help="Run on this Ray cluster. Without an address: on the cluster of this machine, or "
-        "start Ray here. SOURCEs may be s3:// and gs:// addresses; --output is a folder.",
+        help="Run on this Ray cluster. Without an address, use the cluster that runs on this "
+        "machine, or start one. SOURCEs may be s3:// and gs:// addresses; --output is a folder.",
     ),
     option(
         "--actors",
@@ -229,4 +229,4 @@ def _reporting_rows(parts: Parts) -> Iterator[None]:
         raise
 
 
-PROGRAM = Program("pictures", ClusterOptions, accepts, run, DECLARATIONS, flag="--ray")
+PROGRAM = Program("images", ClusterOptions, accepts, run, DECLARATIONS, flag="--ray")

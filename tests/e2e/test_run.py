@@ -157,7 +157,7 @@ def test_a_folder_of_everything(mixed: tuple[Path, dict[str, str]], colour_model
     assert b"\x1b" not in done.stdout + done.stderr
     summary = done.stderr.decode().splitlines()[-1]
     assert summary.startswith("20 inputs: 8 generated, 1 photograph, 1 unsure, 10 errors (")
-    assert summary.endswith("; skipped 2 files that are not pictures: .DS_Store, notes.txt")
+    assert summary.endswith("; skipped 2 files that are not images: .DS_Store, notes.txt")
 
 
 def test_good_files_alone_end_with_0(portraits: Path, colour_model: Path) -> None:

@@ -214,13 +214,13 @@ def test_sigterm_ends_the_run_within_two_seconds_with_complete_files(
 def test_invalid_combinations_are_usage_errors(clip: Path, portraits: Path, tmp_path: Path) -> None:
     for arguments, said in [
         (("0", portraits), "is not a stream"),
-        ((clip, "--resume", "--output", tmp_path / "a.jsonl"), "--resume applies only to pictures"),
+        ((clip, "--resume", "--output", tmp_path / "a.jsonl"), "--resume applies only to images"),
         ((portraits, "--show"), "--show applies only to streams"),
         ((portraits, "--every", 2), "--every applies only to streams"),
         (("http://127.0.0.1:1/a.jpg", "--events"), "--events applies only to streams"),
         ((clip, "--serve", "nonsense:port"), "--serve"),
         (("ftp://a/b",), "is not a supported address"),
-        ((clip, "--batch", 2), "--batch applies only to pictures"),
+        ((clip, "--batch", 2), "--batch applies only to images"),
         ((portraits, "--token", "x" * 16), "--token applies only to streams"),
     ]:
         code, rows, err = run_here(*arguments)

@@ -33,8 +33,8 @@ def test_options_are_read_only_and_typed() -> None:
     ("arguments", "message"),
     [
         (["a.jpg", "--show"], "--show applies only to streams"),
-        (["0", "--report", "a.html"], "--report applies only to pictures"),
-        (["0", "--batch", "4"], "--batch applies only to pictures"),
+        (["0", "--report", "a.html"], "--report applies only to images"),
+        (["0", "--batch", "4"], "--batch applies only to images"),
         (["a.jpg", "--part", "4"], "--part needs --ray"),
         (["a.jpg", "--ray", "--output", "out", "--every", "2"], "--every cannot be combined with"),
         (["a.jpg", "--ray", "--output", "o", "--json"], "--json/--table cannot be combined with"),

@@ -182,7 +182,7 @@ def test_files_that_are_no_pictures_are_counted_in_a_folder(here: Path, run: Any
     code, rows, err = run(".")
     assert code == 0, err
     assert len(rows) == 5
-    assert "skipped 16 files that are not pictures: " in err[-1]
+    assert "skipped 16 files that are not images: " in err[-1]
     assert "2 .json" in err[-1]
     code, rows, err = run(".", "--output", "v.csv", "--overwrite")
     assert code == 0, err
@@ -195,7 +195,7 @@ def test_a_few_skipped_files_are_named(here: Path, run: Any) -> None:
     code, rows, err = run(".")
     assert (code, len(rows)) == (0, 3)
     assert err[-1].endswith(
-        "; skipped 4 files that are not pictures: .DS_Store, v.csv, v.csv.origin.json, v.html"
+        "; skipped 4 files that are not images: .DS_Store, v.csv, v.csv.origin.json, v.html"
     )
 
 
@@ -225,7 +225,7 @@ def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path, run: Any) 
     write(tmp_path / "x", {"a.json": b"{}"})
     code, rows, err = run(tmp_path / "x")
     assert (code, rows) == (0, [])
-    assert err[-1] == "no pictures found; skipped 1 file that is not a picture: a.json"
+    assert err[-1] == "no images found; skipped 1 file that is not an image: a.json"
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
@@ -247,7 +247,7 @@ def test_files_that_are_no_pictures_are_counted_in_an_archive(
     code, rows, err = run(path)
     assert code == 3
     assert [row["source"].partition("!/")[2] for row in rows] == ["000.jpg", "half.jpg"]
-    assert f"skipped {len(JUNK)} files that are not pictures" in err[-1]
+    assert f"skipped {len(JUNK)} files that are not images" in err[-1]
 
 
 def test_a_run_that_is_resumed_skips_the_same(here: Path, run: Any) -> None:
@@ -280,7 +280,7 @@ def test_many_skipped_files_are_counted_by_ending() -> None:
     for letter in "abcdefg":
         skipped.add(f"x/0.{letter}")
     assert str(skipped) == (
-        "skipped 16 files that are not pictures: 9 .txt, 1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 2 others"
+        "skipped 16 files that are not images: 9 .txt, 1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 2 others"
     )
 
 

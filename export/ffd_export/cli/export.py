@@ -13,7 +13,7 @@ from ffd_runtime.cli.options import format_option, version_option, wants_table
 EPILOG = """\b
 Examples:
   ffd-export                          export the newest run in runs/ to an FP32 ONNX
-  ffd-export --fp16                   to FP16, and to an engine with TensorRT and a GPU
+  ffd-export --fp16                   also to an engine, if TensorRT and a GPU are present
   ffd-export runs/mine --int8 --calibrate faces/train --keep auto
   ffd-export best.fp16.onnx --engine tensorrt --verify DIR    on the device, without torch
   ffd-export best.fp16.onnx --engine rtx --compute-capability 8.6,8.9
@@ -54,20 +54,20 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     type=click.Choice(["auto", "percentile", "entropy"]),
     default="auto",
     show_default=True,
-    help="Method that finds INT8's calibration ranges; auto measures both.",
+    help="Method that finds INT8's calibration ranges. auto uses the more accurate one.",
 )
 @click.option(
     "--keep",
     callback=_split,
     metavar="LAYER,...|auto",
-    help="Keep these layers in FP32; auto keeps those that lose most accuracy.",
+    help="Keep these layers in FP32. auto keeps those whose conversion causes the most error.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["auto", "tensorrt", "rtx", "none"]),
     default="auto",
     show_default=True,
-    help="Build an engine; auto does with --fp16 on a machine with TensorRT and a GPU.",
+    help="Build an engine. auto builds one with --fp16 if TensorRT and a GPU are present.",
 )
 @click.option(
     "--max-batch",
@@ -79,7 +79,12 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 @click.option(
     "--opt-batch", type=click.IntRange(1, 1024), help="Batch to optimise for. Default: 16."
 )
-@click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="GPU memory for scratch.")
+@click.option(
+    "--workspace",
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="GPU memory for the scratch space of a layer. Default: all.",
+)
 @click.option(
     "--optimization-level",
     type=click.IntRange(0, 5),
@@ -98,19 +103,19 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
     default="none",
     show_default=True,
-    help="Other GPUs that an engine of TensorRT can run on.",
+    help="GPUs other than this one that a TensorRT engine can run on.",
 )
 @click.option(
     "--compute-capability",
     callback=_split,
     metavar="X.Y,...",
-    help="Build for these GPUs, which may be absent (--engine rtx).",
+    help="With --engine rtx, build for these GPUs, which may be absent.",
 )
 @click.option(
     "--timing-cache",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Folder that keeps TensorRT's timings. Default: ffd in the user's cache.",
+    help="Folder of TensorRT's timing caches. Default: ffd in the user's cache folder.",
 )
 @click.option(
     "--verify",
@@ -139,11 +144,11 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 @format_option(" Lines")
 @version_option()
 def main(as_json: bool | None, **values: Any) -> None:
-    """Export MODEL (a checkpoint, the folder of a run, or an ONNX) to ONNX and TensorRT.
+    """Export MODEL (a checkpoint, a run folder or an ONNX file) to ONNX, TensorRT or Triton.
 
     Without MODEL, export the newest run. Each file is compared with the checkpoint on real images,
-    and the types of its layers are counted. If either is wrong, the command fails and writes
-    nothing.
+    and its layers are counted by type. If a file fails one of these checks, the command fails and
+    writes nothing.
     """
     from ..export_options import ExportOptions
     from ..exporting import export

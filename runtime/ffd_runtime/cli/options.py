@@ -44,7 +44,7 @@ def device_option(group: str | None = None) -> Callable[[Any], Any]:
         show_default=True,
         callback=check,
         metavar="auto|cpu|cuda[:N]",
-        help="Where to run the model. A device other than auto is used, or the command fails.",
+        help="Device for the model. If a named device does not start, the command fails.",
     )
 
 
@@ -56,7 +56,7 @@ def backend_option(group: str | None = None) -> Callable[[Any], Any]:
         type=click.Choice(["auto", *BACKENDS]),
         default="auto",
         show_default=True,
-        help="The inference library. A backend other than auto is used, or the command fails.",
+        help="Inference library. If a named backend does not start, the command fails.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The programs of `ffd-run`: still pictures, streams, a cluster.
+"""The programs of `ffd-run`: still images, streams, a cluster.
 
 A program declares its options as the fields of a frozen dataclass. An option of the command belongs
 to the programs whose dataclass has a field of its name, and is refused by the others. A new program
@@ -17,8 +17,8 @@ import click
 if TYPE_CHECKING:
     from ..image.faces import FaceDetector
 
-# In the order in which they are asked; the last one takes everything. Named, and not imported: the
-# runtime does not depend on the cluster.
+# `choose_program` asks them in this order; the last one accepts everything. They are named, not
+# imported, because the runtime does not depend on the cluster.
 PROGRAMS = (
     "ffd_cluster.cluster_program",
     "ffd_runtime.cli.run_streams",

@@ -1,4 +1,4 @@
-"""ffd-run: classify pictures and streams."""
+"""ffd-run: classify images and streams."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Exit codes:
     "--null",
     group="Input",
     is_flag=True,
-    help="Paths on standard input and in --sources end with NUL.",
+    help="Separate the paths on standard input and in --sources by NUL, not by line ends.",
 )
 @option(
     "--max-pixels",
@@ -54,7 +54,7 @@ Exit codes:
     type=click.IntRange(1),
     default=1 << 27,
     show_default=True,
-    help="Refuse larger pictures.",
+    help="Refuse images with more pixels.",
 )
 @option(
     "--timeout",
@@ -67,7 +67,7 @@ Exit codes:
     "--allow-private",
     group="Input",
     is_flag=True,
-    help="Fetch pictures from private addresses, too.",
+    help="Also fetch images from private addresses.",
 )
 @option(
     "--model",
@@ -77,18 +77,25 @@ Exit codes:
 )
 @backend_option(group="Model")
 @device_option(group="Model")
-@option("--batch", group="Model", type=click.IntRange(1, 1024), default=16, show_default=True)
+@option(
+    "--batch",
+    group="Model",
+    type=click.IntRange(1, 1024),
+    default=16,
+    show_default=True,
+    help="Images per inference.",
+)
 @option(
     "--workers",
     group="Model",
     type=click.IntRange(1, 256),
-    help="Threads that decode pictures or analyse frames. Default: one per core.",
+    help="Threads that decode images or analyse frames. Default: one per core.",
 )
 @option(
     "--faces/--no-faces",
     group="Model",
     default=None,
-    help="Detect faces and classify each. Default: for streams only.",
+    help="Detect faces and classify each one. Default: only in streams.",
 )
 @option(
     "--face-model",
@@ -96,46 +103,47 @@ Exit codes:
     type=click.Path(),
     envvar="FFD_FACE_MODEL",
     show_envvar=True,
-    help="The YuNet face detector. Default: downloaded once from OpenCV's model zoo.",
+    help="ONNX file of the YuNet face detector. Default: downloaded once from OpenCV's model zoo.",
 )
 @option(
     "--min-face",
     group="Model",
     type=click.IntRange(1),
     metavar="PIXELS",
-    help="Smaller faces are unsure.",
+    help="Label a face as unsure if the shorter side of its box is below this. Default: 96.",
 )
 @option(
     "--output",
     group="Output",
     type=click.Path(),
     metavar="FILE.{jsonl,csv,parquet}",
-    help="Write rows to a file, which is renamed into place when complete. Live streams append to "
-    "a .jsonl.",
+    help="Write rows to a file. It gets this name when it is complete. Live streams append to a "
+    ".jsonl file.",
 )
 @option("--overwrite", group="Output", is_flag=True, help="Replace an existing --output.")
 @option(
-    "--resume", group="Output", is_flag=True, help="Continue an interrupted run from FILE.partial."
+    "--resume", group="Output", is_flag=True, help="Resume an interrupted run from FILE.partial."
 )
 @option(
     "--annotate",
     group="Output",
     type=click.Path(),
     metavar="DIR",
-    help="Write copies with label and score drawn on them. The originals are not changed.",
+    help="Write a copy of each image with its label and score drawn on it. The originals do not "
+    "change.",
 )
 @option(
     "--heatmap",
     group="Output",
     is_flag=True,
-    help="Draw the evidence on the pictures of --annotate, --show and --record.",
+    help="Draw a heatmap of the evidence in --annotate, --show and --record.",
 )
 @option(
     "--report",
     group="Output",
     type=click.Path(),
     metavar="FILE.html",
-    help="Write an HTML page: counts, scores, the most suspicious and least certain pictures.",
+    help="Write an HTML page: counts, scores, the most suspicious and most uncertain images.",
 )
 @format_option(" Lines; nothing with --output", group="Output")
 @add_declarations
@@ -144,12 +152,13 @@ def main(sources: tuple[str, ...], listed: str | None, **values: Any) -> None:
     """Classify face images as generated, photograph or unsure.
 
     SOURCE is a file, a folder (searched recursively), a glob, a zip or tar archive, an http or
-    https address of a picture, or - for paths and addresses on standard input. Every input has a
-    row, in input order. The row of an unreadable input has the reason. In folders and archives,
-    files that are not pictures are skipped and counted.
+    https address of an image, or - for paths and addresses on standard input. Every input gives one
+    row, in input order. The row of an unreadable input states the reason. In folders and archives,
+    files that are not images are skipped and counted.
 
-    SOURCE may also be a stream: the number of a camera, an rtsp address, a video file. NAME= before
-    an address names it. Each face of each frame has a row. A lost camera is reconnected.
+    SOURCE may also be a stream: the number of a camera, an rtsp address or a video file. NAME=
+    before an address names it. Each face in each frame gives one row. After a failure, a live
+    stream is reconnected.
     """
     if listed:
         from ..inputs.lists import read_sources

@@ -344,4 +344,4 @@ def _naming_partial_rows(targets: Targets, counts: Counter[str]) -> Iterator[Non
         raise
 
 
-PROGRAM = Program("pictures", PictureOptions, lambda *_: True, run)
+PROGRAM = Program("images", PictureOptions, lambda *_: True, run)

@@ -90,14 +90,14 @@ def summarise(counts: Counter[str], earlier: int, seconds: float, skipped: Sized
         counts: rows by label, or `errors`.
         earlier: rows of the interrupted run that this one resumed.
         seconds: duration of this run.
-        skipped: files that are not pictures; its `str` describes them.
+        skipped: files that are not images; its `str` describes them.
     """
     total = counts.total()
     parts = ", ".join(_count(counts[key], name) for key, name in KINDS.items())
     rate = (total - earlier) / max(seconds, 1e-3)
     line = f"{counted(total, 'input')}: {parts} ({rate:.1f} inputs/s)"
     if not total:
-        line = "no pictures found" if skipped else "no files found"
+        line = "no images found" if skipped else "no files found"
     return f"{line}; {skipped}" if skipped else line
 
 

@@ -62,12 +62,12 @@ class StreamOptions(RunOptions):
 
 
 DECLARATIONS = (
-    option("--gst", group="Streams", is_flag=True, help="SOURCEs are GStreamer pipelines."),
+    option("--gst", group="Streams", is_flag=True, help="Read SOURCEs as GStreamer pipelines."),
     option(
         "--stream",
         group="Streams",
         is_flag=True,
-        help="http addresses are streams, not pictures.",
+        help="Read http addresses as streams, not as images.",
     ),
     option(
         "--every",
@@ -86,13 +86,13 @@ DECLARATIONS = (
         "--retries",
         group="Streams",
         type=click.IntRange(0),
-        help="Give up a live stream after this many attempts to connect. Default: never.",
+        help="Give up a live stream after this many attempts to connect. Default: no limit.",
     ),
     option(
         "--show",
         group="Streams",
         is_flag=True,
-        help="Show the stream in a window: q quits, h shows the evidence.",
+        help="Show the stream in a window: q quits, h shows the heatmap.",
     ),
     option(
         "--record",
@@ -108,14 +108,14 @@ DECLARATIONS = (
         "--serve",
         group="Web page",
         metavar="[HOST:]PORT",
-        help="Serve a page, /healthz and /metrics.",
+        help="Serve a web page with live images, /healthz and /metrics.",
     ),
     option(
         "--token",
         group="Web page",
         envvar="FFD_TOKEN",
         show_envvar=True,
-        help="The token that --serve asks for. Required unless it serves only this machine.",
+        help="Token that viewers must give. Required if HOST is not a loopback address.",
     ),
 )
 
@@ -124,7 +124,7 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
     """Whether the sources are streams.
 
     Raises:
-        click.UsageError: some are streams and some are pictures.
+        click.UsageError: some are streams and some are images.
     """
     from ..core.redact import redact
     from ..video.stream_address import is_named_video, is_stream, is_video_file
@@ -132,16 +132,16 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
     if values["gst"]:
         return True
     found = list(filter(is_stream, sources))
-    # Beside a camera, an http address is taken for a stream.
+    # Beside a camera, an http address is a stream.
     web = values["stream"] or not all(map(is_video_file, found))
     others = [source for source in sources if not is_stream(source, web)]
     if found and others and not web:
-        # A shell pattern may match a video among pictures.
-        say(f"{found[0]} is treated as a picture: classify videos in a run without pictures")
+        # A shell pattern may match a video among images.
+        say(f"{found[0]} is treated as an image: classify videos in a run without images")
         return False
     if others and web:
         raise click.UsageError(
-            f"{redact(others[0])} is not a stream: classify pictures and streams in separate runs"
+            f"{redact(others[0])} is not a stream: classify images and streams in separate runs"
         )
     if not others:
         for source in sources:

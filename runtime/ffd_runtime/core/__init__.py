@@ -1,1 +1,1 @@
-"""Results, errors, shared helpers, and the pipeline and classifier that connect the rooms."""
+"""Results, errors, shared helpers, and the pipeline and classifier that connect the subpackages."""

@@ -88,7 +88,7 @@ class Skipped:
             >>> skipped = Skipped()
             >>> skipped.add("portraits/.DS_Store")
             >>> str(skipped)
-            'skipped 1 file that is not a picture: .DS_Store'
+            'skipped 1 file that is not an image: .DS_Store'
         """
         total = len(self)
         if total <= _MAX_NAMES:
@@ -98,5 +98,5 @@ class Skipped:
             listed = ", ".join(f"{count} {printable(kind)}" for kind, count in kinds)
             rest = total - sum(count for _, count in kinds)
             listed += f", {rest} others" if rest else ""
-        are = "that is not a picture" if total == 1 else "that are not pictures"
+        are = "that is not an image" if total == 1 else "that are not images"
         return f"skipped {counted(total, 'file')} {are}: {listed}"

@@ -94,14 +94,14 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of the packed data set. The same command resumes an interrupted one.",
+    help="Folder of the packed data set. To resume an interrupted run, repeat the command.",
 )
 @click.option(
     "--match/--no-match",
     default=True,
     show_default=True,
     help="Encode all images alike: crop the largest centre square, shrink it to --side, and save a "
-    "4:2:0 JPEG without EXIF, with a quality drawn by content. Smaller images are left out. "
+    "4:2:0 JPEG without EXIF, with a quality from --quality. Smaller images are left out. "
     "--no-match packs the original files.",
 )
 @click.option(
@@ -117,7 +117,8 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
     show_default=True,
     callback=_parse_quality,
     metavar="LOW-HIGH",
-    help="JPEG quality, with the same distribution for both classes.",
+    help="Range of the JPEG quality. The content of an image determines its quality; both classes "
+    "have the same distribution.",
 )
 @click.option(
     "--split",
@@ -138,14 +139,14 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
 def prepare(**options: Any) -> None:
     """Pack images into a data set of shards: without copies, uniformly encoded, and split.
 
-    PATH is a folder of images, nested to any depth. CelebA's lists, list_eval_partition.txt and
-    identity_CelebA.txt, are read from PATH, its two parent folders, or their Anno/ and Eval/. DATA
-    has generated/ and groundtruth/, optionally in train/, val/ and test/, as for ffd-train. A
-    manifest.csv in a folder may name each image's source, split and identity. The folders are not
-    modified.
+    DATA has generated/ and groundtruth/, optionally in train/, val/ and test/, as for ffd-train.
+    PATH, of --groundtruth and --generated, is a folder of images, nested to any depth. NAME= names
+    the source. A manifest.csv in a folder may name each image's source, split and identity.
+    CelebA's lists, list_eval_partition.txt and identity_CelebA.txt, are read from the folder, its
+    two parent folders, or their Anno/ and Eval/. The folders are not modified.
 
-    Of exact and near copies, the largest is kept; copies in both classes are all left out.
-    left_out.csv lists the images left out, with reasons. The shards are WebDataset tars.
+    Of exact and near copies, only the largest is kept. Images that occur in both classes are left
+    out. left_out.csv lists the images left out, with reasons. The shards are WebDataset tar files.
     """
     import cv2
     from rich.console import Console

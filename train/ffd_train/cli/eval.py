@@ -78,8 +78,8 @@ class EvalOptions:
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
-    help="Default: test if DATA has splits, else all images. A DATA without splits is split as by "
-    "ffd-train.",
+    help="Measure only this split; DATA without splits is split as in ffd-train. Default: test if "
+    "DATA has splits, else all images.",
 )
 @click.option(
     "--sample",

@@ -125,7 +125,13 @@ def _parse_stages(
     help="Sampling: class draws both classes equally often; source also weights the sources of a "
     "class by the square root of their size.",
 )
-@click.option("--label-smoothing", type=click.FloatRange(0, 0.5), default=0.05, show_default=True)
+@click.option(
+    "--label-smoothing",
+    type=click.FloatRange(0, 0.5),
+    default=0.05,
+    show_default=True,
+    help="Share of each label that is spread over both classes.",
+)
 @click.option(
     "--ema",
     type=click.FloatRange(0, 1, max_open=True),
@@ -173,16 +179,16 @@ def _parse_stages(
     type=click.FloatRange(0, 0.5),
     default=0.01,
     show_default=True,
-    help="Max FPR: share of each source's photographs in val that the threshold may classify as "
-    "generated.",
+    help="Maximum false positive rate: share of each source's photographs in val that may be "
+    "labelled generated. Sets the threshold.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "32", "bf16", "16"]),
     default="auto",
     show_default=True,
-    help="auto: float32 on a CPU; on a GPU mixed precision with bf16 if the hardware supports it, "
-    "else 16.",
+    help="auto: 32 on a CPU; on a GPU, mixed precision with bf16 if the hardware supports it, else "
+    "with 16.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option(
@@ -214,10 +220,10 @@ def _parse_stages(
 )
 @version_option()
 def main(data: Path, name: str | None, runs: Path, resume: Path | None, **options: Any) -> None:
-    """Train a network on DATA, a folder with generated/ and groundtruth/, or of shards.
+    """Train a network on DATA, a folder with generated/ and groundtruth/, or with shards.
 
-    DATA may hold train/, val/ and test/ with these two in each; otherwise it is split 80/10/10 by
-    content. ffd-data prepare writes shards. A run writes best.safetensors (with its model card),
+    DATA may contain train/, val/ and test/ with these two in each; otherwise it is split 80/10/10
+    by content. ffd-data prepare writes shards. A run writes best.safetensors (with its model card),
     metrics.csv, curves.png, tensorboard/ and the state for --resume. Start it with torchrun to
     train on several GPUs or machines.
     """
