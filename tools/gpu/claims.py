@@ -107,7 +107,7 @@ CLAIMS = (
     ),
     Claim(
         "cuda-int8",
-        "`--device auto` takes the CPU for INT8 and says so",
+        "`--device auto` selects the CPU for INT8 and reports it",
         "onnxruntime",
         "provider.refuse_int8",
     ),
@@ -119,25 +119,25 @@ CLAIMS = (
     ),
     Claim(
         "engine-rows",
-        "buckets, parts and lanes of an engine mix no images up",
+        "every image gets its own outputs from an engine, whatever the batches and threads",
         "engine",
         "stand_in.mix_batches",
     ),
     Claim(
         "engine-graphs",
-        "each bucket of an engine is captured once, then launched",
+        "each bucket of an engine is captured as a CUDA graph once, then launched",
         "engine",
         "stand_in.capture",
     ),
     Claim(
         "engine-threads",
-        "capturing survives another thread's use of CUDA",
+        "CUDA graphs can be captured while another thread uses CUDA",
         "engine",
         "stand_in.disturb",
     ),
     Claim(
         "engine-waits",
-        "waiting for an engine leaves Python to other threads",
+        "waiting for an engine releases Python's global interpreter lock",
         "engine",
         "stand_in.wait",
     ),
