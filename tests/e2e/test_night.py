@@ -139,7 +139,7 @@ def test_complete_file_of_another_run_is_not_resumed(
     model = ("--model", colour_model, "--output", output)
     assert run(portraits, *model)[0] == 0
     code, _, err = run(portraits, *model, "--resume")
-    assert (code, "is whole" in err) == (0, True)
+    assert (code, "is complete" in err) == (0, True)
     code, _, err = run(many, *model, "--resume")
     assert (code, "of other SOURCEs" in err) == (1, True)
 

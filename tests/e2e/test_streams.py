@@ -383,7 +383,7 @@ def test_video_among_pictures_is_an_error_row(
     code, rows, err = run(clip, portraits, "--model", colour_model)
     assert code == 3
     assert [row["error"] and row["error"]["code"] for row in rows] == ["not_an_image"] + [None] * 3
-    assert "run videos by themselves" in err
+    assert "classify videos in a run without" in err
 
 
 def test_sources_from_a_file(clip: Path, colour_model: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_export_evaluate_and_run_agree(root: Path, trained: Path) -> None:
 def test_a_resumed_run_keeps_its_settings(root: Path, trained: Path) -> None:
     outcome = call(ffd_train, root, "--resume", trained, "--batch", 4, "--stage", "head:1:1")
     error = last_error(outcome)
-    assert "uses the settings of the run: remove --batch, --stage" in error
+    assert "uses the settings of the run: remove --stage, --batch" in error
     assert "it allows --accumulate, --device, --workers" in error
 
 

@@ -107,7 +107,10 @@ class Program(Generic[Options]):
             click.UsageError: an option does not apply, or some contradict each other.
         """
         _refuse_foreign_options(self)
-        self.run(sources, self.options(**{name: values[name] for name in self.names}))
+        options = self.options(**{name: values[name] for name in self.names})
+        if not sources:
+            raise click.UsageError("Missing argument 'SOURCE...'.")
+        self.run(sources, options)
 
 
 def load_programs() -> tuple[Program[Any], ...]:

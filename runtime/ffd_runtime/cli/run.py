@@ -164,7 +164,4 @@ def main(sources: tuple[str, ...], listed: str | None, **values: Any) -> None:
         from ..inputs.lists import read_sources
 
         sources += read_sources(listed, values["null"])
-    program = choose_program(sources, values)
-    if not sources:
-        raise click.UsageError("Missing argument 'SOURCE...'.")
-    program.start(sources, values)
+    choose_program(sources, values).start(sources, values)

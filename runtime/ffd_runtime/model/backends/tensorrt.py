@@ -311,7 +311,7 @@ def _probe_cuda() -> Facts:
     api = import_module("cuda.bindings.runtime")
     if not count_gpus():
         return {**facts, "outcome": "loaded"}
-    error, _ = api.cudaStreamCreate()
+    error, _ = api.cudaStreamCreateWithFlags(api.cudaStreamNonBlocking)
     if error != api.cudaError_t.cudaSuccess:
         raise BackendError(f"CUDA failed: {error.name}")
     return facts
