@@ -170,7 +170,7 @@ def render(report: ReportValues) -> str:
     rows = [[report.histogram[bin_, kind] for kind in VERDICTS] for bin_ in range(BINS)]
     return render_page(
         TEMPLATES / "report.html",
-        kind="report",
+        page="report",
         eyebrow="ffd report",
         heading=f"{total:,} {'input' if total == 1 else 'inputs'}",
         started=report.started,

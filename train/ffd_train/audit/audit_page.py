@@ -119,7 +119,7 @@ def render(audit: Audit, started: datetime) -> str:
     copies = sorted(audit.copies, key=lambda group: -_rank_copies(table, group))
     return render_page(
         _TEMPLATE,
-        kind="audit",
+        page="audit",
         eyebrow="ffd-data audit",
         heading=f"{len(table.samples):,} faces",
         started=started,

@@ -133,7 +133,7 @@ def render(study: Study) -> str:
     models = [(subject.name, _model_facts(subject)) for subject in subjects]
     return render_page(
         _TEMPLATE,
-        kind="evaluation",
+        page="evaluation",
         eyebrow="ffd evaluation",
         heading=" and ".join(names),
         started=study.started,
