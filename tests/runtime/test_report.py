@@ -227,7 +227,7 @@ def test_counts_histogram_and_errors(tmp_path: Path) -> None:
     text = " ".join("".join(page.text).split())
     assert "606 inputs" in text
     assert "▲ generated 2 0.3 %" in text
-    assert "● groundtruth 3 0.5 %" in text
+    assert "● photograph 3 0.5 %" in text
     assert "◆ unsure 1 0.2 %" in text
     assert "✕ unreadable 600 99.0 %" in text
     assert "0.00-0.05003" in text.replace(" ", "")

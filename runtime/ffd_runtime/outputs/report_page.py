@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import InputError
-from ..core.results import Result
+from ..core.results import LABEL_NAMES, Result
 from ..image.decode import decode, read_file
 from ..image.draw import EVIDENCE_LIMIT, evidence_layer
 from ..image.preprocess import crop_centre, crop_face, resize
@@ -32,6 +32,7 @@ OVERLAY = 64
 BINS = 20
 
 VERDICTS = ("generated", "unsure", "groundtruth")
+_NAMES: dict[str, str] = {"errors": "unreadable", **dict[str, str](LABEL_NAMES.items())}
 _SYMBOLS = {"generated": "▲", "unsure": "◆", "groundtruth": "●", "errors": "✕"}
 
 
@@ -177,6 +178,7 @@ def render(report: ReportValues) -> str:
         took=_duration(report.started, datetime.now().astimezone()),
         model=report.model,
         symbols=_SYMBOLS,
+        names=_NAMES,
         verdicts=VERDICTS,
         tally=_tally(report.counts),
         low=low,
