@@ -268,7 +268,15 @@ def test_recording_of_an_ended_source_is_closed(
         for number in range(10):
             sink.show(frame_result(number, number / 25))
         sink.tick([StreamHealth("door", False, "ended")])
-        wait_until(lambda: sink._recordings["door"]._video is None and files(tmp_path) != [])
+        path = str(tmp_path / "a.mp4")
+        # Before its first frame is written, the file exists and cannot be read.
+        wait_until(
+            lambda: (
+                sink._recordings["door"]._video is None
+                and files(tmp_path) != []
+                and cv2.VideoCapture(path, cv2.CAP_FFMPEG).isOpened()
+            )
+        )
         assert len(brightness(tmp_path / "a.mp4")[0]) == 10
 
 
