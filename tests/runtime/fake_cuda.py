@@ -52,7 +52,7 @@ class cudaGraphExec_t(Handle): ...
 
 
 def get_cuda_native_handle(obj: Any) -> int:
-    """The number of a handle; an integer is none."""
+    """The number of a handle; an integer is not a handle."""
     if not isinstance(obj, Handle):
         raise TypeError(f"Unknown type: {type(obj)}")
     return obj.number

@@ -147,7 +147,7 @@ def test_a_source_that_waits_holds_up_nothing(classifier: Classifier, portraits:
 
 
 class Broken:
-    """A backend whose numbers are none."""
+    """A backend that returns NaN."""
 
     card: ModelCard = CARD
     description = "broken"

@@ -187,7 +187,7 @@ def test_a_manifest_splits_a_folder(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         ours = [sample.path for sample in find_labelled(root, split).samples]
         assert ours == [sample.path for sample in data.split(split)]
-    # As with folders, a tenth of train becomes val if there is none.
+    # As with folders, a tenth of train becomes val if val is missing.
     write({name: "test" if n % 4 == 2 else "train" for n, name in enumerate(names)}, {})
     data = scan(root)
     assert [len(data.split(s)) for s in ("train", "val", "test")] == [26, 4, 10]

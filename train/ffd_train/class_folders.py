@@ -93,7 +93,7 @@ def _explain_no_images(root: Path) -> str:
 
 
 def _suggest_rename(root: Path) -> str:
-    """Name the folders that may be a class under another name; empty if there are none."""
+    """Name the folders that may be a class under another name; possibly empty."""
     parents = [root / split for split in SPLITS if (root / split).is_dir()] or [root]
     others = {
         f"{(parent / name).relative_to(root).as_posix()}/"

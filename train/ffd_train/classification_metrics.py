@@ -29,7 +29,7 @@ class Report:
             generated; with fewer than 100 photographs, none of them.
         ece: expected calibration error with 15 bins.
         decided: share of images outside the unsure band.
-        decided_accuracy: accuracy of these images; None if there are none.
+        decided_accuracy: accuracy of the decided images; None without such images.
         per_class: accuracy of each class.
         per_source: images, accuracy and ROC-AUC of each known source; see `roc_auc_mask`.
     """

@@ -106,8 +106,8 @@ class ShardReader:
         return data
 
     def _file(self, shard: int, path: Path) -> _File:
-        # A fork could copy a held lock, so there is none: each step is atomic, and a removed file
-        # stays open while threads read from it.
+        # A fork could copy a held lock, so ffd uses no lock. Each step is atomic, and a removed
+        # file stays open while threads read from it.
         file = self._open.get(shard)
         if file is None:
             if len(self._open) >= MAX_OPEN_SHARDS:

@@ -29,8 +29,8 @@ def find_created_splits(images: Sequence[LabelledPath]) -> set[str]:
 def find_unassigned(images: Sequence[LabelledPath], label: int) -> list[int]:
     """Return the indices of a class's images that `assign_splits` assigns.
 
-    These are the images without a split, or if there are none and no image is in val, those of
-    train.
+    These are the images without a split. If every image has a split, and val is empty, they are
+    those of train.
     """
     own = [i for i, image in enumerate(images) if image.label == label]
     unassigned = [i for i in own if not images[i].split]

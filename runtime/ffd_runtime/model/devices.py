@@ -17,7 +17,7 @@ def parse_device(text: str) -> tuple[str, int]:
     """Parse `auto`, `cpu`, `cuda` or `cuda:N` into kind and index.
 
     Raises:
-        DeviceError: the text is none of these.
+        DeviceError: the text has another form.
     """
     match = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):(\d{1,3}))?", text)
     if not match:

@@ -30,7 +30,7 @@ class Capture(Protocol):
     """An open stream."""
 
     note: str | None
-    """An unexpected property, such as a second video stream; None if there is none."""
+    """An unexpected property, such as a second video stream; otherwise None."""
     broken: int
     """Number of frames so far that were damaged or could not be decoded."""
     grabbed: float

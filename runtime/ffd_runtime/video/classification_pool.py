@@ -104,7 +104,7 @@ class ClassificationPool:
         return self
 
     def __iter__(self) -> Iterator[ClassifiedFrame | None]:
-        """Yield classified frames; None every `TICK_SECONDS` while there is none.
+        """Yield classified frames; None every `TICK_SECONDS` without a frame.
 
         Raises:
             BackendError: inference failed.

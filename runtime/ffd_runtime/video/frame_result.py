@@ -59,7 +59,7 @@ class StreamHealth:
             before the first.
         last_frame: time of the last frame in seconds since 1970 (UTC); None before the first.
         next_try: seconds until the next retry, while waiting.
-        note: an unexpected property, such as a second video stream; None if there is none.
+        note: an unexpected property, such as a second video stream; otherwise None.
     """
 
     source: str

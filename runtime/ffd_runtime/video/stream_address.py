@@ -116,7 +116,7 @@ def _as_path(file: str) -> str:
 
 
 def _split(source: str) -> tuple[str, str]:
-    """Split `NAME=ADDRESS`; the name is empty if there is none."""
+    """Split `NAME=ADDRESS`; the name may be empty."""
     named = None if os.path.lexists(source.partition("\0")[0]) else _NAMED.match(source)
     return (named[1], source[named.end() :]) if named else ("", source)
 

@@ -292,7 +292,7 @@ class LiveReader(StreamReader):
         """Read one frame.
 
         Raises:
-            InputError: there is none, or it is too late.
+            InputError: no frame came, or it came too late.
         """
         if not self._grab(capture):
             raise InputError("fetch_failed", "the stream was interrupted")

@@ -193,7 +193,7 @@ class Window:
         return factor * width, factor * height
 
     def _draw(self, source: str) -> Image:
-        """Draw a source in the size of its tile: its frame, or the reason why there is none."""
+        """Draw a source in the size of its tile: its frame, or the reason why it has no frame."""
         if source not in self._tiles:
             health = self._health.get(source) or StreamHealth(source, True, "connecting")
             frame_result = self._frame_results.get(source)

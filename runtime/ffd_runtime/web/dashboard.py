@@ -72,7 +72,7 @@ class Dashboard:
     async def picture(self, request: Request) -> Response:
         """Return a source's newest picture, or wait for one that is newer than `?after=`.
 
-        The status is 204 if there is none in time, and 503 if there are too many requests.
+        The status is 204 if no snapshot is ready in time, and 503 if there are too many requests.
         """
         index = request.path_params["index"]
         if self._state.view(index) is None:

@@ -31,7 +31,7 @@ class Lists:
     Attributes:
         splits: split by the image's path in the folder.
         identities: identity by the image's path in the folder.
-        persons: path of the list of identities, with links resolved; None if there is none.
+        persons: path of the list of identities, with links resolved; None without such a list.
         summary: message for the user; empty if the folder does not look like CelebA.
     """
 

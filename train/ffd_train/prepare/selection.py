@@ -139,7 +139,7 @@ def _leave_out_copies(group: Sequence[Picture]) -> Iterator[LeftOut]:
 
 
 def describe_split_conflicts(pictures: Iterable[Picture]) -> str:
-    """Describe images whose copies are in other splits; empty if there are none."""
+    """Describe images whose copies are in other splits; possibly empty."""
     conflicts = [p for p in pictures if len({e.split for e in p.entries if e.split}) > 1]
     if not conflicts:
         return ""
@@ -166,7 +166,7 @@ def require_classes(pictures: Iterable[Picture], left_out: Iterable[LeftOut]) ->
 
 
 def count_reasons(left_out: Iterable[LeftOut]) -> str:
-    """Summarise the reasons, such as `3 copies, 1 too small`; empty if there are none."""
+    """Summarise the reasons, such as `3 copies, 1 too small`; possibly empty."""
     reasons = Counter(out.reason for out in left_out)
     return ", ".join(f"{count} {REASONS[name]}" for name, count in sorted(reasons.items()))
 

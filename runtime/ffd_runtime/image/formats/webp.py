@@ -65,7 +65,7 @@ def _turn(data: bytes) -> int:
 
 
 def whole_part(data: bytes) -> bytes:
-    """Return the file without a truncated chunk at its end; unchanged if there is none."""
+    """Return the file without a truncated chunk at its end; keep a complete file."""
     (size,) = struct.unpack_from("<I", data, 4)
     if len(data) >= size + 8:
         return data

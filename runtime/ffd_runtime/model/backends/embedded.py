@@ -31,7 +31,7 @@ def find_embedded(device: str = "auto") -> Path:
         device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` means a GPU where the driver offers one.
 
     Raises:
-        DeviceError: the device is none of these.
+        DeviceError: the device is unknown.
     """
     kind, _ = parse_device(device)
     if kind == "cuda" or (kind == "auto" and count_gpus()):
