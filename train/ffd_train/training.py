@@ -24,6 +24,7 @@ from ffd_runtime.model.card import ModelCard, PreprocessSpec, Provenance
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
 from .classification_metrics import measure
+from .depthwise import use_fast_depthwise
 from .face_data import FaceData
 from .loading import one_opencv_thread
 from .networks import FaceNet, build, describe_weights, synchronise
@@ -185,6 +186,8 @@ def _train_stages(
         # PyTorch supports synchronised BatchNorm only on GPUs.
         net = synchronise(net)
     net.to(memory_format=torch.channels_last)
+    if accelerator == "cpu" and precision == "bf16-mixed":
+        use_fast_depthwise(net)
     teacher = _load_teacher(settings)
     completed = count_epochs_before(settings.stages, position)
     if world.is_main:
