@@ -1,14 +1,15 @@
 """How a training recipe does on sources that it never saw: the measure that recipes are chosen by.
 
 Usage:
-    python benchmarks/unseen.py DATA --name NAME [--fold a ...] [-- OPTIONS OF ffd-train]
+    python benchmarks/unseen.py DATA --name NAME [--fold a ...] [--curve] [-- OPTIONS OF ffd-train]
     python benchmarks/unseen.py DATA --run runs/RUN
     python benchmarks/unseen.py DATA --embedded SOURCE [--embedded SOURCE ...]
 
 The first form trains a network for each fold of unseen.toml without the fold's sources, and
-resumes a training that was interrupted. The second form measures a run that exists, the third the
-embedded model, whose sources of training are named. Each measures every source that has no picture
-in the training split of the model, and prints a CSV table.
+resumes a training that was interrupted. `--curve` trains with more and more generated sources
+instead, and measures the same sources each time. The second form measures a run that exists. The
+third form measures the embedded model, whose training sources are named. All forms measure each
+source without images in the training split of the model, and print a CSV table.
 
 Columns: `auc` is the ROC-AUC of a generated source against all photographs of the validation split
 and of unseen sources. `called_generated`, `unsure` and `called_photograph` are shares of the
@@ -84,8 +85,10 @@ def train_fold(data: Path, run: Path, sources: Iterable[str], options: list[str]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
-def score_run(data: FaceData, run: Path) -> tuple[list[Scored], Floats, ModelCard]:
-    """Scores of the sources that a run did not train on; see `score_unseen`."""
+def score_run(
+    data: FaceData, run: Path, skipped: Collection[str] = ()
+) -> tuple[list[Scored], Floats, ModelCard]:
+    """Scores of the sources that a run did not train on and that are not skipped."""
     net, card = load_checkpoint(run / "best.safetensors")
     settings = Settings.from_json((run / "settings.json").read_text())
     seen = {s.source for s in data.split("train")} - set(settings.leave_out)
@@ -94,7 +97,7 @@ def score_run(data: FaceData, run: Path) -> tuple[list[Scored], Floats, ModelCar
         logits = predict_logits(net, data, samples, card.preprocess)
         return expit((logits[:, 0] - logits[:, 1]) / card.temperature)
 
-    return *score_unseen(data, seen, score), card
+    return *score_unseen(data, seen, score, skipped), card
 
 
 def score_embedded(data: FaceData, seen: set[str | None]) -> tuple[list[Scored], Floats, ModelCard]:
@@ -109,7 +112,10 @@ def score_embedded(data: FaceData, seen: set[str | None]) -> tuple[list[Scored],
 
 
 def score_unseen(
-    data: FaceData, seen: set[str | None], score: Callable[[list[Sample]], Floats]
+    data: FaceData,
+    seen: set[str | None],
+    score: Callable[[list[Sample]], Floats],
+    skipped: Collection[str] = (),
 ) -> tuple[list[Scored], Floats]:
     """Score every source that a model did not train on.
 
@@ -118,7 +124,7 @@ def score_unseen(
     """
     groups: dict[str, list[Sample]] = {}
     for sample in data.samples:
-        if sample.source and sample.source not in seen:
+        if sample.source and sample.source not in seen and sample.source not in skipped:
             groups.setdefault(sample.source, []).append(sample)
     for source, samples in groups.items():
         groups[source] = sorted(samples, key=lambda sample: sample.sha256)[:MAX_IMAGES]
@@ -199,9 +205,11 @@ def main() -> None:
     parser.add_argument("--embedded", metavar="SOURCE", action="append", default=[])
     parser.add_argument("--name", help="of the experiment; its runs are runs/NAME-FOLD")
     parser.add_argument("--fold", action="append", help="of unseen.toml; all, if not given")
+    parser.add_argument("--curve", action="store_true", help="train the curve of unseen.toml")
     arguments = parser.parse_args(own)
     tables = tomllib.loads(FOLDS.read_text())
-    folds, diffusion = tables["folds"], tables["families"]["diffusion"]
+    folds = tables["curve" if arguments.curve else "folds"]
+    diffusion = tables["families"]["diffusion"]
     runs = list(arguments.run)
     if arguments.name:
         for fold in arguments.fold or folds:
@@ -212,8 +220,11 @@ def main() -> None:
         parser.error("give --name to train the folds, --run to measure a run, or --embedded")
     data = scan(arguments.data, ("train", "val"))
     rows = []
+    # Runs of a curve are measured on the same sources: those that none of them trained on.
+    left_out = [set(fold["sources"]) for fold in folds.values()] if arguments.curve else [set()]
+    skipped = set.union(*left_out) - set.intersection(*left_out)
     for run in runs:
-        measured = tabulate(run.name, *score_run(data, run))
+        measured = tabulate(run.name, *score_run(data, run, skipped))
         rows += measured + average(measured, diffusion)
     if arguments.embedded:
         scored = score_embedded(data, set(arguments.embedded))
