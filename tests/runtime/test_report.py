@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 
 from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.core.log_odds import log_odds
 from ffd_runtime.core.results import Result
 from ffd_runtime.model.card import ModelCard
-from ffd_runtime.outputs.html_report import ERRORS, PICTURES, Report, log_odds
-from ffd_runtime.outputs.report_page import THUMBNAIL
+from ffd_runtime.outputs.html_report import MAX_GALLERY_IMAGES, MAX_LISTED_ERRORS, Report
+from ffd_runtime.outputs.report_page import THUMBNAIL_PX
 
 from ..conftest import picture
 from ..models import CARD
@@ -199,9 +200,11 @@ def test_the_most_suspicious_and_the_most_uncertain(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     write(path, *(seen(f"{score:.6f}", score, card) for score in scores), card=card)
     suspicious, uncertain = sources_of(path.read_text())
-    assert suspicious == [f"{score:.6f}" for score in sorted(scores)[: -PICTURES - 1 : -1]]
+    assert suspicious == [
+        f"{score:.6f}" for score in sorted(scores)[: -MAX_GALLERY_IMAGES - 1 : -1]
+    ]
     by_distance = sorted(scores, key=lambda score: abs(log_odds(score) - log_odds(0.2)))
-    assert uncertain == [f"{score:.6f}" for score in by_distance[:PICTURES]]
+    assert uncertain == [f"{score:.6f}" for score in by_distance[:MAX_GALLERY_IMAGES]]
     assert pictures_of(Page(path.read_text()))[0].startswith(b"\xff\xd8\xff")
 
 
@@ -222,7 +225,10 @@ def test_thresholds_at_the_ends_are_drawn(tmp_path: Path) -> None:
 
 def test_counts_histogram_and_errors(tmp_path: Path) -> None:
     rows = [seen("a.jpg", 0.01)] * 3 + [seen("b.jpg", 1.0)] * 2 + [seen("c.jpg", 0.5)]
-    errors = [broken(f"{n}.jpg", "truncated" if n % 3 else "empty") for n in range(ERRORS + 100)]
+    errors = [
+        broken(f"{n}.jpg", "truncated" if n % 3 else "empty")
+        for n in range(MAX_LISTED_ERRORS + 100)
+    ]
     page = write(tmp_path / "r.html", *rows, *errors)
     text = " ".join("".join(page.text).split())
     assert "606 inputs" in text
@@ -234,8 +240,8 @@ def test_counts_histogram_and_errors(tmp_path: Path) -> None:
     assert "0.95-1.00200" in text.replace(" ", "")
     assert "truncated400 empty200" in text
     assert "and 100 more" in text
-    assert f"{ERRORS - 1}.jpg" in text
-    assert f"{ERRORS}.jpg" not in text
+    assert f"{MAX_LISTED_ERRORS - 1}.jpg" in text
+    assert f"{MAX_LISTED_ERRORS}.jpg" not in text
     bars = [box for box in page.all("rect") if "width" in box and box["width"] == "44"]
     assert len(bars) == 3
 
@@ -256,13 +262,13 @@ def test_rows_of_an_earlier_run_are_counted_and_read_again(tmp_path: Path) -> No
     path = tmp_path / "r.html"
     with Report(path, model="m", card=CARD) as report:
         for name in ("there.jpg", "gone.jpg", "pipe.jpg", "broken.jpg", "a.zip!/x.jpg", "nul\0"):
-            report.add_row(Result(str(tmp_path / name), label="generated", score=0.9))
-        report.add_row(Result(str(there), frame=3, label="generated", score=0.9))
+            report.write(Result(str(tmp_path / name), label="generated", score=0.9))
+        report.write(Result(str(there), frame=3, label="generated", score=0.9))
     page = Page(path.read_text())
     assert len(pictures_of(page)) == 1
     thumbnail = cv2.imdecode(np.frombuffer(pictures_of(page)[0], np.uint8), 1)
     assert thumbnail is not None
-    assert thumbnail.shape == (THUMBNAIL, THUMBNAIL, 3)
+    assert thumbnail.shape == (THUMBNAIL_PX, THUMBNAIL_PX, 3)
     assert thumbnail[..., 0].mean() > thumbnail[..., 2].mean() + 40
     assert "".join(page.text).count("is not available any more") == 6
 
@@ -298,10 +304,10 @@ def test_only_candidates_are_kept(tmp_path: Path) -> None:
             report.write(seen(f"{number}", 0.3 + number / 40_000, data=data))
             report.write(broken(f"{number}.txt"))
         kept = report.highest.best_first() + report.nearest.best_first()
-        assert len(kept) == 2 * PICTURES
+        assert len(kept) == 2 * MAX_GALLERY_IMAGES
         assert max(len(candidate.encoded or b"") for candidate in kept) < 100_000
         assert all(candidate.result.encoded is None for candidate in kept)
-        assert len(report.errors) == ERRORS
+        assert len(report.errors) == MAX_LISTED_ERRORS
     assert (tmp_path / "r.html").stat().st_size < 5_000_000
 
 

@@ -43,7 +43,7 @@ class EarlierRows:
             self._by_source[self._last] += 1
             self.counts[result.label or "errors"] += 1
             if report:
-                report.add_row(result)
+                report.write(result)
         self.total = self._by_source.total()
         if self.total:
             say(f"resuming after {self.total} rows in {file.partial}")

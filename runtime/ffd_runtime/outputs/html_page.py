@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from ..core.atomic_file import write_output
 from ..core.errors import OutputError
 from ..core.text import printable
 from ..image.decode import Image
@@ -89,14 +90,7 @@ def write_page_file(path: Path, html: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(html, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    write_output(path, html.encode(), temporary=path.with_name(path.name + ".partial"))
 
 
 @cache

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import heapq
-import math
-import os
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from ..core.atomic_file import write_output
 from ..core.errors import OutputError
+from ..core.log_odds import log_odds
 from ..core.results import Result
 from ..model.card import ModelCard
-from .report_page import BINS, VERDICTS, Candidate, ReportValues, make_thumbnail, render
+from .report_page import HISTOGRAM_BINS, VERDICTS, Candidate, make_thumbnail, render
 from .target import follow_links, is_pipe
 
-# Images in each of the two galleries.
-PICTURES = 24
-# Maximum number of unreadable inputs in the list.
-ERRORS = 500
-# Maximum distance from the threshold, in log-odds, of scores outside the unsure band that count as
-# uncertain.
-NEAR = 1.0
+# In each of the two galleries.
+MAX_GALLERY_IMAGES = 24
+MAX_LISTED_ERRORS = 500
+# Distance from the threshold of scores outside the unsure band that count as uncertain.
+MAX_UNCERTAIN_LOG_ODDS = 1.0
+# Log-odds are clipped to the six digits of a score in a row.
+SCORE_MARGIN = 5e-7
 
 # Larger files are reduced to thumbnails when they become candidates, smaller ones at the end: most
 # candidates are soon replaced. This limits the memory of a run of any length.
-_KEEP_BYTES = 1 << 20
+MAX_KEPT_BYTES = 1 << 20
 
 
 class Report:
@@ -41,6 +40,14 @@ class Report:
         path: path that ends with `.html` or `.htm`; a link is followed.
         model: model, backend and device on one line: `Classifier.description`.
         card: card of the model.
+
+    Attributes:
+        counts: number of inputs by verdict, and of `errors`.
+        histogram: number of images by bin of the score and verdict.
+        codes: number of unreadable inputs by code.
+        errors: the first `MAX_LISTED_ERRORS` unreadable inputs.
+        highest: candidates with the highest scores.
+        nearest: candidates with the scores nearest to the threshold.
 
     Raises:
         OutputError: the file cannot be written.
@@ -61,8 +68,8 @@ class Report:
         self.histogram: Counter[tuple[int, str]] = Counter()
         self.codes: Counter[str] = Counter()
         self.errors: list[Result] = []
-        self.highest = _Best(PICTURES)
-        self.nearest = _Best(PICTURES)
+        self.highest = _Best(MAX_GALLERY_IMAGES)
+        self.nearest = _Best(MAX_GALLERY_IMAGES)
         try:
             # Report an error before the work.
             self.partial.touch()
@@ -70,63 +77,47 @@ class Report:
             raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
 
     def write(self, result: Result) -> None:
-        """Count a result, and keep its image if it is a candidate for a gallery."""
-        self.add_row(result)
+        """Count a result, and keep its image if it is a candidate for a gallery.
 
-    def add_row(self, result: Result) -> None:
-        """Count a row of an earlier run, which has no image.
-
-        If it is shown, its file is read again at the end, if it still exists.
+        A row of an earlier run has no image: its file is read at the end, if it still exists.
         """
         if result.error or result.score is None or result.label not in VERDICTS:
             self._add_error(result)
             return
         self.counts[result.label] += 1
-        self.histogram[min(int(result.score * BINS), BINS - 1), result.label] += 1
+        bin_ = min(int(result.score * HISTOGRAM_BINS), HISTOGRAM_BINS - 1)
+        self.histogram[bin_, result.label] += 1
         self.highest.offer(result.score, result, self.card)
-        distance = abs(log_odds(result.score) - log_odds(self.card.threshold))
-        if result.label == "unsure" or distance <= NEAR:
+        threshold = log_odds(self.card.threshold, SCORE_MARGIN)
+        distance = abs(log_odds(result.score, SCORE_MARGIN) - threshold)
+        if result.label == "unsure" or distance <= MAX_UNCERTAIN_LOG_ODDS:
             self.nearest.offer(-distance, result, self.card)
 
     def _add_error(self, result: Result) -> None:
         self.counts["errors"] += 1
         self.codes[result.error.code if result.error else "no_verdict"] += 1
-        if len(self.errors) < ERRORS:
+        if len(self.errors) < MAX_LISTED_ERRORS:
             self.errors.append(replace(result, encoded=None, heatmap=None))
-
-    def _values(self) -> ReportValues:
-        return ReportValues(
-            self.model,
-            self.card,
-            self.started,
-            self.counts,
-            self.histogram,
-            self.codes,
-            self.errors,
-            self.highest.best_first(),
-            self.nearest.best_first(),
-        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self.partial.write_text(render(self._values()), encoding="utf-8")
-                if self.partial != self.path:
-                    os.replace(self.partial, self.path)
-        except OSError as failure:
-            reason = failure.strerror or failure
-            raise OutputError(f"cannot write {self.path}: {reason}") from None
+                self._write_page(render(self).encode())
         finally:
             if self.partial != self.path:
                 self.partial.unlink(missing_ok=True)
+
+    def _write_page(self, page: bytes) -> None:
+        if self.partial != self.path:
+            write_output(self.path, page, temporary=self.partial)
+            return
+        try:
+            self.path.write_bytes(page)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from None
 
 
 class _Best:
@@ -155,16 +146,10 @@ class _Best:
         return [candidate for _, _, candidate in sorted(self._heap, reverse=True)]
 
 
-def log_odds(score: float) -> float:
-    """Return the log-odds of a score, clipped to the six digits of a row."""
-    inside = min(max(score, 5e-7), 1 - 5e-7)
-    return math.log(inside / (1 - inside))
-
-
 def _candidate(result: Result, card: ModelCard) -> Candidate:
     # A copy: the heatmap may be a view of its whole batch.
     heatmap = None if result.heatmap is None else result.heatmap.copy()
     row = replace(result, encoded=None, heatmap=None)
-    if result.encoded is None or len(result.encoded) <= _KEEP_BYTES:
+    if result.encoded is None or len(result.encoded) <= MAX_KEPT_BYTES:
         return Candidate(row, heatmap, result.encoded)
     return Candidate(row, heatmap, make_thumbnail(result.encoded, row, card), small=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -24,12 +23,13 @@ from .html_page import TEMPLATES, data_uri, encode_picture, render_page
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# Side of a thumbnail, in pixels, and its JPEG quality.
-THUMBNAIL = 256
-QUALITY = 80
-# Side of an evidence overlay, in pixels; the browser scales it up smoothly.
-OVERLAY = 64
-BINS = 20
+    from .html_report import Report
+
+THUMBNAIL_PX = 256
+JPEG_QUALITY = 80
+# The browser enlarges the evidence smoothly.
+EVIDENCE_PX = 64
+HISTOGRAM_BINS = 20
 
 VERDICTS = ("generated", "unsure", "groundtruth")
 _NAMES: dict[str, str] = {"errors": "unreadable", **dict[str, str](LABEL_NAMES.items())}
@@ -53,33 +53,6 @@ class Candidate:
     small: bool = False
 
 
-@dataclass(frozen=True)
-class ReportValues:
-    """What a report shows.
-
-    Attributes:
-        model: model, backend and device on one line.
-        card: card of the model.
-        started: start of the run.
-        counts: number of inputs by verdict, and of `errors`.
-        histogram: number of images by bin of the score and verdict.
-        codes: number of unreadable inputs by code.
-        errors: unreadable inputs to list.
-        highest: candidates with the highest scores.
-        nearest: candidates with the scores nearest to the threshold.
-    """
-
-    model: str
-    card: ModelCard
-    started: datetime
-    counts: Counter[str]
-    histogram: Counter[tuple[int, str]]
-    codes: Counter[str]
-    errors: Sequence[Result]
-    highest: Sequence[Candidate]
-    nearest: Sequence[Candidate]
-
-
 def make_thumbnail(encoded: bytes, result: Result, card: ModelCard) -> bytes | None:
     """Encode the classified square as a small JPEG; None if the file cannot be decoded."""
     try:
@@ -89,8 +62,8 @@ def make_thumbnail(encoded: bytes, result: Result, card: ModelCard) -> bytes | N
         return None
     face = result.face
     square = crop_face(image, face, card.preprocess.face_scale) if face else crop_centre(image)
-    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-    return encode_picture(".jpg", resize(square, THUMBNAIL), options)
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    return encode_picture(".jpg", resize(square, THUMBNAIL_PX), options)
 
 
 @dataclass(frozen=True)
@@ -111,37 +84,6 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """The count of one kind, its share, and its place in the bar of 1000 units."""
-
-    kind: str
-    count: int
-    share: str
-    left: float
-    width: float
-
-
-@dataclass(frozen=True)
-class _Bar:
-    """The images of one verdict in a bin of the histogram."""
-
-    kind: str
-    count: int
-    base: float
-    height: float
-
-
-@dataclass(frozen=True)
-class _Bin:
-    """A bin of the histogram."""
-
-    range: str
-    left: float
-    counts: Sequence[int]
-    bars: Sequence[_Bar]
-
-
-@dataclass(frozen=True)
 class _Card:
     """An image in a gallery; `photo` is None if its file is not available."""
 
@@ -152,23 +94,14 @@ class _Card:
     evidence: Markup | None
 
 
-@dataclass(frozen=True)
-class _Gallery:
-    """A section with images."""
-
-    id: str
-    title: str
-    note: str
-    cards: Sequence[_Card]
-
-
-def render(report: ReportValues) -> str:
+def render(report: Report) -> str:
     """Render the page."""
     total = report.counts.total()
     card = report.card
     low, high = card.unsure
-    galleries = _galleries(report)
-    rows = [[report.histogram[bin_, kind] for kind in VERDICTS] for bin_ in range(BINS)]
+    highest = [_card(candidate, card) for candidate in report.highest.best_first()]
+    nearest = [_card(candidate, card) for candidate in report.nearest.best_first()]
+    rows = [[report.histogram[bin_, kind] for kind in VERDICTS] for bin_ in range(HISTOGRAM_BINS)]
     return render_page(
         TEMPLATES / "report.html",
         page="report",
@@ -187,11 +120,12 @@ def render(report: ReportValues) -> str:
         band=f"unsure from {low:.3g} to {high:.3g}" if low < high else "no unsure band",
         top=max(map(sum, rows)),
         bins=_bins(rows) if report.histogram else [],
-        bin_width=1000 / BINS - 6,
-        galleries=galleries,
-        evidence=any(one.evidence for gallery in galleries for one in gallery.cards),
+        bin_width=1000 / HISTOGRAM_BINS - 6,
+        highest=highest,
+        nearest=nearest,
+        evidence=any(card.evidence for card in [*highest, *nearest]),
         evidence_limit=EVIDENCE_LIMIT,
-        thumbnail_side=THUMBNAIL,
+        thumbnail_side=THUMBNAIL_PX,
         errors=report.counts["errors"],
         codes=report.codes.most_common(),
         unreadable=[(_Place.of(result), _reason(result)) for result in report.errors],
@@ -207,20 +141,21 @@ def _duration(started: datetime, ended: datetime) -> str:
     return " ".join([*parts, f"{seconds} s"])
 
 
-def _tally(counts: Mapping[str, int]) -> list[_Tile]:
+def _tally(counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the count of each kind, its share, and its place in a bar of 1000 units."""
     tiles, left = [], 0.0
     total = sum(counts.values())
     for kind in (*VERDICTS, "errors"):
         count = counts[kind]
         share = f"{100 * count / total:.1f} %" if total else "0 %"
         width = 1000 * count / max(total, 1)
-        tiles.append(_Tile(kind, count, share, left, width))
+        tiles.append({"kind": kind, "count": count, "share": share, "left": left, "width": width})
         left += width
     return tiles
 
 
-def _bins(rows: Sequence[Sequence[int]]) -> list[_Bin]:
-    """Stack the verdicts of each bin; a single image must be visible."""
+def _bins(rows: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """Stack the verdicts of each bin of the histogram; a single image must be visible."""
     top = max(map(sum, rows))
     bins = []
     for number, row in enumerate(rows):
@@ -229,31 +164,11 @@ def _bins(rows: Sequence[Sequence[int]]) -> list[_Bin]:
             if count:
                 height = min(max(285 * count / top, 3), base)
                 base -= height
-                bars.append(_Bar(kind, count, base, height))
-        span = f"{number / BINS:.2f}-{(number + 1) / BINS:.2f}"
-        bins.append(_Bin(span, 1000 * number / BINS + 3, row, bars))
+                bars.append({"kind": kind, "count": count, "base": base, "height": height})
+        span = f"{number / HISTOGRAM_BINS:.2f}-{(number + 1) / HISTOGRAM_BINS:.2f}"
+        left = 1000 * number / HISTOGRAM_BINS + 3
+        bins.append({"range": span, "left": left, "counts": row, "bars": bars})
     return bins
-
-
-def _galleries(report: ReportValues) -> list[_Gallery]:
-    highest = [_card(one, report.card) for one in report.highest]
-    nearest = [_card(one, report.card) for one in report.nearest]
-    return [
-        _Gallery(
-            "suspicious",
-            "Most suspicious",
-            "The highest scores." if highest else "No image could be classified.",
-            highest,
-        ),
-        _Gallery(
-            "uncertain",
-            "Most uncertain",
-            "The scores nearest to the threshold, in log-odds."
-            if nearest
-            else "No score is near the threshold.",
-            nearest,
-        ),
-    ]
 
 
 def _card(candidate: Candidate, card: ModelCard) -> _Card:
@@ -263,7 +178,7 @@ def _card(candidate: Candidate, card: ModelCard) -> _Card:
     if thumbnail is not None:
         photo = data_uri("jpeg", thumbnail)
         if candidate.heatmap is not None:
-            layer = evidence_layer(candidate.heatmap, OVERLAY)
+            layer = evidence_layer(candidate.heatmap, EVIDENCE_PX)
             evidence = data_uri("png", encode_picture(".png", layer))
     return _Card(_Place.of(result), result.label, result.score, photo, evidence)
 
