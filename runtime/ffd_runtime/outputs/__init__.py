@@ -6,14 +6,14 @@ To add a file format, write a module with a subclass of `PartialFile`, and add i
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from ..core.errors import OutputError
 from ..core.results import Result
-from .jsonlines import JsonLines
+from .jsonlines import JsonLines, JsonLinesFile
 from .target import follow_links, is_pipe, require_folder
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .provenance import RunProvenance
 
 
-class Sink(Protocol):
+class Sink(AbstractContextManager["Sink", None], Protocol):
     """A context manager that receives rows."""
 
     def write(self, result: Result) -> None:
@@ -31,20 +31,10 @@ class Sink(Protocol):
             OutputError: the row cannot be written.
         """
 
-    def __enter__(self) -> Sink: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> None: ...
-
 
 # Module and class of the sink for each suffix. The module is imported when such a file is written.
 FILE_SINKS = {
-    ".jsonl": ("ffd_runtime.outputs.jsonlines_file", "JsonLinesFile"),
+    ".jsonl": ("ffd_runtime.outputs.jsonlines", "JsonLinesFile"),
     ".csv": ("ffd_runtime.outputs.csv_file", "CsvFile"),
     ".parquet": ("ffd_runtime.outputs.parquet_file", "ParquetFile"),
 }
@@ -102,7 +92,6 @@ def open_pipe_sink(path: Path) -> Sink:
     Raises:
         OutputError: the pipe cannot be opened.
     """
-    from .jsonlines_file import JsonLinesFile
     from .pipe import Pipe
 
     sink = find_file_sink(path) or JsonLinesFile

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import BoundedSemaphore
-from types import TracebackType
 from typing import Self
 
 import cv2
@@ -131,12 +130,7 @@ class AnnotatedCopies:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Copies in progress are finished in either case.
         self._pool.shutdown(cancel_futures=kind is not None)
         if kind is None and self._failure:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ..core.atomic_file import write_output
 from ..core.errors import OutputError
 from ..core.text import printable
 from ..image.decode import Image
@@ -49,7 +48,7 @@ def trusted(html: str) -> Markup:
     return Markup(html)  # noqa: S704 (documented)
 
 
-def encode_picture(suffix: str, image: Image, options: Sequence[int] = ()) -> bytes:
+def encode_image(suffix: str, image: Image, options: Sequence[int] = ()) -> bytes:
     """Encode uint8 [H, W, C], BGR or BGRA, in the format of a suffix such as `.jpg`."""
     done, data = cv2.imencode(suffix, image, options)
     assert done, suffix
@@ -82,15 +81,6 @@ def require_page_path(path: Path, option: str) -> None:
         raise OutputError(f"{option} {path} is a folder: name a file")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"cannot write {path}: no such folder, or no permission to write there")
-
-
-def write_page_file(path: Path, html: str) -> None:
-    """Write a page atomically.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    write_output(path, html.encode(), temporary=path.with_name(path.name + ".partial"))
 
 
 @cache

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Self, TextIO
+from typing import IO, Self, TextIO
 
 from ..core.errors import OutputError
 from ..core.results import Result
+from .partial_file import PartialFile
 
 
 def to_line(result: Result) -> str:
@@ -73,3 +75,16 @@ class AppendedJsonLines(JsonLines):
         # Each row was flushed when it was written.
         with suppress(OSError):
             self.stream.close()
+
+
+class JsonLinesFile(PartialFile):
+    """Rows to a `.jsonl` file."""
+
+    to_line = staticmethod(to_line)
+
+    def _whole_rows(self, file: IO[bytes]) -> int:
+        return sum(len(line) for line in file if line.endswith(b"\n"))
+
+    def _read(self, lines: Iterable[str]) -> Iterator[Result]:
+        for line in lines:
+            yield Result.from_dict(json.loads(line))

@@ -11,7 +11,7 @@ from typing import Any
 from ..core.atomic_file import atomic_path
 from ..core.errors import OutputError
 from ..core.install_hint import install_hint
-from .jsonlines_file import JsonLinesFile
+from .jsonlines import JsonLinesFile
 from .provenance import RunProvenance
 
 ROW_GROUP_ROWS = 1 << 16

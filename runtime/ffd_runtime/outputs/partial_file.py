@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, ClassVar, Self
 
 from ..core.errors import OutputError
@@ -105,7 +104,7 @@ class PartialFile(ABC):
         """
         with self.partial.open("rb") as file:
             try:
-                yield from self._read(_Lines(file, self._whole, self._errors))
+                yield from self._read(_read_lines(file, self._whole, self._errors))
             except (ValueError, KeyError, TypeError):
                 raise OutputError(
                     f"{self.partial} contains an invalid row: delete it to begin again"
@@ -139,12 +138,7 @@ class PartialFile(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.file.flush()
             empty = os.fstat(self.file.fileno()).st_size <= len(self.header)
@@ -193,19 +187,11 @@ class PartialFile(ABC):
         return f"cannot write {self.path}: {reason}; rows so far are in {self.partial}"
 
 
-class _Lines:
-    """Lines in the first bytes of a file, with their line ends."""
-
-    def __init__(self, file: IO[bytes], size: int, errors: str) -> None:
-        self._file = file
-        self._size = size
-        self._errors = errors
-
-    def __iter__(self) -> Iterator[str]:
-        left = self._size
-        while left > 0 and (line := self._file.readline(left)):
-            left -= len(line)
-            yield line.decode("utf-8", self._errors)
+def _read_lines(file: IO[bytes], size: int, errors: str) -> Iterator[str]:
+    """Yield the lines in the first bytes of a file, with their line ends."""
+    while size > 0 and (line := file.readline(size)):
+        size -= len(line)
+        yield line.decode("utf-8", errors)
 
 
 def _lock(file: IO[str], path: Path) -> int | None:

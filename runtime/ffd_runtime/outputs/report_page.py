@@ -18,7 +18,7 @@ from ..image.decode import decode, read_file
 from ..image.draw import EVIDENCE_LIMIT, evidence_layer
 from ..image.preprocess import crop_centre, crop_face, resize
 from ..model.card import ModelCard
-from .html_page import TEMPLATES, data_uri, encode_picture, render_page
+from .html_page import TEMPLATES, data_uri, encode_image, render_page
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -63,7 +63,7 @@ def make_thumbnail(encoded: bytes, result: Result, card: ModelCard) -> bytes | N
     face = result.face
     square = crop_face(image, face, card.preprocess.face_scale) if face else crop_centre(image)
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    return encode_picture(".jpg", resize(square, THUMBNAIL_PX), options)
+    return encode_image(".jpg", resize(square, THUMBNAIL_PX), options)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _card(candidate: Candidate, card: ModelCard) -> _Card:
         photo = data_uri("jpeg", thumbnail)
         if candidate.heatmap is not None:
             layer = evidence_layer(candidate.heatmap, EVIDENCE_PX)
-            evidence = data_uri("png", encode_picture(".png", layer))
+            evidence = data_uri("png", encode_image(".png", layer))
     return _Card(_Place.of(result), result.label, result.score, photo, evidence)
 
 

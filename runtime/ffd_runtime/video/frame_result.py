@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Literal, Protocol
 
 from ..core.results import Result, RowError
@@ -109,8 +109,8 @@ class Quit(Exception):  # noqa: N818 (not an error)
     """The user asked to end the run: it ends as if all sources had ended."""
 
 
-class FrameSink(Protocol):
-    """Show or store frame results; a context manager. All methods are called from one thread."""
+class FrameSink(AbstractContextManager["FrameSink", None], Protocol):
+    """Show or store frame results. All methods are called from one thread."""
 
     def show(self, frame_result: FrameResult) -> None:
         """Take a frame with its results.
@@ -126,13 +126,3 @@ class FrameSink(Protocol):
         Raises:
             OutputError, Quit: see `show`.
         """
-
-    def __enter__(self) -> FrameSink: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> None: ...

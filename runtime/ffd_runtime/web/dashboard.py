@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -13,10 +12,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ..core.text import printable
-from .auth_middleware import content_security_policy, source_hash
+from ..outputs.html_page import encode_image
+from .auth_middleware import content_security_policy, read_page
 from .dashboard_state import DashboardState
 from .metrics import CONTENT_TYPE
-from .snapshots import SnapshotRenderer, encode
+from .snapshots import JPEG_OPTIONS, SnapshotRenderer
 
 # Concurrent requests for pictures: sixteen open pages with four requests each.
 MAX_PICTURE_REQUESTS = 64
@@ -40,7 +40,7 @@ class Dashboard:
         self._snapshots = snapshots
         self._facts = facts
         self._picture_requests = 0
-        self._page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+        self._page = read_page("page.html")
         self.app = Starlette(
             routes=[
                 Route("/", self.page),
@@ -54,14 +54,8 @@ class Dashboard:
 
     async def page(self, request: Request) -> Response:
         """Return the page; it requests its data from the other routes."""
-        style = self._page.partition("<style>")[2].partition("</style>")[0]
-        script = self._page.partition("<script>")[2].partition("</script>")[0]
         allowed = content_security_policy(
-            style,
-            f"script-src {source_hash(script)}",
-            "img-src 'self' blob: data:",
-            "connect-src 'self'",
-            "form-action 'none'",
+            self._page, "img-src 'self' blob: data:", "connect-src 'self'", "form-action 'none'"
         )
         return HTMLResponse(self._page, headers={"Content-Security-Policy": allowed})
 
@@ -96,7 +90,8 @@ class Dashboard:
         image = self._state.thumbnail(request.path_params["number"])
         if image is None:
             raise HTTPException(404)
-        return Response(encode(image), media_type="image/jpeg")
+        jpeg = encode_image(".jpg", image, JPEG_OPTIONS)
+        return Response(jpeg, media_type="image/jpeg")
 
     async def health(self, request: Request) -> Response:
         """Return 200 while the run's loop ticks, otherwise 503.

@@ -11,17 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import cv2
-import numpy as np
 
-from ..image.decode import Image
+from ..outputs.html_page import encode_image
 from ..video.draw_frame import draw_frame, draw_no_signal, fit_size, shrink_to_fit
-from .dashboard_state import DashboardState, SourceView
+from .dashboard_state import DashboardSource, DashboardState
 
 # Longer side, and frame rate per source. At these limits, rendering and serving 1920x1080 took a
 # tenth of a workstation's core.
 MAX_SIDE_PX = 960
 MAX_FPS = 15.0
-JPEG_QUALITY = 80
+JPEG_OPTIONS = (cv2.IMWRITE_JPEG_QUALITY, 80)
 # Maximum wait of a request for a picture newer than the one the viewer has.
 LONG_POLL_SECONDS = 2.0
 
@@ -30,7 +29,7 @@ _PLACEHOLDER_SIZE_PX = (640, 360)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A JPEG and its `SourceView.number`."""
+    """A JPEG and its `DashboardSource.number`."""
 
     number: int
     jpeg: bytes = field(repr=False)
@@ -144,22 +143,11 @@ class SnapshotRenderer:
                 self.drawn += 1
             return cache.picture
 
-    def _encode(self, view: SourceView, heatmap: bool) -> bytes:
+    def _encode(self, view: DashboardSource, heatmap: bool) -> bytes:
         if view.frame_result is None:
             size = view.health.size or _PLACEHOLDER_SIZE_PX
             image = draw_no_signal(fit_size(size, (MAX_SIDE_PX, MAX_SIDE_PX)), view.health)
         else:
             frame_result = shrink_to_fit(view.frame_result, MAX_SIDE_PX, MAX_SIDE_PX)
             image = draw_frame(frame_result, heatmap=heatmap, face_scale=self._face_scale)
-        return encode(image)
-
-
-def encode(image: Image) -> bytes:
-    """Encode a picture as JPEG.
-
-    Args:
-        image: uint8 [height, width, 3], BGR.
-    """
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    assert done, image.shape
-    return np.asarray(data, np.uint8).tobytes()
+        return encode_image(".jpg", image, JPEG_OPTIONS)

@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ffd_runtime.core.atomic_file import write_output
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.image.decode import decode
 from ffd_runtime.image.preprocess import crop_centre, resize
 from ffd_runtime.model.card import CLASSES
-from ffd_runtime.outputs.html_page import data_uri, encode_picture, render_page, write_page_file
+from ffd_runtime.outputs.html_page import data_uri, encode_image, render_page
 
 from ..face_data import Sample
 from .audit import Audit
@@ -109,7 +110,7 @@ def write_page(path: Path, audit: Audit, started: datetime) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_page_file(path, render(audit, started))
+    write_output(path, render(audit, started).encode())
 
 
 def render(audit: Audit, started: datetime) -> str:
@@ -184,7 +185,7 @@ def _picture(table: Table, sample: Sample, side: int) -> _Picture:
     except InputError:
         return _Picture(sample.path, label, None)
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    data = encode_picture(".jpg", resize(square, side), options)
+    data = encode_image(".jpg", resize(square, side), options)
     return _Picture(sample.path, label, data_uri("jpeg", data))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import cv2
 
 from ffd_runtime import __version__
+from ffd_runtime.core.atomic_file import write_output
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.core.results import Result
 from ffd_runtime.image.decode import decode
@@ -19,11 +20,10 @@ from ffd_runtime.image.preprocess import crop_centre, resize
 from ffd_runtime.model.card import CLASSES
 from ffd_runtime.outputs.html_page import (
     data_uri,
-    encode_picture,
+    encode_image,
     render_page,
     require_page_path,
     trusted,
-    write_page_file,
 )
 
 from ..face_data import Sample
@@ -121,7 +121,7 @@ def write_page(path: Path, study: Study) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_page_file(path, render(study))
+    write_output(path, render(study).encode())
 
 
 def render(study: Study) -> str:
@@ -225,7 +225,7 @@ def _card(subject: Subject, sample: Sample, row: Result) -> _Card:
     evidence = None
     if photo and row.heatmap is not None:
         layer = evidence_layer(row.heatmap, OVERLAY_PIXELS)
-        evidence = data_uri("png", encode_picture(".png", layer))
+        evidence = data_uri("png", encode_image(".png", layer))
     return _Card(folder + slash, name, f"{row.score:.4f}", sample.source, photo, evidence)
 
 
@@ -239,7 +239,7 @@ def _photo(subject: Subject, sample: Sample) -> Markup | None:
         return None
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     thumbnail = resize(crop_centre(image), THUMBNAIL_PIXELS)
-    return data_uri("jpeg", encode_picture(".jpg", thumbnail, options))
+    return data_uri("jpeg", encode_image(".jpg", thumbnail, options))
 
 
 def _model_facts(subject: Subject) -> dict[str, str]:
