@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import logging
 import re
+from importlib.resources import files
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -27,34 +28,6 @@ _SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_LOGIN_STYLE = (
-    ":root{color-scheme:light dark}body{font:1rem/1.5 system-ui,sans-serif;max-width:34rem;"
-    "margin:12vh auto;padding:0 1rem}form{display:flex;gap:.5rem}"
-    "input{flex:1;min-width:0}input,button{font:inherit;padding:.4rem .7rem}"
-)
-_LOGIN_PAGE = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>ffd: token required</title>
-<link rel="icon" href="data:,">
-<style>{_LOGIN_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>Token required</h1>
-<p>Enter the token that the server was started with: <code>--token</code> or
-<code>FFD_TOKEN</code> on that machine.</p>
-$message<form action="/">
-<input autocomplete="username" value="ffd" aria-hidden="true" hidden>
-<input name="token" type="password" aria-label="Token" autocomplete="current-password" required>
-<button>Open</button>
-</form>
-</main>
-</body>
-</html>
-"""
 
 
 class AuthMiddleware:
@@ -73,6 +46,7 @@ class AuthMiddleware:
         self._app = app
         self._token = token
         self._host = host
+        self._login_page = read_page("login.html")
         # The cookie does not reveal the token, and remains valid after a restart of the server.
         self._cookie = _digest(token, "cookie") if token else ""
         # Cookies are shared by all ports of a host.
@@ -116,10 +90,10 @@ class AuthMiddleware:
         headers = {"WWW-Authenticate": 'Bearer realm="ffd"'}
         if path == "/":
             headers["Content-Security-Policy"] = content_security_policy(
-                _LOGIN_STYLE, "img-src data:", "form-action 'self'"
+                self._login_page, "img-src data:", "form-action 'self'"
             )
             message = "" if given is None else "<p><strong>Wrong token.</strong></p>\n"
-            return HTMLResponse(_LOGIN_PAGE.replace("$message", message), 401, headers)
+            return HTMLResponse(self._login_page.replace("$message", message), 401, headers)
         text = "token required: send the header 'Authorization: Bearer TOKEN'\n"
         return PlainTextResponse(text, 401, headers)
 
@@ -151,21 +125,22 @@ class AuthMiddleware:
             return False
 
 
-def content_security_policy(style: str, *more: str) -> str:
-    """Return a Content-Security-Policy that allows one style and the given directives."""
-    parts = (
-        "default-src 'none'",
-        f"style-src {source_hash(style)}",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-        *more,
+def read_page(name: str) -> str:
+    """Return an HTML file of this package."""
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def content_security_policy(page: str, *directives: str) -> str:
+    """Return a Content-Security-Policy that allows a page's style and script, and directives."""
+    allowed = []
+    for element in ("style", "script"):
+        text = page.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
+        if text:
+            digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+            allowed.append(f"{element}-src 'sha256-{digest}'")
+    return "; ".join(
+        ("default-src 'none'", *allowed, "base-uri 'none'", "frame-ancestors 'none'", *directives)
     )
-    return "; ".join(parts)
-
-
-def source_hash(text: str) -> str:
-    """Return the source expression of a style or script for a Content-Security-Policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _digest(token: str, purpose: str) -> str:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from threading import Thread
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .. import __version__
@@ -117,12 +116,7 @@ class DashboardServer:
             time.sleep(0.005)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._snapshots.stop()
         self._thread.join(_DRAIN_TIMEOUT_SECONDS)

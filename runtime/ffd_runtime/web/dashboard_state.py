@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -32,21 +32,6 @@ SHOWN_STATES = ("playing", "ended")
 
 
 @dataclass(frozen=True)
-class Face:
-    """A face in the current frame, or the whole frame (without `track`).
-
-    Attributes:
-        since: time of its last label change, as `Frame.time`.
-    """
-
-    track: int | None
-    label: str | None
-    score: float | None
-    reason: str | None
-    since: float
-
-
-@dataclass(frozen=True)
 class LabelChange:
     """An entry of the history.
 
@@ -68,30 +53,25 @@ class LabelChange:
     thumbnail: Image = field(repr=False)
 
 
-@dataclass(frozen=True)
-class SourceView:
-    """The current picture of a source.
+@dataclass
+class DashboardSource:
+    """A source and its current picture.
 
     Attributes:
+        began: time of its first frame or tick, in seconds since 1970 (UTC).
         number: changes whenever the picture changes.
         frame_result: None if the source has no picture now.
+        faces: the faces of the frame, or the whole frame, as JSON types.
+        labels: label and time of its last change, by track; a new face is `unsure`.
     """
 
-    number: int
-    frame_result: FrameResult | None
-    health: StreamHealth
-
-
-@dataclass
-class _Source:
     index: int
     name: str
     health: StreamHealth
     began: float
     number: int = 0
     frame_result: FrameResult | None = None
-    faces: tuple[Face, ...] = ()
-    # Label and time of its last change, by track; a new face is `unsure`.
+    faces: list[dict[str, Any]] = field(default_factory=list)
     labels: dict[int | None, tuple[str, float]] = field(default_factory=dict)
 
 
@@ -107,7 +87,7 @@ class DashboardState:
         self._metrics = metrics
         self._face_scale = face_scale
         self._lock = Lock()
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, DashboardSource] = {}
         self._history: deque[LabelChange] = deque(maxlen=MAX_HISTORY)
         self._changes = 0
         self._ticked: float | None = None
@@ -123,7 +103,7 @@ class DashboardState:
             source.health, source.frame_result = frame_result.health, frame_result
             source.number += 1
             changes = self._update_faces(source, frame_result)
-            labels = [face.label for face in source.faces if face.label]
+            labels = [face["label"] for face in source.faces if face["label"]]
             self._metrics.count(
                 source.name, frame_result, labels, [change.label for change in changes]
             )
@@ -148,17 +128,20 @@ class DashboardState:
                 self._metrics.update(source.name, health)
         return changed
 
-    def _source(self, health: StreamHealth) -> _Source:
+    def _source(self, health: StreamHealth) -> DashboardSource:
         known = self._sources.get(health.source)
         if known is None:
             name = printable(health.source)
-            known = _Source(len(self._sources), name, health, time.time())
+            known = DashboardSource(len(self._sources), name, health, time.time())
             self._sources[health.source] = known
         return known
 
-    def _update_faces(self, source: _Source, frame_result: FrameResult) -> list[LabelChange]:
+    def _update_faces(
+        self, source: DashboardSource, frame_result: FrameResult
+    ) -> list[LabelChange]:
         """Update the faces of a source; return the label changes."""
-        faces, changes = [], []
+        faces: list[dict[str, Any]] = []
+        changes = []
         for result in frame_result.results:
             track = result.track
             label = track.label if track else result.label
@@ -176,20 +159,21 @@ class DashboardState:
                     change = (self._changes, source.index, number, label, before, score, since)
                     changes.append(LabelChange(*change, image))
             reason = result.reason if label == "unsure" else None
-            faces.append(Face(number, label, score, reason, since))
+            face = {"track": number, "label": label, "score": score, "reason": reason}
+            faces.append(_round_floats({**face, "since": since}))
         while len(source.labels) > _MAX_REMEMBERED_TRACKS:
             del source.labels[next(iter(source.labels))]
-        source.faces = tuple(faces)
+        source.faces = faces
         return changes
 
-    def view(self, index: int) -> SourceView | None:
-        """Return the current picture of a source; None if there is no such source."""
+    def view(self, index: int) -> DashboardSource | None:
+        """Return a copy of a source; None if there is no such source."""
         with self._lock:
             source = next((s for s in self._sources.values() if s.index == index), None)
             if source is None:
                 return None
             shown = source.frame_result if source.health.state in SHOWN_STATES else None
-            return SourceView(source.number, shown, source.health)
+            return replace(source, frame_result=shown)
 
     def thumbnail(self, number: int) -> Image | None:
         """Return the thumbnail of a label change; None if it is no longer kept."""
@@ -223,27 +207,29 @@ class DashboardState:
             "now": round(time.time(), 3),
             "sources": sources,
             "history": [
-                _to_json(change, "number source track label before score time")
-                for change in history
+                _select(change, "number source track label before score time") for change in history
             ],
         }
 
 
-def _describe(source: _Source) -> dict[str, Any]:
+def _describe(source: DashboardSource) -> dict[str, Any]:
     health = source.health
-    faces = source.faces if health.state in SHOWN_STATES else ()
     return {
-        **_to_json(source, "index name began number"),
-        **_to_json(health, "live state size fps frames analysed dropped reconnects"),
-        **_to_json(health, "age last_frame next_try"),
+        **_select(source, "index name began number"),
+        **_select(health, "live state size fps frames analysed dropped reconnects"),
+        **_select(health, "age last_frame next_try"),
         "error": health.error and printable(health.error),
-        "faces": [_to_json(face, "track label score reason since") for face in faces],
+        "faces": source.faces if health.state in SHOWN_STATES else [],
     }
 
 
-def _to_json(item: object, names: str) -> dict[str, Any]:
-    """Return attributes by name; floats are rounded to thousandths."""
-    values = {name: getattr(item, name) for name in names.split()}
+def _select(item: object, names: str) -> dict[str, Any]:
+    """Return attributes by name, as JSON types."""
+    return _round_floats({name: getattr(item, name) for name in names.split()})
+
+
+def _round_floats(values: dict[str, Any]) -> dict[str, Any]:
+    """Round floats to thousandths."""
     return {
         name: round(value, 3) if isinstance(value, float) else value
         for name, value in values.items()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter as Totals
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -12,10 +13,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from ..core.results import LABELS
 from ..video.frame_result import FrameResult, StreamHealth
 
-LABELS = ("generated", "groundtruth", "unsure")
 # Upper bounds in seconds, from the latency of a GPU to that of a stream with a backlog.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -34,7 +37,7 @@ _TOTALS = {
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Metrics:
+class Metrics(Collector):
     """The metrics of one server; not thread-safe.
 
     Args:
@@ -43,30 +46,18 @@ class Metrics:
 
     def __init__(self, build_info: Mapping[str, str]) -> None:
         self._registry = CollectorRegistry()
-        info = self._gauge("ffd_build_info", "Version and model; always 1.", *build_info)
+        info = Gauge(
+            "ffd_build_info", "Version and model; always 1.", build_info, registry=self._registry
+        )
         info.labels(**build_info).set(1)
-        pictures = self._counter("ffd_page_pictures_total", "Pictures drawn for viewers.")
-        self._pictures = _RunningTotal(pictures)
-        self._up = self._gauge("ffd_source_up", "1 while frames arrive, otherwise 0.", "source")
-        self._totals = {
-            total: self._counter(name, text, "source") for total, (name, text) in _TOTALS.items()
-        }
-        self._age = self._gauge(
-            "ffd_frame_age_seconds", "Capture to result of the last classified frame.", "source"
-        )
-        self._last_frame = self._gauge(
-            "ffd_last_frame_timestamp_seconds",
-            "Time of the last frame in seconds since 1970.",
-            "source",
-        )
-        self._faces = self._counter(
-            "ffd_faces_total", "Results for faces (or whole frames).", "source", "label"
-        )
+        self._pictures = 0
+        self._healths: dict[str, StreamHealth] = {}
+        self._totals: Totals[tuple[str, str]] = Totals()
+        self._registry.register(self)
+        self._faces = self._counter("ffd_faces_total", "Results for faces (or whole frames).")
         self._changes = self._counter(
             "ffd_verdict_changes_total",
             "Times that the label of a face (or whole frame) changed to this one.",
-            "source",
-            "label",
         )
         self._delay = self._histogram(
             "ffd_verdict_delay_seconds", "Capture of a frame to its result."
@@ -74,7 +65,6 @@ class Metrics:
         self._inference = self._histogram(
             "ffd_inference_seconds", "Face detector and model, for one frame."
         )
-        self._running_totals: dict[tuple[str, str], _RunningTotal] = {}
 
     def update(self, source: str, health: StreamHealth) -> None:
         """Take over the health of a source.
@@ -83,14 +73,16 @@ class Metrics:
             source: its name.
             health: its totals must not decrease; smaller ones are ignored.
         """
-        self._create_series(source)
-        self._up.labels(source).set(health.state == "playing")
-        for name in self._totals:
-            self._running_totals[source, name].raise_to(getattr(health, name))
-        if health.age is not None:
-            self._age.labels(source).set(health.age)
-        if health.last_frame is not None:
-            self._last_frame.labels(source).set(health.last_frame)
+        if source not in self._healths:
+            # Series start at 0.
+            for label in LABELS:
+                self._faces.labels(source, label)
+                self._changes.labels(source, label)
+            self._delay.labels(source)
+            self._inference.labels(source)
+        self._healths[source] = health
+        for name in _TOTALS:
+            self._totals[source, name] = max(self._totals[source, name], getattr(health, name))
 
     def count(
         self, source: str, frame_result: FrameResult, shown: Iterable[str], new: Iterable[str]
@@ -118,39 +110,38 @@ class Metrics:
         Args:
             pictures: number of pictures drawn for viewers.
         """
-        self._pictures.raise_to(pictures)
+        self._pictures = pictures
         return generate_latest(self._registry)
 
-    def _create_series(self, source: str) -> None:
-        """Create the series of a new source, so that they start at 0."""
-        if (source, "frames") in self._running_totals:
-            return
-        for name, total in self._totals.items():
-            self._running_totals[source, name] = _RunningTotal(total.labels(source))
-        for label in LABELS:
-            self._faces.labels(source, label)
-            self._changes.labels(source, label)
-        self._delay.labels(source)
-        self._inference.labels(source)
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics that are part of the sources' health."""
+        yield CounterMetricFamily(
+            "ffd_page_pictures_total", "Pictures drawn for viewers.", self._pictures
+        )
+        up = _gauge("ffd_source_up", "1 while frames arrive, otherwise 0.")
+        age = _gauge("ffd_frame_age_seconds", "Capture to result of the last classified frame.")
+        last_frame = _gauge(
+            "ffd_last_frame_timestamp_seconds", "Time of the last frame in seconds since 1970."
+        )
+        for source, health in self._healths.items():
+            up.add_metric([source], health.state == "playing")
+            if health.age is not None:
+                age.add_metric([source], health.age)
+            if health.last_frame is not None:
+                last_frame.add_metric([source], health.last_frame)
+        yield from (up, age, last_frame)
+        for total, (name, text) in _TOTALS.items():
+            family = CounterMetricFamily(name, text, labels=["source"])
+            for source in self._healths:
+                family.add_metric([source], self._totals[source, total])
+            yield family
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, registry=self._registry)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self._registry)
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, ["source", "label"], registry=self._registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, ["source"], registry=self._registry, buckets=BUCKETS)
 
 
-class _RunningTotal:
-    """A counter that follows a total."""
-
-    def __init__(self, counter: Counter) -> None:
-        self._counter = counter
-        self._total = 0
-
-    def raise_to(self, total: int) -> None:
-        if total > self._total:
-            self._counter.inc(total - self._total)
-            self._total = total
+def _gauge(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=["source"])
