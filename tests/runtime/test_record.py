@@ -21,9 +21,9 @@ import pytest
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.core.results import Result
 from ffd_runtime.video import recording, source_recording, video_file
-from ffd_runtime.video.frame_rate import DEFAULT_FPS, estimate_frame_rate
 from ffd_runtime.video.frame_result import Frame, FrameResult, StreamHealth
 from ffd_runtime.video.recording import Recorder, check_recording_path, recording_paths
+from ffd_runtime.video.source_recording import DEFAULT_FPS, estimate_frame_rate
 
 from ..conftest import picture
 

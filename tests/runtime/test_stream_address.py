@@ -10,10 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ffd_runtime.core.redact import redact
-from ffd_runtime.video.backoff import Backoff
 from ffd_runtime.video.lag_estimator import MIN_CLOCK_JUMP_SECONDS, LagEstimator
 from ffd_runtime.video.stream_address import is_stream, to_streams
-from ffd_runtime.video.stream_policy import FrameSampler, StreamPolicy
+from ffd_runtime.video.stream_policy import Backoff, FrameSampler, StreamPolicy
 
 # Without characters that are special in an address.
 secrets = st.text(string.ascii_uppercase + string.digits + "@:/%!$'()*+,;=._~-", min_size=6)

@@ -13,6 +13,7 @@ import pytest
 
 from ffd_runtime.core.errors import BackendError, DeviceMemoryError
 from ffd_runtime.core.results import Result
+from ffd_runtime.image.faces import Face
 from ffd_runtime.model.backends import Outputs
 from ffd_runtime.model.card import ModelCard
 from ffd_runtime.video.feed import Feed
@@ -27,7 +28,7 @@ from ..models import CARD
 
 # Limit in seconds for a test that hangs.
 WATCHDOG = 30
-Classified = list[tuple[list[Result], float]]
+Classified = tuple[list[Result], float]
 
 
 class Scripted:
@@ -73,11 +74,10 @@ class Faked(FrameClassifier):
     def detects_faces(self) -> bool:
         return self._detects_faces
 
-    def classify(self, frames: Sequence[Frame]) -> Classified:
-        (frame,) = frames
+    def classify(self, frame: Frame) -> Classified:
         self.work(frame)
         row = Result(frame.source, frame=frame.number, label="generated", score=0.9)
-        return [([row], 0.0)]
+        return [row], 0.0
 
 
 class Kept:
@@ -346,7 +346,7 @@ def test_requests_that_wait_together_share_a_batch() -> None:
     answers: dict[int, Classified] = {}
 
     def classify(number: int) -> None:
-        answers[number] = frame_classifier.classify([frame(number, 40 * number)])
+        answers[number] = frame_classifier.classify(frame(number, 40 * number))
 
     callers = [threading.Thread(target=classify, args=(number,)) for number in range(1, 6)]
     # Two batches run; later callers wait.
@@ -356,8 +356,8 @@ def test_requests_that_wait_together_share_a_batch() -> None:
         caller.join(WATCHDOG)
     assert backend.batches == [1, 1, 3]
     for number in range(1, 6):
-        ((alone, _),) = frame_classifier.classify([frame(number, 40 * number)])
-        ((shared, seconds),) = answers[number]
+        alone, _ = frame_classifier.classify(frame(number, 40 * number))
+        shared, seconds = answers[number]
         assert shared == alone
         assert shared[0].frame == number
         assert seconds > 0
@@ -375,7 +375,7 @@ def test_failure_of_a_shared_batch_reaches_all_callers() -> None:
 
     def classify(number: int) -> None:
         try:
-            frame_classifier.classify([frame(number)])
+            frame_classifier.classify(frame(number))
         except BackendError as error:
             caught.append(error)
 
@@ -388,12 +388,18 @@ def test_failure_of_a_shared_batch_reaches_all_callers() -> None:
 
 
 def test_halved_batch_size_is_kept_between_frames(caplog: pytest.LogCaptureFixture) -> None:
+    class EightFaces:
+        def detect(self, image: Image) -> list[Face]:
+            return [Face((4 * at, 8, 32, 32), 0.9, np.zeros((5, 2), np.float32)) for at in range(8)]
+
     backend = Gated(most=3)
     backend.gate.set()
-    frame_classifier = FrameClassifier(backend)
-    for _ in range(3):
-        found = frame_classifier.classify([frame(number) for number in range(8)])
-        assert [rows[0].frame for rows, _ in found] == list(range(8))
+    frame_classifier = FrameClassifier(backend, EightFaces())  # type: ignore[arg-type]
+    for number in range(3):
+        rows, _ = frame_classifier.classify(frame(number))
+        assert [(row.frame, row.face and row.face[0]) for row in rows] == [
+            (number, 4 * at) for at in range(8)
+        ]
     assert backend.batches == [8, 4, *[2] * 12]
     assert len(caplog.records) == 2
 

@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Read:
 
 def read(path: Path) -> Read:
     found = Read([], [], None, None)
-    with FFmpegCapture(Stream(str(path), str(path), "file"), 10.0) as capture:
+    with closing(FFmpegCapture(Stream(str(path), str(path), "file"), 10.0)) as capture:
         found.note = capture.note
         try:
             while capture.grab():
@@ -399,7 +400,7 @@ def test_live_stream_may_become_interlaced(tmp_path: Path) -> None:
         data += write_video(tmp_path / "a.ts", pictures, fields=fields).read_bytes()
     with serving(sending(data)) as port:
         address = f"http://127.0.0.1:{port}/live"
-        with FFmpegCapture(Stream("live", address, "server"), 1.0) as capture:
+        with closing(FFmpegCapture(Stream("live", address, "server"), 1.0)) as capture:
             numbers: list[int] = []
             # The last frames are still in the filter.
             while capture.grab() and len(numbers) < 40:
@@ -446,7 +447,7 @@ def test_mjpeg_with_and_without_a_first_boundary(
     kind = f"multipart/x-mixed-replace; boundary={boundary}"
     with serving(sending(data, kind)) as port:
         address = f"http://127.0.0.1:{port}/cam.mjpg"
-        with FFmpegCapture(Stream("cam", address, "server"), 2.0) as capture:
+        with closing(FFmpegCapture(Stream("cam", address, "server"), 2.0)) as capture:
             for number in range(50):
                 assert capture.grab()
                 image = capture.retrieve()

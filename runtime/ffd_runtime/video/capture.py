@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Protocol, Self
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -113,12 +113,6 @@ class OpenCVCapture:
 
     def close(self) -> None:
         self._capture.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def require_gstreamer() -> None:

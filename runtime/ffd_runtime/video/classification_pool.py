@@ -12,9 +12,9 @@ from typing import Self
 
 import cv2
 
+from ..core.cores import count_cores
 from ..core.errors import FfdError, InputError
 from ..core.results import Result
-from ..model.devices import count_cores
 from .feed import TICK_SECONDS, Feed
 from .frame_classifier import FrameClassifier
 from .frame_result import Frame
@@ -28,15 +28,14 @@ class ClassifiedFrame:
     """A frame and its results.
 
     Attributes:
-        reader: the reader that it comes from.
-        frame: the picture.
+        queue: of its source.
         results: one per face.
         inference: seconds in the face detector and the model.
         failure: why there are no results; None if there are.
         done: True once the attributes above are final.
     """
 
-    reader: StreamReader
+    queue: SourceQueue
     frame: Frame
     results: list[Result] = field(default_factory=list)
     inference: float = 0.0
@@ -45,11 +44,10 @@ class ClassifiedFrame:
 
 
 @dataclass(eq=False)
-class _SourceQueue:
+class SourceQueue:
     """The frames of one source that are being classified.
 
     Attributes:
-        reader: of the source.
         limit: maximum number of frames in the pool.
         in_flight: number of frames taken and not yet released.
         order: frames not yet delivered, in the order of the source.
@@ -82,8 +80,7 @@ class ClassificationPool:
         self._frame_classifier = frame_classifier
         workers = workers or count_cores()
         self._sources = deque(
-            _SourceQueue(reader, 1 if reader.stream.live else workers + 1)
-            for reader in feed.readers
+            SourceQueue(reader, 1 if reader.stream.live else workers + 1) for reader in feed.readers
         )
         # None ends the queue; an exception ends the run.
         self._ready: Queue[ClassifiedFrame | BaseException | None] = Queue()
@@ -121,7 +118,10 @@ class ClassificationPool:
             if isinstance(entry, BaseException):
                 raise entry
             yield entry
-            self._release(entry)
+            with self._changed:
+                # Its source may give another frame.
+                entry.queue.in_flight -= 1
+                self._changed.notify_all()
 
     def finished(self, source: str) -> bool:
         """Return True if a source has ended and the caller is done with all its frames."""
@@ -143,10 +143,9 @@ class ClassificationPool:
 
     def _work(self) -> None:
         try:
-            while (taken := self._take()) is not None:
-                queue, entry = taken
+            while (entry := self._take()) is not None:
                 self._classify_frame(entry)
-                self._deliver(queue, entry)
+                self._deliver(entry)
         except BaseException as error:
             self._ready.put(error)
         with self._changed:
@@ -154,7 +153,7 @@ class ClassificationPool:
             if not self._running:
                 self._ready.put(None)
 
-    def _take(self) -> tuple[_SourceQueue, ClassifiedFrame] | None:
+    def _take(self) -> ClassifiedFrame | None:
         """Take a frame from the next source in turn; return None when all have ended."""
         with self._changed:
             while not self._stopped:
@@ -162,12 +161,12 @@ class ClassificationPool:
                     queue.reader.raise_fatal()
                 for queue in self._sources:
                     if queue.in_flight < queue.limit and (frame := queue.reader.take()):
-                        entry = ClassifiedFrame(queue.reader, frame)
+                        entry = ClassifiedFrame(queue, frame)
                         queue.in_flight += 1
                         queue.order.append(entry)
                         self._sources.remove(queue)
                         self._sources.append(queue)
-                        return queue, entry
+                        return entry
                 if all(queue.reader.done() for queue in self._sources):
                     return None
                 self._changed.wait(TICK_SECONDS)
@@ -176,7 +175,7 @@ class ClassificationPool:
     def _classify_frame(self, entry: ClassifiedFrame) -> None:
         """Set the results or the failure; a bad frame does not end the run."""
         try:
-            ((entry.results, entry.inference),) = self._frame_classifier.classify([entry.frame])
+            entry.results, entry.inference = self._frame_classifier.classify(entry.frame)
         except InputError as error:
             entry.failure = error
         except FfdError:
@@ -187,16 +186,10 @@ class ClassificationPool:
             reason = f"{type(error).__name__}: {error}"
             entry.failure = InputError("corrupt", f"a frame cannot be processed ({reason})")
 
-    def _deliver(self, queue: _SourceQueue, entry: ClassifiedFrame) -> None:
+    def _deliver(self, entry: ClassifiedFrame) -> None:
         """Pass on finished frames, in order, up to the first unfinished one."""
         with self._changed:
             entry.done = True
-            while queue.order and queue.order[0].done:
-                self._ready.put(queue.order.popleft())
-
-    def _release(self, entry: ClassifiedFrame) -> None:
-        """Allow the source of a frame to give another one."""
-        with self._changed:
-            for queue in self._sources:
-                queue.in_flight -= queue.reader is entry.reader
-            self._changed.notify_all()
+            order = entry.queue.order
+            while order and order[0].done:
+                self._ready.put(order.popleft())

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, cast
 
 from ..core.errors import InputError
 from .container import DurationCheck, describe_choice, open_container, require_pyav, select_video
@@ -182,12 +182,6 @@ class FFmpegCapture:
         """Close the file or connection."""
         self._frames.close()
         self._container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _read(self) -> Generator[VideoFrame | None]:
         """Yield progressive frames in order; None for each damaged one."""

@@ -61,44 +61,31 @@ class FrameClassifier:
         """False if whole frames are classified."""
         return self._detector is not None
 
-    def classify(self, frames: Sequence[Frame]) -> list[tuple[list[Result], float]]:
-        """Classify frames, all their faces in one batch.
-
-        Args:
-            frames: of any streams and sizes.
+    def classify(self, frame: Frame) -> tuple[list[Result], float]:
+        """Classify a frame, all its faces in one batch.
 
         Returns:
-            Per frame its results, and the inference time in seconds: the detector on this frame
-            plus the model on the batch.
+            One result per face, and the inference time in seconds: the detector on this frame plus
+            the model on the batch.
 
         Raises:
             BackendError: inference failed.
         """
-        crops: list[Prepared] = []
-        counts, seconds = [], []
-        for frame in frames:
-            found, second = self._crop(frame)
-            crops += found
-            counts.append(len(found))
-            seconds.append(second)
+        crops, detection_seconds = self._crop(frame)
         results, batch_seconds = self._infer(crops) if crops else ([], 0.0)
-        rest = iter(results)
-        return [
-            (list(islice(rest, count)), second + batch_seconds)
-            for count, second in zip(counts, seconds, strict=True)
-        ]
+        return results, detection_seconds + batch_seconds
 
     def _crop(self, frame: Frame) -> tuple[list[Prepared], float]:
         """Return the crops of a frame, and the detector's time in seconds."""
-        picture = Prepared(frame.source, frame.image, frame=frame.number, time=frame.time)
+        whole = Prepared(frame.source, frame.image, frame=frame.number, time=frame.time)
         spec = self._backend.card.preprocess
         if self._detector is None:
             reason = "blank" if is_blank(frame.image) else None
-            return [picture._replace(image=preprocess(frame.image, spec), reason=reason)], 0.0
+            return [whole._replace(image=preprocess(frame.image, spec), reason=reason)], 0.0
         begin = time.perf_counter()
         faces = self._detector.detect(frame.image)
         seconds = time.perf_counter() - begin
-        return prepare_faces(picture, faces, spec), seconds
+        return prepare_faces(whole, faces, spec), seconds
 
     def _infer(self, crops: list[Prepared]) -> tuple[list[Result], float]:
         """Return results and batch time in seconds; another caller may run the batch."""

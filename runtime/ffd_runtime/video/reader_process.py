@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import sys
+from contextlib import closing
 from threading import Thread
 from typing import BinaryIO, NoReturn
 
@@ -46,7 +47,7 @@ def main() -> None:
 
 def _send_frames(order: dict[str, float | str], out: BinaryIO) -> NoReturn:
     stream = Stream("", str(order["target"]), "server")
-    with FFmpegCapture(stream, float(order["timeout"])) as capture:
+    with closing(FFmpegCapture(stream, float(order["timeout"]))) as capture:
         note = (capture.note or "").encode()
         out.write(MESSAGE_HEADER.pack(OPENED, len(note), 0, 0, 0, 0, 0) + note)
         out.flush()

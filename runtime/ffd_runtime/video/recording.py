@@ -12,15 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Thread
-from types import TracebackType
 from typing import Literal, Self
 
 from ..core.errors import OutputError
 from ..core.text import printable
 from .draw_frame import draw_frame
-from .frame_rate import DEFAULT_FPS
 from .frame_result import FrameResult, State, StreamHealth
-from .source_recording import SourceRecording
+from .source_recording import DEFAULT_FPS, SourceRecording
 
 log = logging.getLogger(__name__)
 
@@ -142,12 +140,7 @@ class Recorder:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         deadline = time.monotonic() + CLOSE_TIMEOUT_SECONDS
         while self._thread.is_alive() and time.monotonic() < deadline:
             try:

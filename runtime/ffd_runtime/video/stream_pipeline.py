@@ -151,7 +151,7 @@ class StreamPipeline:
         return f"{text}, {counted(total, 'face')}" + (kinds and f" ({kinds})")
 
     def _process(self, classified: ClassifiedFrame) -> None:
-        reader, frame = classified.reader, classified.frame
+        reader, frame = classified.queue.reader, classified.frame
         source = self._sources[frame.source]
         if classified.failure:
             self._process_failure(frame, classified.failure, source)

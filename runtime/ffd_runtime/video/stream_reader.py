@@ -13,13 +13,12 @@ from threading import Condition, Event, Thread
 from ..core.errors import FfdError, InputError
 from ..core.results import RowError
 from ..image.decode import Image
-from .backoff import Backoff
 from .capture import Capture
 from .frame_result import Frame, State, StreamHealth
 from .lag_estimator import LagEstimator
 from .remote_reader import open_capture
 from .stream_address import Stream
-from .stream_policy import FrameSampler, StreamPolicy
+from .stream_policy import Backoff, FrameSampler, StreamPolicy
 
 # Frames of a file that are decoded ahead.
 MAX_BUFFERED_FRAMES = 4

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..core.log_odds import log_odds
 from ..core.results import Box, Label, Result, Track
 from ..model.card import ModelCard
 
@@ -70,7 +71,7 @@ class GreedyIouTracker:
         self._half_life = half_life
         low, high = card.unsure
         # A threshold of 0 or 1 becomes an infinite one.
-        self._thresholds = _log_odds(low), _log_odds(high)
+        self._thresholds = log_odds(low), log_odds(high)
         finite = [abs(value) for value in self._thresholds if math.isfinite(value)]
         self._max_log_odds = max([MAX_LOG_ODDS, *(value + LOG_ODDS_HEADROOM for value in finite)])
         self._tracks: list[_Track] = []
@@ -120,8 +121,8 @@ class GreedyIouTracker:
 
     def _update_label(self, track: _Track, result: Result, at: float) -> Track:
         if result.score is not None and result.reason is None and result.error is None:
-            log_odds = min(max(_log_odds(result.score), -self._max_log_odds), self._max_log_odds)
-            track.add_score(log_odds, at, self._half_life)
+            clipped = min(max(log_odds(result.score), -self._max_log_odds), self._max_log_odds)
+            track.add_score(clipped, at, self._half_life)
             track.label = self._label(track)
         score = 1 / (1 + math.exp(-track.mean)) if track.weight else None
         return Track(track.number, track.label or "unsure", score)
@@ -191,12 +192,6 @@ class _Track:
         self.weight = self.weight * 0.5 ** ((at - self.scored) / half_life) + 1
         self.mean += (log_odds - self.mean) / self.weight
         self.scored = at
-
-
-def _log_odds(score: float) -> float:
-    if score <= 0:
-        return -math.inf
-    return math.inf if score >= 1 else math.log(score) - math.log1p(-score)
 
 
 # Stands for the whole frame: a box that matches itself and no face.

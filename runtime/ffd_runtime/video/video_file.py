@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +22,27 @@ log = logging.getLogger(__name__)
 _FOURCC = cv2.VideoWriter.fourcc(*"mp4v")
 # FFmpeg writes 256 KiB at a time; a small picture that does not change takes 30 s to fill that.
 STALL_TIMEOUT_SECONDS = 120.0
+
+
+def create_numbered(path: Path, number: int = 1) -> tuple[Path, int]:
+    """Create an empty file, with a number in its name if the name exists.
+
+    Args:
+        path: the name without a number, which is number 1.
+        number: the first to try.
+
+    Returns:
+        The path of the file, and the next number to try.
+
+    Raises:
+        OSError: the file cannot be created; `filename` is its path.
+    """
+    while True:
+        numbered = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+        with suppress(FileExistsError):
+            numbered.open("xb").close()
+            return numbered, number
 
 
 class VideoFile:
@@ -72,20 +93,15 @@ class VideoFile:
         Returns:
             The file, and the next number to try.
         """
-        for count in itertools.count(number):
-            name = path if count == 1 else path.with_name(f"{path.stem}-{count}{path.suffix}")
-            try:
-                name.open("xb").close()
-            except FileExistsError:
-                continue
-            except OSError as error:
-                reason = error.strerror
-                raise OutputError(f"cannot record to {printable(str(name))}: {reason}") from None
-            height, width = image.shape[:2]
-            video = cls(name, fps, (width + width % 2, height + height % 2))
-            log.info("recording to %s", video.shown)
-            return video, count + 1
-        raise AssertionError
+        try:
+            name, number = create_numbered(path, number)
+        except OSError as error:
+            shown = printable(str(error.filename))
+            raise OutputError(f"cannot record to {shown}: {error.strerror}") from None
+        height, width = image.shape[:2]
+        video = cls(name, fps, (width + width % 2, height + height % 2))
+        log.info("recording to %s", video.shown)
+        return video, number
 
     @property
     def seconds(self) -> float:

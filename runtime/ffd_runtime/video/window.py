@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -13,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import cv2
@@ -23,8 +21,10 @@ from ..core.errors import OutputError
 from ..core.text import printable
 from ..image.decode import Image
 from ..image.draw import enlargement
+from ..outputs.html_page import encode_image
 from .draw_frame import draw_frame, draw_keys, draw_no_signal, fit_size, shrink_to_fit
 from .frame_result import FrameResult, Quit, StreamHealth
+from .video_file import create_numbered
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +121,7 @@ class Window:
             raise OutputError(f"cannot open a window ({error.err}): {_ADVICE}") from None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # The user may have closed it.
         with suppress(cv2.error):
             cv2.destroyWindow(WINDOW_NAME)
@@ -259,23 +254,17 @@ def save_picture(image: Image, when: datetime) -> Path | None:
     Returns:
         ffd-DATE.png, or the next unused name; None if it cannot be written.
     """
-    done, data = cv2.imencode(".png", image)
-    assert done
-    for count in itertools.count(1):
-        number = "" if count == 1 else f"-{count}"
-        path = Path(f"ffd-{when:%Y%m%d-%H%M%S}{number}.png")
-        try:
-            with path.open("xb") as file:
-                file.write(data.tobytes())
-        except FileExistsError:
-            continue
-        except OSError as error:
-            # A picture that cannot be saved must not end the run.
-            log.warning("the picture cannot be saved to %s: %s", path, error.strerror)
-            return None
-        log.warning("saved %s", path)
-        return path
-    raise AssertionError
+    data = encode_image(".png", image)
+    path = Path(f"ffd-{when:%Y%m%d-%H%M%S}.png")
+    try:
+        path, _ = create_numbered(path)
+        path.write_bytes(data)
+    except OSError as error:
+        # An image that cannot be saved must not end the run.
+        log.warning("the image cannot be saved to %s: %s", error.filename or path, error.strerror)
+        return None
+    log.warning("saved %s", path)
+    return path
 
 
 def _is_open() -> bool:
