@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -19,7 +19,7 @@ import pytest
 from ffd_runtime import Classifier
 from ffd_runtime.core.errors import BackendError, InputError
 from ffd_runtime.video.capture import OpenCVCapture
-from ffd_runtime.video.feed import Feed
+from ffd_runtime.video.feed import TICK_SECONDS, Feed
 from ffd_runtime.video.frame_classifier import FrameClassifier
 from ffd_runtime.video.frame_result import Frame, FrameResult, StreamHealth
 from ffd_runtime.video.remote_reader import RemoteCapture
@@ -47,12 +47,26 @@ QUICK = StreamPolicy(timeout=1.0, initial_backoff=0.05, max_backoff=0.2)
 PATIENT = StreamPolicy(timeout=WATCHDOG)
 
 
+def rounds(feed: Feed) -> Iterator[list[Frame]]:
+    """Yield at most one frame of each stream until all have ended; none after `TICK_SECONDS`."""
+    while True:
+        with feed.changed:
+            for reader in feed.readers:
+                reader.raise_fatal()
+            frames = [frame for reader in feed.readers if (frame := reader.take())]
+            if not frames:
+                if all(reader.done() for reader in feed.readers):
+                    return
+                feed.changed.wait(TICK_SECONDS)
+        yield frames
+
+
 def frames_until(feed: Feed, enough: Callable[[Frame], bool]) -> list[Frame]:
     """Return the frames up to the first that satisfies a condition."""
     begin = time.monotonic()
     frames: list[Frame] = []
-    for taken in feed:
-        for _, frame in taken:
+    for taken in rounds(feed):
+        for frame in taken:
             frames.append(frame)
             if enough(frame):
                 return frames
@@ -63,7 +77,7 @@ def frames_until(feed: Feed, enough: Callable[[Frame], bool]) -> list[Frame]:
 def wait_for(feed: Feed, what: Callable[[list[StreamHealth]], bool]) -> list[StreamHealth]:
     """Read until the sources satisfy a condition."""
     begin = time.monotonic()
-    for _ in feed:
+    for _ in rounds(feed):
         if what(feed.health()):
             return feed.health()
         assert time.monotonic() - begin < WATCHDOG, feed.health()
@@ -121,8 +135,8 @@ def shown(image: npt.NDArray[np.uint8]) -> int:
 def numbers_of(path: Path, policy: StreamPolicy | None = None, slow: float = 0.0) -> list[int]:
     numbers = []
     with Feed(to_streams([str(path)]), policy) as feed:
-        for taken in feed:
-            for _, frame in taken:
+        for taken in rounds(feed):
+            for frame in taken:
                 assert shown(frame.image) == frame.number
                 assert frame.time == pytest.approx(frame.number / 25, abs=1e-3)
                 numbers.append(frame.number)
@@ -158,7 +172,7 @@ def test_invalid_video_file_fails(
     if damage:
         path.write_bytes(damage(clip.read_bytes()))
     with Feed(to_streams([str(path)])) as feed:
-        assert not any(feed)
+        assert not any(rounds(feed))
         assert feed.readers[0].health().state == "failed"
         assert feed.readers[0].health().code == code
 
@@ -171,7 +185,7 @@ def test_truncated_file_fails_after_its_frames(tmp_path: Path, share: float) -> 
     data = whole.read_bytes()
     cut.write_bytes(data[: round(len(data) * share)])
     with Feed(to_streams([str(cut)])) as feed:
-        frames = [frame for taken in feed for _, frame in taken]
+        frames = [frame for taken in rounds(feed) for frame in taken]
         health = feed.readers[0].health()
     assert 10 < len(frames) < 57
     assert health.code == "truncated"
@@ -214,8 +228,8 @@ def test_slow_consumer_gets_the_newest_frame_and_drops_are_counted() -> None:
     policy = StreamPolicy(retries=0)
     ages, numbers = [], []
     with Feed(to_streams(["0"]), policy, lambda *_: Synthetic(gap, 200)) as feed:
-        for taken in feed:
-            for _, frame in taken:
+        for taken in rounds(feed):
+            for frame in taken:
                 time.sleep(inference)
                 ages.append(time.monotonic() - frame.captured)
                 numbers.append(frame.number)
@@ -246,8 +260,8 @@ def test_slow_decoder_reconnects_when_its_lag_is_too_large(monkeypatch: pytest.M
     policy = StreamPolicy(retries=0)
     late = 0.0
     with Feed(to_streams(["rtsp://127.0.0.1:9/x"]), policy, lambda *_: Behind(0.0, 4000)) as feed:
-        for taken in feed:
-            for _, frame in taken:
+        for taken in rounds(feed):
+            for frame in taken:
                 late = max(late, frame.lag)
         health = feed.readers[0].health()
     assert "late" in (health.error or "")
@@ -363,9 +377,9 @@ def test_remote_file_is_read_completely(clip: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/{clip.name}"
         with Feed(to_streams([address])) as feed:
-            numbers = [frame.number for taken in feed for _, frame in taken]
+            numbers = [frame.number for taken in rounds(feed) for frame in taken]
         with Feed(to_streams([address + "x.mp4"])) as feed:
-            assert not any(feed)
+            assert not any(rounds(feed))
             assert "404" in (feed.readers[0].health().error or "")
         server.shutdown()
     assert numbers == list(range(60))
@@ -465,7 +479,7 @@ def test_absent_server_fails_after_its_retries() -> None:
     address = f"rtsp://me:secret@127.0.0.1:{free_port()}/door"
     policy = StreamPolicy(timeout=1.0, retries=2, initial_backoff=0.05)
     with Feed(to_streams([address]), policy) as feed:
-        assert not any(feed)
+        assert not any(rounds(feed))
         health = feed.readers[0].health()
     assert health.state == "failed"
     assert health.error is not None
@@ -492,7 +506,7 @@ def test_error_of_a_server_names_the_reason(status: bytes, user: str, said: str)
     with serving(refuse) as port:
         address = f"rtsp://{user}127.0.0.1:{port}/door"
         with Feed(to_streams([address]), StreamPolicy(timeout=WATCHDOG, retries=0)) as feed:
-            assert not any(feed)
+            assert not any(rounds(feed))
             assert said in (feed.readers[0].health().error or "")
 
 
@@ -505,7 +519,7 @@ def test_unexpected_exception_is_retried() -> None:
 
     policy = StreamPolicy(retries=2, initial_backoff=0.02)
     with Feed(to_streams(["0"]), policy, fail) as feed:
-        assert not any(feed)
+        assert not any(rounds(feed))
         assert "no more processes" in (feed.readers[0].health().error or "")
     assert len(tries) == 3
 
@@ -513,7 +527,7 @@ def test_unexpected_exception_is_retried() -> None:
 def test_absent_camera_is_an_error() -> None:
     policy = StreamPolicy(timeout=1.0, retries=0)
     with Feed(to_streams(["/dev/video977"]), policy) as feed:
-        assert not any(feed)
+        assert not any(rounds(feed))
         assert feed.readers[0].health().error == "camera /dev/video977 does not exist"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Protocol
 
 import cv2
@@ -59,7 +60,6 @@ class OpenCVCapture:
     """A local camera or a GStreamer pipeline, read by OpenCV.
 
     Args:
-        stream: what to open.
         timeout: limit in seconds for opening, and for each frame.
 
     Raises:
@@ -84,18 +84,13 @@ class OpenCVCapture:
             # After a timeout, OpenCV returns frames that it had buffered.
             if done or time.monotonic() - begin >= self._timeout:
                 break
-            done = self._grab()
+            with suppress(cv2.error):
+                done = self._capture.grab()
             self.broken += not done
         self.grabbed = time.monotonic()
         if self.grabbed - begin >= self._timeout:
             raise InputError("timeout", f"no frame within {self._timeout:g} s")
         return done
-
-    def _grab(self) -> bool:
-        try:
-            return self._capture.grab()
-        except cv2.error:
-            return False
 
     def timestamp(self) -> float:
         return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -116,11 +111,7 @@ class OpenCVCapture:
 
 
 def require_gstreamer() -> None:
-    """Check that OpenCV supports GStreamer.
-
-    Raises:
-        BackendError: it does not.
-    """
+    """Raise a BackendError if OpenCV does not support GStreamer."""
     if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         raise BackendError(
             "--gst: this OpenCV was built without GStreamer, like all wheels on PyPI: "
@@ -130,8 +121,8 @@ def require_gstreamer() -> None:
 
 def _open(stream: Stream, timeout: float) -> cv2.VideoCapture:
     milliseconds = max(1, round(timeout * 1000))
-    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds]
-    limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+    properties = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
+    limits = [value for name in properties for value in (name, milliseconds)]
     try:
         if stream.kind == "camera":
             # Whole seconds; read when a camera is opened.

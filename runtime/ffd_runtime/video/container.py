@@ -26,11 +26,7 @@ MAX_MISSING_SECONDS, MAX_MISSING_SHARE = 0.5, 0.01
 
 
 def require_pyav() -> None:
-    """Check that PyAV is installed.
-
-    Raises:
-        BackendError: it is not.
-    """
+    """Raise a BackendError if PyAV is not installed."""
     try:
         import av  # noqa: F401
     except ImportError as error:
@@ -91,15 +87,11 @@ def _open_address(
 
 
 def _open_mjpeg(address: str, options: dict[str, str], timeout: float) -> InputContainer | None:
-    """Open a server whose multipart stream FFmpeg cannot parse: it lacks the first boundary.
-
-    Returns:
-        None if it does not send JPEGs.
-    """
+    """Open a server whose stream lacks the first multipart boundary; None if it sends no JPEGs."""
     from av.error import FFmpegError
 
     try:
-        # The first picture is enough to analyse the stream.
+        # The first image is enough to analyse the stream.
         container = _open(address, {**options, "analyzeduration": "1"}, timeout, "mjpeg")
     except FFmpegError:
         return None
@@ -124,14 +116,18 @@ def _options(address: str, live: bool) -> dict[str, str]:
 
 
 def select_video(container: InputContainer) -> VideoStream:
-    """Select the video stream: FFmpeg's choice, without cover pictures.
+    """Select the video stream: FFmpeg's choice, without cover images.
 
     Raises:
         InputError: there is no video stream, or no decoder for it.
     """
     videos = _videos(container)
+    if not videos and container.streams.video:
+        raise InputError("unsupported", "no video: it is audio with a cover picture")
     if not videos:
-        raise InputError("unsupported", _describe_content(container))
+        kinds = sorted({stream.type for stream in container.streams} - {"unknown", "data"})
+        found = f", only {' and '.join(kinds)}" if kinds else ""
+        raise InputError("unsupported", f"no video in it{found}")
     best = container.streams.best("video")
     stream = next((video for video in videos if video is best), videos[0])
     if stream.codec_context is None:
@@ -153,24 +149,12 @@ def describe_choice(container: InputContainer, stream: VideoStream) -> str | Non
 def _videos(container: InputContainer) -> list[VideoStream]:
     from av.stream import Disposition
 
-    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-    return [video for video in container.streams.video if not video.disposition & pictures]
-
-
-def _describe_content(container: InputContainer) -> str:
-    if container.streams.video:
-        return "no video: it is audio with a cover picture"
-    kinds = sorted({stream.type for stream in container.streams} - {"unknown", "data"})
-    return f"no video in it, only {' and '.join(kinds)}" if kinds else "no video in it"
+    covers = Disposition.attached_pic | Disposition.timed_thumbnails
+    return [video for video in container.streams.video if not video.disposition & covers]
 
 
 class DurationCheck:
-    """Compare the stated duration of a file with its actual end.
-
-    Args:
-        container: the file, open.
-        stream: its video stream.
-    """
+    """Compare the stated duration of a file with its actual end."""
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self._reached = 0.0
@@ -203,11 +187,7 @@ class DurationCheck:
         self._reached = max(self._reached, end - self._start)
 
     def require_complete(self) -> None:
-        """Check the end of the file.
-
-        Raises:
-            InputError: `truncated`.
-        """
+        """Raise an InputError `truncated` if the file ended too early."""
         missing = self._stated - self._reached
         if missing > max(MAX_MISSING_SECONDS, MAX_MISSING_SHARE * self._stated):
             raise InputError(

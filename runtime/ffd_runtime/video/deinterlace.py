@@ -34,9 +34,7 @@ class Deinterlacer:
         self._progressive = 0
 
     def push(self, frame: VideoFrame) -> Iterator[VideoFrame]:
-        """Take a frame and yield those that are ready, in order.
-
-        Each yielded frame has the `opaque` of the frame that it was made from.
+        """Take a frame and yield those that are ready, in order, each with its `opaque`.
 
         Raises:
             av.FFmpegError: FFmpeg cannot filter such frames.

@@ -17,7 +17,7 @@ def open_failure(error: Exception, target: str, timeout: float, took: float) -> 
         error: FFmpeg's error.
         target: a path, or an address with a scheme.
         timeout: limit for opening in seconds.
-        took: time that it took in seconds.
+        took: seconds until the error.
     """
     from av.error import ExitError, TimeoutError
 

@@ -1,4 +1,4 @@
-"""Convert decoded frames to upright BGR pictures."""
+"""Convert decoded frames to upright BGR images."""
 
 from __future__ import annotations
 
@@ -32,11 +32,7 @@ class PixelConverter:
         self._kind: tuple[object, ...] = ()
 
     def __call__(self, frame: VideoFrame) -> Image | None:
-        """Convert a frame.
-
-        Returns:
-            uint8 [height, width, 3], BGR; None if FFmpeg cannot convert it.
-        """
+        """Return a frame as uint8 [height, width, 3], BGR; None if FFmpeg cannot convert it."""
         from av.error import FFmpegError
 
         if frame.colorspace not in SUPPORTED_COLORSPACES:

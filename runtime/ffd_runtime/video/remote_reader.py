@@ -51,7 +51,6 @@ class RemoteCapture:
     """A server that a `reader_process` reads. If the process crashes or hangs, the stream fails.
 
     Args:
-        stream: a server.
         timeout: limit in seconds for opening, and for each frame.
 
     Raises:
@@ -111,10 +110,7 @@ class RemoteCapture:
     def _receive(
         self, expected: bytes, more: float = 0.0
     ) -> tuple[int, int, int, float, float, float]:
-        """Receive the next message's header.
-
-        Returns:
-            The fields of `MESSAGE_HEADER` after the kind.
+        """Receive a header; return the fields of `MESSAGE_HEADER` after the kind.
 
         Raises:
             InputError: the stream failed, or no message arrived.
@@ -133,11 +129,7 @@ class RemoteCapture:
         return length, *numbers
 
     def _fill(self, into: memoryview, seconds: float) -> None:
-        """Fill a buffer.
-
-        Raises:
-            InputError: the bytes do not arrive.
-        """
+        """Fill a buffer; raise an InputError if the bytes do not arrive in time."""
         assert self._process.stdout
         source, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
         while into:

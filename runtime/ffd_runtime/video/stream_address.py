@@ -34,10 +34,9 @@ class Stream:
     """A source of frames.
 
     Attributes:
-        name: its name in rows, pictures and messages; without credentials.
+        name: its name in rows, images and messages; without credentials.
         target: a path, an address, a camera's number or a GStreamer pipeline. It may contain a
             password and is not part of the representation.
-        kind: `file`, `camera`, `server` or `pipeline`.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Stream:
 
 
 def is_stream(source: str, web: bool = False) -> bool:
-    """Return True if a source is a stream, not pictures.
+    """Return True if a source is a stream, not images.
 
     Args:
         source: as on the command line.
@@ -69,9 +68,7 @@ def is_stream(source: str, web: bool = False) -> bool:
 
 def is_video_file(path: str) -> bool:
     """Return True if a source is a local video file, by name or by content."""
-    if not _is_file(path):
-        return False
-    return is_named_video(path) or _holds_video(path)
+    return os.path.isfile(path) and (is_named_video(path) or _holds_video(path))
 
 
 def is_named_video(path: str) -> bool:
@@ -103,28 +100,22 @@ def _to_stream(source: str, gst: bool) -> Stream:
         return Stream(redact(source), source, "pipeline")
     name, target = _split(source)
     if _is_camera(target):
-        return Stream(name or target, _camera(target), "camera")
-    if _scheme(target):
-        return Stream(name or redact(target), target, "file" if _is_download(target) else "server")
-    return Stream(source, _as_path(source), "file")
-
-
-def _as_path(file: str) -> str:
-    """Return a path that FFmpeg cannot take for an address, as it would `cam:1.mp4`."""
-    special = ":" in file or "," in file
-    return os.path.join(os.curdir, file) if special and not os.path.isabs(file) else file
+        return Stream(name or target, int(target) if target.isdigit() else target, "camera")
+    scheme = _scheme(target)
+    if scheme:
+        # A remote file has an end, and none of its frames is dropped.
+        extension = urlsplit(target).path.lower().endswith(VIDEO_EXTENSIONS)
+        kind: Kind = "file" if scheme in WEB_SCHEMES and extension else "server"
+        return Stream(name or redact(target), target, kind)
+    # FFmpeg would take `cam:1.mp4` for an address.
+    special = (":" in source or "," in source) and not os.path.isabs(source)
+    return Stream(source, os.path.join(os.curdir, source) if special else source, "file")
 
 
 def _split(source: str) -> tuple[str, str]:
     """Split `NAME=ADDRESS`; the name may be empty."""
     named = None if os.path.lexists(source.partition("\0")[0]) else _NAMED.match(source)
     return (named[1], source[named.end() :]) if named else ("", source)
-
-
-def _is_download(address: str) -> bool:
-    """Return True if an address is that of a file: it has an end, and no frame is dropped."""
-    path = urlsplit(address).path.lower()
-    return _scheme(address) in WEB_SCHEMES and path.endswith(VIDEO_EXTENSIONS)
 
 
 def _scheme(text: str) -> str:
@@ -137,10 +128,6 @@ def _is_camera(text: str) -> bool:
     return number or text.startswith("/dev/video")
 
 
-def _camera(text: str) -> str | int:
-    return int(text) if text.isdigit() else text
-
-
 def _holds_video(path: str) -> bool:
     if is_called_picture(path):
         return False
@@ -148,11 +135,4 @@ def _holds_video(path: str) -> bool:
         with open(path, "rb") as file:
             return is_video(file.read(SIGNATURE_BYTES))
     except OSError:
-        return False
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return os.path.isfile(path)
-    except ValueError:
         return False

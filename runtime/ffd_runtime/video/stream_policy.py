@@ -47,11 +47,7 @@ class StreamPolicy:
 
 
 class FrameSampler:
-    """Select the frames to classify.
-
-    Args:
-        policy: its `every` and `fps` are used.
-    """
+    """Select the frames to classify, by `every` and `fps` of the policy."""
 
     def __init__(self, policy: StreamPolicy) -> None:
         self._every = policy.every
@@ -59,12 +55,7 @@ class FrameSampler:
         self._due: float | None = None
 
     def takes(self, number: int, at: float) -> bool:
-        """Return True if a frame is to be classified.
-
-        Args:
-            number: of the frame, from 0.
-            at: its time in seconds, ascending.
-        """
+        """Return True for a frame to classify; times in seconds are ascending."""
         if number % self._every:
             return False
         if not self._gap:

@@ -37,10 +37,7 @@ class StreamReader(ABC):
     """Base of the threads that read streams.
 
     Args:
-        stream: what to read.
-        policy: timeouts, retries and sampling.
         changed: notified when there is a frame or the state changes.
-        open_capture: opens the stream.
     """
 
     def __init__(
@@ -81,10 +78,6 @@ class StreamReader(ABC):
         """Wait for the thread, at most `timeout` seconds: a blocked call cannot be interrupted."""
         self._thread.join(timeout)
 
-    def has_frame(self) -> bool:
-        """Return True if `take` would return a frame. The caller holds `changed`."""
-        return bool(self._frames)
-
     def take(self) -> Frame | None:
         """Return the next frame, or None."""
         with self._changed:
@@ -95,17 +88,13 @@ class StreamReader(ABC):
             return self._frames.popleft()
 
     def raise_fatal(self) -> None:
-        """Raise the error, if any, that shows that this machine cannot read such streams.
-
-        Raises:
-            FfdError: the error.
-        """
+        """Raise the FfdError, if any, that shows that this machine cannot read such streams."""
         if self._fatal:
             raise self._fatal
 
     def done(self) -> bool:
         """Return True if there will be no more frames. The caller holds `changed`."""
-        return self._health.state in ("failed", "ended") and not self.has_frame()
+        return self._health.state in ("failed", "ended") and not self._frames
 
     def health(self) -> StreamHealth:
         """Return the current health of the stream."""
@@ -124,11 +113,7 @@ class StreamReader(ABC):
         return health
 
     def count_analysed(self, age: float) -> StreamHealth:
-        """Count a classified frame, and return the health of the stream.
-
-        Args:
-            age: seconds from its capture to its result.
-        """
+        """Count a frame classified `age` seconds after its capture; return the health."""
         with self._changed:
             self._change(analysed=self._health.analysed + 1, age=age)
         return self.health()
@@ -151,11 +136,7 @@ class StreamReader(ABC):
 
     @contextmanager
     def _opened(self) -> Iterator[Capture]:
-        """Open the stream, and close it at the end.
-
-        Raises:
-            InputError: it cannot be opened.
-        """
+        """Open the stream, and close it at the end."""
         with self._blocked():
             capture = self._open_capture(self.stream, self._policy.timeout)
         try:
@@ -225,11 +206,7 @@ class FileReader(StreamReader):
             self._end("ended")
 
     def _read_frames(self, capture: Capture) -> None:
-        """Read to the end.
-
-        Raises:
-            InputError: the file is truncated, or frames could not be decoded.
-        """
+        """Read to the end; an InputError shows that it was truncated or frames were damaged."""
         number = 0
         while not self._stop.is_set() and self._grab(capture):
             at = capture.timestamp()
@@ -288,11 +265,7 @@ class LiveReader(StreamReader):
         return InputError("fetch_failed", "stopped")
 
     def _read_frame(self, capture: Capture, lag_estimator: LagEstimator) -> None:
-        """Read one frame.
-
-        Raises:
-            InputError: no frame came, or it came too late.
-        """
+        """Read one frame; an InputError shows that none came, or too late."""
         if not self._grab(capture):
             raise InputError("fetch_failed", "the stream was interrupted")
         now = capture.grabbed
