@@ -434,9 +434,9 @@ def test_picture_requests_are_limited(served: DashboardServer) -> None:
     path = f"/picture/0.jpg?after={number}"
     with ExitStack() as stack:
         held = [
-            stack.enter_context(hold(served, path)) for _ in range(dashboard.MAX_PICTURE_REQUESTS)
+            stack.enter_context(hold(served, path)) for _ in range(dashboard.MAX_IMAGE_REQUESTS)
         ]
-        wait_for(lambda: served._snapshots.waiting == dashboard.MAX_PICTURE_REQUESTS)
+        wait_for(lambda: served._snapshots.waiting == dashboard.MAX_IMAGE_REQUESTS)
         refused = ask(served, path)
         assert refused.status == 503
         assert refused.headers["Retry-After"]

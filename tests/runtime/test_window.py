@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pytest
 
 from ffd_runtime.core.errors import OutputError
-from ffd_runtime.video.window import Window, require_screen, save_picture
+from ffd_runtime.video.window import Window, require_screen, save_image
 
 Array = npt.NDArray[np.uint8]
 GREEN, BLUE, RED = (60, 180, 60), (200, 90, 40), (40, 35, 200)
@@ -307,7 +307,7 @@ def test_saved_picture_does_not_overwrite_a_file(
     monkeypatch.chdir(tmp_path)
     image = np.full((20, 30, 3), BLUE, np.uint8)
     when = datetime(2026, 3, 1, 14, 3, 22)
-    names = [save_picture(image, when) for _ in range(2)]
+    names = [save_image(image, when) for _ in range(2)]
     assert [str(name) for name in names] == ["ffd-20260301-140322.png", "ffd-20260301-140322-2.png"]
     for name in names:
         saved = cv2.imread(str(name))
@@ -317,5 +317,5 @@ def test_saved_picture_does_not_overwrite_a_file(
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert save_picture(image, when) is None
+    assert save_image(image, when) is None
     assert "cannot be saved" in caplog.text

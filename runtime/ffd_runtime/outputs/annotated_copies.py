@@ -233,7 +233,7 @@ class Names:
         source = result.source
         *folders, name = self._place(source) or ["", source.rstrip("/").rpartition("/")[2]]
         part = _suffix_of(result)
-        if not all(_is_valid_name(folder) and not _is_picture(folder) for folder in folders) or (
+        if not all(_is_valid_name(folder) and not _is_image_name(folder) for folder in folders) or (
             len("/".join(folders)) > _MAX_PATH_CHARACTERS
         ):
             folders = []
@@ -255,12 +255,7 @@ class Names:
 
 
 def encode(image: Image, suffix: str) -> bytes:
-    """Encode an image with the stamp of this sink.
-
-    Args:
-        image: uint8 [height, width, 3], BGR.
-        suffix: `.jpg` or `.png`.
-    """
+    """Encode uint8 [height, width, 3], BGR, as `.jpg` or `.png` with the stamp of this sink."""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
     done, array = cv2.imencode(suffix, image, options)
     if not done:
@@ -315,7 +310,7 @@ def _is_valid_name(name: str) -> bool:
     )
 
 
-def _is_picture(name: str) -> bool:
+def _is_image_name(name: str) -> bool:
     """Return whether a copy could have this name, which a folder must not have."""
     return name.lower().endswith(tuple(itertools.chain(*_SUFFIXES.values())))
 

@@ -15,23 +15,9 @@ from ..core.results import Result
 from .partial_file import PartialFile
 
 HEADER = (
-    "source",
-    "frame",
-    "face_x",
-    "face_y",
-    "face_width",
-    "face_height",
-    "label",
-    "score",
-    "error_code",
-    "error_message",
-    "reason",
-    "time",
-    "track_number",
-    "track_label",
-    "track_score",
-)
-
+    "source frame face_x face_y face_width face_height label score error_code error_message "
+    "reason time track_number track_label track_score"
+).split()
 
 # The start of a formula, also after spaces and in the full-width forms of East Asian keyboards.
 # Some programs drop a leading tab or line end, and then read a formula.

@@ -56,12 +56,7 @@ def encode_image(suffix: str, image: Image, options: Sequence[int] = ()) -> byte
 
 
 def data_uri(kind: str, data: bytes) -> Markup:
-    """Return an image file as the value of a `src` attribute.
-
-    Args:
-        kind: media type after `image/`.
-        data: the file.
-    """
+    """Return an image file as the value of a `src` attribute; `kind` follows `image/`."""
     return trusted(f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
 
 

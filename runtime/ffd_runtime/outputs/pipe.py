@@ -32,7 +32,8 @@ class Pipe:
         descriptor = descriptor_of(path)
         try:
             # A descriptor may be a socket, which cannot be opened by name.
-            self._file = os.dup(descriptor) if descriptor is not None else _open(path)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY
+            self._file = os.open(path, flags) if descriptor is None else os.dup(descriptor)
         except OSError as error:
             raise OutputError(f"cannot write to {path}: {error.strerror}") from None
         self._send(header)
@@ -56,7 +57,3 @@ class Pipe:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
-
-
-def _open(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)

@@ -21,8 +21,6 @@ from ..model.card import ModelCard
 from .html_page import TEMPLATES, data_uri, encode_image, render_page
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
-
     from .html_report import Report
 
 THUMBNAIL_PX = 256
@@ -66,41 +64,13 @@ def make_thumbnail(encoded: bytes, result: Result, card: ModelCard) -> bytes | N
     return encode_image(".jpg", resize(square, THUMBNAIL_PX), options)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A source: folder, file name, and frame or face in it."""
-
-    folder: str
-    name: str
-    within: str
-
-    @classmethod
-    def of(cls, result: Result) -> _Place:
-        folder, slash, name = result.source.rpartition("/")
-        parts = [] if result.frame is None else [f"frame {result.frame}"]
-        if result.face:
-            parts.append("face at {}, {} ({}x{})".format(*result.face))
-        return cls(folder + slash, name, ", ".join(parts))
-
-
-@dataclass(frozen=True)
-class _Card:
-    """An image in a gallery; `photo` is None if its file is not available."""
-
-    place: _Place
-    label: str | None
-    score: float | None
-    photo: Markup | None
-    evidence: Markup | None
-
-
 def render(report: Report) -> str:
     """Render the page."""
     total = report.counts.total()
     card = report.card
     low, high = card.unsure
-    highest = [_card(candidate, card) for candidate in report.highest.best_first()]
-    nearest = [_card(candidate, card) for candidate in report.nearest.best_first()]
+    highest = [_gallery_image(candidate, card) for candidate in report.highest.best_first()]
+    nearest = [_gallery_image(candidate, card) for candidate in report.nearest.best_first()]
     rows = [[report.histogram[bin_, kind] for kind in VERDICTS] for bin_ in range(HISTOGRAM_BINS)]
     return render_page(
         TEMPLATES / "report.html",
@@ -123,12 +93,12 @@ def render(report: Report) -> str:
         bin_width=1000 / HISTOGRAM_BINS - 6,
         highest=highest,
         nearest=nearest,
-        evidence=any(card.evidence for card in [*highest, *nearest]),
+        evidence=any(image["evidence"] for image in [*highest, *nearest]),
         evidence_limit=EVIDENCE_LIMIT,
         thumbnail_side=THUMBNAIL_PX,
         errors=report.counts["errors"],
         codes=report.codes.most_common(),
-        unreadable=[(_Place.of(result), _reason(result)) for result in report.errors],
+        unreadable=[(_place(result), _reason(result)) for result in report.errors],
         card_facts=_card_facts(card),
         blocks=_card_blocks(card),
     )
@@ -171,7 +141,17 @@ def _bins(rows: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     return bins
 
 
-def _card(candidate: Candidate, card: ModelCard) -> _Card:
+def _place(result: Result) -> dict[str, str]:
+    """Return folder and file name of a source, and the frame or face in it."""
+    folder, slash, name = result.source.rpartition("/")
+    parts = [] if result.frame is None else [f"frame {result.frame}"]
+    if result.face:
+        parts.append("face at {}, {} ({}x{})".format(*result.face))
+    return {"folder": folder + slash, "name": name, "within": ", ".join(parts)}
+
+
+def _gallery_image(candidate: Candidate, card: ModelCard) -> dict[str, Any]:
+    """Return an image of a gallery; `photo` is None if its file is not available."""
     result = candidate.result
     thumbnail = candidate.encoded if candidate.small else _read_thumbnail(candidate, card)
     photo = evidence = None
@@ -180,7 +160,13 @@ def _card(candidate: Candidate, card: ModelCard) -> _Card:
         if candidate.heatmap is not None:
             layer = evidence_layer(candidate.heatmap, EVIDENCE_PX)
             evidence = data_uri("png", encode_image(".png", layer))
-    return _Card(_Place.of(result), result.label, result.score, photo, evidence)
+    return {
+        "place": _place(result),
+        "label": result.label,
+        "score": result.score,
+        "photo": photo,
+        "evidence": evidence,
+    }
 
 
 def _read_thumbnail(candidate: Candidate, card: ModelCard) -> bytes | None:

@@ -14,11 +14,7 @@ STYLES: dict[Label, str] = {"generated": "bold red", "groundtruth": "green", "un
 
 
 class Table:
-    """Prints rows to a terminal.
-
-    Args:
-        console: may also show a progress bar below the rows.
-    """
+    """Prints rows to a terminal, which may show a progress bar below them."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

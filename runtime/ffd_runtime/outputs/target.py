@@ -56,11 +56,7 @@ def follow_links(path: Path) -> Path:
 
 
 def require_folder(option: str, path: Path) -> None:
-    """Check that the folder of an output file exists.
-
-    Args:
-        option: of the command, for the message.
-        path: of the file.
+    """Check that the folder of an output file exists; `option` is for the message.
 
     Raises:
         OutputError: the folder is absent, or is not a folder.

@@ -69,7 +69,6 @@ class ClassificationPool:
 
     Args:
         feed: the streams, entered.
-        frame_classifier: classifies their frames.
         workers: number of threads; None for one per core.
     """
 

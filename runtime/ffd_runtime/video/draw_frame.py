@@ -51,13 +51,13 @@ def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: 
     """Draw a box and a label for each face, and a status strip with the state of the source.
 
     Args:
-        frame_result: its picture is not changed.
+        frame_result: its image is not changed.
         heatmap: draw the heatmap over the squares that were classified.
         face_scale: the card's `preprocess.face_scale`.
 
     Returns:
-        A new picture, uint8 [k * height, k * width, 3], BGR. The integer k enlarges pictures that
-        are too small to read, as in `draw_verdict`; otherwise it is 1.
+        A new image, uint8 [k * height, k * width, 3], BGR. The integer k enlarges images that are
+        too small to read, as in `draw_verdict`; otherwise it is 1.
     """
     out = frame_result.frame.image.copy()
     for result in frame_result.results if heatmap else ():
@@ -68,7 +68,11 @@ def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: 
         out = _resize(out, out.shape[1] * factor, out.shape[0] * factor)
     capital = max(9.0, 0.022 * min(out.shape[:2]))
     stroke = max(1, round(capital / 7))
-    boxes = [_box(out, result, factor) for result in frame_result.results]
+    left, top, side = classified_square(out)
+    whole = (left, top, side, side)
+    boxes = [
+        _scaled(result.face, factor) if result.face else whole for result in frame_result.results
+    ]
     for (left, top, width, height), result in zip(boxes, frame_result.results, strict=True):
         arm = max(4 * stroke, min(width, height) // 5)
         colour = VERDICT_COLOURS[_verdict(result)[0]]
@@ -81,13 +85,9 @@ def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: 
 def shrink_to_fit(frame_result: FrameResult, width: int, height: int) -> FrameResult:
     """Shrink a frame before drawing, so that text on it stays legible.
 
-    Args:
-        frame_result: not changed.
-        width: maximum width in pixels.
-        height: maximum height in pixels.
-
     Returns:
-        A copy with picture and faces scaled alike; the same object if it already fits.
+        A copy of at most `width` times `height` pixels, with the faces scaled alike; the same
+        object if it already fits.
     """
     down, across = frame_result.frame.image.shape[:2]
     share = min(width / across, height / down)
@@ -113,7 +113,7 @@ def fit_size(
 
 
 def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
-    """Draw a notice for a source without a picture: its name and the reason.
+    """Draw a notice for a source without an image: its name and the reason.
 
     Args:
         size: width and height, in pixels.
@@ -128,7 +128,12 @@ def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
     room = width - 4 * capital
     lines = [(_STATE_TITLES[health.state], 1.6 * capital, TEXT)]
     lines.append((_shorten(printable(health.source), capital, room), capital, TEXT))
-    for text in _reasons(health):
+    reasons = [printable(health.error)] if health.error else []
+    if health.state == "waiting" and health.next_try is not None:
+        reasons.append(f"next retry in {math.ceil(health.next_try)} s")
+    elif health.state == "failed":
+        reasons.append("no more retries")
+    for text in reasons:
         lines += [(line, 0.9 * capital, _MUTED_COLOUR) for line in _wrap(text, 0.9 * capital, room)]
     lines = lines[: int(height / capital / 2.1) - 4]
     y = height / 2 - (1.05 * len(lines) - 2.2) * capital
@@ -141,7 +146,7 @@ def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
 
 
 def draw_keys(image: Image, keys: Mapping[str, str]) -> None:
-    """Draw a list of keys in the middle of a picture.
+    """Draw a list of keys in the middle of an image.
 
     Args:
         image: uint8 [height, width, 3], BGR; drawn on.
@@ -163,14 +168,6 @@ def draw_keys(image: Image, keys: Mapping[str, str]) -> None:
         y += 0.5 * capital
 
 
-def _box(image: Image, result: Result, factor: int) -> Box:
-    """Return the box to mark for a result, in pixels of the enlarged picture."""
-    if result.face:
-        return _scaled(result.face, factor)
-    left, top, side = classified_square(image)
-    return left, top, side, side
-
-
 def _scaled(box: Box, share: float) -> Box:
     left, top, width, height = (round(share * value) for value in box)
     return left, top, max(1, width), max(1, height)
@@ -190,13 +187,6 @@ def _verdict(result: Result) -> tuple[Label | None, float | None]:
     return result.label, None if result.reason else result.score
 
 
-def _caption(result: Result) -> str:
-    label, score = _verdict(result)
-    name = LABEL_NAMES[label] if label else "no verdict"
-    text = name if score is None else f"{name} {score:.3f}"
-    return f"{text}, {result.reason}" if result.reason else text
-
-
 def _draw_labels(
     image: Image, boxes: Sequence[Box], results: Sequence[Result], capital: float
 ) -> None:
@@ -204,7 +194,10 @@ def _draw_labels(
     height, width = image.shape[:2]
     taken: list[Box] = []
     for box, result in zip(boxes, results, strict=True):
-        text = _caption(result)
+        label, score = _verdict(result)
+        text = LABEL_NAMES[label] if label else "no verdict"
+        text += "" if score is None else f" {score:.3f}"
+        text += f", {result.reason}" if result.reason else ""
         # In units of the capital height: shape and margins are 3 wide, the panel 2.2 high.
         across = _measure(text, capital) / capital + 3
         letter = min(capital, width / across, height / 2.2)
@@ -214,7 +207,7 @@ def _draw_labels(
         taken.append((left - 2, top - 2, size[0] + 4, size[1] + 4))
         panel = image[top : top + size[1], left : left + size[0]]
         panel[:] = PANEL
-        draw_shape(panel, _verdict(result)[0], (1.2 * letter, 1.1 * letter), 0.62 * letter)
+        draw_shape(panel, label, (1.2 * letter, 1.1 * letter), 0.62 * letter)
         _put(panel, text, (2.3 * letter, 1.6 * letter), letter, TEXT)
 
 
@@ -226,7 +219,7 @@ def _place(
     room: tuple[int, int],
     outside: bool,
 ) -> tuple[int, int]:
-    """Return left and top of a panel, where it covers least, within the picture.
+    """Return left and top of a panel, where it covers least, within the image.
 
     Overlap with other panels costs most, then overlap with faces. Of equally good places, the
     first is chosen, so that panels do not move from frame to frame.
@@ -260,11 +253,7 @@ def _overlap(places: _Whole, size: tuple[int, int], boxes: Sequence[Box]) -> _Wh
 
 
 def _draw_strip(image: Image, frame: Frame, health: StreamHealth, capital: float) -> int:
-    """Draw name, time, frame rate, age and drops along the lower edge.
-
-    Returns:
-        The upper edge of the strip in pixels.
-    """
+    """Draw name, time, frame rate, age and drops along the lower edge; return its upper edge."""
     height, width = image.shape[:2]
     top: int = max(0, height - math.ceil(2.2 * capital))
     strip = image[top:]
@@ -293,26 +282,13 @@ def _facts(frame: Frame, health: StreamHealth) -> list[str]:
     """Return the facts from right to left; those on the left are omitted if space is short."""
     facts = [f"{health.fps:.1f} fps"]
     if health.age is not None:
-        facts.append(f"{_duration(health.age)} old")
+        old = f"{1000 * health.age:.0f} ms" if health.age < 10 else f"{health.age:.0f} s"
+        facts.append(f"{old} old")
     if not health.live:
         minutes, seconds = divmod(int(frame.time), 60)
         return [*facts, f"{minutes}:{seconds:02}"]
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(frame.time))
     return [*facts, f"{health.dropped} dropped", clock]
-
-
-def _duration(seconds: float) -> str:
-    return f"{1000 * seconds:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def _reasons(health: StreamHealth) -> list[str]:
-    """Return why there is no picture, and what happens next."""
-    reasons = [printable(health.error)] if health.error else []
-    if health.state == "waiting" and health.next_try is not None:
-        reasons.append(f"next retry in {math.ceil(health.next_try)} s")
-    elif health.state == "failed":
-        reasons.append("no more retries")
-    return reasons
 
 
 def _draw_sign(
@@ -370,9 +346,5 @@ def _wrap(text: str, capital: float, room: float, max_lines: int = 4) -> list[st
             lines[-1] += f" {word}"
         else:
             lines.append(word)
-    kept = (
-        [*lines[: max_lines - 1], " ".join(lines[max_lines - 1 :])]
-        if len(lines) > max_lines
-        else lines
-    )
-    return [_shorten(line, capital, room) for line in kept]
+    lines[max_lines - 1 :] = [" ".join(lines[max_lines - 1 :])]
+    return [_shorten(line, capital, room) for line in lines if line]

@@ -141,10 +141,7 @@ class FFmpegCapture:
         self._good = self._bad = 0
 
     def grab(self) -> bool:
-        """Advance to the next frame.
-
-        Returns:
-            False at the end of a file, or if a server ended the stream.
+        """Advance to the next frame; return False at the end of the stream.
 
         Raises:
             InputError: no frame arrived within the timeout; the connection failed; the file is
@@ -167,7 +164,7 @@ class FFmpegCapture:
         return True
 
     def timestamp(self) -> float:
-        """Return this frame's time: seconds since the start of a file, or of a server's clock."""
+        """Return seconds since the start of a file, or of a server's clock."""
         return self._clock.seconds
 
     def retrieve(self) -> Image | None:
@@ -198,11 +195,7 @@ class FFmpegCapture:
         yield from map(self._counted, self._deinterlacer.flush())
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
-        """Yield the packets of the stream, and an empty one at the end that flushes the decoder.
-
-        Raises:
-            InputError: no packet arrives in time, or reading fails.
-        """
+        """Yield the packets of the stream, and an empty one at the end that flushes the decoder."""
         from av.error import FFmpegError
 
         index = self._stream.index
@@ -269,11 +262,7 @@ class FFmpegCapture:
         return f"no frame within {self._timeout:g} s"
 
     def _require_complete(self) -> None:
-        """Check a file that has been read to its end.
-
-        Raises:
-            InputError: `corrupt` or `truncated`.
-        """
+        """Raise an InputError if a file that has been read to its end is damaged or truncated."""
         if not self._good:
             raise InputError(
                 "corrupt",

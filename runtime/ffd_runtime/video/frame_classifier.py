@@ -25,12 +25,7 @@ MAX_CONCURRENT_BATCHES = 2
 
 @dataclass
 class _Request:
-    """The crops of one caller.
-
-    Attributes:
-        crops: the model's inputs.
-        answer: one result per crop, and the duration of the batch in seconds.
-    """
+    """The crops of one caller; the answer has the results and the batch's duration in seconds."""
 
     crops: list[Prepared]
     answer: Future[tuple[list[Result], float]] = field(default_factory=Future)

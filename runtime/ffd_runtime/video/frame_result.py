@@ -17,7 +17,7 @@ State = Literal["connecting", "playing", "waiting", "failed", "ended"]
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a stream.
+    """One image of a stream.
 
     Attributes:
         source: the stream's name, without credentials.
@@ -92,7 +92,6 @@ class FrameResult:
     """One frame with its results.
 
     Attributes:
-        frame: the picture.
         results: one per face, with `face`, `track` and `heatmap`; one without `face` if whole
             frames are classified.
         health: of its source, after this frame.
@@ -121,8 +120,4 @@ class FrameSink(AbstractContextManager["FrameSink", None], Protocol):
         """
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Take the health of all sources, about four times per second, even without frames.
-
-        Raises:
-            OutputError, Quit: see `show`.
-        """
+        """Take the health of all sources, about four times per second; raises as `show` does."""

@@ -34,16 +34,11 @@ class LagEstimator:
         """
         offset = now - timestamp
         if self._min_offset is None:
-            self._last = now
+            self._last, self._min_offset = now, offset
         self._interval += SMOOTHING_FACTOR * (now - self._last - self._interval)
         self._waited += SMOOTHING_FACTOR * (waited - self._waited)
         self._last = now
         idle = self._waited > IDLE_SHARE * self._interval
-        if (
-            self._min_offset is None
-            or idle
-            or abs(offset - self._min_offset) > MIN_CLOCK_JUMP_SECONDS
-        ):
-            self._min_offset = offset
-        self._min_offset = min(self._min_offset, offset)
+        jump = abs(offset - self._min_offset) > MIN_CLOCK_JUMP_SECONDS
+        self._min_offset = offset if idle or jump else min(self._min_offset, offset)
         return offset - self._min_offset

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Thread
-from typing import Literal, Self
+from typing import Self
 
 from ..core.errors import OutputError
 from ..core.text import printable
@@ -161,11 +161,12 @@ class Recorder:
 
     def _work(self) -> None:
         try:
-            while (item := self._next()) is not None:
-                if isinstance(item, FrameResult) and not self._stopped:
-                    image = draw_frame(item, heatmap=self._heatmap, face_scale=self._face_scale)
-                    self._recordings[item.frame.source].add(image, item)
-                    self._started = True
+            while True:
+                with suppress(Empty):
+                    item = self._queue.get(timeout=CHECK_INTERVAL_SECONDS)
+                    if item is None:
+                        break
+                    self._record(item)
                 if time.monotonic() - self._checked >= CHECK_INTERVAL_SECONDS:
                     self._check()
             for recording in self._recordings.values():
@@ -177,11 +178,11 @@ class Recorder:
                 self._failure = error
                 self._close_all()
 
-    def _next(self) -> FrameResult | Literal["timeout"] | None:
-        try:
-            return self._queue.get(timeout=CHECK_INTERVAL_SECONDS)
-        except Empty:
-            return "timeout"
+    def _record(self, frame_result: FrameResult) -> None:
+        if not self._stopped:
+            image = draw_frame(frame_result, heatmap=self._heatmap, face_scale=self._face_scale)
+            self._recordings[frame_result.frame.source].add(image, frame_result)
+            self._started = True
 
     def _check(self) -> None:
         """Close the files of ended sources, and stop before the disk is full."""

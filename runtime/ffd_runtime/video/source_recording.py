@@ -17,7 +17,7 @@ from .video_file import VideoFile
 
 log = logging.getLogger(__name__)
 
-# The last picture fills a gap up to this length; a longer gap becomes a short notice.
+# The last frame fills a gap up to this length; a longer gap becomes a short notice.
 MAX_GAP_SECONDS = 5.0
 GAP_NOTICE_SECONDS = 1.0
 # A file's last frame is repeated only if the recording is this far behind its timestamps.
@@ -25,9 +25,9 @@ MAX_DRIFT_SECONDS = 0.5
 # The most that a crash can destroy of a live source's recording.
 MAX_FILE_SECONDS = 3600.0
 
-# A file's frame rate is estimated from so many frames, or from those that fit in so many bytes.
-_RATE_FRAMES = 32
-_RATE_BYTES = 1 << 27
+# A file's frame rate is estimated from its first frames.
+MAX_RATE_FRAMES = 32
+MAX_RATE_BYTES = 1 << 27
 DEFAULT_FPS = 25.0
 # The range that MPEG-4 part 2 can encode.
 MIN_FPS, MAX_FPS = 0.05, 240.0
@@ -61,12 +61,7 @@ class SourceRecording:
         self._pending: list[tuple[Image, FrameResult]] = []
 
     def add(self, image: Image, frame_result: FrameResult) -> None:
-        """Write a picture, repeated or dropped to keep real time.
-
-        Args:
-            image: the annotated frame, uint8 [height, width, 3], BGR.
-            frame_result: its timestamps and its source's health.
-        """
+        """Write an annotated frame, uint8 [height, width, 3], BGR, repeated to keep real time."""
         self.last_frame = time.monotonic()
         if self._last is not None and self._last.shape != image.shape:
             self.close()
@@ -80,22 +75,18 @@ class SourceRecording:
             self._last = image
             self._pending.append((image, frame_result))
             count = len(self._pending)
-            if count >= _RATE_FRAMES or count * image.nbytes >= _RATE_BYTES:
+            if count >= MAX_RATE_FRAMES or count * image.nbytes >= MAX_RATE_BYTES:
                 self._write_pending()
 
     def close(self) -> None:
-        """Finish the file so that it can be played; the next picture starts a new one."""
+        """Finish the file so that it can be played; the next frame starts a new one."""
         self._write_pending()
         if self._video:
             self._video.close()
         self._video = self._last = None
 
     def failure(self, now: float) -> str | None:
-        """Return the reason why recording fails, or None; a removed file is replaced.
-
-        Args:
-            now: seconds of `time.monotonic`.
-        """
+        """Return the reason why recording fails, or None; a removed file is replaced."""
         if self._video and self._video.is_removed():
             log.warning("%s was removed: starting a new recording", self._video.shown)
             self.close()
@@ -140,10 +131,7 @@ def _format_duration(seconds: float) -> str:
 
 
 def estimate_frame_rate(times: Sequence[float]) -> float:
-    """Estimate frames per second.
-
-    Args:
-        times: timestamps of consecutive frames in seconds, ascending.
+    """Estimate frames per second from ascending timestamps in seconds.
 
     Returns:
         The nearest standard rate (N or N / 1.001) if the estimate is close to one, otherwise the

@@ -29,7 +29,6 @@ class _SourceState:
     """The state of one source.
 
     Attributes:
-        tracker: tracks its faces.
         reported: the health that was last reported.
         labels: label by track number.
         tally: number of tracks by their last label.
@@ -63,7 +62,6 @@ class StreamPipeline:
 
     Args:
         feed: the streams, entered.
-        frame_classifier: classifies their frames.
         rows: receive one row per face and frame, and one each time a stream breaks.
         changes: receive only the rows of new tracks, changed labels and errors.
         frame_sinks: receive each frame with its results.
@@ -101,7 +99,7 @@ class StreamPipeline:
         """Run until all streams have ended or a sink raises `Quit`.
 
         Args:
-            workers: threads that classify frames; None for one per core.
+            workers: number of threads that classify frames; None for one per core.
 
         Raises:
             OutputError: a sink failed.
@@ -214,12 +212,7 @@ class StreamPipeline:
 
 
 def _change_message(health: StreamHealth, reported: StreamHealth) -> str | None:
-    """Describe a change of a source's state; None if there is nothing to report.
-
-    Args:
-        health: the current state.
-        reported: the state that was last reported.
-    """
+    """Describe a change since the last report; None if there is nothing to report."""
     if health.state == "waiting" and health.error:
         return f"{health.error}; trying again"
     if health.state == "failed" and health.error:

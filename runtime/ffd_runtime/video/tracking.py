@@ -152,7 +152,6 @@ class _Track:
     """The state of a track.
 
     Attributes:
-        number: see `Track`.
         box: left, top, right and bottom in pixels.
         seen: time of the last box in seconds.
         velocity: of its centre in pixels per second, smoothed; None after the first box.

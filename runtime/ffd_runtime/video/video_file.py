@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # MPEG-4 part 2: OpenCV's wheels have no H.264 encoder. Both .mp4 and .mkv can hold it.
 _FOURCC = cv2.VideoWriter.fourcc(*"mp4v")
-# FFmpeg writes 256 KiB at a time; a small picture that does not change takes 30 s to fill that.
+# FFmpeg writes 256 KiB at a time; a small image that does not change takes 30 s to fill that.
 STALL_TIMEOUT_SECONDS = 120.0
 
 
@@ -88,7 +88,7 @@ class VideoFile:
             path: NAME.mp4 or NAME.mkv.
             number: first number to try; 1 is the name without a number.
             fps: frames per second.
-            image: the first picture, which sets the frame size.
+            image: the first frame, which sets the frame size.
 
         Returns:
             The file, and the next number to try.
@@ -109,7 +109,7 @@ class VideoFile:
         return self.frames / self.fps
 
     def write(self, image: Image, times: int = 1) -> None:
-        """Write a picture, padded by one pixel where a side is odd."""
+        """Write a frame, padded by one pixel where a side is odd."""
         width, height = self.size
         right, bottom = width - image.shape[1], height - image.shape[0]
         if right or bottom:
@@ -128,12 +128,9 @@ class VideoFile:
         return _file_identity(self._path) != self._identity
 
     def failure(self, now: float) -> str | None:
-        """Return the reason why writing fails, or None.
+        """Return the reason why writing fails at `now` (of `time.monotonic`), or None.
 
         OpenCV does not report a failed write, so the size of the file is checked.
-
-        Args:
-            now: seconds of `time.monotonic`.
         """
         try:
             size = self._path.stat().st_size

@@ -29,14 +29,14 @@ from .video_file import create_numbered
 log = logging.getLogger(__name__)
 
 WINDOW_NAME = "ffd"
-KEYS = {"q, Esc": "quit", "h": "heatmap", "s": "save this picture", "?, F1": "show these keys"}
+KEYS = {"q, Esc": "quit", "h": "heatmap", "s": "save this image", "?, F1": "show these keys"}
 
-# Larger windows enlarge a picture of this size.
+# Larger windows enlarge an image of this size.
 MAX_SIZE_PX = (1920, 1080)
 # Maximum size of the window when it opens, and its size before the first frame.
 MAX_INITIAL_SIZE_PX = (1280, 720)
 PLACEHOLDER_SIZE_PX = (640, 480)
-# Each picture costs about 3 ms of the frame loop, most of it in Qt.
+# Each image costs about 3 ms of the frame loop, most of it in Qt.
 MAX_FPS = 30.0
 HELP_SECONDS = 4.0
 
@@ -44,7 +44,7 @@ _QUIT_KEYS = (ord("q"), ord("Q"), 27)
 # F1 on X11 and on Windows.
 _HELP_KEYS = (ord("?"), 0xFFBE, 0x700000)
 
-# OpenCV 4 with Qt reports the size of the picture if the window is larger.
+# OpenCV 4 with Qt reports the size of the image if the window is larger.
 _REPORTS_WINDOW_SIZE = int(cv2.__version__.partition(".")[0]) >= 5
 
 _FLAGS = cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL
@@ -74,9 +74,8 @@ class Window:
         self._heatmap = heatmap
         self._frame_results: dict[str, FrameResult] = {}
         self._health: dict[str, StreamHealth] = {}
-        # Finished pictures by source.
         self._tiles: dict[str, Image] = {}
-        self._picture: Image | None = None
+        self._shown: Image | None = None
         self._fitted = False
         self._tile_size = PLACEHOLDER_SIZE_PX
         self._refreshed = -math.inf
@@ -94,11 +93,7 @@ class Window:
         self._refresh()
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Show the state of sources that do not play.
-
-        Raises:
-            Quit: see `show`.
-        """
+        """Show the state of sources that do not play; raises as `show` does."""
         for health in sources:
             if health.state != "playing":
                 self._health[health.source] = health
@@ -128,17 +123,17 @@ class Window:
             cv2.pollKey()
 
     def _refresh(self) -> None:
-        """Update the picture and handle keys, at most `MAX_FPS` times per second."""
+        """Update the image and handle keys, at most `MAX_FPS` times per second."""
         now = time.monotonic()
         if now - self._refreshed < 1 / MAX_FPS:
             return
         # Checked first: `imshow` would reopen a window that the user has closed.
         if not _is_open():
             raise Quit
-        self._picture = self._compose()
+        self._shown = self._compose()
         if now < self._help_until:
-            draw_keys(self._picture, KEYS)
-        cv2.imshow(WINDOW_NAME, self._picture)
+            draw_keys(self._shown, KEYS)
+        cv2.imshow(WINDOW_NAME, self._shown)
         while (key := cv2.pollKey()) != -1:
             self._press(key)
         self._refreshed = time.monotonic()
@@ -149,13 +144,13 @@ class Window:
         if key in (ord("h"), ord("H")):
             self._heatmap = not self._heatmap
             self._tiles.clear()
-        elif key in (ord("s"), ord("S")) and self._picture is not None:
-            save_picture(self._picture, datetime.now())
+        elif key in (ord("s"), ord("S")) and self._shown is not None:
+            save_image(self._shown, datetime.now())
         elif key in _HELP_KEYS:
             self._help_until = time.monotonic() + HELP_SECONDS
 
     def _compose(self) -> Image:
-        """Draw all sources in a new picture, in the size of the window if that is known."""
+        """Draw all sources in a new image, in the size of the window if that is known."""
         columns = math.ceil(math.sqrt(len(self._sources)))
         rows = math.ceil(len(self._sources) / columns)
         shape = self._single_source_size() if columns == 1 else (16 * columns, 9 * rows)
@@ -179,7 +174,7 @@ class Window:
         return whole
 
     def _single_source_size(self) -> tuple[int, int]:
-        """Return width and height of the only source's picture as it is drawn."""
+        """Return width and height of the only source's frame as it is drawn."""
         frame_result = self._frame_results.get(self._sources[0])
         if not frame_result:
             return PLACEHOLDER_SIZE_PX
@@ -244,15 +239,11 @@ def _try_window() -> str | None:
     return printable(lines[0]) if lines else f"exit code {test.returncode}"
 
 
-def save_picture(image: Image, when: datetime) -> Path | None:
-    """Write a picture to the current folder; existing files are not overwritten.
-
-    Args:
-        image: uint8 [height, width, 3], BGR.
-        when: the time for its name.
+def save_image(image: Image, when: datetime) -> Path | None:
+    """Write uint8 [height, width, 3], BGR, to the current folder as ffd-DATE.png.
 
     Returns:
-        ffd-DATE.png, or the next unused name; None if it cannot be written.
+        The path, with a number if the name exists; None if it cannot be written.
     """
     data = encode_image(".png", image)
     path = Path(f"ffd-{when:%Y%m%d-%H%M%S}.png")
@@ -275,6 +266,6 @@ def _is_open() -> bool:
 
 
 def _shown_size() -> tuple[int, int]:
-    """Return the size at which the window shows its picture, at most `MAX_SIZE_PX`."""
+    """Return the size at which the window shows its image, at most `MAX_SIZE_PX`."""
     *_, width, height = cv2.getWindowImageRect(WINDOW_NAME)
     return fit_size((width, height), MAX_SIZE_PX) if width > 0 < height else PLACEHOLDER_SIZE_PX

@@ -18,8 +18,8 @@ from .dashboard_state import DashboardState
 from .metrics import CONTENT_TYPE
 from .snapshots import JPEG_OPTIONS, SnapshotRenderer
 
-# Concurrent requests for pictures: sixteen open pages with four requests each.
-MAX_PICTURE_REQUESTS = 64
+# Concurrent requests for images: sixteen open pages with four requests each.
+MAX_IMAGE_REQUESTS = 64
 # Without a tick for this time, the run's loop is considered hung.
 STALL_TIMEOUT_SECONDS = 5.0
 
@@ -39,7 +39,7 @@ class Dashboard:
         self._state = state
         self._snapshots = snapshots
         self._facts = facts
-        self._picture_requests = 0
+        self._image_requests = 0
         self._page = read_page("page.html")
         self.app = Starlette(
             routes=[
@@ -71,15 +71,15 @@ class Dashboard:
         index = request.path_params["index"]
         if self._state.view(index) is None:
             raise HTTPException(404)
-        if self._picture_requests >= MAX_PICTURE_REQUESTS:
+        if self._image_requests >= MAX_IMAGE_REQUESTS:
             raise HTTPException(503, "too many viewers", {"Retry-After": "2"})
-        self._picture_requests += 1
+        self._image_requests += 1
         try:
             found = await self._snapshots.newest(
                 index, request.query_params.get("heatmap") == "1", _number(request, "after")
             )
         finally:
-            self._picture_requests -= 1
+            self._image_requests -= 1
         if found is None:
             return Response(status_code=204)
         headers = {"FFD-Picture": str(found.number)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import cv2
 
@@ -27,12 +27,11 @@ LONG_POLL_SECONDS = 2.0
 _PLACEHOLDER_SIZE_PX = (640, 360)
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A JPEG and its `DashboardSource.number`."""
 
     number: int
-    jpeg: bytes = field(repr=False)
+    jpeg: bytes
 
 
 @dataclass
@@ -40,7 +39,7 @@ class _SnapshotCache:
     """The newest JPEG of one source, with or without heatmap; shared by all viewers."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    picture: Snapshot | None = None
+    snapshot: Snapshot | None = None
     drawn: float = 0.0
 
 
@@ -81,25 +80,22 @@ class SnapshotRenderer:
     def changed(self, index: int) -> None:
         """Wake the requests that wait for a new picture of a source."""
         if self.waiting:
-            self._call(self._wake, index)
+            self._wake_soon(index)
 
     def stop(self) -> None:
         """Answer all waiting requests."""
         self._stopped = True
-        self._call(self._wake_all)
+        self._wake_soon(None)
 
-    def _call(self, action: Callable[..., None], *values: int) -> None:
+    def _wake_soon(self, index: int | None) -> None:
         loop = self._loop
         if loop is not None:
             with suppress(RuntimeError):  # the loop has just been closed
-                loop.call_soon_threadsafe(action, *values)
+                loop.call_soon_threadsafe(self._wake, index)
 
-    def _wake(self, index: int) -> None:
-        self._events.pop(index, asyncio.Event()).set()
-
-    def _wake_all(self) -> None:
-        for index in list(self._events):
-            self._wake(index)
+    def _wake(self, index: int | None) -> None:
+        for waiting in list(self._events) if index is None else [index]:
+            self._events.pop(waiting, asyncio.Event()).set()
 
     async def newest(self, index: int, heatmap: bool, after: int | None) -> Snapshot | None:
         """Return the newest picture of a source.
@@ -129,19 +125,19 @@ class SnapshotRenderer:
         cache = self._cache[index, heatmap]
         async with cache.lock:
             pause = cache.drawn + 1 / MAX_FPS - time.monotonic()
-            if cache.picture and cache.picture.number != after and pause > 0:
-                return cache.picture
+            if cache.snapshot and cache.snapshot.number != after and pause > 0:
+                return cache.snapshot
             await asyncio.sleep(max(pause, 0))
             view = self._state.view(index)
             if view is None or self._stopped:
                 return None
-            if cache.picture is None or cache.picture.number != view.number:
+            if cache.snapshot is None or cache.snapshot.number != view.number:
                 loop = asyncio.get_running_loop()
                 jpeg = await loop.run_in_executor(self._executor, self._encode, view, heatmap)
-                cache.picture = Snapshot(view.number, jpeg)
+                cache.snapshot = Snapshot(view.number, jpeg)
                 cache.drawn = time.monotonic()
                 self.drawn += 1
-            return cache.picture
+            return cache.snapshot
 
     def _encode(self, view: DashboardSource, heatmap: bool) -> bytes:
         if view.frame_result is None:
