@@ -45,7 +45,7 @@ def files(folder: Path) -> list[str]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A folder with pictures on two levels, as a user has it."""
+    """A folder with images on two levels."""
     folder = tmp_path / "source"
     (folder / "deep").mkdir(parents=True)
     (folder / "a.jpg").write_bytes(JPEG)
@@ -59,7 +59,11 @@ def annotate(folder: Path, *sources: Path, heatmap: bool = False) -> None:
     with AnnotatedCopies(folder, map(str, sources), heatmap=heatmap) as sink:
         for top in sources:
             for path in sorted([top] if top.is_file() else top.rglob("*.*")):
-                sink.write(seen(path, path.read_bytes()))
+                copy(sink, seen(path, path.read_bytes()))
+
+
+def copy(sink: AnnotatedCopies, *results: Result) -> None:
+    assert list(sink.follow(results)) == list(results)
 
 
 def test_copies_mirror_the_source(source: Path, tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_copies_mirror_the_source(source: Path, tmp_path: Path) -> None:
     assert corner[2, 2].max() < 40  # the panel
 
 
-def test_the_heatmap_is_drawn_if_it_is_asked_for(source: Path, tmp_path: Path) -> None:
+def test_heatmap_is_drawn_on_request(source: Path, tmp_path: Path) -> None:
     for heatmap in (False, True):
         annotate(tmp_path / str(heatmap), source, heatmap=heatmap)
     plain, laid = (
@@ -96,7 +100,7 @@ def test_the_heatmap_is_drawn_if_it_is_asked_for(source: Path, tmp_path: Path) -
     assert (plain == picture("red", 240, 240)[60:]).all()
 
 
-def test_two_sources_share_a_folder_without_colliding(source: Path, tmp_path: Path) -> None:
+def test_copies_of_two_sources_do_not_collide(source: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(source, other)
     annotate(tmp_path / "out", source, other)
@@ -105,14 +109,14 @@ def test_two_sources_share_a_folder_without_colliding(source: Path, tmp_path: Pa
     assert {"source/deep/a.jpg", "other/a.jpg"} < set(names)
 
 
-def test_rows_without_a_picture_are_left_out(source: Path, tmp_path: Path) -> None:
+def test_rows_without_an_image_have_no_copy(source: Path, tmp_path: Path) -> None:
     with AnnotatedCopies(tmp_path / "out", [str(source)]) as sink:
-        sink.write(Result.failed("x.jpg", InputError("empty", "the file is empty")))
-        sink.write(Result("y.jpg", label="unsure", score=0.5))
+        error = InputError("empty", "the file is empty")
+        copy(sink, Result.failed("x.jpg", error), Result("y.jpg", label="unsure", score=0.5))
     assert files(tmp_path / "out") == []
 
 
-def test_what_jpeg_cannot_hold_becomes_png(tmp_path: Path) -> None:
+def test_image_too_large_for_jpeg_becomes_png(tmp_path: Path) -> None:
     long = tmp_path / "long.bmp"
     cv2.imwrite(str(long), np.zeros((2, 65_600, 3), np.uint8))
     annotate(tmp_path / "out", long)
@@ -120,7 +124,7 @@ def test_what_jpeg_cannot_hold_becomes_png(tmp_path: Path) -> None:
     assert name.endswith(".png")
 
 
-def test_a_source_folder_is_refused(
+def test_folder_inside_a_source_is_an_error(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "link").symlink_to(source)
@@ -138,11 +142,11 @@ def test_a_source_folder_is_refused(
             AnnotatedCopies(folder, [str(given_)])
     assert not (source / "out").exists()
     with AnnotatedCopies(source / "copies", [str(source / "a.jpg"), "http://host/x.jpg"]) as sink:
-        sink.write(seen(source / "a.jpg"))
+        copy(sink, seen(source / "a.jpg"))
     assert files(source / "copies") == ["a.jpg"]
 
 
-def test_only_its_own_files_are_replaced(source: Path, tmp_path: Path) -> None:
+def test_only_annotated_copies_are_overwritten(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.jpg").write_bytes(JPEG)
@@ -150,12 +154,12 @@ def test_only_its_own_files_are_replaced(source: Path, tmp_path: Path) -> None:
         pytest.raises(OutputError, match="is not an annotated copy"),
         AnnotatedCopies(out, [str(source)]) as sink,
     ):
-        sink.write(seen(source / "a.jpg"))
+        copy(sink, seen(source / "a.jpg"))
     assert (out / "a.jpg").read_bytes() == JPEG
     assert files(out) == ["a.jpg"]
 
 
-def test_a_link_out_of_the_folder_is_not_followed(source: Path, tmp_path: Path) -> None:
+def test_link_out_of_the_folder_is_not_followed(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "deep").symlink_to(tmp_path / "elsewhere")
@@ -164,16 +168,17 @@ def test_a_link_out_of_the_folder_is_not_followed(source: Path, tmp_path: Path) 
             pytest.raises(OutputError, match="is a link to a folder outside"),
             AnnotatedCopies(tmp_path / "out", [str(source)]) as sink,
         ):
-            sink.write(seen(source / name))
+            copy(sink, seen(source / name))
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_an_interrupted_run_leaves_whole_files_only(tmp_path: Path) -> None:
-    pictures = [encoded(".png", seed=number) for number in range(4)]
+def test_interrupted_run_leaves_only_complete_files(tmp_path: Path) -> None:
+    images = [encoded(".png", seed=number) for number in range(4)]
+    rows = [seen(f"in/{number}.png", images[number % 4]) for number in range(60)]
     with pytest.raises(KeyboardInterrupt), AnnotatedCopies(tmp_path / "out", ["in/x.png"]) as sink:
-        for number in range(60):
-            sink.write(seen(f"in/{number}.png", pictures[number % 4]))
-        raise KeyboardInterrupt
+        for count, _ in enumerate(sink.follow(rows)):
+            if count == 30:
+                raise KeyboardInterrupt
     written = files(tmp_path / "out")
     assert 0 < len(written) <= 60
     for name in written:
@@ -182,16 +187,15 @@ def test_an_interrupted_run_leaves_whole_files_only(tmp_path: Path) -> None:
             image.load()
 
 
-def test_all_that_was_given_is_written_at_the_end(tmp_path: Path) -> None:
+def test_all_copies_exist_at_the_end(tmp_path: Path) -> None:
     with AnnotatedCopies(tmp_path / "out", ["in/x.jpg"]) as sink:
-        for number in range(100):
-            sink.write(seen(f"in/{number}.jpg"))
+        copy(sink, *(seen(f"in/{number}.jpg") for number in range(100)))
     assert len(files(tmp_path / "out")) == 100
 
 
 @contextmanager
 def files_limited_to(size: int) -> Iterator[None]:
-    """What a full disk does, by the kernel's own hand: writing fails midway."""
+    """Make writes beyond a file size in bytes fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -200,25 +204,23 @@ def files_limited_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_fills_up_is_said_by_the_next_write_or_at_the_end(tmp_path: Path) -> None:
+def test_full_disk_is_an_error(tmp_path: Path) -> None:
     with (
         files_limited_to(1000),
         pytest.raises(OutputError, match="cannot write .*: File too large"),
         AnnotatedCopies(tmp_path / "out", ["in/x.jpg"]) as sink,
     ):
-        for _ in range(1000):
-            sink.write(seen("in/x.jpg"))
-        pytest.fail("a thousand pictures were taken without a word")
+        copy(sink, *[seen("in/x.jpg")] * 1000)
     with (
         files_limited_to(1000),
         pytest.raises(OutputError, match="File too large"),
         AnnotatedCopies(tmp_path / "out", ["in/x.jpg"]) as sink,
     ):
-        sink.write(seen("in/x.jpg"))
+        copy(sink, seen("in/x.jpg"))
     assert files(tmp_path / "out") == []
 
 
-def test_where_no_folder_can_be_made_is_said(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"--annotate .*: (Not a directory|File exists)"):
         AnnotatedCopies(tmp_path / "file" / "out", [])
@@ -256,12 +258,12 @@ def test_names(source: str, kept: str | None, tmp_path: Path) -> None:
         assert re.search(r"-[0-9a-f]{10}\.jpg$", name.name)
         assert len(name.parts) == 1
     with AnnotatedCopies(tmp_path / "out", ["in/*.jpg"]) as sink:
-        sink.write(seen(source))
+        copy(sink, seen(source))
     assert files(tmp_path / "out") == [str(name)]
 
 
 @given(st.lists(names, unique=True, max_size=6), st.sampled_from([".jpg", ".png"]))
-def test_names_are_possible_stay_inside_and_differ(sources: list[str], suffix: str) -> None:
+def test_names_are_valid_unique_and_inside_the_folder(sources: list[str], suffix: str) -> None:
     given_ = ["in", "in/other/*.jpg", "-", "/srv/x.png"]
     found = [
         Names(given_).of(seen(prefix + source), suffix)
@@ -280,7 +282,7 @@ def test_names_are_possible_stay_inside_and_differ(sources: list[str], suffix: s
     assert len({str(name) for name in found}) >= len({os.path.normpath(name) for name in inside})
 
 
-def test_results_of_one_source_differ() -> None:
+def test_results_of_one_source_have_different_names() -> None:
     names = Names(["in"])
     results = [
         Result("in/a.jpg", frame=frame, face=face, label="unsure", score=0.5)

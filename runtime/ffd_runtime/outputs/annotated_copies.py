@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import BoundedSemaphore
 from typing import Self
 
 import cv2
@@ -34,13 +33,13 @@ log = logging.getLogger(__name__)
 
 JPEG_QUALITY = 90
 
-# Marks files of this sink, which a later run may overwrite.
+# Marks annotated copies, which a later run may overwrite.
 STAMP = b"annotated by ffd"
 # The stamp is among the first bytes of a file: after SOI in a JPEG, after IHDR in a PNG.
 _MAX_STAMP_OFFSET = 128
 
 # libjpeg's JPEG_MAX_DIMENSION.
-_MAX_JPEG_SIDE_PIXELS = 65_500
+_MAX_JPEG_SIDE_PX = 65_500
 
 _SUFFIXES = {".jpg": (".jpg", ".jpeg"), ".png": (".png",)}
 _MAX_NAME_BYTES = 200
@@ -50,7 +49,7 @@ _FORBIDDEN = frozenset('/\\:*?"<>|')
 
 
 class AnnotatedCopies:
-    """A sink that writes a copy of each image with its verdict drawn on it.
+    """Write a copy of each image with its verdict drawn on it.
 
     The copy of `portraits/x/a.jpg` from the source `portraits` is `FOLDER/x/a.jpg`. Copies of PNG
     files, and those with a side above 65,500 pixels, are PNG files; all others are JPEG files. A
@@ -59,7 +58,7 @@ class AnnotatedCopies:
     without a verdict are skipped.
 
     Args:
-        folder: created if absent. Only files that this sink wrote are overwritten.
+        folder: created if absent. Only annotated copies are overwritten.
         sources: as on `ffd-run`'s command line; names are relative to their common folder.
         heatmap: whether to draw the evidence, too.
         face_scale: `preprocess.face_scale` of the card, for results with a face.
@@ -89,43 +88,24 @@ class AnnotatedCopies:
         workers = count_cores()
         self._pool = ThreadPoolExecutor(workers, "ffd-annotate")
         self._max_pending = 3 * workers
-        self._room = BoundedSemaphore(self._max_pending)
-        self._failure: BaseException | None = None
-
-    def write(self, result: Result) -> Future[None] | None:
-        """Draw and write one image in the background.
-
-        Returns:
-            A future that is done when the copy exists; None for a row without an image.
-
-        Raises:
-            OutputError: an earlier copy could not be written.
-        """
-        if self._failure:
-            raise self._failure
-        if result.error or result.heatmap is None:
-            return None
-        self._room.acquire()
-        copy = self._pool.submit(self._save, result)
-        copy.add_done_callback(self._finish)
-        return copy
 
     def follow(self, results: Iterable[Result], at_once: bool = False) -> Iterator[Result]:
-        """Yield rows in order, each after its copy exists.
+        """Draw and write copies in the background; yield rows in order, each after its copy exists.
 
         Args:
             results: rows with their images.
             at_once: whether to wait for each copy, for a source that waits for each row.
+
+        Raises:
+            OutputError: a copy cannot be written.
         """
-        pending: deque[tuple[Result, Future[None] | None]] = deque()
+        pending: deque[Future[Result]] = deque()
         for result in results:
-            pending.append((result, self.write(result)))
-            while pending and (
-                at_once or len(pending) > self._max_pending or _is_done(pending[0][1])
-            ):
-                yield _wait_for(*pending.popleft())
+            pending.append(self._pool.submit(self._copy, result))
+            while pending and (at_once or len(pending) > self._max_pending or pending[0].done()):
+                yield pending.popleft().result()
         while pending:
-            yield _wait_for(*pending.popleft())
+            yield pending.popleft().result()
 
     def __enter__(self) -> Self:
         return self
@@ -133,13 +113,11 @@ class AnnotatedCopies:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Copies in progress are finished in either case.
         self._pool.shutdown(cancel_futures=kind is not None)
-        if kind is None and self._failure:
-            raise self._failure
 
-    def _finish(self, done: Future[None]) -> None:
-        self._room.release()
-        if not done.cancelled() and self._failure is None:
-            self._failure = done.exception()
+    def _copy(self, result: Result) -> Result:
+        if not result.error and result.heatmap is not None:
+            self._save(result)
+        return result
 
     def _save(self, result: Result) -> None:
         try:
@@ -147,23 +125,21 @@ class AnnotatedCopies:
             encoded = result.encoded or read_file(result.source)
             header = read_header(encoded)
             # It was decoded before, so it is within the limit.
-            image = self._draw(decode(encoded, sys.maxsize), result)
+            image = decode(encoded, sys.maxsize)
+            if self.heatmap and result.heatmap is not None:
+                image = overlay_heatmap(image, result.heatmap, result.face, self.face_scale)
+            image = draw_verdict(image, result, self.face_scale)
         except (InputError, MemoryError) as error:
             # The row has its verdict, so a failed copy does not end the run.
             log.warning("no annotated copy of %s: %s", printable(result.source), error)
             return
-        png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE_PIXELS
+        png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE_PX
         suffix = ".png" if png else ".jpg"
         target = self.folder / self._names.of(result, suffix)
         try:
             self._replace(target, encode(image, suffix))
         except OSError as error:
             raise OutputError(f"cannot write {target}: {error.strerror}") from None
-
-    def _draw(self, image: Image, result: Result) -> Image:
-        if self.heatmap and result.heatmap is not None:
-            image = overlay_heatmap(image, result.heatmap, result.face, self.face_scale)
-        return draw_verdict(image, result, self.face_scale)
 
     def _replace(self, target: Path, data: bytes) -> None:
         """Write a file atomically; never overwrite a file of another program."""
@@ -188,16 +164,6 @@ class AnnotatedCopies:
                     f"--annotate {self.folder} is in {top or 'the current folder'}, which is a "
                     "source: name a folder outside it"
                 )
-
-
-def _is_done(copy: Future[None] | None) -> bool:
-    return copy is None or copy.done()
-
-
-def _wait_for(result: Result, copy: Future[None] | None) -> Result:
-    if copy:
-        copy.result()
-    return result
 
 
 class Names:
@@ -239,7 +205,8 @@ class Names:
             folders = []
         elif _is_valid_name(name) and name.lower().endswith(_SUFFIXES[suffix]) and not part:
             return Path(*folders, name)
-        return Path(*folders, f"{_to_valid_name(name)}{part}-{_digest(source)}{suffix}")
+        digest = hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()[:10]
+        return Path(*folders, f"{_to_valid_name(name)}{part}-{digest}{suffix}")
 
     def _place(self, source: str) -> list[str] | None:
         """Return the folders below the common one, and the file; None for other places."""
@@ -255,7 +222,7 @@ class Names:
 
 
 def encode(image: Image, suffix: str) -> bytes:
-    """Encode uint8 [height, width, 3], BGR, as `.jpg` or `.png` with the stamp of this sink."""
+    """Encode uint8 [height, width, 3], BGR, as `.jpg` or `.png` with the stamp."""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else []
     done, array = cv2.imencode(suffix, image, options)
     if not done:
@@ -274,7 +241,7 @@ def encode(image: Image, suffix: str) -> bytes:
 
 
 def is_annotated(path: Path) -> bool:
-    """Return whether this sink wrote a file; False for a pipe, which reading would block."""
+    """Return whether a file has the stamp; False for a pipe, which reading would block."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -325,7 +292,3 @@ def _suffix_of(result: Result) -> str:
     """Return a suffix for the frame and the face of a result."""
     frame = "" if result.frame is None else f"-frame{result.frame:06}"
     return frame + ("-face" + "_".join(map(str, result.face)) if result.face else "")
-
-
-def _digest(source: str) -> str:
-    return hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()[:10]
