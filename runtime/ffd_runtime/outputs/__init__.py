@@ -74,11 +74,7 @@ def check_file_sink(path: Path) -> None:
 
 
 def require_new(path: Path) -> None:
-    """Check that a file has no rows that would be overwritten; an empty file has none.
-
-    Raises:
-        OutputError: the file has rows.
-    """
+    """Raise an OutputError if a file has rows that would be overwritten."""
     if not is_pipe(path) and path.is_file() and path.stat().st_size:
         raise OutputError(
             f"--output {path} exists: replace it with --overwrite, resume its run with --resume, "
@@ -101,10 +97,10 @@ def open_pipe_sink(path: Path) -> Sink:
 def open_file_sink(
     path: Path, origin: RunProvenance | None = None, resume: bool = False
 ) -> PartialFile:
-    """Return the sink for a file, by its suffix.
+    """Return the sink for a file, by its suffix; a symbolic link stays, its target is written.
 
     Args:
-        path: the file to write; the target of a symbolic link is written, and the link stays.
+        path: the file to write.
         origin: provenance of the rows.
         resume: keep the rows of an interrupted run, if there are any.
 

@@ -66,7 +66,7 @@ class Recorder:
     changes and, for live sources, every hour. If the process is killed, an .mp4 cannot be played;
     an .mkv can, except for its last moments.
 
-    Recordings of live sources play in real time: each picture stays until the next, and a gap
+    Recordings of live sources play in real time: each image stays until the next, and a gap
     longer than `source_recording.MAX_GAP_SECONDS` is replaced by a notice of one second. Live
     frames are dropped if the encoder cannot keep up. Each frame of a video file is recorded once,
     at the file's rate.

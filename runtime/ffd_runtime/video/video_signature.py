@@ -6,7 +6,7 @@ import re
 
 # Bytes that `is_video` needs: three packets of a transport stream with time codes.
 SIGNATURE_BYTES = 2 * 192 + 5
-# Brands of pictures (HEIF, AVIF, JPEG XL, JPEG 2000, Canon raw) and of audio in an MP4 container.
+# Brands of images (HEIF, AVIF, JPEG XL, JPEG 2000, Canon raw) and of audio in an MP4 container.
 _NON_VIDEO_BRANDS = re.compile(
     rb"heic|heix|heim|heis|hevc|hevx|mif1|msf1|miaf|avif|avis|jxl |jp2 |jpx |crx |M4A |M4B |M4P "
 )

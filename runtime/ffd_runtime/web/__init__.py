@@ -1,1 +1,1 @@
-"""Serve a page with live pictures, labels, health and metrics over HTTP."""
+"""Serve a page with live images, labels, health and metrics over HTTP."""

@@ -1,4 +1,4 @@
-"""The routes of the dashboard: page, state, pictures, health and metrics."""
+"""The routes of the dashboard: page, state, images, health and metrics."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ class Dashboard:
     """The ASGI application, in `app`.
 
     Args:
-        state: the data to show.
-        snapshots: renders the pictures.
         facts: version, model and an ID of the run, for the page.
     """
 
@@ -45,7 +43,7 @@ class Dashboard:
             routes=[
                 Route("/", self.page),
                 Route("/state", self.state),
-                Route("/picture/{index:int}.jpg", self.picture),
+                Route("/picture/{index:int}.jpg", self.image),
                 Route("/verdict/{number:int}.jpg", self.thumbnail),
                 Route("/healthz", self.health),
                 Route("/metrics", self.metrics),
@@ -63,8 +61,8 @@ class Dashboard:
         """Return sources, faces and label changes, of these only the ones `?after=` a number."""
         return JSONResponse({**self._facts, **self._state.state(_number(request, "after") or 0)})
 
-    async def picture(self, request: Request) -> Response:
-        """Return a source's newest picture, or wait for one that is newer than `?after=`.
+    async def image(self, request: Request) -> Response:
+        """Return a source's newest image, or wait for one that is newer than `?after=`.
 
         The status is 204 if no snapshot is ready in time, and 503 if there are too many requests.
         """

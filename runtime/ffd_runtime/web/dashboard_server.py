@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Self
@@ -36,13 +37,12 @@ _DRAIN_TIMEOUT_SECONDS = 0.4
 class DashboardServer:
     """A frame sink that serves a page to browsers.
 
-    Pictures are drawn only for viewers, in separate threads. Without viewers, a frame costs the run
+    Images are drawn only for viewers, in separate threads. Without viewers, a frame costs the run
     a few microseconds.
 
     Args:
         address: where to listen. A loopback address is open to all users of the machine; any other
             requires a token.
-        card: of the model.
         model: model, backend and device in use, on one line.
         token: required from viewers; at least 16 printable ASCII characters.
 
@@ -80,8 +80,9 @@ class DashboardServer:
     def url(self) -> str:
         """The address of the page, with the actual port."""
         host = self.address.host
-        if _is_wildcard(host):
-            host = socket.gethostname()
+        with suppress(ValueError):
+            if ipaddress.ip_address(host).is_unspecified:
+                host = socket.gethostname()
         return f"http://{ListenAddress(host, self.address.port)}/"
 
     def show(self, frame_result: FrameResult) -> None:
@@ -195,13 +196,6 @@ def _is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
-def _is_wildcard(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
 def _require_extra() -> None:
     try:
         for name in ("starlette", "uvicorn", "prometheus_client"):
@@ -214,12 +208,8 @@ def _require_extra() -> None:
 
 
 def _check_token(token: str) -> None:
-    if (
-        len(token) < MIN_TOKEN_CHARACTERS
-        or not token.isascii()
-        or not token.isprintable()
-        or " " in token
-    ):
+    valid = token.isascii() and token.isprintable() and " " not in token
+    if not valid or len(token) < MIN_TOKEN_CHARACTERS:
         raise OutputError(
             f"the token must have at least {MIN_TOKEN_CHARACTERS} ASCII characters without spaces: "
             "use the output of `openssl rand -hex 16`"

@@ -27,7 +27,7 @@ MAX_HISTORY = 50
 THUMBNAIL_PX = 96
 # Per source; a face that reappears with the same label is not a change.
 _MAX_REMEMBERED_TRACKS = 256
-# States in which a source has a picture; the last one of a file stays.
+# States in which a source has an image; the last one of a file stays.
 SHOWN_STATES = ("playing", "ended")
 
 
@@ -55,12 +55,12 @@ class LabelChange:
 
 @dataclass
 class DashboardSource:
-    """A source and its current picture.
+    """A source and its current image.
 
     Attributes:
         began: time of its first frame or tick, in seconds since 1970 (UTC).
-        number: changes whenever the picture changes.
-        frame_result: None if the source has no picture now.
+        number: changes whenever the image changes.
+        frame_result: None if the source has no image now.
         faces: the faces of the frame, or the whole frame, as JSON types.
         labels: label and time of its last change, by track; a new face is `unsure`.
     """
@@ -93,11 +93,7 @@ class DashboardState:
         self._ticked: float | None = None
 
     def show(self, frame_result: FrameResult) -> int:
-        """Store a frame in place of the previous one.
-
-        Returns:
-            The index of its source.
-        """
+        """Store a frame in place of the previous one; return the index of its source."""
         with self._lock:
             source = self._source(frame_result.health)
             source.health, source.frame_result = frame_result.health, frame_result
@@ -111,11 +107,7 @@ class DashboardState:
             return source.index
 
     def tick(self, healths: Sequence[StreamHealth]) -> list[int]:
-        """Store the health of all sources.
-
-        Returns:
-            The indices of the sources whose picture appeared or disappeared.
-        """
+        """Store the health of all sources; return the indices of those whose image changed."""
         changed = []
         with self._lock:
             self._ticked = time.monotonic()
@@ -182,10 +174,10 @@ class DashboardState:
                 (change.thumbnail for change in self._history if change.number == number), None
             )
 
-    def metrics(self, pictures: int) -> bytes:
+    def metrics(self, images: int) -> bytes:
         """Return `Metrics.render`."""
         with self._lock:
-            return self._metrics.render(pictures)
+            return self._metrics.render(images)
 
     def health(self) -> tuple[float | None, list[StreamHealth]]:
         """Return seconds since the last tick (None before the first), and each source's health."""
@@ -195,11 +187,7 @@ class DashboardState:
         return None if ticked is None else time.monotonic() - ticked, healths
 
     def state(self, after: int) -> dict[str, Any]:
-        """Return everything except pictures, as JSON types.
-
-        Args:
-            after: number of the last label change that the viewer has.
-        """
+        """Return everything except images, as JSON types; label changes follow number `after`."""
         with self._lock:
             sources = [_describe(source) for source in self._sources.values()]
             history = [change for change in self._history if change.number > after]
@@ -237,12 +225,12 @@ def _round_floats(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _thumbnail(image: Image, result: Result, face_scale: float) -> Image:
-    """Return the part of the classified square that is within the picture."""
+    """Return the part of the classified square that is within the image."""
     left, top, side = classified_square(image, result.face, face_scale)
     # Subsampled first: the run waits for this, and to resize a large face takes 1 ms.
     step = max(1, side // (2 * THUMBNAIL_PX))
     part = image[max(top, 0) : max(top + side, 1) : step, max(left, 0) : max(left + side, 1) : step]
-    if not part.size:  # the box is outside the picture
+    if not part.size:  # the box is outside the image
         return np.zeros((1, 1, 3), np.uint8)
     height, width = part.shape[:2]
     size = fit_size((width, height), (THUMBNAIL_PX, THUMBNAIL_PX), enlarge=True)

@@ -50,7 +50,7 @@ class Metrics(Collector):
             "ffd_build_info", "Version and model; always 1.", build_info, registry=self._registry
         )
         info.labels(**build_info).set(1)
-        self._pictures = 0
+        self._images = 0
         self._healths: dict[str, StreamHealth] = {}
         self._totals: Totals[tuple[str, str]] = Totals()
         self._registry.register(self)
@@ -67,12 +67,7 @@ class Metrics(Collector):
         )
 
     def update(self, source: str, health: StreamHealth) -> None:
-        """Take over the health of a source.
-
-        Args:
-            source: its name.
-            health: its totals must not decrease; smaller ones are ignored.
-        """
+        """Take over the health of a source; totals that decreased are ignored."""
         if source not in self._healths:
             # Series start at 0.
             for label in LABELS:
@@ -87,14 +82,7 @@ class Metrics(Collector):
     def count(
         self, source: str, frame_result: FrameResult, shown: Iterable[str], new: Iterable[str]
     ) -> None:
-        """Count a frame.
-
-        Args:
-            source: its name.
-            frame_result: its times and health.
-            shown: labels of the faces in it.
-            new: labels that changed with it.
-        """
+        """Count a frame, the labels shown in it, and those that are new."""
         self.update(source, frame_result.health)
         for label in shown:
             self._faces.labels(source, label).inc()
@@ -104,19 +92,15 @@ class Metrics(Collector):
         if frame_result.health.age is not None:
             self._delay.labels(source).observe(frame_result.health.age)
 
-    def render(self, pictures: int) -> bytes:
-        """Return all metrics as `CONTENT_TYPE`.
-
-        Args:
-            pictures: number of pictures drawn for viewers.
-        """
-        self._pictures = pictures
+    def render(self, images: int) -> bytes:
+        """Return all metrics as `CONTENT_TYPE`; `images` is the number drawn for viewers."""
+        self._images = images
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics that are part of the sources' health."""
         yield CounterMetricFamily(
-            "ffd_page_pictures_total", "Pictures drawn for viewers.", self._pictures
+            "ffd_page_pictures_total", "Pictures drawn for viewers.", self._images
         )
         up = _gauge("ffd_source_up", "1 while frames arrive, otherwise 0.")
         age = _gauge("ffd_frame_age_seconds", "Capture to result of the last classified frame.")

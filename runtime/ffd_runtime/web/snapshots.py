@@ -21,7 +21,7 @@ from .dashboard_state import DashboardSource, DashboardState
 MAX_SIDE_PX = 960
 MAX_FPS = 15.0
 JPEG_OPTIONS = (cv2.IMWRITE_JPEG_QUALITY, 80)
-# Maximum wait of a request for a picture newer than the one the viewer has.
+# Maximum wait of a request for an image newer than the one the viewer has.
 LONG_POLL_SECONDS = 2.0
 
 _PLACEHOLDER_SIZE_PX = (640, 360)
@@ -44,17 +44,13 @@ class _SnapshotCache:
 
 
 class SnapshotRenderer:
-    """Render the newest pictures in the server's event loop.
+    """Render the newest images in the server's event loop.
 
     `changed` and `stop` may be called from other threads.
 
-    Args:
-        state: provides the frames.
-        face_scale: the card's `preprocess.face_scale`.
-
     Attributes:
-        drawn: number of pictures rendered.
-        waiting: number of requests that wait for a picture.
+        drawn: number of images rendered.
+        waiting: number of requests that wait for an image.
     """
 
     def __init__(self, state: DashboardState, face_scale: float) -> None:
@@ -69,7 +65,7 @@ class SnapshotRenderer:
 
     def __enter__(self) -> SnapshotRenderer:
         self._loop = asyncio.get_running_loop()
-        # A single thread: many viewers get fewer pictures, and the run keeps its processor time.
+        # A single thread: many viewers get fewer images, and the run keeps its processor time.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="ffd-serve-draw")
         return self
 
@@ -78,7 +74,7 @@ class SnapshotRenderer:
         self._executor.shutdown()
 
     def changed(self, index: int) -> None:
-        """Wake the requests that wait for a new picture of a source."""
+        """Wake the requests that wait for a new image of a source."""
         if self.waiting:
             self._wake_soon(index)
 
@@ -98,16 +94,7 @@ class SnapshotRenderer:
             self._events.pop(waiting, asyncio.Event()).set()
 
     async def newest(self, index: int, heatmap: bool, after: int | None) -> Snapshot | None:
-        """Return the newest picture of a source.
-
-        Args:
-            index: of a source that exists.
-            heatmap: draw the heatmap over each face.
-            after: number of the picture that the viewer has; None if it has none.
-
-        Returns:
-            None if there is no newer picture within `LONG_POLL_SECONDS`.
-        """
+        """Return a source's newest image; None if it is still number `after` at the timeout."""
         self.waiting += 1
         try:
             async with asyncio.timeout(LONG_POLL_SECONDS):
