@@ -443,7 +443,7 @@ def test_bad_server_fails_in_time_and_does_not_delay_others(
             wait_for(feed, lambda states: states[1].frames > seen + 10)
             assert feed.readers[1].health().state == "playing"
         # A reader may be blocked while its process starts, and until its timeout.
-        feed.readers[0].join(WATCHDOG)
+        feed.readers[0].thread.join(WATCHDOG)
     assert not threads()
 
 

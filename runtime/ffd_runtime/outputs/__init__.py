@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..core.errors import OutputError
 from ..core.results import Result
-from .jsonlines import JsonLines, JsonLinesFile
-from .target import follow_links, is_pipe, require_folder
+from .jsonlines import JsonLines as JsonLines
+from .jsonlines import JsonLinesFile
+from .target import follow_links as follow_links
+from .target import is_pipe as is_pipe
+from .target import require_file_name
+from .target import require_folder as require_folder
 
 if TYPE_CHECKING:
     from .partial_file import PartialFile
@@ -58,19 +62,14 @@ def check_file_sink(path: Path) -> None:
     """
     if "://" in str(path) or re.match("[a-z][a-z0-9+.-]+:/[^/]", str(path), re.IGNORECASE):
         raise OutputError("--output needs a local file, not an address")
-    if path.is_dir():
-        raise OutputError(f"--output {path} is a folder: name a file")
     sink = find_file_sink(path)
-    if is_pipe(path):
-        if sink and not sink.pipes:
-            raise OutputError(
-                f"--output {path}: a {path.suffix} file cannot be written to a pipe, .csv can"
-            )
-        return
-    if sink is None:
-        endings = " or ".join(FILE_SINKS)
-        raise OutputError(f"--output {path}: the name must end with {endings}")
-    require_folder("--output", path)
+    if not is_pipe(path):
+        require_file_name("--output", path, FILE_SINKS)
+        require_folder("--output", path)
+    elif sink and not sink.pipes:
+        raise OutputError(
+            f"--output {path}: a {path.suffix} file cannot be written to a pipe, .csv can"
+        )
 
 
 def require_new(path: Path) -> None:
@@ -111,18 +110,3 @@ def open_file_sink(
     sink = find_file_sink(path)
     assert sink
     return sink(path, origin, resume)
-
-
-__all__ = [
-    "FILE_SINKS",
-    "JsonLines",
-    "Sink",
-    "check_file_sink",
-    "find_file_sink",
-    "follow_links",
-    "is_pipe",
-    "open_file_sink",
-    "open_pipe_sink",
-    "require_folder",
-    "require_new",
-]

@@ -16,11 +16,13 @@ import numpy as np
 from ..core.errors import OutputError
 from ..core.text import printable
 from ..image.decode import Image
+from .target import require_file_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+PAGE_SUFFIXES = (".html", ".htm")
 TEMPLATES = Path(__file__).parent / "templates"
 # Longer texts are shortened in the middle.
 MAX_TEXT_CHARACTERS = 600
@@ -70,10 +72,7 @@ def require_page_path(path: Path, option: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise OutputError(f"{option} {path}: the name must end with .html")
-    if path.is_dir():
-        raise OutputError(f"{option} {path} is a folder: name a file")
+    require_file_name(option, path, PAGE_SUFFIXES)
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"cannot write {path}: no such folder, or no permission to write there")
 

@@ -14,8 +14,9 @@ from ..core.errors import OutputError
 from ..core.log_odds import log_odds
 from ..core.results import Result
 from ..model.card import ModelCard
+from .html_page import PAGE_SUFFIXES
 from .report_page import HISTOGRAM_BINS, VERDICTS, Candidate, make_thumbnail, render
-from .target import follow_links, is_pipe
+from .target import follow_links, is_pipe, require_file_name
 
 # In each of the two galleries.
 MAX_GALLERY_IMAGES = 24
@@ -54,10 +55,7 @@ class Report:
     """
 
     def __init__(self, path: Path, *, model: str, card: ModelCard) -> None:
-        if path.suffix.lower() not in (".html", ".htm"):
-            raise OutputError(f"--report {path}: the name must end with .html")
-        if path.is_dir():
-            raise OutputError(f"--report {path} is a folder: name a file")
+        require_file_name("--report", path, PAGE_SUFFIXES)
         self.path = path = follow_links(path)
         # A pipe cannot be renamed.
         self.partial = path if is_pipe(path) else path.with_name(path.name + ".partial")

@@ -164,12 +164,11 @@ class PartialFile(ABC):
 
     def _require_there(self) -> None:
         """Check that NAME.partial is still the file that was written."""
-        written = os.fstat(self.file.fileno())
         try:
-            there = os.stat(self.partial)
+            same = os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.partial))
         except OSError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != (written.st_dev, written.st_ino):
+            same = False
+        if not same:
             raise OutputError(
                 f"{self.partial} was removed or replaced while rows were written to it: run again"
             )

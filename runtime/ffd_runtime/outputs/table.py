@@ -30,8 +30,9 @@ class Table:
         else:
             label = result.track.label if result.track else result.label
             score = result.track.score if result.track else result.score
+            name = (f"{LABEL_NAMES[label]:<13}", STYLES[label]) if label else f"{'none':<13}"
             line = Text.assemble(
-                _name(label),
+                name,
                 f"{'':<8}" if score is None else f"{score:<8.3f}",
                 printable(result.source),
                 _where(result),
@@ -44,11 +45,6 @@ class Table:
 
     def __exit__(self, *_: object) -> None:
         return None
-
-
-def _name(label: Label | None) -> tuple[str, str]:
-    """Return the name and the style of a label."""
-    return (f"{LABEL_NAMES[label]:<13}", STYLES[label]) if label else (f"{'none':<13}", "")
 
 
 def _where(result: Result) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..core.errors import OutputError
@@ -53,6 +54,15 @@ def follow_links(path: Path) -> Path:
     if target.is_symlink():
         raise OutputError(f"cannot write {path}: the links form a loop")
     return target
+
+
+def require_file_name(option: str, path: Path, endings: Iterable[str]) -> None:
+    """Raise an OutputError if a path is a folder, or its name does not have one of the endings."""
+    given = f"{option} {printable(str(path))}"
+    if path.is_dir():
+        raise OutputError(f"{given} is a folder: name a file")
+    if path.suffix.lower() not in endings:
+        raise OutputError(f"{given}: the name must end with {' or '.join(endings)}")
 
 
 def require_folder(option: str, path: Path) -> None:

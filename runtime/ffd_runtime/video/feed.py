@@ -51,7 +51,7 @@ class Feed:
 
     def __enter__(self) -> Self:
         for reader in self.readers:
-            reader.start()
+            reader.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,4 +59,5 @@ class Feed:
             reader.stop()
         deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
         for reader in self.readers:
-            reader.join(max(0.0, deadline - time.monotonic()))
+            # A blocked call cannot be interrupted.
+            reader.thread.join(max(0.0, deadline - time.monotonic()))

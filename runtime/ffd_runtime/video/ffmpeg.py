@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from ..core.errors import InputError
-from .container import DurationCheck, describe_choice, open_container, require_pyav, select_video
+from .container import (
+    DurationCheck,
+    describe_choice,
+    open_container,
+    open_failure,
+    require_pyav,
+    select_video,
+)
 from .deinterlace import Deinterlacer
-from .open_failure import open_failure
 from .pixel_converter import PixelConverter
 from .stream_address import Stream as Source
 

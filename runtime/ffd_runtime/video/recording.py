@@ -16,6 +16,7 @@ from typing import Self
 
 from ..core.errors import OutputError
 from ..core.text import printable
+from ..outputs.target import require_file_name, require_folder
 from .draw_frame import draw_frame
 from .frame_result import FrameResult, State, StreamHealth
 from .source_recording import DEFAULT_FPS, SourceRecording
@@ -41,17 +42,13 @@ def check_recording_path(path: Path) -> None:
             missing, not writable or full.
     """
     option = f"--record {printable(str(path))}"
-    if path.suffix.lower() not in EXTENSIONS:
-        raise OutputError(f"{option}: the name must end with {' or '.join(EXTENSIONS)}")
+    require_file_name("--record", path, EXTENSIONS)
     try:
         str(path).encode()
     except UnicodeEncodeError:
         # OpenCV would abort the process.
         raise OutputError(f"{option}: name and folder must be valid UTF-8") from None
-    if path.is_dir():
-        raise OutputError(f"{option} is a folder: name a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"{option}: the folder {printable(str(path.parent))} does not exist")
+    require_folder("--record", path)
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{option}: the folder is not writable: choose another")
     if shutil.disk_usage(path.parent).free < MIN_FREE_BYTES:

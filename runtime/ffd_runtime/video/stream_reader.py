@@ -62,21 +62,13 @@ class StreamReader(ABC):
         self._fatal: FfdError | None = None
         # Total of the captures that are closed.
         self._undecoded = 0
-        self._thread = Thread(target=self._run, name=f"ffd-stream {stream.name}", daemon=True)
-
-    def start(self) -> None:
-        """Start reading."""
-        self._thread.start()
+        self.thread = Thread(target=self._run, name=f"ffd-stream {stream.name}", daemon=True)
 
     def stop(self) -> None:
         """Ask the thread to end."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
-
-    def join(self, timeout: float) -> None:
-        """Wait for the thread, at most `timeout` seconds: a blocked call cannot be interrupted."""
-        self._thread.join(timeout)
 
     def take(self) -> Frame | None:
         """Return the next frame, or None."""

@@ -67,7 +67,7 @@ class VideoFile:
         self.frames = 0
         self.shown = printable(str(path))
         self._path = path
-        self._identity = _file_identity(path)
+        self._status = path.stat()
         self._bytes = self._checked_frames = 0
         self._grew_at = time.monotonic()
         # An absolute path: FFmpeg takes text before a colon for a protocol.
@@ -125,7 +125,10 @@ class VideoFile:
 
     def is_removed(self) -> bool:
         """Return True if the path no longer names this file."""
-        return _file_identity(self._path) != self._identity
+        try:
+            return not os.path.samestat(self._path.stat(), self._status)
+        except OSError:
+            return True
 
     def failure(self, now: float) -> str | None:
         """Return the reason why writing fails at `now` (of `time.monotonic`), or None.
@@ -143,12 +146,3 @@ class VideoFile:
         return (
             f"{self.shown} does not grow" if now - self._grew_at > STALL_TIMEOUT_SECONDS else None
         )
-
-
-def _file_identity(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of a file, or None if it does not exist."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -20,7 +20,7 @@ PUBLIC_PATHS = ("/healthz",)
 log = logging.getLogger(__name__)
 
 _HOST_HEADER = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]+)(?::\d+)?")
-_COOKIE_SECONDS = 365 * 24 * 3600
+COOKIE_SECONDS = 365 * 24 * 3600
 _SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
@@ -84,7 +84,10 @@ class AuthMiddleware:
             return PlainTextResponse("only GET is supported\n", 405, {"Allow": "GET, HEAD"})
         given = request.query_params.get("token") if path == "/" else None
         if self._token is not None and given is not None and _equal(given, self._token):
-            return self._set_cookie()
+            answer = RedirectResponse("/", 303)
+            name, seconds = self._cookie_name, COOKIE_SECONDS
+            answer.set_cookie(name, self._cookie, seconds, httponly=True, samesite="strict")
+            return answer
         if request.scope["authorised"] or path in PUBLIC_PATHS:
             return None
         headers = {"WWW-Authenticate": 'Bearer realm="ffd"'}
@@ -96,12 +99,6 @@ class AuthMiddleware:
             return HTMLResponse(self._login_page.replace("$message", message), 401, headers)
         text = "token required: send the header 'Authorization: Bearer TOKEN'\n"
         return PlainTextResponse(text, 401, headers)
-
-    def _set_cookie(self) -> Response:
-        answer = RedirectResponse("/", 303)
-        name, seconds = self._cookie_name, _COOKIE_SECONDS
-        answer.set_cookie(name, self._cookie, seconds, httponly=True, samesite="strict")
-        return answer
 
     def _is_authorised(self, request: Request) -> bool:
         if self._token is None:
