@@ -278,7 +278,7 @@ def test_names_are_valid_unique_and_inside_the_folder(sources: list[str], suffix
         assert not any(part.lower().endswith((".jpg", ".jpeg", ".png")) for part in name.parts[:-1])
         assert name.suffix.lower() in ((".jpg", ".jpeg") if suffix == ".jpg" else (".png",))
     inside = [prefix + source for prefix in ("in/", "/srv/", "") for source in sources]
-    # Two spellings of one path are one picture.
+    # Two spellings of one path are one image.
     assert len({str(name) for name in found}) >= len({os.path.normpath(name) for name in inside})
 
 

@@ -185,7 +185,7 @@ def test_parts_without_a_valid_origin_are_refused(tmp_path: Path, text: bytes | 
     put_part(tmp_path, "a")
     if text is not None:
         (tmp_path / "_origin.json").write_bytes(text)
-    with pytest.raises(OutputError, match="does not say what"):
+    with pytest.raises(OutputError, match="does not describe the run"):
         begin(tmp_path, resume=True)
 
 

@@ -48,7 +48,7 @@ def test_a_run_that_goes_on(portraits: Path, colour_model: Path, tmp_path: Path)
     assert "continue it with --resume" in done.stderr
     done = call(ffd_run, *command, "--resume")
     assert done.exit_code == 1
-    assert "does not say what" in done.stderr
+    assert "does not describe the run" in done.stderr
     assert partial.exists()
     partial.write_bytes(b"".join(lines[:1]))
     done = call(ffd_run, *command, "--resume")

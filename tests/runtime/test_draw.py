@@ -37,11 +37,11 @@ def changed(before: Array, after: Array) -> npt.NDArray[np.bool_]:
 
 
 def text_height(image: Array) -> int:
-    """Rows with something as white as the text."""
+    """Return the number of rows with pixels as white as the text."""
     return int(np.count_nonzero(image.min(axis=2).max(axis=1) > 200))
 
 
-def test_a_square_picture_changes_in_its_corner_only() -> None:
+def test_square_image_changes_only_in_its_corner() -> None:
     image = picture(height=400, width=400)
     before = image.copy()
     drawn = draw_verdict(image, verdict())
@@ -53,7 +53,7 @@ def test_a_square_picture_changes_in_its_corner_only() -> None:
     assert rows.min() == columns.min() == 0
 
 
-def test_the_text_is_legible_at_every_size() -> None:
+def test_text_is_legible_at_every_size() -> None:
     for side in (1, 30, 100, 256, 1000):
         drawn = draw_verdict(np.full((side, side, 3), 128, np.uint8), verdict())
         # Capitals and digits of nine pixels can be read.
@@ -62,7 +62,7 @@ def test_the_text_is_legible_at_every_size() -> None:
         assert drawn.shape[0] % side == 0
 
 
-def test_twenty_megapixels_get_a_larger_text() -> None:
+def test_text_is_larger_on_a_large_image() -> None:
     image = np.full((4000, 5000, 3), 128, np.uint8)
     drawn = draw_verdict(overlay_heatmap(image, evidence(3)), verdict())
     assert drawn.shape == image.shape
@@ -71,7 +71,7 @@ def test_twenty_megapixels_get_a_larger_text() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from(LABELS), st.floats(0, 1))
-def test_any_shape_can_be_drawn_on(height: int, width: int, label: Label, score: float) -> None:
+def test_image_may_have_any_shape(height: int, width: int, label: Label, score: float) -> None:
     image = np.zeros((height, width, 3), np.uint8)
     drawn = draw_verdict(overlay_heatmap(image, evidence(-5)), verdict(label, score))
     factor = drawn.shape[0] // height
@@ -79,12 +79,12 @@ def test_any_shape_can_be_drawn_on(height: int, width: int, label: Label, score:
     assert drawn.dtype == np.uint8
 
 
-def test_a_sliver_does_not_become_a_wall() -> None:
+def test_enlargement_of_narrow_images_is_limited() -> None:
     assert draw_verdict(np.zeros((1, 50_000, 3), np.uint8), verdict()).shape == (1, 50_000, 3)
     assert max(draw_verdict(np.zeros((2000, 2, 3), np.uint8), verdict()).shape) <= 4096
 
 
-def test_verdicts_differ_in_black_and_white_too() -> None:
+def test_verdicts_differ_without_colour() -> None:
     shapes = []
     for label in LABELS:
         drawn = draw_verdict(np.full((600, 600, 3), 20, np.uint8), verdict(label))
@@ -95,14 +95,14 @@ def test_verdicts_differ_in_black_and_white_too() -> None:
         assert (shapes[one] != shapes[other]).mean() > 0.02
 
 
-def test_an_error_has_no_verdict() -> None:
+def test_error_has_no_verdict() -> None:
     image = picture(height=300, width=300)
     drawn = draw_verdict(image, Result.failed("a.jpg", InputError("empty", "the file is empty")))
     assert changed(image, drawn).any()
 
 
 @pytest.mark.parametrize("shape", [(500, 300), (300, 500)])
-def test_the_classified_square_is_marked_at_its_corners(shape: tuple[int, int]) -> None:
+def test_corners_of_the_classified_square_are_marked(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), 128, np.uint8)
     left, top, side = classified_square(image)
     assert crop_centre(image).shape == (side, side, 3)
@@ -119,7 +119,7 @@ def test_the_classified_square_is_marked_at_its_corners(shape: tuple[int, int]) 
     st.integers(20, 90),
     st.tuples(st.integers(-20, 80), st.integers(-20, 80), st.integers(1, 60), st.integers(1, 60)),
 )
-def test_the_square_of_a_face_is_the_one_that_is_cut_out(
+def test_square_of_a_face_is_that_of_its_crop(
     height: int, width: int, face: tuple[int, int, int, int]
 ) -> None:
     rows, columns = np.mgrid[:height, :width]
@@ -131,7 +131,7 @@ def test_the_square_of_a_face_is_the_one_that_is_cut_out(
     assert overlay_heatmap(image, evidence(9), face, 1.3).shape == image.shape
 
 
-def test_no_evidence_leaves_a_picture_as_it_is() -> None:
+def test_zero_evidence_does_not_change_an_image() -> None:
     image = picture(height=130, width=200)
     assert (overlay_heatmap(image, evidence(0)) == image).all()
 
@@ -143,7 +143,7 @@ def test_evidence_is_red_for_generated_and_blue_for_groundtruth() -> None:
         assert (drawn[..., strong] > drawn[..., weak] + 20).all()
 
 
-def test_the_scale_is_fixed() -> None:
+def test_scale_of_evidence_is_fixed() -> None:
     image = np.full((60, 60, 3), 128, np.uint8)
     strengths = [
         int(
@@ -154,14 +154,14 @@ def test_the_scale_is_fixed() -> None:
     assert strengths == sorted(strengths)
     assert len(set(strengths)) == 4
     assert strengths[-1] == strengths[-2]
-    # A strong place elsewhere changes nothing here: no picture is stretched to its own range.
+    # Strong evidence elsewhere has no effect here: images are not scaled to their own range.
     heatmap = evidence(0.3 * EVIDENCE_LIMIT)
     heatmap[:, 6:] = 90
     alone, beside = (overlay_heatmap(image, map_) for map_ in (evidence(6), heatmap))
     assert (alone[:, :18] == beside[:, :18]).all()
 
 
-def test_evidence_lies_where_it_was_found_and_rises_smoothly() -> None:
+def test_evidence_is_smooth_and_in_its_place() -> None:
     heatmap = evidence(0)
     heatmap[2, 7] = EVIDENCE_LIMIT
     image = np.full((200, 300, 3), 128, np.uint8)
@@ -175,7 +175,7 @@ def test_evidence_lies_where_it_was_found_and_rises_smoothly() -> None:
     assert np.abs(np.diff(red, axis=1)).max() < 20
 
 
-def test_a_layer_is_what_an_overlay_lays_over() -> None:
+def test_evidence_layer_equals_the_overlay() -> None:
     rng = np.random.default_rng(0)
     heatmap = rng.normal(0, 12, (10, 10)).astype(np.float32)
     image = picture(height=64, width=64)
@@ -185,6 +185,6 @@ def test_a_layer_is_what_an_overlay_lays_over() -> None:
     assert (overlay_heatmap(image, heatmap) == blended).all()
 
 
-def test_evidence_that_is_no_number_shows_nothing() -> None:
+def test_nan_evidence_does_not_change_an_image() -> None:
     image = picture(height=64, width=64)
     assert (overlay_heatmap(image, evidence(np.nan)) == image).all()

@@ -75,7 +75,7 @@ def seen(source: str, score: float, card: ModelCard = CARD, data: bytes | None =
 
 
 class Page(HTMLParser):
-    """A page's elements, checked to be well-nested, and the text of each kind."""
+    """Parse a page into elements, which must be nested correctly, and text."""
 
     VOID = frozenset({"meta", "link", "img", "input", "br", "rect", "path"})
 
@@ -116,7 +116,7 @@ def write(path: Path, *results: Result, card: ModelCard = CARD) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def pictures_of(page: Page) -> list[bytes]:
+def images_of(page: Page) -> list[bytes]:
     return [
         base64.b64decode((image["src"] or "").partition(",")[2])
         for image in page.all("img")
@@ -125,7 +125,7 @@ def pictures_of(page: Page) -> list[bytes]:
 
 
 def sources_of(html: str) -> list[list[str]]:
-    """Names in the two galleries."""
+    """Return the names in the two galleries."""
     return [
         re.findall(r'<bdi class="path">(.*?)</bdi>', part)
         for part in html.partition('id="unreadable"')[0].split("<section")[2:4]
@@ -136,7 +136,7 @@ def broken(source: str, code: str = "empty", message: str = "the file is empty")
     return Result.failed(source, InputError(code, message))
 
 
-def test_one_file_that_refers_to_nothing_outside(tmp_path: Path) -> None:
+def test_report_has_no_external_references(tmp_path: Path) -> None:
     rows = [seen(f"in/{number}.jpg", number / 40) for number in range(41)]
     page = write(tmp_path / "report.html", *rows, broken("in/x.jpg"))
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -163,7 +163,7 @@ def test_one_file_that_refers_to_nothing_outside(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(names, names, names), min_size=1, max_size=4))
-def test_no_name_becomes_markup(
+def test_names_are_escaped(
     tmp_path_factory: pytest.TempPathFactory, found: list[tuple[str, str, str]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "hostile.html"
@@ -175,14 +175,14 @@ def test_no_name_becomes_markup(
 
     harmless = page([("x.jpg", "y.jpg", "text")] * len(found))
     hostile = page(found)
-    spans = ("span", ("class",))  # one more where a name holds a folder; both are inside of in/
+    spans = ("span", ("class",))  # one more for a name with a folder; all are in in/
     assert [e for e in hostile.structure() if e != spans] == [
         e for e in harmless.structure() if e != spans
     ]
     assert all(c.isprintable() or c in "\n\r" for text in hostile.text for c in text)
 
 
-def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
     page = write(tmp_path / "r.html", *(seen(name, 0.9, data=None) for name in HOSTILE))
     text = "".join(page.text)
     assert "<script>alert(1)</script>.jpg" in text
@@ -194,7 +194,7 @@ def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
     assert "x" * 500 not in text
 
 
-def test_the_most_suspicious_and_the_most_uncertain(tmp_path: Path) -> None:
+def test_galleries_show_the_highest_and_the_nearest_scores(tmp_path: Path) -> None:
     card = CARD.replace(threshold=0.2, unsure=(0.1, 0.4))
     scores = np.random.default_rng(0).permutation(np.linspace(0, 1, 500)).round(6).tolist()
     path = tmp_path / "r.html"
@@ -205,10 +205,10 @@ def test_the_most_suspicious_and_the_most_uncertain(tmp_path: Path) -> None:
     ]
     by_distance = sorted(scores, key=lambda score: abs(log_odds(score) - log_odds(0.2)))
     assert uncertain == [f"{score:.6f}" for score in by_distance[:MAX_GALLERY_IMAGES]]
-    assert pictures_of(Page(path.read_text()))[0].startswith(b"\xff\xd8\xff")
+    assert images_of(Page(path.read_text()))[0].startswith(b"\xff\xd8\xff")
 
 
-def test_a_sure_model_has_no_uncertain_pictures(tmp_path: Path) -> None:
+def test_gallery_of_uncertain_images_may_be_empty(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     page = write(path, *(seen(f"{score}", score) for score in (0.0, 0.0001, 0.999, 1.0)))
     suspicious, uncertain = sources_of(path.read_text())
@@ -217,7 +217,7 @@ def test_a_sure_model_has_no_uncertain_pictures(tmp_path: Path) -> None:
     assert "No score is near the threshold." in "".join(page.text)
 
 
-def test_thresholds_at_the_ends_are_drawn(tmp_path: Path) -> None:
+def test_thresholds_of_0_and_1_can_be_drawn(tmp_path: Path) -> None:
     for low, threshold, high in ((0.0, 0.0, 0.0), (0.0, 1.0, 1.0), (0.3, 0.3, 0.3)):
         card = CARD.replace(threshold=threshold, unsure=(low, high))
         write(tmp_path / "r.html", seen("a.jpg", 0.0, card), seen("b.jpg", 1.0, card), card=card)
@@ -246,7 +246,7 @@ def test_counts_histogram_and_errors(tmp_path: Path) -> None:
     assert len(bars) == 3
 
 
-def test_nothing_at_all_is_a_report_too(tmp_path: Path) -> None:
+def test_report_without_inputs(tmp_path: Path) -> None:
     page = write(tmp_path / "r.html")
     text = "".join(page.text)
     assert "0 inputs" in text
@@ -254,7 +254,7 @@ def test_nothing_at_all_is_a_report_too(tmp_path: Path) -> None:
     assert "No image could be classified." in text
 
 
-def test_rows_of_an_earlier_run_are_counted_and_read_again(tmp_path: Path) -> None:
+def test_images_of_an_earlier_run_are_read_again(tmp_path: Path) -> None:
     there = tmp_path / "there.jpg"
     there.write_bytes(encoded("blue", 300, 200))
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -265,41 +265,41 @@ def test_rows_of_an_earlier_run_are_counted_and_read_again(tmp_path: Path) -> No
             report.write(Result(str(tmp_path / name), label="generated", score=0.9))
         report.write(Result(str(there), frame=3, label="generated", score=0.9))
     page = Page(path.read_text())
-    assert len(pictures_of(page)) == 1
-    thumbnail = cv2.imdecode(np.frombuffer(pictures_of(page)[0], np.uint8), 1)
+    assert len(images_of(page)) == 1
+    thumbnail = cv2.imdecode(np.frombuffer(images_of(page)[0], np.uint8), 1)
     assert thumbnail is not None
     assert thumbnail.shape == (THUMBNAIL_PX, THUMBNAIL_PX, 3)
     assert thumbnail[..., 0].mean() > thumbnail[..., 2].mean() + 40
     assert "".join(page.text).count("is not available any more") == 6
 
 
-def test_a_thumbnail_is_the_square_that_was_classified(tmp_path: Path) -> None:
+def test_thumbnail_is_the_classified_square(tmp_path: Path) -> None:
     image = np.full((100, 300, 3), 255, np.uint8)
     image[:, 100:200] = (0, 0, 200)
     image[40:60, 140:160] = (200, 0, 0)
-    for side, suffix in ((1, ".png"), (12, ".bmp")):  # small, and large enough to be shrunk early
+    for side, suffix in ((1, ".png"), (12, ".bmp")):  # small, and large enough to be reduced early
         wide = cv2.resize(image, None, fx=side, fy=side, interpolation=cv2.INTER_NEAREST)
         done, data = cv2.imencode(suffix, wide)
         assert done
         whole = seen("a", 0.6, data=data.tobytes())
         page = write(tmp_path / "r.html", whole, replace(whole, source="b", face=(140, 40, 15, 15)))
-        centre = cv2.imdecode(np.frombuffer(pictures_of(page)[0], np.uint8), 1)
+        centre = cv2.imdecode(np.frombuffer(images_of(page)[0], np.uint8), 1)
         assert centre is not None
         assert centre[20, 20, 2] > 180
         assert centre[20, 20, 0] < 40
         assert centre[128, 128, 0] > 180
         if side == 1:
-            face = cv2.imdecode(np.frombuffer(pictures_of(page)[1], np.uint8), 1)
+            face = cv2.imdecode(np.frombuffer(images_of(page)[1], np.uint8), 1)
             assert face is not None
             assert face.reshape(-1, 3).mean(axis=0)[0] > 120
 
 
-def test_only_candidates_are_kept(tmp_path: Path) -> None:
+def test_memory_holds_only_candidates(tmp_path: Path) -> None:
     large = encoded(height=1200, width=1200, suffix=".bmp")
     assert len(large) > 1 << 20
     with Report(tmp_path / "r.html", model="m", card=CARD) as report:
         for number in range(20_000):
-            # Ever higher, so that each becomes a candidate.
+            # The scores increase, so that each image becomes a candidate.
             data = large if number % 1000 == 0 or number > 19_990 else JPEG
             report.write(seen(f"{number}", 0.3 + number / 40_000, data=data))
             report.write(broken(f"{number}.txt"))
@@ -311,7 +311,7 @@ def test_only_candidates_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "r.html").stat().st_size < 5_000_000
 
 
-def test_a_run_that_fails_leaves_no_report(tmp_path: Path) -> None:
+def test_failed_run_keeps_the_older_report(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     path.write_text("older")
     for failure in (KeyboardInterrupt, ValueError):
@@ -323,7 +323,7 @@ def test_a_run_that_fails_leaves_no_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_and_leaves_no_half(tmp_path: Path) -> None:
+def test_full_disk_is_an_error_and_keeps_the_older_report(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     path.write_text("older")
     (tmp_path / "r.html.partial").symlink_to("/dev/full")
@@ -336,7 +336,7 @@ def test_a_full_disk_is_said_and_leaves_no_half(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["r.html"]
 
 
-def test_where_nothing_can_be_written_is_said_at_the_start(tmp_path: Path) -> None:
+def test_path_that_cannot_be_written_is_an_error_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "folder.html").mkdir()
     for name, message in (
         ("report.pdf", "the name must end with .html"),
@@ -347,14 +347,14 @@ def test_where_nothing_can_be_written_is_said_at_the_start(tmp_path: Path) -> No
             Report(tmp_path / name, model="m", card=CARD)
 
 
-def test_the_model_is_described(tmp_path: Path) -> None:
+def test_report_describes_the_model(tmp_path: Path) -> None:
     card = CARD.replace(metrics={"val": {"accuracy": 0.971, "images": 840, "kept": None}})
     text = "".join(write(tmp_path / "r.html", seen("a.jpg", 0.9), card=card).text)
     for part in ("onnxruntime, CPU", "clahe tiles8", "0.2 to 0.8", "accuracy0.971", "keptnone"):
         assert part in text, part
 
 
-def test_headings_labels_and_ids_are_in_order(tmp_path: Path) -> None:
+def test_headings_labels_and_ids_are_valid(tmp_path: Path) -> None:
     page = write(tmp_path / "r.html", seen("a.jpg", 0.9), broken("b.jpg"))
     assert page.all("html")[0]["lang"] == "en"
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
@@ -370,7 +370,7 @@ def test_headings_labels_and_ids_are_in_order(tmp_path: Path) -> None:
     assert (skip["href"] or "")[1:] in ids
 
 
-def test_colours_can_be_read(tmp_path: Path) -> None:
+def test_text_has_enough_contrast(tmp_path: Path) -> None:
     def luminance(colour: str) -> float:
         # Relative luminance of WCAG 2.2.
         parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
@@ -427,7 +427,7 @@ class Browser:
         self._address += "/" + session["sessionId"]
 
     def _wait_for(self, port: int) -> None:
-        # On a busy machine it says its port before it listens.
+        # On a busy machine it prints its port before it listens.
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -445,7 +445,7 @@ class Browser:
             return json.load(answer)["value"]
 
     def command(self, name: str, **parameters: Any) -> Any:
-        """One of the DevTools protocol."""
+        """Send a command of the DevTools protocol."""
         return self._call("/goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def open(self, path: Path, width: int, scheme: str) -> None:
@@ -489,7 +489,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, colour_model: Path) -> Path:
-    """A report of pictures that went through the pipeline, with names as hostile as they come."""
+    """A report of images that were classified, with hostile names."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     with (
         Classifier.open(colour_model) as classifier,
@@ -518,7 +518,7 @@ return [...document.querySelectorAll("body *")]
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 360, 768, 1200])
-def test_it_fits_every_screen(browser: Browser, report: Path, width: int, scheme: str) -> None:
+def test_page_fits_every_screen(browser: Browser, report: Path, width: int, scheme: str) -> None:
     browser.open(report, width, scheme)
     assert browser.evaluate(OVERFLOWING) == []
     assert browser.evaluate("return document.documentElement.scrollWidth <= innerWidth")
@@ -530,7 +530,7 @@ def test_it_fits_every_screen(browser: Browser, report: Path, width: int, scheme
     assert browser.console() == []
 
 
-def test_it_can_be_used_with_the_keyboard_alone(browser: Browser, report: Path) -> None:
+def test_page_can_be_used_with_the_keyboard(browser: Browser, report: Path) -> None:
     focused = "return document.activeElement.outerHTML.slice(0, 200)"
     opacity = (
         "return [...document.querySelectorAll('.evidence')].map(e => getComputedStyle(e).opacity)"
@@ -558,7 +558,7 @@ def test_it_can_be_used_with_the_keyboard_alone(browser: Browser, report: Path) 
     assert browser.evaluate(f"return {outline}") == "solid"
 
 
-def test_real_faces(browser: Browser, faces: Path, tmp_path: Path) -> None:
+def test_gallery_of_real_faces(browser: Browser, faces: Path, tmp_path: Path) -> None:
     found = [*sorted((faces / "test" / "generated").iterdir())[:8]]
     found += sorted((faces / "test" / "groundtruth").iterdir())[:8]
     path = tmp_path / "r.html"

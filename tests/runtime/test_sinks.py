@@ -30,7 +30,7 @@ from ffd_runtime.outputs.provenance import RunProvenance
 from ffd_runtime.outputs.table import Table
 
 ORIGIN = RunProvenance("tiny (fp32)", "0" * 64, {"size": 299}, "1" * 64)
-# What os.fsdecode can give: any text, undecodable bytes as surrogates.
+# All outputs of os.fsdecode: any text, with undecodable bytes as surrogates.
 names = st.binary(min_size=1).map(os.fsdecode)
 results = st.one_of(
     st.builds(
@@ -60,7 +60,7 @@ results = st.one_of(
 
 
 @given(st.lists(results))
-def test_json_lines_round_trip_and_are_safe_to_print(rows: list[Result]) -> None:
+def test_json_lines_can_be_read_back_and_printed(rows: list[Result]) -> None:
     stream = io.StringIO()
     with JsonLines(stream) as sink:
         for row in rows:
@@ -72,7 +72,7 @@ def test_json_lines_round_trip_and_are_safe_to_print(rows: list[Result]) -> None
 
 
 @given(st.lists(results))
-def test_csv_keeps_every_name(tmp_path_factory: pytest.TempPathFactory, rows: list[Result]) -> None:
+def test_csv_keeps_all_names(tmp_path_factory: pytest.TempPathFactory, rows: list[Result]) -> None:
     path = tmp_path_factory.mktemp("csv") / "rows.csv"
     with open_file_sink(path) as sink:
         for row in rows:
@@ -80,7 +80,7 @@ def test_csv_keeps_every_name(tmp_path_factory: pytest.TempPathFactory, rows: li
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         read = list(csv.DictReader(file))
     for row, fields in zip(rows, read, strict=True):
-        # A name that a spreadsheet would take for a formula has an apostrophe more.
+        # A name that a spreadsheet would read as a formula has an additional apostrophe.
         assert fields["source"].removeprefix("'") == row.source.removeprefix("'")
         assert fields["source"].lstrip()[:1] not in {*"=+-@"}
     for row, fields in zip(rows, read, strict=True):
@@ -112,7 +112,7 @@ FORMULAS = (
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_no_name_is_a_formula_in_csv(tmp_path: Path, name: str) -> None:
+def test_csv_has_no_formulas(tmp_path: Path, name: str) -> None:
     rows = [Result(name, label="unsure", score=0.5), Result.failed(name, InputError("empty", name))]
     path = tmp_path / "rows.csv"
     with suppress(KeyboardInterrupt), open_file_sink(path, ORIGIN) as sink:
@@ -132,24 +132,24 @@ def test_no_name_is_a_formula_in_csv(tmp_path: Path, name: str) -> None:
 
 
 @given(st.text(st.sampled_from([*"'=+-@\t\r\n a,;\"\uff1d"]), min_size=1))
-def test_csv_gives_back_every_name(name: str) -> None:
+def test_csv_names_can_be_read_back(name: str) -> None:
     line = to_line(Result(name, label="unsure", score=0.5))
     (fields,) = csv.reader(io.StringIO(line, newline=""))
     assert _from_field(fields[0]) == name
 
 
 @given(names)
-def test_no_name_can_steer_a_terminal(name: str) -> None:
+def test_names_have_no_control_characters_on_a_terminal(name: str) -> None:
     shown = printable(name)
     assert shown.isprintable()
     shown.encode()
 
 
-def test_a_printable_name_is_left_alone() -> None:
+def test_printable_name_is_unchanged() -> None:
     assert printable("Zoë Müller 4.jpg 写真") == "Zoë Müller 4.jpg 写真"
 
 
-def test_the_table_shows_names_safely() -> None:
+def test_table_escapes_names() -> None:
     stream = io.StringIO()
     with Table(Console(file=stream, width=200)) as table:
         table.write(Result("[bold]x[/]\x1b[2J\n.jpg", label="generated", score=0.98765))
@@ -160,7 +160,7 @@ def test_the_table_shows_names_safely() -> None:
     assert bad == "error                a\\xff.jpg  empty: the file is empty"
 
 
-def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_file_is_renamed_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("older\n")
     row = Result("a.jpg", label="unsure", score=0.5)
@@ -179,7 +179,7 @@ def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 @settings(deadline=None)
 @given(rows=st.lists(results, min_size=1, max_size=6), data=st.data())
-def test_an_interrupted_file_goes_on_wherever_it_broke_off(
+def test_interrupted_file_can_be_resumed_at_any_byte(
     tmp_path_factory: pytest.TempPathFactory, ending: str, rows: list[Result], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("cut") / f"rows.{ending}"
@@ -210,7 +210,7 @@ def test_an_interrupted_file_goes_on_wherever_it_broke_off(
         assert path.read_bytes() == content
 
 
-def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
+def test_only_the_same_run_can_be_resumed(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
 
     def begin(origin: RunProvenance | None, resume: bool = True) -> None:
@@ -230,12 +230,12 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=words):
             begin(dataclasses.replace(ORIGIN, **change))
     (tmp_path / "rows.csv.partial.origin.json").write_text("{")
-    with pytest.raises(OutputError, match="does not say what"):
+    with pytest.raises(OutputError, match="does not describe the run"):
         begin(ORIGIN)
     assert len((tmp_path / "rows.csv.partial").read_text().splitlines()) == 2
 
 
-def test_a_record_of_another_origin_does_not_stay(tmp_path: Path) -> None:
+def test_provenance_of_an_older_file_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with open_file_sink(path, ORIGIN) as sink:
         sink.write(Result("a.jpg", label="unsure", score=0.5))
@@ -244,7 +244,7 @@ def test_a_record_of_another_origin_does_not_stay(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
     with (
         open_file_sink(tmp_path / "rows.jsonl") as sink,
         pytest.raises(OutputError, match="another run is writing"),
@@ -253,24 +253,24 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     assert sink.path.exists()
 
 
-def test_a_file_that_was_taken_away_is_not_replaced(tmp_path: Path) -> None:
+def test_removed_or_replaced_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with pytest.raises(OutputError, match="removed or replaced"), open_file_sink(path) as sink:
         sink.partial.unlink()
-        # What another run has begun meanwhile.
+        # Another run has started to write it.
         sink.partial.write_text("half")
     assert not path.exists()
     assert sink.partial.read_text() == "half"
 
 
-def test_a_run_that_writes_nothing_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_run_without_rows_leaves_no_file(tmp_path: Path) -> None:
     for name in ("rows.jsonl", "rows.csv"):
         with pytest.raises(KeyError), open_file_sink(tmp_path / name, ORIGIN):
             raise KeyError
     assert not list(tmp_path.iterdir())
 
 
-def test_a_very_long_name_can_be_read_back(tmp_path: Path) -> None:
+def test_long_name_can_be_read_back(tmp_path: Path) -> None:
     row = Result("data:" + "x" * 200_000, label="unsure", score=0.5)
     with suppress(KeyboardInterrupt), open_file_sink(tmp_path / "rows.csv", ORIGIN) as sink:
         sink.write(row)
@@ -279,7 +279,7 @@ def test_a_very_long_name_can_be_read_back(tmp_path: Path) -> None:
         assert list(sink.earlier()) == [row]
 
 
-def test_rows_that_are_none_are_said(tmp_path: Path) -> None:
+def test_invalid_row_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl.partial").write_text('{"source": "a.jpg"}\n')
     with (
         pytest.raises(OutputError, match="contains an invalid row"),
@@ -288,7 +288,7 @@ def test_rows_that_are_none_are_said(tmp_path: Path) -> None:
         list(sink.earlier())
 
 
-def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
+def test_path_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"must end with .jsonl or .csv or .parquet"):
         open_file_sink(tmp_path / "rows.txt")
     with pytest.raises(OutputError, match="the folder .*absent does not exist: create it"):
@@ -305,7 +305,7 @@ def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_standard_output_is_an_error() -> None:
+def test_full_disk_on_standard_output_is_an_error() -> None:
     full = open("/dev/full", "w")
     with pytest.raises(OutputError, match="standard output"):
         JsonLines(full).write(Result("a.jpg", label="unsure", score=0.5))
@@ -335,7 +335,7 @@ class NamesFile(PartialFile):
 """
 
 
-def test_a_new_file_format_is_one_module_and_one_registration(
+def test_new_file_format_needs_one_module_and_one_registration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dummy_sink.py").write_text(DUMMY)

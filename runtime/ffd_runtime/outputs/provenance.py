@@ -87,7 +87,7 @@ class RunProvenance:
             model = str(values["model"])
         except (ValueError, KeyError, TypeError):
             raise OutputError(
-                f"{record} does not say what {rows} was made by: "
+                f"{record} does not describe the run that wrote {rows}: "
                 "delete the rows to begin again without --resume"
             ) from None
         now = dataclasses.asdict(self)
