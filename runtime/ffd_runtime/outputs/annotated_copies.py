@@ -169,9 +169,6 @@ class AnnotatedCopies:
 class Names:
     """Names of copies: the same in every run, and unique for each source.
 
-    Args:
-        sources: as on `ffd-run`'s command line.
-
     Attributes:
         tops: the folders of the sources, and whether their subfolders are read.
     """
@@ -190,12 +187,7 @@ class Names:
         }
 
     def of(self, result: Result, suffix: str) -> Path:
-        """Return the path of a copy: relative, without `..`, and valid on every file system.
-
-        Args:
-            result: its source, and its frame and face, if any.
-            suffix: `.jpg` or `.png`.
-        """
+        """Return the path of a copy: relative, without `..`, and valid on every file system."""
         source = result.source
         *folders, name = self._place(source) or ["", source.rstrip("/").rpartition("/")[2]]
         part = _suffix_of(result)

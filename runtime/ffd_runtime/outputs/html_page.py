@@ -29,13 +29,9 @@ MAX_TEXT_CHARACTERS = 600
 
 
 def render_page(template: Path, **values: object) -> str:
-    """Render a template that extends `base.html`.
+    """Render a template that extends `base.html`; it may import other templates of its folder.
 
     All texts are escaped, made printable and shortened; `Markup` is inserted unchanged.
-
-    Args:
-        template: path of the template; may import other templates of its folder.
-        values: variables of the template.
     """
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -63,15 +59,7 @@ def data_uri(kind: str, data: bytes) -> Markup:
 
 
 def require_page_path(path: Path, option: str) -> None:
-    """Check before the work that a page can be written.
-
-    Args:
-        path: path of the page.
-        option: option that names it, for the message.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Raise an OutputError, before the work, if a page cannot be written."""
     require_file_name(option, path, PAGE_SUFFIXES)
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"cannot write {path}: no such folder, or no permission to write there")

@@ -20,12 +20,7 @@ def to_line(result: Result) -> str:
 
 
 class JsonLines:
-    """Rows to an open stream, such as stdout.
-
-    Args:
-        stream: stays open.
-        name: of the stream, for messages.
-    """
+    """Rows to an open stream, which stays open; messages contain its name."""
 
     def __init__(self, stream: TextIO, name: str = "standard output") -> None:
         self.stream = stream

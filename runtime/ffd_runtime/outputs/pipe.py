@@ -15,12 +15,8 @@ from .target import descriptor_of
 class Pipe:
     """Writes rows to a FIFO, `/dev/stdout` or a character device.
 
-    Opening a FIFO waits until a program opens its other end.
-
-    Args:
-        path: of an existing pipe.
-        to_line: returns the text of a row, its line end included.
-        header: text before the first row.
+    Opening a FIFO waits until a program opens its other end. `header` and `to_line` are those of
+    `PartialFile`.
 
     Raises:
         OutputError: the pipe cannot be opened.

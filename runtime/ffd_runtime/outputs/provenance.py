@@ -41,14 +41,7 @@ class RunProvenance:
         sources: Iterable[str],
         faces: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Return the provenance of a run.
-
-        Args:
-            model: its file.
-            card: of the model.
-            sources: as on the command line.
-            faces: settings of the face detector; None without one.
-        """
+        """Return the provenance of a run; `faces` are the settings of the face detector."""
         with model.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         # The card of an engine, with the threshold, is in another file.

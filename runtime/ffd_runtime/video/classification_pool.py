@@ -28,8 +28,6 @@ class ClassifiedFrame:
     """A frame and its results.
 
     Attributes:
-        queue: of its source.
-        results: one per face.
         inference: seconds in the face detector and the model.
         failure: why there are no results; None if there are.
         done: True once the attributes above are final.

@@ -39,12 +39,7 @@ def require_pyav() -> None:
 
 
 def open_container(target: str, timeout: float, live: bool) -> InputContainer:
-    """Open a file or an address.
-
-    Args:
-        target: a path, or an address with a scheme.
-        timeout: limit in seconds for opening, and for each read.
-        live: True for a server.
+    """Open a path, or an address with a scheme; the timeout is in seconds, also for each read.
 
     Raises:
         av.FFmpegError: FFmpeg cannot open it.
@@ -119,14 +114,7 @@ def _options(address: str, live: bool) -> dict[str, str]:
 
 
 def open_failure(error: Exception, target: str, timeout: float, took: float) -> InputError:
-    """Return the error for a file or server that could not be opened, without credentials.
-
-    Args:
-        error: FFmpeg's error.
-        target: a path, or an address with a scheme.
-        timeout: limit for opening in seconds.
-        took: seconds until the error.
-    """
+    """Turn FFmpeg's error after `took` seconds into a message without credentials."""
     from av.error import ExitError, TimeoutError
 
     # RTSP reports its own interruption as invalid data.

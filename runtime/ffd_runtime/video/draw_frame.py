@@ -113,14 +113,10 @@ def fit_size(
 
 
 def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
-    """Draw a notice for a source without an image: its name and the reason.
-
-    Args:
-        size: width and height, in pixels.
-        health: of the source.
+    """Draw the name of a source and the reason why it has no image.
 
     Returns:
-        uint8 [height, width, 3], BGR.
+        uint8 [height, width, 3], BGR; `size` is its width and height.
     """
     width, height = size
     out = np.full((height, width, 3), PANEL, np.uint8)
@@ -146,12 +142,7 @@ def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
 
 
 def draw_keys(image: Image, keys: Mapping[str, str]) -> None:
-    """Draw a list of keys in the middle of an image.
-
-    Args:
-        image: uint8 [height, width, 3], BGR; drawn on.
-        keys: description of each key by its name.
-    """
+    """Draw descriptions of keys, by name, on uint8 [height, width, 3], BGR, in place."""
     height, width = image.shape[:2]
     lines = len(keys) + 1
     capital = min(max(9.0, 0.03 * min(height, width)), width / 24, height / (2 * lines))

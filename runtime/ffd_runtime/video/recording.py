@@ -73,9 +73,7 @@ class Recorder:
 
     Args:
         path: ends with .mp4 or .mkv.
-        sources: names of all sources.
         face_scale: the card's `preprocess.face_scale`.
-        heatmap: draw the heatmap.
         fps: frames per second for live sources.
 
     Raises:
@@ -207,11 +205,7 @@ class Recorder:
 
 
 def recording_paths(path: Path, sources: Sequence[str]) -> dict[str, Path]:
-    """Return the first file of each source's recording.
-
-    Args:
-        path: the value of --record.
-        sources: names of all sources, unique.
+    """Return the first file of the recording of each source; names are unique.
 
     Returns:
         The path itself for one source; for several, the path with a sanitised source name.

@@ -39,11 +39,7 @@ STANDARD_RATE_TOLERANCE = 4e-4
 
 
 class SourceRecording:
-    """The recording of one source, in one or more files.
-
-    Args:
-        path: of the first file.
-        fps: frames per second of a live source's files.
+    """The recording of one source, in one or more files; live sources have a fixed frame rate.
 
     Attributes:
         last_frame: time of the last frame, in seconds of `time.monotonic`.

@@ -71,11 +71,7 @@ class Backoff:
     """Delays that double up to a limit, each reduced by up to half at random.
 
     With jitter, cameras behind a restarted switch do not all reconnect at once. See "equal jitter"
-    in Brooker, "Exponential Backoff And Jitter", 2015.
-
-    Args:
-        initial: upper bound of the first delay in seconds.
-        maximum: upper bound of every delay in seconds.
+    in Brooker, "Exponential Backoff And Jitter", 2015. Both bounds are in seconds.
     """
 
     def __init__(self, initial: float, maximum: float) -> None:

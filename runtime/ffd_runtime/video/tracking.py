@@ -49,7 +49,6 @@ class GreedyIouTracker:
     passes a threshold by a margin.
 
     Args:
-        card: of the model that gave the scores.
         forget: seconds after which a face that is not seen is forgotten; in streams with fewer
             than two frames in that time, after two frames, at most `MAX_GAP_SECONDS`.
         half_life: seconds after which the weight of a frame is halved.

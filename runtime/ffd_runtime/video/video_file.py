@@ -27,12 +27,8 @@ STALL_TIMEOUT_SECONDS = 120.0
 def create_numbered(path: Path, number: int = 1) -> tuple[Path, int]:
     """Create an empty file, with a number in its name if the name exists.
 
-    Args:
-        path: the name without a number, which is number 1.
-        number: the first to try.
-
     Returns:
-        The path of the file, and the next number to try.
+        The path of the file, and the next number to try; the name without a number is number 1.
 
     Raises:
         OSError: the file cannot be created; `filename` is its path.
@@ -82,16 +78,10 @@ class VideoFile:
 
     @classmethod
     def create(cls, path: Path, number: int, fps: float, image: Image) -> tuple[Self, int]:
-        """Create a file, numbered if the name exists.
+        """Create a file, see `create_numbered`; the first frame sets the frame size.
 
-        Args:
-            path: NAME.mp4 or NAME.mkv.
-            number: first number to try; 1 is the name without a number.
-            fps: frames per second.
-            image: the first frame, which sets the frame size.
-
-        Returns:
-            The file, and the next number to try.
+        Raises:
+            OutputError: it cannot be created.
         """
         try:
             name, number = create_numbered(path, number)

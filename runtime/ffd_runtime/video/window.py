@@ -61,7 +61,6 @@ class Window:
     Args:
         sources: names of all sources, in the order of their tiles.
         face_scale: the card's `preprocess.face_scale`.
-        heatmap: draw the heatmap; the key `h` switches it.
 
     Example:
         >>> with Window(["0"], face_scale=1.3) as window:  # doctest: +SKIP

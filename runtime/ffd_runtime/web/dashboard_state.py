@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .metrics import Metrics
 
 # Label changes that are kept, and the side of their thumbnails: 1.4 MB in total.
-MAX_HISTORY = 50
+MAX_LABEL_CHANGES = 50
 THUMBNAIL_PX = 96
 # Per source; a face that reappears with the same label is not a change.
 _MAX_REMEMBERED_TRACKS = 256
@@ -38,7 +38,6 @@ class LabelChange:
     Attributes:
         number: from 1, ascending.
         source: index of its source.
-        before: the previous label.
         time: as `Frame.time`.
         thumbnail: the classified square, uint8 [h, w, 3], BGR, sides up to `THUMBNAIL_PX`.
     """
@@ -76,19 +75,14 @@ class DashboardSource:
 
 
 class DashboardState:
-    """Store frames from the run's thread, for the server's thread.
-
-    Args:
-        metrics: counts the frames.
-        face_scale: the card's `preprocess.face_scale`.
-    """
+    """Store frames from the run's thread, for the server's thread."""
 
     def __init__(self, metrics: Metrics, face_scale: float) -> None:
         self._metrics = metrics
         self._face_scale = face_scale
         self._lock = Lock()
         self._sources: dict[str, DashboardSource] = {}
-        self._history: deque[LabelChange] = deque(maxlen=MAX_HISTORY)
+        self._history: deque[LabelChange] = deque(maxlen=MAX_LABEL_CHANGES)
         self._changes = 0
         self._ticked: float | None = None
 
