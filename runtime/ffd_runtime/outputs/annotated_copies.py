@@ -28,6 +28,7 @@ from ..image.decode import Image, decode, read_file
 from ..image.draw import draw_verdict, overlay_heatmap
 from ..image.image_header import read_header
 from ..model.card import PreprocessSpec
+from .target import output_errors
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,9 @@ class AnnotatedCopies:
         self.face_scale = face_scale
         self._names = Names(sources)
         self._refuse_sources()
-        try:
+        with output_errors(f"--annotate {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             self._top = folder.resolve()
-        except OSError as error:
-            raise OutputError(f"--annotate {folder}: {error.strerror}") from None
         workers = count_cores()
         self._pool = ThreadPoolExecutor(workers, "ffd-annotate")
         self._max_pending = 3 * workers
@@ -136,10 +135,8 @@ class AnnotatedCopies:
         png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE_PX
         suffix = ".png" if png else ".jpg"
         target = self.folder / self._names.of(result, suffix)
-        try:
+        with output_errors(f"cannot write {target}"):
             self._replace(target, encode(image, suffix))
-        except OSError as error:
-            raise OutputError(f"cannot write {target}: {error.strerror}") from None
 
     def _replace(self, target: Path, data: bytes) -> None:
         """Write a file atomically; never overwrite a file of another program."""

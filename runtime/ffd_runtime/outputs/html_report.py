@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from ..core.atomic_file import write_output
-from ..core.errors import OutputError
 from ..core.log_odds import log_odds
 from ..core.results import Result
 from ..model.card import ModelCard
 from .html_page import PAGE_SUFFIXES
 from .report_page import HISTOGRAM_BINS, VERDICTS, Candidate, make_thumbnail, render
-from .target import follow_links, is_pipe, require_file_name
+from .target import follow_links, is_pipe, output_errors, require_file_name
 
 # In each of the two galleries.
 MAX_GALLERY_IMAGES = 24
@@ -68,11 +67,9 @@ class Report:
         self.errors: list[Result] = []
         self.highest = _Best(MAX_GALLERY_IMAGES)
         self.nearest = _Best(MAX_GALLERY_IMAGES)
-        try:
+        with output_errors(f"cannot write {self.partial}"):
             # Report an error before the work.
             self.partial.touch()
-        except OSError as error:
-            raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
 
     def write(self, result: Result) -> None:
         """Count a result, and keep its image if it is a candidate for a gallery.
@@ -103,19 +100,13 @@ class Report:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self._write_page(render(self).encode())
+                with output_errors(f"cannot write {self.path}"):
+                    self.partial.write_bytes(render(self).encode())
+                    if self.partial != self.path:
+                        os.replace(self.partial, self.path)
         finally:
             if self.partial != self.path:
                 self.partial.unlink(missing_ok=True)
-
-    def _write_page(self, page: bytes) -> None:
-        if self.partial != self.path:
-            write_output(self.path, page, temporary=self.partial)
-            return
-        try:
-            self.path.write_bytes(page)
-        except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from None
 
 
 class _Best:

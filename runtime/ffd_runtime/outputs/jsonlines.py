@@ -12,6 +12,7 @@ from typing import IO, Self, TextIO
 from ..core.errors import OutputError
 from ..core.results import Result
 from .partial_file import PartialFile
+from .target import output_errors
 
 
 def to_line(result: Result) -> str:
@@ -28,13 +29,9 @@ class JsonLines:
 
     def write(self, result: Result) -> None:
         """Write one row and flush it, for programs that read the rows immediately."""
-        try:
+        with output_errors(f"cannot write to {self.name}"):
             self.stream.write(to_line(result))
             self.stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.name}: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self

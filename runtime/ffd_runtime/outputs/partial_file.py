@@ -13,7 +13,7 @@ from typing import IO, ClassVar, Self
 from ..core.errors import OutputError
 from ..core.results import Result
 from .provenance import RunProvenance
-from .target import follow_links
+from .target import follow_links, output_errors
 
 
 def files_of_sink(path: Path) -> list[Path]:
@@ -60,19 +60,14 @@ class PartialFile(ABC):
         self._record = provenance_path(self.partial)
         if self.partial.exists() and not self.partial.is_file():
             raise OutputError(f"{self.partial} is not a regular file: give another --output")
-        try:
+        with output_errors(f"cannot write {self.partial}"):
             self.file = open(self.partial, "a", encoding="utf-8", errors=self._errors, newline="")
-        except OSError as error:
-            raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
-        self._lock: int | None = None
-        try:
-            self._begin(origin, resume)
-        except OSError as error:
-            self._close()
-            raise OutputError(f"cannot write {self.partial}: {error.strerror}") from None
-        except BaseException:
-            self._close()
-            raise
+            self._lock: int | None = None
+            try:
+                self._begin(origin, resume)
+            except BaseException:
+                self._close()
+                raise
 
     def _begin(self, origin: RunProvenance | None, resume: bool) -> None:
         self._lock = _lock(self.file, self.partial)

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from ..core.errors import OutputError
 from ..core.results import Result
-from .target import descriptor_of
+from .target import descriptor_of, output_errors
 
 
 class Pipe:
@@ -26,12 +25,10 @@ class Pipe:
         self._path = path
         self._to_line = to_line
         descriptor = descriptor_of(path)
-        try:
+        with output_errors(f"cannot write to {path}"):
             # A descriptor may be a socket, which cannot be opened by name.
             flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY
             self._file = os.open(path, flags) if descriptor is None else os.dup(descriptor)
-        except OSError as error:
-            raise OutputError(f"cannot write to {path}: {error.strerror}") from None
         self._send(header)
 
     def write(self, result: Result) -> None:
@@ -40,13 +37,9 @@ class Pipe:
 
     def _send(self, text: str) -> None:
         data = text.encode("utf-8", "surrogateescape")
-        try:
+        with output_errors(f"cannot write to {self._path}"):
             while data:
                 data = data[os.write(self._file, data) :]
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"cannot write to {self._path}: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import OutputError
@@ -15,6 +16,17 @@ _DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|(?:/dev/fd|/proc/self/fd)/(\d+)"
 _STANDARD = {"stdout": 1, "stderr": 2}
 # Linux follows at most 40 links.
 _MAX_LINKS = 40
+
+
+@contextmanager
+def output_errors(task: str) -> Iterator[None]:
+    """Turn an OSError into an OutputError whose message starts with the task that failed."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{task}: {error.strerror or error}") from None
 
 
 def is_pipe(path: Path) -> bool:
