@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from ffd_runtime.core.errors import BackendError, InputError
 from ffd_runtime.video import container
 from ffd_runtime.video.ffmpeg import FFmpegCapture
-from ffd_runtime.video.pixel_converter import PixelConverter
+from ffd_runtime.video.frame_filters import PixelConverter
 from ffd_runtime.video.remote_reader import RemoteCapture
 from ffd_runtime.video.stream_address import Stream, is_video_file
 

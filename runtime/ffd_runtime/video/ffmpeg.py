@@ -17,8 +17,7 @@ from .container import (
     require_pyav,
     select_video,
 )
-from .deinterlace import Deinterlacer
-from .pixel_converter import PixelConverter
+from .frame_filters import Deinterlacer, PixelConverter
 from .stream_address import Stream as Source
 
 if TYPE_CHECKING:
