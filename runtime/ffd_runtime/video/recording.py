@@ -51,8 +51,9 @@ def check_recording_path(path: Path) -> None:
     require_folder("--record", path)
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{option}: the folder is not writable: choose another")
-    if shutil.disk_usage(path.parent).free < MIN_FREE_BYTES:
-        raise OutputError(f"{option}: less than {MIN_FREE_BYTES >> 20} MiB are free on the disk")
+    reason = _disk_failure(path.parent)
+    if reason:
+        raise OutputError(f"{option}: {reason}")
 
 
 class Recorder:
