@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..core.errors import InputError
 from .container import (
@@ -38,14 +37,10 @@ CONCEALING_DECODERS = frozenset(
 MIN_JOIN_JUMP_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class _FrameTiming:
+class _FrameTiming(NamedTuple):
     """Timing of a frame; stored in `opaque`, which filters preserve.
 
-    Attributes:
-        pts: its timestamp in ticks of the stream; None if it has none.
-        duration: in ticks of the stream; 0 if unknown.
-        arrived: time of decoding, in seconds of `time.monotonic`.
+    `pts` and `duration` are in ticks of the stream, `arrived` in seconds of `time.monotonic`.
     """
 
     pts: int | None
