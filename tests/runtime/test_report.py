@@ -28,8 +28,12 @@ from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.log_odds import log_odds
 from ffd_runtime.core.results import Result
 from ffd_runtime.model.card import ModelCard
-from ffd_runtime.outputs.html_report import MAX_GALLERY_IMAGES, MAX_LISTED_ERRORS, Report
-from ffd_runtime.outputs.report_page import THUMBNAIL_PX
+from ffd_runtime.outputs.html_report import (
+    MAX_GALLERY_IMAGES,
+    MAX_LISTED_ERRORS,
+    THUMBNAIL_PX,
+    Report,
+)
 
 from ..conftest import picture
 from ..models import CARD
