@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import string
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ffd_runtime.core.redact import redact
 from ffd_runtime.video.lag_estimator import MIN_CLOCK_JUMP_SECONDS, LagEstimator
+from ffd_runtime.video.remote_reader import open_capture
 from ffd_runtime.video.stream_address import is_stream, to_streams
 from ffd_runtime.video.stream_policy import Backoff, FrameSampler, StreamPolicy
 
@@ -129,8 +131,9 @@ def test_existing_path_with_a_colon_is_a_file(
         assert is_stream(source)
         (stream,) = to_streams([source])
         assert (stream.name, stream.kind) == (source, "file")
-        capture = cv2.VideoCapture(str(stream.target), cv2.CAP_FFMPEG)
-        assert capture.read()[0]
+        with closing(open_capture(stream, 10.0)) as capture:
+            assert capture.grab()
+            assert capture.retrieve() is not None
 
 
 @given(st.floats(0.01, 10), st.floats(1, 100), st.integers(1, 50))

@@ -45,12 +45,25 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
         av.FFmpegError: FFmpeg cannot open it.
         InputError: the path contains a NUL character.
     """
+    from av.error import InvalidDataError
+
     if "\0" in target:
         raise InputError("not_found", "a file name cannot contain a NUL character")
     if "://" not in target:
         # `file:`: FFmpeg would take `cam:1.mp4` for an address.
         return _open(f"file:{target}", {}, timeout)
-    container = _open_address(target, _options(target, live), timeout, live)
+    options = _options(target, live)
+    begin = time.monotonic()
+    try:
+        container = _open(target, options, timeout)
+    except InvalidDataError:
+        left = timeout - (time.monotonic() - begin)
+        if not live or left <= 0 or not target.lower().startswith("http"):
+            raise
+        mjpeg = _open_mjpeg(target, options, left)
+        if mjpeg is None:
+            raise
+        container = mjpeg
     if live:
         # With it, FFmpeg delays packets without a timestamp until one with a timestamp arrives.
         container.flags &= ~AVFMT_FLAG_GENPTS
@@ -64,24 +77,6 @@ def _open(
 
     limits = (timeout, timeout)
     return av.open(name, "r", form, options=options, timeout=limits, metadata_errors="replace")
-
-
-def _open_address(
-    address: str, options: dict[str, str], timeout: float, live: bool
-) -> InputContainer:
-    from av.error import InvalidDataError
-
-    begin = time.monotonic()
-    try:
-        return _open(address, options, timeout)
-    except InvalidDataError:
-        left = timeout - (time.monotonic() - begin)
-        if not live or left <= 0 or not address.lower().startswith("http"):
-            raise
-        container = _open_mjpeg(address, options, left)
-        if container is None:
-            raise
-        return container
 
 
 def _open_mjpeg(address: str, options: dict[str, str], timeout: float) -> InputContainer | None:
@@ -185,13 +180,19 @@ def _resolves(host: str) -> bool:
         return False
 
 
-def select_video(container: InputContainer) -> VideoStream:
+def select_video(container: InputContainer) -> tuple[VideoStream, str | None]:
     """Select the video stream: FFmpeg's choice, without cover images.
+
+    Returns:
+        The stream, and a note if there are several.
 
     Raises:
         InputError: there is no video stream, or no decoder for it.
     """
-    videos = _videos(container)
+    from av.stream import Disposition
+
+    covers = Disposition.attached_pic | Disposition.timed_thumbnails
+    videos = [video for video in container.streams.video if not video.disposition & covers]
     if not videos and container.streams.video:
         raise InputError("unsupported", "no video: it is audio with a cover picture")
     if not videos:
@@ -205,22 +206,8 @@ def select_video(container: InputContainer) -> VideoStream:
             "unsupported",
             "its video is in a codec that this FFmpeg does not support: convert it to H.264",
         )
-    return stream
-
-
-def describe_choice(container: InputContainer, stream: VideoStream) -> str | None:
-    """Describe the selected stream if there are several; otherwise return None."""
-    videos = _videos(container)
-    if len(videos) < 2:
-        return None
-    return f"video stream {videos.index(stream) + 1} of {len(videos)} in it"
-
-
-def _videos(container: InputContainer) -> list[VideoStream]:
-    from av.stream import Disposition
-
-    covers = Disposition.attached_pic | Disposition.timed_thumbnails
-    return [video for video in container.streams.video if not video.disposition & covers]
+    place = f"video stream {videos.index(stream) + 1} of {len(videos)} in it"
+    return stream, place if len(videos) > 1 else None
 
 
 class DurationCheck:

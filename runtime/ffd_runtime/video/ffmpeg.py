@@ -8,14 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..core.errors import InputError
-from .container import (
-    DurationCheck,
-    describe_choice,
-    open_container,
-    open_failure,
-    require_pyav,
-    select_video,
-)
+from .container import DurationCheck, open_container, open_failure, require_pyav, select_video
 from .frame_filters import Deinterlacer, PixelConverter
 from .stream_address import Stream as Source
 
@@ -112,11 +105,10 @@ class FFmpegCapture:
         except FFmpegError as error:
             raise open_failure(error, target, timeout, time.monotonic() - begin) from None
         try:
-            self._stream = select_video(self._container)
+            self._stream, self.note = select_video(self._container)
         except BaseException:
             self._container.close()
             raise
-        self.note = describe_choice(self._container, self._stream)
         # The name of the codec, `av1`, not of the decoder, `libdav1d`.
         self._codec = self._stream.codec_context.codec.canonical_name
         # Each frame thread would add a delay of one frame.

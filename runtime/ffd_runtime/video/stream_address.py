@@ -128,9 +128,7 @@ def _to_stream(source: str, gst: bool) -> Stream:
         extension = urlsplit(target).path.lower().endswith(VIDEO_EXTENSIONS)
         kind: Kind = "file" if scheme in WEB_SCHEMES and extension else "server"
         return Stream(name or redact(target), target, kind)
-    # FFmpeg would take `cam:1.mp4` for an address.
-    special = (":" in source or "," in source) and not os.path.isabs(source)
-    return Stream(source, os.path.join(os.curdir, source) if special else source, "file")
+    return Stream(source, source, "file")
 
 
 def _split(source: str) -> tuple[str, str]:
