@@ -37,7 +37,6 @@ class Dashboard:
         self._state = state
         self._snapshots = snapshots
         self._facts = facts
-        self._image_requests = 0
         self._page = read_page("page.html")
         self.app = Starlette(
             routes=[
@@ -69,15 +68,10 @@ class Dashboard:
         index = request.path_params["index"]
         if self._state.view(index) is None:
             raise HTTPException(404)
-        if self._image_requests >= MAX_IMAGE_REQUESTS:
+        if self._snapshots.waiting >= MAX_IMAGE_REQUESTS:
             raise HTTPException(503, "too many viewers", {"Retry-After": "2"})
-        self._image_requests += 1
-        try:
-            found = await self._snapshots.newest(
-                index, request.query_params.get("heatmap") == "1", _number(request, "after")
-            )
-        finally:
-            self._image_requests -= 1
+        heatmap = request.query_params.get("heatmap") == "1"
+        found = await self._snapshots.newest(index, heatmap, _number(request, "after"))
         if found is None:
             return Response(status_code=204)
         headers = {"FFD-Picture": str(found.number)}

@@ -102,11 +102,11 @@ class SnapshotRenderer:
                     if self._stopped:
                         return None
                     await self._events[index].wait()
+            return await self._draw(index, heatmap, after)
         except TimeoutError:
             return None
         finally:
             self.waiting -= 1
-        return await self._draw(index, heatmap, after)
 
     async def _draw(self, index: int, heatmap: bool, after: int | None) -> Snapshot | None:
         cache = self._cache[index, heatmap]
