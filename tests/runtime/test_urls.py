@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import re
 import shutil
 import socket
@@ -8,11 +9,12 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,8 @@ from ffd_runtime.core.redact import redact
 from ffd_runtime.image.decode import decode
 from ffd_runtime.inputs import urls
 from ffd_runtime.inputs.fetch_policy import FetchPolicy
-from ffd_runtime.inputs.urls import fetch, is_public, is_url, url_item
+from ffd_runtime.inputs.urls import fetch, is_url, url_item
+from ffd_runtime.inputs.web_address import is_public
 
 from .encoded import FORMATS
 
@@ -163,6 +166,92 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
+class PersistentHandler(QuietHandler):
+    """Keeps connections open, and counts them."""
+
+    protocol_version = "HTTP/1.1"
+    connections: ClassVar[list[object]] = []
+    dropped: ClassVar[set[str]] = set()
+
+    def setup(self) -> None:
+        self.connections.append(self.client_address)
+        super().setup()
+
+    def do_GET(self) -> None:
+        if self.path in ("/redirect", "/absent"):
+            self.send_response(302 if self.path == "/redirect" else 404)
+            self.send_header("Location", "/image.png")
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"text")
+        elif self.path.startswith("/dropped") and self.path not in self.dropped:
+            # A server may close an idle connection when a request is already on its way.
+            self.dropped.add(self.path)
+            self.close_connection = True
+        else:
+            super().do_GET()
+
+
+@pytest.fixture
+def persistent_server(tmp_path: Path) -> Iterator[str]:
+    for name in ("image.png", "dropped1", "dropped2"):
+        (tmp_path / name).write_bytes(FORMATS["png"])
+    PersistentHandler.connections.clear()
+    PersistentHandler.dropped.clear()
+    urls._pools.cache_clear()
+    handler = partial(PersistentHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            # The server waits for the threads of its connections.
+            for pools in (urls._pools(False), urls._pools(True)):
+                pools.clear()
+
+
+def test_images_of_one_server_share_a_connection(persistent_server: str) -> None:
+    for number in range(20):
+        assert fetch(f"{persistent_server}/image.png?{number}", LOCAL) == FORMATS["png"]
+    assert "404" in failure(f"{persistent_server}/absent").message
+    assert fetch(f"{persistent_server}/redirect", LOCAL) == FORMATS["png"]
+    assert len(PersistentHandler.connections) == 1
+
+
+def test_parallel_fetches_open_one_connection_per_thread(persistent_server: str) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        bodies = threads.map(
+            lambda number: fetch(f"{persistent_server}/image.png?{number}", LOCAL), range(20)
+        )
+        assert set(bodies) == {FORMATS["png"]}
+    assert len(PersistentHandler.connections) <= 4
+
+
+def test_an_open_connection_to_a_private_address_needs_permission(persistent_server: str) -> None:
+    assert fetch(f"{persistent_server}/image.png", LOCAL) == FORMATS["png"]
+    assert failure(f"{persistent_server}/image.png", FetchPolicy()).code == "refused"
+
+
+def test_a_request_is_repeated_if_the_server_closed_an_open_connection(
+    persistent_server: str,
+) -> None:
+    assert fetch(f"{persistent_server}/image.png", LOCAL) == FORMATS["png"]
+    assert fetch(f"{persistent_server}/dropped1", LOCAL) == FORMATS["png"]
+    assert len(PersistentHandler.connections) == 2
+    # A new connection without a response is an error.
+    urls._pools.cache_clear()
+    assert "without a response" in failure(f"{persistent_server}/dropped2").message
+    assert len(PersistentHandler.connections) == 3
+
+
+def test_urllib3_logs_no_address(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Server(ok(b"x", "Content-Length: 1", "no colon", "X: y")) as server:
+        assert fetch(f"{server.url}/?sig=hunter2", LOCAL) == b"x"
+    assert "hunter2" not in caplog.text
+
+
 BODY = bytes(range(256)) * 1000
 CHUNKED = b"%x;note=1\r\n" % 200_000 + BODY[:200_000] + b"\r\n%x\r\n" % 56_000 + BODY[200_000:]
 
@@ -186,7 +275,7 @@ def test_what_is_asked_for() -> None:
     with Server(ok(b"x")) as server:
         fetch(f"{server.url}/ä b?q=ö%20&r=[1]#part", LOCAL)
     (request,) = server.requests
-    assert request.startswith("GET /%C3%A4%20b?q=%C3%B6%20&r=[1] HTTP/1.1\r\n")
+    assert request.startswith("GET /%C3%A4%20b?q=%C3%B6%20&r=%5B1%5D HTTP/1.1\r\n")
     lines = request.split("\r\n")
     assert f"Host: 127.0.0.1:{server.port}" in lines
     assert "Accept-Encoding: identity" in lines
@@ -521,9 +610,9 @@ def tls(certificate: Path) -> ssl.SSLContext:
 def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The certificate as one of the system's."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    urls._tls.cache_clear()
+    urls._pools.cache_clear()
     yield
-    urls._tls.cache_clear()
+    urls._pools.cache_clear()
 
 
 @pytest.mark.usefixtures("trusted")
@@ -591,7 +680,7 @@ def test_what_an_address_is() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://", "http:///a", "http://:80/", "http://h:x/", "http://h:-1/", "http://h:65536/",
+        "http://", "http:///a", "http://:80/", "http://h:x/", "http://h:-1/", "http://h:65536/", "http://h:0/",
         "http://a b/", "http://a\r\nHost: b/", "http://h/a\r\nX: y", "http://h/\0", "http://h\t/",
         "http://[::1", "http://[::g]/", "http://[fe80::1%25eth0]/", "http://a..b/", "http://.a/",
         "http://" + "a" * 64 + ".example/", "http://" + "ä" * 300 + "/", "http://" + "a." * 500,
