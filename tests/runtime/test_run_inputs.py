@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffd_runtime.cli.run import main
-from ffd_runtime.inputs.kinds import Skipped, holds_picture, is_called_picture
+from ffd_runtime.inputs.kinds import Skipped, has_image_suffix, is_image
 from ffd_runtime.inputs.lists import read_list
 
 from ..conftest import picture
@@ -266,11 +266,11 @@ def test_a_run_that_is_resumed_skips_the_same(here: Path, run: Any) -> None:
 
 @given(st.text(min_size=1).map(lambda name: name.replace("/", "_")), st.binary(max_size=64))
 def test_only_a_name_or_a_content_makes_a_picture(name: str, data: bytes) -> None:
-    assert not is_called_picture(f"a.jpg/{name}.json")
-    assert is_called_picture(f"a.json/x{name}.JPG")
-    assert not is_called_picture(f"__MACOSX/{name}.jpg")
-    assert holds_picture(b"\xff\xd8\xff" + data)
-    assert not holds_picture(b"{" + data)
+    assert not has_image_suffix(f"a.jpg/{name}.json")
+    assert has_image_suffix(f"a.json/x{name}.JPG")
+    assert not has_image_suffix(f"__MACOSX/{name}.jpg")
+    assert is_image(b"\xff\xd8\xff" + data)
+    assert not is_image(b"{" + data)
 
 
 def test_many_skipped_files_are_counted_by_ending() -> None:

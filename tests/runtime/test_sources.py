@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ffd_runtime.inputs import find_files
+from ffd_runtime.inputs.source_registry import ADDRESS_MODULES, ARCHIVE_MODULES
 
 
 def touch(*paths: Path) -> None:
@@ -166,3 +168,59 @@ def test_a_nul_in_a_name_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_null_ended_names_may_hold_newlines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(b"a\nb\0c\0"))
     assert names("-", null=True) == ["a\nb", "c"]
+
+
+DUMMY_ADDRESS = """
+from ffd_runtime.inputs import Item
+from ffd_runtime.inputs.source_registry import ADDRESS_MODULES
+
+ADDRESS_MODULES["dummy"] = __name__
+
+
+def find_inputs(address, policy):
+    for name in ("1.jpg", "2.jpg"):
+        yield Item("dummy://***@album/" + name, fetch=lambda name=name: name.encode())
+"""
+DUMMY_ARCHIVE = """
+from ffd_runtime.inputs import Item
+from ffd_runtime.inputs.source_registry import ARCHIVE_MODULES
+
+ARCHIVE_MODULES[__name__] = lambda head, file: head.startswith(b"DUMMY")
+
+
+def find_members(path, file):
+    for line in file.read().splitlines()[1:]:
+        yield Item(f"{path}!/{line.decode()}", fetch=lambda line=line: line)
+"""
+
+
+def test_a_new_kind_of_address_is_one_module_and_one_registration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dummy_address.py").write_text(DUMMY_ADDRESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    # Removed again at the end.
+    monkeypatch.setitem(ADDRESS_MODULES, "dummy", "")
+    import_module("dummy_address")
+    addresses = ["dummy://token1@album", "DUMMY://token2@album"]
+    monkeypatch.setattr(sys, "stdin", Stdin(addresses[0].encode()))
+    items = list(find_files([*addresses, "-"]))
+    assert [item.source.removeprefix("dummy://***@album/") for item in items] == [
+        "1.jpg", "2.jpg", "1.jpg#2", "2.jpg#2", "1.jpg", "2.jpg",
+    ]  # fmt: skip
+    assert [item.read() for item in items] == [b"1.jpg", b"2.jpg"] * 3
+
+
+def test_a_new_archive_format_is_one_module_and_one_registration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dummy_archive.py").write_text(DUMMY_ARCHIVE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ARCHIVE_MODULES, "dummy_archive", lambda head, file: False)
+    import_module("dummy_archive")
+    archive = tmp_path / "faces"
+    archive.write_bytes(b"DUMMY\na.jpg\nb.jpg\n")
+    items = list(find_files([str(archive)]))
+    assert [item.source for item in items] == [f"{archive}!/a.jpg", f"{archive}!/b.jpg"]
+    assert [item.read() for item in items] == [b"a.jpg", b"b.jpg"]
+    assert all(item.skip for item in items)

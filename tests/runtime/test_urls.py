@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.core.redact import redact
 from ffd_runtime.image.decode import decode
-from ffd_runtime.inputs import urls
+from ffd_runtime.inputs import Item, find_files, urls
 from ffd_runtime.inputs.fetch_policy import FetchPolicy
-from ffd_runtime.inputs.urls import fetch, is_url, url_item
+from ffd_runtime.inputs.urls import fetch
 from ffd_runtime.inputs.web_address import is_public
 
 from .encoded import FORMATS
@@ -118,6 +118,11 @@ def failure(url: str, policy: FetchPolicy = LOCAL) -> InputError:
     with pytest.raises(InputError) as caught:
         fetch(url, policy)
     return caught.value
+
+
+def url_item(url: str, policy: FetchPolicy) -> Item:
+    (item,) = urls.find_inputs(url, policy)
+    return item
 
 
 def code_for(answer: Answer | bytes, policy: FetchPolicy = LOCAL) -> str:
@@ -670,11 +675,15 @@ def test_a_server_that_never_shakes_hands() -> None:
     assert error.code == "timeout"
 
 
-def test_what_an_address_is() -> None:
-    assert is_url("http://h/a.jpg")
-    assert is_url("HTTPS://h")
+def test_only_http_and_https_addresses_are_fetched() -> None:
+    def is_fetched(source: str) -> bool:
+        (item,) = find_files([source])
+        return item.fetch is not None
+
+    assert is_fetched("http://h/a.jpg")
+    assert is_fetched("HTTPS://h")
     for text in ("a.jpg", "file:///a", "ftp://h/a", "http:", "http:/a", "./http://h", "", "0"):
-        assert not is_url(text)
+        assert not is_fetched(text)
 
 
 @pytest.mark.parametrize(

@@ -231,8 +231,11 @@ def _refuse_source(target: Path, sources: Iterable[str]) -> None:
 
 def _refuse_unknown_addresses(sources: Iterable[str]) -> None:
     """Refuse addresses of an unsupported scheme: as a path, a password in one would be shown."""
+    from ..inputs.source_registry import ADDRESS_MODULES
+
     for source in sources:
-        if "://" in source and not source.lower().startswith(("http://", "https://")):
+        scheme, is_address, _ = source.partition("://")
+        if is_address and scheme.lower() not in ADDRESS_MODULES:
             from ..core.redact import redact
 
             if not os.path.lexists(source.partition("\0")[0]):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..image.decode import MAX_PIXELS, Image, decode
 from ..image.preprocess import preprocess
 from ..inputs import Item
-from ..inputs.kinds import is_no_picture
+from ..inputs.kinds import is_not_image
 from ..model.backends import Backend
 from ..model.backends.pending import Finished, Pending
 from ..model.card import ModelCard, PreprocessSpec
@@ -155,7 +155,7 @@ def prepare_views(
     except Exception as error:  # the run continues after any failure of one file
         reason = f"{type(error).__name__}: {error}"
         failure = InputError("corrupt", f"the image cannot be processed ({reason})")
-    if item.skip and is_no_picture(item.source, encoded, failure):
+    if item.skip and is_not_image(item.source, encoded, failure):
         item.skip(item.source)
         return []
     return [Prepared(item.source, failure)]

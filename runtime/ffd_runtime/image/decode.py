@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -41,27 +41,38 @@ _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLe
 _set_log_level(0)
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read a regular file.
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading.
 
     Raises:
-        InputError: the file is absent, not permitted, not regular (opening a pipe could block),
-            larger than `MAX_FILE_BYTES`, or cannot be read.
+        InputError: the file is absent, not permitted, or not regular (opening a pipe could block).
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError("not_a_file", "not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            size = f"{status.st_size >> 20} MiB, over the limit of {MAX_FILE_BYTES >> 20}"
-            raise InputError("too_large", size)
-        with open(path, "rb") as file:
-            # Exactly its size, because Python allocates the requested size first.
-            return file.read(status.st_size)
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return open(path, "rb")
     except OSError as error:
         raise os_error(error, path) from None
     except ValueError:
         raise InputError("not_found", "not a valid file name") from None
+    raise InputError("not_a_file", "not a regular file")
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        InputError: see `open_file`; or the file is larger than `MAX_FILE_BYTES`, or reading fails.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            reason = f"{size >> 20} MiB, over the limit of {MAX_FILE_BYTES >> 20}"
+            raise InputError("too_large", reason)
+        try:
+            # Exactly its size, because Python allocates the requested size first.
+            return file.read(size)
+        except OSError as error:
+            raise os_error(error, path) from None
 
 
 def os_error(error: OSError, path: str | os.PathLike[str]) -> InputError:

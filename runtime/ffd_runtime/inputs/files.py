@@ -7,8 +7,9 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from importlib import import_module
 
 from ..core.errors import InputError
 from ..core.redact import redact
@@ -17,6 +18,7 @@ from ..image.decode import os_error
 from .fetch_policy import FetchPolicy
 from .items import Item
 from .lists import read_names
+from .source_registry import ADDRESS_MODULES
 
 
 def ignore(source: str) -> None:
@@ -36,7 +38,7 @@ def find_files(
     A folder stands for every file below it, sorted by name, with links followed. Files that are not
     images are skipped when they are read. A source that does not exist and contains wildcards is a
     glob. An archive stands for its members. `-` stands for the paths and addresses on standard
-    input.
+    input. Addresses that differ only in their credentials get different sources.
 
     Args:
         sources: files, folders, patterns, archives, http and https addresses, `-`.
@@ -51,25 +53,39 @@ def find_files(
         yield from search.expand(read_names(null)) if source == "-" else search.find(source)
 
 
-class Search:
-    """Finds inputs. Addresses that differ only in their credentials get different sources.
+class _Names:
+    """Unique sources for addresses with hidden credentials.
 
-    Args:
-        leave_out: see `find_files`, like the next two.
-        policy: limits for addresses.
-        skip: for files in folders and archives.
+    `#2` is appended to the second address with the same redacted form, and so on in the order of
+    the sources, so that `--resume` and annotated copies do not confuse them. A repeated address
+    keeps its name. Only addresses with credentials need memory.
     """
 
-    def __init__(
-        self,
-        leave_out: Collection[str] = (),
-        policy: FetchPolicy | None = None,
-        skip: Callable[[str], object] = ignore,
-    ) -> None:
-        self._leave_out = leave_out
-        self._policy = policy or FetchPolicy()
-        self._skip = skip
-        self._names = _Names()
+    def __init__(self) -> None:
+        # The suffix of each address, by digest.
+        self._suffixes: dict[bytes, str] = {}
+        self._counts: Counter[bytes] = Counter()
+
+    def of(self, address: str, hidden: str) -> str:
+        """Return the source of an address with the redacted form `hidden`."""
+        if address == hidden:
+            return address
+        whole, shown = _digest(address), _digest(hidden)
+        if whole not in self._suffixes:
+            self._counts[shown] += 1
+            count = self._counts[shown]
+            self._suffixes[whole] = f"#{count}" if count > 1 else ""
+        return hidden + self._suffixes[whole]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Finds inputs; see `find_files`."""
+
+    leave_out: Collection[str] = ()
+    policy: FetchPolicy = field(default_factory=FetchPolicy)
+    skip: Callable[[str], object] = ignore
+    _names: _Names = field(default_factory=_Names)
 
     def find(self, source: str) -> Iterator[Item]:
         """Yield the inputs of a source, which may be a pattern."""
@@ -86,12 +102,17 @@ class Search:
     def expand(self, paths: Iterable[str]) -> Iterator[Item]:
         """Yield the inputs of paths and addresses, without expanding patterns."""
         for path in paths:
-            address = self._address(path) if "://" in path else None
-            if address:
-                yield address
+            scheme, is_address, _ = path.partition("://")
+            module = ADDRESS_MODULES.get(scheme.lower()) if is_address else None
+            if module:
+                for item in import_module(module).find_inputs(path, self.policy):
+                    yield replace(item, source=self._names.of(path, item.source))
+            elif is_address and not os.path.lexists(path.partition("\0")[0]):
+                reason = "no such file, and not an http or https address"
+                yield Item(redact(path), InputError("not_found", reason))
             elif os.path.isdir(path):
                 yield from self._walk(path)
-            elif not _left_out(path, self._leave_out):
+            elif not _left_out(path, self.leave_out):
                 yield from self._open(path)
 
     def _match(self, pattern: str) -> Iterator[Item]:
@@ -115,18 +136,7 @@ class Search:
                 # A final `**` stands for the content of folders.
                 named = wanted[-1] != "**" and fnmatch.fnmatchcase(below[-1], wanted[-1])
                 for one in [Item(path, item.error)] if item.error else self._open(path):
-                    yield one if named or one.error else replace(one, skip=self._skip)
-
-    def _address(self, text: str) -> Item | None:
-        from .urls import is_url, url_item
-
-        if is_url(text):
-            item = url_item(text, self._policy)
-            return replace(item, source=self._names.of(text, item.source))
-        if os.path.lexists(text.partition("\0")[0]):
-            return None
-        reason = "no such file, and not an http or https address"
-        return Item(redact(text), InputError("not_found", reason))
+                    yield one if named or one.error else replace(one, skip=self.skip)
 
     def _open(self, path: str) -> Iterator[Item]:
         """Yield a file that the user named, or the members of an archive."""
@@ -135,7 +145,7 @@ class Search:
         if is_archive(path):
             for item in find_in_archive(path):
                 # An error of the archive itself always has its row.
-                yield item if item.source == path else replace(item, skip=self._skip)
+                yield item if item.source == path else replace(item, skip=self.skip)
         else:
             yield Item(path)
 
@@ -143,33 +153,8 @@ class Search:
         for entry in walk_tree(top):
             if entry.error:
                 yield Item(entry.path, os_error(entry.error, entry.path))
-            elif not _left_out(entry.path, self._leave_out):
-                yield Item(entry.path, skip=self._skip)
-
-
-class _Names:
-    """Unique sources for addresses with hidden credentials.
-
-    `#2` is appended to the second address with the same redacted form, and so on in the order of
-    the sources, so that `--resume` and annotated copies do not confuse them. A repeated address
-    keeps its name. Only addresses with credentials need memory.
-    """
-
-    def __init__(self) -> None:
-        self._names: dict[bytes, str] = {}
-        self._counts: Counter[bytes] = Counter()
-
-    def of(self, address: str, hidden: str) -> str:
-        """Return the source of an address with the redacted form `hidden`."""
-        if address == hidden:
-            return address
-        whole, shown = _digest(address), _digest(hidden)
-        if whole not in self._names:
-            self._counts[shown] += 1
-            count = self._counts[shown]
-            # Store only the suffix: the name follows from the address.
-            self._names[whole] = f"#{count}" if count > 1 else ""
-        return hidden + self._names[whole]
+            elif not _left_out(entry.path, self.leave_out):
+                yield Item(entry.path, skip=self.skip)
 
 
 def _digest(text: str) -> bytes:

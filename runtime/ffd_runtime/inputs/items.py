@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..core.errors import InputError
-from ..image.decode import os_error, read_file
-from .kinds import HEAD_BYTES, holds_picture, is_called_picture
-from .members import open_file
+from ..image.decode import open_file, os_error, read_file
+from .kinds import HEAD_BYTES, has_image_suffix, is_image
 
 
 @dataclass(frozen=True)
@@ -37,23 +36,15 @@ class Item:
         """
         if self.error:
             raise self.error
-        if self.fetch:
-            return self.fetch()
-        if self.skip and not is_called_picture(self.source):
-            _require_picture(self.source)
-        return read_file(self.source)
-
-
-def _require_picture(path: str) -> None:
-    """Check the first bytes of a file before reading it: a video may be large.
-
-    Raises:
-        InputError: the file is not an image, or cannot be read.
-    """
-    try:
-        with open_file(path) as file:
-            head = file.read(HEAD_BYTES)
-    except OSError as error:
-        raise os_error(error, path) from None
-    if not holds_picture(head):
-        raise InputError("not_an_image", "not an image by its name and its first bytes")
+        try:
+            if self.fetch:
+                return self.fetch()
+            if self.skip and not has_image_suffix(self.source):
+                # Check the first bytes before reading the rest: a video may be large.
+                with open_file(self.source) as file:
+                    if not is_image(file.read(HEAD_BYTES)):
+                        reason = "not an image by its name and its first bytes"
+                        raise InputError("not_an_image", reason)
+            return read_file(self.source)
+        except OSError as error:
+            raise os_error(error, self.source) from None

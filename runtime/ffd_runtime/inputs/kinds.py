@@ -23,7 +23,7 @@ _MAX_NAMES = 5
 _MAX_SUFFIXES = 6
 
 
-def is_called_picture(source: str) -> bool:
+def has_image_suffix(source: str) -> bool:
     """Return whether a file has the suffix of an image.
 
     Files `._NAME` and in `__MACOSX/`, which hold attributes on macOS, are no images.
@@ -34,7 +34,7 @@ def is_called_picture(source: str) -> bool:
     return os.path.splitext(name)[1][1:].lower() in IMAGE_SUFFIXES
 
 
-def holds_picture(head: bytes) -> bool:
+def is_image(head: bytes) -> bool:
     """Return whether a file is an image, complete or damaged, by its first `HEAD_BYTES` bytes."""
     try:
         read_header(head)
@@ -44,7 +44,7 @@ def holds_picture(head: bytes) -> bool:
     return True
 
 
-def is_no_picture(source: str, encoded: bytes | None, error: InputError) -> bool:
+def is_not_image(source: str, encoded: bytes | None, error: InputError) -> bool:
     """Return whether a failed input is not an image, by name and content, or else a damaged one.
 
     Args:
@@ -52,12 +52,12 @@ def is_no_picture(source: str, encoded: bytes | None, error: InputError) -> bool
         encoded: its bytes; None if reading failed.
         error: why it failed.
     """
-    if is_called_picture(source):
+    if has_image_suffix(source):
         return False
     if encoded is None:
         # A file without permission, or with a read error, may be an image.
         return error.code in ("not_found", "not_a_file", "not_an_image", "too_large")
-    return not holds_picture(encoded[:HEAD_BYTES])
+    return not is_image(encoded[:HEAD_BYTES])
 
 
 class Skipped:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
-from typing import BinaryIO
 
 from ..core.errors import InputError
 
@@ -16,19 +14,6 @@ MAX_RATIO = 200
 TAR_BLOCK_BYTES = 512
 # Size of a read.
 CHUNK_BYTES = 1 << 16
-
-
-def open_file(path: str) -> BinaryIO:
-    """Open a regular file.
-
-    Raises:
-        InputError: the file is not regular.
-        OSError, ValueError: see `open`.
-    """
-    # Opening a pipe would block until a program writes to it.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise InputError("not_a_file", "not a regular file")
-    return open(path, "rb")
 
 
 def refuse_name(name: str, mode: int) -> InputError | None:

@@ -12,11 +12,11 @@ from functools import partial
 from typing import BinaryIO, Protocol
 
 from ..core.errors import InputError
-from ..image.decode import MAX_FILE_BYTES, os_error
+from ..image.decode import MAX_FILE_BYTES, open_file
 from . import members
 from .inflate import Start, find_compression, inflate
 from .items import Item
-from .members import MAX_RATIO, TAR_BLOCK_BYTES, open_file, refuse_name, too_large, too_many
+from .members import MAX_RATIO, TAR_BLOCK_BYTES, refuse_name, too_large, too_many
 
 MIN_STREAM_RATIO_BYTES = 1 << 28
 # Members of a compressed tar are read in order, and wait in memory.
@@ -141,7 +141,7 @@ class _Inflated:
             pass
 
 
-def find_tarred(path: str, file: BinaryIO) -> Iterator[Item]:
+def find_members(path: str, file: BinaryIO) -> Iterator[Item]:
     """Yield the members of a tar."""
     start = find_compression(file.read(8))
     file.seek(0)
@@ -308,12 +308,9 @@ def _tar_refusal(header: tarfile.TarInfo) -> InputError | None:
 
 
 def _read_at(path: str, position: int, size: int) -> bytes:
-    try:
-        with open_file(path) as file:
-            file.seek(position)
-            data = file.read(size)
-    except OSError as error:
-        raise os_error(error, path) from None
+    with open_file(path) as file:
+        file.seek(position)
+        data = file.read(size)
     if len(data) < size:
         raise _tar_ends()
     return data

@@ -17,6 +17,7 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache, partial
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected, responses
@@ -42,14 +43,9 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 1 << 16
 
 
-def is_url(text: str) -> bool:
-    """Return whether a source is an http or https address."""
-    return text[:8].lower().startswith(("http://", "https://"))
-
-
-def url_item(url: str, policy: FetchPolicy) -> Item:
-    """Return the input for an address, which is fetched in a worker thread."""
-    return Item(redact(url), fetch=partial(fetch, url, policy))
+def find_inputs(address: str, policy: FetchPolicy) -> Iterator[Item]:
+    """Yield the input for an address, which is fetched in a worker thread."""
+    yield Item(redact(address), fetch=partial(fetch, address, policy))
 
 
 def fetch(url: str, policy: FetchPolicy) -> bytes:

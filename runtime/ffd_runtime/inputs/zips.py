@@ -14,11 +14,11 @@ from functools import partial
 from typing import BinaryIO
 
 from ..core.errors import InputError
-from ..image.decode import MAX_FILE_BYTES, os_error
+from ..image.decode import MAX_FILE_BYTES, open_file
 from . import members
 from .inflate import Start, Zlib, inflate
 from .items import Item
-from .members import CHUNK_BYTES, MAX_RATIO, open_file, refuse_name, too_large, too_many
+from .members import CHUNK_BYTES, MAX_RATIO, refuse_name, too_large, too_many
 
 MIN_RATIO_BYTES = 1 << 24
 
@@ -62,7 +62,7 @@ _UNIX = 3
 _METHODS: dict[int, Start] = {8: partial(Zlib, -15), 12: bz2.BZ2Decompressor}
 
 
-def find_zipped(path: str, file: BinaryIO) -> Iterator[Item]:
+def find_members(path: str, file: BinaryIO) -> Iterator[Item]:
     """Yield the members of a zip, reading its directory on demand."""
     file_size = os.fstat(file.fileno()).st_size
     position, end, shift = _zip_directory(file, file_size)
@@ -176,19 +176,17 @@ def _read_zip(path: str, member: _ZipMember) -> bytes:
     """Unpack a member. Open the file again, because items outlive the search and change threads.
 
     Raises:
-        InputError: `corrupt`, `truncated`, `too_large`, or the file cannot be read.
+        InputError: `corrupt`, `truncated`, `too_large`, or the file cannot be opened.
+        OSError: reading fails.
     """
-    try:
-        with open_file(path) as file:
-            file.seek(member.offset)
-            local = file.read(_LOCAL.size)
-            if len(local) < _LOCAL.size or not local.startswith(b"PK\3\4"):
-                raise InputError("corrupt", "its header in the zip is damaged")
-            _, name, extra = _LOCAL.unpack(local)
-            file.seek(name + extra, os.SEEK_CUR)
-            return _unpack(file, member)
-    except OSError as error:
-        raise os_error(error, path) from None
+    with open_file(path) as file:
+        file.seek(member.offset)
+        local = file.read(_LOCAL.size)
+        if len(local) < _LOCAL.size or not local.startswith(b"PK\3\4"):
+            raise InputError("corrupt", "its header in the zip is damaged")
+        _, name, extra = _LOCAL.unpack(local)
+        file.seek(name + extra, os.SEEK_CUR)
+        return _unpack(file, member)
 
 
 def _unpack(file: BinaryIO, member: _ZipMember) -> bytes:

@@ -11,7 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from ..core.redact import redact
-from ..inputs.kinds import is_called_picture
+from ..inputs.kinds import has_image_suffix
 
 Kind = Literal["file", "camera", "server", "pipeline"]
 
@@ -148,7 +148,7 @@ def _is_camera(text: str) -> bool:
 
 
 def _holds_video(path: str) -> bool:
-    if is_called_picture(path):
+    if has_image_suffix(path):
         return False
     try:
         with open(path, "rb") as file:
