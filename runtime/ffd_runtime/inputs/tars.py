@@ -9,7 +9,7 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from ..core.errors import InputError
 from ..image.decode import MAX_FILE_BYTES, open_file
@@ -23,19 +23,19 @@ MIN_STREAM_RATIO_BYTES = 1 << 28
 MAX_CARRIED_BYTES = 1 << 27
 # Data that is searched after a damaged header or after the end mark.
 MAX_JUNK_BYTES = 1 << 26
+# For long names of GNU tar and attributes of pax; a larger header is damaged or malicious.
+MAX_HEADER_BYTES = 1 << 20
 
 # Layout: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block"; GNU tar's manual.
+# `V` is the volume label of GNU tar, which tarfile does not name.
+_OTHER_EXTENSIONS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, b"V")
+_LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+# They have no data, whatever size their headers state.
+_WITHOUT_DATA = (*_LINKS, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 
 
-class _TarFile(Protocol):
-    """A tar that is read from start to end."""
-
-    position: int
-
-    def read(self, size: int) -> bytes: ...
-    def skip(self, size: int) -> None: ...
-    def member(self, size: int) -> Callable[[], bytes]: ...
-    def finish(self) -> None: ...
+class _DamagedError(Exception):
+    """A part of a tar is damaged; reading continues after it."""
 
 
 class _Plain:
@@ -48,27 +48,19 @@ class _Plain:
         self._size = os.fstat(file.fileno()).st_size
 
     def read(self, size: int) -> bytes:
-        """Read the next bytes; fewer at the end."""
+        """Read the next bytes; fewer at the end of the tar."""
         data = self._file.read(size)
         self.position += len(data)
         return data
 
     def skip(self, size: int) -> None:
-        """Skip the next bytes.
-
-        Raises:
-            InputError: the tar ends before.
-        """
+        """Skip the next bytes, which must be there."""
         if self.position + size > self._size:
             raise _tar_ends()
         self.position = self._file.seek(size, os.SEEK_CUR)
 
     def member(self, size: int) -> Callable[[], bytes]:
-        """Return a function that reads the next bytes later, and skip them.
-
-        Raises:
-            InputError: the tar ends before, or the member is too large.
-        """
+        """Skip the next bytes, and return a function that reads them later."""
         position = self.position
         self.skip(size)
         if size > MAX_FILE_BYTES:
@@ -98,27 +90,23 @@ class _Inflated:
             raise InputError("too_large", reason)
         return piece
 
-    def _keep(self, rest: bytes) -> None:
-        self._rest = rest
-        self.position -= len(rest)
+    def _pieces_of(self, size: int) -> Iterator[bytes]:
+        while size and (piece := self._next()):
+            self._rest = piece[size:]
+            self.position -= len(self._rest)
+            size -= len(piece) - len(self._rest)
+            yield piece[: len(piece) - len(self._rest)]
 
     def read(self, size: int) -> bytes:
         """See `_Plain`."""
         data = io.BytesIO()
-        while data.tell() < size and (piece := self._next()):
-            missing = size - data.tell()
-            data.write(piece[:missing])
-            self._keep(piece[missing:])
+        data.writelines(self._pieces_of(size))
         return data.getvalue()
 
     def skip(self, size: int) -> None:
         """See `_Plain`."""
-        while size:
-            piece = self._next()
-            if not piece:
-                raise _tar_ends()
-            self._keep(piece[size:])
-            size -= min(size, len(piece))
+        if sum(map(len, self._pieces_of(size))) < size:
+            raise _tar_ends()
 
     def member(self, size: int) -> Callable[[], bytes]:
         """See `_Plain`; the size limit is lower."""
@@ -131,11 +119,7 @@ class _Inflated:
         return lambda: data
 
     def finish(self) -> None:
-        """Read the rest, whose checksum detects damage.
-
-        Raises:
-            InputError: `corrupt` or `truncated`.
-        """
+        """Read the rest, whose checksum detects damage."""
         end = self.position + MAX_JUNK_BYTES
         while self.position < end and self._next():
             pass
@@ -145,7 +129,7 @@ def find_members(path: str, file: BinaryIO) -> Iterator[Item]:
     """Yield the members of a tar."""
     start = find_compression(file.read(8))
     file.seek(0)
-    stream: _TarFile = _Inflated(file, start) if start else _Plain(path, file)
+    stream = _Inflated(file, start) if start else _Plain(path, file)
     headers = _TarHeaders(stream)
     for _ in range(members.MAX_MEMBERS):
         try:
@@ -158,7 +142,7 @@ def find_members(path: str, file: BinaryIO) -> Iterator[Item]:
         if header.isdir():
             continue
         source = f"{path}!/{header.name}"
-        refusal = _tar_refusal(header)
+        refusal = _refuse(header)
         if header.type in _WITHOUT_DATA:
             yield Item(source, refusal)
             continue
@@ -175,10 +159,6 @@ def find_members(path: str, file: BinaryIO) -> Iterator[Item]:
     raise too_many()
 
 
-class _DamagedError(Exception):
-    """A part of a tar is damaged; reading continues after it."""
-
-
 class _TarHeaders:
     """The headers of a tar, each combined with the extended headers before it.
 
@@ -186,10 +166,7 @@ class _TarHeaders:
         stream: positioned at a header when `next` is called.
     """
 
-    # For long names of GNU tar and attributes of pax; a larger header is damaged or malicious.
-    MAX_HEADER_BYTES = 1 << 20
-
-    def __init__(self, stream: _TarFile) -> None:
+    def __init__(self, stream: _Plain | _Inflated) -> None:
         self._stream = stream
         self._lost = False
 
@@ -216,10 +193,17 @@ class _TarHeaders:
     def _header(self) -> tarfile.TarInfo | None:
         begin = self._stream.position
         while block := self._stream.read(TAR_BLOCK_BYTES):
-            header = _parse_header(block)
-            if header:
+            try:
+                header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                header = None
+            if header and header.size >= 0:
                 self._lost = False
-                self._skip_sparse_map(header, block)
+                # Old GNU format: a flag announces another block of the map.
+                more = header.type == tarfile.GNUTYPE_SPARSE and block[482]
+                while more:
+                    block = self._stream.read(TAR_BLOCK_BYTES)
+                    more = len(block) == TAR_BLOCK_BYTES and block[504]
                 return header
             if not self._lost and block == bytes(TAR_BLOCK_BYTES):
                 self._stream.finish()
@@ -233,35 +217,11 @@ class _TarHeaders:
 
     def _data(self, header: tarfile.TarInfo) -> bytes:
         """Read the content of an extended header."""
-        if header.size > self.MAX_HEADER_BYTES:
-            self._stream.skip(header.size + -header.size % TAR_BLOCK_BYTES)
+        padded = header.size + -header.size % TAR_BLOCK_BYTES
+        if header.size > MAX_HEADER_BYTES:
+            self._stream.skip(padded)
             raise _DamagedError(f"an extended header of {header.size} bytes is skipped")
-        data = self._stream.read(header.size + -header.size % TAR_BLOCK_BYTES)
-        return data[: header.size]
-
-    def _skip_sparse_map(self, header: tarfile.TarInfo, block: bytes) -> None:
-        # Old GNU format: a flag announces another block of the map.
-        more = header.type == tarfile.GNUTYPE_SPARSE and block[482]
-        while more:
-            block = self._stream.read(TAR_BLOCK_BYTES)
-            more = len(block) == TAR_BLOCK_BYTES and block[504]
-
-
-# `V` is the volume label of GNU tar, which tarfile does not name.
-_OTHER_EXTENSIONS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, b"V")
-_LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
-_DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
-# They have no data, whatever size their headers state.
-_WITHOUT_DATA = _LINKS + _DEVICES
-
-
-def _parse_header(block: bytes) -> tarfile.TarInfo | None:
-    """Parse a header block; None if its checksum is wrong."""
-    try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return None
-    return header if header.size >= 0 else None
+        return self._stream.read(padded)[: header.size]
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
@@ -298,13 +258,11 @@ def _extend(
     return header
 
 
-def _tar_refusal(header: tarfile.TarInfo) -> InputError | None:
-    kind = stat.S_IFREG
-    if header.type in _WITHOUT_DATA:
-        kind = stat.S_IFLNK if header.type in _LINKS else stat.S_IFIFO
-    elif header.type == tarfile.GNUTYPE_SPARSE:
+def _refuse(header: tarfile.TarInfo) -> InputError | None:
+    if header.type == tarfile.GNUTYPE_SPARSE:
         return InputError("refused", "a sparse file: pack it without --sparse")
-    return refuse_name(header.name, kind)
+    mode = stat.S_IFIFO if header.type in _WITHOUT_DATA else stat.S_IFREG
+    return refuse_name(header.name, stat.S_IFLNK if header.type in _LINKS else mode)
 
 
 def _read_at(path: str, position: int, size: int) -> bytes:

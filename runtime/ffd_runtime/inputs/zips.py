@@ -9,9 +9,9 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
+from zipfile import ZipInfo
 
 from ..core.errors import InputError
 from ..image.decode import MAX_FILE_BYTES, open_file
@@ -23,39 +23,12 @@ from .members import CHUNK_BYTES, MAX_RATIO, refuse_name, too_large, too_many
 MIN_RATIO_BYTES = 1 << 24
 
 # Layout: PKWARE's APPNOTE.TXT, 4.3.
-
-
-@dataclass(frozen=True)
-class _ZipMember:
-    """An entry of the directory of a zip.
-
-    Attributes:
-        name: with undecodable bytes as surrogates.
-        mode: as in `stat`; 0 if the zip was not written on Unix.
-        flags: general purpose bits.
-        method: of compression.
-        crc: CRC-32 of the unpacked bytes.
-        packed: size in the archive, in bytes.
-        size: unpacked, in bytes.
-        offset: of the local header in the file.
-    """
-
-    name: str
-    mode: int
-    flags: int
-    method: int
-    crc: int
-    packed: int
-    size: int
-    offset: int
-
-
 _END = struct.Struct("<4s8xIIH")
 _END_64 = struct.Struct("<4s36xQQ")
 _LOCATOR_64 = struct.Struct("<4s16x")
-# Signature, version made by, flags, method, CRC-32, sizes, lengths of name, extra field and
-# comment, external attributes, offset.
-_ENTRY = struct.Struct("<4sH2xHH4xIIIHHH4xII")
+# Signature, system, flags, method, CRC-32, sizes, lengths of name, extra field and comment,
+# external attributes, offset.
+_ENTRY = struct.Struct("<4sxB2xHH4xIIIHHH4xII")
 _LOCAL = struct.Struct("<4s22xHH")
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _UNIX = 3
@@ -65,29 +38,29 @@ _METHODS: dict[int, Start] = {8: partial(Zlib, -15), 12: bz2.BZ2Decompressor}
 def find_members(path: str, file: BinaryIO) -> Iterator[Item]:
     """Yield the members of a zip, reading its directory on demand."""
     file_size = os.fstat(file.fileno()).st_size
-    position, end, shift = _zip_directory(file, file_size)
-    file.seek(position)
+    begin, end, shift = _find_directory(file, file_size)
+    file.seek(begin)
     packed = 0
     for _ in range(members.MAX_MEMBERS):
-        if position >= end:
+        if file.tell() >= end:
             return
-        member, length = _zip_member(file, shift)
-        position += length
-        inside = member.offset + member.packed <= file_size
-        packed += member.packed if inside else 0
+        member = _read_entry(file)
+        member.header_offset += shift
+        inside = member.header_offset + member.compress_size <= file_size
+        packed += member.compress_size if inside else 0
         # Members that share bytes could expand a small file without limit.
         if packed > file_size:
             raise InputError("refused", "the zip's members overlap: the rest is not read")
-        if not member.name.endswith("/") and not stat.S_ISDIR(member.mode):
-            error = _zip_refusal(member, inside)
-            fetch = None if error else partial(_read_zip, path, member)
-            yield Item(f"{path}!/{member.name}", error, fetch)
-    if position < end:
+        if not member.filename.endswith("/") and not stat.S_ISDIR(_mode(member)):
+            error = _refuse(member, inside)
+            fetch = None if error else partial(_read_member, path, member)
+            yield Item(f"{path}!/{member.filename}", error, fetch)
+    if file.tell() < end:
         raise too_many()
 
 
-def _zip_member(file: BinaryIO, shift: int) -> tuple[_ZipMember, int]:
-    """Read the next entry of the directory, and its length.
+def _read_entry(file: BinaryIO) -> ZipInfo:
+    """Read the next entry of the directory.
 
     Raises:
         InputError: the entry is damaged.
@@ -95,40 +68,50 @@ def _zip_member(file: BinaryIO, shift: int) -> tuple[_ZipMember, int]:
     entry = file.read(_ENTRY.size)
     if len(entry) < _ENTRY.size or not entry.startswith(b"PK\1\2"):
         raise InputError("corrupt", "the zip's directory is damaged: members are missing")
-    _, made, flags, method, crc, packed, size, name, extra, comment, attributes, offset = (
+    _, system, flags, method, crc, packed, size, name, extra, comment, attributes, offset = (
         _ENTRY.unpack(entry)
     )
-    text = file.read(name).decode("utf-8" if flags & _UTF8 else "cp437", "surrogateescape")
-    size, packed, offset = _zip64(file.read(extra), [size, packed, offset])
-    file.read(comment)
-    mode = attributes >> 16 if made >> 8 == _UNIX else 0
-    member = _ZipMember(text, mode, flags, method, crc, packed, size, offset + shift)
-    return member, _ENTRY.size + name + extra + comment
+    member = ZipInfo()
+    member.filename = file.read(name).decode(
+        "utf-8" if flags & _UTF8 else "cp437", "surrogateescape"
+    )
+    member.create_system, member.external_attr = system, attributes
+    member.flag_bits, member.compress_type, member.CRC = flags, method, crc
+    member.file_size, member.compress_size, member.header_offset = _zip64(
+        file.read(extra), [size, packed, offset]
+    )
+    file.seek(comment, os.SEEK_CUR)
+    return member
 
 
-def _zip_refusal(member: _ZipMember, inside: bool) -> InputError | None:
+def _mode(member: ZipInfo) -> int:
+    """Return the mode as in `stat`; 0 if the zip was not written on Unix."""
+    return member.external_attr >> 16 if member.create_system == _UNIX else 0
+
+
+def _refuse(member: ZipInfo, inside: bool) -> InputError | None:
     """Return why a member must not be read; None if it may.
 
     Args:
         member: its entry in the directory.
         inside: whether its data is within the file.
     """
-    refusal = refuse_name(member.name, member.mode)
+    refusal = refuse_name(member.filename, _mode(member))
     if refusal:
         return refusal
-    if member.flags & _ENCRYPTED:
+    if member.flag_bits & _ENCRYPTED:
         return InputError("refused", "encrypted members are not supported")
-    if member.method not in (0, *_METHODS):
-        reason = f"compression method {member.method} is not supported: repack it with deflate"
-        return InputError("corrupt", reason)
-    if member.size > MAX_FILE_BYTES:
+    if member.compress_type not in (0, *_METHODS):
+        reason = f"compression method {member.compress_type} is not supported"
+        return InputError("corrupt", f"{reason}: repack it with deflate")
+    if member.file_size > MAX_FILE_BYTES:
         return too_large(MAX_FILE_BYTES)
     if not inside:
         return InputError("corrupt", "its offset in the zip's directory is invalid")
     return None
 
 
-def _zip_directory(file: BinaryIO, file_size: int) -> tuple[int, int, int]:
+def _find_directory(file: BinaryIO, file_size: int) -> tuple[int, int, int]:
     """Find start and end of the directory, and the size of the data before the archive.
 
     Raises:
@@ -172,15 +155,10 @@ def _zip64(extra: bytes, values: list[int]) -> list[int]:
     return values
 
 
-def _read_zip(path: str, member: _ZipMember) -> bytes:
-    """Unpack a member. Open the file again, because items outlive the search and change threads.
-
-    Raises:
-        InputError: `corrupt`, `truncated`, `too_large`, or the file cannot be opened.
-        OSError: reading fails.
-    """
+def _read_member(path: str, member: ZipInfo) -> bytes:
+    """Unpack a member. Open the file again, because items outlive the search and change threads."""
     with open_file(path) as file:
-        file.seek(member.offset)
+        file.seek(member.header_offset)
         local = file.read(_LOCAL.size)
         if len(local) < _LOCAL.size or not local.startswith(b"PK\3\4"):
             raise InputError("corrupt", "its header in the zip is damaged")
@@ -189,8 +167,8 @@ def _read_zip(path: str, member: _ZipMember) -> bytes:
         return _unpack(file, member)
 
 
-def _unpack(file: BinaryIO, member: _ZipMember) -> bytes:
-    left = member.packed
+def _unpack(file: BinaryIO, member: ZipInfo) -> bytes:
+    left = member.compress_size
 
     def read(size: int) -> bytes:
         nonlocal left
@@ -198,19 +176,19 @@ def _unpack(file: BinaryIO, member: _ZipMember) -> bytes:
         left -= len(data)
         return data
 
-    start = _METHODS.get(member.method)
+    start = _METHODS.get(member.compress_type)
     pieces = inflate(read, start) if start else iter(partial(read, CHUNK_BYTES), b"")
     unpacked = io.BytesIO()
     crc = 0
     for piece in pieces:
         crc = zlib.crc32(piece, crc)
         size = unpacked.tell() + unpacked.write(piece)
-        if size > member.size:
+        if size > member.file_size:
             break
-        if size > max(MIN_RATIO_BYTES, MAX_RATIO * member.packed):
+        if size > max(MIN_RATIO_BYTES, MAX_RATIO * member.compress_size):
             raise InputError("too_large", f"it unpacks to over {MAX_RATIO} times its packed size")
-    if unpacked.tell() < member.size and left:
+    if unpacked.tell() < member.file_size and left:
         raise InputError("truncated", "the zip ends before the end of this member")
-    if unpacked.tell() != member.size or crc != member.crc:
+    if unpacked.tell() != member.file_size or crc != member.CRC:
         raise InputError("corrupt", "damaged in the zip: its size or checksum is wrong")
     return unpacked.getvalue()
