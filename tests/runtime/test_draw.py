@@ -11,12 +11,11 @@ from ffd_runtime.core.errors import InputError
 from ffd_runtime.core.results import LABELS, Label, Result
 from ffd_runtime.image.draw import (
     EVIDENCE_LIMIT,
-    classified_square,
     draw_verdict,
     evidence_layer,
     overlay_heatmap,
 )
-from ffd_runtime.image.preprocess import crop_centre, crop_face
+from ffd_runtime.image.preprocess import classified_square, crop_centre, crop_face
 
 from ..conftest import picture
 

@@ -41,15 +41,12 @@ class DecoderMessages:
     def run(
         self, decode: Callable[[], T], suspicious: Callable[[T, str], bool], alone: bool = False
     ) -> tuple[T, str]:
-        """Decode without output to the terminal.
+        """Decode without output to the terminal, and return the result and its text.
 
         Args:
             decode: called once, or twice if the text may belong to another thread.
-            suspicious: returns whether the origin of a text matters, given a result and the text.
+            suspicious: returns whether a text must belong to this image, given result and text.
             alone: whether to decode exclusively from the start, and only once.
-
-        Returns:
-            The result of `decode`, and its text. Suspicious text always belongs to this image.
         """
         if not self.available():
             return decode(), ""

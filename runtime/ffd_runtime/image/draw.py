@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..core.results import LABEL_NAMES, Box, Label, Result
 from ..model.card import PreprocessSpec
 from .decode import Image
+from .preprocess import classified_square
 
 Colour = tuple[int, int, int]
 
@@ -132,22 +133,6 @@ def evidence_layer(heatmap: npt.NDArray[np.float32], side: int) -> Image:
     """
     layer: Image = _TINTS[_evidence_levels(heatmap, side)]
     return layer
-
-
-def classified_square(
-    image: Image, face: Box | None = None, face_scale: float = PreprocessSpec.face_scale
-) -> tuple[int, int, int]:
-    """Return left, top and side of the square that `crop_centre` or `crop_face` cuts, in pixels.
-
-    The square of a face near the edge may extend beyond the image.
-    """
-    if face is None:
-        height, width = image.shape[:2]
-        side = min(height, width)
-        return (width - side) // 2, (height - side) // 2, side
-    x, y, width, height = face
-    side = max(1, round(max(width, height) * face_scale))
-    return x + width // 2 - side // 2, y + height // 2 - side // 2, side
 
 
 def _evidence_levels(heatmap: npt.NDArray[np.float32], side: int) -> Image:

@@ -175,16 +175,10 @@ class FaceDetector:
         """Return x, y, width, height, five points and confidence, all finite: float32 [N, 15]."""
         network = getattr(self._networks, "network", None)
         if network is None:
-            network = cv2.FaceDetectorYN.create(
-                "onnx",
-                self._model,
-                np.empty(0, np.uint8),
-                (320, 320),
-                _MIN_CONFIDENCE,
-                _MAX_IOU,
-                _MAX_FACES,
+            size, config = (320, 320), np.empty(0, np.uint8)
+            network = self._networks.network = cv2.FaceDetectorYN.create(
+                "onnx", self._model, config, size, _MIN_CONFIDENCE, _MAX_IOU, _MAX_FACES
             )
-            self._networks.network = network
         network.setInputSize((image.shape[1], image.shape[0]))
         found = network.detect(image)[1]
         if found is None:

@@ -17,9 +17,6 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
     libheif applies the rotation and cropping of the container, which replace the EXIF orientation
     (ISO/IEC 23008-12, 6.5.10).
 
-    Args:
-        data: content of the file.
-
     Returns:
         uint8 [height, width], [height, width, 3] (BGR) or [height, width, 4] (BGRA).
 
@@ -33,14 +30,14 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
     except ImportError:
         raise InputError(
             "unsupported",
-            f"a HEIC picture: {install_hint('heif')} to read it, or convert it to JPEG",
+            f"a HEIC image: {install_hint('heif')} to read it, or convert it to JPEG",
         ) from None
     # Several workers decode images in parallel.
     pillow_heif.options.DECODE_THREADS = 1
     try:
-        picture = pillow_heif.open_heif(data, convert_hdr_to_8bit=True, bgr_mode=True)
-        multiplied = picture.premultiplied_alpha
-        pixels = np.asarray(picture)
+        image = pillow_heif.open_heif(data, convert_hdr_to_8bit=True, bgr_mode=True)
+        multiplied = image.premultiplied_alpha
+        pixels = np.asarray(image)
     except SyntaxError as error:
         raise InputError("unsupported", f"a HEIC that cannot be read: {_line(error)}") from None
     except OSError as error:
@@ -53,16 +50,11 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
         # Grey images of 10 or 12 bits are returned in 16 bits.
         pixels = (pixels >> 8).astype(np.uint8)
     if multiplied:
-        pixels = _divide(pixels)
+        alpha = np.maximum(pixels[..., 3:], 1).astype(np.float32)
+        colour = np.minimum(pixels[..., :3] * (255 / alpha), 255).round().astype(np.uint8)
+        pixels = np.concatenate([colour, pixels[..., 3:]], axis=-1)
     return pixels
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _divide(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Divide premultiplied colour by alpha."""
-    alpha = np.maximum(pixels[..., 3:], 1).astype(np.float32)
-    colour = np.minimum(pixels[..., :3] * (255 / alpha), 255).round().astype(np.uint8)
-    return np.concatenate([colour, pixels[..., 3:]], axis=-1)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from ..core.errors import InputError
-from .formats.bmff import is_avif, is_heif, read_avif, read_heif
+from .formats.bmff import find_format, read_bmff
 from .formats.foreign import name_foreign
 from .formats.gif import read_gif
 from .formats.header import ImageHeader
@@ -92,7 +93,7 @@ _FORMATS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], ImageHeade
     ("gif", _starts(b"GIF87a", b"GIF89a"), read_gif),
     ("bmp", _starts(b"BM"), _bmp),
     ("tiff", _starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), read_tiff),
-    ("avif", is_avif, read_avif),
-    ("heif", is_heif, read_heif),
+    ("avif", lambda data: find_format(data) == "avif", partial(read_bmff, "avif")),
+    ("heif", lambda data: find_format(data) == "heif", partial(read_bmff, "heif")),
     ("pnm", lambda data: _PNM.match(data) is not None, _pnm),
 )

@@ -38,7 +38,8 @@ def warming_up() -> Iterator[None]:
 
     The first image would otherwise wait 70 ms for them on a fast core.
     """
-    thread = Thread(target=_build_tables, name="ffd-warm-up")
+    pixel = np.zeros((1, 1, 3), np.uint8)
+    thread = Thread(target=cv2.cvtColor, args=(pixel, cv2.COLOR_BGR2LAB), name="ffd-warm-up")
     thread.start()
     try:
         yield
@@ -46,23 +47,31 @@ def warming_up() -> Iterator[None]:
         thread.join()
 
 
-def _build_tables() -> None:
-    cv2.cvtColor(np.zeros((1, 1, 3), np.uint8), cv2.COLOR_BGR2LAB)
+def classified_square(
+    image: Image, face: Box | None = None, face_scale: float = PreprocessSpec.face_scale
+) -> tuple[int, int, int]:
+    """Return left, top and side of the square that is classified, in pixels.
+
+    The square of a face near the edge may extend beyond the image.
+    """
+    if face is None:
+        height, width = image.shape[:2]
+        side = min(height, width)
+        return (width - side) // 2, (height - side) // 2, side
+    x, y, width, height = face
+    side = max(1, round(max(width, height) * face_scale))
+    return x + width // 2 - side // 2, y + height // 2 - side // 2, side
 
 
 def crop_centre(image: Image) -> Image:
     """Cut the largest centre square, so that the aspect ratio does not reveal the class."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    left, top, side = classified_square(image)
     return image[top : top + side, left : left + side]
 
 
 def crop_face(image: Image, face: Box, scale: float) -> Image:
     """Cut a square around a face; beyond the image, repeat its edge."""
-    x, y, width, height = face
-    side = max(1, round(max(width, height) * scale))
-    left, top = x + width // 2 - side // 2, y + height // 2 - side // 2
+    left, top, side = classified_square(image, face, scale)
     bottom, right = top + side - image.shape[0], left + side - image.shape[1]
     inside = image[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
     if not inside.size:

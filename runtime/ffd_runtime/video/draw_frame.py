@@ -21,12 +21,12 @@ from ..image.draw import (
     TEXT,
     VERDICT_COLOURS,
     Colour,
-    classified_square,
     draw_shape,
     enlargement,
     lay_heatmap,
     mark_corners,
 )
+from ..image.preprocess import classified_square
 from .frame_result import Frame, FrameResult, StreamHealth
 
 _Whole = npt.NDArray[np.int64]

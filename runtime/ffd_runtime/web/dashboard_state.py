@@ -15,7 +15,7 @@ import numpy as np
 from ..core.results import Result
 from ..core.text import printable
 from ..image.decode import Image
-from ..image.draw import classified_square
+from ..image.preprocess import classified_square
 from ..video.draw_frame import fit_size
 from ..video.frame_result import FrameResult, StreamHealth
 

@@ -27,43 +27,27 @@ _ORIENTATION = {
 }  # fmt: skip
 
 
-def brands(data: bytes) -> frozenset[bytes]:
-    """Return major and compatible brands; empty if the file does not start with a `ftyp` box."""
-    if data[4:8] != b"ftyp":
-        return frozenset()
-    size = min(int.from_bytes(data[:4], "big"), 4096)
-    listed = data[16:size]
-    return frozenset([data[8:12], *(listed[at : at + 4] for at in range(0, len(listed) - 3, 4))])
-
-
-def is_avif(data: bytes) -> bool:
-    """Return whether a file is an image that is coded as AV1."""
-    return _coding(data) == "av1"
-
-
-def is_heif(data: bytes) -> bool:
-    """Return whether a file is an image in this container with another codec, usually HEVC."""
-    return _coding(data) == "hevc"
-
-
-def _coding(data: bytes) -> str:
-    """Return the codec of an image in this container; empty for other files.
+def find_format(data: bytes) -> str:
+    """Return `avif` or `heif` for an image in this container; empty for other files.
 
     Brands state the requirements for a reader. The configuration box states the codec.
     """
-    names = brands(data)
-    if not names & (_AVIF | _HEIF | _ANY):
+    if data[4:8] != b"ftyp":
+        return ""
+    listed = data[16 : min(int.from_bytes(data[:4], "big"), 4096)]
+    brands = {data[8:12], *(listed[at : at + 4] for at in range(0, len(listed) - 3, 4))}
+    if not brands & (_AVIF | _HEIF | _ANY):
         return ""
     head = data[: 1 << 16]
     coded_as_av1, coded_as_hevc = b"av1C" in head, b"hvcC" in head
-    if coded_as_av1 != coded_as_hevc:
-        return "av1" if coded_as_av1 else "hevc"
-    return "av1" if names & _AVIF and not names & _HEIF else "hevc"
+    if coded_as_av1 == coded_as_hevc:
+        coded_as_av1 = bool(brands & _AVIF) and not brands & _HEIF
+    return "avif" if coded_as_av1 else "heif"
 
 
 @dataclass
 class _Item:
-    """One item of a `meta` box: its type, the ranges of its bytes, and its properties."""
+    """One item of a `meta` box; an extent is an offset and a length."""
 
     kind: bytes = b""
     mime: bytes = b""
@@ -74,17 +58,13 @@ class _Item:
         return next((content for name, content in self.properties if name == kind), None)
 
 
-def read_avif(data: bytes) -> ImageHeader:
-    """Read the header of an AVIF."""
-    return _read("avif", data)
+def read_bmff(name: str, data: bytes) -> ImageHeader:
+    """Read the header of an image.
 
-
-def read_heif(data: bytes) -> ImageHeader:
-    """Read the header of a HEIC. Its orientation is 1, because the decoder applies rotation."""
-    return _read("heif", data)
-
-
-def _read(name: str, data: bytes) -> ImageHeader:
+    Args:
+        name: `avif` or `heif`. The orientation of HEIC is 1, because the decoder applies rotation.
+        data: content of the file.
+    """
     primary, items = _read_meta(data)
     item = items.get(primary)
     if item is None or item.find(b"ispe") is None:
@@ -141,8 +121,7 @@ def _search(data: bytes) -> _Item:
     head = data[: 1 << 16]
     item = _Item()
     # Every tile of the image has a size box (ispe); the image is the largest.
-    found = [(match.start() + 4, b"ispe", 12) for match in re.finditer(b"ispe", head)]
-    sizes = [take(head, at, length) for at, _, length in found]
+    sizes = [take(head, match.end(), 12) for match in re.finditer(b"ispe", head)]
     if not sizes:
         raise ValueError("its size is missing")
     item.properties.append((b"ispe", max(sizes, key=lambda one: struct.unpack_from(">II", one, 4))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from .exif import xmp_orientation
 from .header import MAX_PARTS, ImageHeader
@@ -12,25 +11,19 @@ _TRAILER, _EXTENSION, _IMAGE = 0x3B, 0x21, 0x2C
 _XMP = b"XMP DataXMP"
 
 
-class _First(NamedTuple):
-    end: int
-    xmp: bytes
-
-
 def read_gif(data: bytes) -> ImageHeader:
     """Read the header of a GIF, which is complete if its first frame is."""
     width, height = struct.unpack_from("<HH", data, 6)
-    first = _read_first(data)
-    turn = xmp_orientation(first.xmp)
-    return ImageHeader("gif", width, height, first.end > 0, orientation=turn)
+    end, xmp = _read_first(data)
+    return ImageHeader("gif", width, height, end > 0, orientation=xmp_orientation(xmp))
 
 
 def first_frame(data: bytes) -> bytes:
     """Return the file up to its first frame, so that decoders do not read the others."""
-    return data[: _read_first(data).end] + b";"
+    return data[: _read_first(data)[0]] + b";"
 
 
-def _read_first(data: bytes) -> _First:
+def _read_first(data: bytes) -> tuple[int, bytes]:
     """Return the end of the first frame, 0 if it is incomplete, and XMP before it."""
     xmp = b""
     position = 13 + _table(data[10])
@@ -44,13 +37,13 @@ def _read_first(data: bytes) -> _First:
                     xmp = data[begin + 12 : position]
             elif kind == _IMAGE:
                 data_begin = position + 11 + _table(data[position + 9])
-                return _First(_skip(data, data_begin), xmp)
+                return _skip(data, data_begin), xmp
             elif kind == _TRAILER:
                 raise ValueError("it contains no image")
             else:
                 position += 1
     except IndexError:
-        return _First(0, xmp)
+        return 0, xmp
     raise ValueError("it has too many blocks")
 
 

@@ -46,7 +46,7 @@ class Frame:
         precision: bits of a sample.
         height: in pixels.
         width: in pixels.
-        components: by identifier: horizontal and vertical sampling factor, quantisation table.
+        components: horizontal and vertical sampling factor and quantisation table, by identifier.
     """
 
     marker: int
@@ -66,11 +66,7 @@ class Frame:
         return cls(segment.marker, precision, height, width, components)
 
     def samples(self, scan: bytes) -> int:
-        """Return the number of samples in one scan.
-
-        Args:
-            scan: content of its start-of-scan segment.
-        """
+        """Return the number of samples in a scan, by its start-of-scan segment."""
         areas = {name: wide * high for name, (wide, high, _) in self.components.items()}
         largest = max(areas.values(), default=1) or 1
         covered = sum(areas.get(name, 0) for name in scan[1 : 1 + 2 * scan[0] : 2]) if scan else 0
@@ -81,9 +77,6 @@ class Frame:
 
         Without its later scans, such an image is a blurred preview. Scans that only refine
         coefficients may be missing (T.81, G.1.1).
-
-        Args:
-            scans: contents of the start-of-scan segments.
         """
         if self.marker not in PROGRESSIVE:
             return False
@@ -150,13 +143,13 @@ def read_jpeg(data: bytes) -> ImageHeader:
         raise ValueError("it has no frame header")
     if not scan.content:
         raise IndexError
-    rest = _read_scans(data, scan.at + 4 + len(scan.content))
-    scans = [scan.content, *rest.scans]
+    later_scans, ends = _read_scans(data, scan.at + 4 + len(scan.content))
+    scans = [scan.content, *later_scans]
     return ImageHeader(
         "jpeg",
         frame.width,
         frame.height,
-        rest.ends,
+        ends,
         orientation=exif_orientation(exif, xmp),
         scans=len(scans),
         scanned=sum(frame.samples(one) for one in scans),
@@ -164,12 +157,7 @@ def read_jpeg(data: bytes) -> ImageHeader:
     )
 
 
-class _Scans(NamedTuple):
-    scans: list[bytes]
-    ends: bool
-
-
-def _read_scans(data: bytes, begin: int) -> _Scans:
+def _read_scans(data: bytes, begin: int) -> tuple[list[bytes], bool]:
     """Return the headers of later scans, and whether an end marker follows the last one."""
     scans: list[bytes] = []
     for _ in range(MAX_PARTS):
@@ -179,7 +167,7 @@ def _read_scans(data: bytes, begin: int) -> _Scans:
         position = found.start()
         marker = data[position + 1]
         if marker == EOI:
-            return _Scans(scans, True)
+            return scans, True
         try:
             begin = position + 2 + max(_length(data, position), 2)
         except struct.error:
@@ -188,7 +176,7 @@ def _read_scans(data: bytes, begin: int) -> _Scans:
             scans.append(data[position + 4 : begin])
             if len(scans) >= MAX_SCANS:
                 break
-    return _Scans(scans, False)
+    return scans, False
 
 
 def _length(data: bytes, position: int) -> int:

@@ -16,84 +16,77 @@ _END = b"\0\0\0\0IEND\xaeB`\x82"
 _EXIF_TEXT = b"Raw profile type exif"
 _XMP_TEXT = b"XML:com.adobe.xmp"
 # Pillow's limit of a compressed text.
-_MAX_TEXT = 1 << 20
+_MAX_TEXT_BYTES = 1 << 20
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_KEYWORDS = (_EXIF_TEXT + b"\0", _XMP_TEXT + b"\0", b"exif\0")
 
 
-class Chunk(NamedTuple):
-    """One chunk: its type, where its content lies, and how much of that the file holds."""
-
+class _Chunk(NamedTuple):
     kind: bytes
-    begin: int
-    length: int
+    content: bytes
+    end: int
     whole: bool
 
-    @property
-    def end(self) -> int:
-        """Offset behind its checksum."""
-        return self.begin + self.length + 4
 
-
-def read_chunks(data: bytes) -> Iterator[Chunk]:
-    """The chunks of a PNG up to IEND or to the end of the file; the last may be cut."""
+def _read_chunks(data: bytes) -> Iterator[_Chunk]:
+    """Yield the chunks up to IEND or to the end of the file; the last may be truncated."""
     position = len(SIGNATURE)
     for _ in range(MAX_PARTS):
         if position + 8 > len(data):
             return
         length, kind = struct.unpack_from(">I4s", data, position)
-        whole = position + 12 + length <= len(data)
-        yield Chunk(kind, position + 8, length, whole)
+        end = position + 12 + length
+        whole = end <= len(data)
+        yield _Chunk(kind, data[position + 8 : end - 4], end, whole)
         if kind == b"IEND" or not whole:
             return
-        position += 12 + length
+        position = end
     raise ValueError("it has too many chunks")
 
 
 def read_png(data: bytes) -> ImageHeader:
     """Read the header of a PNG."""
     width, height, _, colour_type = struct.unpack_from(">IIBB", data, 16)
-    # Alpha comes as a channel (types 4 and 6) or as a tRNS chunk.
+    # Alpha is a channel (types 4 and 6) or a tRNS chunk.
     alpha = colour_type in (4, 6)
     metadata = _Metadata()
-    picture, ended, following, animated = 0, False, False, False
-    for chunk in read_chunks(data):
-        if chunk.kind == b"IEND":
-            ended = True
-        elif chunk.kind == b"IDAT":
-            picture = chunk.end if chunk.whole else 0
-        elif picture:
-            # The picture's own data is one run of chunks (5.6), so it has ended.
-            following = True
-        if chunk.kind == b"fcTL" and picture and animated:
-            # What comes with the second frame is not about the first.
-            metadata.closed = True
+    complete, image, animated, second_frame = False, False, False, False
+    for chunk in _read_chunks(data):
+        if chunk.kind == b"IDAT":
+            image = chunk.whole
+        elif image or chunk.kind == b"IEND":
+            # The IDAT chunks are consecutive (5.6), so the image has ended.
+            complete = True
+        if chunk.kind == b"fcTL" and image and animated:
+            # Metadata after this chunk belongs to the second frame.
+            second_frame = True
         elif chunk.kind == b"acTL":
-            animated = data[chunk.begin : chunk.begin + 4] > b"\0\0\0\1"
+            animated = chunk.content[:4] > b"\0\0\0\1"
         elif chunk.kind == b"tRNS":
             alpha = True
-        elif chunk.whole:
-            metadata.add(chunk.kind, data, chunk)
-    complete = ended or (picture > 0 and (following or _holds_picture(data)))
+        elif chunk.whole and not second_frame:
+            metadata.add(chunk)
+    complete = complete or (image and _holds_image(data))
     return ImageHeader("png", width, height, complete, alpha, metadata.orientation())
 
 
 def with_end(data: bytes) -> bytes:
     """Return the file with an end chunk after its image; unchanged if it has one."""
-    picture = 0
-    for chunk in read_chunks(data):
-        if chunk.kind == b"IEND" and len(data) >= chunk.end:
+    end = 0
+    for chunk in _read_chunks(data):
+        if chunk.kind == b"IEND" and chunk.whole:
             return data
         if chunk.kind == b"IDAT":
-            picture = min(chunk.end, len(data))
-    return data[:picture] + _END
+            end = min(chunk.end, len(data))
+    return data[:end] + _END
 
 
-def _holds_picture(data: bytes) -> bool:
+def _holds_image(data: bytes) -> bool:
     """Return whether the file contains the whole compressed image."""
     stream = zlib.decompressobj()
-    for chunk in read_chunks(data):
+    for chunk in _read_chunks(data):
         if chunk.kind == b"IDAT":
-            rest = data[chunk.begin : chunk.begin + chunk.length]
+            rest = chunk.content
             while rest and not stream.eof:
                 try:
                     stream.decompress(rest, 1 << 20)
@@ -107,20 +100,16 @@ class _Metadata:
     """EXIF and XMP, as Pillow's PngImagePlugin collects them: of each kind, the last counts."""
 
     def __init__(self) -> None:
-        self.closed = False
         self._exif = b""
         self._texts: dict[bytes, bytes] = {}
 
-    def add(self, kind: bytes, data: bytes, chunk: Chunk) -> None:
-        content = data[chunk.begin : chunk.begin + chunk.length]
-        if self.closed or (kind != b"eXIf" and kind not in _TEXTS):
-            return
-        if kind == b"eXIf":
-            self._exif = content
-        elif content.startswith((_EXIF_TEXT + b"\0", _XMP_TEXT + b"\0", b"exif\0")):
-            keyword, _, rest = content.partition(b"\0")
-            text = _text(kind, rest)
-            if keyword == b"exif" and kind == b"tEXt":
+    def add(self, chunk: _Chunk) -> None:
+        if chunk.kind == b"eXIf":
+            self._exif = chunk.content
+        elif chunk.kind in _TEXTS and chunk.content.startswith(_KEYWORDS):
+            keyword, _, rest = chunk.content.partition(b"\0")
+            text = _text(chunk.kind, rest)
+            if keyword == b"exif" and chunk.kind == b"tEXt":
                 self._exif = rest
             elif text is not None:
                 self._texts[keyword] = text
@@ -155,6 +144,6 @@ def _text(kind: bytes, rest: bytes) -> bytes | None:
 
 def _inflate(data: bytes) -> bytes | None:
     try:
-        return zlib.decompressobj().decompress(data, _MAX_TEXT)
+        return zlib.decompressobj().decompress(data, _MAX_TEXT_BYTES)
     except zlib.error:
         return None

@@ -29,14 +29,8 @@ _RAW = {32803: "a colour filter array", 34892: "linear raw data"}
 _FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 
 
-class Page(NamedTuple):
-    """One image of a file.
-
-    Attributes:
-        offset: of its directory.
-        directory: its tags.
-        parent: the parent directory, if any.
-    """
+class _Page(NamedTuple):
+    """One image; the offset is that of its directory."""
 
     offset: int
     directory: Directory
@@ -50,7 +44,6 @@ class Page(NamedTuple):
 
     @property
     def area(self) -> int:
-        """In pixels."""
         return self.directory.number(_WIDTH, 0) * self.directory.number(_HEIGHT, 0)
 
 
@@ -69,7 +62,7 @@ def _layout(data: bytes) -> _Layout:
     return _Layout(order, big, first)
 
 
-def find_page(data: bytes) -> Page:
+def _find_page(data: bytes) -> _Page:
     """Return the image to classify: the first that is neither a thumbnail nor a mask.
 
     Cameras write a thumbnail first, and the full image as its child (SubIFDs) or after it. If all
@@ -81,7 +74,7 @@ def find_page(data: bytes) -> Page:
     layout = _layout(data)
     view = memoryview(data)
     struct.unpack_from("H", data, layout.first)
-    pages: list[Page] = []
+    pages: list[_Page] = []
     seen: set[int] = set()
     waiting: list[tuple[int, Directory | None]] = [(layout.first, None)]
     while waiting and len(seen) < _MAX_DIRECTORIES:
@@ -89,7 +82,7 @@ def find_page(data: bytes) -> Page:
         if offset in seen or not 0 < offset < len(data):
             continue
         seen.add(offset)
-        page = Page(offset, read_directory(view, offset, layout.order, layout.big), parent)
+        page = _Page(offset, read_directory(view, offset, layout.order, layout.big), parent)
         if not page.kind & (_REDUCED | _MASK) and page.area:
             return page
         pages.append(page)
@@ -97,13 +90,13 @@ def find_page(data: bytes) -> Page:
         own = [(child, page.directory) for child in children[:_MAX_DIRECTORIES]]
         after = [] if parent else [(page.directory.following, None)]
         waiting = [*own, *waiting, *after]
-    pictures = [page for page in pages if not page.kind & _MASK]
-    return max(pictures or pages, key=lambda page: page.area)
+    images = [page for page in pages if not page.kind & _MASK]
+    return max(images or pages, key=lambda page: page.area)
 
 
 def read_tiff(data: bytes) -> ImageHeader:
     """Read the header of the image to classify."""
-    page = find_page(data)
+    page = _find_page(data)
     directory = page.directory
     for tag in (_WIDTH, _HEIGHT):
         if tag not in directory.values:
@@ -118,14 +111,14 @@ def read_tiff(data: bytes) -> ImageHeader:
         "tiff",
         directory.number(_WIDTH, 0),
         directory.number(_HEIGHT, 0),
-        _end_of_picture(directory) <= len(data),
+        _end_of_image(directory) <= len(data),
         # ExtraSamples gives the meaning of a fourth sample: 1 or 2 for alpha.
         alpha=directory.number(_EXTRA, 0) in (1, 2),
         orientation=turned.orientation(xmp),
     )
 
 
-def _end_of_picture(directory: Directory) -> int:
+def _end_of_image(directory: Directory) -> int:
     """Return the offset after the last strip or tile; 0 if unknown."""
     for places, sizes in ((_STRIPS, _STRIP_SIZES), (_TILES, _TILE_SIZES)):
         begins, lengths = directory.numbers(places), directory.numbers(sizes)
@@ -140,7 +133,7 @@ def find_obstacle(data: bytes) -> str | None:
     OpenCV shows raw samples as a grey mosaic, and float or signed samples as black or not at all,
     because their range is unknown.
     """
-    directory = find_page(data).directory
+    directory = _find_page(data).directory
     raw = _RAW.get(directory.number(_PHOTOMETRIC, 1))
     if raw or data[8:10] == b"CR":
         raw = raw or "Canon CR2"
@@ -155,7 +148,7 @@ def find_obstacle(data: bytes) -> str | None:
 
 def explain_failure(data: bytes) -> str | None:
     """Return why OpenCV may have failed; None for a usual compression."""
-    compression = find_page(data).directory.number(_COMPRESSION, 1)
+    compression = _find_page(data).directory.number(_COMPRESSION, 1)
     name = _COMPRESSIONS.get(compression)
     if name is None:
         return None
@@ -167,7 +160,7 @@ def with_page(data: bytes) -> bytes:
 
     OpenCV decodes the first image, and its versions apply orientation to different formats.
     """
-    layout, page = _layout(data), find_page(data)
+    layout, page = _layout(data), _find_page(data)
     turned = page.directory.values.get(ORIENTATION)
     plain = turned is None or (turned[0] == _SHORT and page.directory.numbers(ORIENTATION) == [1])
     if page.offset == layout.first and plain:

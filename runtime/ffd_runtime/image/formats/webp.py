@@ -12,7 +12,7 @@ from .header import MAX_PARTS, ImageHeader, take
 # Flags of the VP8X chunk.
 _ALPHA, _EXIF, _XMP = 0x10, 0x08, 0x04
 # Chunks with the first image.
-_PICTURES = frozenset({b"VP8 ", b"VP8L", b"ANMF"})
+_IMAGES = frozenset({b"VP8 ", b"VP8L", b"ANMF"})
 
 
 class _Chunk(NamedTuple):
@@ -39,7 +39,7 @@ def _read_chunks(data: bytes) -> Iterator[_Chunk]:
 
 def read_webp(data: bytes) -> ImageHeader:
     """Read the header of a WebP."""
-    complete = any(chunk.kind in _PICTURES and chunk.whole for chunk in _read_chunks(data))
+    complete = any(chunk.kind in _IMAGES and chunk.whole for chunk in _read_chunks(data))
     kind = data[12:16]
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
