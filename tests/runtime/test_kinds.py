@@ -140,8 +140,8 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
 @pytest.mark.parametrize(
     ("data", "code", "message"),
     [
-        (JXL, "unsupported", "a JPEG XL picture"),
-        (b"\xff\x0a\xfa\x1f", "unsupported", "a JPEG XL picture"),
+        (JXL, "unsupported", "a JPEG XL image"),
+        (b"\xff\x0a\xfa\x1f", "unsupported", "a JPEG XL image"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1", "unsupported", "camera raw data"),
         (LFS, "not_an_image", "a Git LFS pointer instead of the file: run `git lfs pull`"),
         (b"<!DOCTYPE html><html>", "not_an_image", "an HTML page"),
@@ -265,5 +265,5 @@ def test_a_heic_without_its_package_says_what_to_install(monkeypatch: pytest.Mon
     error = error_of(data)
     assert error.code == "unsupported"
     assert error.message == (
-        f"a HEIC picture: {install_hint('heif')} to read it, or convert it to JPEG"
+        f"a HEIC image: {install_hint('heif')} to read it, or convert it to JPEG"
     )

@@ -30,7 +30,7 @@ MAX_FILE_BYTES = 1 << 29
 # so the limit is 6 to 20 s. Encoders write 8 to 14 samples for each pixel, so every image fits.
 MAX_SCANNED_SAMPLES = 16 * MAX_PIXELS
 
-REDUCED_FLAGS = {
+_REDUCED_FLAGS = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -107,7 +107,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
         InputError: `empty`, `not_an_image`, `unsupported`, `truncated`, `corrupt` or `too_large`.
     """
     header = read_header(data)
-    check_header(header, max_pixels)
+    _check_header(header, max_pixels)
     try:
         if header.format == "heif":
             return to_bgr(read_heif_pixels(data))
@@ -121,13 +121,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
         raise InputError("too_large", "not enough memory to decode it") from None
 
 
-def check_header(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
-    """Check the limits of an image before decoding.
+def _check_header(header: ImageHeader, max_pixels: int) -> None:
+    """Check limits and completeness before decoding.
 
     A JPEG without its end marker passes, because the decoder reports what is missing.
-
-    Raises:
-        InputError: `too_large` or `truncated`.
     """
     if header.width * header.height > max_pixels:
         raise InputError(
@@ -164,7 +161,7 @@ def to_bgr(array: npt.NDArray[Any]) -> Image:
             f"an image must be uint8 [height, width, 3] in BGR order, "
             f"not {array.dtype} {list(array.shape)}"
         )
-    image: Image = np.ascontiguousarray(array, dtype=np.uint8)
+    image = np.ascontiguousarray(array, np.uint8)
     channels = 1 if image.ndim == 2 else image.shape[2]
     if channels == 1:
         return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
@@ -176,54 +173,35 @@ def to_bgr(array: npt.NDArray[Any]) -> Image:
 
 
 def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Image:
-    """Decode an image, and raise for damage that the decoder reports.
+    """Decode an image, and raise for damage that the decoder reports."""
+    if header.format == "tiff" and (obstacle := tiff.find_obstacle(data)):
+        raise InputError("unsupported", f"a TIFF that ffd cannot read: {obstacle}")
+    shown = data
+    if header.format in _PREPARED and not (header.format == "jpeg" and header.complete):
+        shown = _PREPARED[header.format](data)
 
-    Raises:
-        InputError: `unsupported`, `truncated` or `corrupt`.
-        cv2.error: OpenCV cannot decode the file.
-        MemoryError: the image does not fit the memory.
-    """
-    if header.format == "tiff":
-        obstacle = tiff.find_obstacle(data)
-        if obstacle:
-            raise InputError("unsupported", f"a TIFF that ffd cannot read: {obstacle}")
-    shown = _prepare(header, data)
-
-    def suspicious(image: Image | None, text: str) -> bool:
-        if header.format == "jpeg":
-            return jpeg.find_damage(text, shown) is not None
-        return image is None
+    def find_damage(text: str) -> tuple[str, str] | None:
+        return jpeg.find_damage(text, shown) if header.format == "jpeg" else None
 
     image, text = messages.run(
         lambda: _decode_whole(header, np.frombuffer(shown, np.uint8), at_least),
-        suspicious,
+        lambda image, text: image is None or find_damage(text) is not None,
         alone=not header.complete,
     )
-    damage = jpeg.find_damage(text, shown) if header.format == "jpeg" else None
-    if damage:
-        code, message = damage
-        raise InputError(code, message)
+    if damage := find_damage(text):
+        raise InputError(*damage)
     if image is None or image.size == 0:
         said = re.search(r"libpng error: (.*)", text)
         raise _explain(header, data, said[1] if said else "it cannot be decoded")
     return image
 
 
-def _prepare(header: ImageHeader, data: bytes) -> bytes:
-    """Return a complete file with only the image to classify.
-
-    A file without its end may contain the whole image, but OpenCV requires the end.
-    """
-    if header.format == "jpeg":
-        return data if header.complete else jpeg.with_end(data)
-    if header.format == "bmp":
-        return data + bytes(3)
-    prepare = _PREPARED.get(header.format)
-    return prepare(data) if prepare else data
-
-
+# Return a complete file with only the image to classify. A file without its end may contain the
+# whole image, but OpenCV requires the end.
 _PREPARED: dict[str, Callable[[bytes], bytes]] = {
+    "bmp": lambda data: data + bytes(3),
     "gif": gif.first_frame,
+    "jpeg": jpeg.with_end,
     "png": png.with_end,
     "tiff": tiff.with_page,
     "webp": webp.whole_part,
@@ -232,18 +210,14 @@ _PREPARED: dict[str, Callable[[bytes], bytes]] = {
 
 def _explain(header: ImageHeader, data: bytes, detail: str) -> InputError:
     """Return why a file could not be decoded: it is damaged, or OpenCV does not support it."""
-    if header.format == "tiff":
-        compression = tiff.explain_failure(data)
-        if compression:
-            return InputError("unsupported", f"a TIFF that OpenCV cannot read: {compression}")
-    if header.format == "jpeg":
-        coding = jpeg.describe_coding(data)
-        if coding:
-            return InputError("unsupported", f"a {coding} JPEG: save it as an 8-bit baseline JPEG")
+    if header.format == "tiff" and (compression := tiff.explain_failure(data)):
+        return InputError("unsupported", f"a TIFF that OpenCV cannot read: {compression}")
+    if header.format == "jpeg" and (coding := jpeg.describe_coding(data)):
+        return InputError("unsupported", f"a {coding} JPEG: save it as an 8-bit baseline JPEG")
     if header.format == "avif" and not _reads_avif():
         return InputError(
             "unsupported",
-            f"an AVIF picture, which OpenCV {cv2.__version__} was built without: install "
+            f"an AVIF image, which OpenCV {cv2.__version__} was built without: install "
             "opencv-python 4.14 or later, or convert it to JPEG or PNG",
         )
     return InputError("corrupt", f"broken {header.format.upper()}: {detail}")
@@ -278,9 +252,8 @@ def _reduction(header: ImageHeader, at_least: int) -> int:
     Only libjpeg saves time, because it transforms fewer coefficients.
     """
     if header.format == "jpeg" and at_least:
-        shorter = min(header.width, header.height)
-        for factor, flag in REDUCED_FLAGS.items():
-            if shorter >= factor * at_least:
+        for factor, flag in _REDUCED_FLAGS.items():
+            if min(header.width, header.height) >= factor * at_least:
                 return flag
     return cv2.IMREAD_COLOR
 

@@ -54,8 +54,8 @@ def draw_verdict(
         face_scale: `preprocess.face_scale` of the card, for a result with a face.
 
     Returns:
-        uint8 [k * height, k * width, 3]: a copy, enlarged by a whole k where the picture would be
-        too small to read (up to 4096 pixels a side), else with k = 1.
+        uint8 [k * height, k * width, 3]: a copy, enlarged by an integer k if it is too small
+        for readable text (up to 4096 pixels a side), otherwise with k = 1.
     """
     height, width = image.shape[:2]
     factor = enlargement(image)

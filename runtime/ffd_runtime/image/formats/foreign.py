@@ -7,13 +7,13 @@ from ...core.errors import InputError
 _CONVERT = "convert it to JPEG or PNG"
 # A raw codestream, and the first box of a container.
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
-_SIGNATURES: tuple[tuple[tuple[bytes, ...], str], ...] = (
-    ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), f"a JPEG 2000 picture: {_CONVERT}"),
-    ((b"8BPS",), f"a Photoshop document: {_CONVERT}"),
-    ((b"v/1\x01",), f"an OpenEXR picture: {_CONVERT}"),
-    ((b"\0\0\1\0", b"\0\0\2\0"), f"an icon: {_CONVERT}"),
-    ((b"%PDF-",), f"a PDF document: {_CONVERT}"),
-    ((b"FUJIFILMCCD-RAW",), f"camera raw data (Fujifilm RAF): {_CONVERT}"),
+_SIGNATURES = (
+    ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), "a JPEG 2000 file"),
+    ((b"8BPS",), "a Photoshop document"),
+    ((b"v/1\x01",), "an OpenEXR file"),
+    ((b"\0\0\1\0", b"\0\0\2\0"), "an icon"),
+    ((b"%PDF-",), "a PDF document"),
+    ((b"FUJIFILMCCD-RAW",), "camera raw data (Fujifilm RAF)"),
 )
 _BLANKS = b" \t\r\n\f\xef\xbb\xbf\xff\xfe"
 _PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title", b"<meta")
@@ -27,12 +27,12 @@ def name_foreign(data: bytes) -> InputError:
         `unsupported` for some image formats that ffd cannot read, otherwise `not_an_image`.
     """
     if data.startswith(_JXL):
-        return InputError("unsupported", f"a JPEG XL picture, which ffd does not read: {_CONVERT}")
+        return InputError("unsupported", f"a JPEG XL image, which ffd does not read: {_CONVERT}")
     if data[4:12] == b"ftypcrx ":
         return InputError("unsupported", f"camera raw data (Canon CR3): {_CONVERT}")
     for starts, name in _SIGNATURES:
         if data.startswith(starts):
-            return InputError("not_an_image", f"not an image that ffd reads but {name}")
+            return InputError("not_an_image", f"not an image that ffd reads but {name}: {_CONVERT}")
     return InputError("not_an_image", _name_text(data))
 
 
@@ -46,9 +46,9 @@ def _name_text(data: bytes) -> str:
     while head.startswith(b"<!--") and b"-->" in head:
         head = head.partition(b"-->")[2].lstrip(_BLANKS)
     if head.startswith(_PAGES):
-        return "an HTML page instead of a picture: open its address in a browser and save it again"
+        return "an HTML page instead of an image: open its address in a browser and save it again"
     if head.startswith((b"<svg", b"<!doctype svg")):
         return f"not an image that ffd reads but an SVG drawing: {_CONVERT}"
     if head.startswith((b"<error>", b"<error ")):
-        return "an error message in XML instead of a picture: download it again"
+        return "an error message in XML instead of an image: download it again"
     return "not an image in a format that ffd reads"

@@ -206,7 +206,7 @@ def find_damage(messages: str, data: bytes) -> tuple[str, str] | None:
     """
     for line in messages.splitlines():
         if "premature end" in line.lower() or "found marker 0xd9 instead" in line:
-            return "truncated", "the JPEG ends early: a part of its picture is missing"
+            return "truncated", "the JPEG ends early: a part of its image is missing"
         stray = _STRAY.search(line)
         if stray:
             count, marker = int(stray[1]), int(stray[2], 16)
