@@ -29,7 +29,7 @@ from ffd_runtime.inputs.archives import find_in_archive, is_archive
 
 from .encoded import BGR, FORMATS
 
-# What no compressor shortens, as pictures are.
+# Incompressible, like images.
 NOISE = random.Random(0).randbytes(3000)
 MEMBERS = {
     "1.jpg": FORMATS["jpeg"],
@@ -53,7 +53,7 @@ def zipped(
 ) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
-        # It warns of names that come twice.
+        # It warns of repeated names.
         warnings.simplefilter("ignore")
         for name, data in members.items() if isinstance(members, dict) else members:
             archive.writestr(name, data)
@@ -77,7 +77,7 @@ def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields: object
 
 
 def outcome(item: Item) -> bytes | str:
-    """An item's bytes, or the code of its error."""
+    """Return an item's bytes, or the code of its error."""
     try:
         return item.read()
     except InputError as error:
@@ -85,7 +85,7 @@ def outcome(item: Item) -> bytes | str:
 
 
 def contents(path: Path | str, data: bytes | None = None) -> list[tuple[str, bytes | str]]:
-    """Each row's name without the archive's, and its outcome."""
+    """Return the name of each member and its outcome."""
     if data is not None:
         Path(path).write_bytes(data)
     return [
@@ -113,23 +113,23 @@ def test_every_member_of_a_zip_is_an_item(path: Path, method: int) -> None:
 @pytest.mark.parametrize("compression", COMPRESS)
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_every_member_of_a_tar_is_an_item(path: Path, form: int, compression: str) -> None:
-    # A ustar header has room for 100 bytes behind the last slash.
+    # A ustar header has 100 bytes for the name after the last slash.
     fit = form != tarfile.USTAR_FORMAT
     members = {name if fit else name.replace("name" * 20, ""): data for name, data in ALL}
     assert contents(path, COMPRESS[compression](tarred(members, form))) == [*members.items()]
     assert is_archive(str(path))
 
 
-def test_pictures_come_out_as_they_went_in(path: Path) -> None:
-    pictures = {name: data for name, data in FORMATS.items() if "alpha" not in name}
-    for data in (zipped(pictures), tarred(pictures)):
+def test_archived_images_are_read_unchanged(path: Path) -> None:
+    images = {name: data for name, data in FORMATS.items() if "alpha" not in name}
+    for data in (zipped(images), tarred(images)):
         for name, found in contents(path, data):
-            assert found == pictures[name]
+            assert found == images[name]
     assert (decode(dict(contents(path))["png"]) == BGR).all()  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not shutil.which("tar"), reason="there is no tar command")
-def test_what_the_tar_command_packs(tmp_path: Path, path: Path) -> None:
+def test_archives_of_the_tar_command_are_read(tmp_path: Path, path: Path) -> None:
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep/a.png").write_bytes(FORMATS["png"])
@@ -142,7 +142,7 @@ def test_what_the_tar_command_packs(tmp_path: Path, path: Path) -> None:
             file.seek(at)
             file.write(b"x")
     for form in ("gnu", "posix", "ustar"):
-        # A map of 40 holes needs more room than GNU tar's header has.
+        # A map of 40 holes does not fit into the header of GNU tar.
         sparse = [] if form == "ustar" else ["--sparse"]
         options = [f"--format={form}", "--sort=name", *sparse, f"--directory={folder}"]
         subprocess.run(["tar", "cf", str(path), *options, "."], check=True)
@@ -160,7 +160,7 @@ def test_what_the_tar_command_packs(tmp_path: Path, path: Path) -> None:
         assert contents(path)[-1] == (os.fsdecode(b"./\xff.png"), b"x")
 
 
-def test_archives_without_members(path: Path) -> None:
+def test_an_archive_without_members_yields_nothing(path: Path) -> None:
     folder = io.BytesIO()
     with tarfile.open(fileobj=folder, mode="w") as archive:
         add(archive, "folder", type=tarfile.DIRTYPE)
@@ -168,7 +168,7 @@ def test_archives_without_members(path: Path) -> None:
         assert contents(path, data) == []
 
 
-def test_names_may_come_twice_and_need_not_be_utf8(path: Path) -> None:
+def test_names_may_repeat_and_need_not_be_utf8(path: Path) -> None:
     data = zipped([("a", b"1"), ("a", b"2"), ("é", b"3")])
     assert contents(path, data) == [("a", b"1"), ("a", b"2"), ("é", b"3")]
     # Without the flag for UTF-8, names are in code page 437.
@@ -178,7 +178,7 @@ def test_names_may_come_twice_and_need_not_be_utf8(path: Path) -> None:
     assert contents(path, broken)[2] == (os.fsdecode(b"\xff\xfe"), b"3")
 
 
-def test_zip64(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip64_archive_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 8)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
     data = zipped()
@@ -186,7 +186,7 @@ def test_zip64(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert contents(path, data) == ALL
 
 
-def test_a_comment_or_something_before_a_zip_is_no_hindrance(path: Path) -> None:
+def test_a_zip_may_have_a_comment_and_follow_other_data(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a", b"1")
         archive.comment = b"a comment that says PK\5\6 and goes on for a while"
@@ -194,7 +194,7 @@ def test_a_comment_or_something_before_a_zip_is_no_hindrance(path: Path) -> None
     assert contents(path, zipped({"b": b"2"}) + path.read_bytes()) == [("a", b"1")]
 
 
-def test_parallel_compressors_write_several_streams(path: Path) -> None:
+def test_concatenated_compressed_streams_are_read(path: Path) -> None:
     data = tarred()
     for compress in (gzip.compress, bz2.compress, lzma.compress):
         parts = compress(data[:4000]) + compress(data[4000:])
@@ -204,7 +204,7 @@ def test_parallel_compressors_write_several_streams(path: Path) -> None:
 LEAVES = ["../a", "a/../../b", "/etc/passwd", "C:\\a", "C:a", "a\\..\\b", "\\\\host\\a"]
 
 
-def test_members_that_lead_out_are_refused(path: Path) -> None:
+def test_names_outside_the_archive_are_refused(path: Path) -> None:
     members = [*((name, b"x") for name in LEAVES), ("good", b"x")]
     expected = [*((name, "refused") for name in LEAVES), ("good", b"x")]
     assert contents(path, zipped(members)) == expected
@@ -212,10 +212,10 @@ def test_members_that_lead_out_are_refused(path: Path) -> None:
     assert os.listdir(path.parent) == ["archive"]
 
 
-def test_links_and_devices_are_refused_and_folders_left_out(path: Path) -> None:
+def test_links_and_devices_are_refused_and_folders_skipped(path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         add(archive, "folder", type=tarfile.DIRTYPE)
-        # A link may claim a size: no data follows all the same.
+        # A link has no data, even if its header states a size.
         add(archive, "soft", type=tarfile.SYMTYPE, linkname="/etc/passwd", size=5000)
         add(archive, "hard", type=tarfile.LNKTYPE, linkname="good")
         add(archive, "pipe", type=tarfile.FIFOTYPE)
@@ -233,7 +233,7 @@ def test_links_and_devices_are_refused_and_folders_left_out(path: Path) -> None:
 
 
 def directory_of(data: bytes, name: str) -> int:
-    """Where the directory's entry of a member begins."""
+    """Return the offset of a member's entry in the directory."""
     at = data.index(b"PK\1\2")
     return data.rindex(b"PK\1\2", at, data.index(name.encode(), at))
 
@@ -251,7 +251,7 @@ THREE = {"1": FORMATS["png"], "2": NOISE, "3": FORMATS["jpeg"]}
     ("offset", "form", "value", "code"),
     [
         (8, "H", 1, "refused"),  # encrypted
-        (10, "H", 99, "corrupt"),  # a method that nobody knows
+        (10, "H", 99, "corrupt"),  # an unknown method
         (10, "H", 14, "corrupt"),  # LZMA
         (16, "I", 1, "corrupt"),  # checksum
         (20, "I", 1 << 31, "corrupt"),  # packed size
@@ -270,7 +270,7 @@ def test_one_bad_member_of_a_zip_does_not_hide_the_others(
     assert contents(path, changed) == expected
 
 
-def test_damaged_data_in_a_zip(path: Path) -> None:
+def test_damaged_data_in_a_zip_is_reported(path: Path) -> None:
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
         data = bytearray(zipped(THREE, method))
         data[directory_of(bytes(data), "2") // 2] ^= 0x10
@@ -280,14 +280,14 @@ def test_damaged_data_in_a_zip(path: Path) -> None:
         assert rows[2] == ("3", THREE["3"])
 
 
-def test_a_broken_directory_ends_with_a_row_that_says_so(path: Path) -> None:
+def test_a_damaged_directory_yields_an_error_row(path: Path) -> None:
     data = zipped(THREE)
     broken = patched(data, directory_of(data, "2"), "I", 0)
     assert contents(path, broken) == [("1", THREE["1"]), ("", "corrupt")]
     assert contents(path, data[:-30]) == [("", "truncated")]
 
 
-def test_a_zip_that_changes_between_search_and_reading(path: Path) -> None:
+def test_a_zip_that_changes_after_the_search_yields_errors(path: Path) -> None:
     path.write_bytes(zipped(THREE, zipfile.ZIP_STORED))
     items = list(find_in_archive(str(path)))
     end = path.read_bytes().index(NOISE[:8]) + 2000
@@ -297,21 +297,21 @@ def test_a_zip_that_changes_between_search_and_reading(path: Path) -> None:
     assert {outcome(item) for item in items} == {"not_found"}
 
 
-def test_bombs_in_a_zip(path: Path) -> None:
+def test_a_decompression_bomb_in_a_zip_is_refused(path: Path) -> None:
     rows = contents(path, zipped({"bomb": bytes(64 << 20), "good": b"x"}))
     assert rows == [("bomb", "too_large"), ("good", b"x")]
-    # Flat pictures shrink as much, as long as they are small.
+    # A small file may have such a ratio: a blank image, for example.
     flat = bytes(8 << 20)
     assert contents(path, zipped({"flat": flat})) == [("flat", flat)]
 
 
-def test_what_shrinks_well_comes_out_to_its_last_byte(path: Path) -> None:
-    # The last of what comes in may give more than is taken out at once.
+def test_highly_compressed_data_is_read_to_its_last_byte(path: Path) -> None:
+    # The last input chunk may unpack to more than one output chunk.
     for size in range(65500, 65800, 7):
         assert contents(path, zipped({"flat": bytes(size)})) == [("flat", bytes(size))]
 
 
-def test_a_bomb_that_lies_about_its_size_is_not_unpacked(path: Path) -> None:
+def test_a_bomb_with_a_false_size_is_not_unpacked(path: Path) -> None:
     data = zipped({"bomb": bytes(64 << 20)})
     changed = patched(data, directory_of(data, "bomb") + 24, "I", 1000)
     path.write_bytes(changed)
@@ -323,7 +323,7 @@ def test_a_bomb_that_lies_about_its_size_is_not_unpacked(path: Path) -> None:
     assert peak < 4 << 20
 
 
-def test_members_of_a_zip_that_share_their_bytes(path: Path) -> None:
+def test_overlapping_members_of_a_zip_are_refused(path: Path) -> None:
     data = zipped({"1": NOISE})
     at = data.index(b"PK\1\2")
     entry, end = data[at : data.index(b"PK\5\6")], data.index(b"PK\5\6")
@@ -334,7 +334,7 @@ def test_members_of_a_zip_that_share_their_bytes(path: Path) -> None:
     assert len(rows) < 6
 
 
-def test_too_many_members(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_above_the_limit_are_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members, "MAX_MEMBERS", 2)
     for data in (zipped(THREE), tarred(THREE)):
         assert [code for _, code in contents(path, data)] == [THREE["1"], NOISE, "too_large"]
@@ -342,7 +342,9 @@ def test_too_many_members(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(contents(path, zipped(THREE))) == 3
 
 
-def test_bombs_in_a_tar(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_in_a_tar_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tars, "MIN_STREAM_RATIO_BYTES", 4 << 20)
     bomb = tarred({"good": NOISE, "bomb": bytes(16 << 20), "never": b"x"})
     for compress in (gzip.compress, bz2.compress, lzma.compress):
@@ -350,7 +352,9 @@ def test_bombs_in_a_tar(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert rows == [("good", NOISE), ("bomb", "too_large"), ("", "too_large")]
 
 
-def test_members_too_large_to_carry(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_above_the_size_limit_are_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tars, "MAX_CARRIED_BYTES", 2000)
     data = gzip.compress(tarred({"1": b"x", "large": NOISE, "3": b"x"}))
     assert contents(path, data) == [("1", b"x"), ("large", "too_large"), ("3", b"x")]
@@ -359,14 +363,14 @@ def test_members_too_large_to_carry(path: Path, monkeypatch: pytest.MonkeyPatch)
     assert contents(path, data) == [("1", b"x"), ("large", "too_large"), ("3", b"x")]
 
 
-def test_a_dictionary_larger_than_memory_should_be(path: Path) -> None:
+def test_an_xz_dictionary_above_the_memory_limit_is_refused(path: Path) -> None:
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 28}]
     data = lzma.compress(tarred(THREE), filters=filters)
     assert contents(path, data) == [("", "not_an_image")]
     assert not is_archive(str(path))
 
 
-def test_a_damaged_tar_header_costs_one_member(path: Path) -> None:
+def test_a_damaged_tar_header_loses_one_member(path: Path) -> None:
     data = bytearray(tarred(THREE, tarfile.GNU_FORMAT))
     data[data.index(b"2".ljust(100, b"\0"))] ^= 1
     assert contents(path, bytes(data)) == [
@@ -376,7 +380,7 @@ def test_a_damaged_tar_header_costs_one_member(path: Path) -> None:
     ]
 
 
-def test_junk_behind_a_damaged_tar_header_is_not_read_for_ever(
+def test_the_search_after_a_damaged_tar_header_is_limited(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tars, "MAX_JUNK_BYTES", 4096)
@@ -391,7 +395,7 @@ def test_junk_behind_a_damaged_tar_header_is_not_read_for_ever(
 def test_a_tar_without_its_end_mark_may_lack_members(path: Path) -> None:
     whole = tarred(THREE, tarfile.GNU_FORMAT)
     for compress in (bytes, gzip.compress):
-        # Cut between two members, where everything looks right.
+        # Truncated between two members, where all headers are valid.
         cut = whole[: whole.index(b"3".ljust(100, b"\0"))]
         assert contents(path, compress(cut)) == [
             ("1", THREE["1"]),
@@ -400,7 +404,7 @@ def test_a_tar_without_its_end_mark_may_lack_members(path: Path) -> None:
         ]
 
 
-def test_wrong_extended_headers(path: Path) -> None:
+def test_invalid_extended_headers_are_reported(path: Path) -> None:
     def with_pax(body: bytes, claimed: int | None = None) -> bytes:
         header = tarfile.TarInfo("pax")
         header.type = tarfile.XHDTYPE
@@ -421,8 +425,8 @@ def test_wrong_extended_headers(path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
-def test_a_tar_cut_anywhere(path: Path, compression: str) -> None:
-    # Without the end mark, in which a cut would do no harm.
+def test_a_tar_truncated_anywhere_is_reported(path: Path, compression: str) -> None:
+    # Without the end mark, where truncation would lose nothing.
     data = COMPRESS[compression](tarred(THREE).rstrip(b"\0"))
     for end in range(600, len(data), max(1, len(data) // 40)):
         rows = contents(path, data[:end])
@@ -430,8 +434,8 @@ def test_a_tar_cut_anywhere(path: Path, compression: str) -> None:
         assert all(found == THREE[name] for name, found in rows[:-1])
 
 
-def test_a_wrong_checksum_behind_a_tar_is_told(path: Path) -> None:
-    # Larger than what is unpacked at once.
+def test_a_wrong_checksum_after_a_tar_is_reported(path: Path) -> None:
+    # Larger than an output chunk.
     members = {**THREE, "4": random.Random(1).randbytes(100_000)}
     data = bytearray(gzip.compress(tarred(members)))
     data[-6] ^= 1
@@ -441,12 +445,12 @@ def test_a_wrong_checksum_behind_a_tar_is_told(path: Path) -> None:
     assert contents(path, bytes(data)) == [*members.items(), ("", "corrupt")]
 
 
-def test_archives_in_archives_are_not_opened(path: Path) -> None:
+def test_nested_archives_are_not_opened(path: Path) -> None:
     inner = zipped(THREE)
     assert contents(path, zipped({"inner.zip": inner})) == [("inner.zip", inner)]
 
 
-def test_what_is_an_archive_is_told_by_content(path: Path) -> None:
+def test_archives_are_recognised_by_content(path: Path) -> None:
     def is_one(data: bytes) -> bool:
         path.write_bytes(data)
         return is_archive(str(path))
@@ -454,7 +458,7 @@ def test_what_is_an_archive_is_told_by_content(path: Path) -> None:
     assert is_one(zipped())
     assert is_one(zipped({}))
     assert all(is_one(compress(tarred())) for compress in COMPRESS.values())
-    # A tar whose first member is called like a bitmap begins.
+    # A tar starts with the name of its first member, here with the signature of BMP.
     assert is_one(tarred({"BMW.jpg": b"x"}))
     for form, data in FORMATS.items():
         assert not is_one(data), form
@@ -465,7 +469,7 @@ def test_what_is_an_archive_is_told_by_content(path: Path) -> None:
     assert contents(path, b"text") == [("", "not_an_image")]
 
 
-def test_what_cannot_be_opened_is_no_archive(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_not_an_archive(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     expected = {"pipe": "not_a_file", "absent": "not_found", ".": "not_a_file", "a\0b": "not_found"}
     for name, code in expected.items():
@@ -475,7 +479,7 @@ def test_what_cannot_be_opened_is_no_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files cannot be counted")
-def test_nothing_stays_open_when_the_search_is_given_up(path: Path) -> None:
+def test_files_are_closed_when_the_search_is_abandoned(path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for data in (zipped(THREE), tarred(THREE), gzip.compress(tarred(THREE))):
         path.write_bytes(data)
@@ -487,7 +491,7 @@ def test_nothing_stays_open_when_the_search_is_given_up(path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_threads_read_one_archive_at_once(path: Path) -> None:
+def test_threads_read_one_archive_in_parallel(path: Path) -> None:
     members = {str(n): random.Random(n).randbytes(20_000) for n in range(200)}
     for data in (zipped(members), tarred(members)):
         path.write_bytes(data)
@@ -496,7 +500,7 @@ def test_threads_read_one_archive_at_once(path: Path) -> None:
             assert list(found) == list(members.values())
 
 
-def test_a_directory_of_any_length_is_not_held_in_memory(path: Path) -> None:
+def test_the_directory_is_not_held_in_memory(path: Path) -> None:
     path.write_bytes(zipped({f"folder/{n}.jpg": b"x" for n in range(5000)}))
     tracemalloc.start()
     assert sum(1 for _ in find_in_archive(str(path))) == 5000
@@ -527,7 +531,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=500, deadline=None)
 @given(damaged() | st.binary(max_size=600).map(lambda tail: b"PK\3\4" + tail))
-def test_whatever_is_damaged_gives_bytes_or_input_errors(
+def test_any_damage_gives_bytes_or_input_errors(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged"

@@ -1,4 +1,4 @@
-"""A picture that lacks a part has no silent verdict; one that lacks only its end has a verdict."""
+"""An incomplete image is an error; an image that lacks only its end marker is not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def code_of(data: bytes, **options: int) -> str:
 
 
 def scan_of(data: bytes) -> int:
-    """Offset of the last scan's data."""
+    """Return the offset of the data of the last scan."""
     at = data.rfind(b"\xff\xda")
     return at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
@@ -60,7 +60,7 @@ def scan_of(data: bytes) -> int:
 @captured
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", JPEGS)
-def test_a_jpeg_cut_in_its_data_is_truncated(name: str, share: float) -> None:
+def test_a_jpeg_without_part_of_its_data_is_truncated(name: str, share: float) -> None:
     data = JPEGS[name]
     begin = scan_of(data)
     cut = data[: begin + int((len(data) - begin) * share)]
@@ -71,7 +71,7 @@ def test_a_jpeg_cut_in_its_data_is_truncated(name: str, share: float) -> None:
 
 @captured
 @pytest.mark.parametrize("name", ["baseline", "restarts", "grey"])
-def test_a_hole_in_a_jpeg_is_no_silent_verdict(name: str) -> None:
+def test_missing_data_inside_a_jpeg_is_reported(name: str) -> None:
     data = JPEGS[name]
     begin = scan_of(data)
     middle = begin + (len(data) - begin) // 2
@@ -79,7 +79,7 @@ def test_a_hole_in_a_jpeg_is_no_silent_verdict(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JPEGS)
-def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(name: str) -> None:
+def test_a_jpeg_without_only_its_end_marker_is_complete(name: str) -> None:
     data = JPEGS[name]
     for lacking in (data[:-2], data[:-1]):
         assert (decode(lacking) == decode(data)).all()
@@ -87,17 +87,17 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(name: str) -> None:
 
 
 @captured
-def test_bytes_that_only_pad_a_jpeg_do_not_matter() -> None:
+def test_padding_in_a_jpeg_is_ignored() -> None:
     data = JPEGS["baseline"]
     for padding in (b"\0", b"\1\2\3", b"\0" * 5000):
         assert (decode(data[:-2] + padding + data[-2:]) == decode(data)).all()
-    # A repeated part shifts all that follows it.
+    # A repeated part shifts all later data.
     begin = scan_of(data)
     middle = begin + (len(data) - begin) // 2
     assert code_of(data[:middle] + data[begin:]) == "corrupt"
 
 
-def test_a_picture_of_plain_grey_is_whole() -> None:
+def test_a_plain_grey_image_is_complete() -> None:
     grey = Pillow.new("RGB", (64, 64), (128, 128, 128))
     assert (decode(pillow(grey, "JPEG")) == 128).all()
 
@@ -131,13 +131,13 @@ def test_decoders_write_nothing_to_stderr(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     done = subprocess.run([sys.executable, "-c", QUIET, *paths], capture_output=True, text=True)
     assert done.stdout == f"{paths[0]} truncated\n"
-    # What others say is still heard.
+    # Messages of other code are still printed.
     assert done.stderr.startswith("after:")
     assert len(done.stderr.splitlines()) == 1
 
 
 @captured
-def test_threads_do_not_take_each_others_warnings() -> None:
+def test_threads_do_not_receive_each_others_warnings() -> None:
     files = [JPEGS["baseline"], WARNINGS["cut"], JPEGS["progressive"], WARNINGS["padded"]] * 30
 
     def outcome(data: bytes) -> str:
@@ -152,7 +152,7 @@ def test_threads_do_not_take_each_others_warnings() -> None:
 
 
 @captured
-def test_a_process_forked_while_others_decode_still_tells(tmp_path: Path) -> None:
+def test_a_forked_process_still_reports_damage(tmp_path: Path) -> None:
     own = DecoderMessages()
     file = tmp_path / "result"
 
@@ -169,7 +169,7 @@ def test_a_process_forked_while_others_decode_still_tells(tmp_path: Path) -> Non
     assert own.run(decode_in_child, lambda result, text: False)[0] == "truncated"
 
 
-def test_without_such_a_c_library_an_end_marker_must_be_there(
+def test_without_glibc_a_jpeg_needs_its_end_marker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(type(messages), "available", lambda self: False)
@@ -183,7 +183,7 @@ def bmp(bits: int, width: int = 31, height: int = 7) -> bytes:
 
 
 @pytest.mark.parametrize("bits", [8, 24])
-def test_a_bmp_without_its_last_padding_is_whole(bits: int) -> None:
+def test_a_bmp_without_its_last_padding_is_complete(bits: int) -> None:
     for width in (29, 30, 31, 32):
         data = bmp(bits, width)
         padding = -width * bits // 8 % 4
@@ -199,7 +199,7 @@ def animated(form: str, **options: Any) -> bytes:
 @pytest.mark.parametrize(
     ("form", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})]
 )
-def test_an_animation_cut_in_its_second_frame_shows_its_first(form: str, options: Any) -> None:
+def test_an_animation_truncated_in_its_second_frame_is_decoded(form: str, options: Any) -> None:
     data = animated(form, **options)
     shown = decode(data)
     for cut in (data[:-1], data[:-30], data[: len(data) * 3 // 4]):
@@ -207,18 +207,18 @@ def test_an_animation_cut_in_its_second_frame_shows_its_first(form: str, options
     assert code_of(data[: len(data) // 4]) in ("truncated", "corrupt")
 
 
-def test_a_gif_without_its_trailer_is_whole() -> None:
+def test_a_gif_without_its_trailer_is_complete() -> None:
     data = pillow(noisy(), "GIF")
     assert (decode(data[:-1]) == decode(data)).all()
 
 
 @pytest.mark.parametrize("behind", [1, 70_000, 300_000])
-def test_what_follows_a_png_does_not_matter(behind: int) -> None:
+def test_data_after_a_png_is_ignored(behind: int) -> None:
     data = pillow(noisy())
     assert (decode(data + b"\0" * behind) == decode(data)).all()
 
 
-def test_a_png_that_lacks_only_its_end_chunk_is_whole() -> None:
+def test_a_png_without_only_its_end_chunk_is_complete() -> None:
     data = pillow(noisy())
     for cut in (data[:-12], data[:-5], data[:-1]):
         assert (decode(cut) == decode(data)).all()
@@ -226,7 +226,7 @@ def test_a_png_that_lacks_only_its_end_chunk_is_whole() -> None:
     assert code_of(in_png(data[:-40] + data[-12:])) in ("truncated", "corrupt")
 
 
-def test_a_webp_cut_behind_its_picture_is_whole() -> None:
+def test_a_webp_truncated_after_its_image_is_complete() -> None:
     exif = Pillow.Exif()
     exif[0x010E] = "described at length " * 20
     data = pillow(noisy(), "WEBP", lossless=True, exif=exif)
@@ -234,13 +234,13 @@ def test_a_webp_cut_behind_its_picture_is_whole() -> None:
 
 
 def scans(count: int, width: int = 64) -> bytes:
-    """A progressive JPEG whose last scan is repeated."""
+    """Return a progressive JPEG whose last scan is repeated."""
     data = pillow(Pillow.new("RGB", (width, width), (90, 80, 200)), "JPEG", progressive=True)
     last = data[data.rfind(b"\xff\xda") : -2]
     return data[: -2 - len(last)] + last * (count - 9) + data[-2:]
 
 
-def test_a_jpeg_of_too_many_scans_is_refused() -> None:
+def test_a_jpeg_with_too_many_scans_is_refused() -> None:
     assert read_header(scans(MAX_SCANS)).scans == MAX_SCANS
     decode(scans(MAX_SCANS))
     with pytest.raises(InputError, match="in more than 500 scans, which takes too long") as caught:
@@ -248,7 +248,7 @@ def test_a_jpeg_of_too_many_scans_is_refused() -> None:
     assert caught.value.code == "too_large"
 
 
-def test_scans_of_a_large_jpeg_are_limited_by_what_they_cover() -> None:
+def test_scans_of_a_large_jpeg_are_limited_by_their_samples() -> None:
     data = scans(400)
     at = data.find(b"\xff\xc2")
     large = data[: at + 5] + struct.pack(">HH", 8000, 8000) + data[at + 9 :]
@@ -257,7 +257,7 @@ def test_scans_of_a_large_jpeg_are_limited_by_what_they_cover() -> None:
     assert caught.value.code == "too_large"
 
 
-def test_a_usual_progressive_jpeg_of_the_largest_size_is_not_refused() -> None:
+def test_a_progressive_jpeg_of_the_largest_size_is_accepted() -> None:
     for subsampling in (0, 2):
         data = pillow(noisy(), "JPEG", progressive=True, subsampling=subsampling)
         at = data.find(b"\xff\xc2")
@@ -267,8 +267,8 @@ def test_a_usual_progressive_jpeg_of_the_largest_size_is_not_refused() -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
-def test_a_file_of_countless_parts_is_given_up(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As many as allowed would take a second to walk.
+def test_a_file_with_too_many_parts_is_refused(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reading the allowed number takes a second.
     monkeypatch.setattr(f"ffd_runtime.image.formats.{form.lower()}.MAX_PARTS", 1000)
     part = {
         "JPEG": segment(0xFE, b""),
@@ -287,9 +287,7 @@ def test_a_file_of_countless_parts_is_given_up(form: str, monkeypatch: pytest.Mo
 @captured
 @settings(deadline=None, max_examples=50)
 @given(st.sampled_from(sorted(JPEGS)), st.data())
-def test_a_jpeg_without_the_second_half_of_its_picture_is_never_judged(
-    name: str, data: st.DataObject
-) -> None:
+def test_half_a_jpeg_never_has_a_verdict(name: str, data: st.DataObject) -> None:
     whole = JPEGS[name]
     begin = whole.find(b"\xff\xda")
     begin += 2 + int.from_bytes(whole[begin + 2 : begin + 4], "big")
@@ -300,7 +298,7 @@ def test_a_jpeg_without_the_second_half_of_its_picture_is_never_judged(
     except InputError as error:
         assert error.code in ("truncated", "corrupt")
     else:
-        # Only bits that pad the last byte may be missing, or whole scans that only refine.
+        # Only padding bits of the last byte, or whole refinement scans, may be missing.
         reference = cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_COLOR)
         assert np.abs(image.astype(int) - reference).mean() < 8
 
@@ -316,7 +314,7 @@ def test_a_progressive_jpeg_without_later_scans_is_truncated(end: bytes) -> None
     assert decode(whole).shape
 
 
-def test_a_jpeg_in_a_jpeg_is_not_its_end() -> None:
+def test_a_jpeg_inside_a_jpeg_does_not_end_it() -> None:
     thumbnail = JPEGS["baseline"]
     data = in_jpeg(JPEGS["grey"], segment(0xE2, thumbnail))
     assert (decode(data) == decode(JPEGS["grey"])).all()

@@ -30,14 +30,14 @@ def code_of(data: bytes, **options: int) -> str:
 
 
 @pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("webp-alpha", "gif")])
-def test_every_format_gives_the_same_picture(name: str) -> None:
+def test_every_format_gives_the_same_image(name: str) -> None:
     image = decode(FORMATS[name])
     assert image.shape == (HEIGHT, WIDTH, 3)
     assert image.dtype == np.uint8
     assert abs(image.astype(int).mean((0, 1)) - BGR.mean((0, 1))).max() < 6
 
 
-# Form, mode and options of files that can be turned.
+# Format, mode and options of files with an orientation.
 TURNED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "jpeg": ("JPEG", "RGB", {"quality": 100, "subsampling": 0}),
     "png": ("PNG", "RGB", {}),
@@ -57,7 +57,7 @@ def test_orientation_is_applied(name: str, orientation: int) -> None:
     exif[0x0112] = orientation
     coloured = Pillow.fromarray(BGR[..., ::-1]).convert(mode)
     if mode == "RGBA":
-        # Hardly transparent, but enough that no encoder drops the channel.
+        # Slightly transparent, so that no encoder drops the channel.
         coloured.putalpha(254)
     data = pillow(coloured, form, exif=exif, **options)
     shown = {
@@ -75,7 +75,7 @@ def test_orientation_is_applied(name: str, orientation: int) -> None:
     assert np.abs(image.astype(int) - shown).mean() < 8
 
 
-def test_jpeg_2000_whose_decoder_can_crash_is_left_out() -> None:
+def test_jpeg_2000_is_refused() -> None:
     assert code_of(pillow(form="JPEG2000")) == "not_an_image"
 
 
@@ -97,7 +97,7 @@ def test_cmyk_is_converted() -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
-def test_transparent_parts_stand_on_white(form: str) -> None:
+def test_transparent_parts_are_blended_with_white(form: str) -> None:
     image = decode(pillow(rgba(), form, **({"lossless": True} if form == "WEBP" else {})))
     assert (image[5, 5] == (0, 0, 255)).all()
     assert (image[5, -5] == 255).all()
@@ -113,7 +113,7 @@ def test_alpha_blends_the_same_in_every_format() -> None:
 
 
 @pytest.mark.parametrize("depth", [8, 10, 12])
-def test_avif_of_any_depth_blends(depth: int) -> None:
+def test_avif_of_any_depth_is_blended(depth: int) -> None:
     alpha = np.full((HEIGHT, WIDTH, 1), 255, np.uint8)
     alpha[:, ::2] = 128
     levels: Any = np.dstack([BGR, alpha]).astype(np.uint16 if depth > 8 else np.uint8)
@@ -125,7 +125,7 @@ def test_avif_of_any_depth_blends(depth: int) -> None:
     assert image[:, ::2].mean() > image[:, 1::2].mean() + 40
 
 
-def test_a_large_transparent_picture_needs_little_more_than_itself() -> None:
+def test_blending_a_large_image_needs_little_memory() -> None:
     import tracemalloc
 
     from ffd_runtime.image.decode import _on_white
@@ -140,7 +140,7 @@ def test_a_large_transparent_picture_needs_little_more_than_itself() -> None:
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_samples_of_unknown_range_are_named(kind: type, channels: int) -> None:
+def test_samples_of_unknown_range_are_unsupported(kind: type, channels: int) -> None:
     array: Any = np.zeros((8, 9, channels), kind)
     try:
         data = opencv(".tiff", array)
@@ -151,7 +151,7 @@ def test_samples_of_unknown_range_are_named(kind: type, channels: int) -> None:
     assert caught.value.code == "unsupported"
 
 
-def test_a_palette_with_transparency_too() -> None:
+def test_a_palette_with_transparency_is_blended() -> None:
     colours = Pillow.fromarray(np.repeat([[0, 1]], 20, 0).astype(np.uint8).repeat(10, 1))
     colours = colours.convert("P")
     colours.putpalette([0, 0, 0, 255, 0, 0])
@@ -161,12 +161,12 @@ def test_a_palette_with_transparency_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["jpeg", "progressive", "png", "webp", "bmp", "tiff", "avif"])
-def test_half_a_file_is_no_picture(name: str) -> None:
+def test_half_a_file_is_truncated(name: str) -> None:
     data = FORMATS[name]
     assert code_of(data[: len(data) // 2]) in ("truncated", "corrupt")
 
 
-def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+def test_a_decompression_bomb_is_refused_before_decoding() -> None:
     side = 20_000
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunks = b"".join(
@@ -181,13 +181,13 @@ def test_the_pixel_limit_can_be_set() -> None:
     assert decode(FORMATS["jpeg"], max_pixels=WIDTH * HEIGHT).shape == (HEIGHT, WIDTH, 3)
 
 
-def test_one_pixel_is_a_picture() -> None:
+def test_an_image_may_have_one_pixel() -> None:
     assert decode(pillow(Pillow.new("RGB", (1, 1), (9, 8, 7)))).tolist() == [[[7, 8, 9]]]
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(sorted(FORMATS)), st.data())
-def test_any_damage_gives_a_picture_or_a_reason(name: str, data: st.DataObject) -> None:
+def test_any_damage_gives_an_image_or_an_input_error(name: str, data: st.DataObject) -> None:
     damaged = bytearray(FORMATS[name])
     for position in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=6)):
         damaged[position] = data.draw(st.integers(0, 255))
@@ -245,7 +245,7 @@ def test_arrays_become_bgr() -> None:
 
 
 def large_jpeg(width: int, height: int, **options: Any) -> bytes:
-    """A smooth picture: what a reduced decode must show as well as a whole one."""
+    """A smooth image, which a reduced decode shows as well as a full one."""
     rng = np.random.default_rng(5)
     small = rng.integers(0, 256, (height // 64, width // 64, 3), np.uint8)
     return pillow(
@@ -259,7 +259,7 @@ def large_jpeg(width: int, height: int, **options: Any) -> bytes:
 @pytest.mark.parametrize(
     ("side", "factor"), [(1195, 1), (1196, 2), (2391, 2), (2392, 4), (4783, 4), (4784, 8)]
 )
-def test_a_large_jpeg_keeps_the_pixels_that_were_asked_for(side: int, factor: int) -> None:
+def test_a_reduced_jpeg_keeps_the_required_pixels(side: int, factor: int) -> None:
     data = large_jpeg(side, side + 300)
     image = decode(data, at_least=598)
     assert image.shape == (-(-(side + 300) // factor), -(-side // factor), 3)
@@ -267,7 +267,7 @@ def test_a_large_jpeg_keeps_the_pixels_that_were_asked_for(side: int, factor: in
     assert decode(data).shape == (side + 300, side, 3)
 
 
-def test_a_reduced_decode_shows_the_same_picture() -> None:
+def test_a_reduced_decode_shows_the_same_image() -> None:
     for orientation in (1, 6):
         exif = Pillow.Exif()
         exif[0x0112] = orientation
@@ -288,20 +288,20 @@ import cv2, numpy as np
 from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.core.errors import InputError
 cv2.setNumThreads(1)
-picture = cv2.imencode(".png", np.zeros((6000, 6000, 3), np.uint8))[1].tobytes()
+image = cv2.imencode(".png", np.zeros((6000, 6000, 3), np.uint8))[1].tobytes()
 with open("/proc/self/status") as status:
     used = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) << 10
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))
 assert len(read_file(sys.argv[1])) == 5
 try:
-    decode(picture)
+    decode(image)
 except InputError as error:
     print(error.code, error.message)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_little_memory_is_not_called_a_broken_picture(tmp_path: Path) -> None:
+def test_low_memory_is_not_reported_as_damage(tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(b"small")
     done = subprocess.run(
         [sys.executable, "-c", SQUEEZED, str(tmp_path / "small")], capture_output=True, text=True

@@ -30,7 +30,7 @@ def detector(face_model: Path) -> FaceDetector:
 
 @pytest.fixture(scope="module")
 def portraits(faces: Path) -> list[Image]:
-    """Forty of the validation set, of both kinds and all sources."""
+    """Return 40 images of the validation set, of both classes and all sources."""
     with (faces / "manifest.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
     return [np.asarray(cv2.imread(str(faces / row["path"])), np.uint8) for row in rows[::21]]
@@ -38,7 +38,7 @@ def portraits(faces: Path) -> list[Image]:
 
 @pytest.fixture(scope="module")
 def portrait(detector: FaceDetector, portraits: list[Image]) -> Image:
-    """One that is clear."""
+    """Return a portrait with a clear face."""
     return next(p for p in portraits if [f.reason for f in detector.detect(p)] == [None])
 
 
@@ -52,7 +52,7 @@ def blurred(image: Image, sigma: float) -> Image:
 
 
 def on_canvas(height: int, width: int, *placed: tuple[Image, int, int]) -> Image:
-    """Pictures on a grey one, each with its left and top."""
+    """Paste images onto a grey one, each at its left and top."""
     canvas = np.full((height, width, 3), 110, np.uint8)
     for image, left, top in placed:
         canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
@@ -60,7 +60,7 @@ def on_canvas(height: int, width: int, *placed: tuple[Image, int, int]) -> Image
 
 
 def share(one: Box, other: Box) -> float:
-    """Intersection over union."""
+    """Return the intersection over union."""
     width, height = (
         max(0, min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]))
         for i in (0, 1)
@@ -82,14 +82,14 @@ def test_portraits_have_a_clear_face(detector: FaceDetector, portraits: list[Ima
         assert 0.7 < face.confidence <= 1
         assert face.landmarks.shape == (5, 2)
         assert face.landmarks.dtype == np.float32
-        # Eyes above the mouth, the nose between, all in the box.
+        # Eyes above nose, nose above mouth, all in the box.
         eyes, nose, mouth = np.split(face.landmarks[:, 1], [2, 3])
         assert y < eyes.max() < nose[0] < mouth.min() < y + height
         clear += face.reason is None
     assert clear >= len(portraits) - 3
 
 
-def test_a_face_is_found_where_it_is_at_every_size(detector: FaceDetector, portrait: Image) -> None:
+def test_a_face_is_located_at_every_size(detector: FaceDetector, portrait: Image) -> None:
     whole = resized(portrait, 320)
     expected = np.array(detector.detect(whole)[0].box) / 320
     for side in (240, 299, 640, 1024, 2048, 4096):
@@ -100,7 +100,7 @@ def test_a_face_is_found_where_it_is_at_every_size(detector: FaceDetector, portr
         assert (inside < face.box[2:]).all()
 
 
-def test_a_face_that_fills_the_picture_is_found(
+def test_a_face_that_fills_the_image_is_found(
     detector: FaceDetector, portraits: list[Image]
 ) -> None:
     for side in (299, 1024):
@@ -115,7 +115,7 @@ def test_a_face_that_fills_the_picture_is_found(
 
 
 @pytest.mark.parametrize("size", [(480, 640), (1080, 1920), (2160, 3840)])
-def test_the_smallest_face_that_is_judged_is_found(
+def test_the_smallest_clear_face_is_found(
     detector: FaceDetector, portraits: list[Image], size: tuple[int, int]
 ) -> None:
     found = 0
@@ -127,14 +127,16 @@ def test_the_smallest_face_that_is_judged_is_found(
     assert found == len(portraits[::7])
 
 
-def test_the_biggest_comes_first(detector: FaceDetector, portrait: Image) -> None:
+def test_the_largest_face_is_first(detector: FaceDetector, portrait: Image) -> None:
     middle, large, small = (resized(portrait, side) for side in (250, 450, 180))
     canvas = on_canvas(500, 1000, (middle, 0, 0), (large, 290, 0), (small, 780, 100))
     found = detector.detect(canvas)
     assert [face.box[0] // 290 for face in found] == [1, 0, 2]
 
 
-def test_a_face_at_the_edge_stays_in_the_picture(detector: FaceDetector, portrait: Image) -> None:
+def test_the_box_of_a_face_at_the_edge_is_inside_the_image(
+    detector: FaceDetector, portrait: Image
+) -> None:
     x, y, width, height = detector.detect(portrait)[0].box
     right, bottom = x + 3 * width // 4, y + height * 9 // 10
     for cut in (portrait[:bottom, :right], portrait[y + height // 10 :, x + width // 4 :]):
@@ -152,7 +154,9 @@ def test_a_face_at_the_edge_stays_in_the_picture(detector: FaceDetector, portrai
     st.integers(1, 400) | st.just(3000),
     st.integers(0, 9),
 )
-def test_any_size_is_taken(detector: FaceDetector, height: int, width: int, seed: int) -> None:
+def test_any_image_size_is_accepted(
+    detector: FaceDetector, height: int, width: int, seed: int
+) -> None:
     if height == width == 3000:
         return
     rng = np.random.default_rng(seed)
@@ -163,7 +167,7 @@ def test_any_size_is_taken(detector: FaceDetector, height: int, width: int, seed
     is_blank(image)
 
 
-def test_a_view_of_a_frame_is_taken_as_it_is(detector: FaceDetector, portrait: Image) -> None:
+def test_a_view_of_an_array_is_accepted(detector: FaceDetector, portrait: Image) -> None:
     frame = on_canvas(480, 640, (resized(portrait, 400), 100, 40))
     frame.flags.writeable = False
     expected = detector.detect(frame.copy())
@@ -174,14 +178,16 @@ def test_a_view_of_a_frame_is_taken_as_it_is(detector: FaceDetector, portrait: I
     assert len(expected) == 1
 
 
-def test_small_faces_are_said_to_be(face_model: Path, portrait: Image) -> None:
+def test_small_faces_have_the_reason_small(face_model: Path, portrait: Image) -> None:
     image = resized(portrait, 200)
     ((_, _, width, height),) = (face.box for face in FaceDetector(face_model).detect(image))
     for min_side, reason in ((min(width, height), None), (min(width, height) + 3, "small")):
         assert reasons(FaceDetector(face_model, min_side=min_side), [image])[0] == reason
 
 
-def test_blurred_faces_are_said_to_be(detector: FaceDetector, portraits: list[Image]) -> None:
+def test_blurred_faces_have_the_reason_blurred(
+    detector: FaceDetector, portraits: list[Image]
+) -> None:
     clear = [
         p for p, reason in zip(portraits, reasons(detector, portraits), strict=True) if not reason
     ]
@@ -190,20 +196,22 @@ def test_blurred_faces_are_said_to_be(detector: FaceDetector, portraits: list[Im
         images = [blurred(p, sigma * side) for p, side in zip(clear, sides, strict=True)]
         flagged = reasons(detector, images).count("blurred") / len(images)
         assert least <= flagged <= most
-    # As little sharpness, but in the dark and with some of a sensor's noise.
+    # Equally blurred, but dark and with sensor noise.
     rng = np.random.default_rng(0)
     for image, side in zip(clear[::4], sides[::4], strict=True):
         dark = blurred(image, 0.02 * side) * 0.5 + rng.normal(0, 1, image.shape)
         assert reasons(detector, [dark.clip(0, 255).astype(np.uint8)]) == ["blurred"]
 
 
-def test_contrast_and_light_are_no_blur(detector: FaceDetector, portrait: Image) -> None:
+def test_contrast_and_brightness_do_not_count_as_blur(
+    detector: FaceDetector, portrait: Image
+) -> None:
     for gain, offset in ((0.4, 0), (0.4, 120), (1.3, -20)):
         changed = (portrait * gain + offset).clip(0, 255).astype(np.uint8)
         assert reasons(detector, [changed]) == [None]
 
 
-def test_faces_in_profile_are_said_to_be(detector: FaceDetector, faces: Path) -> None:
+def test_faces_in_profile_have_the_reason_profile(detector: FaceDetector, faces: Path) -> None:
     paths = sorted((faces / "val" / "groundtruth").glob("ffhq-*.jpg"))
     images = [np.asarray(cv2.imread(str(path)), np.uint8) for path in paths]
     profiles = [
@@ -213,7 +221,7 @@ def test_faces_in_profile_are_said_to_be(detector: FaceDetector, faces: Path) ->
     ]
     assert 0 < len(profiles) < 0.03 * len(images)
     mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in profiles]
-    # Mirrored as well, but for the detector's own error: up to 0.2 on these.
+    # Mirroring changes the result only by the detector's error, up to 0.2 for these faces.
     assert all(module._turned(detector.detect(m)[0].landmarks) > 0.3 for m in mirrored)
 
 
@@ -222,19 +230,21 @@ def test_faces_in_profile_are_said_to_be(detector: FaceDetector, faces: Path) ->
     [((50, 60), 0.0), ((60, 60), 0.25), ((70, 60), 0.5), ((20, 60), 0.75), ((50, 500), 0.0)],
 )
 @pytest.mark.parametrize("degrees", [0, 30, -90])
-def test_how_far_a_face_is_turned(nose: tuple[float, float], turned: float, degrees: float) -> None:
+def test_the_turn_of_a_face_is_measured(
+    nose: tuple[float, float], turned: float, degrees: float
+) -> None:
     points = np.array([(30, 30), (70, 30), nose, (40, 80), (60, 80)], np.float64)
     angle = np.radians(degrees)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     assert module._turned((points @ turn).astype(np.float32)) == pytest.approx(turned, abs=1e-4)
 
 
-def test_eyes_in_one_place_are_a_profile() -> None:
+def test_coinciding_eyes_count_as_profile() -> None:
     assert module._turned(np.full((5, 2), 7, np.float32)) > module._MAX_TURN
 
 
-def test_several_threads_at_once(detector: FaceDetector, portraits: list[Image]) -> None:
-    # Of different sizes, so that one network for all would be confused.
+def test_threads_detect_in_parallel(detector: FaceDetector, portraits: list[Image]) -> None:
+    # Sizes differ, so that a network shared by threads would fail.
     images = [resized(p, 160 + 40 * (i % 5)) for i, p in enumerate(portraits[:20])]
     expected = [detector.detect(image) for image in images]
     together = threading.Barrier(4)
@@ -252,13 +262,13 @@ def test_several_threads_at_once(detector: FaceDetector, portraits: list[Image])
                 assert np.allclose(face.landmarks, other.landmarks, atol=0.01)
 
 
-def test_numbers_that_are_none_do_not_pass(
+def test_detections_that_are_not_finite_are_dropped(
     detector: FaceDetector, portrait: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = detector.detect(portrait)
 
     class Network:
-        """What a damaged model might give."""
+        """A network with detections that are not finite."""
 
         def setInputSize(self, size: tuple[int, int]) -> None:
             pass
@@ -276,7 +286,7 @@ def test_numbers_that_are_none_do_not_pass(
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 100_000, 229_000])
-def test_a_truncated_model(face_model: Path, tmp_path: Path, size: int) -> None:
+def test_a_truncated_model_is_an_error(face_model: Path, tmp_path: Path, size: int) -> None:
     path = tmp_path / "cut.onnx"
     path.write_bytes(face_model.read_bytes()[:size])
     assert str(path) in failure(path)
@@ -295,7 +305,7 @@ def folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [other_network, text, folder, lambda _: None])
-def test_what_is_no_face_detector(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_other_models_are_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"
     make(path)
     assert str(path) in failure(path)
@@ -309,12 +319,12 @@ def failure(path: Path) -> str:
     return message
 
 
-def test_a_side_must_be_a_side(tmp_path: Path) -> None:
+def test_min_side_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="min_side"):
         FaceDetector(tmp_path, min_side=0)
 
 
-def test_blank_pictures() -> None:
+def test_blank_images_are_recognised() -> None:
     rng = np.random.default_rng(0)
     for size in ((480, 640), (1080, 1920), (64, 64), (1, 1), (3, 500)):
         for colour in ((0, 0, 0), (255, 255, 255), (200, 30, 30)):
@@ -324,7 +334,7 @@ def test_blank_pictures() -> None:
         assert is_blank(noise.clip(0, 255).astype(np.uint8))
 
 
-def test_pictures_with_content_are_not_blank(portraits: list[Image]) -> None:
+def test_images_with_content_are_not_blank(portraits: list[Image]) -> None:
     for image in portraits:
         assert not is_blank(image)
         assert not is_blank((image * 0.2).astype(np.uint8))

@@ -23,19 +23,19 @@ def test_size_and_format_are_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["jpeg", "progressive", "png", "webp", "webp-lossless", "bmp"])
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
-def test_a_file_that_ends_early_is_known(name: str, share: float) -> None:
+def test_a_file_that_ends_early_is_recognised(name: str, share: float) -> None:
     data = FORMATS[name]
     assert not read_header(data[: int(len(data) * share)]).complete
 
 
-def test_a_thumbnail_does_not_pass_for_the_end_of_a_jpeg() -> None:
+def test_a_thumbnail_does_not_end_a_jpeg() -> None:
     thumbnail = FORMATS["jpeg"]
     whole = pillow(form="JPEG", exif=b"Exif\0\0" + thumbnail)
     assert read_header(whole).complete
     assert not read_header(whole[:-40]).complete
 
 
-def test_what_follows_a_jpeg_does_not_matter() -> None:
+def test_data_after_a_jpeg_is_ignored() -> None:
     assert read_header(FORMATS["jpeg"] + b"\0" * 5000 + b"trailer").complete
 
 
@@ -46,7 +46,7 @@ def test_stray_bytes_between_markers_are_skipped() -> None:
     assert read_header(stray) == read_header(data)
 
 
-def test_alpha_is_announced() -> None:
+def test_alpha_is_in_the_header() -> None:
     assert read_header(pillow(rgba())).alpha
     assert read_header(pillow(rgba(), "WEBP")).alpha
     assert read_header(pillow(rgba().quantize(8), transparency=0)).alpha
@@ -66,20 +66,20 @@ def test_alpha_is_announced() -> None:
         b"P6\n# comment\n",
     ],
 )
-def test_other_files_are_no_images(data: bytes) -> None:
+def test_other_files_are_not_images(data: bytes) -> None:
     with pytest.raises(InputError) as caught:
         read_header(data)
     assert caught.value.code == "not_an_image"
 
 
-def test_an_empty_file_says_so() -> None:
+def test_an_empty_file_is_reported() -> None:
     with pytest.raises(InputError) as caught:
         read_header(b"")
     assert caught.value.code == "empty"
 
 
 @given(st.sampled_from(sorted(FORMATS)), st.data())
-def test_any_damage_gives_a_header_or_a_reason(name: str, data: st.DataObject) -> None:
+def test_any_damage_gives_a_header_or_an_input_error(name: str, data: st.DataObject) -> None:
     damaged = bytearray(FORMATS[name])
     for position in data.draw(st.lists(st.integers(0, min(len(damaged), 400) - 1), max_size=6)):
         damaged[position] = data.draw(st.integers(0, 255))

@@ -1,4 +1,4 @@
-"""Which picture of a file is judged, and what is said of a file that is not judged."""
+"""Select the image of a file, and name unsupported files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ THUMBNAIL = np.full((6, 8, 3), 9, np.uint8)
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("children", [False, True])
 @pytest.mark.parametrize("reduced", [254, 255])
-def test_the_full_image_behind_a_thumbnail_is_judged(
+def test_the_full_image_after_a_thumbnail_is_classified(
     order: str, big: bool, children: bool, reduced: int
 ) -> None:
     mark = long(254, 1, order) if reduced == 254 else short(255, 2, order)
@@ -55,7 +55,7 @@ def test_the_full_image_behind_a_thumbnail_is_judged(
     assert (header.width, header.height) == (WIDTH, HEIGHT)
 
 
-def test_a_preview_and_a_mask_are_passed_over() -> None:
+def test_previews_and_masks_are_skipped() -> None:
     order = "<"
     first = tiff_page(8, 6, order, long(254, 1, order))
     mask = tiff_page(8, 6, order, long(254, 4, order))
@@ -64,7 +64,7 @@ def test_a_preview_and_a_mask_are_passed_over() -> None:
     assert (decode(tiff([first, mask, full], strips)) == BGR).all()
 
 
-def test_a_child_is_turned_as_its_parent() -> None:
+def test_a_child_has_the_orientation_of_its_parent() -> None:
     order = "<"
     first = tiff_page(8, 6, order, long(254, 1, order), CHILDREN, orientation(3, order))
     full = tiff_page(WIDTH, HEIGHT, order, long(254, 0, order))
@@ -74,7 +74,7 @@ def test_a_child_is_turned_as_its_parent() -> None:
     assert (decode(tiff([first, own], strips)) == BGR[:, ::-1]).all()
 
 
-def test_of_several_pages_the_first_is_judged() -> None:
+def test_the_first_of_several_pages_is_classified() -> None:
     pages = [tiff_page(WIDTH, HEIGHT), tiff_page(8, 6)]
     assert (decode(tiff(pages, [RGB.tobytes(), THUMBNAIL.tobytes()])) == BGR).all()
 
@@ -88,7 +88,7 @@ def test_a_tiff_of_thumbnails_only_shows_the_largest() -> None:
     assert (decode(tiff(pages, [THUMBNAIL.tobytes(), RGB.tobytes()])) == BGR).all()
 
 
-def test_directories_in_a_circle_end() -> None:
+def test_cyclic_directories_are_read_once() -> None:
     data = bytearray(tiff([tiff_page(8, 6, "<", long(254, 1, "<"))], [THUMBNAIL.tobytes()]))
     first = int.from_bytes(data[4:8], "little")
     count = int.from_bytes(data[first : first + 2], "little")
@@ -96,12 +96,12 @@ def test_directories_in_a_circle_end() -> None:
     assert (decode(bytes(data)) == 9).all()
 
 
-def test_a_tiff_whose_strips_lie_behind_its_end_is_truncated() -> None:
+def test_a_tiff_with_strips_beyond_its_end_is_truncated() -> None:
     data = tiff([tiff_page(WIDTH, HEIGHT, "<", long(279, 1 << 20, "<"))], [RGB.tobytes()])
     assert error_of(data).code == "truncated"
 
 
-def test_raw_data_of_a_camera_are_named() -> None:
+def test_raw_data_of_cameras_is_unsupported() -> None:
     order = "<"
     first = tiff_page(8, 6, order, long(254, 1, order), CHILDREN)
     raw = tiff_page(WIDTH, HEIGHT, order, long(254, 0, order), photometric=32803)
@@ -113,13 +113,13 @@ def test_raw_data_of_a_camera_are_named() -> None:
 @pytest.mark.parametrize(
     ("compression", "name"), [("zstd", "Zstandard"), ("lzma", "LZMA"), ("webp", "WebP")]
 )
-def test_a_compression_that_opencv_lacks_is_named(compression: str, name: str) -> None:
+def test_an_unsupported_compression_is_named(compression: str, name: str) -> None:
     try:
         data = pillow(form="TIFF", compression=compression)
     except (OSError, RuntimeError):
         pytest.skip(f"Pillow's libtiff does not write {name}")
     try:
-        # A system's own OpenCV may read it.
+        # The OpenCV of a system may support it.
         assert (decode(data) == BGR).all()
     except InputError as error:
         assert error.code == "unsupported"
@@ -127,7 +127,7 @@ def test_a_compression_that_opencv_lacks_is_named(compression: str, name: str) -
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_samples_without_a_known_range_are_named(mode: str) -> None:
+def test_tiff_samples_of_unknown_range_are_unsupported(mode: str) -> None:
     error = error_of(pillow(Pillow.new(mode, (8, 6), 1), "TIFF"))
     assert error.code == "unsupported"
     assert "save it with 8 or 16 bits a sample" in error.message
@@ -156,7 +156,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
         (b"plain", "not_an_image", "not an image in a format that ffd reads"),
     ],
 )
-def test_what_is_no_readable_picture_is_named(data: bytes, code: str, message: str) -> None:
+def test_other_files_are_named_in_the_error(data: bytes, code: str, message: str) -> None:
     for whole in (data, data + b" " * 500):
         error = error_of(whole)
         assert error.code == code
@@ -165,7 +165,7 @@ def test_what_is_no_readable_picture_is_named(data: bytes, code: str, message: s
 
 
 @pytest.mark.parametrize("bits", [12, 16])
-def test_a_jpeg_of_more_bits_is_named(bits: int) -> None:
+def test_a_jpeg_with_more_than_8_bits_is_unsupported(bits: int) -> None:
     data = bytearray(FORMATS["jpeg"])
     data[data.find(b"\xff\xc0") + 4] = bits
     error = error_of(bytes(data))
@@ -173,31 +173,31 @@ def test_a_jpeg_of_more_bits_is_named(bits: int) -> None:
 
 
 def with_brands(data: bytes, major: bytes, *compatible: bytes) -> bytes:
-    """The same picture under other brands, in as many bytes, so that its places stay."""
+    """Return the same image with other brands, at the same offsets."""
     size = int.from_bytes(data[:4], "big")
     names = [*compatible, *[compatible[-1]] * ((size - 16) // 4)][: (size - 16) // 4]
     return data[:8] + major + data[12:16] + b"".join(names) + data[size:]
 
 
 @pytest.mark.parametrize("major", [b"avif", b"mif1", b"miaf", b"MA1B"])
-def test_an_avif_is_known_by_any_of_its_brands(major: bytes) -> None:
+def test_an_avif_is_recognised_by_any_of_its_brands(major: bytes) -> None:
     data = with_brands(FORMATS["avif"], major, b"avif", b"mif1", b"miaf")
     assert read_header(data).format == "avif"
     assert (decode(data) == decode(FORMATS["avif"])).all()
 
 
-def test_an_animated_avif_shows_its_first_picture() -> None:
+def test_an_animated_avif_gives_its_first_image() -> None:
     frames = [Pillow.fromarray(RGB), Pillow.fromarray(255 - RGB)]
     data = pillow(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=95)
     assert data[8:12] == b"avis"
     assert np.abs(decode(data).astype(int) - BGR).mean() < 20
 
 
-def test_a_video_in_the_same_container_is_no_picture() -> None:
+def test_a_video_in_the_same_container_is_not_an_image() -> None:
     assert error_of(with_brands(FORMATS["avif"], b"isom", b"mp42")).code == "not_an_image"
 
 
-def test_an_avif_that_this_opencv_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_avif_without_support_in_opencv_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ffd_runtime.image.decode._reads_avif", lambda: False)
     monkeypatch.setattr("cv2.imdecode", lambda data, flags: None)
     error = error_of(FORMATS["avif"])
@@ -206,7 +206,7 @@ def test_an_avif_that_this_opencv_cannot_read_is_named(monkeypatch: pytest.Monke
 
 
 def heic(value: int = 1, mode: str = "RGB") -> bytes:
-    """As a phone writes it: turned by the container's own boxes."""
+    """Return a HEIC as phones write it, with rotation in the boxes of the container."""
     heif: Any = pytest.importorskip("pillow_heif", reason="needs the extra heif")
     image = Pillow.fromarray(np.ascontiguousarray(RGB)).convert(mode)
     if mode == "RGBA":
@@ -228,7 +228,7 @@ def test_a_heic_is_read(brand: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", range(1, 9))
-def test_a_heic_stands_as_pillow_heif_shows_it(value: int) -> None:
+def test_a_heic_has_the_orientation_of_pillow_heif(value: int) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     data = heic(value)
     shown = np.asarray(pillow_heif.open_heif(data, bgr_mode=True))
@@ -259,7 +259,7 @@ def test_a_damaged_or_large_heic_is_refused() -> None:
         assert error.code in ("truncated", "corrupt")
 
 
-def test_a_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_heic_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     data = heic()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     error = error_of(data)

@@ -1,4 +1,4 @@
-"""What is classified stands as Pillow shows it."""
+"""Images have the orientation that Pillow applies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WIDTH, HEIGHT = 24, 16
 
 
 def corners(width: int = WIDTH, height: int = HEIGHT) -> Any:
-    """Another colour in each quarter, so that all eight orientations differ: RGB."""
+    """Return an RGB image with four different quarters, so that all orientations differ."""
     image = np.zeros((height, width, 3), np.uint8)
     image[: height // 2, width // 2 :] = 255, 0, 0
     image[height // 2 :, : width // 2] = 0, 255, 0
@@ -59,7 +59,7 @@ STRIP = corners().tobytes()
 
 
 def shown_by_pillow(data: bytes) -> Any:
-    """BGR, as a person sees it."""
+    """Return the image as Pillow displays it, in BGR."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Pillow.open(io.BytesIO(data)) as image:
@@ -73,7 +73,7 @@ def assert_same(data: bytes) -> None:
 
 
 def assert_turned(data: bytes, value: int, pillow_reads_it: bool = True) -> None:
-    """Turned by this orientation, for us as for Pillow."""
+    """Check that ffd and Pillow apply this orientation."""
     if pillow_reads_it:
         assert_same(data)
     plain = corners()[..., ::-1]
@@ -122,7 +122,7 @@ LONG_BLOCK = block(
         ([segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + xmp(8))], 1),
     ],
 )
-def test_the_first_valid_block_of_a_jpeg_counts(segments: list[bytes], expected: int) -> None:
+def test_the_first_valid_exif_block_of_a_jpeg_is_used(segments: list[bytes], expected: int) -> None:
     data = in_jpeg(JPEG, *segments)
     assert_turned(data, expected)
     encoding = read_encoding(data)
@@ -130,13 +130,13 @@ def test_the_first_valid_block_of_a_jpeg_counts(segments: list[bytes], expected:
     assert (encoding.width, encoding.height) == turned_size
 
 
-def test_a_first_block_of_garbage_does_not_hide_the_next() -> None:
-    # Pillow refuses the first, or shows the picture unturned: it depends on JFIF's density.
+def test_an_invalid_exif_block_does_not_hide_the_next() -> None:
+    # Depending on the density in JFIF, Pillow refuses the first block or does not rotate.
     data = in_jpeg(JPEG, segment(0xE1, PREFIX + b"garbage" * 9), *exif_segments(turned(6)))
     assert decode(data).shape == (WIDTH, HEIGHT, 3)
 
 
-def test_the_first_picture_of_a_stereo_pair_is_turned_by_its_own_block() -> None:
+def test_a_stereo_image_is_rotated_by_its_first_exif_block() -> None:
     buffer = io.BytesIO()
     left, right = Pillow.fromarray(corners()), Pillow.fromarray(255 - corners())
     exif = Pillow.Exif()
@@ -161,11 +161,11 @@ def test_the_first_picture_of_a_stereo_pair_is_turned_by_its_own_block() -> None
         png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(6)),
     ],
 )
-def test_every_way_in_which_a_png_carries_exif(chunk: bytes, late: bool) -> None:
+def test_exif_is_read_from_every_kind_of_png_chunk(chunk: bytes, late: bool) -> None:
     assert_turned(in_png(PNG, chunk, late=late), 6)
 
 
-def test_a_chunk_name_inside_a_png_is_no_chunk() -> None:
+def test_a_chunk_name_in_png_data_is_ignored() -> None:
     assert_turned(in_png(PNG, png_chunk(b"tEXt", b"Comment\0eXIf" + turned(6))), 1)
     assert_turned(in_png(PNG, png_chunk(b"eXIf", turned(6)), raw_profile(turned(3))), 6)
 
@@ -182,26 +182,26 @@ def test_a_chunk_name_inside_a_png_is_no_chunk() -> None:
         (riff((WEBP[12:16], WEBP[20:]), (b"EXIF", turned(6))), 1),
     ],
 )
-def test_every_way_in_which_a_webp_carries_exif(data: bytes, expected: int) -> None:
+def test_exif_is_read_from_every_kind_of_webp(data: bytes, expected: int) -> None:
     assert_turned(data, expected)
 
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("kind", [3, 4])
-def test_a_tiff_is_turned_once(order: str, big: bool, kind: int) -> None:
+def test_a_tiff_is_rotated_once(order: str, big: bool, kind: int) -> None:
     page = tiff_page(WIDTH, HEIGHT, order, orientation(6, order, kind))
-    # Pillow knows no big-endian BigTIFF.
+    # Pillow does not support big-endian BigTIFF.
     assert_turned(tiff([page], [STRIP], order, big), 6, not (big and order == ">"))
 
 
-def test_a_tiff_is_turned_by_xmp_as_well() -> None:
+def test_a_tiff_is_rotated_by_xmp() -> None:
     packet = xmp(6)
     page = tiff_page(WIDTH, HEIGHT, "<", Entry(700, 1, len(packet), packet))
     assert_turned(tiff([page], [STRIP]), 6)
 
 
-def test_an_avif_is_turned_by_its_own_boxes_before_exif() -> None:
+def test_boxes_of_an_avif_precede_exif() -> None:
     options: dict[str, Any] = {"quality": 100, "subsampling": "4:4:4"}
     plain = pillow(Pillow.fromarray(corners()), "AVIF", **options)
     told = pillow(Pillow.fromarray(corners()), "AVIF", xmp=xmp(6), **options)
@@ -212,7 +212,7 @@ def test_an_avif_is_turned_by_its_own_boxes_before_exif() -> None:
         assert_turned(data, expected)
 
 
-# Whatever a directory may hold around its orientation.
+# Other entries of a directory.
 ENTRIES = st.builds(
     lambda tag, kind, value: Entry(tag, kind, len(value), value),
     st.integers(1, 60_000),
@@ -223,7 +223,7 @@ ENTRIES = st.builds(
 
 @st.composite
 def blocks(draw: st.DrawFn) -> tuple[str, list[Entry], bytes]:
-    """A byte order, entries and the EXIF block that they make, whole or damaged."""
+    """Draw a byte order, entries, and their EXIF block, complete or damaged."""
     order = draw(st.sampled_from("<>"))
     entries = draw(st.lists(ENTRIES, max_size=4))
     for _ in range(draw(st.integers(0, 2))):
@@ -233,7 +233,7 @@ def blocks(draw: st.DrawFn) -> tuple[str, list[Entry], bytes]:
         entries.insert(draw(st.integers(0, len(entries))), entry)
     if draw(st.booleans()):
         entries = [*others(70), *entries]
-    # An entry of one byte of a type of two has no value: struct would refuse it in Pillow as well.
+    # An entry of 1 byte has no value of a 2-byte type; struct refuses it in Pillow, too.
     entries = [one for one in entries if one.kind != 3 or len(one.value) == 2 * one.count]
     content = block(entries, order, draw(st.sampled_from([0, 2, 300, 5000, 66_000])))
     damage = draw(st.sampled_from(["none", "none", "none", "cut", "changed"]))
@@ -258,18 +258,18 @@ def encoded(container: str, width: int, height: int, progressive: bool = False) 
 def hold(
     container: str, order: str, entries: list[Entry], content: bytes, data: st.DataObject
 ) -> bytes:
-    """A picture that carries a block in one of the ways of its container."""
+    """Draw an image with a block in one of the places that its container allows."""
     width, height = size = data.draw(st.sampled_from([(24, 16), (16, 24), (17, 3), (2, 31)]))
     prefix = data.draw(st.sampled_from([b"", PREFIX]))
     packet = data.draw(st.sampled_from([b"", xmp(8), xmp(0, attribute=False), xmp("x")]))
     if container == "jpeg":
-        picture = encoded("jpeg", *size, data.draw(st.booleans()))
+        image = encoded("jpeg", *size, data.draw(st.booleans()))
         segments = exif_segments(prefix + content, data.draw(st.sampled_from([3000, 65_000])))
         more = data.draw(
             st.sampled_from([[], exif_segments(turned(3)), [segment(0xE1, PREFIX + b"garbage")]])
         )
         about = [xmp_segment(packet)] if packet else []
-        return in_jpeg(picture, *about, *segments, *more)
+        return in_jpeg(image, *about, *segments, *more)
     if container == "png":
         kind = data.draw(st.sampled_from([b"eXIf", b"tEXt", b"zTXt", b"iTXt"]))
         own = png_chunk(kind, prefix + content) if kind == b"eXIf" else raw_profile(content, kind)
@@ -279,7 +279,7 @@ def hold(
         flags = data.draw(st.sampled_from([0x0C, 0x0C, 0x08, 0x04, 0]))
         chunks = [(b"EXIF", prefix + content), (b"XMP ", packet)]
         return in_webp(encoded("webp", *size), size, *chunks, flags=flags)
-    # A TIFF's own directory is its EXIF block: it holds the entries beside what describes it.
+    # The directory of a TIFF is its EXIF block.
     described = [Entry(700, 1, len(packet), packet)] if packet else []
     wanted = [one for one in entries if one.tag == 274 or one.tag > 33_000]
     page = tiff_page(width, height, order, *described, *wanted)
@@ -288,14 +288,14 @@ def hold(
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(["jpeg", "png", "webp", "tiff"]), blocks(), st.data())
-def test_a_picture_stands_as_pillow_shows_it(
+def test_orientation_agrees_with_pillow(
     container: str, made: tuple[str, list[Entry], bytes], data: st.DataObject
 ) -> None:
     file = hold(container, *made, data)
     try:
         shown = shown_by_pillow(file)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
-        # What Pillow refuses has no reference.
+        # There is no reference for a file that Pillow refuses.
         assume(False)
     image = decode(file)
     assert image.shape == shown.shape

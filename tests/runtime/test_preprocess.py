@@ -15,7 +15,7 @@ SPEC = PreprocessSpec()
 
 
 @pytest.mark.parametrize("name", sorted(synthetic()))
-def test_the_golden_file_holds(name: str) -> None:
+def test_the_golden_file_is_reproduced(name: str) -> None:
     with np.load(FILE) as golden:
         difference = preprocess(synthetic()[name], SPEC).astype(int) - golden[name]
     assert np.abs(difference).max() <= 1
@@ -42,7 +42,7 @@ def test_the_input_is_not_changed() -> None:
     assert (image == before).all()
 
 
-def test_brightness_and_contrast_are_evened_out() -> None:
+def test_brightness_and_contrast_are_normalised() -> None:
     image = picture("blue", 299, 299).astype(float)
     darker = (image * 0.5).astype(np.uint8)
     apart = np.abs(darker.mean() - image.mean())
@@ -50,14 +50,14 @@ def test_brightness_and_contrast_are_evened_out() -> None:
     assert abs(after) < apart / 10
 
 
-def test_a_flat_picture_does_not_become_noise() -> None:
+def test_a_flat_image_does_not_become_noise() -> None:
     rng = np.random.default_rng(1)
     flat = (120 + rng.integers(-1, 2, (299, 299, 1))).astype(np.uint8).repeat(3, 2)
     unlimited = PreprocessSpec(max_gain=100.0)
     assert normalise(flat, SPEC).std() < normalise(flat, unlimited).std() / 4
 
 
-def test_the_centre_is_cut_out() -> None:
+def test_the_centre_square_is_cropped() -> None:
     image = np.zeros((50, 90, 3), np.uint8)
     image[:, 20:70] = 255
     assert crop_centre(image).shape == (50, 50, 3)
@@ -71,7 +71,7 @@ def test_any_face_box_gives_a_square(x: int, y: int, width: int, height: int) ->
     assert square.shape[0] == square.shape[1] == max(1, round(1.3 * max(width, height)))
 
 
-def test_a_face_is_enlarged_about_its_middle() -> None:
+def test_a_face_box_is_enlarged_about_its_centre() -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     image[40:60, 40:60] = 255
     square = crop_face(image, (40, 40, 20, 20), 1.5)

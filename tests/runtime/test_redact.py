@@ -1,4 +1,4 @@
-"""The one redactor: no credential in an address is ever shown, wherever it stands."""
+"""No credential in an address is shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ffd_runtime.inputs import FetchPolicy, find_files
 from ffd_runtime.inputs.urls import fetch
 
 MARK = "Hunter2"
-# What pre-signed addresses, sessions and cameras call their credentials.
+# Parameters with credentials, in pre-signed addresses, sessions and cameras.
 PARAMETERS = (
     "X-Amz-Signature X-Amz-Credential X-Amz-Security-Token X-Goog-Signature X-Goog-Credential sig "
     "token key access_token refresh_token id_token auth authkey password passwd pwd pass pw user "
@@ -38,10 +38,10 @@ schemes = st.sampled_from(["http", "https", "HTTPS", "rtsp", "srt", "ftp", "rtmp
 @example("http", "u", "a://b@c/", "host")
 @example("http", "u@x.org", "#?/", "host")
 @example("rtsp", "u", "?token=", "host")
-def test_no_password_is_shown_wherever_its_at_and_slashes_are(
+def test_no_password_is_shown_wherever_at_signs_and_slashes_are(
     scheme: str, user: str, password: str, host: str
 ) -> None:
-    # By the standard, a/b is a host and a path, and me.x:12/3@host has a host, a port and a path.
+    # By RFC 3986, a/b is a host and a path, and me.x:12/3@host has a host, a port and a path.
     assume(not set(user) & set("/?#.[") and user.lower() != "localhost")
     for address in (
         f"{scheme}://{user}:{password}{MARK}@{host}/a.jpg",
@@ -72,9 +72,7 @@ def test_no_password_is_shown_wherever_its_at_and_slashes_are(
     ),
     st.booleans(),
 )
-def test_no_parameter_that_grants_access_is_shown(
-    name: str, value: str, form: str, upper: bool
-) -> None:
+def test_no_secret_parameter_is_shown(name: str, value: str, form: str, upper: bool) -> None:
     assume("&" not in value and "'" not in value and "\\" not in value)
     name = name.upper() if upper else name
     for spelled in (name, name.replace("-", "%2D"), f"%{ord(name[0]):02x}{name[1:]}"):
@@ -82,7 +80,7 @@ def test_no_parameter_that_grants_access_is_shown(
         shown = redact(address)
         assert MARK not in shown
         assert redact(shown) == shown
-        # An @ that is not encoded may be the end of a password.
+        # An unencoded @ may end a password.
         assert "@" in value or shown == redact(form.format(spelled, "Other" + MARK))
 
 
@@ -118,16 +116,16 @@ def test_an_encoded_address_in_an_address_is_hidden(
         "",
     ],
 )
-def test_what_is_no_credential_stays(text: str) -> None:
+def test_text_without_credentials_is_unchanged(text: str) -> None:
     assert redact(text) == text
 
 
-def test_a_web_token_is_hidden_wherever_it_stands() -> None:
+def test_a_web_token_is_hidden_anywhere() -> None:
     token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
     assert redact(f"https://h.example/{token}/a.jpg") == "https://h.example/***/a.jpg"
 
 
-def test_a_long_text_is_no_burden() -> None:
+def test_a_long_text_is_redacted_quickly() -> None:
     text = "http://h/?" + "key=" * 50_000 + "a" * 200_000 + "=" * 50_000
     assert redact(text) == "http://h/?key=***"
 
@@ -143,9 +141,7 @@ def test_a_long_text_is_no_burden() -> None:
         "https://u:cret@cret\\@host/a.jpg",
     ],
 )
-def test_a_host_that_may_be_a_part_of_a_password_is_not_looked_up(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ambiguous_host_is_not_resolved(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr("socket.getaddrinfo", lambda *what, **_: asked.append(what))
     with pytest.raises(InputError) as caught:
@@ -158,15 +154,15 @@ def test_a_host_that_may_be_a_part_of_a_password_is_not_looked_up(
 @pytest.mark.parametrize(
     "address", ["http://u:a@b@host/x", "http://host/12@N00/x", "http://h:80/a@2x.jpg", "http://h"]
 )
-def test_an_address_that_says_where_its_host_is_can_be_fetched(address: str) -> None:
+def test_an_unambiguous_address_is_fetched(address: str) -> None:
     assert not is_ambiguous(address)
 
 
-def test_addresses_that_differ_in_a_secret_alone_have_names_of_their_own() -> None:
+def test_addresses_that_differ_only_in_a_secret_have_different_names() -> None:
     one, two = (f"https://h.example/a.jpg?token={word}" for word in "AB")
     other = "https://h.example/b.jpg?token=A"
     hidden = "https://h.example/a.jpg?token=***"
-    # The same address has the same name again, as a file that is named twice.
+    # A repeated address has the same name, like a repeated file.
     for sources in ([one, two, other, one, two], [one, two, other, one, two]):
         found = [item.source for item in find_files(sources)]
         assert found == [hidden, f"{hidden}#2", other[:-1] + "***", hidden, f"{hidden}#2"]

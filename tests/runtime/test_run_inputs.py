@@ -1,4 +1,4 @@
-"""ffd-run in this process: lists, folders as people have them, and where rows are written."""
+"""ffd-run in this process: lists, folders with other files, and outputs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ APPLE_DOUBLE = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(6
 
 @pytest.fixture
 def here(portraits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of three good pictures, as the current one."""
+    """Change to a folder with three valid images."""
     monkeypatch.chdir(portraits)
     return portraits
 
 
 @pytest.fixture
 def run(colour_model: Path) -> Any:
-    """Runs the command; its exit code, rows on stdout, and lines on stderr."""
+    """Return a function that runs the command: exit code, rows on stdout, lines on stderr."""
 
     def run(*arguments: object, **options: Any) -> tuple[int, list[dict[str, Any]], list[str]]:
         words = [*map(str, arguments), "--model", str(colour_model), "--device", "cpu"]
@@ -76,10 +76,10 @@ ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
     st.booleans(),
     st.integers(1, 9),
 )
-def test_a_list_is_read_however_it_was_written(
+def test_a_list_is_read_in_any_encoding(
     names: list[str], encoding: str, end: str, ended: bool, size: int
 ) -> None:
-    # Two bytes are too few to tell UTF-16 without a mark.
+    # Without a mark, two bytes are too few to recognise UTF-16.
     ended = ended and bool(names)
     data = (end.join(names) + (end if ended else "")).encode(encoding)
     head = data[:4]
@@ -88,14 +88,14 @@ def test_a_list_is_read_however_it_was_written(
 
 
 @given(st.lists(st.binary(min_size=1).filter(lambda name: b"\0" not in name), max_size=4))
-def test_a_list_that_ends_with_nul_is_taken_byte_for_byte(names: list[bytes]) -> None:
+def test_a_list_with_nul_is_read_byte_for_byte(names: list[bytes]) -> None:
     found = [os.fsencode(name) for name in read_list([b"\0".join(names)], null=True)]
-    # Only before the first name may a mark stand.
+    # A mark may only precede the first name.
     assert found[1:] == names[1:]
     assert found[:1] == [name.removeprefix(b"\xef\xbb\xbf") for name in names[:1]]
 
 
-def test_a_file_that_is_called_like_a_line_end_is_found(
+def test_a_file_name_may_contain_a_line_end_or_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -105,7 +105,7 @@ def test_a_file_that_is_called_like_a_line_end_is_found(
     assert list(read_list(["\ufeffb.jpg\n".encode()])) == ["\ufeffb.jpg"]
 
 
-def test_a_name_comes_as_soon_as_its_line_has_ended() -> None:
+def test_a_name_is_yielded_at_the_end_of_its_line() -> None:
     asked: list[bytes] = []
 
     def pieces() -> Any:
@@ -119,7 +119,7 @@ def test_a_name_comes_as_soon_as_its_line_has_ended() -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_both_lists_take_what_windows_writes(here: Path, run: Any, encoding: str) -> None:
+def test_both_kinds_of_lists_accept_windows_encodings(here: Path, run: Any, encoding: str) -> None:
     text = "0-red.png\r\n1-blue.png\r\n"
     Path("list").write_bytes(text.encode(encoding))
     for arguments, given_ in ((("--sources", "list"), None), (("-",), text.encode(encoding))):
@@ -128,7 +128,7 @@ def test_both_lists_take_what_windows_writes(here: Path, run: Any, encoding: str
         assert [row["source"] for row in rows] == ["0-red.png", "1-blue.png"]
 
 
-def test_null_is_for_both_lists(here: Path, run: Any) -> None:
+def test_null_applies_to_both_kinds_of_lists(here: Path, run: Any) -> None:
     Path("0-red.png").rename("#new\nline.png")
     data = b"#new\nline.png\0" + b"1-blue.png"
     Path("list").write_bytes(data)
@@ -156,7 +156,7 @@ JUNK = {
     "clip.mp4": b"\0\0\0\x20ftypisom" + bytes(60),
     "shard.tar": bytes(512),
 }
-# Damaged, or called a picture: a row each.
+# Damaged images, or files with the suffix of one: each has a row.
 DAMAGED = {
     "empty.jpg": (b"", "empty"),
     "page.jpg": (b"<!DOCTYPE html>", "not_an_image"),
@@ -173,7 +173,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-def test_files_that_are_no_pictures_are_counted_in_a_folder(here: Path, run: Any) -> None:
+def test_other_files_in_a_folder_are_counted(here: Path, run: Any) -> None:
     write(here, JUNK)
     (here / "gone.lock").symlink_to("nowhere")
     os.mkfifo(here / "fifo")
@@ -188,7 +188,7 @@ def test_files_that_are_no_pictures_are_counted_in_a_folder(here: Path, run: Any
     assert code == 0, err
 
 
-def test_a_few_skipped_files_are_named(here: Path, run: Any) -> None:
+def test_few_skipped_files_are_listed(here: Path, run: Any) -> None:
     code, _, err = run(".", "--output", "v.csv", "--report", "v.html")
     assert (code, "skipped" in err[-1]) == (0, False)
     (here / ".DS_Store").write_bytes(JUNK[".DS_Store"])
@@ -199,7 +199,7 @@ def test_a_few_skipped_files_are_named(here: Path, run: Any) -> None:
     )
 
 
-def test_a_damaged_picture_has_its_row(here: Path, run: Any) -> None:
+def test_a_damaged_image_has_a_row(here: Path, run: Any) -> None:
     write(here, {name: data for name, (data, _) in DAMAGED.items()})
     code, rows, _ = run(".")
     assert code == 3
@@ -207,11 +207,11 @@ def test_a_damaged_picture_has_its_row(here: Path, run: Any) -> None:
     assert errors == {name: code for name, (_, code) in DAMAGED.items()}
 
 
-def test_a_file_that_is_named_has_its_row(here: Path, run: Any) -> None:
+def test_a_file_named_by_the_user_has_a_row(here: Path, run: Any) -> None:
     write(here, JUNK)
     names = [name for name in JUNK if name != "shard.tar"]
     for arguments, options in ((names, {}), (["-"], {"input": "\n".join(names).encode()})):
-        # A video is one by its name: beside pictures it is a file that is not a picture.
+        # A video beside images is a file that is not an image.
         code, rows, err = run(*arguments, **options)
         assert code == 3, err
         assert [row["source"] for row in rows] == names
@@ -221,7 +221,7 @@ def test_a_file_that_is_named_has_its_row(here: Path, run: Any) -> None:
     assert (code, len(rows)) == (3, 1)
 
 
-def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path, run: Any) -> None:
+def test_a_folder_without_images_lists_its_files(tmp_path: Path, run: Any) -> None:
     write(tmp_path / "x", {"a.json": b"{}"})
     code, rows, err = run(tmp_path / "x")
     assert (code, rows) == (0, [])
@@ -229,9 +229,7 @@ def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path, run: Any) 
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_files_that_are_no_pictures_are_counted_in_an_archive(
-    tmp_path: Path, run: Any, kind: str
-) -> None:
+def test_other_files_in_an_archive_are_counted(tmp_path: Path, run: Any, kind: str) -> None:
     files = {"000.jpg": jpeg(), "half.jpg": jpeg()[:500], **JUNK}
     path = tmp_path / f"shard.{kind}"
     if kind == "zip":
@@ -250,7 +248,7 @@ def test_files_that_are_no_pictures_are_counted_in_an_archive(
     assert f"skipped {len(JUNK)} files that are not images" in err[-1]
 
 
-def test_a_run_that_is_resumed_skips_the_same(here: Path, run: Any) -> None:
+def test_a_resumed_run_skips_the_same_files(here: Path, run: Any) -> None:
     write(here, JUNK)
     assert run(".", "--output", "rows.jsonl")[0] == 0
     lines = Path("rows.jsonl").read_text().splitlines(keepends=True)
@@ -265,7 +263,7 @@ def test_a_run_that_is_resumed_skips_the_same(here: Path, run: Any) -> None:
 
 
 @given(st.text(min_size=1).map(lambda name: name.replace("/", "_")), st.binary(max_size=64))
-def test_only_a_name_or_a_content_makes_a_picture(name: str, data: bytes) -> None:
+def test_images_are_recognised_by_name_or_content(name: str, data: bytes) -> None:
     assert not has_image_suffix(f"a.jpg/{name}.json")
     assert has_image_suffix(f"a.json/x{name}.JPG")
     assert not has_image_suffix(f"__MACOSX/{name}.jpg")
@@ -273,7 +271,7 @@ def test_only_a_name_or_a_content_makes_a_picture(name: str, data: bytes) -> Non
     assert not is_image(b"{" + data)
 
 
-def test_many_skipped_files_are_counted_by_ending() -> None:
+def test_many_skipped_files_are_counted_by_suffix() -> None:
     skipped = Skipped()
     for number in range(9):
         skipped.add(f"x/{number}.txt")
@@ -287,7 +285,7 @@ def test_many_skipped_files_are_counted_by_ending() -> None:
 # --- credentials --------------------------------------------------------------------------------
 
 
-def test_no_signature_is_in_anything_that_is_written(
+def test_no_signature_is_written_anywhere(
     tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -312,7 +310,7 @@ def test_no_signature_is_in_anything_that_is_written(
     assert [row["error"] and row["error"]["code"] for row in rows] == [None] * 3 + ["refused"]
 
 
-def test_the_output_is_no_address(tmp_path: Path, here: Path, run: Any) -> None:
+def test_the_output_must_not_be_an_address(tmp_path: Path, here: Path, run: Any) -> None:
     code, _, err = run(".", "--output", "https://b.example/rows.csv?X-Amz-Signature=Hunter2")
     assert code == 1
     assert "not an address" in err[-1]
@@ -341,7 +339,7 @@ def test_rows_are_written_through_a_link(
         target.name,
         f"{target.name}.origin.json",
     }
-    # The same run is known by the link, too.
+    # The link identifies the same run.
     code, _, err = run(here, "--output", link, "--resume")
     assert (code, "nothing to resume" in err[-1]) == (0, True)
 
@@ -383,7 +381,7 @@ def test_rows_go_to_standard_output(here: Path, colour_model: Path, tmp_path: Pa
     assert len((tmp_path / "rows").read_bytes().splitlines()) == 4
 
 
-def test_what_goes_to_a_pipe_is_not_resumed(here: Path, run: Any, tmp_path: Path) -> None:
+def test_output_to_a_pipe_cannot_be_resumed(here: Path, run: Any, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "v.parquet")
     for arguments, code, words in (
         (["--output", "/dev/null", "--resume"], 2, "--resume cannot read rows back"),
@@ -397,16 +395,16 @@ def test_what_goes_to_a_pipe_is_not_resumed(here: Path, run: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_whole_rows_are_replaced_only_if_asked(here: Path, run: Any, ending: str) -> None:
+def test_complete_rows_are_replaced_only_with_overwrite(here: Path, run: Any, ending: str) -> None:
     output = Path(f"rows.{ending}")
-    # Empty, as mktemp makes it: nothing is lost.
+    # An empty file, as mktemp creates it, may be replaced.
     output.touch()
     assert run(".", "--output", output)[0] == 0
     content = output.read_bytes()
     code, _, err = run("0-red.png", "--output", output)
     assert code == 1
     assert "exists: replace it with --overwrite" in err[-1]
-    # Before the model was loaded.
+    # The error is raised before the model is loaded.
     assert len(err) == 1
     assert output.read_bytes() == content
     assert run("0-red.png", "--output", output, "--overwrite")[0] == 0
@@ -414,7 +412,7 @@ def test_whole_rows_are_replaced_only_if_asked(here: Path, run: Any, ending: str
 
 
 @pytest.mark.parametrize("option", ["--output", "--report"])
-def test_a_missing_folder_is_named(here: Path, run: Any, option: str) -> None:
+def test_a_missing_folder_is_named_in_the_error(here: Path, run: Any, option: str) -> None:
     name = "rows.csv" if option == "--output" else "page.html"
     code, _, err = run(".", option, f"absent/below/{name}")
     assert code == 1
@@ -426,7 +424,7 @@ def test_a_missing_folder_is_named(here: Path, run: Any, option: str) -> None:
     assert (code, "0-red.png is not a folder" in err[0]) == (1, True)
 
 
-def test_csv_is_resumed_after_a_name_that_would_be_a_formula(here: Path, run: Any) -> None:
+def test_csv_is_resumed_after_a_name_like_a_formula(here: Path, run: Any) -> None:
     sources = ("=1+1.png", "@x.png", "0-red.png")
     for name in sources[:2]:
         Path(name).write_bytes(Path("0-red.png").read_bytes())

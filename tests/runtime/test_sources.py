@@ -26,14 +26,14 @@ def names(*sources: object, **options: object) -> list[str]:
     return [item.source for item in find_files(map(str, sources), **options)]  # type: ignore[arg-type]
 
 
-def test_a_folder_gives_every_file_below_it_in_order(tmp_path: Path) -> None:
+def test_a_folder_yields_every_file_below_it_in_order(tmp_path: Path) -> None:
     touch(tmp_path / "b/2.jpg", tmp_path / "b/1.jpg", tmp_path / "a.txt", tmp_path / ".hidden")
     (tmp_path / "empty").mkdir()
     expected = [".hidden", "a.txt", "b/1.jpg", "b/2.jpg"]
     assert names(tmp_path) == [f"{tmp_path}/{name}" for name in expected]
 
 
-def test_sources_come_in_the_order_given(tmp_path: Path) -> None:
+def test_sources_keep_their_order(tmp_path: Path) -> None:
     touch(tmp_path / "1", tmp_path / "2")
     assert names(tmp_path / "2", "absent", tmp_path / "1") == [
         str(tmp_path / "2"),
@@ -42,16 +42,16 @@ def test_sources_come_in_the_order_given(tmp_path: Path) -> None:
     ]
 
 
-def test_globs(tmp_path: Path) -> None:
+def test_globs_are_expanded(tmp_path: Path) -> None:
     touch(tmp_path / "a/1.jpg", tmp_path / "a/2.png", tmp_path / "b/3.jpg", tmp_path / "[x].jpg")
     assert names(tmp_path / "*/*.jpg") == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/b/3.jpg"]
     assert len(names(tmp_path / "**")) == 4
     assert names(tmp_path / "a*") == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/a/2.png"]
-    # A file that is called like a pattern is that file.
+    # An existing file precedes a pattern of the same name.
     assert names(tmp_path / "[x].jpg") == [f"{tmp_path}/[x].jpg"]
 
 
-def test_deep_globs_find_what_a_shell_finds(
+def test_recursive_globs_match_like_the_glob_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(*(tmp_path / name for name in ("1.jpg", "a/2.jpg", "a/b/3.jpg", "a/b/4.png", ".h/5.jpg")))
@@ -74,7 +74,7 @@ def test_deep_globs_find_what_a_shell_finds(
     assert names(f"{tmp_path}/**/4.png") == [f"{tmp_path}/a/b/4.png"]
 
 
-def test_deep_globs_end_at_link_loops(tmp_path: Path) -> None:
+def test_recursive_globs_stop_at_link_loops(tmp_path: Path) -> None:
     touch(tmp_path / "s/1.jpg")
     (tmp_path / "s/up").symlink_to(tmp_path)
     (tmp_path / "s/again").symlink_to(tmp_path / "s")
@@ -87,7 +87,7 @@ def test_a_glob_without_a_match_is_a_row(tmp_path: Path) -> None:
     assert item.error.code == "not_found"
 
 
-def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+def test_links_are_followed_and_loops_are_reported(tmp_path: Path) -> None:
     touch(tmp_path / "real/1.jpg", tmp_path / "top/2.jpg")
     (tmp_path / "top/to-real").symlink_to(tmp_path / "real")
     (tmp_path / "top/up").symlink_to(tmp_path / "top")
@@ -111,9 +111,9 @@ def test_a_deep_tree_does_not_exhaust_the_stack(
         os.chdir("d")
     Path("deep.jpg").touch()
     os.chdir(tmp_path)
-    # The path is longer than the system takes: a row, not a crash.
+    # The path exceeds the limit of the system, which is an error row.
     rows = list(find_files(["."]))
-    # pytest's own cleaning up recurses.
+    # The clean-up of pytest would recurse.
     subprocess.run(["rm", "-rf", "d"], check=True)
     assert len(rows) == 1
 
@@ -124,7 +124,7 @@ def test_the_output_is_not_read_as_an_input(tmp_path: Path) -> None:
     assert kept == [f"{tmp_path}/1.jpg"]
 
 
-def test_a_folder_that_vanishes_is_a_row(tmp_path: Path) -> None:
+def test_a_folder_that_disappears_is_a_row(tmp_path: Path) -> None:
     touch(tmp_path / "a/1.jpg", tmp_path / "b/2.jpg")
     found = find_files([str(tmp_path)])
     assert next(found).source.endswith("1.jpg")
@@ -149,11 +149,11 @@ file_names = st.lists(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file_names, st.booleans(), st.booleans())
-def test_any_name_comes_through_standard_input(
+def test_any_name_is_read_from_standard_input(
     monkeypatch: pytest.MonkeyPatch, paths: list[bytes], null: bool, ended: bool
 ) -> None:
     end = b"\0" if null else b"\n"
-    # A CR before a newline is a part of it.
+    # A CR before a newline belongs to the line end.
     prefixed = [b"absent-" + (path if null else path.rstrip(b"\r")) for path in paths]
     data = end.join(prefixed) + (end if ended else b"")
     monkeypatch.setattr(sys, "stdin", Stdin(data))
@@ -165,7 +165,7 @@ def test_a_nul_in_a_name_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names("-", leave_out={"/x"}) == ["a\0b"]
 
 
-def test_null_ended_names_may_hold_newlines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_ended_by_nul_may_contain_newlines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(b"a\nb\0c\0"))
     assert names("-", null=True) == ["a\nb", "c"]
 
@@ -199,7 +199,7 @@ def test_a_new_kind_of_address_is_one_module_and_one_registration(
 ) -> None:
     (tmp_path / "dummy_address.py").write_text(DUMMY_ADDRESS)
     monkeypatch.syspath_prepend(tmp_path)
-    # Removed again at the end.
+    # Removed at the end of the test.
     monkeypatch.setitem(ADDRESS_MODULES, "dummy", "")
     import_module("dummy_address")
     addresses = ["dummy://token1@album", "DUMMY://token2@album"]

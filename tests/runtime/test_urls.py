@@ -30,22 +30,22 @@ from ffd_runtime.inputs.web_address import is_public
 
 from .encoded import FORMATS
 
-# Real time passes in it.
+# The tests measure real time.
 pytestmark = pytest.mark.alone
 
 LOCAL = FetchPolicy(timeout=20, allow_private=True)
-# Long enough that a test waits in vain, short enough that a broken one ends.
+# Never reached by a passing test.
 LONG = 60.0
 Answer = Callable[[socket.socket, str], None]
 
 
 class Server:
-    """A server on the loopback that answers as a test wants, one thread a connection.
+    """A server on the loopback with a thread for each connection.
 
     Args:
-        answer: gets a connection and its request's head, or the bytes to send.
-        host: its address.
-        tls: makes it speak TLS.
+        answer: called with a connection and the head of its request; or the bytes to send.
+        host: numeric address to listen on.
+        tls: enables TLS.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
-        # Closing alone would leave a thread in accept.
+        # Without it, a thread would stay in accept.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -97,7 +97,7 @@ class Server:
                     self._answer(connection, self.requests[-1])
 
     def drip(self, connection: socket.socket, pieces: Iterator[bytes]) -> None:
-        """Send one piece after the other, slowly, for as long as anybody listens."""
+        """Send pieces slowly until the test ends."""
         for piece in pieces:
             connection.sendall(piece)
             if self.ended.wait(0.05):
@@ -132,7 +132,7 @@ def code_for(answer: Answer | bytes, policy: FetchPolicy = LOCAL) -> str:
 
 @contextmanager
 def names(monkeypatch: pytest.MonkeyPatch, **found: list[tuple[str, int]]) -> Iterator[list[str]]:
-    """A name server that knows these names, given with _ for a dot; gives what it was asked."""
+    """Resolve these names, written with _ for a dot; yield the list of requested names."""
     asked: list[str] = []
     real = socket.getaddrinfo
 
@@ -148,18 +148,18 @@ def names(monkeypatch: pytest.MonkeyPatch, **found: list[tuple[str, int]]) -> It
         yield asked
 
 
-def test_pictures_come_over_http(tmp_path: Path) -> None:
-    (tmp_path / "a picture.png").write_bytes(FORMATS["png"])
+def test_images_are_fetched_over_http(tmp_path: Path) -> None:
+    (tmp_path / "an image.png").write_bytes(FORMATS["png"])
     handler = partial(QuietHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             base = f"http://127.0.0.1:{server.server_port}"
-            item = url_item(f"{base}/a picture.png?x=1#part", LOCAL)
-            assert item.source == f"{base}/a picture.png?x=1#part"
+            item = url_item(f"{base}/an image.png?x=1#part", LOCAL)
+            assert item.source == f"{base}/an image.png?x=1#part"
             assert item.read() == FORMATS["png"]
             assert decode(item.read()).any()
-            assert fetch(f"{base}/a%20picture.png".replace("http", "HTTP"), LOCAL)
+            assert fetch(f"{base}/an%20image.png".replace("http", "HTTP"), LOCAL)
             assert failure(f"{base}/absent.png").code == "fetch_failed"
             assert "404 Not Found" in failure(f"{base}/absent.png").message
         finally:
@@ -271,12 +271,12 @@ CHUNKED = b"%x;note=1\r\n" % 200_000 + BODY[:200_000] + b"\r\n%x\r\n" % 56_000 +
         b"HTTP/1.1 100 Continue\r\n\r\n" + ok(BODY, "Content-Encoding: identity"),
     ],
 )
-def test_every_way_to_frame_a_body(answer: bytes) -> None:
+def test_a_body_with_any_framing_is_read(answer: bytes) -> None:
     with Server(answer) as server:
         assert fetch(server.url, LOCAL) == BODY
 
 
-def test_what_is_asked_for() -> None:
+def test_the_request_has_an_encoded_target_and_no_login() -> None:
     with Server(ok(b"x")) as server:
         fetch(f"{server.url}/ä b?q=ö%20&r=[1]#part", LOCAL)
     (request,) = server.requests
@@ -307,15 +307,15 @@ def test_what_is_asked_for() -> None:
         (ok(b"-5\r\nxxx", "Transfer-Encoding: chunked"), "fetch_failed"),
     ],
 )
-def test_bad_answers(answer: bytes, code: str) -> None:
+def test_invalid_responses_are_errors(answer: bytes, code: str) -> None:
     assert code_for(answer) == code
 
 
-def test_the_size_limit() -> None:
+def test_the_size_limit_applies_to_the_body() -> None:
     limit = FetchPolicy(max_bytes=1000, allow_private=True, timeout=LONG)
     with Server(ok(bytes(1000))) as server:
         assert len(fetch(server.url, limit)) == 1000
-    # What it announces is not waited for.
+    # The body is not read if its announced length exceeds the limit.
     assert code_for(lambda c, _: hold(c, ok(b"", "Content-Length: 1001")), limit) == "too_large"
     assert code_for(ok(bytes(1001), "Connection: close"), limit) == "too_large"
 
@@ -325,12 +325,12 @@ def test_the_size_limit() -> None:
     [
         (ok(b"", "Connection: close"), b"x" * 65536),
         (ok(b"", "Transfer-Encoding: chunked"), b"10000\r\n" + b"x" * 65536 + b"\r\n"),
-        # http.client reads all there is for this one, asking nobody.
+        # http.client reads this chunk without a limit.
         (ok(b"", "Transfer-Encoding: chunked") + b"-1\r\n", b"x" * 65536),
         (b"", b"HTTP/1.1 100 Continue\r\nX: y\r\n\r\n" * 1000),
     ],
 )
-def test_what_never_ends(head: bytes, piece: bytes) -> None:
+def test_an_endless_response_is_too_large(head: bytes, piece: bytes) -> None:
     def pour(connection: socket.socket, _: str) -> None:
         connection.sendall(head)
         while True:
@@ -350,7 +350,7 @@ SOON = FetchPolicy(timeout=0.4, allow_private=True)
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n", ok(b"x", "Content-Length: 2")])
-def test_a_server_that_falls_silent(head: bytes) -> None:
+def test_a_silent_server_times_out(head: bytes) -> None:
     assert code_for(lambda connection, _: hold(connection, head), SOON) == "timeout"
 
 
@@ -358,8 +358,8 @@ def test_a_server_that_falls_silent(head: bytes) -> None:
     "head",
     [b"", b"HTTP/1.1 200 OK\r\nX: ", ok(b"", "Content-Length: 1000"), ok(b"", "Connection: close")],
 )
-def test_a_server_that_sends_byte_by_byte(head: bytes) -> None:
-    # Each byte comes long before any timeout; all of them would take most of a minute.
+def test_a_server_that_sends_single_bytes_times_out(head: bytes) -> None:
+    # Each byte arrives long before the deadline; all of them would take 50 s.
     def answer(connection: socket.socket, _: str) -> None:
         connection.sendall(head)
         server.drip(connection, (b"y" for _ in range(1000)))
@@ -377,7 +377,7 @@ def test_redirects_share_one_deadline() -> None:
         assert failure(server.url, policy).code == "timeout"
 
 
-def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(LONG))
     try:
@@ -386,7 +386,7 @@ def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> 
         release.set()
 
 
-def test_nobody_listens() -> None:
+def test_a_refused_connection_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     error = failure(f"http://127.0.0.1:{port}/")
@@ -395,7 +395,7 @@ def test_nobody_listens() -> None:
     assert failure("http://no-such-host.invalid/").code == "fetch_failed"
 
 
-def test_redirects_are_followed_so_far() -> None:
+def test_redirects_are_followed_up_to_the_limit() -> None:
     def answer(connection: socket.socket, request: str) -> None:
         left = int(request.split()[1].rsplit("/", 1)[1])
         connection.sendall(redirect(f"/a/{left - 1}", 307) if left else ok(b"x"))
@@ -448,7 +448,7 @@ def test_every_hop_must_be_public(monkeypatch: pytest.MonkeyPatch) -> None:
                 names(monkeypatch, inside_example=[("127.0.0.2", inside.port)]),
                 monkeypatch.context() as patch,
             ):
-                # For this test, one address of the loopback is the public internet.
+                # In this test, one loopback address counts as public.
                 patch.setattr(urls, "is_public", lambda address: address == "127.0.0.1")
                 error = failure(outside.url, FetchPolicy())
                 assert len(outside.requests) == 1
@@ -457,7 +457,7 @@ def test_every_hop_must_be_public(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inside.requests == []
 
 
-def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connection_goes_to_the_checked_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         Server(ok(b"x")) as server,
         names(monkeypatch, rebound_example=[("127.0.0.1", server.port)]) as asked,
@@ -465,13 +465,13 @@ def test_the_address_that_was_checked_is_connected_to(monkeypatch: pytest.Monkey
         url = f"http://rebound.example:{server.port}/"
         assert failure(url, FetchPolicy()).code == "refused"
         assert fetch(url, LOCAL) == b"x"
-    # Asked once each time: a second answer could be another one.
+    # Resolved once for each fetch, because a second answer could differ.
     assert asked == ["rebound.example"] * 2
     assert f"Host: rebound.example:{server.port}\r\n" in server.requests[0]
     assert len(server.requests) == 1
 
 
-def test_private_addresses_of_a_public_host_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_addresses_of_a_public_host_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(ok(b"public")) as outside, Server(ok(b"private"), "127.0.0.2") as inside:
         places = [("127.0.0.2", inside.port), ("127.0.0.1", outside.port)]
         with names(monkeypatch, both_example=places):
@@ -499,13 +499,13 @@ def test_addresses_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         "[2002:a00:1::]", "[2001::1]", "[2001:db8::1]", "[4000::1]",
     ],
 )  # fmt: skip
-def test_addresses_that_are_not_public(host: str) -> None:
+def test_addresses_that_are_not_public_are_refused(host: str) -> None:
     error = failure(f"http://{host}:1/", FetchPolicy(timeout=LONG))
-    # A machine without IPv6 cannot even take such an address apart.
+    # Without IPv6, the resolver rejects such an address.
     assert error.code == "refused" or "has no address" in error.message
 
 
-def test_addresses_that_are_public() -> None:
+def test_public_addresses_are_recognised() -> None:
     for address in ("1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"):
         assert is_public(address)
     for address in ("::1", "64:ff9b::7f00:1", "2002:7f00:1::", "fe80::1%1"):
@@ -516,7 +516,7 @@ def basic(login: str) -> str:
     return f"Authorization: Basic {base64.b64encode(login.encode()).decode()}\r\n"
 
 
-def test_a_login_stays_with_its_server() -> None:
+def test_a_login_is_sent_only_to_its_server() -> None:
     def answer(connection: socket.socket, request: str) -> None:
         here = request.startswith("GET / ")
         connection.sendall(redirect("/on") if here else redirect(other.url))
@@ -532,7 +532,7 @@ def test_a_login_stays_with_its_server() -> None:
     assert "cret" not in repr(item)
 
 
-def test_a_server_gives_no_login_to_another() -> None:
+def test_a_redirect_sets_no_login_for_another_server() -> None:
     with Server(ok(b"x")) as other:
         with Server(redirect(other.url.replace("//", "//them:theirs@"))) as server:
             assert fetch(server.url.replace("//", "//me@"), LOCAL) == b"x"
@@ -547,7 +547,7 @@ def test_a_server_gives_no_login_to_another() -> None:
         ("http://h/@me/a", "http://h/@me/a"),
         ("http://h:80/@me/a", "http://h:80/@me/a"),
         ("http://[::1]:80/@me", "http://[::1]:80/@me"),
-        # The host may be h, or me, of a password "secret@h/".
+        # The host is ambiguous: h, or me with the password "secret@h/".
         ("http://me:secret@h/@me", "http://***@me"),
         ("http://me:sec@ret@h/a", "http://***@h/a"),
         ("HTTPS://me:sec/ret@h/a", "HTTPS://***@h/a"),
@@ -560,14 +560,14 @@ def test_passwords_are_not_shown(url: str, shown: str) -> None:
     assert redact(shown) == shown
 
 
-# Some that should have been quoted are no passwords by the standard: in me:12/x@h, 12 is a port and
-# x@h a path; in me:x@y/z@h, y is the host.
+# By RFC 3986, some unquoted text is not a password: in me:12/x@h, 12 is a port and x@h a path; in
+# me:x@y/z@h, y is the host.
 passwords = st.text().filter(lambda text: not re.search(r"^\d+[/?#]|@.*[/?#]", text, re.DOTALL))
 
 
 @settings(max_examples=300, deadline=None)
 @given(passwords, st.text())
-def test_no_password_is_shown_whatever_it_holds(password: str, path: str) -> None:
+def test_no_password_is_shown_whatever_it_contains(password: str, path: str) -> None:
     for url in (
         f"http://me:{password}hunter2@[::1]/{path.replace('@', '')}",
         f"http://me:{password}hunter2@h:port/",
@@ -613,7 +613,7 @@ def tls(certificate: Path) -> ssl.SSLContext:
 
 @pytest.fixture
 def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The certificate as one of the system's."""
+    """Trust the certificate."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     urls._pools.cache_clear()
     yield
@@ -621,7 +621,9 @@ def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.mark.usefixtures("trusted")
-def test_tls(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_name_is_sent_over_tls(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     tls.sni_callback = lambda _, name, __: asked.append(name)
     with Server(ok(BODY), tls=tls) as server:
@@ -632,7 +634,7 @@ def test_tls(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("trusted")
-def test_a_certificate_for_another_host(tls: ssl.SSLContext) -> None:
+def test_a_certificate_for_another_host_is_refused(tls: ssl.SSLContext) -> None:
     with Server(ok(b"x"), tls=tls) as server:
         error = failure(server.url)
     assert error.code == "fetch_failed"
@@ -640,7 +642,7 @@ def test_a_certificate_for_another_host(tls: ssl.SSLContext) -> None:
     assert server.requests == []
 
 
-def test_a_certificate_that_nobody_vouches_for(
+def test_an_untrusted_certificate_is_refused(
     tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
@@ -653,7 +655,7 @@ def test_a_certificate_that_nobody_vouches_for(
     assert server.requests == []
 
 
-def test_tls_with_a_server_that_does_not_speak_it() -> None:
+def test_a_server_without_tls_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -668,8 +670,8 @@ def test_tls_with_a_server_that_does_not_speak_it() -> None:
     assert "TLS" in error.message
 
 
-def test_a_server_that_never_shakes_hands() -> None:
-    # The system accepts the connection; nobody ever answers on it.
+def test_a_tls_handshake_without_an_answer_times_out() -> None:
+    # The system accepts the connection, but no thread answers.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         error = failure(f"https://127.0.0.1:{listener.getsockname()[1]}/", SOON)
     assert error.code == "timeout"
@@ -697,7 +699,7 @@ def test_only_http_and_https_addresses_are_fetched() -> None:
         "file:///etc/passwd", "ftp://h/", "gopher://h/", "//h/", "h", "", "javascript:alert(1)",
     ],
 )  # fmt: skip
-def test_addresses_that_make_no_sense(url: str) -> None:
+def test_invalid_addresses_are_refused(url: str) -> None:
     assert failure(url).code == "refused"
 
 
@@ -706,7 +708,7 @@ hostile = st.text(st.characters() | st.sampled_from("[]:@/?#%\\\r\n\0.-。\udcff
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(("http://", "https://", "HTTP://h", "http://h:", "http://[", "")), hostile)
-def test_any_text_is_a_picture_or_an_input_error(scheme: str, text: str) -> None:
+def test_any_address_gives_an_image_or_an_input_error(scheme: str, text: str) -> None:
     def look_up(*_: object, **__: object) -> Any:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]
 
@@ -733,7 +735,7 @@ lines = st.sampled_from(
 
 @settings(deadline=None)
 @given(st.sampled_from(STARTS), st.lists(lines | st.binary(max_size=20), max_size=8))
-def test_any_answer_is_a_body_or_an_input_error(start: bytes, parts: list[bytes]) -> None:
+def test_any_response_gives_a_body_or_an_input_error(start: bytes, parts: list[bytes]) -> None:
     policy = FetchPolicy(timeout=LONG, max_redirects=1, allow_private=True)
     with Server(start + b"".join(parts)) as server, suppress(InputError):
         assert isinstance(fetch(server.url, policy), bytes)
@@ -744,6 +746,6 @@ def test_any_answer_is_a_body_or_an_input_error(start: bytes, parts: list[bytes]
     [{"timeout": 0}, {"timeout": float("nan")}, {"timeout": 1e9}, {"max_bytes": 0},
      {"max_redirects": -1}],
 )  # fmt: skip
-def test_a_policy_out_of_range(wrong: dict[str, Any]) -> None:
+def test_a_policy_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FetchPolicy(**wrong)
