@@ -67,7 +67,13 @@ def find_face_model(path: Path | None = None) -> Path:
         return cached
     log.warning("fetching the face detector (230 kB) from %s, once", BASE_URL.split("/")[2])
     try:
-        _keep(_fetch(f"{BASE_URL}/{NAME}"), cached)
+        data = _fetch(f"{BASE_URL}/{NAME}")
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(cached, data)
+        except OSError as error:
+            reason = f"{cached.parent} cannot be written to ({_text(error)})"
+            raise _NotFetchedError(reason) from None
     except _NotFetchedError as error:
         # Another process may have downloaded it in the meantime.
         if not _is_ours(cached):
@@ -99,11 +105,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _fetch(url: str) -> bytes:
-    """Download the model and check its hash.
-
-    Raises:
-        _NotFetchedError: no connection, a status other than 200, or a wrong hash.
-    """
+    """Download the model and check its hash."""
     request = Request(url, headers={"User-Agent": f"ffd-edge/{__version__}"})  # noqa: S310 (ours)
     deadline = time.monotonic() + FETCH_TIMEOUT_SECONDS
     body = bytearray()
@@ -119,14 +121,12 @@ def _fetch(url: str) -> bytes:
         error.close()
         phrase = responses.get(error.code, "")
         raise _NotFetchedError(f"the server answered {error.code} {phrase}".rstrip()) from None
-    except TimeoutError:
-        raise _NotFetchedError("the server takes too long") from None
-    except URLError as error:
-        late = isinstance(error.reason, TimeoutError)
-        reason = "the server takes too long" if late else f"no connection ({_text(error.reason)})"
-        raise _NotFetchedError(reason) from None
     except (HTTPException, OSError, ValueError) as error:
-        raise _NotFetchedError(f"the connection broke ({_text(error)})") from None
+        cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, TimeoutError):
+            raise _NotFetchedError("the server takes too long") from None
+        problem = "no connection" if isinstance(error, URLError) else "the connection broke"
+        raise _NotFetchedError(f"{problem} ({_text(cause)})") from None
     digest = hashlib.sha256(body).hexdigest()
     if digest != SHA256:
         raise _NotFetchedError(
@@ -138,16 +138,3 @@ def _fetch(url: str) -> bytes:
 def _text(error: BaseException | str) -> str:
     """Return the text of an error on one line."""
     return getattr(error, "strerror", None) or first_line(error)
-
-
-def _keep(data: bytes, path: Path) -> None:
-    """Write the model to the cache atomically.
-
-    Raises:
-        _NotFetchedError: the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
-    except OSError as error:
-        raise _NotFetchedError(f"{path.parent} cannot be written to ({_text(error)})") from None

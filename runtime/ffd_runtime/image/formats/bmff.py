@@ -159,7 +159,7 @@ def _read_meta(data: bytes) -> tuple[int, dict[int, _Item]]:
         # A full box starts with version and flags.
         for inner, at, close in _boxes(data, begin + 4, end):
             if inner == b"pitm":
-                primary = _number(data, at + 4, 4 if data[at] else 2)
+                primary = _Fields(data, at + 4).next(4 if data[at] else 2)
             elif inner == b"iinf":
                 _read_types(data, at, close, items)
             elif inner == b"iloc":
@@ -170,8 +170,17 @@ def _read_meta(data: bytes) -> tuple[int, dict[int, _Item]]:
     return primary, items
 
 
-def _number(data: bytes, at: int, size: int) -> int:
-    return int.from_bytes(take(data, at, size), "big")
+class _Fields:
+    """Reads consecutive big-endian integers."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data, self._at = data, at
+
+    def next(self, size: int) -> int:
+        """Read an integer of `size` bytes; 0 if `size` is 0."""
+        value = int.from_bytes(take(self._data, self._at, size), "big")
+        self._at += size
+        return value
 
 
 def _read_types(data: bytes, begin: int, end: int, items: dict[int, _Item]) -> None:
@@ -179,7 +188,7 @@ def _read_types(data: bytes, begin: int, end: int, items: dict[int, _Item]) -> N
     for kind, at, close in _boxes(data, first, end):
         if kind == b"infe" and data[at] >= 2:
             wide = 2 if data[at] == 2 else 4
-            item = items.setdefault(_number(data, at + 4, wide), _Item())
+            item = items.setdefault(_Fields(data, at + 4).next(wide), _Item())
             item.kind = take(data, at + 6 + wide, 4)
             if item.kind == b"mime":
                 texts = data[at + 10 + wide : close].split(b"\0")
@@ -188,27 +197,17 @@ def _read_types(data: bytes, begin: int, end: int, items: dict[int, _Item]) -> N
 
 def _read_places(data: bytes, begin: int, items: dict[int, _Item]) -> None:
     version = data[begin]
-    sizes, more = data[begin + 4], data[begin + 5]
-    offset_size, length_size, base_size = sizes >> 4, sizes & 15, more >> 4
-    index_size = more & 15 if version else 0
+    fields = _Fields(data, begin + 4)
+    sizes, more = fields.next(1), fields.next(1)
     wide = 2 if version < 2 else 4
-    at = begin + 6 + wide
-    for _ in range(min(_number(data, begin + 6, wide), _MAX_BOXES)):
-        item = items.setdefault(_number(data, at, wide), _Item())
-        at += wide
-        method = 0
-        if version:
-            method = data[at + 1] & 15
-            at += 2
-        base = _number(data, at + 2, base_size)
-        at += 2 + base_size
-        count = _number(data, at, 2)
-        at += 2
-        for _ in range(count):
-            at += index_size
-            offset = base + _number(data, at, offset_size)
-            length = _number(data, at + offset_size, length_size)
-            at += offset_size + length_size
+    for _ in range(min(fields.next(wide), _MAX_BOXES)):
+        item = items.setdefault(fields.next(wide), _Item())
+        method = fields.next(2) & 15 if version else 0
+        fields.next(2)
+        base = fields.next(more >> 4)
+        for _ in range(fields.next(2)):
+            fields.next(more & 15 if version else 0)
+            offset, length = base + fields.next(sizes >> 4), fields.next(sizes & 15)
             # Offsets of other methods refer to a box (1) or another item (2).
             if method == 0:
                 item.extents.append((offset, length))
@@ -227,14 +226,11 @@ def _associate(
     data: bytes, begin: int, known: list[tuple[bytes, bytes]], items: dict[int, _Item]
 ) -> None:
     wide, step = 4 if data[begin] else 2, 2 if data[begin + 3] & 1 else 1
-    at = begin + 8
-    for _ in range(min(_number(data, begin + 4, 4), _MAX_BOXES)):
-        item = items.setdefault(_number(data, at, wide), _Item())
-        count = data[at + wide]
-        at += wide + 1
-        for _ in range(count):
+    fields = _Fields(data, begin + 4)
+    for _ in range(min(fields.next(4), _MAX_BOXES)):
+        item = items.setdefault(fields.next(wide), _Item())
+        for _ in range(fields.next(1)):
             # The highest bit marks an essential property.
-            index = _number(data, at, step) & (0x7FFF if step == 2 else 0x7F)
-            at += step
+            index = fields.next(step) & (0x7FFF if step == 2 else 0x7F)
             if 0 < index <= len(known):
                 item.properties.append(known[index - 1])
