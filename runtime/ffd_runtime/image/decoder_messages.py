@@ -64,10 +64,11 @@ class DecoderMessages:
 
     def available(self) -> bool:
         """Return whether the C library lets a program set `stderr`."""
-        if not self._known:
-            with self._changed:
+        with self._changed:
+            if not self._opened:
+                self._opened = True
                 self._open()
-        return self._file is not None
+        return self._file >= 0
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -75,24 +76,20 @@ class DecoderMessages:
         self._entries = 0
         self._exclusive = False
         self._waiting = 0
-        self._known = False
-        self._file: int | None = None
+        self._opened = False
+        self._file = -1
         self._stream: int | None = None
         self._variable = ctypes.c_void_p()
         self._usual: int | None = None
 
     def _after_fork(self) -> None:
         # The memory file is shared with the parent, and the lock may have no owner.
-        if self._usual is not None:
+        if self._file >= 0:
             self._variable.value = self._usual
-        if self._file is not None:
             os.close(self._file)
         self._reset()
 
     def _open(self) -> None:
-        if self._known:
-            return
-        self._known = True
         try:
             library = ctypes.CDLL(None)
             # In musl, stderr is a constant, and writing to it ends the process.
@@ -111,7 +108,6 @@ class DecoderMessages:
     @contextmanager
     def _decoding(self, alone: bool) -> Iterator[int]:
         """Redirect `stderr` to the memory file, and yield the offset of new text."""
-        assert self._file is not None
         with self._changed:
             self._waiting += alone
             while self._exclusive or self._must_wait(alone):
@@ -140,17 +136,14 @@ class DecoderMessages:
         return self._waiting > 0 or (self._active > 0 and self._size() > _MAX_TEXT_BYTES)
 
     def _size(self) -> int:
-        assert self._file is not None
         return os.fstat(self._file).st_size
 
     def _text(self, begin: int) -> str:
-        assert self._file is not None
-        size = self._size() - begin
-        return os.pread(self._file, size, begin).decode("utf-8", "replace") if size > 0 else ""
+        size = max(self._size() - begin, 0)
+        return os.pread(self._file, size, begin).decode("utf-8", "replace")
 
     def _pass_on(self) -> None:
         """Print the messages of other code, and discard all text."""
-        assert self._file is not None
         size = self._size()
         if size:
             lines = os.pread(self._file, size, 0).splitlines(keepends=True)

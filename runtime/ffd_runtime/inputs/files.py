@@ -92,12 +92,10 @@ class Search:
         if "://" in source or os.path.lexists(source) or not glob.has_magic(source):
             yield from self.expand([source])
             return
-        empty = True
-        for item in self._match(source):
-            empty = False
-            yield item
-        if empty:
-            yield Item(source, InputError("not_found", "no file matches this pattern"))
+        matches = self._match(source)
+        no_match = InputError("not_found", "no file matches this pattern")
+        yield next(matches, Item(source, no_match))
+        yield from matches
 
     def expand(self, paths: Iterable[str]) -> Iterator[Item]:
         """Yield the inputs of paths and addresses, without expanding patterns."""

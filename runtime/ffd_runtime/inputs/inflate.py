@@ -29,11 +29,7 @@ class Decompressor(Protocol):
 
 
 class Zlib:
-    """Gives `zlib` the interface of `bz2` and `lzma`.
-
-    Args:
-        window_bits: see `zlib.decompressobj`.
-    """
+    """Gives `zlib` the interface of `bz2` and `lzma`; see `zlib.decompressobj`."""
 
     def __init__(self, window_bits: int) -> None:
         self._zlib = zlib.decompressobj(window_bits)

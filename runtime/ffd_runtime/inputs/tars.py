@@ -160,11 +160,7 @@ def find_members(path: str, file: BinaryIO) -> Iterator[Item]:
 
 
 class _TarHeaders:
-    """The headers of a tar, each combined with the extended headers before it.
-
-    Args:
-        stream: positioned at a header when `next` is called.
-    """
+    """The headers of a tar, each combined with the extended headers before it."""
 
     def __init__(self, stream: _Plain | _Inflated) -> None:
         self._stream = stream
@@ -173,9 +169,7 @@ class _TarHeaders:
     def next(self) -> tarfile.TarInfo | None:
         """Return the header of the next member; None at the end mark.
 
-        Raises:
-            _DamagedError: the header is damaged; the next call searches for another one.
-            InputError: the tar ends without its mark, or cannot be read.
+        After `_DamagedError`, the next call searches for another header.
         """
         name: bytes | None = None
         pax: dict[bytes, bytes] = {}
@@ -225,11 +219,7 @@ class _TarHeaders:
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """Parse a pax extended header: records of `LENGTH KEY=VALUE` and a newline.
-
-    Raises:
-        _DamagedError: a record is invalid.
-    """
+    """Parse a pax extended header: records of `LENGTH KEY=VALUE` and a newline."""
     records = {}
     while data.strip(b"\0"):
         digits, _, _ = data[:8].partition(b" ")

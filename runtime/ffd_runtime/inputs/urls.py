@@ -110,11 +110,7 @@ class _Transfer:
         self.may_retry = True
 
     def seconds_left(self) -> float:
-        """Return the remaining seconds.
-
-        Raises:
-            TimeoutError: none remain.
-        """
+        """Return the remaining seconds, or raise `TimeoutError`."""
         seconds = self._end - time.monotonic()
         if seconds <= 0:
             raise TimeoutError

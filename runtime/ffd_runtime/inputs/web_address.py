@@ -76,11 +76,7 @@ def parse_address(url: str) -> WebAddress:
 
 
 def _host(host: str) -> str:
-    """Return a host in ASCII.
-
-    Raises:
-        ValueError: the host is not valid.
-    """
+    """Return a host in ASCII, or raise `ValueError`."""
     if ":" in host:
         if IPv6Address(host).scope_id:
             raise ValueError(host)

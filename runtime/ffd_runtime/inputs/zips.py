@@ -60,11 +60,7 @@ def find_members(path: str, file: BinaryIO) -> Iterator[Item]:
 
 
 def _read_entry(file: BinaryIO) -> ZipInfo:
-    """Read the next entry of the directory.
-
-    Raises:
-        InputError: the entry is damaged.
-    """
+    """Read the next entry of the directory."""
     entry = file.read(_ENTRY.size)
     if len(entry) < _ENTRY.size or not entry.startswith(b"PK\1\2"):
         raise InputError("corrupt", "the zip's directory is damaged: members are missing")
@@ -90,12 +86,7 @@ def _mode(member: ZipInfo) -> int:
 
 
 def _refuse(member: ZipInfo, inside: bool) -> InputError | None:
-    """Return why a member must not be read; None if it may.
-
-    Args:
-        member: its entry in the directory.
-        inside: whether its data is within the file.
-    """
+    """Return why a member must not be read; None if it may."""
     refusal = refuse_name(member.filename, _mode(member))
     if refusal:
         return refusal
@@ -112,11 +103,7 @@ def _refuse(member: ZipInfo, inside: bool) -> InputError | None:
 
 
 def _find_directory(file: BinaryIO, file_size: int) -> tuple[int, int, int]:
-    """Find start and end of the directory, and the size of the data before the archive.
-
-    Raises:
-        InputError: the zip has no directory.
-    """
+    """Find start and end of the directory, and the size of the data before the archive."""
     tail_at = max(0, file_size - _END.size - 0xFFFF)
     file.seek(tail_at)
     tail = file.read()

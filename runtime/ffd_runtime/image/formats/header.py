@@ -39,11 +39,7 @@ class ImageHeader:
 
 
 def take(data: bytes, start: int, length: int) -> bytes:
-    """Return a range of bytes.
-
-    Raises:
-        IndexError: the file ends before the range.
-    """
+    """Return a range of bytes, or raise `IndexError` if the file is too short."""
     if start < 0 or len(data) < start + length:
         raise IndexError
     return data[start : start + length]
