@@ -76,8 +76,8 @@ class DecoderMessages:
         self._entries = 0
         self._exclusive = False
         self._waiting = 0
-        self._opened = False
-        self._file = -1
+        self._opened: bool = False
+        self._file: int = -1
         self._stream: int | None = None
         self._variable = ctypes.c_void_p()
         self._usual: int | None = None
