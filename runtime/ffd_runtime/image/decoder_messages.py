@@ -38,6 +38,18 @@ class DecoderMessages:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._after_fork)
 
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._active = 0
+        self._entries = 0
+        self._exclusive = False
+        self._waiting = 0
+        self._opened = False
+        self._file = -1
+        self._stream: int | None = None
+        self._variable = ctypes.c_void_p()
+        self._usual: int | None = None
+
     def run(
         self, decode: Callable[[], T], suspicious: Callable[[T, str], bool], alone: bool = False
     ) -> tuple[T, str]:
@@ -69,18 +81,6 @@ class DecoderMessages:
                 self._opened = True
                 self._open()
         return self._file >= 0
-
-    def _reset(self) -> None:
-        self._changed = threading.Condition()
-        self._active = 0
-        self._entries = 0
-        self._exclusive = False
-        self._waiting = 0
-        self._opened: bool = False
-        self._file: int = -1
-        self._stream: int | None = None
-        self._variable = ctypes.c_void_p()
-        self._usual: int | None = None
 
     def _after_fork(self) -> None:
         # The memory file is shared with the parent, and the lock may have no owner.
