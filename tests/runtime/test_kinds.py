@@ -198,7 +198,9 @@ def test_a_video_in_the_same_container_is_not_an_image() -> None:
 
 
 def test_an_avif_without_support_in_opencv_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffd_runtime.image.decode._reads_avif", lambda: False)
+    monkeypatch.setattr(
+        "cv2.getBuildInformation", lambda: "  Media I/O:\n    AVIF:   NO\n    GIF:   YES\n"
+    )
     monkeypatch.setattr("cv2.imdecode", lambda data, flags: None)
     error = error_of(FORMATS["avif"])
     assert error.code == "unsupported"

@@ -7,7 +7,6 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from functools import cache
 from typing import Any, BinaryIO
 
 import cv2
@@ -214,19 +213,14 @@ def _explain(header: ImageHeader, data: bytes, detail: str) -> InputError:
         return InputError("unsupported", f"a TIFF that OpenCV cannot read: {compression}")
     if header.format == "jpeg" and (coding := jpeg.describe_coding(data)):
         return InputError("unsupported", f"a {coding} JPEG: save it as an 8-bit baseline JPEG")
-    if header.format == "avif" and not _reads_avif():
+    with_avif = re.compile(r"^\s*AVIF:\s*(?!NO)\S", re.MULTILINE)
+    if header.format == "avif" and not with_avif.search(cv2.getBuildInformation()):
         return InputError(
             "unsupported",
             f"an AVIF image, which OpenCV {cv2.__version__} was built without: install "
             "opencv-python 4.14 or later, or convert it to JPEG or PNG",
         )
     return InputError("corrupt", f"broken {header.format.upper()}: {detail}")
-
-
-@cache
-def _reads_avif() -> bool:
-    found = re.search(r"^\s*AVIF:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)
-    return found is not None and found[1] != "NO"
 
 
 def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | None:

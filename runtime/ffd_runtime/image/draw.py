@@ -146,15 +146,10 @@ def _evidence_levels(heatmap: npt.NDArray[np.float32], side: int) -> Image:
     return np.asarray(scaled, np.uint8)
 
 
-def _make_tints() -> Image:
-    """Return colour and opacity of each level: uint8 [256, 4], BGRA."""
-    table = np.empty((256, 4), np.uint8)
-    table[:128, :3], table[128:, :3] = _GROUNDTRUTH, _GENERATED
-    table[:, 3] = np.rint(np.minimum(np.abs(np.arange(256) - 128) / 127, 1) * 255 * _OPACITY)
-    return table
-
-
-_TINTS = _make_tints()
+# Colour and opacity of each level: uint8 [256, 4], BGRA.
+_TINTS: Image = np.empty((256, 4), np.uint8)
+_TINTS[:128, :3], _TINTS[128:, :3] = _GROUNDTRUTH, _GENERATED
+_TINTS[:, 3] = np.rint(np.minimum(np.abs(np.arange(256) - 128) / 127, 1) * 255 * _OPACITY)
 # For each level, the colour to add and the share of the image to keep, times 255: [1, 256, 3].
 _ADDED = (_TINTS[None, :, :3].astype(np.uint16) * _TINTS[None, :, 3:]).astype(np.uint16)
 _LEFT = np.repeat(255 - _TINTS[None, :, 3:].astype(np.uint16), 3, axis=2)

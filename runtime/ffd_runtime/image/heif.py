@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..core.errors import InputError
 from ..core.install_hint import install_hint
+from ..core.text import first_line
 
 
 def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
@@ -39,13 +40,15 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
         multiplied = image.premultiplied_alpha
         pixels = np.asarray(image)
     except SyntaxError as error:
-        raise InputError("unsupported", f"a HEIC that cannot be read: {_line(error)}") from None
+        raise InputError(
+            "unsupported", f"a HEIC that cannot be read: {first_line(error)}"
+        ) from None
     except OSError as error:
-        raise MemoryError(_line(error)) from None
+        raise MemoryError(first_line(error)) from None
     except (ValueError, EOFError, RuntimeError) as error:
         early = isinstance(error, EOFError) or "end of file" in str(error).lower()
         code = "truncated" if early else "corrupt"
-        raise InputError(code, f"broken HEIC: {_line(error)}") from None
+        raise InputError(code, f"broken HEIC: {first_line(error)}") from None
     if pixels.dtype != np.uint8:
         # Grey images of 10 or 12 bits are returned in 16 bits.
         pixels = (pixels >> 8).astype(np.uint8)
@@ -54,7 +57,3 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
         colour = np.minimum(pixels[..., :3] * (255 / alpha), 255).round().astype(np.uint8)
         pixels = np.concatenate([colour, pixels[..., 3:]], axis=-1)
     return pixels
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -108,16 +108,11 @@ def normalise(bgr: Image, spec: PreprocessSpec) -> Image:
     """
     lab = cv2.cvtColor(bgr, cv2.COLOR_BGR2LAB)
     lightness = cv2.extractChannel(lab, 0)
-    lightness = cv2.LUT(lightness, _levels(lightness, spec))
-    clahe = cv2.createCLAHE(spec.clahe_clip, (spec.clahe_tiles, spec.clahe_tiles))
-    cv2.insertChannel(clahe.apply(lightness), lab, 0)
-    return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), np.uint8)
-
-
-def _levels(lightness: cv2.typing.MatLike, spec: PreprocessSpec) -> Image:
-    """Return the linear normalisation as a table of 256 levels, exact on every machine."""
     mean, deviation = cv2.meanStdDev(lightness)
     gain = min(spec.max_gain, spec.target_deviation / max(float(deviation[0, 0]), 1e-6))
     levels = (np.arange(256) - float(mean[0, 0])) * gain + spec.target_mean
-    table: Image = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-    return table
+    # A table of 256 levels is exact on every machine.
+    lightness = cv2.LUT(lightness, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+    clahe = cv2.createCLAHE(spec.clahe_clip, (spec.clahe_tiles, spec.clahe_tiles))
+    cv2.insertChannel(clahe.apply(lightness), lab, 0)
+    return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), np.uint8)

@@ -11,8 +11,7 @@ from io import FileIO, RawIOBase, UnsupportedOperation
 from typing import BinaryIO
 
 from ..core.errors import FfdError
-
-CHUNK_BYTES = 1 << 16
+from .members import CHUNK_BYTES
 
 # UTF-32 first, because its mark starts with that of UTF-16.
 _MARKS = {
@@ -54,14 +53,12 @@ def read_sources(path: str, null: bool) -> tuple[str, ...]:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            names = list(read_list(iter(lambda: file.read(CHUNK_BYTES), b""), null))
+            names = tuple(read_list(iter(lambda: file.read(CHUNK_BYTES), b""), null))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FfdError(f"--sources {path}: {reason}") from None
-    if null:
-        return tuple(names)
-    lines = (name.strip() for name in names)
-    return tuple(line for line in lines if line and not line.startswith("#"))
+    lines = map(str.strip, names)
+    return names if null else tuple(line for line in lines if line and line[0] != "#")
 
 
 def read_list(pieces: Iterable[bytes], null: bool = False) -> Iterator[str]:

@@ -24,10 +24,6 @@ ADDRESS_MODULES = {
 }
 
 
-def _is_zip(head: bytes, _: BinaryIO) -> bool:
-    return head.startswith((b"PK\3\4", b"PK\5\6"))
-
-
 def _is_tar(head: bytes, file: BinaryIO) -> bool:
     start = find_compression(head)
     if start:
@@ -42,6 +38,6 @@ def _is_tar(head: bytes, file: BinaryIO) -> bool:
 # By full name of the module: a function that recognises an archive by its first `TAR_BLOCK_BYTES`
 # bytes and the file, positioned at its start.
 ARCHIVE_MODULES: dict[str, Callable[[bytes, BinaryIO], bool]] = {
-    f"{__package__}.zips": _is_zip,
+    f"{__package__}.zips": lambda head, _: head.startswith((b"PK\3\4", b"PK\5\6")),
     f"{__package__}.tars": _is_tar,
 }

@@ -35,12 +35,11 @@ from ..core.errors import InputError
 from ..core.redact import redact
 from .fetch_policy import FetchPolicy
 from .items import Item
+from .members import CHUNK_BYTES
 from .web_address import WebAddress, is_public, parse_address
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
-
-_CHUNK_BYTES = 1 << 16
 
 
 def find_inputs(address: str, policy: FetchPolicy) -> Iterator[Item]:
@@ -131,7 +130,7 @@ def _follow(url: str, policy: FetchPolicy) -> bytes:
             if response.status == 200:
                 return _read_body(response, policy.max_bytes)
             length = response.length_remaining
-            if length is not None and length <= _CHUNK_BYTES:
+            if length is not None and length <= CHUNK_BYTES:
                 # A connection can be used again only if the whole response was read.
                 response.drain_conn()
             location = response.get_redirect_location()
@@ -197,7 +196,7 @@ def _read_body(response: BaseHTTPResponse, max_bytes: int) -> bytes:
     if (response.length_remaining or 0) > max_bytes:
         raise too_large
     body = io.BytesIO()
-    for piece in response.stream(_CHUNK_BYTES):
+    for piece in response.stream(CHUNK_BYTES):
         body.write(piece)
         if body.tell() > max_bytes:
             raise too_large
