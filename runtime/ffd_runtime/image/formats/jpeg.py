@@ -24,13 +24,7 @@ _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 class Segment(NamedTuple):
-    """One marker segment before the first scan's data.
-
-    Attributes:
-        marker: the byte after FF.
-        at: offset of the marker.
-        content: without marker and length.
-    """
+    """One marker segment; `at` is the offset of FF, `content` excludes marker and length."""
 
     marker: int
     at: int
