@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "torchvision", "onnx", "tensorrt", "matplotlib", "pandas", "lightning", "timm")
-RUNTIME = ("cv2", "onnxruntime", "numpy", "rich")
+RUNTIME = ("cv2", "onnxruntime", "numpy", "rich", "urllib3")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -23,6 +23,12 @@ def loaded_by(code: str) -> set[str]:
 
 def test_the_package_is_light() -> None:
     assert not loaded_by("import ffd_runtime") & {*HEAVY, *RUNTIME}
+
+
+def test_only_web_addresses_need_urllib3() -> None:
+    code = "from ffd_runtime.inputs import find_files\n[item.error for item in find_files(['{}'])]"
+    assert "urllib3" not in loaded_by(code.format("a.jpg"))
+    assert "urllib3" in loaded_by(code.format("http://localhost/a.jpg"))
 
 
 @pytest.mark.parametrize(
