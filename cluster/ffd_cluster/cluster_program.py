@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ffd_runtime.cli.command import option, say, wants_more
+from ffd_runtime.cli.command import say, wants_more
 from ffd_runtime.cli.program import Program, RunOptions
+
+from .cluster_options import LOCAL
 
 if TYPE_CHECKING:
     from ffd_runtime.image.faces import FaceDetector
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .ray_pipeline import Work
     from .seen_inputs import Seen
-
-LOCAL = "local"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,33 +45,6 @@ class ClusterOptions(RunOptions):
     def address(self) -> str | None:
         """The cluster's address; None for a cluster on this machine, or to start Ray here."""
         return None if self.ray == LOCAL else self.ray
-
-
-DECLARATIONS = (
-    option(
-        "--ray",
-        group="Cluster",
-        is_flag=False,
-        flag_value=LOCAL,
-        metavar="[HOST:PORT]",
-        help="Run on this Ray cluster. Without an address, use the cluster that runs on this "
-        "machine, or start one. SOURCEs may be s3:// and gs:// addresses; --output is a folder.",
-    ),
-    option(
-        "--actors",
-        group="Cluster",
-        type=click.IntRange(1),
-        help="Processes that hold the model. Default: one per GPU, or one per core.",
-    ),
-    option(
-        "--part",
-        group="Cluster",
-        type=click.IntRange(1),
-        default=10_000,
-        show_default=True,
-        help="Inputs in each Parquet file of --output.",
-    ),
-)
 
 
 def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
@@ -229,4 +202,4 @@ def _reporting_rows(parts: Parts) -> Iterator[None]:
         raise
 
 
-PROGRAM = Program("images", ClusterOptions, accepts, run, DECLARATIONS, flag="--ray")
+PROGRAM = Program("images", ClusterOptions, accepts, run, flag="--ray")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -131,6 +130,8 @@ def _leave(ctx: click.Context, code: int) -> None:
 @contextmanager
 def _raising_on_sigterm() -> Iterator[None]:
     """Raise `Terminated` in the main thread at the first SIGTERM; let a second one kill."""
+    # Imported here, like logging below, so that --help does not wait for it.
+    import signal
 
     def terminate(*_: object) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -149,7 +150,6 @@ def _raising_on_sigterm() -> Iterator[None]:
 @contextmanager
 def _printing_logs() -> Iterator[None]:
     """Print the log messages of ffd's packages to stderr."""
-    # Imported here, so that --help does not wait for it.
     import logging
 
     class PrintHandler(logging.Handler):

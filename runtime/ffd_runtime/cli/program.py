@@ -84,7 +84,6 @@ class Program(Generic[Options]):
         options: a dataclass with a field for each option.
         accepts: whether the program is to run, given the sources and all values of the command.
         run: classify the sources.
-        declarations: click options that only this program has.
         flag: the option that selects the program, if there is one.
     """
 
@@ -92,7 +91,6 @@ class Program(Generic[Options]):
     options: type[Options]
     accepts: Callable[[Sequence[str], Mapping[str, Any]], bool]
     run: Callable[[Sequence[str], Options], None]
-    declarations: tuple[Callable[[Any], Any], ...] = ()
     flag: str | None = None
 
     @property
@@ -125,14 +123,6 @@ def choose_program(sources: Sequence[str], values: Mapping[str, Any]) -> Program
         click.UsageError: no program classifies these sources together.
     """
     return next(program for program in load_programs() if program.accepts(sources, values))
-
-
-def add_declarations(command: Any) -> Any:
-    """Add the options that only one program has."""
-    for program in load_programs():
-        for declare in reversed(program.declarations):
-            command = declare(command)
-    return command
 
 
 def _refuse_foreign_options(program: Program[Any]) -> None:

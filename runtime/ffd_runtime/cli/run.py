@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
 
 from .command import Command, option
 from .options import backend_option, device_option, format_option, version_option
-from .program import add_declarations, choose_program
 
 EPILOG = """\b
 Examples:
@@ -28,6 +28,18 @@ Examples:
 Exit codes:
   0 done   1 could not run   2 wrong usage   3 done, but some inputs could not be read
 """
+
+# Modules beside the runtime that declare options of their programs. They are named, not imported,
+# because the runtime does not depend on them.
+OPTION_MODULES = ("ffd_cluster.cluster_options",)
+
+
+def add_package_options(command: Any) -> Any:
+    """Add the options of `OPTION_MODULES`."""
+    for name in OPTION_MODULES:
+        for declare in reversed(import_module(name).OPTIONS):
+            command = declare(command)
+    return command
 
 
 @click.command(cls=Command, epilog=EPILOG)
@@ -146,7 +158,60 @@ Exit codes:
     help="Write an HTML page: counts, scores, the most suspicious and most uncertain images.",
 )
 @format_option(" Lines; nothing with --output", group="Output")
-@add_declarations
+@option("--gst", group="Streams", is_flag=True, help="Read SOURCEs as GStreamer pipelines.")
+@option(
+    "--stream",
+    group="Streams",
+    is_flag=True,
+    help="Read http addresses as streams, not as images.",
+)
+@option(
+    "--every",
+    group="Streams",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Classify every Nth frame.",
+)
+@option(
+    "--fps",
+    group="Streams",
+    type=click.FloatRange(0, 1000, min_open=True),
+    help="Classify at most this many frames per second.",
+)
+@option(
+    "--retries",
+    group="Streams",
+    type=click.IntRange(0),
+    help="Give up a live stream after this many attempts to connect. Default: no limit.",
+)
+@option(
+    "--show",
+    group="Streams",
+    is_flag=True,
+    help="Show the stream in a window: q quits, h shows the heatmap.",
+)
+@option(
+    "--record",
+    group="Streams",
+    type=click.Path(),
+    metavar="FILE.{mp4,mkv}",
+    help="Write the annotated video. If the file exists, a number is added to its name.",
+)
+@option("--events", group="Streams", is_flag=True, help="Write a row only when a label changes.")
+@option(
+    "--serve",
+    group="Web page",
+    metavar="[HOST:]PORT",
+    help="Serve a web page with live images, /healthz and /metrics.",
+)
+@option(
+    "--token",
+    group="Web page",
+    envvar="FFD_TOKEN",
+    show_envvar=True,
+    help="Token that viewers must give. Required if HOST is not a loopback address.",
+)
+@add_package_options
 @version_option()
 def main(sources: tuple[str, ...], listed: str | None, **values: Any) -> None:
     """Classify face images as generated, photograph or unsure.
@@ -160,6 +225,9 @@ def main(sources: tuple[str, ...], listed: str | None, **values: Any) -> None:
     before an address names it. Each face in each frame gives one row. After a failure, a live
     stream is reconnected.
     """
+    # Imported here, so that --help does not wait for the programs.
+    from .program import choose_program
+
     if listed:
         from ..inputs.lists import read_sources
 

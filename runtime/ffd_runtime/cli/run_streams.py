@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import OutputError
-from .command import option, say
+from .command import say
 from .options import wants_table
 from .program import Program, RunOptions
 
@@ -59,65 +59,6 @@ class StreamOptions(RunOptions):
     def detect_faces(self) -> bool:
         """Whether faces are detected: by default, yes."""
         return self.faces is not False
-
-
-DECLARATIONS = (
-    option("--gst", group="Streams", is_flag=True, help="Read SOURCEs as GStreamer pipelines."),
-    option(
-        "--stream",
-        group="Streams",
-        is_flag=True,
-        help="Read http addresses as streams, not as images.",
-    ),
-    option(
-        "--every",
-        group="Streams",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Classify every Nth frame.",
-    ),
-    option(
-        "--fps",
-        group="Streams",
-        type=click.FloatRange(0, 1000, min_open=True),
-        help="Classify at most this many frames per second.",
-    ),
-    option(
-        "--retries",
-        group="Streams",
-        type=click.IntRange(0),
-        help="Give up a live stream after this many attempts to connect. Default: no limit.",
-    ),
-    option(
-        "--show",
-        group="Streams",
-        is_flag=True,
-        help="Show the stream in a window: q quits, h shows the heatmap.",
-    ),
-    option(
-        "--record",
-        group="Streams",
-        type=click.Path(),
-        metavar="FILE.{mp4,mkv}",
-        help="Write the annotated video. If the file exists, a number is added to its name.",
-    ),
-    option(
-        "--events", group="Streams", is_flag=True, help="Write a row only when a label changes."
-    ),
-    option(
-        "--serve",
-        group="Web page",
-        metavar="[HOST:]PORT",
-        help="Serve a web page with live images, /healthz and /metrics.",
-    ),
-    option(
-        "--token",
-        group="Web page",
-        envvar="FFD_TOKEN",
-        show_envvar=True,
-        help="Token that viewers must give. Required if HOST is not a loopback address.",
-    ),
-)
 
 
 def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
@@ -337,4 +278,4 @@ def _policy(options: StreamOptions) -> StreamPolicy:
     )
 
 
-PROGRAM = Program("streams", StreamOptions, accepts, run, DECLARATIONS)
+PROGRAM = Program("streams", StreamOptions, accepts, run)

@@ -11,17 +11,15 @@ To add a backend, write its module and add its `BackendSpec` to `BACKENDS`. The 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 # A report of ffd-doctor, as JSON types.
 Facts = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class BackendSpec:
+class BackendSpec(NamedTuple):
     """What commands, ffd-doctor and `open_backend` know about a backend without importing it.
 
     Attributes:
