@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +80,24 @@ def test_the_site_lists_every_page_once() -> None:
     assert set(listed) == GENERATED | {page.name for page in (ROOT / "docs").glob("*.md")}
 
 
+def find_examples() -> list[str]:
+    """Code blocks of docs/api.md, in order."""
+    return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.skipif(not find_spec("mypy"), reason="mypy is not installed")
+def test_the_examples_are_typed(tmp_path: Path) -> None:
+    module = tmp_path / "examples.py"
+    module.write_text("\n".join(find_examples()))
+    # The cache of the repository's own mypy run, if there was one, saves most of the time.
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", str(module)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = find_examples()
     assert len(blocks) > 8
     (tmp_path / "portraits").mkdir()
     for number, colour in enumerate(("red", "blue", "red")):
@@ -96,6 +115,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         exec(compile(block, str(PAGE), "exec"), names)
     assert len((tmp_path / "verdicts.csv").read_text().splitlines()) == 4
     assert [result.source for result in names["results"]] == [str(p) for p in names["paths"]]
+    assert abs(names["by_path"].score - names["by_pillow"].score) < 0.05
     assert names["shown"].shape == (400, 300, 3)
     assert names["pipeline"].summary() == "clip.mp4: 20 of 20 frames"
     with pytest.raises(Exception, match="closed"):

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .provenance import RunProvenance
 
 
-class Sink(AbstractContextManager["Sink", None], Protocol):
-    """A context manager that receives rows."""
+class RowWriter(Protocol):
+    """An object that receives rows."""
 
     def write(self, result: Result) -> None:
         """Write one row.
@@ -34,6 +34,10 @@ class Sink(AbstractContextManager["Sink", None], Protocol):
         Raises:
             OutputError: the row cannot be written.
         """
+
+
+class Sink(RowWriter, AbstractContextManager["Sink", None], Protocol):
+    """A context manager that receives rows."""
 
 
 # Module and class of the sink for each suffix. The module is imported when such a file is written.

@@ -18,7 +18,7 @@ from .frame_result import Frame, FrameResult, FrameSink, Quit, StreamHealth
 from .tracking import GreedyIouTracker
 
 if TYPE_CHECKING:
-    from ..outputs import Sink
+    from ..outputs import RowWriter
 
 # Per source, only the newest tracks keep their last label. No frame shows this many faces.
 MAX_REMEMBERED_TRACKS = 256
@@ -73,8 +73,8 @@ class StreamPipeline:
         feed: Feed,
         frame_classifier: FrameClassifier,
         *,
-        rows: Sequence[Sink] = (),
-        changes: Sequence[Sink] = (),
+        rows: Sequence[RowWriter] = (),
+        changes: Sequence[RowWriter] = (),
         frame_sinks: Sequence[FrameSink] = (),
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
