@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 
+# platformdirs would be a dependency for these few lines. It also accepts a relative XDG_CACHE_HOME,
+# which the specification says to ignore, and returns a path without a home folder.
 def cache_folder() -> Path:
     """Return ffd's folder in the cache folder of this system.
 
@@ -18,6 +20,5 @@ def cache_folder() -> Path:
         return (Path(local) if local else Path.home() / "AppData" / "Local") / "ffd"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "ffd"
-    # The XDG base directory specification says to ignore relative paths.
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "ffd"
