@@ -15,7 +15,8 @@ from ffd_runtime.core import pipeline
 from ffd_runtime.core.errors import BackendError, DeviceMemoryError, InputError
 from ffd_runtime.core.pipeline import Batches, Prepared, classify_items
 from ffd_runtime.model.backends import Backend, Outputs, open_backend
-from ffd_runtime.model.backends.pending import Asynchronous, count_lanes, submit
+from ffd_runtime.model.backends.pending import Asynchronous
+from ffd_runtime.model.within_memory import WithinMemory
 
 from ..models import CARD
 from .fake_cuda import FakeCuda
@@ -275,9 +276,9 @@ def test_a_backend_needs_no_more_than_infer() -> None:
     plain = Plain()
     backend: Backend = plain
     assert not isinstance(backend, Asynchronous)
-    assert count_lanes(backend) == 1
+    assert WithinMemory(backend).lanes == 1
     given = images(3)
-    pending = submit(backend, given)
+    pending = WithinMemory(backend).submit(given)
     assert plain.sizes == [3]
     assert pending.done()
     assert_right(given, pending.collect())

@@ -74,9 +74,5 @@ def find_readers(suffix: str) -> list[str]:
 
 
 def find_owner(library: str) -> BackendSpec | None:
-    """Return the backend that imports a library; None for any other library.
-
-    Args:
-        library: its top-level module.
-    """
+    """Return the backend that imports a top-level module; None if no backend does."""
     return next((spec for spec in BACKENDS.values() if library in spec.extras), None)

@@ -124,11 +124,7 @@ class ModelCard:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA or isinstance(self.schema, bool):
-            raise CardError(
-                f"model card has schema {self.schema!r}, but this version of ffd reads {SCHEMA}: "
-                "export the model again, or install the version of ffd that wrote it"
-            )
+        _require_schema(self.schema)
         _require_text("name", self.name)
         _require_text("architecture", self.architecture)
         if tuple(self.classes) != CLASSES:
@@ -186,11 +182,7 @@ class ModelCard:
             raise CardError(f"model card is not valid JSON: {error}") from None
         if not isinstance(document, dict):
             raise CardError("model card is not a JSON object")
-        if document.get("schema") != SCHEMA:
-            raise CardError(
-                f"model card has schema {document.get('schema')!r}, but this version of ffd reads "
-                f"{SCHEMA}: export the model again, or install the version of ffd that wrote it"
-            )
+        _require_schema(document.get("schema"))
         values = _fields(cls, "", document)
         values["preprocess"] = PreprocessSpec(
             **_fields(PreprocessSpec, "preprocess.", values.get("preprocess"))
@@ -211,15 +203,20 @@ def _fields(owner: type[Any], prefix: str, document: object) -> dict[str, Any]:
     names = {item.name for item in dataclasses.fields(owner)}
     for name in sorted(document.keys() - names):
         raise CardError(f"model card: unknown field {prefix}{name}")
-    absent = {
-        item.name: item.metadata["absent"]
-        for item in dataclasses.fields(owner)
-        if "absent" in item.metadata
-    }
-    document = {**absent, **document}
+    for item in dataclasses.fields(owner):
+        if "absent" in item.metadata:
+            document = {item.name: item.metadata["absent"], **document}
     for name in sorted(names - document.keys()):
         raise CardError(f"model card: field {prefix}{name} is missing")
     return dict(document)
+
+
+def _require_schema(schema: object) -> None:
+    if schema != SCHEMA or isinstance(schema, bool):
+        raise CardError(
+            f"model card has schema {schema!r}, but this version of ffd reads {SCHEMA}: "
+            "export the model again, or install the version of ffd that wrote it"
+        )
 
 
 def _require_text(name: str, value: object) -> None:

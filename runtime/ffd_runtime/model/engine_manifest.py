@@ -120,14 +120,7 @@ class EngineManifest:
 
 @dataclass(frozen=True)
 class TargetSystem:
-    """The system that is to run an engine.
-
-    Attributes:
-        module: `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
-        version: of the module.
-        gpu: name of the GPU.
-        compute_capability: of the GPU, such as `8.9`.
-    """
+    """The system that is to run an engine with `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`."""
 
     module: str
     version: str
@@ -194,11 +187,7 @@ def require_runnable(manifest: EngineManifest, here: TargetSystem) -> None:
 
 
 def list_rtx_gpus(trt: Any) -> tuple[str, ...]:
-    """Return the compute capabilities that the installed TensorRT for RTX supports.
-
-    Args:
-        trt: the module `tensorrt_rtx`. If it lists none, the documented ones are returned.
-    """
+    """Return the compute capabilities that `tensorrt_rtx` lists, or else the documented ones."""
     names = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     listed = tuple(f"{n[2:-1]}.{n[-1]}" for n in names if re.fullmatch(r"SM\d{2,3}", n))
     return listed or RTX_COMPUTE_CAPABILITIES
@@ -206,10 +195,6 @@ def list_rtx_gpus(trt: Any) -> tuple[str, ...]:
 
 def require_rtx_gpu(trt: Any, gpu: Gpu) -> None:
     """Check that TensorRT for RTX supports a GPU, before an engine is built or loaded.
-
-    Args:
-        trt: the module `tensorrt_rtx`.
-        gpu: to build for, or to run on.
 
     Raises:
         DeviceError: it does not. The message names an alternative.
@@ -245,10 +230,8 @@ def _version_fault(manifest: EngineManifest, here: TargetSystem) -> str | None:
 def _gpu_fault(manifest: EngineManifest, here: TargetSystem) -> str | None:
     if here.compute_capability in manifest.compute_capabilities:
         return None
-    if manifest.hardware_compatibility == "ampere_plus" and _version(here.compute_capability) >= (
-        8,
-        0,
-    ):
+    is_ampere_plus = _version(here.compute_capability) >= (8, 0)
+    if manifest.hardware_compatibility == "ampere_plus" and is_ampere_plus:
         return None
     return "it was built for GPUs of another compute capability"
 
@@ -295,15 +278,11 @@ def _are(kind: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, tuple) and all(map(kind, value))
 
 
-def _counts(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        _is_text(name) and _is_count(count) for name, count in value.items()
-    )
-
-
-def _settings(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        _is_text(name) and isinstance(setting, int | str | None) for name, setting in value.items()
+def _map_to(kind: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: (
+        isinstance(value, Mapping)
+        and _are(_is_text)(tuple(value))
+        and all(map(kind, value.values()))
     )
 
 
@@ -326,9 +305,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lean_runtime": (lambda v: isinstance(v, bool), "true or false"),
     "batch": (_is_batch, "three sizes, [smallest, optimal, largest]"),
     "command": (_is_text, "a command"),
-    "options": (_settings, "an object of settings"),
-    "layers": (_counts, "an object of counts"),
+    "options": (_map_to(lambda v: isinstance(v, int | str | None)), "an object of settings"),
+    "layers": (_map_to(_is_count), "an object of counts"),
     "float_layers": (_are(_is_text), "a list of names"),
-    "built_layers": (lambda v: v is None or _counts(v), "an object of counts or null"),
+    "built_layers": (
+        lambda v: v is None or _map_to(_is_count)(v),
+        "an object of counts or null",
+    ),
     "schema": (lambda v: v == SCHEMA and not isinstance(v, bool), str(SCHEMA)),
 }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..core.errors import DeviceMemoryError
 from .backends import Backend, Outputs, infer_in_parts
-from .backends.pending import Finished, Pending, count_lanes, submit
+from .backends.pending import Asynchronous, Finished, Pending
 
 log = logging.getLogger(__name__)
 
@@ -18,23 +18,16 @@ log = logging.getLogger(__name__)
 class WithinMemory:
     """Halves the batches of a backend when the device runs out of memory.
 
-    The limit lasts as long as the object, so create one for each model. Several threads may
-    call it.
-
-    Args:
-        backend: the model.
-
-    Attributes:
-        card: see `Backend`.
-        description: see `Backend`.
-        lanes: see `Asynchronous`; 1 for a synchronous backend.
+    The limit lasts as long as the object, so create one for each model. Several threads may call
+    it. It has the attributes of `Backend`, and those of `Asynchronous` with one lane for a
+    synchronous backend.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.card = backend.card
         self.description = backend.description
-        self.lanes = count_lanes(backend)
+        self.lanes = backend.lanes if isinstance(backend, Asynchronous) else 1
         self._lock = Lock()
         self._most: int | None = None
 
@@ -44,10 +37,7 @@ class WithinMemory:
         return backend if isinstance(backend, cls) else cls(backend)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch, in parts if it exceeds the limit.
-
-        Args:
-            images: see `Backend.infer`; at least one.
+        """Run one batch of at least one image, in parts if it exceeds the limit.
 
         Raises:
             DeviceMemoryError: a single image does not fit.
@@ -65,17 +55,15 @@ class WithinMemory:
     def submit(self, images: npt.NDArray[np.uint8]) -> Pending:
         """Start one batch; see `Asynchronous.submit`.
 
-        Args:
-            images: see `infer`.
-
         Raises:
             DeviceMemoryError: the batch does not fit beside those that run. After they are
                 collected, `infer` runs it, in parts if necessary.
             BackendError: inference failed.
         """
-        if self.lanes == 1 or len(images) > (self._most or len(images)):
-            return Finished(self.infer(images))
-        return submit(self._backend, images)
+        fits = len(images) <= (self._most or len(images))
+        if fits and self.lanes > 1 and isinstance(self._backend, Asynchronous):
+            return self._backend.submit(images)
+        return Finished(self.infer(images))
 
     def close(self) -> None:
         """Free the model."""

@@ -17,11 +17,7 @@ def find_buckets(least: int, most: int) -> tuple[int, ...]:
 
 
 def choose_bucket(buckets: Sequence[int], count: int) -> int:
-    """Return the smallest bucket that holds `count` images.
-
-    Args:
-        buckets: in ascending order.
-        count: at most the last bucket.
+    """Return the smallest of ascending buckets that holds `count` images.
 
     Example:
         >>> choose_bucket((1, 2, 4, 8), 3)
@@ -35,10 +31,6 @@ class SteadyBucket:
 
     A larger bucket is used immediately. A smaller one is used only after `patience` consecutive
     batches that fit it, so that one short batch between full ones changes nothing.
-
-    Args:
-        buckets: in ascending order.
-        patience: consecutive batches.
 
     Example:
         >>> steady = SteadyBucket((1, 2, 4, 8), patience=2)
@@ -54,11 +46,7 @@ class SteadyBucket:
         self._smaller: list[int] = []
 
     def choose(self, count: int) -> int:
-        """Return the bucket for the next batch.
-
-        Args:
-            count: images in the batch, at most the last bucket.
-        """
+        """Return the bucket for the next batch of at most the last bucket's size."""
         needed = choose_bucket(self._buckets, count)
         if needed >= self._size:
             self.settle(count)
@@ -69,10 +57,6 @@ class SteadyBucket:
         return self._size
 
     def settle(self, count: int) -> None:
-        """Switch to the smallest bucket that holds `count` images, regardless of earlier batches.
-
-        Args:
-            count: see `choose`; 0 to forget the current bucket.
-        """
+        """Switch to the smallest bucket that holds `count` images; 0 forgets the current bucket."""
         self._size = choose_bucket(self._buckets, count) if count else 0
         self._smaller = []

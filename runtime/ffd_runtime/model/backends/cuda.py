@@ -22,14 +22,11 @@ Handle = Any
 
 
 class Cuda:
-    """One GPU, two streams on it, and all that was taken from it.
+    """One GPU, two streams on it, and everything that is allocated on it.
 
     Attributes:
         stream: inference, and the copies of its outputs.
         copies: copies of images to the device.
-
-    Args:
-        index: of the GPU.
 
     Raises:
         BackendError: cuda-bindings is absent or too old, or CUDA does not start.
@@ -65,7 +62,7 @@ class Cuda:
 
     @property
     def stream_address(self) -> int:
-        """The handle of `stream` as an integer, which is what TensorRT takes."""
+        """The handle of `stream` as an integer, for TensorRT."""
         return int(self._address_of(self.stream))
 
     def use(self) -> None:
@@ -73,10 +70,7 @@ class Cuda:
         self.call(self.api.cudaSetDevice(self._index))
 
     def call(self, answer: tuple[Any, ...]) -> Any:
-        """Return the value of a call.
-
-        Args:
-            answer: what the call returned: its error code, then its value if it has one.
+        """Return the value of a call from its error code and value.
 
         Raises:
             DeviceMemoryError: the memory is exhausted.
@@ -118,24 +112,8 @@ class Cuda:
         flags = self.api.cudaEventDisableTiming | self.api.cudaEventBlockingSync
         return self._own(self.api.cudaEventCreateWithFlags(flags), self.api.cudaEventDestroy)
 
-    def copy(self, target: int, source: int, size: int, kind: Any, stream: Handle) -> None:
-        """Enqueue a copy of `size` bytes on a stream."""
-        self.call(self.api.cudaMemcpyAsync(target, source, size, kind, stream))
-
-    def record(self, event: Handle, stream: Handle) -> None:
-        """Let an event mark the end of all work enqueued on a stream so far."""
-        self.call(self.api.cudaEventRecord(event, stream))
-
-    def make_wait(self, stream: Handle, event: Handle) -> None:
-        """Let later work on a stream wait for an event."""
-        self.call(self.api.cudaStreamWaitEvent(stream, event, 0))
-
-    def wait(self, event: Handle) -> None:
-        """Block until an event is reached."""
-        self.call(self.api.cudaEventSynchronize(event))
-
     def is_reached(self, event: Handle) -> bool:
-        """Whether an event is reached; True also where `wait` would raise."""
+        """Return whether an event is reached; True also if waiting for it would raise."""
         (error,) = self.api.cudaEventQuery(event)
         if error != self.api.cudaError_t.cudaErrorNotReady:
             return True
@@ -144,14 +122,14 @@ class Cuda:
         return False
 
     def capture(self, enqueue: Callable[[], bool]) -> Handle:
-        """Capture what `enqueue` enqueues on `stream` as a graph to launch; none of it runs now.
+        """Capture the work that `enqueue` adds to `stream` as a graph, without running it.
 
         Raises:
-            BackendError: it cannot be captured; the stream works as before.
+            BackendError: the work cannot be captured; the stream works as before.
         """
         api = self.api
         self.call(api.cudaStreamSynchronize(self.stream))
-        # Other threads may use CUDA at the same time, for other models say.
+        # Other threads may use CUDA at the same time, such as for other models.
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call(api.cudaStreamBeginCapture(self.stream, mode))
         try:
@@ -178,13 +156,13 @@ class Cuda:
             self._release(self.api.cudaGraphExecDestroy, self._graphs.pop())
 
     def _release(self, free: Callable[[Any], tuple[Any, ...]], value: Any) -> None:
-        """Free a value. A failure is logged only: nothing can be done about it."""
+        """Free a value. A failure is only logged, because nothing can be done about it."""
         error, *_ = free(value)
         if error != self.api.cudaError_t.cudaSuccess:
             log.debug("freeing GPU resources failed: %s", self._failure(error))
 
     def settle(self) -> None:
-        """Block until the GPU has done all its work, whether that failed or not."""
+        """Block until the GPU has finished all its work, successfully or not."""
         for stream in (self.copies, self.stream):
             self.api.cudaStreamSynchronize(stream)
         self.api.cudaGetLastError()
@@ -200,17 +178,7 @@ class Cuda:
 
 
 class Buffer:
-    """A tensor on host and device, for the largest batch.
-
-    Attributes:
-        host: the page-locked array.
-        device: address on the device.
-
-    Args:
-        cuda: allocates the memory.
-        shape: of the largest batch.
-        kind: dtype of the elements.
-    """
+    """A tensor for the largest batch: a page-locked array `host`, and an address on the device."""
 
     def __init__(self, cuda: Cuda, shape: tuple[int, ...], kind: type[np.generic]) -> None:
         self._cuda = cuda
@@ -222,10 +190,14 @@ class Buffer:
 
     def to_device(self, count: int, stream: Handle) -> None:
         """Enqueue the copy of the first `count` rows to the device."""
-        kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._cuda.copy(self.device, self._address, count * self._row, kind, stream)
+        self._copy(self.device, self._address, count, "cudaMemcpyHostToDevice", stream)
 
     def to_host(self, count: int, stream: Handle) -> None:
         """Enqueue the copy of the first `count` rows to the host."""
-        kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._cuda.copy(self._address, self.device, count * self._row, kind, stream)
+        self._copy(self._address, self.device, count, "cudaMemcpyDeviceToHost", stream)
+
+    def _copy(self, target: int, source: int, count: int, kind: str, stream: Handle) -> None:
+        api = self._cuda.api
+        direction = getattr(api.cudaMemcpyKind, kind)
+        size = count * self._row
+        self._cuda.call(api.cudaMemcpyAsync(target, source, size, direction, stream))

@@ -24,13 +24,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class KernelCache:
-    """The runtime cache of one engine; used only with TensorRT for RTX.
-
-    Args:
-        engine: sha256 of the engine, in hex.
-        gpu: that runs the engine.
-        version: of TensorRT for RTX.
-    """
+    """The runtime cache of one engine, by its sha256 in hex; used only with TensorRT for RTX."""
 
     def __init__(self, engine: str, gpu: Gpu, version: str) -> None:
         self._key = "\n".join((engine, gpu.name, gpu.compute_capability, version)).encode()
@@ -47,11 +41,7 @@ class KernelCache:
         return cache_folder() / "rtx" / f"{hashlib.sha256(self._key).hexdigest()[:32]}.kernels"
 
     def open(self, config: Any) -> Any:
-        """Return the cache for an execution context, loaded from the file the first time.
-
-        Args:
-            config: an `IRuntimeConfig`.
-        """
+        """Return the cache for an `IRuntimeConfig`, loaded from the file the first time."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             self._load()

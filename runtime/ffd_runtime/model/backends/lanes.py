@@ -53,14 +53,7 @@ class Contexts:
     """Creates execution contexts of an engine, which share their memory.
 
     A CUDA graph is bound to the state of its context, so each bucket needs a context. They run one
-    after the other, so one block of memory is enough.
-
-    Args:
-        trt: the module that runs the engine.
-        engine: its `ICudaEngine`.
-        logger: remembers TensorRT's messages.
-        cuda: the GPU.
-        kernels: the kernel cache of TensorRT for RTX; unused by other modules.
+    after the other, so one block of memory is enough. Only TensorRT for RTX uses the kernel cache.
     """
 
     def __init__(
@@ -74,12 +67,7 @@ class Contexts:
         self._kernels = kernels
 
     def make(self, shape: tuple[int, ...], addresses: dict[str, int]) -> Any:
-        """Create a context for one shape of the input.
-
-        Args:
-            shape: of `image`.
-            addresses: of each tensor on the device.
-        """
+        """Create a context for one shape of `image`, with device addresses by tensor."""
         try:
             context = self._create()
         except BackendError:
@@ -116,10 +104,6 @@ class Lane:
 
     Attributes:
         age: number of the chunk, in the order of submission; 0 while the lane is free.
-
-    Args:
-        cuda: allocates memory and events.
-        shapes: of each tensor, for the largest batch.
     """
 
     def __init__(self, cuda: Cuda, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -163,16 +147,17 @@ class Lane:
 
     def copy_in(self, images: npt.NDArray[np.uint8]) -> None:
         """Copy images to the device during an inference; the next one waits for the copy."""
+        cuda = self._cuda
         self.image.host[: len(images)] = images
-        self.image.to_device(len(images), self._cuda.copies)
-        self._cuda.record(self._arrived, self._cuda.copies)
-        self._cuda.make_wait(self._cuda.stream, self._arrived)
+        self.image.to_device(len(images), cuda.copies)
+        cuda.call(cuda.api.cudaEventRecord(self._arrived, cuda.copies))
+        cuda.call(cuda.api.cudaStreamWaitEvent(cuda.stream, self._arrived, 0))
 
     def copy_out(self, count: int) -> None:
         """Copy outputs to the host after the inference."""
         for buffer in self.outputs:
             buffer.to_host(count, self._cuda.stream)
-        self._cuda.record(self._done, self._cuda.stream)
+        self._cuda.call(self._cuda.api.cudaEventRecord(self._done, self._cuda.stream))
 
     def is_done(self) -> bool:
         """Return whether `finish` returns without waiting."""
@@ -188,7 +173,7 @@ class Lane:
             return
         job, rows = chunk
         try:
-            self._cuda.wait(self._done)
+            self._cuda.call(self._cuda.api.cudaEventSynchronize(self._done))
             targets = (job.outputs.probability, job.outputs.heatmap)
             for target, buffer in zip(targets, self.outputs, strict=True):
                 target[rows] = buffer.host[: rows.stop - rows.start]

@@ -21,14 +21,10 @@ FIXED = {1: 8, 5: 4}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the `metadata_props` of an ONNX file.
+    """Return the `metadata_props` of an ONNX file; for a repeated key, the last value.
 
-    Args:
-        path: the file.
-
-    Returns:
-        Value by key; for a repeated key, the last value. Empty if the file cannot be read or is not
-        an ONNX file, which loading the model reports.
+    The result is empty if the file cannot be read or is not an ONNX file, which loading the model
+    reports.
     """
     try:
         with path.open("rb") as file:

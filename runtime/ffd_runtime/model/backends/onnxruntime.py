@@ -38,11 +38,7 @@ INSTALL = "install the CUDA and cuDNN libraries with"
 class OnnxRuntime:
     """A model in an onnxruntime session; created by `open_model`.
 
-    Args:
-        session: of onnxruntime.
-        card: of the model.
-        description: see `Backend`.
-        staging: buffers between the host and the GPU; None on a CPU.
+    `staging` holds the buffers between the host and the GPU; None on a CPU.
     """
 
     def __init__(
@@ -89,13 +85,7 @@ class OnnxRuntime:
 
 
 def cuda_options(precision: str) -> dict[str, int | str]:
-    """Return options of the CUDA provider that keep the precision that was measured.
-
-    Triton's configuration uses them, too.
-
-    Args:
-        precision: the card's.
-    """
+    """Return options of the CUDA provider, and of Triton, that keep the precision of the card."""
     # An exhaustive search would run again for each new batch size.
     options: dict[str, int | str] = {"cudnn_conv_algo_search": "HEURISTIC"}
     if precision == "fp32":
@@ -128,25 +118,14 @@ def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> lis
     if kind == "cuda" and index >= gpus:
         there = f"NVIDIA's driver offers {gpus}" if gpus else "NVIDIA's driver offers no GPU"
         raise DeviceError(f"--device {device}: {there}; use --device cpu or auto")
-    precision = _read_precision(path)
+    card = _peek_card(path)
+    precision = card.precision if card else "fp32"
     # onnxruntime has no INT8 convolutions for CUDA. It would compute in FP32 between nodes that
     # quantise and dequantise, and be slower than with the FP32 model.
     if not gpus or (kind == "auto" and precision == "int8"):
         return [CPU]
     options = {"device_id": index, **cuda_options(precision), **dict.fromkeys(tuning, 1)}
     return [(CUDA, options), CPU]
-
-
-def _read_precision(path: Path) -> str:
-    """Read the precision from the card, without a session; `fp32` if the card is invalid."""
-    card = _peek_card(path)
-    return card.precision if card else "fp32"
-
-
-def _fits_every_cpu(path: Path) -> bool:
-    """Return whether the weights have 7 bits, which saturate the fast kernels of no CPU."""
-    card = _peek_card(path)
-    return card is not None and card.metrics.get("export", {}).get("weight_bits") == 7
 
 
 def _peek_card(path: Path) -> ModelCard | None:
@@ -241,9 +220,11 @@ def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
     # By default, an idle thread spins for a millisecond on a core that could prepare an image. This
     # value bridges the gaps between operators; onnxruntime before 1.26 ignores it.
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
-    if not _fits_every_cpu(path):
+    card = _peek_card(path)
+    if not card or card.metrics.get("export", {}).get("weight_bits") != 7:
         # On x86 CPUs without VNNI, the default 8-bit kernels saturate sums of 16 bits, so that
-        # scores differ between CPUs (onnxruntime_session_options_config_keys.h).
+        # scores differ between CPUs (onnxruntime_session_options_config_keys.h). Weights of 7 bits
+        # saturate no kernel.
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=providers)

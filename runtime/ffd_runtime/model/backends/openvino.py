@@ -29,11 +29,7 @@ ELEMENT_TYPES = {"u8": "uint8", "i8": "int8", "f32": "float", "f16": "float16"}
 class OpenVino:
     """A model that is compiled for the CPU; created by `open_model`.
 
-    Args:
-        compiled: the model.
-        again: compiles the model again.
-        card: of the model.
-        description: see `Backend`.
+    `again` compiles the model again.
     """
 
     def __init__(

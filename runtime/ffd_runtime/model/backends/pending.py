@@ -1,8 +1,4 @@
-"""Batches that a backend infers while the host prepares the next ones.
-
-Such a backend has `submit` and `lanes`, see `Asynchronous`. For any other backend, the function
-`submit` runs the batch synchronously.
-"""
+"""Batches that a backend infers while the host prepares the next ones; see `Asynchronous`."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from . import Backend, Outputs
+from . import Outputs
 
 
 class Pending(Protocol):
@@ -65,18 +61,3 @@ class Finished:
     def collect(self) -> Outputs:
         """Return the outputs."""
         return self._outputs
-
-
-def count_lanes(backend: Backend) -> int:
-    """Return the number of batches to keep submitted: 1 for a synchronous backend."""
-    return backend.lanes if isinstance(backend, Asynchronous) else 1
-
-
-def submit(backend: Backend, images: npt.NDArray[np.uint8]) -> Pending:
-    """Start one batch on any backend; see `Asynchronous.submit`.
-
-    A synchronous backend has finished the batch when the call returns.
-    """
-    if isinstance(backend, Asynchronous):
-        return backend.submit(images)
-    return Finished(backend.infer(images))

@@ -25,8 +25,7 @@ class Memory(Protocol):
 
     address: int
 
-    def close(self) -> None:
-        """Free the memory."""
+    def close(self) -> None: ...
 
 
 class Staging:

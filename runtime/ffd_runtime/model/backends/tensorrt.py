@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +110,7 @@ class TensorRt:
                 for lane in self._lanes:
                     lane.drop(job)
                 raise
-            return Submitted(self, job)
+            return Submitted(self._lock, self._cuda, self._lanes, job)
 
     def _start(self, job: Job, rows: slice, images: npt.NDArray[np.uint8]) -> None:
         """Enqueue one chunk on a free lane, or on the lane with the oldest chunk."""
@@ -158,22 +158,6 @@ class TensorRt:
             lane.executions[bucket] = Execution(context, self._cuda)
         return lane.executions[bucket]
 
-    def is_done(self, job: Job) -> bool:
-        """Return whether `collect` returns without waiting for a job."""
-        with self._lock:
-            return all(lane.is_done() for lane in self._lanes if lane.has(job))
-
-    def collect(self, job: Job) -> Outputs:
-        """Wait for a job, and return its outputs; see `Pending.collect`."""
-        with self._lock:
-            for lane in self._lanes:
-                if lane.has(job):
-                    self._cuda.use()
-                    lane.finish()
-        if job.failure:
-            raise job.failure
-        return job.outputs
-
     def close(self) -> None:
         """Free graphs, contexts, engine and buffers; batches that were not collected are lost."""
         with self._lock:
@@ -200,20 +184,29 @@ class TensorRt:
         self._kernels.close()
 
 
-class Submitted:
+class Submitted(NamedTuple):
     """A batch in progress; see `Pending`."""
 
-    def __init__(self, backend: TensorRt, job: Job) -> None:
-        self._backend = backend
-        self._job = job
+    lock: Lock
+    cuda: Cuda
+    lanes: list[Lane]
+    job: Job
 
     def done(self) -> bool:
         """Return whether `collect` returns without waiting."""
-        return self._backend.is_done(self._job)
+        with self.lock:
+            return all(lane.is_done() for lane in self.lanes if lane.has(self.job))
 
     def collect(self) -> Outputs:
         """Wait for the batch and return its outputs."""
-        return self._backend.collect(self._job)
+        with self.lock:
+            for lane in self.lanes:
+                if lane.has(self.job):
+                    self.cuda.use()
+                    lane.finish()
+        if self.job.failure:
+            raise self.job.failure
+        return self.job.outputs
 
 
 def open_model(path: Path, device: str = "auto") -> TensorRt:

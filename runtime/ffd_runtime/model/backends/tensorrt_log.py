@@ -18,9 +18,6 @@ def remembering_logger(trt: Any) -> Any:
     """Create a logger for a TensorRT module that remembers errors.
 
     Its `quote()` returns the errors as the end of a message, or an empty string.
-
-    Args:
-        trt: the module `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
     """
 
     class Remembering(trt.ILogger):  # type: ignore[misc]
