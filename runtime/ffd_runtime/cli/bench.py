@@ -13,7 +13,7 @@ import click
 
 from ..model.backend_registry import BACKENDS
 from .command import Command, say
-from .options import device_option, format_option, version_option, wants_table
+from .options import device_option, format_option, open_console, version_option, wants_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,9 +137,9 @@ def _run(sources: tuple[str, ...], options: BenchOptions) -> None:
 
     # As in ffd-run, where each worker decodes its own image.
     cv2.setNumThreads(1)
-    table = wants_table(options.as_json)
+    console = open_console(options.as_json)
     with ExitStack() as stack:
-        console, on_step = stack.enter_context(_status(table))
+        on_step = stack.enter_context(_status(console))
         backends = _open_backends(stack, options)
         images = _find_images(stack, sources)
         workers = options.workers or count_cores()
@@ -161,7 +161,7 @@ def _run(sources: tuple[str, ...], options: BenchOptions) -> None:
                 size = backends[name].card.preprocess.size
                 given = (options.model, name, options.device, size, images.items[0])
                 report["cold_start"].append(measure_cold_start(*given))
-    if table and console:
+    if console and wants_table(options.as_json):
         from .bench_table import print_report
 
         print_report(console, report)
@@ -170,20 +170,14 @@ def _run(sources: tuple[str, ...], options: BenchOptions) -> None:
 
 
 @contextmanager
-def _status(table: bool) -> Iterator[tuple[Console | None, Callable[[str], None]]]:
-    """Yield the console of the table, if any, and a function that shows the current step."""
-    if not (table or sys.stderr.isatty()):
-        yield None, lambda _: None
-        return
-    from rich.console import Console
-
-    console = Console(stderr=not table, highlight=False)
-    if not console.is_terminal:
-        yield console, lambda _: None
+def _status(console: Console | None) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the current step on a terminal."""
+    if not console or not console.is_terminal:
+        yield lambda _: None
         return
     # Drawing competes with the measured code for the interpreter: draw once per second.
     with console.status("opening the model ...", refresh_per_second=1) as status:
-        yield console, lambda step: status.update(f"{step} ...")
+        yield lambda step: status.update(f"{step} ...")
 
 
 def _open_backends(stack: ExitStack, options: BenchOptions) -> dict[str, Backend]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 
 from ..core.text import printable
 from .command import Command
-from .options import format_option, version_option, wants_table
+from .options import format_option, open_console, version_option, wants_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,15 +42,10 @@ def main(as_json: bool | None) -> None:
     """
     from .diagnosis import examine
 
-    table = wants_table(as_json)
-    console: Console | None = None
-    if table or sys.stderr.isatty():
-        from rich.console import Console
-
-        console = Console(stderr=not table, highlight=False)
+    console = open_console(as_json)
     with console.status("") if console and console.is_terminal else nullcontext() as status:
         report = examine(lambda step: status.update(f"{step} ...") if status else None)
-    if table and console:
+    if console and wants_table(as_json):
         _print(console, report)
     else:
         click.echo(json.dumps(report))

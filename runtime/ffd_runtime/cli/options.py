@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import __version__
 from ..model.backend_registry import BACKENDS
 from .command import GroupedOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def _in_group(group: str | None) -> dict[str, Any]:
@@ -61,12 +64,7 @@ def backend_option(group: str | None = None) -> Callable[[Any], Any]:
 
 
 def format_option(default: str, group: str | None = None) -> Callable[[Any], Any]:
-    """Declare `--json` and `--table`; the value is None if neither is given.
-
-    Args:
-        default: the end of the help text, about that case.
-        group: the title in `--help`.
-    """
+    """Declare `--json` and `--table`; without them the value is None, which `default` explains."""
     return click.option(
         "--json/--table",
         "as_json",
@@ -79,3 +77,16 @@ def format_option(default: str, group: str | None = None) -> Callable[[Any], Any
 def wants_table(as_json: bool | None) -> bool:
     """Return whether to print a table: on request, or by default on a terminal."""
     return sys.stdout.isatty() if as_json is None else not as_json
+
+
+def open_console(as_json: bool | None) -> Console | None:
+    """Return the console of stdout for a table, else that of stderr if it is a terminal.
+
+    A table and a progress bar must share a console, because two would overwrite each other.
+    """
+    table = wants_table(as_json)
+    if not (table or sys.stderr.isatty()):
+        return None
+    from rich.console import Console
+
+    return Console(stderr=not table, highlight=False)

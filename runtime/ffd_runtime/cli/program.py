@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from ..core.classifier import Classifier
     from ..image.faces import FaceDetector
 
 # `choose_program` asks them in this order; the last one accepts everything. They are named, not
@@ -73,6 +74,21 @@ class RunOptions:
 
         model = find_face_model(Path(self.face_model) if self.face_model else None)
         return FaceDetector(model, **({} if self.min_face is None else {"min_side": self.min_face}))
+
+    def open_classifier(self, **limits: int | None) -> Classifier:
+        """Load the model; `limits` are arguments of `Classifier.open`."""
+        from ..image.preprocess import warming_up
+
+        with warming_up():
+            from ..core.classifier import Classifier
+
+            return Classifier.open(
+                self.model,
+                backend=self.backend,
+                device=self.device,
+                detector=self.open_detector(),
+                **limits,  # type: ignore[arg-type]
+            )
 
 
 @dataclass(frozen=True)

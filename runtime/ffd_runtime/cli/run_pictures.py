@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import click
 from ..core.errors import OutputError
 from .command import say, say_more
 from .earlier_rows import EarlierRows
-from .options import wants_table
+from .options import open_console, wants_table
 from .program import Program, RunOptions
 from .run_progress import progress, summarise
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..core.classifier import Classifier
-    from ..core.results import Result
     from ..inputs import Item
     from ..outputs import Sink
     from ..outputs.annotated_copies import AnnotatedCopies
@@ -39,7 +39,7 @@ TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions(RunOptions):
-    """The options for pictures, as `ffd-run --help` explains them."""
+    """The options for pictures; see `ffd-run --help`."""
 
     batch: int
     workers: int | None
@@ -115,9 +115,10 @@ class Targets:
         return self.rows and self.rows.with_name(self.rows.name + ".partial")
 
     @property
-    def complete(self) -> bool:
-        """Whether the rows of an earlier run are complete."""
-        return bool(self.rows and self.partial and self.rows.exists() and not self.partial.exists())
+    def complete(self) -> Path | None:
+        """The file of rows if an earlier run has completed it."""
+        unfinished = not self.partial or self.partial.exists()
+        return self.rows if self.rows and self.rows.exists() and not unfinished else None
 
     def files(self) -> frozenset[str]:
         """The files that this run writes, and links to them: they are not inputs."""
@@ -134,14 +135,16 @@ def run(sources: Sequence[str], options: PictureOptions) -> None:
     _refuse_unknown_addresses(sources)
     # Imported here and below, so that --help does not wait for OpenCV and onnxruntime.
     from ..inputs.kinds import Skipped
+    from ..outputs.partial_file import provenance_path
 
     targets = Targets.check(sources, options)
     skipped = Skipped()
     with ExitStack() as stack:
-        classifier = _open_classifier(stack, options)
+        classifier = stack.enter_context(_open_classifier(options))
         origin = _origin(sources, classifier, options)
-        if options.resume and targets.complete:
-            _require_same_run(targets, origin)
+        if options.resume and (complete := targets.complete):
+            origin.require_same_file(provenance_path(complete), complete)
+            say(f"{complete} is complete: nothing to resume (delete it to run again)")
             return
         # Whatever may refuse to start comes before whatever creates files.
         copies = _open_copies(stack, sources, classifier, options)
@@ -150,21 +153,25 @@ def run(sources: Sequence[str], options: PictureOptions) -> None:
         earlier = EarlierRows(once=classifier.detector is None)
         if file and options.resume:
             earlier.read(file, report)
-        rows = _open_pipe(stack, targets.pipe) or file
-        sinks, console = _open_sinks(stack, rows, options.as_json)
+        console = open_console(options.as_json)
+        sinks = list(_open_sinks(stack, file, targets.pipe, console, options.as_json))
         sinks += [report] if report else []
         find = _finder(sources, options, targets.files())
+        count = None if "-" in sources else lambda: sum(1 for _ in find())  # - is read once
         counts = earlier.counts
         begin = time.monotonic()
         with (
-            progress(console, _counter(find, sources), earlier.total) as advance,
+            progress(console, count, earlier.total) as advance,
             _naming_partial_rows(targets, counts),
         ):
-            items = earlier.remaining(find(_each(skipped.add, advance)))
-            results: Iterable[Result] = classifier.classify_items(
-                items, keep_encoded=bool(report or copies)
-            )
-            results = earlier.without_known(results)
+
+            def skip(source: str) -> None:
+                skipped.add(source)
+                advance(1)
+
+            items = earlier.remaining(find(skip=skip))
+            found = classifier.classify_items(items, keep_encoded=bool(report or copies))
+            results = earlier.without_known(found)
             for result in copies.follow(results, "-" in sources) if copies else results:
                 for sink in sinks:
                     sink.write(result)
@@ -175,30 +182,10 @@ def run(sources: Sequence[str], options: PictureOptions) -> None:
         click.get_current_context().exit(3)
 
 
-def _each(add: Callable[[str], None], advance: Callable[[int], None]) -> Callable[[str], None]:
-    def skip(source: str) -> None:
-        add(source)
-        advance(1)
-
-    return skip
-
-
-def _open_classifier(stack: ExitStack, options: PictureOptions) -> Classifier:
-    from ..image.preprocess import warming_up
-
-    with warming_up():
-        from ..core.classifier import Classifier
-
-        classifier = Classifier.open(
-            options.model,
-            backend=options.backend,
-            device=options.device,
-            batch=options.batch,
-            workers=options.workers,
-            max_pixels=options.max_pixels,
-            detector=options.open_detector(),
-        )
-    stack.enter_context(classifier)
+def _open_classifier(options: PictureOptions) -> Classifier:
+    classifier = options.open_classifier(
+        batch=options.batch, workers=options.workers, max_pixels=options.max_pixels
+    )
     say(classifier.description)
     say_more(classifier.card.to_json(indent=2))
     return classifier
@@ -206,21 +193,12 @@ def _open_classifier(stack: ExitStack, options: PictureOptions) -> Classifier:
 
 def _finder(
     sources: Sequence[str], options: PictureOptions, leave_out: frozenset[str]
-) -> Callable[[Callable[[str], object]], Iterator[Item]]:
-    """Return a function that finds the inputs; its argument is called for each skipped file."""
+) -> Callable[..., Iterator[Item]]:
+    """Return `find_files` with all arguments but `skip`."""
     from ..inputs import FetchPolicy, find_files
 
     policy = FetchPolicy(options.timeout or TIMEOUT_S, allow_private=options.allow_private)
-    return lambda skip: find_files(
-        sources, null=options.null, leave_out=leave_out, policy=policy, skip=skip
-    )
-
-
-def _counter(
-    find: Callable[[Callable[[str], object]], Iterator[Item]], sources: Sequence[str]
-) -> Callable[[], int] | None:
-    """Return a function that counts the inputs; None for standard input, which is read once."""
-    return None if "-" in sources else lambda: sum(1 for _ in find(lambda _: None))
+    return partial(find_files, sources, null=options.null, leave_out=leave_out, policy=policy)
 
 
 def _refuse_source(target: Path, sources: Iterable[str]) -> None:
@@ -257,14 +235,6 @@ def _origin(
     )
 
 
-def _require_same_run(targets: Targets, origin: RunProvenance) -> None:
-    from ..outputs.partial_file import provenance_path
-
-    assert targets.rows
-    origin.require_same_file(provenance_path(targets.rows), targets.rows)
-    say(f"{targets.rows} is complete: nothing to resume (delete it to run again)")
-
-
 def _open_rows(
     stack: ExitStack, targets: Targets, origin: RunProvenance, resume: bool
 ) -> PartialFile | None:
@@ -273,14 +243,6 @@ def _open_rows(
     from ..outputs import open_file_sink
 
     return stack.enter_context(open_file_sink(targets.rows, origin, resume))
-
-
-def _open_pipe(stack: ExitStack, path: Path | None) -> Sink | None:
-    if not path:
-        return None
-    from ..outputs import open_pipe_sink
-
-    return stack.enter_context(open_pipe_sink(path))
 
 
 def _open_report(stack: ExitStack, path: Path | None, classifier: Classifier) -> Report | None:
@@ -311,26 +273,24 @@ def _open_copies(
 
 
 def _open_sinks(
-    stack: ExitStack, rows: Sink | None, as_json: bool | None
-) -> tuple[list[Sink], Console | None]:
-    """Return the sinks of rows, and the terminal of stdout or stderr, if there is one."""
-    from ..outputs import JsonLines
+    stack: ExitStack,
+    file: Sink | None,
+    pipe: Path | None,
+    console: Console | None,
+    as_json: bool | None,
+) -> Iterator[Sink]:
+    from ..outputs import JsonLines, open_pipe_sink
 
-    console: Console | None = None
+    rows = stack.enter_context(open_pipe_sink(pipe)) if pipe else file
+    if rows:
+        yield rows
     table = wants_table(as_json)
-    if table or sys.stderr.isatty():
-        from rich.console import Console
-
-        # The table and the progress bar share a console. Two would overwrite each other.
-        console = Console(stderr=not table, highlight=False)
-    sinks: list[Sink] = [rows] if rows else []
     if table and console and (as_json is False or not rows):
         from ..outputs.table import Table
 
-        sinks.append(stack.enter_context(Table(console)))
+        yield stack.enter_context(Table(console))
     elif as_json or not (rows or table):
-        sinks.append(JsonLines(sys.stdout))
-    return sinks, console
+        yield JsonLines(sys.stdout)
 
 
 @contextmanager

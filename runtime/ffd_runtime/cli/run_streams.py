@@ -12,7 +12,7 @@ import click
 
 from ..core.errors import OutputError
 from .command import say
-from .options import wants_table
+from .options import open_console, wants_table
 from .program import Program, RunOptions
 
 if TYPE_CHECKING:
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
     from ..core.classifier import Classifier
     from ..outputs import Sink
-    from ..video.frame_classifier import FrameClassifier
     from ..video.frame_result import FrameSink
     from ..video.stream_address import Stream
-    from ..video.stream_policy import StreamPolicy
     from ..web.listen_address import ListenAddress
 
 # Seconds that a stream may take to connect, and for each frame.
@@ -32,7 +30,7 @@ TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions(RunOptions):
-    """The options for streams, as `ffd-run --help` explains them."""
+    """The options for streams; see `ffd-run --help`."""
 
     workers: int | None
     timeout: float | None
@@ -94,16 +92,19 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
 def run(sources: Sequence[str], options: StreamOptions) -> None:
     """Classify streams until they end or the user stops them."""
     from ..video.feed import Feed
+    from ..video.frame_classifier import FrameClassifier
     from ..video.stream_address import to_streams
     from ..video.stream_pipeline import StreamPipeline
+    from ..video.stream_policy import StreamPolicy
 
     streams = to_streams(sources, options.gst)
     _refuse_ambiguous(streams)
     _check_outputs(streams, options)
     server = _parse_server(options.serve)
     with ExitStack() as stack:
-        classifier, frame_classifier = _open_classifier(stack, options)
-        console = _open_console(options.as_json)
+        classifier = stack.enter_context(options.open_classifier(workers=options.workers))
+        say(classifier.description + ("" if classifier.detector else ", whole frames"))
+        console = open_console(options.as_json)
         rows = [stack.enter_context(sink) for sink in _rows(streams, options)]
         # The table shows only changes, also without --events.
         table = [stack.enter_context(sink) for sink in _table(options, console)]
@@ -111,10 +112,15 @@ def run(sources: Sequence[str], options: StreamOptions) -> None:
             stack.enter_context(sink)
             for sink in _frame_sinks(streams, options, console, classifier, server)
         ]
-        feed = stack.enter_context(Feed(streams, _policy(options)))
+        policy = StreamPolicy(
+            timeout=options.timeout or TIMEOUT_S,
+            retries=options.retries,
+            every=options.every or 1,
+            fps=options.fps,
+        )
         pipeline = StreamPipeline(
-            feed,
-            frame_classifier,
+            stack.enter_context(Feed(streams, policy)),
+            FrameClassifier(classifier.backend, classifier.detector),
             rows=[] if options.events else rows,
             changes=[*rows, *table] if options.events else table,
             frame_sinks=frame_sinks,
@@ -177,36 +183,6 @@ def _parse_server(text: str | None) -> ListenAddress | None:
         raise click.UsageError(f"--serve: {error}") from None
 
 
-def _open_classifier(
-    stack: ExitStack, options: StreamOptions
-) -> tuple[Classifier, FrameClassifier]:
-    from ..image.preprocess import warming_up
-
-    with warming_up():
-        from ..core.classifier import Classifier
-        from ..video.frame_classifier import FrameClassifier
-
-        detector = options.open_detector()
-        classifier = Classifier.open(
-            options.model,
-            backend=options.backend,
-            device=options.device,
-            workers=options.workers,
-        )
-    stack.enter_context(classifier)
-    say(classifier.description + ("" if detector else ", whole frames"))
-    return classifier, FrameClassifier(classifier.backend, detector)
-
-
-def _open_console(as_json: bool | None) -> Console | None:
-    table = wants_table(as_json)
-    if not (table or sys.stderr.isatty()):
-        return None
-    from rich.console import Console
-
-    return Console(stderr=not table, highlight=False)
-
-
 def _rows(streams: Sequence[Stream], options: StreamOptions) -> Iterator[Sink]:
     from pathlib import Path
 
@@ -265,17 +241,6 @@ def _frame_sinks(
 
         yield StatusLine(console)
     yield SystemdNotifier()
-
-
-def _policy(options: StreamOptions) -> StreamPolicy:
-    from ..video.stream_policy import StreamPolicy
-
-    return StreamPolicy(
-        timeout=options.timeout or TIMEOUT_S,
-        retries=options.retries,
-        every=options.every or 1,
-        fps=options.fps,
-    )
 
 
 PROGRAM = Program("streams", StreamOptions, accepts, run)
