@@ -70,8 +70,8 @@ def test_the_sum_is_at_least_the_slowest_stage(
 
 def test_a_row_counts_calls_and_images() -> None:
     samples = Samples("infer", 8, "onnxruntime", 8)
-    samples.add([0.1, 0.3])
-    samples.add([0.2])
+    samples.rounds.append([0.1, 0.3])
+    samples.rounds.append([0.2])
     assert samples.per_image() == pytest.approx([0.025, 0.025])
     assert samples.to_dict() == {
         "stage": "infer",

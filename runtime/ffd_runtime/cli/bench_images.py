@@ -36,14 +36,9 @@ class BenchImages:
 
 
 def make_images(folder: Path, count: int = 16, side: int = 1024) -> list[Item]:
-    """Write synthetic JPEGs with the dimensions and file size of profile pictures.
+    """Write the same synthetic JPEGs in each call, as large as profile pictures.
 
-    The files are the same in each call.
-
-    Args:
-        folder: where to write them.
-        count: number of images.
-        side: width and height in pixels.
+    `side` is the width and height in pixels.
     """
     rng = np.random.default_rng(0)
     items = []

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_report(console: Console, report: dict[str, Any]) -> None:
-    """Print a report.
-
-    Args:
-        console: where to print.
-        report: the object that `ffd-bench --json` prints.
-    """
+    """Print a report, the object that `ffd-bench --json` prints."""
 
     def line(text: str) -> None:
         console.print(printable(text), soft_wrap=True, markup=False)

@@ -49,13 +49,7 @@ print("ran", flush=True)
 
 
 def bare_session(model: str | None, device: str, size: int) -> list[str]:
-    """Return `BARE` and its arguments, for the session that `ffd-run` opens with onnxruntime.
-
-    Args:
-        model: path; None for the embedded model.
-        device: as for `open_backend`.
-        size: side of the network's input in pixels.
-    """
+    """Return `BARE` and its arguments; see `measure_cold_start`."""
     path = find_model(model, device)
     providers = json.dumps(choose_providers(path, device))
     return [BARE, str(path), str(size), str(count_cores()), providers]

@@ -20,8 +20,7 @@ from .probe_process import run_probe
 def examine(on_step: Callable[[str], None] = lambda _: None) -> Facts:
     """Return the report of `ffd-doctor`, as JSON types; docs/bench.md describes the fields.
 
-    Args:
-        on_step: called with the name of each step.
+    `on_step` is called with the name of each step.
     """
     on_step("versions, processor, memory")
     report: Facts = {

@@ -102,15 +102,9 @@ def _machine(report: dict[str, Any]) -> Iterator[Line]:
     else:
         yield "", f"{', '.join(cpu['features']) or 'no vector features for inference'}", ""
         yield "", f"INT8 {cpu['int8']}", ""
-    parts = [
-        f"{_gib(size)} {kind}"
-        for kind, size in (
-            ("in total", memory["total_bytes"]),
-            ("available", memory["available_bytes"]),
-            ("limit of this container", memory["limit_bytes"]),
-        )
-        if size is not None
-    ]
+    kinds = {"in total": "total", "available": "available", "limit of this container": "limit"}
+    sizes = {kind: memory[f"{key}_bytes"] for kind, key in kinds.items()}
+    parts = [f"{_gib(size)} {kind}" for kind, size in sizes.items() if size is not None]
     yield "memory", ", ".join(parts) or "unknown", ""
     yield from _gpus(gpu)
 
@@ -132,14 +126,8 @@ def _gpus(gpu: dict[str, Any]) -> Iterator[Line]:
 
 def _opencv(facts: dict[str, Any]) -> str:
     formats = " ".join(name for name, reads in facts["formats"].items() if reads)
-    parts = [
-        f"{name} {'yes' if facts[key] else 'no'}"
-        for name, key in (
-            ("FFmpeg", "ffmpeg"),
-            ("GStreamer", "gstreamer"),
-            ("FaceDetectorYN", "face_detector"),
-        )
-    ]
+    names = {"FFmpeg": "ffmpeg", "GStreamer": "gstreamer", "FaceDetectorYN": "face_detector"}
+    parts = (f"{name} {'yes' if facts[key] else 'no'}" for name, key in names.items())
     return f"{facts['version']}, reads {formats}; {', '.join(parts)}"
 
 

@@ -24,11 +24,7 @@ class EarlierRows:
     """
 
     def __init__(self, once: bool) -> None:
-        """Begin without rows.
-
-        Args:
-            once: each input has one row, so that an input that is named twice has two rows.
-        """
+        """Begin without rows; `once` if each input has one row, rather than one for each face."""
         self.counts: Counter[str] = Counter()
         self.total = 0
         self._by_source: Counter[str] = Counter()

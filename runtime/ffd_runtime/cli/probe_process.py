@@ -62,11 +62,8 @@ def _read_result(done: subprocess.CompletedProcess[str]) -> Facts:
     for line in done.stdout.splitlines():
         # A crash may truncate the line.
         with suppress(ValueError):
-            facts = (
-                json.loads(line.removeprefix(RESULT_PREFIX))
-                if line.startswith(RESULT_PREFIX)
-                else facts
-            )
+            if line.startswith(RESULT_PREFIX):
+                facts = json.loads(line.removeprefix(RESULT_PREFIX))
     if done.returncode or "outcome" not in facts:
         last = done.stderr.strip().splitlines()[-1:]
         reason = ": ".join([f"the process {_describe_exit(done.returncode)}", *last])
@@ -87,7 +84,4 @@ def _describe_exit(code: int) -> str:
 
 def find_advice(text: str) -> str | None:
     """Return advice for a known failure; None for an unknown one."""
-    for pattern, advice in ADVICE.items():
-        if re.search(pattern, text):
-            return advice
-    return None
+    return next((do for pattern, do in ADVICE.items() if re.search(pattern, text)), None)

@@ -133,20 +133,16 @@ def _probe_opencv() -> Facts:
         except Exception:  # OpenCV raises for a codec that is not built in
             return False
 
-    build = cv2.getBuildInformation()
+    built_in = re.findall(r"^\s*(\w+):\s+YES", cv2.getBuildInformation(), re.MULTILINE)
     formats = ("jpg", "png", "webp", "avif", "gif", "tiff", "bmp")
     return {
         "version": cv2.__version__,
         "numpy": np.__version__,
         "formats": {name: reads(f".{name}") for name in formats},
-        "ffmpeg": _is_built_in("FFMPEG", build),
-        "gstreamer": _is_built_in("GStreamer", build),
+        "ffmpeg": "FFMPEG" in built_in,
+        "gstreamer": "GStreamer" in built_in,
         "face_detector": hasattr(cv2, "FaceDetectorYN"),
     }
-
-
-def _is_built_in(library: str, build: str) -> bool:
-    return re.search(rf"^\s*{library}:\s+YES", build, re.MULTILINE) is not None
 
 
 def _probe_library(name: str) -> Facts:
@@ -158,16 +154,14 @@ def _probe_library(name: str) -> Facts:
 
 
 def _probe_model() -> Facts:
-    import hashlib
-
+    from ..core.file_hash import hash_file
     from ..model.backends import find_embedded
 
     path = find_embedded()
-    data = path.read_bytes()
     return {
         "path": str(path),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": path.stat().st_size,
+        "sha256": hash_file(path),
         "backends": find_readers(path.suffix),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from ..core.text import counted
@@ -13,38 +14,32 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-# Names of the counts, as a person reads them.
-KINDS = {
-    "generated": "generated",
-    "groundtruth": "photograph",
-    "unsure": "unsure",
-    "errors": "error",
-}
-
 
 @contextmanager
 def progress(
     console: Console | None, count: Callable[[], int] | None, done: int
 ) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal; the total is counted in the background.
+    """Show a progress bar on a terminal, and yield a function that advances it.
 
     Args:
         console: where to draw; None to draw nothing.
-        count: returns the total; None if it cannot be known.
+        count: returns the total, in a thread; None if it cannot be known.
         done: inputs that an interrupted run has classified.
-
-    Yields:
-        A function that advances the bar by a number of inputs.
     """
     if console is None or not console.is_terminal:
         yield lambda _: None
         return
     bar = _make_bar(console)
+    task = bar.add_task("", total=None, completed=done)
+
+    def show_total() -> None:
+        # The run itself meets the same error and reports it.
+        with suppress(Exception):
+            bar.update(task, total=count() if count else None)
+
     bar.start()
     try:
-        task = bar.add_task("", total=None, completed=done)
-        if count:
-            _run_in_background(lambda: bar.update(task, total=count()))
+        Thread(target=show_total, daemon=True).start()
         yield lambda count: bar.advance(task, count)
     finally:
         # A terminal that was closed must not end the run.
@@ -72,17 +67,6 @@ def _make_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
-def _run_in_background(work: Callable[[], None]) -> None:
-    import threading
-
-    def run() -> None:
-        # The run itself meets the same error and reports it.
-        with suppress(Exception):
-            work()
-
-    threading.Thread(target=run, daemon=True).start()
-
-
 def summarise(counts: Counter[str], earlier: int, seconds: float, skipped: Sized = ()) -> str:
     """Describe a run in one line: rows by kind, the rate of new rows, skipped files.
 
@@ -93,13 +77,16 @@ def summarise(counts: Counter[str], earlier: int, seconds: float, skipped: Sized
         skipped: files that are not images; its `str` describes them.
     """
     total = counts.total()
-    parts = ", ".join(_count(counts[key], name) for key, name in KINDS.items())
+    parts = ", ".join(
+        (
+            f"{counts['generated']} generated",
+            counted(counts["groundtruth"], "photograph"),
+            f"{counts['unsure']} unsure",
+            counted(counts["errors"], "error"),
+        )
+    )
     rate = (total - earlier) / max(seconds, 1e-3)
     line = f"{counted(total, 'input')}: {parts} ({rate:.1f} inputs/s)"
     if not total:
         line = "no images found" if skipped else "no files found"
     return f"{line}; {skipped}" if skipped else line
-
-
-def _count(count: int, name: str) -> str:
-    return counted(count, name) if name in ("photograph", "error") else f"{count} {name}"

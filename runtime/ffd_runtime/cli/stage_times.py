@@ -40,8 +40,8 @@ class Samples:
     Attributes:
         stage: `decode`, `preprocess`, `infer` or `end_to_end`.
         images: number of images of each call.
-        backend: name; None for stages before inference.
-        batch: images of each inference; None for stages before inference.
+        backend: name; None for stages before inference, like `batch`.
+        batch: images of each inference.
         rounds: for each round, the seconds of every call.
     """
 
@@ -50,10 +50,6 @@ class Samples:
     backend: str | None = None
     batch: int | None = None
     rounds: list[list[Seconds]] = field(default_factory=list)
-
-    def add(self, seconds: list[Seconds]) -> None:
-        """Add the times of one round."""
-        self.rounds.append(seconds)
 
     def per_image(self) -> list[Seconds]:
         """Return the mean seconds per image of each round."""
@@ -85,11 +81,8 @@ def find_floors(
 ) -> dict[str, tuple[str, Seconds]]:
     """Return the least time of an image under two assumptions.
 
-    Args:
-        decode: seconds per image on one thread.
-        preprocess: seconds per image on one thread.
-        infer: seconds per image, in its batch.
-        threads: workers with a core each, which share decode and preprocess.
+    The arguments are seconds per image: on one thread, or for `infer` in its batch. `threads`
+    workers with a core each share decode and preprocess.
 
     Returns:
         A name and seconds per image for `slowest_stage`, where each stage has its own hardware and
@@ -104,14 +97,7 @@ def find_floors(
 
 
 class Bench:
-    """Measure backends that run the same model.
-
-    Args:
-        backends: open backends by name.
-        images: images to measure with.
-        batches: batch sizes.
-        workers: threads that decode and preprocess.
-    """
+    """Measure open backends that run the same model; `workers` threads decode and preprocess."""
 
     def __init__(
         self,
@@ -141,15 +127,9 @@ class Bench:
         seconds: float = 20.0,
         on_step: Callable[[str], None] = lambda _: None,
     ) -> int:
-        """Measure.
+        """Measure `rounds` rounds, or start rounds for `seconds`, and return their number.
 
-        Args:
-            rounds: number of rounds; None to start rounds for `seconds`, at least one.
-            seconds: see `rounds`.
-            on_step: called with the name of each step.
-
-        Returns:
-            The number of rounds.
+        `on_step` is called with the name of each step.
         """
         on_step("warming up")
         inputs = self._prepare_all(timed=False)
@@ -172,8 +152,10 @@ class Bench:
                 # new size.
                 backend.settle(batch)
                 backend.infer(images)
-            samples.add([_time_inference(backend, images) for _ in _calls(batch)])
-            self._end_to_end[name, batch].add([self._time_end_to_end(backend, batch)])
+            # 16 images for each batch size, but at least two calls.
+            calls = range(max(2, 16 // batch))
+            samples.rounds.append([_time_inference(backend, images) for _ in calls])
+            self._end_to_end[name, batch].rounds.append([self._time_end_to_end(backend, batch)])
 
     def _prepare_all(self, timed: bool = True) -> list[Image]:
         """Decode and preprocess each image on this thread."""
@@ -190,8 +172,8 @@ class Bench:
             times[0].append(decoded - begin)
             times[1].append(time.perf_counter() - decoded)
         if timed:
-            self._decode.add(times[0])
-            self._preprocess.add(times[1])
+            self._decode.rounds.append(times[0])
+            self._preprocess.rounds.append(times[1])
         return inputs
 
     def _time_end_to_end(self, backend: Backend, batch: int) -> Seconds:
@@ -230,11 +212,12 @@ class Bench:
                 strict=True,
             )
         ]
+        median = statistics.median(end_to_end)
         return {
             "backend": name,
             "batch": batch,
-            "ms_per_picture": round(1000 * statistics.median(end_to_end), 3),
-            "images_per_second": round(1 / statistics.median(end_to_end), 2),
+            "ms_per_picture": round(1000 * median, 3),
+            "images_per_second": round(1 / median, 2),
             "floors": {
                 kind: _compare(end_to_end, [floors[kind] for floors in by_round])
                 for kind in ("slowest_stage", "sum_of_stages")
@@ -255,11 +238,6 @@ def _compare(end_to_end: list[Seconds], floors: list[tuple[str, Seconds]]) -> di
 
 def _stack(inputs: list[Image], batch: int) -> npt.NDArray[np.uint8]:
     return np.stack(list(islice(cycle(inputs), batch)))
-
-
-def _calls(batch: int) -> range:
-    """Return a round's inferences: 16 images for each batch size, but at least two calls."""
-    return range(max(2, 16 // batch))
 
 
 def _time_inference(backend: Backend, images: npt.NDArray[np.uint8]) -> Seconds:

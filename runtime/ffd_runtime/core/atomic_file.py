@@ -42,11 +42,7 @@ def atomic_path(path: Path, *, temporary: Path | None = None, sync: bool = True)
 def write_atomic(
     path: Path, content: bytes, *, temporary: Path | None = None, sync: bool = True
 ) -> None:
-    """Write a file atomically; see `atomic_path`.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write a file atomically; see `atomic_path`."""
     with atomic_path(path, temporary=temporary, sync=sync) as draft:
         draft.write_bytes(content)
 

@@ -30,11 +30,7 @@ class Classifier:
     """Classifies images as generated or photograph. Several threads may call its methods.
 
     Args:
-        backend: a loaded model; `Classifier.open` loads one.
-        batch: images in a batch.
-        workers: threads that decode and preprocess.
-        max_pixels: limit of width times height; larger images fail.
-        detector: finds the faces to classify; None to classify whole images.
+        backend: a loaded model; `Classifier.open` loads one, and describes the other arguments.
 
     Example:
         >>> from ffd_runtime import Classifier
@@ -136,10 +132,7 @@ class Classifier:
         return await asyncio.to_thread(self.classify, image)
 
     def classify_faces(self, image: str | os.PathLike[str] | npt.NDArray[Any]) -> list[Result]:
-        """Classify each face that the detector finds in an image.
-
-        Args:
-            image: as for `classify`.
+        """Classify each face that the detector finds in an image, given as for `classify`.
 
         Returns:
             One result per face, the largest first; empty without a face.
@@ -184,21 +177,15 @@ class Classifier:
             yield from StreamPipeline(feed, frame_classifier).results(self.workers)
 
     def classify_files(self, *sources: str | os.PathLike[str]) -> Iterator[Result]:
-        """Classify files, folders and globs lazily; a file that cannot be read gives an error row.
-
-        Args:
-            sources: as on `ffd-run`'s command line.
-        """
+        """Classify files, folders and globs as `classify_many` does."""
         return self.classify_many(sources)
 
     def classify_items(
         self, items: Iterable[Item], *, keep_encoded: bool = False
     ) -> Iterator[Result]:
-        """Classify items; yield a row for every item, or for every face in it, in order.
+        """Yield a row for every item, or for every face in it, in order.
 
-        Args:
-            items: read as rows are taken.
-            keep_encoded: whether rows carry the bytes of their files.
+        With `keep_encoded`, rows carry the bytes of their files.
         """
         return classify_items(
             items,
@@ -219,14 +206,7 @@ class Classifier:
         return source, decode(read_file(source), self.max_pixels, at_least)
 
     def predict(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run only the network.
-
-        Args:
-            images: uint8 [N, size, size, 3], RGB, preprocessed.
-
-        Returns:
-            Probabilities and heatmaps.
-        """
+        """Run only the network on preprocessed images: uint8 [N, size, size, 3], RGB."""
         return self.backend.infer(images)
 
     def close(self) -> None:

@@ -8,11 +8,7 @@ _max_cores: int | None = None
 
 
 def limit_cores(count: int) -> None:
-    """Let this process use fewer processors than it may, where it shares the machine.
-
-    Args:
-        count: the most that `count_cores` returns from now on; at least 1 is used.
-    """
+    """Limit what `count_cores` returns from now on; at least 1."""
     global _max_cores
     _max_cores = max(1, count)
 

@@ -17,14 +17,10 @@ DISTRIBUTION = "ffd-edge"
 
 @cache
 def install_hint(extra: str = "", reinstall: bool = False) -> str:
-    """Return the pip command that installs ffd with an extra.
+    """Return the pip command that installs ffd with an extra; empty for ffd without extras.
 
     Installers record a clone, a file or a repository in `direct_url.json` (PEP 610). They record
     nothing for an installation from a package index.
-
-    Args:
-        extra: a key of `project.optional-dependencies`; empty for ffd without extras.
-        reinstall: replace the files of a damaged installation.
 
     Example:
         >>> install_hint("web")  # doctest: +SKIP

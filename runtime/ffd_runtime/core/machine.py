@@ -123,9 +123,7 @@ def _physical_memory() -> int | None:
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> float | None:
     """Return the quota of this process's control groups, in processors; None without one.
 
-    Args:
-        root: where the control groups are mounted.
-        own: the text of `/proc/self/cgroup`; None to read the file.
+    `root` is where they are mounted; `own` is the text of `/proc/self/cgroup`, None to read it.
     """
     quotas = []
     for folder in _cgroups(root, own, "cpu"):

@@ -17,13 +17,8 @@ def map_in_order(
     """Yield `function(item)` for each item, in order, with a bounded number under way.
 
     `Executor.map` takes all items at once, so it suits neither an endless source nor one that does
-    not fit memory. When the caller stops early, calls that have not begun are cancelled.
-
-    Args:
-        pool: runs the calls.
-        function: called in the pool; what it raises is raised here.
-        items: read as results are taken.
-        ahead: calls that may be under way or waiting to be taken.
+    not fit memory. When the caller stops early, calls that have not begun are cancelled. An
+    exception of `function` is raised here. At most `ahead` calls run or wait to be taken.
 
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor

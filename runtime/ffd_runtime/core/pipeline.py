@@ -44,17 +44,12 @@ JOIN_SECONDS = 2.0
 
 
 class Prepared(NamedTuple):
-    """A preprocessed input.
+    """A preprocessed input. `Result` describes the fields that are not listed.
 
     Attributes:
-        source: name of its row.
         image: uint8 [size, size, 3], RGB, or the reason why it failed; for `prepare_faces` the
             decoded image.
         encoded: the file's bytes, if sinks need them and there are at most `MAX_KEPT_BYTES`.
-        frame: see `Result`, like the next three.
-        face: the box that was cut out.
-        reason: why the label is `unsure` regardless of the score.
-        time: of the frame.
     """
 
     source: str
@@ -162,13 +157,7 @@ def prepare_views(
 
 
 def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec) -> list[Prepared]:
-    """Cut out and preprocess the faces of an image, at most `MAX_FACES`.
-
-    Args:
-        picture: holds the decoded image.
-        faces: found by the detector.
-        spec: of the card.
-    """
+    """Cut out and preprocess the faces of a decoded image, at most `MAX_FACES`."""
     image = picture.image
     assert not isinstance(image, InputError)
     return [
@@ -178,12 +167,7 @@ def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec
 
 
 class Batches:
-    """Runs batches from one buffer, on all lanes of the backend.
-
-    Args:
-        backend: the model.
-        most: images in the largest batch.
-    """
+    """Runs batches of at most `most` images from one buffer, on all lanes of the backend."""
 
     def __init__(self, backend: Backend, most: int) -> None:
         self._backend = WithinMemory.of(backend)
@@ -194,16 +178,13 @@ class Batches:
         self._under_way: deque[tuple[list[Prepared], Pending | None]] = deque()
 
     def infer(self, prepared: list[Prepared]) -> Iterator[Result]:
-        """Yield the rows of earlier batches, then those of at most `most` inputs."""
+        """Yield the rows of earlier batches, then those of these inputs."""
         yield from self.submit(prepared)
         while self._under_way:
             yield from self._collect()
 
     def submit(self, prepared: list[Prepared]) -> Iterator[Result]:
-        """Start a batch of at most `most` inputs, and yield the rows that are ready.
-
-        The rows of a synchronous backend are ready immediately.
-        """
+        """Start a batch, and yield the rows that are ready: of a synchronous backend, all."""
         # Start this batch before the caller uses the oldest rows, so that the device stays busy.
         rows: list[Result] = []
         while len(self._under_way) >= self._lanes:
@@ -265,13 +246,8 @@ class _PrepareAhead:
 
     A thread reads the source, so that a source that waits does not delay earlier items: a program
     may want a verdict before it names the next file. All threads are daemons, because a server that
-    does not respond must not prevent the exit of the program.
-
-    Args:
-        items: the source.
-        work: prepares an item, in a worker thread.
-        workers: number of worker threads.
-        ahead: items that may be in preparation or ready.
+    does not respond must not prevent the exit of the program. At most `ahead` items, and one for
+    each worker, are in preparation or ready.
     """
 
     def __init__(

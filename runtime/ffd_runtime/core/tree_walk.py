@@ -24,11 +24,8 @@ class Entry(NamedTuple):
 def walk_tree(top: str, keep: Callable[[str], bool] = lambda name: True) -> Iterator[Entry]:
     """Yield every file below a folder, sorted by name within each folder.
 
-    The kind of an entry comes from the folder itself, so only links cost a system call.
-
-    Args:
-        top: the folder.
-        keep: returns whether to visit a file or folder of this name.
+    Only files and folders whose name `keep` accepts are visited. The kind of an entry comes from
+    the folder itself, so only links cost a system call.
     """
     # For each open folder: its identity, and the entries to visit, the last first.
     stack: list[tuple[tuple[int, int], list[tuple[str, bool]]]] = []
