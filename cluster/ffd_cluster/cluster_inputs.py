@@ -38,11 +38,7 @@ def find_inputs(sources: Iterable[str], output: str, null: bool = False) -> Iter
 
 
 class CountedItems:
-    """Count items while they are iterated.
-
-    Args:
-        items: iterated once.
-    """
+    """Count items while they are iterated, once."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._items = items

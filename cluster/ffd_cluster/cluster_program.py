@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions(RunOptions):
-    """The options of a cluster run, as described by `ffd-run --help`."""
+    """The options of a cluster run; see `ffd-run --help`."""
 
     ray: str
     actors: int | None
@@ -182,10 +182,10 @@ def _progress(ray: Any, earlier: int, count: Callable[[], int]) -> Iterator[Any]
 
     tally = start_tally(ray)
     console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield tally
-        return
-    with progress(console, count, earlier) as advance, following(ray, tally, advance):
+    with (
+        progress(console, count, earlier) as advance,
+        following(ray, tally, advance) if console.is_terminal else nullcontext(),
+    ):
         yield tally
 
 

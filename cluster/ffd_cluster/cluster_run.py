@@ -63,7 +63,8 @@ class ClusterRun:
         Raises:
             FfdError: the run cannot continue; the parts that are written stay.
         """
-        for wave in _prefetch(_waves(items)):
+        names = iter(items)
+        for wave in _prefetch(iter(lambda: list(islice(names, WAVE_INPUTS)), [])):
             new = self.seen.find_new(item.source for item in wave)
             fresh = [item for item, is_new in zip(wave, new, strict=True) if is_new]
             self.seen.add(item.source for item in fresh)
@@ -135,12 +136,6 @@ class ClusterRun:
         if (input_id := identify(source)) not in self._skipped_ids:
             self._skipped_ids.add(input_id)
             self.skipped.add(source)
-
-
-def _waves(items: Iterable[Item]) -> Iterator[list[Item]]:
-    items = iter(items)
-    while wave := list(islice(items, WAVE_INPUTS)):
-        yield wave
 
 
 def _prefetch(values: Iterable[T]) -> Iterator[T]:

@@ -69,10 +69,6 @@ class Parts:
         storage: of the folder.
         inputs: number of inputs with rows in the counted parts.
         counts: number of rows with each label in the counted parts.
-
-    Args:
-        folder: see above.
-        storage: see above.
     """
 
     def __init__(self, folder: str, storage: Storage) -> None:
@@ -84,14 +80,7 @@ class Parts:
         self._run = uuid.uuid4().hex
 
     def begin(self, origin: RunProvenance, resume: bool) -> Seen:
-        """Take over the folder for a run.
-
-        Args:
-            origin: model and preprocessing of the rows.
-            resume: keep the existing parts, and skip their inputs.
-
-        Returns:
-            Inputs that have rows.
+        """Take over the folder for a run, and return the inputs that have rows.
 
         Raises:
             OutputError: there are parts and `resume` is not set, or the parts have another origin,
@@ -143,10 +132,7 @@ class Parts:
 
         Args:
             names: the parts that the attempt reported.
-            pending: ids of the attempt's inputs.
-
-        Returns:
-            Ids of the inputs that have rows.
+            pending: ids of the attempt's inputs; the result contains those that have rows.
 
         Raises:
             TakenError: another run has started to write here.
@@ -170,11 +156,7 @@ class Parts:
         return done
 
     def require_ours(self) -> None:
-        """Check that no other run has taken over the folder.
-
-        Raises:
-            TakenError: another run has.
-        """
+        """Raise `TakenError` if another run has taken over the folder."""
         try:
             run = json.loads(self._read(ORIGIN))["run"]
         except (ValueError, KeyError, TypeError):
@@ -183,11 +165,7 @@ class Parts:
             raise TakenError(f"another run has started to write to {self.folder}: this one stops")
 
     def finish(self) -> None:
-        """Write `_SUCCESS`, and delete parts and drafts that do not count.
-
-        Raises:
-            TakenError: another run has started to write here.
-        """
+        """Write `_SUCCESS`, and delete parts and drafts that do not count; see `require_ours`."""
         self.require_ours()
         for name in self._unknown():
             self._drop(name)

@@ -41,7 +41,10 @@ def translate_ray_errors(ray: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Ray wraps errors of tasks in classes that it creates
-        cause = _unwrap(error)
+        cause: BaseException = error
+        # Python's own chain (`__cause__`) leads to errors that Ray has handled.
+        while isinstance(inner := getattr(cause, "cause", None), BaseException):
+            cause = inner
         message = f"{type(cause).__name__}: {printable(first_line(cause))}"
         if isinstance(cause, StorageError) and cause.code == UNREACHABLE:
             raise RetryableError(first_line(cause)) from None
@@ -58,13 +61,3 @@ def translate_ray_errors(ray: Any) -> Iterator[None]:
         if isinstance(cause, lost):
             raise RetryableError(message) from None
         raise BackendError(f"Ray failed: {message}") from error
-
-
-def _unwrap(error: BaseException) -> BaseException:
-    """Return the error that a task raised.
-
-    Python's own chain (`__cause__`) leads to errors that Ray has handled.
-    """
-    while isinstance(inner := getattr(error, "cause", None), BaseException):
-        error = inner
-    return error

@@ -51,10 +51,7 @@ class Work:
 
 
 def try_model(ray: Any, model: Model, plan: Plan) -> tuple[str, ModelCard]:
-    """Start a model on a machine of the cluster, as an actor will.
-
-    Returns:
-        Backend and device in use there, and the model's card.
+    """Start a model on a machine of the cluster, as an actor will; return description and card.
 
     Raises:
         FfdError: the model does not start there.

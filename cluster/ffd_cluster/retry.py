@@ -21,9 +21,6 @@ RETRY_PAUSES_S = (5.0, 10.0, 20.0, 40.0, 80.0)
 def retry_unreachable(call: Callable[[], T]) -> T:
     """Call a function, and call it again after a pause while the store is unreachable.
 
-    Args:
-        call: a function that may run more than once.
-
     Raises:
         StorageError: the store was unreachable for minutes, or refuses.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -130,11 +130,15 @@ def prepare_block(
     """
     # Each machine runs many tasks, so each task uses one thread.
     cv2.setNumThreads(1)
-    isolated = tally is not None and _count_starts(tally, block) > MAX_DIRECT_STARTS
+    starts = _count_starts(tally, block) if tally else 0
     items = [_item(row, storages) for row in block.to_pylist()]
     prepare = partial(prepare_views, spec=spec, max_pixels=max_pixels, detector=detector)
-    with _isolating(prepare) if isolated else nullcontext(prepare) as prepare_item:
-        return _to_table(block["source"], list(map(prepare_item, _read_ahead(items))))
+    with (
+        _isolating(prepare) if starts > MAX_DIRECT_STARTS else nullcontext(prepare) as prepare_item,
+        ThreadPoolExecutor(MAX_READS, "ffd-read") as pool,
+    ):
+        read = map_in_order(pool, _read, items, ahead=MAX_READS)
+        return _to_table(block["source"], list(map(prepare_item, read)))
 
 
 def _to_table(sources: Any, inputs: list[list[Prepared]]) -> Any:
@@ -142,6 +146,7 @@ def _to_table(sources: Any, inputs: list[list[Prepared]]) -> Any:
 
     firsts = [views[0].image if views else None for views in inputs]
     errors = [first if isinstance(first, InputError) else None for first in firsts]
+    messages = [error and error.message.encode("utf-8", "surrogateescape") for error in errors]
     images = [
         [view.image for view in views if not isinstance(view.image, InputError)] for views in inputs
     ]
@@ -158,9 +163,7 @@ def _to_table(sources: Any, inputs: list[list[Prepared]]) -> Any:
             "faces": pa.array(faces, pa.list_(pa.list_(pa.int32()))),
             "reasons": pa.array(reasons, pa.list_(pa.string())),
             "code": pa.array([error and error.code for error in errors], pa.string()),
-            "message": pa.array(
-                [error and _encode(error.message) for error in errors], pa.binary()
-            ),
+            "message": pa.array(messages, pa.binary()),
             "skipped": pa.array([not views for views in inputs], pa.bool_()),
         }
     )
@@ -169,11 +172,7 @@ def _to_table(sources: Any, inputs: list[list[Prepared]]) -> Any:
 class Infer:
     """Classify images, and return rows as lines of JSON: the second stage, which holds the model.
 
-    Args:
-        model: the model to open.
-        batch: images of one inference.
-        cores: CPU cores that the model may use.
-        tally: the actor that counts classified inputs; None to count none.
+    The model may use `cores` CPU cores. `tally` is the actor that counts classified inputs.
     """
 
     def __init__(self, model: Model, batch: int, cores: int, tally: Any = None) -> None:
@@ -185,10 +184,7 @@ class Infer:
         self._tally = tally
 
     def __call__(self, block: Any) -> Any:
-        """Classify the inputs of a block.
-
-        Args:
-            block: Arrow table from `prepare_block`.
+        """Classify the inputs of a table from `prepare_block`.
 
         Returns:
             Arrow table with the columns `lines`, the rows of each input, and `skipped`, the name of
@@ -214,11 +210,6 @@ def write_block(block: Any, folder: str, storage: Storage) -> Any:
     """Write a part of the output atomically: the last stage.
 
     The part is named by a digest of its inputs, so that a retry writes the same file.
-
-    Args:
-        block: Arrow table from `Infer`.
-        folder: the output.
-        storage: of the output.
 
     Returns:
         Arrow table of one row: the name of the `part`, empty if there are no rows; the number of
@@ -246,17 +237,11 @@ def _count_starts(tally: Any, block: Any) -> int:
 
 
 def _item(row: dict[str, Any], storages: dict[str, Storage]) -> Item:
-    source = row["source"].decode("utf-8", "surrogateescape")
+    source = _decode(row["source"])
     skip = None if row["named"] else ignore
     if row["code"]:
         return Item(source, InputError(row["code"], _decode(row["message"])), skip=skip)
     return Item(source, fetch=partial(storages[bucket_of(source)].read, source), skip=skip)
-
-
-def _read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items in order, after threads have read them."""
-    with ThreadPoolExecutor(MAX_READS, "ffd-read") as pool:
-        yield from map_in_order(pool, _read, items, ahead=MAX_READS)
 
 
 def _read(item: Item) -> Item:
@@ -303,7 +288,7 @@ def _prepared(block: Any, size: int) -> Iterator[list[Prepared]]:
             if skipped.as_py():
                 yield []
                 continue
-            name = source.as_py().decode("utf-8", "surrogateescape")
+            name = _decode(source.as_py())
             if code.is_valid:
                 yield [Prepared(name, InputError(code.as_py(), _decode(message.as_py())))]
                 continue
@@ -312,10 +297,6 @@ def _prepared(block: Any, size: int) -> Iterator[list[Prepared]]:
                 Prepared(name, image, face=face and tuple(face), reason=reason)
                 for image, face, reason in zip(images, faces.as_py(), reasons.as_py(), strict=True)
             ]
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _decode(text: bytes) -> str:

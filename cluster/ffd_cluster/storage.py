@@ -34,12 +34,6 @@ TIMEOUT_S = 20.0
 DRAFT_PREFIX = "_draft-"
 
 
-@lru_cache(1024)
-def storage_of(bucket: str) -> Storage:
-    """Return the storage of a bucket, or of paths for an empty name; see `Storage.of`."""
-    return Storage.of(bucket)
-
-
 @dataclass(frozen=True)
 class Storage:
     """An object store, or folders that every machine has under the same path.
@@ -86,7 +80,7 @@ class Storage:
         return cls("s3", endpoint, region or (None if endpoint else _find_region(bucket)))
 
     def files(self, address: str) -> Iterator[str]:
-        """Yield the addresses of all files below a folder, or of a single file; sorted by folder.
+        """Yield the addresses of all objects below a prefix, or of a single one; sorted by folder.
 
         Folders are listed one at a time, so that memory holds the names of one folder.
 
@@ -94,16 +88,15 @@ class Storage:
             StorageError: the store refuses.
         """
         kind, path = _arrow().fs.FileType, self._path(address)
-        if self.scheme != "file" and address.endswith("/"):
-            # A trailing slash means the folder, even if an object has the same name.
-            yield from (self._address(name) for name in self._walk(path))
-            return
-        with translate_read_errors(address):
-            info = self._system().get_file_info(path)
-        if info.type == kind.File:
+        # A trailing slash means the folder, even if an object has the same name.
+        found = kind.Directory
+        if not address.endswith("/"):
+            with translate_read_errors(address):
+                found = _open(self).get_file_info(path).type
+        if found == kind.File:
             yield address
-        elif info.type == kind.Directory:
-            yield from (self._address(name) for name in self._walk(path))
+        elif found == kind.Directory:
+            yield from map(self._address, self._walk(path))
 
     def require_bucket(self, address: str) -> None:
         """Check that the bucket exists; listing a missing bucket raises no error.
@@ -115,7 +108,7 @@ class Storage:
             return
         bucket = self._path(address).partition("/")[0]
         with translate_read_errors(address):
-            info = self._system().get_file_info(bucket)
+            info = _open(self).get_file_info(bucket)
         if info.type == _arrow().fs.FileType.NotFound:
             raise missing_bucket(address)
 
@@ -139,7 +132,7 @@ class Storage:
         with translate_read_errors(self._address(folder)):
             # The folder may have been deleted since its parent was listed.
             selector = fs.FileSelector(folder, allow_not_found=True)
-            infos = self._system().get_file_info(selector)
+            infos = _open(self).get_file_info(selector)
         # pyarrow cannot read a key with an empty component, such as in//a.jpg, and lists it as the
         # folder itself. Such a key is returned with two slashes and gets an error row.
         found = (
@@ -162,7 +155,7 @@ class Storage:
         try:
             with (
                 translate_read_errors(address, single=True),
-                self._system().open_input_file(self._path(address)) as file,
+                _open(self).open_input_file(self._path(address)) as file,
             ):
                 if (size := file.size()) > MAX_FILE_BYTES:
                     limit = f"{size >> 20} MiB, over the limit of {MAX_FILE_BYTES >> 20}"
@@ -210,7 +203,7 @@ class Storage:
         fs = _arrow().fs
         with translate_read_errors(folder):
             selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-            infos = self._system().get_file_info(selector)
+            infos = _open(self).get_file_info(selector)
         return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
 
     def create_folder(self, folder: str) -> None:
@@ -235,7 +228,7 @@ class Storage:
             # An object is visible when its upload is complete. All bytes are in memory before the
             # upload begins, so an error of ours cannot complete a partial upload.
             with translate_write_errors(address):
-                file = self._system().open_output_stream(self._path(address))
+                file = _open(self).open_output_stream(self._path(address))
                 file.write(data)
                 file.close()
             return
@@ -256,7 +249,7 @@ class Storage:
                 with suppress(FileNotFoundError):
                     os.unlink(self._path(address))
             elif name in self.names(folder):
-                self._system().delete_file(self._path(address))
+                _open(self).delete_file(self._path(address))
 
     def _path(self, address: str) -> str:
         if self.scheme == "file":
@@ -266,8 +259,9 @@ class Storage:
     def _address(self, path: str) -> str:
         return f"{self.scheme}://{path}"
 
-    def _system(self) -> Any:
-        return _open(self)
+
+# For a bucket, or an empty name for paths; see `Storage.of`.
+storage_of = lru_cache(1024)(Storage.of)
 
 
 @lru_cache

@@ -44,13 +44,7 @@ def start_tally(ray: Any) -> Any:
 
 @contextmanager
 def following(ray: Any, tally: Any, advance: Callable[[int], None]) -> Iterator[None]:
-    """Advance a progress bar while the block runs.
-
-    Args:
-        ray: the module, connected.
-        tally: the actor to poll.
-        advance: receives the number of inputs since its last call.
-    """
+    """Call `advance` with the number of inputs since its last call, while the block runs."""
     stop = threading.Event()
 
     def follow() -> None:

@@ -14,14 +14,11 @@ import click
 from ..core.errors import FfdError, OutputError
 from ..core.text import printable
 
-# The modules that each extra installs.
+# The modules that each extra installs, besides those of `BackendSpec.extras`.
 EXTRAS = {
     "train": "torch torchvision timm lightning torchmetrics sklearn scipy safetensors matplotlib "
     "PIL tensorboard",
     "export": "onnx onnxscript",
-    "tensorrt": "tensorrt cuda",
-    "rtx": "tensorrt_rtx",
-    "openvino": "openvino",
     "parquet": "pyarrow",
     "ray": "ray",
     "web": "starlette uvicorn prometheus_client",
@@ -33,14 +30,14 @@ class Terminated(BaseException):
 
 
 class GroupedOption(click.Option):
-    """An option that `--help` lists under a title."""
+    """An option that `--help` lists under the title `group`."""
 
-    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, group: str | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
 
 
-def option(*names: str, group: str, **attributes: Any) -> Callable[[Any], Any]:
+def option(*names: str, group: str | None, **attributes: Any) -> Callable[[Any], Any]:
     """Declare an option with a group, as `click.option` does without one."""
     return click.option(*names, cls=GroupedOption, group=group, **attributes)
 
@@ -63,13 +60,10 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the options by group; those without a group come last."""
         groups: dict[str, list[tuple[str, str]]] = {}
-        ungrouped: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record and isinstance(parameter, GroupedOption):
-                groups.setdefault(parameter.group, []).append(record)
-            elif record and isinstance(parameter, click.Option):
-                ungrouped.append(record)
+            if record := parameter.get_help_record(ctx):
+                groups.setdefault(getattr(parameter, "group", None) or "", []).append(record)
+        ungrouped = groups.pop("", [])
         groups["Other options" if groups else "Options"] = ungrouped
         for title, records in groups.items():
             with formatter.section(title):
@@ -193,10 +187,12 @@ def _explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name:
         from ..core.install_hint import install_hint
+        from ..model.backend_registry import find_extra
 
-        for extra, modules in EXTRAS.items():
-            if error.name.split(".")[0] in modules.split():
-                return f"{error.name} is not installed: {install_hint(extra)}"
+        module = error.name.split(".")[0]
+        extras = (extra for extra, modules in EXTRAS.items() if module in modules.split())
+        if extra := next(extras, find_extra(module)):
+            return f"{error.name} is not installed: {install_hint(extra)}"
     if isinstance(error, ImportError):
         return f"a library cannot be loaded ({error}): install the library, or reinstall ffd-edge"
     if isinstance(error, OSError) and error.strerror:

@@ -8,9 +8,8 @@ from typing import Any
 
 from ..core.install_hint import install_hint
 from ..core.machine import FAMILIES
-from ..model.backend_registry import BACKENDS, Facts
+from ..model.backend_registry import BACKENDS, Facts, find_extra
 from .probe_process import HARMLESS
-from .probes import extra_of
 
 Problems = Iterator[tuple[str, str]]  # what is wrong, and what to do
 
@@ -60,7 +59,7 @@ def _package_problems(report: Mapping[str, Any]) -> Problems:
     if installed and engines["cuda"]["outcome"] == "absent":
         yield (
             f"{installed[0]} is installed, but no engine runs without cuda-bindings",
-            install_hint(extra_of(installed[0])),
+            install_hint(find_extra(installed[0])),
         )
 
 
@@ -152,5 +151,5 @@ def _disagree(one: Facts, other: Facts) -> bool:
 def _engine_problems(report: Mapping[str, Any]) -> Problems:
     for name, engine in report["engines"].items():
         if engine["outcome"] not in HARMLESS:
-            do = engine["do"] or install_hint(extra_of(name), reinstall=True)
+            do = engine["do"] or install_hint(find_extra(name), reinstall=True)
             yield f"{name} is installed but does not start: {engine['reason']}", do

@@ -10,14 +10,10 @@ import click
 
 from .. import __version__
 from ..model.backend_registry import BACKENDS
-from .command import GroupedOption
+from .command import option
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-def _in_group(group: str | None) -> dict[str, Any]:
-    return {"cls": GroupedOption, "group": group} if group else {}
 
 
 def version_option() -> Callable[[Any], Any]:
@@ -40,9 +36,9 @@ def device_option(group: str | None = None) -> Callable[[Any], Any]:
             raise click.UsageError(str(error)) from None
         return value
 
-    return click.option(
+    return option(
         "--device",
-        **_in_group(group),
+        group=group,
         default="auto",
         show_default=True,
         callback=check,
@@ -53,9 +49,9 @@ def device_option(group: str | None = None) -> Callable[[Any], Any]:
 
 def backend_option(group: str | None = None) -> Callable[[Any], Any]:
     """Declare `--backend`."""
-    return click.option(
+    return option(
         "--backend",
-        **_in_group(group),
+        group=group,
         type=click.Choice(["auto", *BACKENDS]),
         default="auto",
         show_default=True,
@@ -65,10 +61,10 @@ def backend_option(group: str | None = None) -> Callable[[Any], Any]:
 
 def format_option(default: str, group: str | None = None) -> Callable[[Any], Any]:
     """Declare `--json` and `--table`; without them the value is None, which `default` explains."""
-    return click.option(
+    return option(
         "--json/--table",
         "as_json",
-        **_in_group(group),
+        group=group,
         default=None,
         help=f"JSON or a table on stdout. Default: a table on a terminal, else JSON{default}.",
     )

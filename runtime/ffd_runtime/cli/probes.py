@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core.errors import BackendError, DeviceError
 from ..core.install_hint import install_hint
-from ..model.backend_registry import Facts, find_owner, find_readers
+from ..model.backend_registry import BACKENDS, Facts, find_extra, find_readers
 from ..model.devices import count_gpus, describe_gpu
 from .probe_process import RESULT_PREFIX
 
@@ -38,7 +38,8 @@ def main() -> None:
             # The backend has its own message for a library that is not installed.
             facts = _absent(error.__context__)
         else:
-            facts = {"outcome": "failed", "reason": _one_line(error)}
+            reason = " ".join(str(error).split()) or type(error).__name__
+            facts = {"outcome": "failed", "reason": reason}
     facts["said"] = log.messages
     # On a separate line, because a library may print without a line break.
     print(f"\n{RESULT_PREFIX}{json.dumps(facts)}", flush=True)
@@ -54,19 +55,9 @@ class _RecordingHandler(logging.Handler):
 
 
 def _absent(error: ModuleNotFoundError) -> Facts:
-    extra = extra_of((error.name or "").split(".")[0])
+    extra = find_extra((error.name or "").split(".")[0])
     do = install_hint(extra) if extra else install_hint(reinstall=True)
     return {"outcome": "absent", "reason": f"{error.name} is not installed", "do": do}
-
-
-def extra_of(library: str) -> str:
-    """Return the extra that installs a backend's library; empty for any other library."""
-    owner = find_owner(library)
-    return owner.extras[library] if owner else ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def probe_gpus() -> Facts:
@@ -147,8 +138,7 @@ def _probe_opencv() -> Facts:
 
 def _probe_library(name: str) -> Facts:
     """Run the probe of the backend that imports the library."""
-    owner = find_owner(name)
-    assert owner, name
+    owner = next(spec for spec in BACKENDS.values() if name in spec.extras)
     facts: Facts = owner.load().probe(name)
     return facts
 

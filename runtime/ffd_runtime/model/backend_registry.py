@@ -73,6 +73,6 @@ def find_readers(suffix: str) -> list[str]:
     return [name for name, spec in BACKENDS.items() if wanted in spec.suffixes]
 
 
-def find_owner(library: str) -> BackendSpec | None:
-    """Return the backend that imports a top-level module; None if no backend does."""
-    return next((spec for spec in BACKENDS.values() if library in spec.extras), None)
+def find_extra(library: str) -> str:
+    """Return the extra that installs a backend's top-level module; empty for any other module."""
+    return next((spec.extras[library] for spec in BACKENDS.values() if library in spec.extras), "")

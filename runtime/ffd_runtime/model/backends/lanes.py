@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from .cuda import Buffer, Cuda, Handle
 from .kernel_cache import KernelCache
 
 
+@dataclass(eq=False)
 class Job:
     """A submitted batch, which one or more lanes process.
 
@@ -21,9 +23,8 @@ class Job:
         failure: why the batch has no outputs.
     """
 
-    def __init__(self, outputs: Outputs) -> None:
-        self.outputs = outputs
-        self.failure: BackendError | None = None
+    outputs: Outputs
+    failure: BackendError | None = None
 
 
 class Execution:
