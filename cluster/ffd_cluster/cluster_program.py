@@ -13,8 +13,11 @@ import click
 
 from ffd_runtime.cli.command import say, wants_more
 from ffd_runtime.cli.program import Program, RunOptions
+from ffd_runtime.cli.run_progress import progress, summarise
+from ffd_runtime.outputs import FILE_SINKS
 
 from .cluster_options import LOCAL
+from .object_address import bucket_of, is_object, require_no_credentials
 
 if TYPE_CHECKING:
     from ffd_runtime.image.faces import FaceDetector
@@ -53,8 +56,6 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
     Raises:
         click.UsageError: a source or output needs --ray.
     """
-    from .object_address import is_object
-
     if values["ray"] is not None:
         return True
     if any(map(is_object, [*sources, values["output"] or ""])):
@@ -65,8 +66,6 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
 
 
 def _check_address(address: str) -> None:
-    from .object_address import is_object
-
     if address.startswith("ray://"):
         raise click.UsageError(
             "--ray ray://: Ray Data does not support Ray's client. Give HOST:PORT on a machine of "
@@ -82,7 +81,6 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
     """Classify images on a Ray cluster."""
     output = _check_output(options.output)
     device = _check_device(options.device)
-    from ffd_runtime.cli.run_progress import summarise
     from ffd_runtime.model.backends import find_model
 
     from .cluster_inputs import CountedItems, find_inputs
@@ -122,7 +120,6 @@ def _prepare(
     from ffd_runtime.model.backends import find_model
     from ffd_runtime.outputs.provenance import RunProvenance
 
-    from .object_address import bucket_of
     from .output_parts import Parts
     from .ray_pipeline import Work, try_model
     from .stages import Model
@@ -159,14 +156,10 @@ def _check_device(device: str) -> str:
 
 
 def _check_output(output: str | None) -> str:
-    from ffd_runtime.outputs import FILE_SINKS
-
     if not output:
         raise click.UsageError("--ray needs an --output: a folder, or s3://BUCKET/FOLDER/")
     if output.lower().endswith(tuple(FILE_SINKS)):
         raise click.UsageError("with --ray, --output is a folder of Parquet files, not a file")
-    from .object_address import require_no_credentials
-
     require_no_credentials(output)
     return output
 
@@ -175,8 +168,6 @@ def _check_output(output: str | None) -> str:
 def _progress(ray: Any, earlier: int, count: Callable[[], int]) -> Iterator[Any]:
     """Start the actor that counts progress; show a progress bar on a terminal."""
     from rich.console import Console
-
-    from ffd_runtime.cli.run_progress import progress
 
     from .tally import following, start_tally
 

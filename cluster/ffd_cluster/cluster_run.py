@@ -39,8 +39,6 @@ class ClusterRun:
 
     Attributes:
         ray: the module, connected.
-        work: how each input is classified.
-        parts: the output.
         seen: inputs that have rows or will get them.
         replan: returns a plan for the current machines.
         tally: the actor that counts progress.

@@ -29,13 +29,9 @@ START_TIMEOUT_S = 900.0
 
 @dataclass(frozen=True)
 class Work:
-    """How inputs are classified.
+    """How inputs are classified: `spec` is the preprocessing of the model's card.
 
     Attributes:
-        model: the model.
-        spec: the preprocessing of its card.
-        parts: the output.
-        max_pixels: larger images are refused.
         batch: images of one inference.
         part: inputs of one part of the output.
         detector: detects faces; None to classify whole images.

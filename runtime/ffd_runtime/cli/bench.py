@@ -43,11 +43,7 @@ DEFAULT_SECONDS = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """The options of ffd-bench, as described by `ffd-bench --help`.
-
-    Raises:
-        click.UsageError: the options contradict each other.
-    """
+    """The options of ffd-bench; see `ffd-bench --help`."""
 
     model: str | None
     backends: tuple[str, ...]

@@ -60,13 +60,8 @@ def measure_cold_start(
 ) -> dict[str, Any]:
     """Measure new processes of `ffd-run` in turns with processes of a bare session.
 
-    Args:
-        model: path; None for the embedded model.
-        name: of the backend, or `auto`.
-        device: as for `open_backend`.
-        size: side of the network's input in pixels.
-        image: the image to classify.
-        pairs: number of measured pairs, after one that is discarded.
+    `pairs` pairs are measured after one that is discarded. The other arguments are those of
+    `open_backend`, the side of the network's input in pixels, and the image to classify.
 
     Raises:
         BackendError: a process fails.

@@ -31,16 +31,7 @@ Options = TypeVar("Options", bound="RunOptions")
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The options of every program.
-
-    Attributes:
-        model: path of an ONNX or engine; None for the embedded model.
-        backend: name of a backend, or `auto`.
-        device: `auto`, `cpu` or `cuda[:N]`.
-        output: file or folder of rows.
-        faces: whether to detect faces; None for the program's default.
-        face_model: path of a YuNet model.
-        min_face: smallest side of a face that is classified, in pixels.
+    """The options of every program; see `ffd-run --help`.
 
     Raises:
         click.UsageError: the options contradict each other.

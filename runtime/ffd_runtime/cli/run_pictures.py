@@ -16,6 +16,23 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.errors import OutputError
+from ..core.redact import redact
+from ..inputs import FetchPolicy, Item, find_files
+from ..inputs.kinds import Skipped
+from ..inputs.source_registry import ADDRESS_MODULES
+from ..outputs import (
+    JsonLines,
+    Sink,
+    check_file_sink,
+    follow_links,
+    is_pipe,
+    open_file_sink,
+    open_pipe_sink,
+    require_folder,
+    require_new,
+)
+from ..outputs.partial_file import PartialFile, files_of_sink, provenance_path
+from ..outputs.provenance import RunProvenance
 from .command import say, say_more
 from .earlier_rows import EarlierRows
 from .options import open_console, wants_table
@@ -26,12 +43,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..core.classifier import Classifier
-    from ..inputs import Item
-    from ..outputs import Sink
     from ..outputs.annotated_copies import AnnotatedCopies
     from ..outputs.html_report import Report
-    from ..outputs.partial_file import PartialFile
-    from ..outputs.provenance import RunProvenance
 
 # Seconds until the download of a picture is given up.
 TIMEOUT_S = 20.0
@@ -89,8 +102,6 @@ class Targets:
             OutputError: a target cannot be written.
             click.UsageError: a target is also a source, or cannot be resumed.
         """
-        from ..outputs import check_file_sink, follow_links, is_pipe, require_folder, require_new
-
         output = Path(options.output) if options.output else None
         report = Path(options.report) if options.report else None
         named = tuple(path for path in (output, report) if path)
@@ -122,9 +133,6 @@ class Targets:
 
     def files(self) -> frozenset[str]:
         """The files that this run writes, and links to them: they are not inputs."""
-        from ..outputs import follow_links
-        from ..outputs.partial_file import files_of_sink
-
         written = {path for named in self.named for path in (named, follow_links(named))}
         absolute = (Path(os.path.realpath(path.parent), path.name) for path in written)
         return frozenset(str(path) for one in absolute for path in files_of_sink(one))
@@ -133,10 +141,6 @@ class Targets:
 def run(sources: Sequence[str], options: PictureOptions) -> None:
     """Classify pictures; write a row for each, in the order of the inputs."""
     _refuse_unknown_addresses(sources)
-    # Imported here and below, so that --help does not wait for OpenCV and onnxruntime.
-    from ..inputs.kinds import Skipped
-    from ..outputs.partial_file import provenance_path
-
     targets = Targets.check(sources, options)
     skipped = Skipped()
     with ExitStack() as stack:
@@ -195,8 +199,6 @@ def _finder(
     sources: Sequence[str], options: PictureOptions, leave_out: frozenset[str]
 ) -> Callable[..., Iterator[Item]]:
     """Return `find_files` with all arguments but `skip`."""
-    from ..inputs import FetchPolicy, find_files
-
     policy = FetchPolicy(options.timeout or TIMEOUT_S, allow_private=options.allow_private)
     return partial(find_files, sources, null=options.null, leave_out=leave_out, policy=policy)
 
@@ -209,22 +211,17 @@ def _refuse_source(target: Path, sources: Iterable[str]) -> None:
 
 def _refuse_unknown_addresses(sources: Iterable[str]) -> None:
     """Refuse addresses of an unsupported scheme: as a path, a password in one would be shown."""
-    from ..inputs.source_registry import ADDRESS_MODULES
-
     for source in sources:
         scheme, is_address, _ = source.partition("://")
-        if is_address and scheme.lower() not in ADDRESS_MODULES:
-            from ..core.redact import redact
-
-            if not os.path.lexists(source.partition("\0")[0]):
-                raise click.UsageError(f"{redact(source)!r} is not a supported address")
+        foreign = is_address and scheme.lower() not in ADDRESS_MODULES
+        if foreign and not os.path.lexists(source.partition("\0")[0]):
+            raise click.UsageError(f"{redact(source)!r} is not a supported address")
 
 
 def _origin(
     sources: Sequence[str], classifier: Classifier, options: PictureOptions
 ) -> RunProvenance:
     from ..model.backends import find_embedded_by
-    from ..outputs.provenance import RunProvenance
 
     detector = classifier.detector
     return RunProvenance.of(
@@ -240,8 +237,6 @@ def _open_rows(
 ) -> PartialFile | None:
     if not targets.rows:
         return None
-    from ..outputs import open_file_sink
-
     return stack.enter_context(open_file_sink(targets.rows, origin, resume))
 
 
@@ -279,8 +274,6 @@ def _open_sinks(
     console: Console | None,
     as_json: bool | None,
 ) -> Iterator[Sink]:
-    from ..outputs import JsonLines, open_pipe_sink
-
     rows = stack.enter_context(open_pipe_sink(pipe)) if pipe else file
     if rows:
         yield rows

@@ -6,11 +6,29 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.errors import OutputError
+from ..core.redact import is_ambiguous, redact
+from ..outputs import (
+    JsonLines,
+    Sink,
+    check_file_sink,
+    is_pipe,
+    open_file_sink,
+    open_pipe_sink,
+    require_new,
+)
+from ..video.stream_address import (
+    Stream,
+    is_named_video,
+    is_stream,
+    is_video_file,
+    to_streams,
+)
 from .command import say
 from .options import open_console, wants_table
 from .program import Program, RunOptions
@@ -19,9 +37,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..core.classifier import Classifier
-    from ..outputs import Sink
     from ..video.frame_result import FrameSink
-    from ..video.stream_address import Stream
     from ..web.listen_address import ListenAddress
 
 # Seconds that a stream may take to connect, and for each frame.
@@ -65,9 +81,6 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
     Raises:
         click.UsageError: some are streams and some are images.
     """
-    from ..core.redact import redact
-    from ..video.stream_address import is_named_video, is_stream, is_video_file
-
     if values["gst"]:
         return True
     found = list(filter(is_stream, sources))
@@ -93,7 +106,6 @@ def run(sources: Sequence[str], options: StreamOptions) -> None:
     """Classify streams until they end or the user stops them."""
     from ..video.feed import Feed
     from ..video.frame_classifier import FrameClassifier
-    from ..video.stream_address import to_streams
     from ..video.stream_pipeline import StreamPipeline
     from ..video.stream_policy import StreamPolicy
 
@@ -134,8 +146,6 @@ def run(sources: Sequence[str], options: StreamOptions) -> None:
 
 def _refuse_ambiguous(streams: Sequence[Stream]) -> None:
     """Refuse an address whose password would partly be looked up as a host name."""
-    from ..core.redact import is_ambiguous
-
     for stream in streams:
         if stream.kind != "pipeline" and is_ambiguous(str(stream.target)):
             raise click.UsageError(
@@ -145,10 +155,6 @@ def _refuse_ambiguous(streams: Sequence[Stream]) -> None:
 
 def _check_outputs(streams: Sequence[Stream], options: StreamOptions) -> None:
     """Find early what would otherwise fail after the models are loaded."""
-    from pathlib import Path
-
-    from ..outputs import check_file_sink, is_pipe, require_new
-
     output = options.output
     live = any(stream.live for stream in streams)
     if options.overwrite and (live or not output):
@@ -184,10 +190,6 @@ def _parse_server(text: str | None) -> ListenAddress | None:
 
 
 def _rows(streams: Sequence[Stream], options: StreamOptions) -> Iterator[Sink]:
-    from pathlib import Path
-
-    from ..outputs import JsonLines, is_pipe, open_file_sink, open_pipe_sink
-
     as_json, output = options.as_json, options.output
     if output and is_pipe(Path(output)):
         yield open_pipe_sink(Path(output))
@@ -214,8 +216,6 @@ def _frame_sinks(
     classifier: Classifier,
     server: ListenAddress | None,
 ) -> Iterator[FrameSink]:
-    from pathlib import Path
-
     from ..video.systemd import SystemdNotifier
 
     names = [stream.name for stream in streams]

@@ -27,12 +27,7 @@ def parse_device(text: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, as described by the driver.
-
-    Attributes:
-        name: such as `NVIDIA GeForce RTX 4090`.
-        compute_capability: such as `8.9`.
-    """
+    """A GPU, as described by the driver; the compute capability is such as `8.9`."""
 
     name: str
     compute_capability: str
@@ -81,11 +76,7 @@ def _driver() -> Any:
 class PinnedMemory:
     """Page-locked memory of the host, which a GPU copies from and to directly.
 
-    NVIDIA's driver allocates it, so no CUDA toolkit is needed.
-
-    Args:
-        index: of the GPU.
-        size: in bytes.
+    NVIDIA's driver allocates it, so no CUDA toolkit is needed. The size is in bytes.
 
     Raises:
         DeviceError: the driver cannot use the GPU.

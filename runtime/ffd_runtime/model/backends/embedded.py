@@ -25,10 +25,7 @@ EPSILON = 1e-9
 
 
 def find_embedded(device: str = "auto") -> Path:
-    """Return the file of the embedded model that a device runs.
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` means a GPU where the driver offers one.
+    """Return the file of the embedded model that a device runs: `auto` means a GPU if there is one.
 
     Raises:
         DeviceError: the device is unknown.
@@ -45,15 +42,12 @@ def find_embedded_by(card: ModelCard) -> Path:
 
 
 def explain_rejection(int8: ModelCard, fp32: ModelCard) -> str | None:
-    """Say why an INT8 model must not replace its FP32 model by default.
+    """Return why an INT8 model must not replace its FP32 model by default; None if it may.
 
     Args:
         int8: its card; `metrics.parity` holds accuracy and ROC-AUC of both models on the same
             labelled images, as `ffd-export --verify` measures them.
         fp32: card of the FP32 model.
-
-    Returns:
-        The reason, or None if the INT8 model is within the limits.
 
     Example:
         >>> from ffd_runtime.model.card import Provenance

@@ -104,11 +104,8 @@ def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> lis
 
     Args:
         path: an ONNX file; its card gives the precision.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: as for `open_backend`.
         tuning: options of `TUNING` to switch on.
-
-    Returns:
-        Providers for `onnxruntime.InferenceSession`; the first is to run the model.
 
     Raises:
         DeviceError: the driver has no such GPU.
@@ -144,7 +141,7 @@ def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> 
 
     Args:
         path: the file.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: as for `open_backend`.
         tuning: see `choose_providers`.
 
     Raises:

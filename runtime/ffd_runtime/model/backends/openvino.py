@@ -70,13 +70,9 @@ class OpenVino:
 def open_model(path: Path, device: str = "auto") -> OpenVino:
     """Load an ONNX file.
 
-    Args:
-        path: the file.
-        device: `auto` or `cpu`.
-
     Raises:
         ModelError, CardError: the file is not an ONNX file with ffd's graph contract.
-        DeviceError: another device was requested.
+        DeviceError: the device is not `auto` or `cpu`.
         BackendError: OpenVINO is not installed.
     """
     kind, _ = parse_device(device)

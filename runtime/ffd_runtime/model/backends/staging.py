@@ -39,8 +39,8 @@ class Staging:
     one of a few sizes, and the outputs of the padding are dropped.
 
     Args:
-        outputs: of one image; they give the shapes without the batch.
-        allocate: returns memory of a size in bytes; on CUDA, page-locked.
+        outputs: of one image, for the shapes.
+        allocate: returns page-locked memory of a size in bytes.
     """
 
     def __init__(self, outputs: Outputs, allocate: Callable[[int], Memory]) -> None:

@@ -210,11 +210,7 @@ class Submitted(NamedTuple):
 
 
 def open_model(path: Path, device: str = "auto") -> TensorRt:
-    """Load an engine, after checking that it can run on this machine.
-
-    Args:
-        path: the engine; its manifest is in the same folder.
-        device: `auto`, `cuda` or `cuda:N`.
+    """Load an engine, after checking that its manifest, beside it, fits this machine.
 
     Raises:
         EngineError: the engine does not match its manifest, this GPU or this TensorRT.
