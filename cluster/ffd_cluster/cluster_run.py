@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 from queue import SimpleQueue
@@ -21,9 +22,9 @@ from .output_parts import Parts
 from .plan import Plan
 from .ray_errors import RetryableError, translate_ray_errors
 from .ray_pipeline import MAX_TASK_INPUTS, MIN_TASK_INPUTS, Work, run
-from .retry import RETRY_PAUSES_S, retry_unreachable
 from .seen_inputs import Seen, identify
 from .storage import storage_of
+from .store_errors import RETRY_PAUSES_S, retry_unreachable
 
 log = logging.getLogger(__name__)
 
@@ -138,23 +139,22 @@ class ClusterRun:
 
 def _prefetch(values: Iterable[T]) -> Iterator[T]:
     """Yield the values; a thread computes the next one while the caller uses the current one."""
-    found: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    found: SimpleQueue[Future[T | None]] = SimpleQueue()
+    iterator = iter(values)
     room = threading.Semaphore()
     stop = threading.Event()
 
     def find() -> None:
-        iterator = iter(values)
-        value: T | None
-        failure: BaseException | None
-        while True:
-            room.acquire()
-            if stop.is_set():
-                return
+        value: T | None = None
+        while room.acquire() and not stop.is_set():
+            future: Future[T | None] = Future()
             try:
-                value, failure = next(iterator, None), None
+                value = next(iterator, None)
+                future.set_result(value)
             except BaseException as error:
-                value, failure = None, error
-            found.put((value, failure))
+                value = None
+                future.set_exception(error)
+            found.put(future)
             if value is None:
                 return
 
@@ -162,15 +162,10 @@ def _prefetch(values: Iterable[T]) -> Iterator[T]:
     thread = threading.Thread(target=find, name="ffd-list", daemon=True)
     thread.start()
     try:
-        while True:
-            value, failure = found.get()
-            if failure:
-                raise failure
-            if value is None:
-                thread.join()
-                return
+        while (value := found.get().result()) is not None:
             room.release()
             yield value
+        thread.join()
     finally:
         stop.set()
         room.release()

@@ -19,12 +19,9 @@ WRITING_CPUS = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """What each stage of a run may use.
+    """What each stage of a run may use, on all machines that are alive.
 
     Attributes:
-        nodes: number of machines that are alive.
-        cpus: total of all machines.
-        gpus: total of all machines.
         actors: number of processes that hold the model.
         device: `cpu` or `cuda`, for each actor.
     """

@@ -23,8 +23,12 @@ from ffd_runtime.core.redact import redact
 from ffd_runtime.image.decode import MAX_FILE_BYTES, read_file
 
 from .object_address import is_object, join
-from .retry import retry_unreachable
-from .store_errors import missing_bucket, translate_read_errors, translate_write_errors
+from .store_errors import (
+    missing_bucket,
+    retry_unreachable,
+    translate_read_errors,
+    translate_write_errors,
+)
 
 # pyarrow's default is three, too few for a store under load.
 MAX_ATTEMPTS = 8

@@ -1,13 +1,21 @@
-"""Translate the errors of pyarrow's file systems into errors of ffd."""
+"""Translate the errors of pyarrow's file systems into errors of ffd, and retry after them."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from ffd_runtime.core.errors import OutputError, StorageError
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RETRY_PAUSES_S = (5.0, 10.0, 20.0, 40.0, 80.0)
 NO_BUCKET = "there is no such bucket"
 # Errors that affect every object of the store.
 FATAL_CODES = {
@@ -73,6 +81,23 @@ def translate_write_errors(address: str) -> Iterator[None]:
         if error.code == UNREACHABLE:
             raise StorageError(message, UNREACHABLE) from None
         raise OutputError(message) from None
+
+
+def retry_unreachable(call: Callable[[], T]) -> T:
+    """Call a function, and call it again after a pause while the store is unreachable.
+
+    Raises:
+        StorageError: the store was unreachable for minutes, or refuses.
+    """
+    for pause in RETRY_PAUSES_S:
+        try:
+            return call()
+        except StorageError as error:
+            if error.code != UNREACHABLE:
+                raise
+            log.warning("%s; retrying in %.0f s", error, pause)
+            time.sleep(pause)
+    return call()
 
 
 def missing_bucket(address: str) -> StorageError:

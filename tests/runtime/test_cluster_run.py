@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_cluster import cluster_run, retry
+from ffd_cluster import cluster_run, store_errors
 from ffd_cluster.cluster_run import ClusterRun, _prefetch
 from ffd_cluster.output_parts import Parts, TakenError, part_name
 from ffd_cluster.ray_errors import RetryableError
@@ -115,7 +115,7 @@ def start_run(folder: Path, script: Any = (), resume: bool = False) -> Breaking:
 @pytest.fixture(autouse=True, scope="module")
 def no_pauses() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (cluster_run, retry):
+        for module in (cluster_run, store_errors):
             patch.setattr(module, "RETRY_PAUSES_S", (0.0,) * 5)
         yield
     Flaky.answers = repeat(True)

@@ -14,8 +14,7 @@ import pytest
 from ffd_runtime.core import pipeline
 from ffd_runtime.core.errors import BackendError, DeviceMemoryError, InputError
 from ffd_runtime.core.pipeline import Batches, Prepared, classify_items
-from ffd_runtime.model.backends import Backend, Outputs, open_backend
-from ffd_runtime.model.backends.pending import Asynchronous
+from ffd_runtime.model.backends import Asynchronous, Backend, Outputs, open_backend
 from ffd_runtime.model.within_memory import WithinMemory
 
 from ..models import CARD

@@ -22,6 +22,11 @@ def examine(on_step: Callable[[str], None] = lambda _: None) -> Facts:
 
     `on_step` is called with the name of each step.
     """
+
+    def probe(*arguments: str) -> Facts:
+        on_step(arguments[-1])
+        return run_probe(*arguments)
+
     on_step("versions, processor, memory")
     report: Facts = {
         "ffd": __version__,
@@ -31,23 +36,14 @@ def examine(on_step: Callable[[str], None] = lambda _: None) -> Facts:
         "cpu": describe_cpu(),
         "memory": describe_memory(),
     }
-    for probe in ("gpu", "opencv"):
-        on_step(probe)
-        report[probe] = run_probe(probe)
-    report["gpu"]["pci"] = count_pci_gpus()
     portable, engines = list_libraries()
-    for library in portable:
-        on_step(library)
-        report[library] = run_probe("library", library)
-    on_step("model")
-    report["model"] = run_probe("model")
-    report["engines"] = {}
-    for library in engines:
-        on_step(library)
-        report["engines"][library] = run_probe("library", library)
+    report["gpu"] = probe("gpu") | {"pci": count_pci_gpus()}
+    report["opencv"] = probe("opencv")
+    report |= {library: probe("library", library) for library in portable}
+    report["model"] = probe("model")
+    report["engines"] = {library: probe("library", library) for library in engines}
     report["backends"] = list(_start_backends(report, on_step))
-    default = report["backends"][0]
-    report["ok"] = default["outcome"] == "started"
+    report["ok"] = report["backends"][0]["outcome"] == "started"
     report["warnings"] = list(find_warnings(report))
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +86,10 @@ def _lines(report: dict[str, Any]) -> Iterator[Line]:
         good = facts["outcome"] == "started"
         yield name, describe(facts) if good else _explain_failure(facts), "" if good else BAD
     for name, facts in report["engines"].items():
-        yield _outcome("cuda-bindings" if name == "cuda" else name, facts, _engine(facts))
+        yield _outcome("cuda-bindings" if name == "cuda" else name, facts, _engine)
     for facts in report["backends"]:
         name = f"{facts['backend']} {facts['device']}"
-        yield _outcome("default" if name == "auto auto" else name, facts, _backend(facts))
+        yield _outcome("default" if name == "auto auto" else name, facts, _backend)
 
 
 def _machine(report: dict[str, Any]) -> Iterator[Line]:
@@ -148,22 +148,21 @@ def _model(facts: dict[str, Any]) -> str:
 
 
 def _engine(facts: dict[str, Any]) -> str:
-    if facts["outcome"] == "loaded":
-        return f"{facts['version']}, no GPU to start it on"
-    return str(facts["version"]) if facts["outcome"] == "started" else _explain_failure(facts)
+    note = ", no GPU to start it on" if facts["outcome"] == "loaded" else ""
+    return f"{facts['version']}{note}"
 
 
 def _backend(facts: dict[str, Any]) -> str:
-    if facts["outcome"] != "started":
-        return _explain_failure(facts)
     return (
         f"{facts['description']}; {facts['model']} opened in {facts['open_ms']:.0f} ms, first "
         f"image {facts['first_ms']:.0f} ms, score {facts['score']:.6f}"
     )
 
 
-def _outcome(name: str, facts: dict[str, Any], text: str) -> Line:
-    return name, f"{facts['outcome']:<8} {text}", STYLES.get(facts["outcome"], BAD)
+def _outcome(name: str, facts: dict[str, Any], describe: Callable[[dict[str, Any]], str]) -> Line:
+    outcome = facts["outcome"]
+    text = describe(facts) if outcome in ("started", "loaded") else _explain_failure(facts)
+    return name, f"{outcome:<8} {text}", STYLES.get(outcome, BAD)
 
 
 def _explain_failure(facts: dict[str, Any]) -> str:

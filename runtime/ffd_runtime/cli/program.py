@@ -66,8 +66,8 @@ class RunOptions:
         model = find_face_model(Path(self.face_model) if self.face_model else None)
         return FaceDetector(model, **({} if self.min_face is None else {"min_side": self.min_face}))
 
-    def open_classifier(self, **limits: int | None) -> Classifier:
-        """Load the model; `limits` are arguments of `Classifier.open`."""
+    def open_classifier(self, workers: int | None, **limits: int) -> Classifier:
+        """Load the model; the arguments are those of `Classifier.open`."""
         from ..image.preprocess import warming_up
 
         with warming_up():
@@ -77,8 +77,9 @@ class RunOptions:
                 self.model,
                 backend=self.backend,
                 device=self.device,
+                workers=workers,
                 detector=self.open_detector(),
-                **limits,  # type: ignore[arg-type]
+                **limits,
             )
 
 

@@ -188,7 +188,7 @@ def run(sources: Sequence[str], options: PictureOptions) -> None:
 
 def _open_classifier(options: PictureOptions) -> Classifier:
     classifier = options.open_classifier(
-        batch=options.batch, workers=options.workers, max_pixels=options.max_pixels
+        options.workers, batch=options.batch, max_pixels=options.max_pixels
     )
     say(classifier.description)
     say_more(classifier.card.to_json(indent=2))

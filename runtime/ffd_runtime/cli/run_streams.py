@@ -114,7 +114,7 @@ def run(sources: Sequence[str], options: StreamOptions) -> None:
     _check_outputs(streams, options)
     server = _parse_server(options.serve)
     with ExitStack() as stack:
-        classifier = stack.enter_context(options.open_classifier(workers=options.workers))
+        classifier = stack.enter_context(options.open_classifier(options.workers))
         say(classifier.description + ("" if classifier.detector else ", whole frames"))
         console = open_console(options.as_json)
         rows = [stack.enter_context(sink) for sink in _rows(streams, options)]

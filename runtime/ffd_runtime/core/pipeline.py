@@ -21,8 +21,7 @@ from ..image.decode import MAX_PIXELS, Image, decode
 from ..image.preprocess import preprocess
 from ..inputs import Item
 from ..inputs.kinds import is_not_image
-from ..model.backends import Backend
-from ..model.backends.pending import Finished, Pending
+from ..model.backends import Backend, Finished, Pending
 from ..model.card import ModelCard, PreprocessSpec
 from ..model.within_memory import WithinMemory
 from .errors import BackendError, DeviceMemoryError, InputError

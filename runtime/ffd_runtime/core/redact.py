@@ -61,7 +61,8 @@ def redact(text: str) -> str:
     login = _find_login(text, address)
     spans = [login] if login else []
     # Skip only an unambiguous login; an ambiguous one may be the value of a parameter.
-    start = login[1] if login and _is_clear(text, login) else 0
+    is_clear = login and not re.search(r"[/?#\s\\]", text[slice(*login)])
+    start = login[1] if login and is_clear else 0
     spans += _find_parameters(text, start, address)
     spans += (match.span() for match in _JWT.finditer(text))
     if address and "%" in text:
@@ -107,10 +108,6 @@ def _is_without_login(rest: str) -> bool:
         return True
     # me:12/3@host: a port, or the start of a password. An @ of a path starts a path segment.
     return plain["host"] == "localhost" or not re.search("[^/]@", rest)
-
-
-def _is_clear(text: str, login: Span) -> bool:
-    return not re.search(r"[/?#\s\\]", text[slice(*login)])
 
 
 def _find_parameters(text: str, start: int, address: bool) -> Iterator[Span]:

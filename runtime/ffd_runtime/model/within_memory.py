@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import DeviceMemoryError
-from .backends import Backend, Outputs, infer_in_parts
-from .backends.pending import Asynchronous, Finished, Pending
+from .backends import Asynchronous, Backend, Finished, Outputs, Pending, infer_in_parts
 
 log = logging.getLogger(__name__)
 
