@@ -2,7 +2,8 @@
 
 A program declares its options as the fields of a frozen dataclass. An option of the command belongs
 to the programs whose dataclass has a field of its name, and is refused by the others. A new program
-is one module with a `PROGRAM` and one line in `PROGRAMS`.
+is one module with a `PROGRAM` and one line in `PROGRAMS`. `run.py` declares all options, so that
+`--help` loads no program.
 """
 
 from __future__ import annotations

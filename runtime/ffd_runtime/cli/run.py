@@ -29,8 +29,8 @@ Exit codes:
   0 done   1 could not run   2 wrong usage   3 done, but some inputs could not be read
 """
 
-# Modules beside the runtime that declare options of their programs. They are named, not imported,
-# because the runtime does not depend on them.
+# Modules outside the runtime that declare the options of their programs. They are named, not
+# imported, because the runtime does not depend on them.
 OPTION_MODULES = ("ffd_cluster.cluster_options",)
 
 

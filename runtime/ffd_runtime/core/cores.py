@@ -8,7 +8,7 @@ _max_cores: int | None = None
 
 
 def limit_cores(count: int) -> None:
-    """Limit what `count_cores` returns from now on; at least 1."""
+    """Limit the number that `count_cores` returns in this process; the minimum is 1."""
     global _max_cores
     _max_cores = max(1, count)
 

@@ -183,7 +183,7 @@ class Batches:
             yield from self._collect()
 
     def submit(self, prepared: list[Prepared]) -> Iterator[Result]:
-        """Start a batch, and yield the rows that are ready: of a synchronous backend, all."""
+        """Start a batch, and yield the rows that are ready; a synchronous backend returns all."""
         # Start this batch before the caller uses the oldest rows, so that the device stays busy.
         rows: list[Result] = []
         while len(self._under_way) >= self._lanes:

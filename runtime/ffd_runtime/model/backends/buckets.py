@@ -46,7 +46,7 @@ class SteadyBucket:
         self._smaller: list[int] = []
 
     def choose(self, count: int) -> int:
-        """Return the bucket for the next batch of at most the last bucket's size."""
+        """Return the bucket for the next batch; `count` is at most the last bucket."""
         needed = choose_bucket(self._buckets, count)
         if needed >= self._size:
             self.settle(count)
@@ -57,6 +57,6 @@ class SteadyBucket:
         return self._size
 
     def settle(self, count: int) -> None:
-        """Switch to the smallest bucket that holds `count` images; 0 forgets the current bucket."""
+        """Use the smallest bucket that holds `count` images; 0 forgets the current bucket."""
         self._size = choose_bucket(self._buckets, count) if count else 0
         self._smaller = []
