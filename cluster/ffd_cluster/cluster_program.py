@@ -51,11 +51,7 @@ class ClusterOptions(RunOptions):
 
 
 def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
-    """Return whether --ray is given.
-
-    Raises:
-        click.UsageError: a source or output needs --ray.
-    """
+    """Return whether --ray is given; without it, addresses of objects are wrong usage."""
     if values["ray"] is not None:
         return True
     if any(map(is_object, [*sources, values["output"] or ""])):

@@ -77,14 +77,9 @@ def run(
 ) -> Iterator[tuple[str, int, Counter[str]]]:
     """Classify inputs, and yield the name, number of inputs and counts of each written part.
 
-    Args:
-        ray: the module, connected.
-        work: how inputs are classified.
-        plan: the use of the cluster.
-        inputs: Arrow tables, as `prepare_block` takes them.
-        storages: the storage of each bucket of the inputs.
-        tally: the actor that counts progress.
-        skip: called with each file that is not an image.
+    `inputs` are Arrow tables for `prepare_block`, and `storages` has the storage of each of their
+    buckets. `tally` is the actor that counts progress. `skip` is called with each file that is not
+    an image.
 
     Raises:
         RetryableError: a retry with another plan may succeed.

@@ -42,6 +42,9 @@ DRAFT_PREFIX = "_draft-"
 class Storage:
     """An object store, or folders that every machine has under the same path.
 
+    Methods raise `StorageError` if the store refuses or does not respond. Those that write raise
+    `OutputError` if the file or folder cannot be written.
+
     Attributes:
         scheme: `s3`, `gs`, or `file`.
         endpoint: address of an S3 server; None for Amazon's.
@@ -87,9 +90,6 @@ class Storage:
         """Yield the addresses of all objects below a prefix, or of a single one; sorted by folder.
 
         Folders are listed one at a time, so that memory holds the names of one folder.
-
-        Raises:
-            StorageError: the store refuses.
         """
         kind, path = _arrow().fs.FileType, self._path(address)
         # A trailing slash means the folder, even if an object has the same name.
@@ -103,11 +103,7 @@ class Storage:
             yield from map(self._address, self._walk(path))
 
     def require_bucket(self, address: str) -> None:
-        """Check that the bucket exists; listing a missing bucket raises no error.
-
-        Raises:
-            StorageError: there is no such bucket, or the store refuses.
-        """
+        """Check that the bucket exists; listing a missing bucket raises no error."""
         if self.scheme == "file":
             return
         bucket = self._path(address).partition("/")[0]
@@ -191,11 +187,7 @@ class Storage:
                 raise StorageError(message, error.code) from None
 
     def names(self, folder: str) -> list[str]:
-        """Return the names of the files in a folder; an empty list if the folder does not exist.
-
-        Raises:
-            StorageError: the store refuses.
-        """
+        """Return the names of the files in a folder; an empty list if the folder does not exist."""
         if self.scheme == "file":
             try:
                 with os.scandir(self._path(folder)) as entries:
@@ -211,22 +203,13 @@ class Storage:
         return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
 
     def create_folder(self, folder: str) -> None:
-        """Create a local folder; object stores need none.
-
-        Raises:
-            OutputError: the folder cannot be created.
-        """
+        """Create a local folder; object stores need none."""
         if self.scheme == "file":
             with translate_write_errors(folder):
                 os.makedirs(self._path(folder), exist_ok=True)
 
     def write(self, folder: str, name: str, data: bytes) -> None:
-        """Write a file atomically; an existing file of the name is replaced.
-
-        Raises:
-            OutputError: the file cannot be written.
-            StorageError: the store is unreachable; a later attempt may succeed.
-        """
+        """Write a file atomically; an existing file of the name is replaced."""
         address = join(folder, name)
         if self.scheme != "file":
             # An object is visible when its upload is complete. All bytes are in memory before the
@@ -242,12 +225,7 @@ class Storage:
             write_atomic(Path(path), data, temporary=Path(draft))
 
     def delete(self, folder: str, name: str) -> None:
-        """Delete a file if it exists.
-
-        Raises:
-            OutputError: the file cannot be deleted.
-            StorageError: the store is unreachable; a later attempt may succeed.
-        """
+        """Delete a file if it exists."""
         with translate_write_errors(address := join(folder, name)):
             if self.scheme == "file":
                 with suppress(FileNotFoundError):

@@ -91,7 +91,8 @@ class Program(Generic[Options]):
     Attributes:
         inputs: what it classifies, as error messages name it.
         options: a dataclass with a field for each option.
-        accepts: whether the program is to run, given the sources and all values of the command.
+        accepts: whether the program is to run, given the sources and all values of the command;
+            raises `click.UsageError` if no program runs with them.
         run: classify the sources.
         flag: the option that selects the program, if there is one.
     """
@@ -121,16 +122,12 @@ class Program(Generic[Options]):
 
 
 def load_programs() -> tuple[Program[Any], ...]:
-    """The programs, in the order in which they are asked."""
+    """Return the programs, in the order in which they are asked."""
     return tuple(import_module(name).PROGRAM for name in PROGRAMS)
 
 
 def choose_program(sources: Sequence[str], values: Mapping[str, Any]) -> Program[Any]:
-    """The first program that accepts the sources and options.
-
-    Raises:
-        click.UsageError: no program classifies these sources together.
-    """
+    """Return the first program that accepts the sources and options."""
     return next(program for program in load_programs() if program.accepts(sources, values))
 
 

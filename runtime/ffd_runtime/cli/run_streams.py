@@ -76,11 +76,7 @@ class StreamOptions(RunOptions):
 
 
 def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
-    """Whether the sources are streams.
-
-    Raises:
-        click.UsageError: some are streams and some are images.
-    """
+    """Return whether the sources are streams; a mixture with images is wrong usage."""
     if values["gst"]:
         return True
     found = list(filter(is_stream, sources))
