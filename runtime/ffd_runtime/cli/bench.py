@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -119,10 +120,7 @@ def main(sources: tuple[str, ...], **values: Any) -> None:
     SOURCE is a file, a folder, a glob, or - for paths on standard input. The first 32 readable
     images are used. Without a SOURCE, synthetic JPEGs of 1024x1024 pixels are made.
     """
-    _run(sources, BenchOptions(**values))
-
-
-def _run(sources: tuple[str, ...], options: BenchOptions) -> None:
+    options = BenchOptions(**values)
     # Imported here, so that --help does not wait for OpenCV and onnxruntime.
     import cv2
 
@@ -179,12 +177,10 @@ def _status(console: Console | None) -> Iterator[Callable[[str], None]]:
 def _open_backends(stack: ExitStack, options: BenchOptions) -> dict[str, Backend]:
     from ..model.backends import open_backend
 
-    backends = {}
-    for name in dict.fromkeys(options.backends):
-        backends[name] = open_backend(options.model, name, options.device)
-        stack.callback(backends[name].close)
-        say(f"{name}: {backends[name].description}")
-    for name, backend in _open_tuned(backends, options):
+    names = dict.fromkeys(options.backends)
+    opened = ((name, open_backend(options.model, name, options.device)) for name in names)
+    backends: dict[str, Backend] = {}
+    for name, backend in chain(opened, _open_tuned(backends, options)):
         backends[name] = backend
         stack.callback(backend.close)
         say(f"{name}: {backend.description}")

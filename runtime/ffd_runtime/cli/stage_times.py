@@ -203,15 +203,13 @@ class Bench:
 
     def _distance(self, name: str, batch: int) -> dict[str, Any]:
         end_to_end = self._end_to_end[name, batch].per_image()
-        by_round = [
-            find_floors(decode, preprocess, infer, self._threads)
-            for decode, preprocess, infer in zip(
-                self._decode.per_image(),
-                self._preprocess.per_image(),
-                self._infer[name, batch].per_image(),
-                strict=True,
-            )
-        ]
+        times = zip(
+            self._decode.per_image(),
+            self._preprocess.per_image(),
+            self._infer[name, batch].per_image(),
+            strict=True,
+        )
+        by_round = [find_floors(*one, threads=self._threads) for one in times]
         median = statistics.median(end_to_end)
         return {
             "backend": name,
