@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
-from ..model.backend_registry import BACKENDS
 from .command import option
 
 if TYPE_CHECKING:
@@ -49,6 +48,9 @@ def device_option(group: str | None = None) -> Callable[[Any], Any]:
 
 def backend_option(group: str | None = None) -> Callable[[Any], Any]:
     """Declare `--backend`."""
+    # Imported here, because commands without this option need no registry for --help.
+    from ..model.backend_registry import BACKENDS
+
     return option(
         "--backend",
         group=group,
