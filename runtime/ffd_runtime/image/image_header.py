@@ -68,7 +68,9 @@ def _bmp(data: bytes) -> ImageHeader:
     # Rows are padded to four bytes; the padding of the last row may be absent.
     needed = offset + row * (abs(height) - 1) + (abs(width) * bits + 7) // 8
     complete = compression not in (0, 3) or len(data) >= needed
-    return ImageHeader("bmp", abs(width), abs(height), complete)
+    # Bit masks state the channels; the fourth is alpha.
+    alpha = header_size >= 56 and compression == 3 and any(data[66:70])
+    return ImageHeader("bmp", abs(width), abs(height), complete, alpha)
 
 
 # A magic number and a size, with comments and spaces between.

@@ -15,7 +15,9 @@ def read_gif(data: bytes) -> ImageHeader:
     """Read the header of a GIF, which is complete if its first frame is."""
     width, height = struct.unpack_from("<HH", data, 6)
     end, xmp = _read_first(data)
-    return ImageHeader("gif", width, height, end > 0, orientation=xmp_orientation(xmp))
+    # A graphic control extension may make one colour transparent.
+    alpha = b"\x21\xf9\x04" in data[:end]
+    return ImageHeader("gif", width, height, end > 0, alpha, orientation=xmp_orientation(xmp))
 
 
 def first_frame(data: bytes) -> bytes:

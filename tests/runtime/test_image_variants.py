@@ -1,0 +1,61 @@
+"""Less common variants of the formats are decoded as Pillow shows them, or named."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from ffd_runtime.core.errors import InputError
+from ffd_runtime.image.decode import decode
+
+from .encoded import BGR, HEIGHT, WIDTH, pillow
+
+ALPHA = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
+COLOURS = np.dstack([BGR[..., ::-1], ALPHA])
+
+
+def shown_by_pillow(data: bytes) -> Any:
+    """Return BGR, with white behind transparent parts."""
+    with Pillow.open(io.BytesIO(data)) as image:
+        colours = image.convert("RGBA")
+    white = Pillow.new("RGBA", colours.size, "white")
+    return np.asarray(Pillow.alpha_composite(white, colours).convert("RGB"))[..., ::-1]
+
+
+def assert_same(data: bytes) -> None:
+    assert np.abs(decode(data).astype(int) - shown_by_pillow(data)).max() <= 2
+
+
+def error_of(data: bytes) -> InputError:
+    with pytest.raises(InputError) as caught:
+        decode(data)
+    return caught.value
+
+
+def bmp_with_alpha(header_size: int) -> bytes:
+    pixels = np.ascontiguousarray(COLOURS[::-1, :, [2, 1, 0, 3]]).tobytes()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    size = struct.pack("<IiiHHII", header_size, WIDTH, HEIGHT, 1, 32, 3, len(pixels))
+    header = (size + bytes(16) + masks).ljust(header_size, b"\0")
+    offset = 14 + len(header)
+    return b"BM" + struct.pack("<IHHI", offset + len(pixels), 0, 0, offset) + header + pixels
+
+
+def test_transparent_parts_of_a_gif_are_white() -> None:
+    pixels = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8) // 64
+    image = Pillow.fromarray(pixels, "P")
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    for colour in range(4):
+        assert_same(pillow(image, "GIF", transparency=colour))
+        assert_same(pillow(image, "GIF", transparency=colour, save_all=True, append_images=[image]))
+    assert_same(pillow(image, "GIF"))
+
+
+@pytest.mark.parametrize("header_size", [56, 108, 124])
+def test_transparent_parts_of_a_bmp_are_white(header_size: int) -> None:
+    assert_same(bmp_with_alpha(header_size))
