@@ -59,3 +59,12 @@ def test_transparent_parts_of_a_gif_are_white() -> None:
 @pytest.mark.parametrize("header_size", [56, 108, 124])
 def test_transparent_parts_of_a_bmp_are_white(header_size: int) -> None:
     assert_same(bmp_with_alpha(header_size))
+
+
+def test_an_animated_png_shows_its_default_image() -> None:
+    frames = [Pillow.fromarray(255 - BGR), Pillow.fromarray(BGR // 2)]
+    image = Pillow.fromarray(BGR[..., ::-1])
+    data = pillow(image, save_all=True, default_image=True, append_images=frames)
+    assert (decode(data) == BGR).all()
+    data = pillow(image, save_all=True, append_images=frames)
+    assert (decode(data) == BGR).all()

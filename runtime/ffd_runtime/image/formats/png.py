@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import zlib
@@ -71,8 +72,15 @@ def read_png(data: bytes) -> ImageHeader:
 
 
 def with_end(data: bytes) -> bytes:
-    """Return the file with an end chunk after its image; unchanged if it has one."""
+    """Return the file without its animation, and with an end chunk after its image.
+
+    An animation need not contain the image (11.3.6), and versions of OpenCV show one or the other.
+    """
     end = 0
+    before = itertools.takewhile(lambda chunk: chunk.kind != b"IDAT", _read_chunks(data))
+    animation = next((chunk for chunk in before if chunk.kind == b"acTL" and chunk.whole), None)
+    if animation:
+        data = data[: animation.end - 12 - len(animation.content)] + data[animation.end :]
     for chunk in _read_chunks(data):
         if chunk.kind == b"IEND" and chunk.whole:
             return data
