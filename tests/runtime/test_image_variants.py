@@ -68,3 +68,13 @@ def test_an_animated_png_shows_its_default_image() -> None:
     assert (decode(data) == BGR).all()
     data = pillow(image, save_all=True, append_images=frames)
     assert (decode(data) == BGR).all()
+
+
+def test_a_gif_is_whole_if_all_its_pixels_are() -> None:
+    data = pillow(Pillow.fromarray(BGR[..., ::-1]), "GIF")
+    shown = decode(data)
+    # The trailer and the terminator of the blocks.
+    for cut in (1, 2):
+        assert (decode(data[:-cut]) == shown).all()
+    for cut in (9, len(data) // 8):
+        assert error_of(data[:-cut]).code == "truncated"

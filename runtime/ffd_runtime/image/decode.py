@@ -123,7 +123,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
 def _check_header(header: ImageHeader, max_pixels: int) -> None:
     """Check limits and completeness before decoding.
 
-    A JPEG without its end marker passes, because the decoder reports what is missing.
+    A JPEG or GIF without its end passes, because the decoder reports what is missing.
     """
     if header.width * header.height > max_pixels:
         raise InputError(
@@ -138,7 +138,8 @@ def _check_header(header: ImageHeader, max_pixels: int) -> None:
             f"a JPEG of {header.width}x{header.height} pixels in {scans} scans, which takes too "
             "long to decode: save it again",
         )
-    if not header.complete and (header.format != "jpeg" or not messages.available()):
+    reported = header.format == "gif" or (header.format == "jpeg" and messages.available())
+    if not header.complete and not reported:
         raise InputError("truncated", f"the {header.format.upper()} ends early")
     if header.lacks_scans:
         raise InputError("truncated", "the progressive JPEG lacks scans: it is only a preview")
@@ -220,6 +221,8 @@ def _explain(header: ImageHeader, data: bytes, detail: str) -> InputError:
             f"an AVIF image, which OpenCV {cv2.__version__} was built without: install "
             "opencv-python 4.14 or later, or convert it to JPEG or PNG",
         )
+    if header.format == "gif" and not header.complete:
+        return InputError("truncated", "the GIF ends early")
     return InputError("corrupt", f"broken {header.format.upper()}: {detail}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 from .exif import xmp_orientation
 from .header import MAX_PARTS, ImageHeader
@@ -11,23 +12,44 @@ _TRAILER, _EXTENSION, _IMAGE = 0x3B, 0x21, 0x2C
 _XMP = b"XMP DataXMP"
 
 
+class _First(NamedTuple):
+    end: int
+    xmp: bytes
+    blocks: int = 0
+
+
 def read_gif(data: bytes) -> ImageHeader:
     """Read the header of a GIF, which is complete if its first frame is."""
     width, height = struct.unpack_from("<HH", data, 6)
-    end, xmp = _read_first(data)
+    first = _read_first(data)
     # A graphic control extension may make one colour transparent.
-    alpha = b"\x21\xf9\x04" in data[:end]
-    return ImageHeader("gif", width, height, end > 0, alpha, orientation=xmp_orientation(xmp))
+    alpha = b"\x21\xf9\x04" in data[: first.end]
+    turn = xmp_orientation(first.xmp)
+    return ImageHeader("gif", width, height, first.end > 0, alpha, orientation=turn)
 
 
 def first_frame(data: bytes) -> bytes:
-    """Return the file up to its first frame, so that decoders do not read the others."""
-    return data[: _read_first(data)[0]] + b";"
+    """Return the file up to its first frame, so that decoders do not read the others.
+
+    A frame that is cut is closed: the decoder reports whether pixels are missing.
+    """
+    first = _read_first(data)
+    if first.end:
+        return data[: first.end] + b";"
+    position = first.blocks
+    while position and position < len(data):
+        end = position + 1 + data[position]
+        if end > len(data):
+            rest = data[position + 1 :]
+            return data[:position] + bytes([len(rest)]) + rest + b"\0;"
+        position = end
+    return data + b"\0;"
 
 
-def _read_first(data: bytes) -> tuple[int, bytes]:
-    """Return the end of the first frame, 0 if it is incomplete, and XMP before it."""
+def _read_first(data: bytes) -> _First:
+    """Return the end of the first frame, 0 if it is incomplete, XMP before it, and its start."""
     xmp = b""
+    blocks = 0
     position = 13 + _table(data[10])
     try:
         for _ in range(MAX_PARTS):
@@ -38,14 +60,14 @@ def _read_first(data: bytes) -> tuple[int, bytes]:
                 if data[begin + 1 : begin + 12] == _XMP:
                     xmp = data[begin + 12 : position]
             elif kind == _IMAGE:
-                data_begin = position + 11 + _table(data[position + 9])
-                return _skip(data, data_begin), xmp
+                blocks = position + 11 + _table(data[position + 9])
+                return _First(_skip(data, blocks), xmp)
             elif kind == _TRAILER:
                 raise ValueError("it contains no image")
             else:
                 position += 1
     except IndexError:
-        return 0, xmp
+        return _First(0, xmp, blocks)
     raise ValueError("it has too many blocks")
 
 
