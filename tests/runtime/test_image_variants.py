@@ -78,3 +78,17 @@ def test_a_gif_is_whole_if_all_its_pixels_are() -> None:
         assert (decode(data[:-cut]) == shown).all()
     for cut in (9, len(data) // 8):
         assert error_of(data[:-cut]).code == "truncated"
+
+
+@pytest.mark.parametrize("kind", [2, 3, 5, 6])
+@pytest.mark.parametrize("maximum", [1, 100, 255, 1023, 65535])
+def test_samples_of_a_pnm_are_scaled_by_its_maximum(kind: int, maximum: int) -> None:
+    levels = np.linspace(0, maximum, WIDTH).round().astype(np.uint16)
+    samples = np.tile(levels.repeat(3 if kind in (3, 6) else 1), (HEIGHT, 1))
+    header = f"P{kind}\n# made by a test\n{WIDTH} {HEIGHT}\n{maximum}\n".encode()
+    if kind in (2, 3):
+        body = " ".join(map(str, samples.ravel())).encode()
+    else:
+        body = samples.astype(">u2" if maximum > 255 else np.uint8).tobytes()
+    expected = levels[None, :, None] * (255 / maximum)
+    assert np.abs(decode(header + body) - expected).max() <= 1

@@ -203,6 +203,8 @@ _PREPARED: dict[str, Callable[[bytes], bytes]] = {
     "gif": gif.first_frame,
     "jpeg": jpeg.with_end,
     "png": png.with_end,
+    # Text files (P1 to P3) need a space after their last number.
+    "pnm": lambda data: data + b"\n" if data[1:2] in b"123" else data,
     "tiff": tiff.with_page,
     "webp": webp.whole_part,
 }
@@ -237,6 +239,13 @@ def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | No
             multiplied = header.format == "tiff" and raw.dtype == np.uint8
             image = _add_white(np.asarray(raw, np.uint8)) if multiplied else to_bgr(raw)
             return _turn(image, header.orientation)
+    if header.maximum not in (255, 65535):
+        # OpenCV does not scale the samples of most PNM files.
+        raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if raw is None or header.maximum < 1:
+            return None
+        levels = np.arange(1 << 16) * (255 / header.maximum)
+        return to_bgr(levels.round().clip(0, 255).astype(np.uint8)[raw])
     # Versions of OpenCV apply EXIF orientation to different formats, so it is applied here.
     flags = _reduction(header, at_least) | cv2.IMREAD_IGNORE_ORIENTATION
     colour = cv2.imdecode(data, flags)

@@ -81,7 +81,12 @@ def _pnm(data: bytes) -> ImageHeader:
     # The size is near the start; comments extend from # to the end of the line.
     lines = (line.split(b"#", 1)[0] for line in data[2:4096].splitlines())
     tokens = b" ".join(lines).split()
-    return ImageHeader("pnm", int(tokens[0][:9]), int(tokens[1][:9]))
+    # Bitmaps (P1 and P4) do not state a maximum.
+    maximum = 255 if data[1:2] in b"14" else int(tokens[2][:9])
+    if data[1:2] in b"23" and 0 < maximum < 255:
+        # OpenCV scales the samples of such a text file.
+        maximum = 255
+    return ImageHeader("pnm", int(tokens[0][:9]), int(tokens[1][:9]), maximum=maximum)
 
 
 def _starts(*signatures: bytes) -> Callable[[bytes], bool]:

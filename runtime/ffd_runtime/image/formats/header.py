@@ -24,6 +24,7 @@ class ImageHeader:
         scans: number of scans of a JPEG, at most one above the limit; 1 for other formats.
         scanned: total of the samples in all scans of a JPEG; 0 for other formats.
         lacks_scans: True if a progressive JPEG lacks whole scans.
+        maximum: decoded sample value of white in a PNM; 255 for other formats.
     """
 
     format: str
@@ -36,6 +37,7 @@ class ImageHeader:
     scans: int = 1
     scanned: int = 0
     lacks_scans: bool = False
+    maximum: int = 255
 
 
 def take(data: bytes, start: int, length: int) -> bytes:
