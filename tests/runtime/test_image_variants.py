@@ -14,6 +14,7 @@ from ffd_runtime.core.errors import InputError
 from ffd_runtime.image.decode import decode
 
 from .encoded import BGR, HEIGHT, WIDTH, pillow
+from .tagged import Entry, tiff, tiff_page
 
 ALPHA = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
 COLOURS = np.dstack([BGR[..., ::-1], ALPHA])
@@ -92,3 +93,42 @@ def test_samples_of_a_pnm_are_scaled_by_its_maximum(kind: int, maximum: int) -> 
         body = samples.astype(">u2" if maximum > 255 else np.uint8).tobytes()
     expected = levels[None, :, None] * (255 / maximum)
     assert np.abs(decode(header + body) - expected).max() <= 1
+
+
+def with_channels(count: int, *more: Entry) -> bytes:
+    bits = Entry(258, 3, count, struct.pack(f"<{count}H", *[8] * count))
+    size = Entry(279, 4, 1, struct.pack("<I", WIDTH * HEIGHT * count))
+    samples = Entry(277, 3, 1, struct.pack("<H", count))
+    return tiff([tiff_page(WIDTH, HEIGHT, "<", bits, size, samples, *more)], [bytes(8 << 10)])
+
+
+def test_channels_that_opencv_drops_or_converts_wrongly_are_named() -> None:
+    image = Pillow.fromarray(COLOURS)
+    lab = Entry(262, 3, 1, b"\x08\0")
+    inks = Entry(262, 3, 1, b"\x05\0")
+    alpha = Entry(338, 3, 1, b"\2\0")
+    for data, words in (
+        (pillow(image.convert("LA"), "TIFF"), "grey with transparent parts"),
+        (with_channels(3, lab), "its colours are CIELAB"),
+        (with_channels(5, inks, alpha), "it has 5 channels"),
+    ):
+        error = error_of(data)
+        assert (error.code, words in error.message) == ("unsupported", True), error
+
+
+def test_a_tiff_without_a_directory_is_corrupt() -> None:
+    for order in (b"II*\0", b"MM\0*"):
+        error = error_of(order + bytes(60))
+        assert (error.code, error.message) == ("corrupt", "broken TIFF: it contains no image")
+
+
+def test_an_avif_without_a_brand_of_avif_is_read() -> None:
+    data = pillow(form="AVIF")
+    size = int.from_bytes(data[:4], "big")
+    brands = b"mif1" + data[12:16] + (b"miafmif1" * 4)[: size - 16]
+    assert (decode(data[:8] + brands + data[size:]) == decode(data)).all()
+
+
+def test_a_tga_is_no_icon() -> None:
+    assert "a TGA picture" in error_of(pillow(form="TGA")).message
+    assert "an icon" in error_of(pillow(form="ICO")).message

@@ -13,7 +13,7 @@ from .header import ImageHeader
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _OLD_SUBFILE, _STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 255, 273, 279, 324, 325
-_CHILDREN, _EXTRA, _FORMAT, _XMP = 330, 338, 339, 700
+_SAMPLES, _CHILDREN, _EXTRA, _FORMAT, _XMP = 277, 330, 338, 339, 700
 _REDUCED, _MASK = 1, 4
 # Real files have fewer directories before the full image.
 _MAX_DIRECTORIES = 256
@@ -26,6 +26,7 @@ _COMPRESSIONS = {
     34927: "WebP", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
 _RAW = {32803: "a colour filter array", 34892: "linear raw data"}
+_LAB = frozenset((8, 9, 10))
 _FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 
 
@@ -70,6 +71,7 @@ def _find_page(data: bytes) -> _Page:
 
     Raises:
         struct.error: the first directory is beyond the end of the file.
+        ValueError: there is no directory.
     """
     layout = _layout(data)
     view = memoryview(data)
@@ -90,6 +92,8 @@ def _find_page(data: bytes) -> _Page:
         own = [(child, page.directory) for child in children[:_MAX_DIRECTORIES]]
         after = [] if parent else [(page.directory.following, None)]
         waiting = [*own, *waiting, *after]
+    if not pages:
+        raise ValueError("it contains no image")
     images = [page for page in pages if not page.kind & _MASK]
     return max(images or pages, key=lambda page: page.area)
 
@@ -131,7 +135,7 @@ def find_obstacle(data: bytes) -> str | None:
     """Return why the image must not be decoded with OpenCV; None if it may.
 
     OpenCV shows raw samples as a grey mosaic, and float or signed samples as black or not at all,
-    because their range is unknown.
+    because their range is unknown. It drops the alpha of grey samples, and shifts CIELAB colours.
     """
     directory = _find_page(data).directory
     raw = _RAW.get(directory.number(_PHOTOMETRIC, 1))
@@ -143,16 +147,21 @@ def find_obstacle(data: bytes) -> str | None:
     if kind or bits > 16:
         kind = kind or "integer"
         return f"its samples are {bits}-bit {kind} numbers: save it with 8 or 16 bits a sample"
+    if directory.number(_PHOTOMETRIC, 1) in _LAB:
+        return "its colours are CIELAB: save it as RGB"
+    if directory.number(_SAMPLES, 1) == 2 and directory.number(_EXTRA, 0) in (1, 2):
+        return "it is grey with transparent parts: save it as PNG"
     return None
 
 
 def explain_failure(data: bytes) -> str | None:
-    """Return why OpenCV may have failed; None for a usual compression."""
-    compression = _find_page(data).directory.number(_COMPRESSION, 1)
-    name = _COMPRESSIONS.get(compression)
-    if name is None:
-        return None
-    return f"it is compressed with {name}: save it as PNG, or as TIFF with LZW or Deflate"
+    """Return why OpenCV may have failed; None for a usual TIFF."""
+    directory = _find_page(data).directory
+    name = _COMPRESSIONS.get(directory.number(_COMPRESSION, 1))
+    if name:
+        return f"it is compressed with {name}: save it as PNG, or as TIFF with LZW or Deflate"
+    samples = directory.number(_SAMPLES, 1)
+    return f"it has {samples} channels: save it with at most 4" if samples > 4 else None
 
 
 def with_page(data: bytes) -> bytes:
