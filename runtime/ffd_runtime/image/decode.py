@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..core.errors import InputError
 from .decoder_messages import messages
-from .formats import gif, jpeg, png, tiff, webp
+from .formats import bmff, gif, jpeg, png, tiff, webp
 from .formats.jpeg import MAX_SCANS
 from .heif import read_heif_pixels
 from .image_header import ImageHeader, read_header
@@ -199,6 +199,7 @@ def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Imag
 # Return a complete file with only the image to classify. A file without its end may contain the
 # whole image, but OpenCV requires the end.
 _PREPARED: dict[str, Callable[[bytes], bytes]] = {
+    "avif": bmff.with_brand,
     "bmp": lambda data: data + bytes(3),
     "gif": gif.first_frame,
     "jpeg": jpeg.with_end,

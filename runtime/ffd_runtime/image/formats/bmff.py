@@ -27,15 +27,17 @@ _ORIENTATION = {
 }  # fmt: skip
 
 
+def with_brand(data: bytes) -> bytes:
+    """Return an AVIF with a brand of AVIF, which its decoder requires."""
+    return data if _brands(data) & _AVIF else data[:8] + b"avif" + data[12:]
+
+
 def find_format(data: bytes) -> str:
     """Return `avif` or `heif` for an image in this container; empty for other files.
 
     Brands state the requirements for a reader. The configuration box states the codec.
     """
-    if data[4:8] != b"ftyp":
-        return ""
-    listed = data[16 : min(int.from_bytes(data[:4], "big"), 4096)]
-    brands = {data[8:12], *(listed[at : at + 4] for at in range(0, len(listed) - 3, 4))}
+    brands = _brands(data)
     if not brands & (_AVIF | _HEIF | _ANY):
         return ""
     head = data[: 1 << 16]
@@ -43,6 +45,14 @@ def find_format(data: bytes) -> str:
     if coded_as_av1 == coded_as_hevc:
         coded_as_av1 = bool(brands & _AVIF) and not brands & _HEIF
     return "avif" if coded_as_av1 else "heif"
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Return the brands; empty if the file does not start with a `ftyp` box."""
+    if data[4:8] != b"ftyp":
+        return set()
+    listed = data[16 : min(int.from_bytes(data[:4], "big"), 4096)]
+    return {data[8:12], *(listed[at : at + 4] for at in range(0, len(listed) - 3, 4))}
 
 
 @dataclass
