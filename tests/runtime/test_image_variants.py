@@ -130,5 +130,5 @@ def test_an_avif_without_a_brand_of_avif_is_read() -> None:
 
 
 def test_a_tga_is_no_icon() -> None:
-    assert "a TGA picture" in error_of(pillow(form="TGA")).message
+    assert "a TGA file" in error_of(pillow(form="TGA")).message
     assert "an icon" in error_of(pillow(form="ICO")).message

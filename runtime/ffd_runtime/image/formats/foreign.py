@@ -11,6 +11,8 @@ _SIGNATURES = (
     ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), "a JPEG 2000 file"),
     ((b"8BPS",), "a Photoshop document"),
     ((b"v/1\x01",), "an OpenEXR file"),
+    # An icon has a number of images after its type.
+    ((b"\0\0\2\0\0\0", b"\0\0\x0a\0\0\0"), "a TGA file"),
     ((b"\0\0\1\0", b"\0\0\2\0"), "an icon"),
     ((b"%PDF-",), "a PDF document"),
     ((b"FUJIFILMCCD-RAW",), "camera raw data (Fujifilm RAF)"),
