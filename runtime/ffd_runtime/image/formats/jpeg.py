@@ -69,21 +69,20 @@ class Frame:
     def lacks_scans(self, scans: list[bytes]) -> bool:
         """Return whether a progressive image lacks whole scans, for which libjpeg does not warn.
 
-        Without its later scans, such an image is a blurred preview. Scans that only refine
-        coefficients may be missing (T.81, G.1.1).
+        Without its later scans, such an image is a blurred preview. Each scan sends a band of
+        coefficients without their lowest bits, or refines them by one bit (T.81, G.1.1).
         """
         if self.marker not in PROGRESSIVE:
             return False
-        bands: dict[int, set[int]] = {}
+        missing = {name: set(range(64)) for name in self.components}
         for scan in scans:
             if len(scan) < 4 or len(scan) < 4 + 2 * scan[0]:
                 continue
-            start, end = scan[1 + 2 * scan[0] : 3 + 2 * scan[0]]
-            for name in scan[1 : 1 + 2 * scan[0] : 2]:
-                bands.setdefault(name, set()).update(range(start, end + 1))
-        lacks_dc = any(0 not in bands.get(name, ()) for name in self.components)
-        luma = next(iter(self.components), None)
-        return lacks_dc or len(bands.get(luma, ()) if luma is not None else ()) < 64
+            start, end, bits = scan[1 + 2 * scan[0] : 4 + 2 * scan[0]]
+            if bits & 15 == 0:
+                for name in scan[1 : 1 + 2 * scan[0] : 2]:
+                    missing.get(name, set()).difference_update(range(start, end + 1))
+        return any(missing.values())
 
 
 def read_segments(data: bytes) -> Iterator[Segment]:
