@@ -351,6 +351,7 @@ CONTAINERS: dict[str, tuple[str, tuple[int, int]]] = {
     "dv": ("dvvideo", (720, 576)),
     "flv": ("flv", (192, 96)),
     "h264": ("libx264", (192, 96)),
+    "hevc": ("libx265", (192, 96)),
     "ivf": ("libvpx-vp9", (192, 96)),
     "m2v": ("mpeg2video", (192, 96)),
     "webm": ("libvpx-vp9", (192, 96)),
@@ -379,6 +380,12 @@ def test_image_is_not_recognised_as_video(tmp_path: Path, ending: str) -> None:
 def test_audio_is_not_recognised_as_video(tmp_path: Path) -> None:
     assert not is_video_file(str(write_audio(tmp_path / "a.m4a").rename(tmp_path / "sound")))
     assert not is_video_file(str(write_audio(tmp_path / "a.mp3").rename(tmp_path / "sound")))
+
+
+def test_folder_settings_of_macos_are_not_recognised_as_video(tmp_path: Path) -> None:
+    path = tmp_path / ".DS_Store"
+    path.write_bytes(b"\0\0\0\1Bud1" + bytes(6140))
+    assert not is_video_file(str(path))
 
 
 def sending(data: bytes, kind: str = "video/mp2t") -> Callable[[socket.socket], None]:

@@ -39,7 +39,7 @@ _SIGNATURES = re.compile(
     rb"|FLV\x01"
     rb"|0&\xb2u\x8ef\xcf\x11"  # ASF, WMV
     rb"|\x00\x00\x01[\xba\xb3]"  # MPEG program stream, MPEG-1 and MPEG-2 video
-    rb"|\x00\x00\x00\x01[\x09\x27\x46\x47\x67\x40\x42]"  # H.264, H.265
+    rb"|\x00\x00\x00\x01(?:[\x09\x27\x47\x67]|[\x40\x42\x46]\x01)"  # H.264, H.265
     rb"|\x1f\x07\x00[\x3f\xbf]"  # DV
     rb"|\x06\x0e\x2b\x34\x02\x05\x01\x01"  # MXF
     rb"|DKIF|YUV4MPEG2 |\.RMF"
