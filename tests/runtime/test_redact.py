@@ -22,7 +22,8 @@ PARAMETERS = (
     "AWSAccessKeyId GoogleAccessId OSSAccessKeyId Signature Policy Key-Pair-Id apikey api_key "
     "X-API-Key client_secret subscription-key jwt session PHPSESSID jsessionid sid ticket hdnts "
     "hmac bearer credentials secret authorization code otp pin q-signature security-token rlkey "
-    "tempauth SAMLResponse hm loginuse loginpas"
+    "tempauth SAMLResponse hm loginuse loginpas csrf private_token passphrase psk pat sas sgn tk "
+    "q-ak"
 ).split()
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 schemes = st.sampled_from(["http", "https", "HTTPS", "rtsp", "srt", "ftp", "rtmps"])
@@ -123,6 +124,8 @@ def test_text_without_credentials_is_unchanged(text: str) -> None:
 def test_a_web_token_is_hidden_anywhere() -> None:
     token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
     assert redact(f"https://h.example/{token}/a.jpg") == "https://h.example/***/a.jpg"
+    bot = "https://api.telegram.example/file/bot{}/photos/a.jpg"
+    assert redact(bot.format("123456:AA-bb_cc")) == bot.format("***")
 
 
 def test_a_long_text_is_redacted_quickly() -> None:

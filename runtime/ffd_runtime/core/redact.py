@@ -20,10 +20,13 @@ Span = tuple[int, int]
 # (hdnts, hmac), Alibaba and Tencent (OSSAccessKeyId, q-signature), sessions of web applications.
 _WORDS = (
     "user usr login account pas pwd pw token tkn key auth secret sig cred jwt sess code streamid "
-    "header hmac hdnts hdnea hdntl policy bearer cookie ticket assertion saml accessid access_id"
+    "header hmac hdnts hdnea hdntl policy bearer cookie ticket assertion saml accessid access_id "
+    "csrf xsrf private phrase psk"
 ).split()
 # Names that are too short to be searched for inside other names.
-_NAMES = frozenset("ak sk hm oh md5 mac sid uid pin otp hash digest nonce".split())
+_NAMES = frozenset(
+    "ak sk tk hm oh oe md5 mac sid ssid uid pin otp pat sas sgn hash digest nonce q-ak".split()
+)
 
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WEB = re.compile(r"https?$", re.IGNORECASE)
@@ -36,8 +39,8 @@ _VALUE = re.compile(
 )
 _PATH = re.compile("[/?#]")
 _PIECE = re.compile(r"[^&#?]+")
-# A JSON web token is a credential in any position.
-_JWT = re.compile(r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*")
+# Credentials in any position: a JSON web token, and a Telegram bot's, which is part of the path.
+_TOKENS = re.compile(r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*|(?<=/bot)\d+:[\w-]+")
 
 
 def redact(text: str) -> str:
@@ -64,7 +67,7 @@ def redact(text: str) -> str:
     is_clear = login and not re.search(r"[/?#\s\\]", text[slice(*login)])
     start = login[1] if login and is_clear else 0
     spans += _find_parameters(text, start, address)
-    spans += (match.span() for match in _JWT.finditer(text))
+    spans += (match.span() for match in _TOKENS.finditer(text))
     if address and "%" in text:
         path = _PATH.search(text, max(start, text.index("://") + 3))
         spans += _find_encoded(text, path.end()) if path else []
