@@ -236,6 +236,20 @@ def test_choice_of_a_video_stream_is_reported(tmp_path: Path) -> None:
     assert found.note == f"video stream {found.numbers[0]} of 2 in it"
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "an HTML page instead of the file"),
+    ],
+)
+def test_text_instead_of_a_video_is_named(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data * 40)
+    refused = read_error(path)
+    assert (refused.code, words in refused.message) == ("unsupported", True)
+
+
 @pytest.mark.parametrize("name", ["a.mp3", "a.mp4"])
 def test_cover_picture_is_unsupported(tmp_path: Path, name: str) -> None:
     refused = read_error(write_audio(tmp_path / name, bars(3)))

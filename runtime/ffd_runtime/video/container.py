@@ -122,14 +122,17 @@ def open_failure(error: Exception, target: str, timeout: float, took: float) -> 
 
 def _file_failure(path: str) -> InputError:
     from ..image.decode import os_error
+    from ..image.formats.foreign import name_text
 
     try:
         with open(path, "rb") as file:
-            empty = not file.read(1)
+            head = file.read(2048)
     except OSError as error:
         return os_error(error, path)
-    if empty:
+    if not head:
         return InputError("empty", "the file is empty")
+    if text := name_text(head):
+        return InputError("unsupported", text)
     return InputError("corrupt", "no decodable video: it is damaged or not a video")
 
 

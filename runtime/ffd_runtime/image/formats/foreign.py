@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ...core.errors import InputError
 
 _CONVERT = "convert it to JPEG or PNG"
@@ -17,6 +19,8 @@ _SIGNATURES = (
     ((b"%PDF-",), "a PDF document"),
     ((b"FUJIFILMCCD-RAW",), "camera raw data (Fujifilm RAF)"),
 )
+# MP4 and QuickTime, Matroska, Ogg, FLAC, MP3, AVI, WAV.
+_MEDIA = re.compile(rb"....ftyp|\x1aE\xdf\xa3|OggS|fLaC|ID3|RIFF....(?:AVI |WAVE)", re.DOTALL)
 _BLANKS = b" \t\r\n\f\xef\xbb\xbf\xff\xfe"
 _PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title", b"<meta")
 _LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
@@ -32,13 +36,18 @@ def name_foreign(data: bytes) -> InputError:
         return InputError("unsupported", f"a JPEG XL image, which ffd does not read: {_CONVERT}")
     if data[4:12] == b"ftypcrx ":
         return InputError("unsupported", f"camera raw data (Canon CR3): {_CONVERT}")
+    if _MEDIA.match(data):
+        media = "a video or audio file: classify videos in a run without images"
+        return InputError("not_an_image", f"not an image that ffd reads but {media}")
     for starts, name in _SIGNATURES:
         if data.startswith(starts):
             return InputError("not_an_image", f"not an image that ffd reads but {name}: {_CONVERT}")
-    return InputError("not_an_image", _name_text(data))
+    text = name_text(data) or "not an image in a format that ffd reads"
+    return InputError("not_an_image", text)
 
 
-def _name_text(data: bytes) -> str:
+def name_text(data: bytes) -> str | None:
+    """Return what a text file is that was saved instead of an image or a video, and what to do."""
     if data.startswith(_LFS):
         return "a Git LFS pointer instead of the file: run `git lfs pull`"
     # In UTF-16, every second byte of ASCII text is zero.
@@ -48,9 +57,9 @@ def _name_text(data: bytes) -> str:
     while head.startswith(b"<!--") and b"-->" in head:
         head = head.partition(b"-->")[2].lstrip(_BLANKS)
     if head.startswith(_PAGES):
-        return "an HTML page instead of an image: open its address in a browser and save it again"
+        return "an HTML page instead of the file: open its address in a browser and save it again"
     if head.startswith((b"<svg", b"<!doctype svg")):
         return f"not an image that ffd reads but an SVG drawing: {_CONVERT}"
     if head.startswith((b"<error>", b"<error ")):
-        return "an error message in XML instead of an image: download it again"
-    return "not an image in a format that ffd reads"
+        return "an error message in XML instead of the file: download it again"
+    return None
