@@ -132,3 +132,23 @@ def test_an_avif_without_a_brand_of_avif_is_read() -> None:
 def test_a_tga_is_no_icon() -> None:
     assert "a TGA file" in error_of(pillow(form="TGA")).message
     assert "an icon" in error_of(pillow(form="ICO")).message
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_tiff_that_is_cut_is_not_classified_by_another_image(order: str) -> None:
+    reduced = Entry(254, 4, 1, struct.pack(order + "I", 1))
+    small, full = tiff_page(8, 6, order, reduced), tiff_page(WIDTH, HEIGHT, order)
+    strips = [bytes(8 * 6 * 3), BGR[..., ::-1].tobytes()]
+    data = tiff([small, full], strips, order)
+    assert (decode(data) == BGR).all()
+    # The directories are at the end: each of 2 bytes, 12 for each entry, 4, and its values.
+    ends = len(data) - (2 + 12 * len(full) + 4 + 6)
+    for size in range(ends - 8, len(data) - 6):
+        assert error_of(data[:size]).code == "truncated"
+
+
+def test_a_tiff_without_its_colours_is_truncated() -> None:
+    image = Pillow.fromarray(BGR).convert("P")
+    data = pillow(image, "TIFF", compression="tiff_lzw")
+    for cut in (10, 500):
+        assert error_of(data[:-cut]).code == "truncated"

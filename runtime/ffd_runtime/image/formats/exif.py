@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ORIENTATION = 274
+# ReferenceBlackWhite; higher tags are metadata.
+_LAST_IMAGE_TAG = 532
 PREFIX = b"Exif\0\0"
 
 # Magic numbers that Pillow accepts for a TIFF header; an EXIF block cannot be BigTIFF.
@@ -33,11 +35,13 @@ class Directory:
         order: byte order, `<` or `>`.
         values: type and raw value of each tag.
         following: offset of the next directory, 0 for none.
+        whole: False if a value that describes the image is beyond the end of the file.
     """
 
     order: str
     values: dict[int, tuple[int, memoryview]]
     following: int = 0
+    whole: bool = True
 
     def numbers(self, tag: int) -> list[float]:
         """Return all values of a tag as numbers; empty if it is absent or not numeric."""
@@ -81,6 +85,7 @@ def read_directory(data: memoryview, offset: int, order: str, big: bool = False)
     entry_format = f"{order}HH{'Q' if big else 'I'}{inline}s"
     position = offset + struct.calcsize(order + count_format)
     outside = 0
+    whole = False
     try:
         (count,) = struct.unpack_from(order + count_format, data, offset)
         for _ in range(count):
@@ -96,12 +101,13 @@ def read_directory(data: memoryview, offset: int, order: str, big: bool = False)
                 if start >= 2**63 or outside > len(data):
                     continue
                 if start + size > len(data):
-                    return Directory(order, values)
+                    return Directory(order, values, whole=tag > _LAST_IMAGE_TAG)
                 content = data[start : start + size]
             values[tag] = kind, content
+        whole = True
         (following,) = struct.unpack_from(order + ("Q" if big else "I"), data, position)
     except (struct.error, OverflowError):
-        return Directory(order, values)
+        return Directory(order, values, whole=whole)
     return Directory(order, values, following)
 
 

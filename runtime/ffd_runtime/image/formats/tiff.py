@@ -70,17 +70,19 @@ def _find_page(data: bytes) -> _Page:
     are thumbnails, return the largest.
 
     Raises:
-        struct.error: the first directory is beyond the end of the file.
+        struct.error: the directory of the image is beyond the end of the file.
         ValueError: there is no directory.
     """
     layout = _layout(data)
     view = memoryview(data)
     struct.unpack_from("H", data, layout.first)
     pages: list[_Page] = []
+    whole = True
     seen: set[int] = set()
     waiting: list[tuple[int, Directory | None]] = [(layout.first, None)]
     while waiting and len(seen) < _MAX_DIRECTORIES:
         offset, parent = waiting.pop(0)
+        whole &= offset < len(data)
         if offset in seen or not 0 < offset < len(data):
             continue
         seen.add(offset)
@@ -88,10 +90,13 @@ def _find_page(data: bytes) -> _Page:
         if not page.kind & (_REDUCED | _MASK) and page.area:
             return page
         pages.append(page)
+        whole &= page.directory.whole
         children = [int(child) for child in page.directory.numbers(_CHILDREN) if child == child]
         own = [(child, page.directory) for child in children[:_MAX_DIRECTORIES]]
         after = [] if parent else [(page.directory.following, None)]
         waiting = [*own, *waiting, *after]
+    if not whole:
+        raise struct.error
     if not pages:
         raise ValueError("it contains no image")
     images = [page for page in pages if not page.kind & _MASK]
@@ -115,7 +120,7 @@ def read_tiff(data: bytes) -> ImageHeader:
         "tiff",
         directory.number(_WIDTH, 0),
         directory.number(_HEIGHT, 0),
-        _end_of_image(directory) <= len(data),
+        directory.whole and _end_of_image(directory) <= len(data),
         # ExtraSamples gives the meaning of a fourth sample: 1 or 2 for alpha.
         alpha=directory.number(_EXTRA, 0) in (1, 2),
         orientation=turned.orientation(xmp),
