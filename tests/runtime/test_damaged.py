@@ -322,3 +322,16 @@ def test_a_jpeg_inside_a_jpeg_does_not_end_it() -> None:
     thumbnail = JPEGS["baseline"]
     data = in_jpeg(JPEGS["grey"], segment(0xE2, thumbnail))
     assert (decode(data) == decode(JPEGS["grey"])).all()
+
+
+@captured
+@pytest.mark.parametrize("tail", [b"", JPEGS["grey"]])
+def test_zeros_instead_of_restart_intervals_are_no_padding(tail: bytes) -> None:
+    data = JPEGS["restarts"]
+    begin = scan_of(data)
+    for share in (0.1, 0.5, 0.9):
+        cut = begin + int((len(data) - begin) * share)
+        zeros = bytes(len(data) - 2 - cut)
+        assert code_of(data[:cut] + zeros + b"\xff\xd9" + tail) in ("truncated", "corrupt")
+    for padding in (bytes(5000), b"\xff" * 300):
+        assert (decode(data[:-2] + padding + data[-2:] + tail) == decode(data)).all()

@@ -180,20 +180,32 @@ def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Imag
     if header.format in _PREPARED and not (header.format == "jpeg" and header.complete):
         shown = _PREPARED[header.format](data)
 
-    def find_damage(text: str) -> tuple[str, str] | None:
-        return jpeg.find_damage(text, shown) if header.format == "jpeg" else None
-
-    image, text = messages.run(
-        lambda: _decode_whole(header, np.frombuffer(shown, np.uint8), at_least),
-        lambda image, text: image is None or find_damage(text) is not None,
-        alone=not header.complete,
-    )
-    if damage := find_damage(text):
-        raise InputError(*damage)
+    image, text = _run_opencv(header, shown, at_least)
+    if header.format == "jpeg":
+        padded = jpeg.without_padding(text, shown)
+        if padded and jpeg.find_damage(text, shown) is None:
+            image, text = _run_opencv(header, padded, at_least)
+        if damage := jpeg.find_damage(text, shown):
+            raise InputError(*damage)
     if image is None or image.size == 0:
         said = re.search(r"libpng error: (.*)", text)
         raise _explain(header, data, said[1] if said else "it cannot be decoded")
     return image
+
+
+def _run_opencv(header: ImageHeader, shown: bytes, at_least: int) -> tuple[Image | None, str]:
+    """Decode an image, and return it with the messages of the decoder."""
+
+    def suspicious(image: Image | None, text: str) -> bool:
+        if image is None or header.format != "jpeg":
+            return image is None
+        return jpeg.find_damage(text, shown) is not None or bool(jpeg.without_padding(text, shown))
+
+    return messages.run(
+        lambda: _decode_whole(header, np.frombuffer(shown, np.uint8), at_least),
+        suspicious,
+        alone=not header.complete,
+    )
 
 
 # Return a complete file with only the image to classify. A file without its end may contain the

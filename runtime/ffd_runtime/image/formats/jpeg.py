@@ -136,13 +136,13 @@ def read_jpeg(data: bytes) -> ImageHeader:
         raise ValueError("it has no frame header")
     if not scan.content:
         raise IndexError
-    later_scans, ends = _read_scans(data, scan.at + 4 + len(scan.content))
+    later_scans, end = _read_scans(data, scan.at + 4 + len(scan.content))
     scans = [scan.content, *later_scans]
     return ImageHeader(
         "jpeg",
         frame.width,
         frame.height,
-        ends,
+        end > 0,
         orientation=exif_orientation(exif, xmp),
         scans=len(scans),
         scanned=sum(frame.samples(one) for one in scans),
@@ -150,8 +150,8 @@ def read_jpeg(data: bytes) -> ImageHeader:
     )
 
 
-def _read_scans(data: bytes, begin: int) -> tuple[list[bytes], bool]:
-    """Return the headers of later scans, and whether an end marker follows the last one."""
+def _read_scans(data: bytes, begin: int) -> tuple[list[bytes], int]:
+    """Return the headers of later scans, and the offset of the end marker, 0 if absent."""
     scans: list[bytes] = []
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, begin)
@@ -160,7 +160,7 @@ def _read_scans(data: bytes, begin: int) -> tuple[list[bytes], bool]:
         position = found.start()
         marker = data[position + 1]
         if marker == EOI:
-            return scans, True
+            return scans, position
         try:
             begin = position + 2 + max(_length(data, position), 2)
         except struct.error:
@@ -169,7 +169,7 @@ def _read_scans(data: bytes, begin: int) -> tuple[list[bytes], bool]:
             scans.append(data[position + 4 : begin])
             if len(scans) >= MAX_SCANS:
                 break
-    return scans, False
+    return scans, 0
 
 
 def _length(data: bytes, position: int) -> int:
@@ -203,17 +203,33 @@ def find_damage(messages: str, data: bytes) -> tuple[str, str] | None:
         stray = _STRAY.search(line)
         if stray:
             count, marker = int(stray[1]), int(stray[2], 16)
-            if marker == EOI and (count <= _MAX_PADDING_BYTES or _is_padding(data, count)):
-                continue
+            if marker == EOI:
+                padding = data[max(_find_end(data) - count, 0) : _find_end(data)]
+                if count <= _MAX_PADDING_BYTES or not padding.strip(b"\0\xff"):
+                    continue
             return "corrupt", f"broken JPEG: {count} bytes of its data are invalid"
         if line.startswith("Corrupt JPEG data"):
             return "corrupt", f"broken JPEG: {line.partition(': ')[2]}"
     return None
 
 
-def _is_padding(data: bytes, count: int) -> bool:
-    end = data.rfind(b"\xff\xd9")
-    return not data[max(end - count, 0) : end].strip(b"\0\xff")
+def without_padding(messages: str, data: bytes) -> bytes | None:
+    """Return the file without bytes that libjpeg skipped before the end marker; None if it did not.
+
+    libjpeg only prints its first warning. If the bytes replace restart intervals, it reports what
+    is missing when they are absent.
+    """
+    stray = _STRAY.search(messages)
+    if stray is None or int(stray[2], 16) != EOI:
+        return None
+    end = _find_end(data)
+    return data[: max(end - int(stray[1]), 0)] + data[end:]
+
+
+def _find_end(data: bytes) -> int:
+    """Return the offset of the end marker, 0 if absent."""
+    *_, scan = read_segments(data)
+    return _read_scans(data, scan.at + 4 + len(scan.content))[1]
 
 
 def describe_coding(data: bytes) -> str | None:
