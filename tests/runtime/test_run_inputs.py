@@ -370,6 +370,19 @@ def test_rows_are_streamed_into_a_fifo(here: Path, run: Any, tmp_path: Path, nam
     assert [path.name for path in tmp_path.iterdir() if path.name != "portraits"] == [name]
 
 
+def test_fifo_whose_reader_leaves_is_an_error(
+    here: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: fifo.open("rb").close())
+    reader.start()
+    command = [*map(str, (COMMAND, here, "--model", colour_model, "--output", fifo))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    reader.join(30)
+    assert (done.returncode, "its reader has closed it" in done.stderr) == (1, True), done.stderr
+
+
 def test_rows_go_to_standard_output(here: Path, colour_model: Path, tmp_path: Path) -> None:
     command = [*map(str, (COMMAND, here, "--model", colour_model, "--output"))]
     done = subprocess.run([*command, "/dev/stdout"], capture_output=True, check=True)

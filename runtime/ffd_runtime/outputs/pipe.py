@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from ..core.errors import OutputError
 from ..core.results import Result
 from .target import descriptor_of, output_errors
 
@@ -29,6 +30,7 @@ class Pipe:
             # A descriptor may be a socket, which cannot be opened by name.
             flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY
             self._file = os.open(path, flags) if descriptor is None else os.dup(descriptor)
+        self._named = descriptor is None
         self._send(header)
 
     def write(self, result: Result) -> None:
@@ -37,9 +39,15 @@ class Pipe:
 
     def _send(self, text: str) -> None:
         data = text.encode("utf-8", "surrogateescape")
-        with output_errors(f"cannot write to {self._path}"):
-            while data:
-                data = data[os.write(self._file, data) :]
+        try:
+            with output_errors(f"cannot write to {self._path}"):
+                while data:
+                    data = data[os.write(self._file, data) :]
+        except BrokenPipeError:
+            # The end of a reader of standard output is no error.
+            if not self._named:
+                raise
+            raise OutputError(f"cannot write to {self._path}: its reader has closed it") from None
 
     def __enter__(self) -> Self:
         return self
