@@ -108,6 +108,23 @@ def cut_animation(pixels: Pixels) -> bytes:
     return file.getvalue()[: (len(first) + len(file.getvalue())) // 2]
 
 
+def transparent_gif(pixels: Pixels) -> bytes:
+    """A GIF whose most frequent colour is transparent."""
+    histogram = Pillow.fromarray(pixels).convert("P").histogram()
+    return pillow(pixels, "GIF", mode="P", transparency=histogram.index(max(histogram)))
+
+
+def animated_png(pixels: Pixels) -> bytes:
+    """An animation that does not contain the default image."""
+    frames = [Pillow.fromarray(255 - pixels)]
+    return pillow(pixels, "PNG", save_all=True, default_image=True, append_images=frames)
+
+
+def ppm_of_7_bits(pixels: Pixels) -> bytes:
+    height, width = pixels.shape[:2]
+    return f"P6 {width} {height} 127\n".encode() + (pixels >> 1).tobytes()
+
+
 def heic(pixels: Pixels) -> bytes:
     file = io.BytesIO()
     pillow_heif.from_pillow(Pillow.fromarray(pixels)).save(file, quality=95)
@@ -152,9 +169,12 @@ KINDS = {
     "tiff-grey": Kind(".tif", partial(pillow, form="TIFF", mode="L")),
     "gif": Kind(".gif", partial(pillow, form="GIF", mode="P")),
     "gif-cut": Kind(".gif", cut_animation),
+    "gif-transparent": Kind(".gif", transparent_gif),
+    "png-animated": Kind(".png", animated_png),
     "heic": Kind(".heic", heic, LOSSY, seen_in_heic),
     "ppm": Kind(".ppm", partial(pillow, form="PPM")),
     "pgm": Kind(".pgm", partial(pillow, form="PPM", mode="L")),
+    "ppm-127": Kind(".ppm", ppm_of_7_bits, LOSSY),
 }
 if features.check("avif") and reads(pillow(np.zeros((16, 16, 3), np.uint8), "AVIF")):
     KINDS["avif"] = Kind(".avif", partial(pillow, form="AVIF", quality=90), LOSSY)
