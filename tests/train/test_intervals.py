@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy.special import expit
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ffd_runtime.model.card import ModelCard, Provenance
@@ -35,10 +35,22 @@ def draw(
     return scores.round(2), generated
 
 
-@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 20), (3, 7), (799, 800)])
-def test_wilson_against_scipy(successes: int, trials: int) -> None:
-    theirs = binomtest(successes, trials).proportion_ci(method="wilson")
-    assert list(wilson(successes, trials)) == pytest.approx([theirs.low, theirs.high])
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilsons_interval_equals_newcombes_table(
+    successes: int, trials: int, low: float, high: float
+) -> None:
+    # Newcombe, Statistics in Medicine 17, 1998, pages 857 to 872, table I.
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+    mirrored = wilson(trials - successes, trials)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
 def test_estimates_equal_the_report() -> None:

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
-from scipy.stats import beta
+from scipy.stats import beta, binomtest
 
 from .classification_metrics import Floats, confidence_gaps, log_losses
 
@@ -35,14 +35,8 @@ def wilson(successes: int, trials: int) -> Interval:
         successes: number of successes.
         trials: number of trials, at least 1.
     """
-    z = _quantile()
-    share = successes / trials
-    middle = share + z * z / (2 * trials)
-    reach = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    low = 0.0 if successes == 0 else (middle - reach) / scale
-    high = 1.0 if successes == trials else (middle + reach) / scale
-    return low, high
+    found = binomtest(successes, trials).proportion_ci(CONFIDENCE, "wilson")
+    return float(found.low), float(found.high)
 
 
 def clopper_pearson(share: float, trials: int) -> Interval:
