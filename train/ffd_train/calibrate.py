@@ -8,10 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
+from scipy.special import expit
+
+from ffd_runtime.core.log_odds import log_odds
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+
+# Scores are clipped to [margin, 1 - margin] before their log-odds are averaged.
+_MARGIN = 1e-7
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,7 @@ def fit_threshold(
     names = np.where(np.isin(names, few), "", names)
     lower = max(_score_at_max_fpr(photographs[names == name], max_fpr) for name in np.unique(names))
     above = scores[scores > lower]
-    middle = (_log_odds(lower) + _log_odds(float(above.min()) if above.size else 1.0)) / 2
-    threshold = float(expit(middle))
+    threshold = _midpoint(lower, float(above.min()) if above.size else 1.0)
     # The floating-point resolution may be too low for a value in between.
     return threshold if threshold > lower else float(np.nextafter(lower, 1))
 
@@ -132,9 +136,10 @@ def _confident_cut(scores: Floats, right: Bools, threshold: float, confidence: f
         return 1.0
     cut = int(good[-1])
     # Half way to the next lower score, if the floating-point resolution allows it.
-    middle = float(expit((_log_odds(ranked[cut]) + _log_odds(ranked[cut + 1])) / 2))
+    middle = _midpoint(ranked[cut], ranked[cut + 1])
     return middle if ranked[cut + 1] < middle <= ranked[cut] else float(ranked[cut])
 
 
-def _log_odds(score: float) -> float:
-    return float(logit(np.clip(score, 1e-7, 1 - 1e-7)))
+def _midpoint(one: float, other: float) -> float:
+    """Return the score half way between two scores, in log-odds."""
+    return float(expit((log_odds(one, _MARGIN) + log_odds(other, _MARGIN)) / 2))
