@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffd_runtime.core.errors import ModelError
+from ffd_runtime.core.file_hash import hash_file
 from ffd_runtime.model.card import ModelCard
 
 from .layers import name_nodes
@@ -39,7 +40,7 @@ def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
     """
     import onnx
 
-    from ffd_train.checkpoint import load_checkpoint, sha256_of
+    from ffd_train.checkpoint import load_checkpoint
     from ffd_train.scoring import ScoringGraph
 
     net, card = load_checkpoint(path)
@@ -50,7 +51,7 @@ def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
         raise ModelError(f"{path} cannot be exported by PyTorch: {error}") from error
     name_nodes(model)
     onnx.checker.check_model(model, full_check=True)
-    provenance = dataclasses.replace(card.provenance, checkpoint_sha256=sha256_of(path))
+    provenance = dataclasses.replace(card.provenance, checkpoint_sha256=hash_file(path))
     return model, card.replace(provenance=provenance, precision="fp32")
 
 

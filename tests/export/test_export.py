@@ -16,9 +16,10 @@ from ffd_export.onnx_file import read_onnx
 from ffd_export.parity import Parity, classify, compare
 from ffd_export.sample_images import Example, SampleImages, prepare_images
 from ffd_runtime.core.errors import DataError, ModelError, OutputError
+from ffd_runtime.core.file_hash import hash_file
 from ffd_runtime.model.backends import Outputs, open_backend
 from ffd_runtime.model.card import CARD_KEY, ModelCard, PreprocessSpec, Provenance
-from ffd_train.checkpoint import load_checkpoint, save_checkpoint, sha256_of
+from ffd_train.checkpoint import load_checkpoint, save_checkpoint
 from ffd_train.networks import NETWORKS, FaceNet, build
 from ffd_train.scoring import TorchBackend
 
@@ -45,7 +46,7 @@ def test_an_export_keeps_the_graph_contract(tmp_path: Path, portraits: Path) -> 
     assert outcome.exit_code == 0, outcome.output
     (row,) = map(json.loads, outcome.stdout.splitlines())
     assert row["file"] == str(tmp_path / "best.onnx")
-    assert row["sha256"] == sha256_of(tmp_path / "best.onnx")
+    assert row["sha256"] == hash_file(tmp_path / "best.onnx")
     assert row["layers"] == {"float": 7}
     assert row["parity"]["images"] == 3
     assert row["parity"]["largest_difference"] < 1e-4
@@ -63,7 +64,7 @@ def test_an_export_keeps_the_graph_contract(tmp_path: Path, portraits: Path) -> 
     (entry,) = model.metadata_props
     assert entry.key == CARD_KEY
     card = ModelCard.from_json(entry.value)
-    assert card.provenance.checkpoint_sha256 == sha256_of(checkpoint)
+    assert card.provenance.checkpoint_sha256 == hash_file(checkpoint)
     assert card.metrics["parity"] == row["parity"]
     assert card.precision == "fp32"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from ffd_runtime.core.errors import CardError, ModelError, OutputError
+from ffd_runtime.core.atomic_file import write_output
+from ffd_runtime.core.errors import CardError, ModelError
 from ffd_runtime.model.card import CARD_KEY, ModelCard
 
 from .networks import FaceNet, build
@@ -24,13 +23,7 @@ def save_checkpoint(path: Path, net: FaceNet, card: ModelCard) -> None:
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(save(tensors, metadata={CARD_KEY: card.to_json()}))
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    write_output(path, save(tensors, metadata={CARD_KEY: card.to_json()}))
 
 
 def load_card(path: Path) -> ModelCard:
@@ -77,9 +70,3 @@ def load_checkpoint(path: Path) -> tuple[FaceNet, ModelCard]:
             f"{card.architecture}"
         ) from None
     return net.eval(), card
-
-
-def sha256_of(path: Path) -> str:
-    """Compute the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

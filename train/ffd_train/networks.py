@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ffd_runtime.core.errors import ModelError
+from ffd_runtime.core.file_hash import hash_file
+from ffd_runtime.core.text import first_line
 
 from .stage import PARTS
 
@@ -127,7 +128,7 @@ def describe_weights(weights: str) -> str:
     if weights in ("none", "imagenet"):
         return weights
     path = _require_file(weights)
-    return f"{path.name} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return f"{path.name} sha256 {hash_file(path)}"
 
 
 def _torchvision_resnext(network: str, weights: str) -> FaceNet:
@@ -254,8 +255,9 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
         # weights_only refuses files that would run code.
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"weights {path} cannot be read as plain tensors: {reason}") from None
+        raise ModelError(
+            f"weights {path} cannot be read as plain tensors: {first_line(error)}"
+        ) from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ModelError(f"weights {path} are not a plain mapping of tensors (a state dict)")
     return tensors

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +15,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from ffd_runtime.core.atomic_file import atomic_path, write_output
 from ffd_runtime.core.errors import DataError, ModelError, OutputError
+from ffd_runtime.core.text import first_line
 from ffd_runtime.model.card import ModelCard
 
 from .checkpoint import save_checkpoint
@@ -127,17 +129,14 @@ class RunCheckpoint(Callback):
         self._save_state(trainer)
 
     def _save_state(self, trainer: L.Trainer) -> None:
-        partial = self.folder / (RESUME + ".partial")
+        path = self.folder / RESUME
         try:
-            # Called in all processes; rank 0 writes.
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                os.replace(partial, self.folder / RESUME)
+            # All processes call save_checkpoint, and rank 0 writes.
+            with atomic_path(path) if trainer.is_global_zero else nullcontext(path) as draft:
+                trainer.save_checkpoint(draft)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             # PyTorch's error often lacks the cause, which usually is a full disk.
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise OutputError(f"cannot write {self.folder / RESUME}: {reason}") from None
+            raise OutputError(f"cannot write {path}: {first_line(error)}") from None
 
     def _stop(self, epoch: Any) -> NoReturn:
         raise ModelError(
@@ -197,10 +196,10 @@ def open_folder(folder: Path, settings: Settings, data: FaceData) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / SETTINGS, (settings.to_json() + "\n").encode())
-        write_atomically(folder / MANIFEST, manifest_bytes(data))
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}") from None
+        raise OutputError(f"cannot create {folder}: {error.strerror}") from None
+    write_output(folder / SETTINGS, (settings.to_json() + "\n").encode())
+    write_output(folder / MANIFEST, manifest_bytes(data))
 
 
 def read_position(path: Path) -> Position:
@@ -254,18 +253,4 @@ def keep_metrics(path: Path, epochs: int) -> None:
     """Remove the epochs that a resumed run will repeat."""
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
-        write_atomically(path, b"".join(lines[: epochs + 1]))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step, so that an interruption leaves the old or the new one.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+        write_output(path, b"".join(lines[: epochs + 1]))

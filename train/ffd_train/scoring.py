@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ffd_runtime.core.errors import BackendError
+from ffd_runtime.core.text import first_line
 from ffd_runtime.model.backends import Outputs, failure
 from ffd_runtime.model.card import ModelCard
 
@@ -90,6 +91,5 @@ def _quoting_pytorch() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error)
         # The other lines of CUDA's errors are for developers.
-        raise failure(f"PyTorch: {said.partition(chr(10))[0]}", said) from error
+        raise failure(f"PyTorch: {first_line(error)}", str(error)) from error

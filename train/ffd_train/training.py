@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from ffd_runtime import __version__
+from ffd_runtime.core.atomic_file import write_output
 from ffd_runtime.core.errors import DataError, ModelError
 from ffd_runtime.model.card import ModelCard, PreprocessSpec, Provenance
 
@@ -43,7 +44,6 @@ from .run_folder import (
     read_position,
     require_same_data,
     require_space,
-    write_atomically,
 )
 from .sampling import possible_accumulation_steps
 from .settings import Settings, choose_device
@@ -331,7 +331,7 @@ def finish(
     report = measure(logits, [sample.label for sample in samples], card)
     card = card.replace(metrics={"val": report.summary()})
     save_checkpoint(folder / BEST, net.cpu(), card)
-    write_atomically(folder / "card.json", (card.to_json(indent=2) + "\n").encode())
+    write_output(folder / "card.json", (card.to_json(indent=2) + "\n").encode())
     plot_curves(folder / METRICS, folder / "curves.png")
     say(
         f"{settings.keep} epoch on val: AUC {report.roc_auc:.4f}, accuracy {report.accuracy:.4f}; "

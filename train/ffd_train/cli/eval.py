@@ -232,9 +232,9 @@ def _progress() -> Progress:
 
 
 def _measure(path: Path, classifier: Classifier, data: FaceData, robustness: bool) -> Subject:
+    from ffd_runtime.core.file_hash import hash_file
     from ffd_runtime.model.backends import EMBEDDED, EMBEDDED_INT8
 
-    from ..checkpoint import sha256_of
     from ..evaluation import evaluate, find_model, measure_robustness
     from ..evaluation_report import Subject
     from ..robustness import PERTURBATIONS
@@ -259,4 +259,4 @@ def _measure(path: Path, classifier: Classifier, data: FaceData, robustness: boo
     file = find_model(path)
     shown = "embedded" if path in (EMBEDDED, EMBEDDED_INT8) else str(file)
     name, runs_on = classifier.card.name, classifier.description
-    return Subject(name, shown, sha256_of(file), runs_on, evaluation, cells)
+    return Subject(name, shown, hash_file(file), runs_on, evaluation, cells)

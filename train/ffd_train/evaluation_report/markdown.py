@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from ffd_runtime import __version__
+from ffd_runtime.core.atomic_file import atomic_path
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.core.text import printable
 
@@ -54,15 +55,12 @@ def put_table(path: Path, study: Study) -> None:
     table = to_markdown(study).replace("\n", newline)
     content = f"{before}{BEGIN}{newline}{table}{newline}{END}{after}"
     target = Path(os.path.realpath(path))
-    partial = target.with_name(target.name + ".partial")
     try:
-        partial.write_bytes(content.encode())
-        shutil.copymode(target, partial)
-        os.replace(partial, target)
+        with atomic_path(target, sync=False) as draft:
+            draft.write_bytes(content.encode())
+            shutil.copymode(target, draft)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def to_markdown(study: Study) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ffd_runtime import __version__
 from ffd_runtime.core.errors import DataError
+from ffd_runtime.core.file_hash import hash_file
 
-from ..checkpoint import sha256_of
 from ..comparison import Comparison, compare, describe
 from ..evaluation import Evaluation
 from ..face_data import FaceData
@@ -165,7 +165,7 @@ def manifest_of(data: FaceData) -> str | None:
     if all(sample.sha256 for sample in data.samples):
         return data.manifest_sha256
     path = data.root / "manifest.csv"
-    return sha256_of(path) if path.is_file() else None
+    return hash_file(path) if path.is_file() else None
 
 
 def note_strictness(subject: Subject) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ffd_runtime.core.atomic_file import atomic_path
 from ffd_runtime.core.errors import DataError, InputError, OutputError
 from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.image.image_header import read_header
@@ -114,7 +114,7 @@ def _write_new(
     """
     partial_path = path.with_name(path.name + ".partial")
     try:
-        with partial_path.open("wb") as file:
+        with atomic_path(path, temporary=partial_path) as draft, draft.open("wb") as file:
             for picture, (data, suffix) in zip(plan.pictures, treated, strict=True):
                 if same := packed.get(hashlib.sha256(data).hexdigest()):
                     yield _leave_out(picture, same)
@@ -126,9 +126,6 @@ def _write_new(
                 packed[member.sha256] = member
                 yield member
             file.write(bytes(2 * BLOCK))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial_path, path)
     except OSError as error:
         raise OutputError(
             f"cannot write {partial_path}: {error.strerror}; complete shards are kept, run the "

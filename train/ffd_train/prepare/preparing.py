@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import cv2
 
 from ffd_runtime import __version__
+from ffd_runtime.core.atomic_file import write_output
 from ffd_runtime.core.errors import DataError, OutputError
 from ffd_runtime.model.card import CLASSES
 
@@ -347,13 +347,5 @@ def _totals(members: Sequence[Member], left_out: Sequence[LeftOut]) -> dict[str,
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {partial}: {error.strerror}") from None
+    # The fixed name lets the next run overwrite what a killed process left.
+    write_output(path, data, temporary=path.with_name(f"{path.name}.partial"))
