@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ffd_train import networks
+from ffd_train.network_registry import NETWORKS
 from ffd_train.networks import FaceNet
 
 from .conftest import picture
@@ -33,7 +33,7 @@ def build_tiny(network: str = "tiny", weights: str = "none") -> FaceNet:
     )
 
 
-networks.NETWORKS.setdefault("tiny", build_tiny)
+NETWORKS.setdefault("tiny", build_tiny)
 
 
 def build_plain(network: str = "plain", weights: str = "none") -> FaceNet:
@@ -45,7 +45,7 @@ def build_plain(network: str = "plain", weights: str = "none") -> FaceNet:
     return FaceNet(block(3, 4), block(4, 4), block(4, 8), block(8, 8), block(8, 16), 16)
 
 
-networks.NETWORKS.setdefault("plain", build_plain)
+NETWORKS.setdefault("plain", build_plain)
 NAMES = {"tiny", "plain"}
 
 

@@ -21,10 +21,10 @@ from click.testing import CliRunner
 
 from ffd_export.cli.export import main as ffd_export
 from ffd_runtime.cli.run import main as ffd_run
-from ffd_train import networks
 from ffd_train.cli.data import main as ffd_data
 from ffd_train.cli.eval import main as ffd_eval
 from ffd_train.cli.train import main as ffd_train
+from ffd_train.network_registry import NETWORKS
 
 from .. import tiny
 from ..conftest import picture
@@ -100,7 +100,7 @@ def in_a_shell(words: list[str]) -> None:
 def test_every_command_of_the_guide(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for name in ("resnext101_32x8d", "tf_efficientnet_lite0"):
-        monkeypatch.setitem(networks.NETWORKS, name, tiny.build_tiny)
+        monkeypatch.setitem(NETWORKS, name, tiny.build_tiny)
     said = commands()
     assert {line.split()[0] for line in said} >= {*COMMANDS, "torchrun"}
     for line in said:

@@ -20,7 +20,8 @@ from ffd_runtime.core.file_hash import hash_file
 from ffd_runtime.model.backends import Outputs, open_backend
 from ffd_runtime.model.card import CARD_KEY, ModelCard, PreprocessSpec, Provenance
 from ffd_train.checkpoint import load_checkpoint, save_checkpoint
-from ffd_train.networks import NETWORKS, FaceNet, build
+from ffd_train.network_registry import NETWORKS
+from ffd_train.networks import FaceNet, build
 from ffd_train.scoring import TorchBackend
 
 from .. import tiny

@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 
 from ffd_runtime.core.errors import DataError, FfdError, ModelError, OutputError
 from ffd_runtime.model.card import PreprocessSpec
-from ffd_train import networks
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.dataset import FaceDataset
 from ffd_train.face_data import FaceData
 from ffd_train.loading import TimedLoader
+from ffd_train.network_registry import NETWORKS
 from ffd_train.networks import FaceNet
 from ffd_train.predict import predict_logits
 from ffd_train.progress import RunProgress
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_is_detected_within_the_epoch(
         net.layer4.append(Broken())  # type: ignore[operator]
         return net
 
-    monkeypatch.setitem(networks.NETWORKS, "broken", build_broken)
+    monkeypatch.setitem(NETWORKS, "broken", build_broken)
     options = {"network": "broken", "stages": (Stage("all", 3, 1e-2),)}
     with pytest.raises(ModelError, match="in epoch 1: lower .*no epoch was completed"):
         train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "run")
@@ -289,7 +289,7 @@ def test_out_of_memory_increases_the_accumulation_steps(
     batch: int,
     tried: list[int],
 ) -> None:
-    monkeypatch.setitem(networks.NETWORKS, "hungry", build_hungry)
+    monkeypatch.setitem(NETWORKS, "hungry", build_hungry)
     # The memory suffices for training only the head.
     stages = (Stage("head", 1, 1e-2), Stage("all", 2, 1e-2))
     options = {"batch": batch, "stages": stages, "network": "hungry"}
@@ -315,7 +315,7 @@ def test_out_of_memory_increases_the_accumulation_steps(
 def test_out_of_memory_with_two_images_is_an_error(
     data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(networks.NETWORKS, "hungry", build_hungry)
+    monkeypatch.setitem(NETWORKS, "hungry", build_hungry)
     monkeypatch.setattr(SmallMemory, "holds", 1)
     options = {"batch": 4, "stages": (Stage("all", 1, 1e-2),), "network": "hungry"}
     with pytest.raises(

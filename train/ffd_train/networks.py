@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ffd_runtime.core.errors import ModelError
 from ffd_runtime.core.file_hash import hash_file
 from ffd_runtime.core.text import first_line
 
+from .network_registry import NETWORKS
 from .stage import PARTS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -107,7 +109,7 @@ def build(network: str, weights: str = "none") -> FaceNet:
     """Build a network.
 
     Args:
-        network: key of `NETWORKS`.
+        network: key of `network_registry.NETWORKS`.
         weights: `none`, `imagenet` (torchvision or timm download them once), or a file: a
             checkpoint of ffd-train, or ImageNet weights of the same network.
 
@@ -116,7 +118,11 @@ def build(network: str, weights: str = "none") -> FaceNet:
     """
     if network not in NETWORKS:
         raise ModelError(f"unknown network {network!r}: use one of {', '.join(NETWORKS)}")
-    return NETWORKS[network](network, weights)
+    builder = NETWORKS[network]
+    if isinstance(builder, str):
+        builder = resolve_name(builder)
+    net: FaceNet = builder(network, weights)
+    return net
 
 
 def describe_weights(weights: str) -> str:
@@ -131,7 +137,8 @@ def describe_weights(weights: str) -> str:
     return f"{path.name} sha256 {hash_file(path)}"
 
 
-def _torchvision_resnext(network: str, weights: str) -> FaceNet:
+def torchvision_resnext(network: str, weights: str) -> FaceNet:
+    """Build a ResNeXt of torchvision; see `build`."""
     from torchvision import models
 
     pretrained = models.get_model_weights(network).DEFAULT if weights == "imagenet" else None
@@ -149,7 +156,8 @@ def _torchvision_resnext(network: str, weights: str) -> FaceNet:
     return net
 
 
-def _timm_efficientnet_lite(network: str, weights: str) -> FaceNet:
+def timm_efficientnet_lite(network: str, weights: str) -> FaceNet:
+    """Build an EfficientNet-Lite of timm; see `build`."""
     import timm
 
     with _Fetching(weights):
@@ -166,16 +174,6 @@ def _timm_efficientnet_lite(network: str, weights: str) -> FaceNet:
     )
     _load_file(net, model, "classifier.", weights)
     return net
-
-
-NETWORKS: dict[str, Callable[[str, str], FaceNet]] = {
-    "resnext101_32x8d": _torchvision_resnext,
-    "resnext101_64x4d": _torchvision_resnext,
-    "resnext50_32x4d": _torchvision_resnext,
-    "tf_efficientnet_lite0": _timm_efficientnet_lite,
-    "tf_efficientnet_lite1": _timm_efficientnet_lite,
-    "tf_efficientnet_lite2": _timm_efficientnet_lite,
-}
 
 
 def synchronise(net: FaceNet) -> FaceNet:

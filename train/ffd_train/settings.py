@@ -18,7 +18,7 @@ class Settings:
 
     Attributes:
         data: absolute path of the data set; export and evaluation read it.
-        network: key of `NETWORKS`.
+        network: key of `network_registry.NETWORKS`.
         weights: initial weights: `imagenet`, `none` or a file.
         stages: stages in order.
         optimizer: `sgd` (momentum 0.9) or `adamw`.

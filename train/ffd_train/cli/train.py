@@ -14,20 +14,12 @@ from click.core import ParameterSource
 from ffd_runtime.cli.command import Command, say, say_more
 from ffd_runtime.cli.options import version_option
 
+from ..network_registry import NETWORKS
 from .train_options import TrainOptions
 
 if TYPE_CHECKING:
     from ..settings import Settings
     from ..stage import Stage
-
-NETWORKS = (
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "resnext50_32x4d",
-    "tf_efficientnet_lite0",
-    "tf_efficientnet_lite1",
-    "tf_efficientnet_lite2",
-)
 
 # Options that a resumed run may change: they affect where a run trains, not what.
 MACHINE_OPTIONS = ("accumulate", "device", "workers", "compile")
@@ -57,7 +49,9 @@ def _parse_stages(
 
 @click.command(cls=Command, epilog=EPILOG)
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--network", type=click.Choice(NETWORKS), default=NETWORKS[0], show_default=True)
+@click.option(
+    "--network", type=click.Choice(NETWORKS), default=next(iter(NETWORKS)), show_default=True
+)
 @click.option(
     "--weights",
     default="imagenet",
