@@ -6,14 +6,13 @@ from an explicit generator, so that (seed, epoch, draw) reproduces an image exac
 
 from __future__ import annotations
 
-import inspect
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import cv2
 import numpy as np
@@ -22,9 +21,11 @@ from ffd_runtime.core.errors import DataError
 from ffd_runtime.image.decode import Image
 
 from . import launder
-from .pseudo_fake import imitate_generator
+from .pseudo_fake import Range, imitate_generator
 
-Range = tuple[float, float]
+# The annotation of a parameter holds the lowest and highest valid value.
+Factor = Annotated[Range, 0, 10]
+Quality = Annotated[Range, 1, 100]
 Generator = np.random.Generator
 
 # The table of augmentations that apply only to a share of the images.
@@ -51,7 +52,7 @@ class Augmentation:
         """Apply the augmentation with its probability; otherwise return the same image."""
         if rng.random() >= self.probability:
             return image
-        return _FUNCTIONS[self.name](image, rng, *self.ranges)
+        return _find_function(self.name)(image, rng, *self.ranges)
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,13 @@ def _parse_augmentation(where: str, name: str, table: Any) -> Augmentation:
     table = dict(_require_table(where, table))
     probability = _probability(where, table)
     del table["probability"]
-    wanted = list(inspect.signature(_FUNCTIONS[name]).parameters)[2:]
-    if sorted(table) != sorted(wanted):
+    limits = _find_limits(name)
+    if table.keys() != limits.keys():
         raise DataError(
-            f"[{where}] needs exactly these keys: {', '.join(['probability', *wanted])}"
+            f"[{where}] needs exactly these keys: {', '.join(['probability', *limits])}"
         )
-    return Augmentation(name, probability, tuple(_range(where, key, table[key]) for key in wanted))
+    ranges = (_range(where, key, table[key], limits[key]) for key in limits)
+    return Augmentation(name, probability, tuple(ranges))
 
 
 def _require_table(where: str, table: Any) -> Mapping[str, Any]:
@@ -206,8 +208,8 @@ def _probability(where: str, table: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def _range(where: str, key: str, value: Any) -> Range:
-    least, most = LIMITS[key]
+def _range(where: str, key: str, value: Any, limits: Range) -> Range:
+    least, most = limits
     if not isinstance(value, list) or [type(end) in (int, float) for end in value] != [True] * 2:
         raise DataError(f"[{where}] {key} must be [low, high]") from None
     low, high = value
@@ -217,12 +219,11 @@ def _range(where: str, key: str, value: Any) -> Range:
 
 
 def _table(change: Augmentation) -> dict[str, Any]:
-    wanted = list(inspect.signature(_FUNCTIONS[change.name]).parameters)[2:]
-    ranges = {key: list(ends) for key, ends in zip(wanted, change.ranges, strict=True)}
-    return {"probability": change.probability, **ranges}
+    pairs = zip(_find_limits(change.name), change.ranges, strict=True)
+    return {"probability": change.probability, **{key: list(ends) for key, ends in pairs}}
 
 
-def crop(image: Image, rng: Generator, side: Range) -> Image:
+def crop(image: Image, rng: Generator, side: Annotated[Range, 0.05, 1]) -> Image:
     """Crop a random square; `side` is a fraction of the shorter side."""
     height, width = image.shape[:2]
     length = max(1, round(min(height, width) * rng.uniform(*side)))
@@ -244,10 +245,10 @@ def vertical_flip(image: Image, rng: Generator) -> Image:
 def jitter(
     image: Image,
     rng: Generator,
-    brightness: Range,
-    contrast: Range,
-    balance: Range,
-    saturation: Range,
+    brightness: Annotated[Range, -255, 255],
+    contrast: Factor,
+    balance: Factor,
+    saturation: Factor,
 ) -> Image:
     """Change brightness (in levels), contrast, channel balance and saturation (as factors)."""
     gain = rng.uniform(*contrast) * rng.uniform(*balance, size=3)
@@ -259,22 +260,22 @@ def jitter(
     return np.asarray(cv2.addWeighted(coloured, colour, grey, 1 - colour, 0), np.uint8)
 
 
-def gamma(image: Image, rng: Generator, exponent: Range) -> Image:
+def gamma(image: Image, rng: Generator, exponent: Annotated[Range, 0.05, 20]) -> Image:
     """Apply a gamma curve."""
     return launder.gamma(np.ascontiguousarray(image), rng.uniform(*exponent))
 
 
-def blur(image: Image, rng: Generator, sigma: Range) -> Image:
+def blur(image: Image, rng: Generator, sigma: Annotated[Range, 0.01, 100]) -> Image:
     """Blur with a Gaussian; sigma in pixels."""
     return launder.blur(np.ascontiguousarray(image), rng.uniform(*sigma))
 
 
-def noise(image: Image, rng: Generator, deviation: Range) -> Image:
+def noise(image: Image, rng: Generator, deviation: Annotated[Range, 0, 255]) -> Image:
     """Add Gaussian noise; deviation in levels."""
     return launder.noise(image, rng.uniform(*deviation), rng)
 
 
-def rescale(image: Image, rng: Generator, factor: Range) -> Image:
+def rescale(image: Image, rng: Generator, factor: Annotated[Range, 0.01, 1]) -> Image:
     """Scale down with a random kernel, then up with another or not at all."""
     kernels = list(launder.KERNELS)
     down = kernels[int(rng.integers(len(kernels)))]
@@ -282,7 +283,7 @@ def rescale(image: Image, rng: Generator, factor: Range) -> Image:
     return launder.rescale(np.ascontiguousarray(image), rng.uniform(*factor), down, up)
 
 
-def resize(image: Image, rng: Generator, pixels: Range) -> Image:
+def resize(image: Image, rng: Generator, pixels: Annotated[Range, 8, 4096]) -> Image:
     """Resize the shorter side to a random length in pixels, log-uniform.
 
     Otherwise a network may learn the size at which a data set stores each source.
@@ -294,7 +295,13 @@ def resize(image: Image, rng: Generator, pixels: Range) -> Image:
     return launder.rescale(np.ascontiguousarray(image), factor, kernel, None)
 
 
-def screenshot(image: Image, rng: Generator, zoom: Range, border: Range, quality: Range) -> Image:
+def screenshot(
+    image: Image,
+    rng: Generator,
+    zoom: Annotated[Range, 0.05, 8],
+    border: Annotated[Range, 0, 2],
+    quality: Quality,
+) -> Image:
     """Imitate a screenshot: zoom, add a border of one colour, compress."""
     above, below, left, right = rng.uniform(*border, size=4).tolist()
     if max(image.shape[:2]) * zoom[1] * (1 + 2 * border[1]) > launder.MAX_SIDE_PIXELS["jpeg"]:
@@ -310,7 +317,7 @@ def screenshot(image: Image, rng: Generator, zoom: Range, border: Range, quality
     )
 
 
-def jpeg(image: Image, rng: Generator, quality: Range) -> Image:
+def jpeg(image: Image, rng: Generator, quality: Quality) -> Image:
     """Compress as JPEG with OpenCV, or with Pillow and a random chroma subsampling."""
     drawn = _draw_integer(rng, quality)
     if max(image.shape[:2]) > launder.MAX_SIDE_PIXELS["jpeg"]:
@@ -322,7 +329,7 @@ def jpeg(image: Image, rng: Generator, quality: Range) -> Image:
     return launder.jpeg_by_pillow(image, drawn, subsampling)
 
 
-def webp(image: Image, rng: Generator, quality: Range) -> Image:
+def webp(image: Image, rng: Generator, quality: Quality) -> Image:
     """Compress as lossy WebP."""
     if max(image.shape[:2]) > launder.MAX_SIDE_PIXELS["webp"]:
         return image
@@ -333,7 +340,7 @@ def _draw_integer(rng: Generator, ends: Range) -> int:
     return int(rng.integers(round(ends[0]), round(ends[1]) + 1))
 
 
-# All augmentations by name. A recipe gives a range for each parameter after the generator.
+# All augmentations by name. A recipe gives a range for each annotated parameter.
 AUGMENTATIONS: dict[str, Callable[..., Image]] = {
     function.__name__: function
     for function in (
@@ -352,23 +359,13 @@ AUGMENTATIONS: dict[str, Callable[..., Image]] = {
     )
 }
 
-_FUNCTIONS: dict[str, Callable[..., Image]] = {**AUGMENTATIONS, PSEUDO_FAKE: imitate_generator}
 
-# Valid values of each parameter, by name.
-LIMITS: dict[str, Range] = {
-    "side": (0.05, 1.0),
-    "brightness": (-255.0, 255.0),
-    "contrast": (0.0, 10.0),
-    "balance": (0.0, 10.0),
-    "saturation": (0.0, 10.0),
-    "exponent": (0.05, 20.0),
-    "sigma": (0.01, 100.0),
-    "deviation": (0.0, 255.0),
-    "factor": (0.01, 1.0),
-    "pixels": (8.0, 4096.0),
-    "zoom": (0.05, 8.0),
-    "border": (0.0, 2.0),
-    "quality": (1.0, 100.0),
-    "stride": (2.0, 32.0),
-    "detail": (0.0, 1.0),
-}
+def _find_function(name: str) -> Callable[..., Image]:
+    return imitate_generator if name == PSEUDO_FAKE else AUGMENTATIONS[name]
+
+
+@cache
+def _find_limits(name: str) -> dict[str, Range]:
+    """Return the lowest and highest valid value of each range of an augmentation."""
+    hints = get_type_hints(_find_function(name), include_extras=True)
+    return {key: of.__metadata__ for key, of in hints.items() if hasattr(of, "__metadata__")}

@@ -11,6 +11,7 @@ that detectors of such artefacts generalise to unknown generators.
 from __future__ import annotations
 
 from math import log2
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -31,7 +32,10 @@ TRACE = (0.1, 1.0)
 
 
 def imitate_generator(
-    image: Image, rng: np.random.Generator, stride: Range, detail: Range
+    image: Image,
+    rng: np.random.Generator,
+    stride: Annotated[Range, 2, 32],
+    detail: Annotated[Range, 0, 1],
 ) -> Image:
     """Make a pseudo-fake of a photograph.
 
