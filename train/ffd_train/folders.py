@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Collection, Hashable, Iterable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ffd_runtime.core.errors import DataError
+from ffd_runtime.core.tree_walk import walk_tree
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset(
@@ -80,8 +82,18 @@ def list_files(root: Path) -> Listing:
         DataError: a folder cannot be read, or a link points to one of its parents.
     """
     found = Listing()
-    for name in sorted(_walk(root, "", (), found), key=lambda name: name.split("/")):
-        picture = os.path.splitext(name)[1].lower() in SUFFIXES
+
+    def keep(name: str) -> bool:
+        found.hidden += name.startswith(".")
+        return not name.startswith(".")
+
+    for path, error in walk_tree(str(root), keep):
+        if error and error.errno == errno.ELOOP:
+            raise DataError(f"{path} is a link to one of its parent folders: remove the link")
+        if error:
+            raise DataError(f"cannot read {path}: {error.strerror}")
+        picture = os.path.splitext(path)[1].lower() in SUFFIXES
+        name = path.removeprefix(str(root)).replace(os.sep, "/").lstrip("/")
         (found.pictures if picture else found.others).append(name)
     return found
 
@@ -92,45 +104,11 @@ def list_folders(root: Path) -> list[str]:
     Raises:
         DataError: the folder cannot be read.
     """
-    return sorted(entry.name for entry in _scan(root) if _is_folder(entry))
-
-
-def _walk(
-    folder: Path, below: str, above: tuple[tuple[int, int], ...], found: Listing
-) -> Iterator[str]:
-    status = _stat(folder)
-    own = status.st_dev, status.st_ino
-    if own in above:
-        raise DataError(f"{folder} is a link to one of its parent folders: remove the link")
-    for entry in _scan(folder):
-        if entry.name.startswith("."):
-            found.hidden += 1
-        elif _is_folder(entry):
-            yield from _walk(folder / entry.name, f"{below}{entry.name}/", (*above, own), found)
-        else:
-            yield below + entry.name
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # Only links need a system call. A broken link counts as a file, which cannot be read.
-    if entry.is_symlink():
-        return os.path.isdir(entry.path)
-    return entry.is_dir()
-
-
-def _stat(folder: Path) -> os.stat_result:
     try:
-        return folder.stat()
+        with os.scandir(root) as entries:
+            return sorted(entry.name for entry in entries if os.path.isdir(entry.path))
     except OSError as error:
-        raise DataError(f"cannot read {folder}: {error.strerror}") from None
-
-
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise DataError(f"cannot read {folder}: {error.strerror}") from None
+        raise DataError(f"cannot read {root}: {error.strerror}") from None
 
 
 def read_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:

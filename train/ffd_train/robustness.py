@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import DataError, InputError, ModelError
+from ffd_runtime.core.ordered_map import map_in_order
 from ffd_runtime.core.pipeline import Prepared, infer_prepared
 from ffd_runtime.core.text import printable
 from ffd_runtime.image.decode import Image, decode
@@ -132,32 +132,16 @@ def sweep(
     work = partial(_perturb, classifier=classifier, perturbations=perturbations)
     scores: list[float] = []
     waiting: list[Prepared] = []
-    for prepared in _prefetch(items, work, classifier.workers):
-        waiting += prepared
-        while len(waiting) >= classifier.batch:
-            scores += _infer(waiting[: classifier.batch], classifier)
-            del waiting[: classifier.batch]
-        advance()
+    with ThreadPoolExecutor(classifier.workers, "ffd-perturb") as pool:
+        for prepared in map_in_order(pool, work, items, ahead=2 * classifier.workers):
+            waiting += prepared
+            while len(waiting) >= classifier.batch:
+                scores += _infer(waiting[: classifier.batch], classifier)
+                del waiting[: classifier.batch]
+            advance()
     scores += _infer(waiting, classifier)
     table = np.array(scores).reshape(len(items), len(perturbations))
     return {p.name: table[:, i].copy() for i, p in enumerate(perturbations)}
-
-
-def _prefetch(
-    items: Iterable[Item], work: Callable[[Item], list[Prepared]], workers: int
-) -> Iterator[list[Prepared]]:
-    """Yield the workers' results, in order."""
-    pool = ThreadPoolExecutor(workers, "ffd-perturb")
-    pending: deque[Future[list[Prepared]]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _perturb(

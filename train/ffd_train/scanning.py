@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ffd_runtime.core.errors import DataError, InputError
+from ffd_runtime.core.file_hash import is_sha256
 from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.model.card import CLASSES
 from ffd_runtime.model.devices import count_cores
@@ -139,7 +140,7 @@ def _scan_folders(root: Path) -> FaceData:
     require_both_classes(root, {image.label for image in images}, "the data set")
     with ThreadPoolExecutor(count_cores()) as pool:
         digests = list(pool.map(lambda image: _digest_or_error(root / image.path), images))
-    _refuse_unreadable([(images[i].path, d) for i, d in enumerate(digests) if not _is_digest(d)])
+    _refuse_unreadable([(images[i].path, d) for i, d in enumerate(digests) if not is_sha256(d)])
     samples = tuple(
         Sample(path, label, split, digest, metadata[path].source or None)
         for (path, label, _), split, digest in zip(
@@ -205,10 +206,6 @@ def _digest_or_error(path: Path) -> str:
     except InputError as error:
         return f"{error.code}: {error.message}"
     return hashlib.sha256(content).hexdigest()
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and ":" not in text
 
 
 def _refuse_unreadable(bad: list[tuple[str, str]]) -> None:

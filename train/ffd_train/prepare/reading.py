@@ -6,20 +6,20 @@ import base64
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import cv2
 import numpy as np
 
 from ffd_runtime import __version__
 from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.core.ordered_map import In, Out, map_in_order
 from ffd_runtime.image.decode import Image, decode, read_file
 from ffd_runtime.image.preprocess import crop_centre, resize
 
@@ -31,9 +31,6 @@ JOURNAL = "reading.jsonl"
 LINE_BYTES = 1400
 # Number of results that each thread may compute in advance.
 PREFETCH_PER_THREAD = 4
-
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +78,11 @@ class OrderedPool(ThreadPoolExecutor):
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
-        self._max_pending = PREFETCH_PER_THREAD * count
+        self._ahead = PREFETCH_PER_THREAD * count
 
     def in_order(self, function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-        """Map a function over items; yields the results in order."""
-        pending: deque[Future[Out]] = deque()
-        try:
-            for item in items:
-                pending.append(self.submit(function, item))
-                if len(pending) > self._max_pending:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        """Yield the result for each item, in order."""
+        return map_in_order(self, function, items, ahead=self._ahead)
 
 
 # Path, size and modification time of a file.
