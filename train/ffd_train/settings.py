@@ -16,39 +16,14 @@ from .stage import ARTICLE, Stage
 class Settings:
     """Everything that determines a run's result, except the images.
 
+    The fields are the options of ffd-train, under the same names.
+
     Attributes:
         data: absolute path of the data set; export and evaluation read it.
-        network: key of `network_registry.NETWORKS`.
-        weights: initial weights: `imagenet`, `none` or a file.
-        stages: stages in order.
-        optimizer: `sgd` (momentum 0.9) or `adamw`.
-        schedule: learning rate schedule within each stage: `cosine` (falls to 0), `one-cycle` or
-            `constant`.
-        weight_decay: weight decay of the optimizer.
-        batch: images per optimizer step, over all processes.
-        accumulate: gradient accumulation steps. More steps need less memory and, except for
-            BatchNorm, train the same.
         crop: side of random training crops, in pixels; None trains on whole images.
         sizes: range of the image's side before the crop, in pixels; None for the network's side.
         recipe: augmentation pipeline; None for no augmentation.
-        balance: sampling balance; one of `sampling.BALANCES`.
-        label_smoothing: label smoothing (Szegedy et al., 2016).
-        ema: decay of the exponential moving average of the weights, which is validated and saved;
-            0 for no average.
-        keep: checkpoint policy: `best` saves the epoch with the highest validation AUC, `last` the
-            last one.
-        clip: maximum gradient norm; 0 for no limit.
-        teacher: checkpoint of the teacher for distillation; empty for none.
-        teacher_weight: weight of the distillation loss, 0 to 1.
-        leave_out: sources excluded from train and val.
-        false_alarms: max FPR: share of each source's photographs in val that may be classified as
-            generated.
-        precision: `auto` (float32 on a CPU; on a GPU bfloat16 if the hardware supports it, else
-            float16), `32`, `bf16` or `16`.
-        seed: seed of all random numbers.
-        device: `auto`, `cpu` or `cuda`.
         workers: data loading processes; None for one per core.
-        compile: compile the network with `torch.compile`.
     """
 
     data: str = ""

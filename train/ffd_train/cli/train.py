@@ -13,9 +13,10 @@ from click.core import ParameterSource
 
 from ffd_runtime.cli.command import Command, say, say_more
 from ffd_runtime.cli.options import version_option
+from ffd_runtime.core.errors import DataError, OutputError
 
 from ..network_registry import NETWORKS
-from .train_options import TrainOptions
+from .train_options import complete_settings, load_recipe
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -47,15 +48,12 @@ def _parse_stages(
         raise click.BadParameter(str(error)) from None
 
 
-@click.command(cls=Command, epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG, context_settings={"show_default": True})
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option(
-    "--network", type=click.Choice(NETWORKS), default=next(iter(NETWORKS)), show_default=True
-)
+@click.option("--network", type=click.Choice(NETWORKS), default=next(iter(NETWORKS)))
 @click.option(
     "--weights",
     default="imagenet",
-    show_default=True,
     help="Initial weights: imagenet (downloaded once), none, or a file: ImageNet weights or a "
     "checkpoint of ffd-train.",
 )
@@ -69,27 +67,24 @@ def _parse_stages(
     "EPOCHS epochs at learning rate LR. Repeat for more stages. Default: head:1:1e-3, "
     "layer4:2:1e-3, all:2:1e-4.",
 )
-@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd")
 @click.option(
     "--schedule",
     type=click.Choice(["cosine", "one-cycle", "constant"]),
     default="cosine",
-    show_default=True,
     help="Learning rate schedule within a stage.",
 )
-@click.option("--weight-decay", type=click.FloatRange(0, 1), default=0.0, show_default=True)
+@click.option("--weight-decay", type=click.FloatRange(0, 1), default=0.0)
 @click.option(
     "--batch",
     type=click.IntRange(2),
     default=32,
-    show_default=True,
     help="Images per optimizer step, over all processes.",
 )
 @click.option(
     "--accumulate",
     type=click.IntRange(1),
     default=1,
-    show_default=True,
     help="Gradient accumulation steps. Increased automatically when a GPU runs out of memory.",
 )
 @click.option(
@@ -115,7 +110,6 @@ def _parse_stages(
     "--balance",
     type=click.Choice(["source", "class", "none"]),
     default="source",
-    show_default=True,
     help="Sampling: class draws both classes equally often; source also weights the sources of a "
     "class by the square root of their size.",
 )
@@ -123,21 +117,18 @@ def _parse_stages(
     "--label-smoothing",
     type=click.FloatRange(0, 0.5),
     default=0.05,
-    show_default=True,
     help="Share of each label that is spread over both classes.",
 )
 @click.option(
     "--ema",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.999,
-    show_default=True,
     help="Decay of the moving average of the weights, which is validated and saved; 0 disables it.",
 )
 @click.option(
     "--keep",
     type=click.Choice(["best", "last"]),
     default="best",
-    show_default=True,
     help="Checkpoint policy: save the epoch with the highest validation AUC, or the last one. "
     "Validation images are clean and do not show the effect of augmentation.",
 )
@@ -145,12 +136,12 @@ def _parse_stages(
     "--clip",
     type=click.FloatRange(0),
     default=1.0,
-    show_default=True,
     help="Maximum gradient norm; 0 disables clipping.",
 )
 @click.option(
     "--teacher",
     default="",
+    show_default=False,
     metavar="RUN",
     help="Distil from the network of this run folder or checkpoint.",
 )
@@ -158,7 +149,6 @@ def _parse_stages(
     "--teacher-weight",
     type=click.FloatRange(0, 1),
     default=0.5,
-    show_default=True,
     help="Weight of the distillation loss.",
 )
 @click.option(
@@ -172,7 +162,6 @@ def _parse_stages(
     "--false-alarms",
     type=click.FloatRange(0, 0.5),
     default=0.01,
-    show_default=True,
     help="Maximum false positive rate: share of each source's photographs in val that may be "
     "labelled generated. Sets the threshold.",
 )
@@ -180,21 +169,17 @@ def _parse_stages(
     "--precision",
     type=click.Choice(["auto", "32", "bf16", "16"]),
     default="auto",
-    show_default=True,
     help="auto: 32 on a CPU; on a GPU, mixed precision with bf16 if the hardware supports it, else "
     "with 16.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option(
     "--workers", type=click.IntRange(0), help="Data loading processes. Default: one per core."
 )
 @click.option(
     "--compile/--no-compile",
     default=False,
-    show_default=True,
     help="Compile the network with torch.compile: the first step of each stage takes minutes, the "
     "others are faster. Needs a C compiler.",
 )
@@ -203,7 +188,6 @@ def _parse_stages(
     "--runs",
     type=click.Path(path_type=Path),
     default=Path("runs"),
-    show_default=True,
     help="Folder of all runs.",
 )
 @click.option(
@@ -224,20 +208,27 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     from ..integrity import require_intact
     from ..run_folder import BEST
     from ..scanning import leave_out, scan
+    from ..settings import Settings
     from ..training import train
     from ..world import World
 
     is_main = World.from_environment().is_main
-    tell = say if is_main else _discard
-    chosen = TrainOptions(**options)
+    tell = say if is_main else (lambda _: None)
+    options["recipe"] = None if resume else load_recipe(options["recipe"])
+    settings = Settings(str(data.absolute()), **options)
     if resume:
-        settings, folder = _load_settings(data, resume, chosen), resume
+        settings, folder = _load_settings(settings, resume), resume
     else:
-        settings, folder = _start_run(data, runs, name, chosen, is_main)
+        settings = complete_settings(settings)
+        folder = runs / (name or f"{settings.network}-{time.strftime('%Y%m%d-%H%M%S')}")
+        # Other ranks may find the folder that rank 0 has just created.
+        if is_main and folder.exists():
+            raise OutputError(f"{folder} exists: choose another --name, or --resume {folder}")
     tell(f"reading {data}")
     faces = leave_out(scan(data, ("train", "val")), settings.leave_out)
     counts = ", ".join(f"{len(faces.split(split))} {split}" for split in ("train", "val", "test"))
-    tell(f"{len(faces.samples)} images: {counts}" + _describe_ignored(faces.ignored))
+    skipped = f" (skipped {faces.ignored} files that are not images)" if faces.ignored else ""
+    tell(f"{len(faces.samples)} images: {counts}{skipped}")
     for note in faces.notes:
         tell(note)
     if not resume:
@@ -254,12 +245,9 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     tell(f"wrote {folder / BEST}")
 
 
-def _load_settings(data: Path, run: Path, options: TrainOptions) -> Settings:
+def _load_settings(chosen: Settings, run: Path) -> Settings:
     """Read the settings of the run to resume, and apply the options of the machine."""
-    from ffd_runtime.core.errors import DataError
-
     from ..run_folder import SETTINGS
-    from ..settings import Settings
 
     context = click.get_current_context()
     given = {
@@ -267,8 +255,10 @@ def _load_settings(data: Path, run: Path, options: TrainOptions) -> Settings:
         for parameter in context.command.params
         if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
     }
-    names = (*(field.name for field in fields(TrainOptions)), "name", "runs")
-    other = [given[name] for name in names if name in given and name not in MACHINE_OPTIONS]
+    # The data may have moved: they are compared by content.
+    changeable = ("data", *MACHINE_OPTIONS)
+    names = (*(field.name for field in fields(chosen)), "name", "runs")
+    other = [given[name] for name in names if name in given and name not in changeable]
     if other:
         allowed = ", ".join(f"--{name}" for name in MACHINE_OPTIONS)
         raise click.UsageError(
@@ -277,26 +267,10 @@ def _load_settings(data: Path, run: Path, options: TrainOptions) -> Settings:
         )
     if not (run / SETTINGS).is_file():
         raise DataError(f"{run} is not a run: it has no {SETTINGS}")
-    # The data may have moved: they are compared by content.
-    text = (run / SETTINGS).read_text()
-    changes = {name: getattr(options, name) for name in MACHINE_OPTIONS if name in given}
-    settings = Settings.from_json(text, data=str(data.absolute()), **changes)
+    changes = {name: getattr(chosen, name) for name in changeable if name in given}
+    settings = chosen.from_json((run / SETTINGS).read_text(), **changes)
     _require_same_divisible(settings.batch, settings.accumulate)
     return settings
-
-
-def _start_run(
-    data: Path, runs: Path, name: str | None, options: TrainOptions, is_main: bool
-) -> tuple[Settings, Path]:
-    """Return the settings and the folder of a new run."""
-    from ffd_runtime.core.errors import OutputError
-
-    settings = options.to_settings(data)
-    folder = runs / (name or f"{settings.network}-{time.strftime('%Y%m%d-%H%M%S')}")
-    # Other ranks may find the folder that rank 0 has just created.
-    if is_main and folder.exists():
-        raise OutputError(f"{folder} exists: choose another --name, or --resume {folder}")
-    return settings, folder
 
 
 def _require_same_divisible(batch: int, accumulation_steps: int) -> None:
@@ -317,14 +291,6 @@ def _require_same_divisible(batch: int, accumulation_steps: int) -> None:
         f"{accumulation_steps} micro-batches (processes x accumulation steps) of two images or "
         f"more: {what}"
     )
-
-
-def _discard(_: str) -> None:
-    """Replaces `say` on other ranks than 0."""
-
-
-def _describe_ignored(count: int) -> str:
-    return f" (skipped {count} files that are not images)" if count else ""
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The options of ffd-train, and the settings that they give."""
+"""The settings that the options of ffd-train give."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,64 +11,40 @@ import click
 if TYPE_CHECKING:
     from ..augmentation import AugmentationPipeline
     from ..settings import Settings
-    from ..stage import Stage
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """The options of ffd-train that become settings of a run, under the same names."""
+def complete_settings(settings: Settings) -> Settings:
+    """Check the settings of a new run, and make its paths absolute.
 
-    network: str
-    weights: str
-    stages: tuple[Stage, ...]
-    optimizer: str
-    schedule: str
-    weight_decay: float
-    batch: int
-    accumulate: int
-    crop: int | None
-    sizes: tuple[int, int] | None
-    recipe: str | None
-    balance: str
-    label_smoothing: float
-    ema: float
-    keep: str
-    clip: float
-    teacher: str
-    teacher_weight: float
-    leave_out: tuple[str, ...]
-    false_alarms: float
-    precision: str
-    seed: int
-    device: str
-    workers: int | None
-    compile: bool
-
-    def to_settings(self, data: Path) -> Settings:
-        """Return the settings of a new run.
-
-        Raises:
-            UsageError: options contradict each other.
-            DataError: the augmentation recipe is invalid.
-        """
-        from ..settings import Settings
-
-        _require_sizes(self.crop, self.sizes)
-        _require_divisible(self.batch, self.accumulate)
-        # Not asdict: it would turn the stages into dictionaries.
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["recipe"] = _load_recipe(self.recipe)
-        for name in ("weights", "teacher"):
-            if values[name] not in ("imagenet", "none", ""):
-                values[name] = str(Path(values[name]).absolute())
-        return Settings(data=str(data.absolute()), **values)
-
-
-def _require_sizes(crop: int | None, sizes: tuple[int, int] | None) -> None:
+    Raises:
+        UsageError: options contradict each other.
+    """
+    crop, sizes = settings.crop, settings.sizes
     if sizes and not crop:
         raise click.UsageError("--sizes needs --crop: the images of a batch have one size")
     if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
         raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
+    _require_divisible(settings.batch, settings.accumulate)
+    weights, teacher = (
+        value if value in ("imagenet", "none", "") else str(Path(value).absolute())
+        for value in (settings.weights, settings.teacher)
+    )
+    return replace(settings, weights=weights, teacher=teacher)
+
+
+def load_recipe(text: str | None) -> AugmentationPipeline | None:
+    """Return the augmentation pipeline of `--recipe`.
+
+    Raises:
+        DataError: the recipe is invalid.
+    """
+    from ..augmentation import AugmentationPipeline
+
+    if text == "none":
+        return None
+    if text in ("light", "varied"):
+        return AugmentationPipeline.packaged(text)
+    return AugmentationPipeline.load(Path(text)) if text else AugmentationPipeline.default()
 
 
 def _require_divisible(batch: int, accumulation_steps: int) -> None:
@@ -86,13 +62,3 @@ def _require_divisible(batch: int, accumulation_steps: int) -> None:
             f"--batch {batch} cannot be divided evenly into {count} micro-batches: use --batch "
             f"{nearest}"
         )
-
-
-def _load_recipe(text: str | None) -> AugmentationPipeline | None:
-    from ..augmentation import AugmentationPipeline
-
-    if text == "none":
-        return None
-    if text in ("light", "varied"):
-        return AugmentationPipeline.packaged(text)
-    return AugmentationPipeline.load(Path(text)) if text else AugmentationPipeline.default()
