@@ -16,20 +16,13 @@ from sklearn.metrics import roc_auc_score
 
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.core.results import Result
+from ffd_runtime.outputs.html_page import require_page_path
 from ffd_train import intervals
 from ffd_train.classification_metrics import Floats, measure_scores
 from ffd_train.evaluation import Evaluation, draw_sample
-from ffd_train.evaluation_report import (
-    Study,
-    Subject,
-    put_table,
-    require_place,
-    require_writable,
-    summarise,
-    to_document,
-    write_page,
-)
-from ffd_train.evaluation_report.markdown import BEGIN, END, to_markdown
+from ffd_train.evaluation_report.evaluation_page import write_page
+from ffd_train.evaluation_report.markdown import BEGIN, END, put_table, require_place, to_markdown
+from ffd_train.evaluation_report.study import Study, Subject, summarise, to_document
 from ffd_train.face_data import FaceData, Sample
 from ffd_train.intervals import Bools, wilson
 from ffd_train.robustness import CLEAN, measure_cell
@@ -342,8 +335,8 @@ def test_an_unwritable_page_is_refused_before_the_work(tmp_path: Path) -> None:
         ("absent/page.html", "no such folder, or no permission to write there"),
     ):
         with pytest.raises(OutputError, match=message):
-            require_writable(tmp_path / name)
-    require_writable(tmp_path / "page.html")
+            require_page_path(tmp_path / name, "--report")
+    require_page_path(tmp_path / "page.html", "--report")
     assert not (tmp_path / "page.html").exists()
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.calibrate import calibrate, fit_temperature, fit_threshold, fit_unsure_band
 from ffd_train.classification_metrics import (
-    equal_error_rate,
+    equal_error_rates,
     expected_calibration_error,
     find_placements,
     measure,
@@ -156,8 +156,8 @@ def test_no_decision_has_no_accuracy() -> None:
 
 
 def test_the_equal_error_rate_is_interpolated() -> None:
-    assert equal_error_rate(np.array([0, 0.2, 1]), np.array([0, 0.6, 1])) == pytest.approx(1 / 3)
-    assert equal_error_rate(np.array([0, 0, 1]), np.array([0, 1, 1])) == pytest.approx(0)
+    alarms, found = np.array([[0, 0.2, 1], [0, 0, 1]]), np.array([[0, 0.6, 1], [0, 1, 1]])
+    assert equal_error_rates(alarms, found) == pytest.approx([1 / 3, 0])
 
 
 def test_calibration_error_of_calibrated_and_overconfident_scores() -> None:

@@ -60,12 +60,7 @@ def count_ignored(folders: Collection[ClassFolder]) -> int:
 
 
 def require_both_classes(root: Path, labels: Collection[int], where: str) -> None:
-    """Check that both classes have an image.
-
-    Args:
-        root: the data set.
-        labels: labels of its images.
-        where: the part of the data set that they are in, for the message.
+    """Check that both classes have an image; `where` names the part of the data set.
 
     Raises:
         DataError: a class has no image.

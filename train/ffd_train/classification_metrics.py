@@ -90,7 +90,7 @@ def measure_scores(
         accuracy=float(right.mean()),
         roc_auc=float(roc_auc_score(generated, scores)),
         average_precision=float(average_precision_score(generated, scores)),
-        eer=equal_error_rate(false_alarm, found),
+        eer=float(equal_error_rates(false_alarm[None], found[None])[0]),
         tpr_at_1_fpr=float(found[false_alarm <= 0.01].max()),
         ece=expected_calibration_error(scores, generated),
         decided=float(decided.mean()),
@@ -145,14 +145,21 @@ def _count_below(scores: Floats, others: Floats) -> Floats:
     return below + np.searchsorted(ranked, scores, "right") / 2
 
 
-def equal_error_rate(false_alarm: Floats, found: Floats) -> float:
-    """Return the rate at which FPR and FNR are equal, interpolated on the ROC curve."""
+def equal_error_rates(false_alarm: Floats, found: Floats) -> Floats:
+    """Return the rates, [N], at which FPR and FNR are equal, interpolated on ROC curves.
+
+    Args:
+        false_alarm: [N, points], FPR of each curve, from 0 to 1.
+        found: [N, points], TPR of each curve, from 0 to 1.
+    """
     gap = false_alarm - (1 - found)
-    after = int(np.argmax(gap >= 0))
-    if after == 0:
-        return float(false_alarm[0])
-    weight = -gap[after - 1] / (gap[after] - gap[after - 1])
-    return float(false_alarm[after - 1] + weight * (false_alarm[after] - false_alarm[after - 1]))
+    after = np.argmax(gap >= 0, axis=1)
+    # A curve begins with a gap of -1, so an earlier point exists.
+    rows, before = np.arange(len(gap)), after - 1
+    weight = -gap[rows, before] / (gap[rows, after] - gap[rows, before])
+    low, high = false_alarm[rows, before], false_alarm[rows, after]
+    rates: Floats = low + weight * (high - low)
+    return rates
 
 
 def expected_calibration_error(

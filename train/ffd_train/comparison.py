@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest, norm
@@ -94,10 +94,6 @@ class Comparison:
     differences: dict[str, Difference]
     auc: AucTest
     accuracy: AccuracyTest
-
-    def to_json(self) -> dict[str, object]:
-        """Return the comparison as JSON types."""
-        return asdict(self)
 
 
 def compare(
@@ -194,13 +190,7 @@ def delong(first: Floats, second: Floats, generated: Bools) -> AucTest:
 
 
 def describe(comparison: Comparison, first: str, second: str) -> list[str]:
-    """Describe in one sentence each how the models rank images and how they classify them.
-
-    Args:
-        comparison: the comparison.
-        first: name of the first model.
-        second: name of the second model.
-    """
+    """Describe in one sentence each how two named models rank images and classify them."""
     auc, decided = comparison.auc, comparison.accuracy
     row = comparison.differences["roc_auc"]
     assert row.interval is not None

@@ -181,12 +181,7 @@ def evaluate(
     data: FaceData,
     advance: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Classify labelled images and compute metrics.
-
-    Args:
-        classifier: the model.
-        data: images of both classes.
-        advance: called after every image.
+    """Classify labelled images and compute metrics; call `advance` after every image.
 
     Raises:
         DataError: a class has no readable image.
@@ -215,11 +210,7 @@ def measure_robustness(
 ) -> tuple[Cell, ...]:
     """Measure the readable images under every perturbation; the first cell is clean.
 
-    Args:
-        classifier: model of `evaluation`.
-        evaluation: evaluation of the clean images.
-        advance: called after every scored image.
-        advance_cell: called after every measured cell.
+    `advance` is called after every scored image, and `advance_cell` after every measured cell.
 
     Raises:
         DataError: an image cannot be read any more, or a codec does not support its size.
@@ -239,13 +230,7 @@ def measure_robustness(
 
 
 def draw_sample(data: FaceData, size: int, seed: int = 0) -> FaceData:
-    """Draw a deterministic sample, stratified by class and source.
-
-    Args:
-        data: data set to draw from.
-        size: number of images, at least 2; at most all.
-        seed: seed of the draw.
-    """
+    """Draw a deterministic sample of at least two images, stratified by class and source."""
     rng = np.random.default_rng(seed)
     groups: dict[tuple[int, str], list[Sample]] = {}
     for sample in sorted(data.samples, key=lambda sample: sample.path):

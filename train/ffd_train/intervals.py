@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 from scipy.stats import beta, binomtest
 
-from .classification_metrics import Floats, confidence_gaps, log_losses
+from .classification_metrics import Floats, confidence_gaps, equal_error_rates, log_losses
 
 Bools = npt.NDArray[np.bool_]
 Interval = tuple[float, float]
@@ -230,21 +230,6 @@ def _measure_ranking(scores: Floats, generated: Bools, counts: Floats) -> dict[s
     alarms /= (~truth).sum()
     return {
         "average_precision": (np.diff(found, axis=1) * precision).sum(1),
-        "eer": _equal_error_rates(alarms, found),
+        "eer": equal_error_rates(alarms, found),
         "tpr_at_1_fpr": np.where(alarms <= 0.01, found, 0).max(1),
     }
-
-
-def _equal_error_rates(alarms: Floats, found: Floats) -> Floats:
-    """Compute `classification_metrics.equal_error_rate` for each row."""
-    gap = alarms - (1 - found)
-    after = np.argmax(gap >= 0, axis=1)[:, None]
-
-    def at(values: Floats, place: npt.NDArray[np.int64]) -> Floats:
-        return np.take_along_axis(values, place, 1)[:, 0]
-
-    # The curve begins with a gap of -1, so an earlier point exists.
-    before = after - 1
-    weight = -at(gap, before) / (at(gap, after) - at(gap, before))
-    rates: Floats = at(alarms, before) + weight * (at(alarms, after) - at(alarms, before))
-    return rates

@@ -36,11 +36,7 @@ def refuse_shared_images(data: FaceData) -> None:
 
 
 def refuse_shared_people(data: FaceData, metadata: Mapping[str, PictureMetadata]) -> None:
-    """Check that the images of each person are in one split.
-
-    Args:
-        data: the data set.
-        metadata: of each image, by path.
+    """Check that the images of each person are in one split; the metadata are by path.
 
     Raises:
         DataError: a person is in two splits.

@@ -94,11 +94,7 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
 
 
 class SharedMemoryError(FfdError):
-    """The shared memory is too small for the workers' batches.
-
-    Args:
-        workers: number of worker processes.
-    """
+    """The shared memory is too small for the workers' batches."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(

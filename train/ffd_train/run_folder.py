@@ -59,13 +59,7 @@ class Position:
 class RunCheckpoint(Callback):
     """Write metrics, the checkpoint and the state to resume from after each epoch.
 
-    Args:
-        folder: folder of the run.
-        stage: index of the stage.
-        card: card of the checkpoint.
-        best: quality of the best epoch so far.
-        progress: measures the time spent waiting for data.
-        policy: checkpoint policy: `best` or `last`.
+    The checkpoint policy is `best` or `last`. `best` is the quality of the best epoch so far.
     """
 
     def __init__(
@@ -160,12 +154,7 @@ class RunCheckpoint(Callback):
 
 
 def require_space(folder: Path, net: FaceNet, settings: Settings) -> None:
-    """Check that the disk has room for the run's files.
-
-    Args:
-        folder: folder of the run; may not exist yet.
-        net: network to train.
-        settings: settings of the run; they determine the size of the state.
+    """Check that the disk has room for the run's files; the folder may not exist yet.
 
     Raises:
         OutputError: the disk is too full for the checkpoint and two states to resume from: the

@@ -24,11 +24,7 @@ class ScoringGraph(nn.Module):
 
     The heatmap is the class activation map (Zhou et al., 2016) of generated minus that of
     groundtruth, including bias and temperature. Because the head averages the features, the mean
-    of the heatmap is exactly the log-odds of P(generated).
-
-    Args:
-        net: the network; set to evaluation mode.
-        temperature: temperature of the card.
+    of the heatmap is exactly the log-odds of P(generated). The network is set to evaluation mode.
     """
 
     def __init__(self, net: FaceNet, temperature: float) -> None:
@@ -53,10 +49,7 @@ class ScoringGraph(nn.Module):
 class TorchBackend:
     """A backend of the runtime that runs a checkpoint in full float32 precision.
 
-    Args:
-        net: the network.
-        card: its card.
-        device: `cpu` or `cuda[:N]`.
+    The device is `cpu` or `cuda[:N]`.
 
     Raises:
         DeviceMemoryError: the network does not fit the device's memory.

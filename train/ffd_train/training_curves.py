@@ -8,12 +8,7 @@ from pathlib import Path
 
 
 def plot_curves(metrics: Path, output: Path) -> None:
-    """Plot loss, accuracy and AUC over the epochs, and mark the stages.
-
-    Args:
-        metrics: path of `metrics.csv`.
-        output: path of the PNG, 1200 x 450 pixels.
-    """
+    """Plot `metrics.csv` over the epochs to a PNG of 1200 x 450 pixels, and mark the stages."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

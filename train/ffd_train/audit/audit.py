@@ -77,12 +77,9 @@ def audit(
     advance: Callable[[], object] = lambda: None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Audit:
-    """Audit a data set.
+    """Audit a data set from `list_images`, and read every image once.
 
-    Args:
-        data: data set from `list_images`; every image is read once.
-        advance: called after each image.
-        say: receives a line before each slow step.
+    `advance` is called after each image, and `say` with a line before each slow step.
     """
     table = measure(data, advance)
     say(f"looking for copies among {len(table.samples)} images")

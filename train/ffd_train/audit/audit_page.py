@@ -8,18 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ffd_runtime.core.atomic_file import write_output
-from ffd_runtime.core.errors import InputError
-from ffd_runtime.image.decode import decode
-from ffd_runtime.image.preprocess import crop_centre, resize
 from ffd_runtime.model.card import CLASSES
-from ffd_runtime.outputs.html_page import data_uri, encode_image, render_page
+from ffd_runtime.outputs.html_page import render_page
 
 from ..face_data import Sample
+from ..thumbnail import embed_thumbnail
 from .audit import Audit
 from .copies import CORRELATION, DISTANCE, Copies
 from .facts import FACTS, PLAIN, Fact, Table
@@ -37,20 +34,13 @@ MAX_UNREADABLE = 500
 MAX_SOURCES = 12
 SHEET_SIDE_PIXELS = 96
 COPY_SIDE_PIXELS = 160
-JPEG_QUALITY = 75
 HISTOGRAM_BINS = 40
+
+# An image and its thumbnail; None if the file cannot be read any more.
+_Picture = tuple[Sample, "Markup | None"]
 
 _TEMPLATE = Path(__file__).with_name("audit.html")
 _SYMBOLS = {"generated": "▲", "groundtruth": "●", "high": "✕", "medium": "◆", "low": "○"}
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A thumbnail; `uri` is None if the file cannot be read any more."""
-
-    path: str
-    label: str
-    uri: Markup | None
 
 
 @dataclass(frozen=True)
@@ -64,14 +54,8 @@ class _Sheet:
     pictures: Sequence[_Picture]
 
 
-@dataclass(frozen=True)
-class _Ridge:
-    """The histogram of one source: (bin, height from 0 to 96) of each bar."""
-
-    name: str
-    label: str
-    median: str
-    bars: Sequence[tuple[int, float]]
+# The histogram of one source: its sheet, median, and (bin, height from 0 to 96) of each bar.
+_Ridge = tuple[_Sheet, str, Sequence[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -92,16 +76,6 @@ class _CopyGroup:
     title: str
     pictures: Sequence[_Picture]
     more: int
-
-
-@dataclass(frozen=True)
-class _GroupRow:
-    """A row of the table of groups."""
-
-    label: str
-    name: str
-    total: bool
-    cells: Sequence[str]
 
 
 def write_page(path: Path, audit: Audit, started: datetime) -> None:
@@ -134,7 +108,7 @@ def render(audit: Audit, started: datetime) -> str:
             *("images", "plain backgrounds", "variety of backgrounds"),
             *(fact.title for fact in FACTS),
         ],
-        groups=[_group_row(group) for group in audit.groups],
+        groups=[(group, _format_group(group)) for group in audit.groups],
         histograms=[_histogram(table, f, sheets) for f in FACTS if f.digits is not None],
         bins=HISTOGRAM_BINS,
         sheets=sheets,
@@ -148,14 +122,13 @@ def render(audit: Audit, started: datetime) -> str:
     )
 
 
-def _group_row(group: Group) -> _GroupRow:
-    cells = [
+def _format_group(group: Group) -> list[str]:
+    return [
         f"{group.images:,}",
         "" if group.plain is None else f"{100 * group.plain:.0f} %",
         "" if group.variety is None else f"{group.variety:.0f}",
         *(format_summary(group.facts[f.name], f) if group.facts else "" for f in FACTS),
     ]
-    return _GroupRow(group.label, group.name, not (group.source or group.split), cells)
 
 
 def _make_sheets(table: Table) -> list[_Sheet]:
@@ -170,23 +143,16 @@ def _make_sheets(table: Table) -> list[_Sheet]:
         for _, source in largest:
             chosen = own & (table.sources == source)
             indices = order[chosen[order]][:MAX_SHEET_PICTURES]
-            pictures = [_picture(table, table.samples[i], SHEET_SIDE_PIXELS) for i in indices]
-            readable = [picture for picture in pictures if picture.uri]
+            pictures = [_picture(table, i, SHEET_SIDE_PIXELS) for i in indices]
+            readable = [picture for picture in pictures if picture[1]]
             name, images = source or class_name, int(chosen.sum())
             sheets.append(_Sheet(name, class_name, images, chosen, readable))
     return sheets
 
 
-def _picture(table: Table, sample: Sample, side: int) -> _Picture:
-    """Encode the centre square of an image."""
-    label = CLASSES[sample.label]
-    try:
-        square = crop_centre(decode(table.data.read(sample)))
-    except InputError:
-        return _Picture(sample.path, label, None)
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    data = encode_image(".jpg", resize(square, side), options)
-    return _Picture(sample.path, label, data_uri("jpeg", data))
+def _picture(table: Table, index: int, side: int) -> _Picture:
+    sample = table.samples[index]
+    return sample, embed_thumbnail(table.data, sample, side)
 
 
 def _histogram(table: Table, fact: Fact, sheets: Sequence[_Sheet]) -> _Histogram:
@@ -208,7 +174,7 @@ def _ridge(sheet: _Sheet, values: npt.NDArray[Any], low: float, high: float) -> 
     top = max(int(counts.max()), 1)
     bars = [(at, max(96 * n / top, 2)) for at, n in enumerate(counts.tolist()) if n]
     median = f"median {np.median(known):.3g}" if len(known) else "unknown"
-    return _Ridge(sheet.name, sheet.label, median, bars)
+    return sheet, median, bars
 
 
 def _rank_copies(table: Table, group: Copies) -> int:
@@ -220,11 +186,10 @@ def _copy_group(table: Table, group: Copies) -> _CopyGroup:
     rank = _rank_copies(table, group)
     places = ["in both classes"] * (rank >= 2) + ["in several splits"] * (rank % 2)
     title = ", ".join([*places, "identical files" if group.exact else "nearly identical"])
-    shown = [table.samples[i] for i in group.members[:MAX_COPY_MEMBERS]]
     return _CopyGroup(
         "high" if places else "low",
         title,
-        [_picture(table, sample, COPY_SIDE_PIXELS) for sample in shown],
+        [_picture(table, i, COPY_SIDE_PIXELS) for i in group.members[:MAX_COPY_MEMBERS]],
         max(0, len(group.members) - MAX_COPY_MEMBERS),
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
@@ -11,6 +9,7 @@ from rich.text import Text
 from ffd_runtime.core.text import printable
 from ffd_runtime.model.card import CLASSES
 
+from ..terminal_table import make_table
 from .audit import Audit
 from .facts import FACTS
 from .groups import format_summary
@@ -37,22 +36,13 @@ def show(audit: Audit) -> None:
         console.print(Text(f"{'':<8}{printable(one.advice)}", "dim"), soft_wrap=True)
 
 
-def _grid(title: str, texts: Iterable[str], numbers: Iterable[str] = ()) -> Grid:
-    grid = Grid(title=Text(printable(title)))
-    for name in texts:
-        grid.add_column(name, overflow="fold", min_width=12)
-    for name in numbers:
-        grid.add_column(name, justify="right")
-    return grid
-
-
 def _groups(audit: Audit) -> Grid:
     facts = [next(fact for fact in FACTS if fact.name == name) for name in _FACTS]
     names = ["images", *_FACTS, "plain"]
     title = (
         f"{audit.table.data.root}: {len(audit.table.samples)} images, medians and plain backgrounds"
     )
-    grid = _grid(title, ["group"], names)
+    grid = make_table(title, ["group"], names)
     for group in audit.groups:
         values = [
             format_summary(group.facts[fact.name], fact) if group.facts else "" for fact in facts
@@ -66,7 +56,7 @@ def _groups(audit: Audit) -> Grid:
 
 
 def _probes(audit: Audit) -> Grid:
-    grid = _grid("How well the classes can be separated", ["by"], ["AUC"])
+    grid = make_table("How well the classes can be separated", ["by"], ["AUC"])
     for probe in audit.probes:
         grid.add_row(VIEWS[probe.view], _auc(probe.score))
     return grid
@@ -74,7 +64,7 @@ def _probes(audit: Audit) -> Grid:
 
 def _sources(audit: Audit) -> Grid:
     title = "How well a source can be separated from the others of its class"
-    grid = _grid(title, ["source", "class"], ["AUC by file facts", "AUC by framing"])
+    grid = make_table(title, ["source", "class"], ["AUC by file facts", "AUC by framing"])
     for probe in audit.sources:
         scores = (_auc(probe.file), _auc(probe.framing))
         grid.add_row(Text(printable(probe.source)), CLASSES[probe.label], *scores)

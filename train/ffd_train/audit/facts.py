@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -129,19 +130,15 @@ def list_images(root: Path, sample: int | None = None) -> FaceData:
         DataError: there is no image, or the layout is unknown.
     """
     data = list_samples(root)
-    return replace(data, samples=tuple(_choose(data.samples, sample)))
-
-
-def _choose(samples: Sequence[Sample], count: int | None) -> Sequence[Sample]:
-    if count is None:
-        return samples
-    groups: dict[tuple[int, str | None], list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault((sample.label, sample.source), []).append(sample)
-    chosen = {
-        one.path for group in groups.values() for one in sorted(group, key=_hash_order)[:count]
-    }
-    return [sample for sample in samples if sample.path in chosen]
+    if sample is None:
+        return data
+    counts: Counter[tuple[int, str | None]] = Counter()
+    chosen = set()
+    for one in sorted(data.samples, key=_hash_order):
+        counts[one.label, one.source] += 1
+        if counts[one.label, one.source] <= sample:
+            chosen.add(one.path)
+    return replace(data, samples=tuple(one for one in data.samples if one.path in chosen))
 
 
 def _hash_order(sample: Sample) -> bytes:
@@ -149,12 +146,7 @@ def _hash_order(sample: Sample) -> bytes:
 
 
 def measure(data: FaceData, advance: Callable[[], object] = lambda: None) -> Table:
-    """Read and decode every image once, in one thread per core.
-
-    Args:
-        data: the data set.
-        advance: called after each image.
-    """
+    """Read and decode every image once, in one thread per core; call `advance` after each."""
     count = len(data.samples)
     samples: list[Sample] = []
     unreadable: list[Unreadable] = []
@@ -173,26 +165,17 @@ def measure(data: FaceData, advance: Callable[[], object] = lambda: None) -> Tab
         digests[at] = np.frombuffer(digest, np.uint8)
         hashes[at] = picture.phash
         smalls[at] = picture.small
-        for name, value in _row(encoding, picture).items():
-            rows[name].append(value)
+        row = _row(encoding, picture)
+        for name, values in rows.items():
+            values.append(row[name])
     known = len(samples)
-    return Table(
-        data,
-        tuple(samples),
-        tuple(unreadable),
-        _columns(rows),
-        digests[:known],
-        hashes[:known],
-        smalls[:known],
-    )
-
-
-def _columns(rows: dict[str, list[Any]]) -> dict[str, npt.NDArray[Any]]:
     categories = {fact.name for fact in FACTS if fact.digits is None}
-    return {
+    columns = {
         name: np.array(values, np.str_ if name in categories else np.float64)
         for name, values in rows.items()
     }
+    arrays = digests[:known], hashes[:known], smalls[:known]
+    return Table(data, tuple(samples), tuple(unreadable), columns, *arrays)
 
 
 # The sha256 of the file, its encoding and its content, or the error.
@@ -217,36 +200,22 @@ def _read(data: FaceData, sample: Sample) -> _Result:
     return hashlib.sha256(content).digest(), encoding, measure_picture(image)
 
 
-def _row(encoding: Encoding, picture: Picture) -> dict[str, float | str]:
+def _row(encoding: Encoding, picture: Picture) -> dict[str, Any]:
+    """Return the facts by name, and other measurements."""
     pixels = encoding.width * encoding.height
     lightness, redness, yellowness = picture.background
     return {
-        "format": encoding.format,
+        **vars(encoding),
+        **vars(picture),
         "quality": np.nan if encoding.quality is None else encoding.quality,
-        "subsampling": encoding.subsampling,
         "progressive": "yes" if encoding.progressive else "no",
         "exif": "yes" if encoding.exif else "no",
-        "width": encoding.width,
-        "height": encoding.height,
         "aspect": encoding.width / encoding.height,
         "megapixels": pixels / 1e6,
         "bytes_per_pixel": encoding.bytes / pixels,
         "kilobytes": encoding.bytes / 1000,
         "frame": 100 * picture.frame,
-        "frame_grey": picture.frame_grey,
-        "texture": picture.texture,
         "background_lightness": lightness,
         "background_redness": redness,
         "background_yellowness": yellowness,
-        "brightness": picture.brightness,
-        "contrast": picture.contrast,
-        "chroma": picture.chroma,
-        "redness": picture.redness,
-        "yellowness": picture.yellowness,
-        "sharpness": picture.sharpness,
     }
-
-
-def facts_of_view(view: str) -> Sequence[Fact]:
-    """Return the facts of one view."""
-    return [fact for fact in FACTS if fact.view == view]

@@ -52,74 +52,49 @@ class Group:
 
 def summarise(table: Table) -> list[Group]:
     """Return all non-empty groups: each class, then its sources and splits."""
-    there = _Places.of(table.samples)
-    lost = _Places.of([failed.sample for failed in table.unreadable])
+    lost = [failed.sample for failed in table.unreadable]
     groups = []
     for label, name in enumerate(CLASSES):
-        wanted: list[tuple[str | None, str | None]] = [(None, None)]
-        wanted += [
-            (source, None) for source in sorted(there.sources_of(label) | lost.sources_of(label))
-        ]
-        wanted += [(None, split) for split in SPLITS]
-        for source, split in wanted:
-            chosen = there.chosen(label, source, split)
-            unreadable = int(lost.chosen(label, source, split).sum())
+        own = [s for s in (*table.samples, *lost) if s.label == label]
+        sources = sorted({s.source for s in own if s.source})
+        wanted = [(None, None), *((source, None) for source in sources)]
+        for source, split in (*wanted, *((None, split) for split in SPLITS)):
+            chosen = _select(table.samples, label, source, split)
+            unreadable = int(_select(lost, label, source, split).sum())
             if chosen.any() or unreadable:
-                groups.append(_summarise(table, chosen, unreadable, name, source, split))
+                columns = {key: column[chosen] for key, column in table.columns.items()}
+                groups.append(_summarise(columns, unreadable, name, source, split))
     return groups
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Class, source and split of N samples."""
-
-    labels: npt.NDArray[np.int64]
-    sources: npt.NDArray[np.str_]
-    splits: npt.NDArray[np.str_]
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample]) -> _Places:
-        return cls(
-            np.array([sample.label for sample in samples], np.int64),
-            np.array([sample.source or "" for sample in samples], np.str_),
-            np.array([sample.split for sample in samples], np.str_),
-        )
-
-    def sources_of(self, label: int) -> set[str]:
-        """Return the names of a class's sources."""
-        return set(self.sources[self.labels == label].tolist()) - {""}
-
-    def chosen(self, label: int, source: str | None, split: str | None) -> npt.NDArray[np.bool_]:
-        """Select the samples of a class, and of a source or split if given."""
-        mask: npt.NDArray[np.bool_] = self.labels == label
-        if source is not None:
-            mask &= self.sources == source
-        if split is not None:
-            mask &= self.splits == split
-        return mask
+def _select(
+    samples: Sequence[Sample], label: int, source: str | None, split: str | None
+) -> npt.NDArray[np.bool_]:
+    """Select the samples of a class, and of a source or split if given."""
+    return np.array(
+        [
+            s.label == label and source in (None, s.source) and split in (None, s.split)
+            for s in samples
+        ],
+        np.bool_,
+    )
 
 
 def _summarise(
-    table: Table,
-    chosen: npt.NDArray[np.bool_],
+    columns: dict[str, npt.NDArray[Any]],
     unreadable: int,
     name: str,
     source: str | None,
     split: str | None,
 ) -> Group:
-    images = int(chosen.sum())
-    if not images:
+    texture = columns["texture"]
+    if not len(texture):
         return Group(name, source, split, 0, unreadable, {}, None, None)
-    return Group(
-        name,
-        source,
-        split,
-        images,
-        unreadable,
-        {fact.name: describe(table.columns[fact.name][chosen], fact) for fact in FACTS},
-        float((table.columns["texture"][chosen] < PLAIN).mean()),
-        _variety(table, chosen),
-    )
+    facts = {fact.name: describe(columns[fact.name], fact) for fact in FACTS}
+    colours = ("background_lightness", "background_redness", "background_yellowness")
+    variety = float(np.sqrt(sum(columns[colour].var() for colour in colours)))
+    plain = float((texture < PLAIN).mean())
+    return Group(name, source, split, len(texture), unreadable, facts, plain, variety)
 
 
 def describe(values: npt.NDArray[Any], fact: Fact) -> dict[str, float]:
@@ -163,8 +138,3 @@ def describe_typical(values: npt.NDArray[Any], fact: Fact) -> str:
         )
     low, median, high = (f"{q:.{fact.digits}f}" for q in np.nanpercentile(values, [5, 50, 95]))
     return f"{median} ({low} to {high})"
-
-
-def _variety(table: Table, chosen: npt.NDArray[np.bool_]) -> float:
-    names = ("background_lightness", "background_redness", "background_yellowness")
-    return float(np.sqrt(sum(table.columns[name][chosen].var() for name in names)))

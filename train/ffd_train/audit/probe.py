@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
-from .facts import Fact, Table, facts_of_view
+from .facts import FACTS, Fact, Table
 from .groups import describe_typical
 from .picture import SMALL
 
@@ -242,7 +242,7 @@ def _telling(
 ) -> tuple[FactScore, ...]:
     """Return the facts that stand out, the best first, and one of each family."""
     found: dict[str, FactScore] = {}
-    for fact in facts_of_view(view):
+    for fact in (fact for fact in FACTS if fact.view == view):
         score = trial.score(_numbers(table, fact), alone=True)
         known = found.get(fact.family)
         if score.stands_out and (known is None or score.auc > known.score.auc + 0.005):
@@ -256,7 +256,7 @@ def _telling(
 
 def _seen(table: Table, view: str) -> Values:
     """Return the features of a view: float32 [N, F]."""
-    facts = [_numbers(table, fact) for fact in facts_of_view(view)]
+    facts = [_numbers(table, fact) for fact in FACTS if fact.view == view]
     if view == "border":
         ring = np.ones((SMALL, SMALL), bool)
         ring[1:-1, 1:-1] = False

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ffd_runtime.cli.command import Command, say, say_more
 from ffd_runtime.cli.options import format_option, version_option, wants_table
 
-if TYPE_CHECKING:
-    from ..audit.audit import Audit
-    from ..face_data import FaceData
+from .progress_bar import progress_bar
 
 EPILOG = """\b
 Examples:
@@ -56,6 +53,7 @@ def audit(data: Path, sample: int | None, html: Path | None, as_json: bool | Non
 
     from ffd_runtime.outputs.html_page import require_page_path
 
+    from ..audit.audit import audit as run_audit
     from ..audit.audit_page import write_page
     from ..audit.facts import list_images
 
@@ -63,7 +61,10 @@ def audit(data: Path, sample: int | None, html: Path | None, as_json: bool | Non
     started = datetime.now().astimezone()
     if html:
         require_page_path(html, "--html")
-    done = _audit(list_images(data, sample))
+    images = list_images(data, sample)
+    with progress_bar() as bar:
+        task = bar.add_task("images", total=len(images.samples))
+        done = run_audit(images, lambda: bar.advance(task), say)
     if html:
         write_page(html, done, started)
         say(f"wrote {html}")
@@ -77,17 +78,3 @@ def audit(data: Path, sample: int | None, html: Path | None, as_json: bool | Non
         for one in done.table.unreadable:
             say_more(f"skipped {one.sample.path!a}: {one.message}")
         click.get_current_context().exit(3)
-
-
-def _audit(data: FaceData) -> Audit:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    from ..audit.audit import audit as run_audit
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    disable = not console.is_terminal
-    with Progress(*columns, console=console, disable=disable, transient=True) as bar:
-        task = bar.add_task("", total=len(data.samples))
-        return run_audit(data, lambda: bar.advance(task), say)

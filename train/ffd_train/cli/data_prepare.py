@@ -14,6 +14,8 @@ import click
 from ffd_runtime.cli.command import Command, say
 from ffd_runtime.core.text import printable
 
+from .progress_bar import progress_bar
+
 if TYPE_CHECKING:
     from ..prepare.entries import Input
 
@@ -149,8 +151,6 @@ def prepare(**options: Any) -> None:
     out. left_out.csv lists the images left out, with reasons. The shards are WebDataset tar files.
     """
     import cv2
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
 
     from ffd_runtime.model.devices import count_cores
 
@@ -162,16 +162,13 @@ def prepare(**options: Any) -> None:
     settings = preparing.Settings(
         chosen.match, chosen.side, chosen.quality, chosen.split, chosen.shard_images
     )
-    console = Console(stderr=True, highlight=False)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
+    with progress_bar() as bar:
 
         def tell(line: str) -> None:
-            if quiet:
+            if bar.disable:
                 say(line)
             else:
-                console.print(printable(line), markup=False)
+                bar.console.print(printable(line), markup=False)
 
         def track(name: str, total: int) -> partial[None]:
             return partial(bar.advance, bar.add_task(name, total=total))

@@ -19,12 +19,12 @@ from ffd_runtime.cli.options import (
     wants_table,
 )
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from .progress_bar import progress_bar
 
+if TYPE_CHECKING:
     from ffd_runtime.core.classifier import Classifier
 
-    from ..evaluation_report import Study, Subject
+    from ..evaluation_report.study import Study, Subject
     from ..face_data import FaceData
     from ..robustness import Cell
 
@@ -62,12 +62,14 @@ class EvalOptions:
             UsageError: options contradict each other.
             OutputError: an output file cannot be written.
         """
-        from ..evaluation_report import require_place, require_writable
+        from ffd_runtime.outputs.html_page import require_page_path
+
+        from ..evaluation_report.markdown import require_place
 
         if self.card and not self.robustness:
             raise click.UsageError("--card writes the robustness table: add --robustness")
         if self.report:
-            require_writable(self.report)
+            require_page_path(self.report, "--report")
         if self.card:
             require_place(self.card)
 
@@ -128,7 +130,9 @@ def main(**options: Any) -> None:
 
     import cv2
 
-    from ..evaluation_report import Study, put_table, to_document, write_page
+    from ..evaluation_report.evaluation_page import write_page
+    from ..evaluation_report.markdown import put_table
+    from ..evaluation_report.study import Study, to_document
 
     chosen = EvalOptions(**options)
     chosen.require_valid()
@@ -138,7 +142,7 @@ def main(**options: Any) -> None:
     subjects = _measure_models(chosen, data)
     study = Study(subjects[0], data, chosen.split, available, started)
     if chosen.other:
-        with _progress() as bar:
+        with progress_bar() as bar:
             bar.add_task("comparison", total=None)
             study = study.against(subjects[1])
     if wants_table(chosen.as_json):
@@ -222,26 +226,17 @@ def _choose_backends(paths: list[Path], backend: str) -> list[str]:
     return [backend if reads or not any(readable) else "auto" for reads in readable]
 
 
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-
-
 def _measure(path: Path, classifier: Classifier, data: FaceData, robustness: bool) -> Subject:
     from ffd_runtime.core.file_hash import hash_file
     from ffd_runtime.model.backends import EMBEDDED, EMBEDDED_INT8
 
     from ..evaluation import evaluate, find_model, measure_robustness
-    from ..evaluation_report import Subject
+    from ..evaluation_report.study import Subject
     from ..robustness import PERTURBATIONS
 
     say(f"{classifier.description}; {len(data.samples)} images")
     say_more(classifier.card.to_json(indent=2))
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("images", total=len(data.samples))
         evaluation = evaluate(classifier, data, lambda: bar.advance(task))
         resampling = bar.add_task("intervals", total=None)

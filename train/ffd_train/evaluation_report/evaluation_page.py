@@ -8,27 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
-
 from ffd_runtime import __version__
 from ffd_runtime.core.atomic_file import write_output
-from ffd_runtime.core.errors import InputError
 from ffd_runtime.core.results import Result
-from ffd_runtime.image.decode import decode
 from ffd_runtime.image.draw import EVIDENCE_LIMIT, evidence_layer
-from ffd_runtime.image.preprocess import crop_centre, resize
 from ffd_runtime.model.card import CLASSES
-from ffd_runtime.outputs.html_page import (
-    data_uri,
-    encode_image,
-    render_page,
-    require_page_path,
-    trusted,
-)
+from ffd_runtime.outputs.html_page import data_uri, encode_image, render_page, trusted
 
 from ..face_data import Sample
 from ..intervals import CONFIDENCE, count_resamples
-from ..robustness import CLEAN
+from ..robustness import CLEAN, Cell
+from ..thumbnail import embed_thumbnail
 from . import evaluation_plots as plots
 from .page_tables import (
     ROBUSTNESS_METRICS,
@@ -48,37 +38,18 @@ if TYPE_CHECKING:
 THUMBNAIL_PIXELS = 224
 # The browser scales the evidence up.
 OVERLAY_PIXELS = 56
-JPEG_QUALITY = 80
 MAX_UNREADABLE = 500
 
 _TEMPLATE = Path(__file__).with_name("evaluation.html")
 
 
 @dataclass(frozen=True)
-class _ChartRow:
-    """One line of a dot plot."""
-
-    label: str
-    drawing: Markup
-    value: str
-
-
-@dataclass(frozen=True)
 class _Chart:
-    """A dot plot of one metric over all perturbations."""
+    """A dot plot of one metric: label, drawing and value of each perturbation."""
 
     label: str
-    rows: Sequence[_ChartRow]
+    rows: Sequence[tuple[str, Markup, str]]
     ticks: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Robustness:
-    """The robustness section."""
-
-    charts: Sequence[_Chart]
-    models: Sequence[Sequence[PageTable]]
-    comparison: PageTable | None
 
 
 @dataclass(frozen=True)
@@ -104,15 +75,6 @@ class _Errors:
     def evidence(self) -> bool:
         """Whether any image has evidence."""
         return any(card.evidence for _, cards in self.galleries for card in cards)
-
-
-def require_writable(path: Path) -> None:
-    """Check before the work that the page can be written.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    require_page_path(path, "--report")
 
 
 def write_page(path: Path, study: Study) -> None:
@@ -148,7 +110,9 @@ def render(study: Study) -> str:
         curves=_curves(subjects),
         reliability=[reliability_table(subject) for subject in subjects],
         sources=sources_table(subjects),
-        robustness=_robustness(study) if study.subject.cells else None,
+        charts=_charts(subjects) if study.subject.cells else (),
+        robustness=[_robustness_tables(subject.cells) for subject in subjects if subject.cells],
+        differences=comparison_table(study) if study.comparisons else None,
         galleries=[_errors(subject, len(subjects)) for subject in subjects],
         worst=WORST,
         evidence_limit=EVIDENCE_LIMIT,
@@ -174,17 +138,13 @@ def _curves(subjects: Sequence[Subject]) -> list[tuple[Markup, str]]:
     ]
 
 
-def _robustness(study: Study) -> _Robustness:
-    subjects = study.subjects
-    models = []
-    for subject in subjects:
-        tables = (robustness_table(subject.cells), robustness_by_source_table(subject.cells))
-        models.append([table for table in tables if table])
-    return _Robustness(
-        [_chart(subjects, key) for key in ("roc_auc", "accuracy", "tpr_at_1_fpr")],
-        models,
-        comparison_table(study) if study.comparisons else None,
-    )
+def _robustness_tables(cells: Sequence[Cell]) -> list[PageTable]:
+    tables = robustness_table(cells), robustness_by_source_table(cells)
+    return [table for table in tables if table]
+
+
+def _charts(subjects: Sequence[Subject]) -> list[_Chart]:
+    return [_chart(subjects, key) for key in ("roc_auc", "accuracy", "tpr_at_1_fpr")]
 
 
 def _chart(subjects: Sequence[Subject], key: str) -> _Chart:
@@ -203,7 +163,7 @@ def _chart(subjects: Sequence[Subject], key: str) -> _Chart:
             for (value, interval), kind in zip(values, plots.SERIES, strict=False)
         )
         drawing = trusted(plots.draw_interval(axis, entries, title))
-        rows.append(_ChartRow(cells[0].label, drawing, f"{values[0][0]:.3f}"))
+        rows.append((cells[0].label, drawing, f"{values[0][0]:.3f}"))
     return _Chart(label, rows, [f"{tick:g}" for tick in axis.ticks[::2]])
 
 
@@ -221,25 +181,12 @@ def _errors(subject: Subject, models: int) -> _Errors:
 
 def _card(subject: Subject, sample: Sample, row: Result) -> _Card:
     folder, slash, name = sample.path.rpartition("/")
-    photo = _photo(subject, sample)
+    photo = embed_thumbnail(subject.evaluation.data, sample, THUMBNAIL_PIXELS)
     evidence = None
     if photo and row.heatmap is not None:
         layer = evidence_layer(row.heatmap, OVERLAY_PIXELS)
         evidence = data_uri("png", encode_image(".png", layer))
     return _Card(folder + slash, name, f"{row.score:.4f}", sample.source, photo, evidence)
-
-
-def _photo(subject: Subject, sample: Sample) -> Markup | None:
-    evaluation = subject.evaluation
-    try:
-        image = decode(
-            evaluation.data.read(sample), at_least=evaluation.card.preprocess.decode_side
-        )
-    except InputError:
-        return None
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    thumbnail = resize(crop_centre(image), THUMBNAIL_PIXELS)
-    return data_uri("jpeg", encode_image(".jpg", thumbnail, options))
 
 
 def _model_facts(subject: Subject) -> dict[str, str]:

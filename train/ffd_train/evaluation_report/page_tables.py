@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from ffd_runtime.model.card import CLASSES
 
+from ..comparison import Difference
+from ..evaluation import Evaluation
 from ..intervals import Interval
 from ..robustness import CLEAN, Cell
 from .study import Study, Subject, percent, span
@@ -51,66 +53,61 @@ class PageTable:
     rows: Sequence[tuple[str, Sequence[Entry]]]
 
 
+def metric_entries(evaluation: Evaluation) -> dict[str, Entry]:
+    """Return the metrics of one model by their labels."""
+    report, intervals = evaluation.report, evaluation.intervals
+    values = {**vars(evaluation.reliability), **vars(report)}
+    entries = {label: _entry(values[key], intervals.get(key)) for key, label in METRICS.items()}
+    for name, value in report.per_class.items():
+        entries[f"accuracy on {name}"] = _entry(value, intervals["per_class"][name])
+    return entries
+
+
 def metrics_table(study: Study) -> PageTable:
     """Return the metrics of all models, and their differences."""
-    comparison = study.comparisons.get(CLEAN)
-    evaluations = [subject.evaluation for subject in study.subjects]
-    rows = []
-    for key, label in METRICS.items():
-        row = []
-        for each in evaluations:
-            owner = each.reliability if key in ("nll", "brier") else each.report
-            row.append(_entry(getattr(owner, key), each.intervals.get(key)))
-        if comparison and key in comparison.differences:
-            gap = comparison.differences[key]
-            row.append(_difference(gap.difference, gap.interval))
-        elif comparison:
-            row.append(Entry(""))
-        rows.append((label, row))
-    for name in CLASSES:
-        row = [
-            _entry(each.report.per_class[name], each.intervals["per_class"][name])
-            for each in evaluations
-        ]
-        rows.append((f"accuracy on {name}", [*row, *([Entry("")] if comparison else [])]))
     names = [subject.name for subject in study.subjects]
-    return PageTable(["", *names, *(["difference"] if comparison else [])], rows)
+    columns = [metric_entries(subject.evaluation) for subject in study.subjects]
+    if study.other:
+        gaps = study.comparisons[CLEAN].differences
+        names.append("difference")
+        columns.append({METRICS[key]: _difference(gap) for key, gap in gaps.items()})
+    rows = [(label, [of.get(label, Entry("")) for of in columns]) for label in columns[0]]
+    return PageTable(["", *names], rows)
 
 
 def reliability_table(subject: Subject) -> PageTable:
     """Return the bins of the reliability diagram."""
-    rows = [
-        (
-            f"{found.low:.1f} to {found.high:.1f}",
-            [
-                Entry(f"{found.images:,}"),
-                Entry(f"{found.score:.4f}"),
-                Entry(f"{found.generated:.4f}"),
-            ],
-        )
-        for found in subject.evaluation.reliability.bins
-    ]
+    rows = []
+    for found in subject.evaluation.reliability.bins:
+        values = f"{found.images:,}", f"{found.score:.4f}", f"{found.generated:.4f}"
+        rows.append((f"{found.low:.1f} to {found.high:.1f}", [Entry(value) for value in values]))
     return PageTable(["score", "images", "mean score", "share generated"], rows)
+
+
+def source_entries(evaluation: Evaluation) -> dict[str, tuple[Entry, Entry]]:
+    """Return accuracy and ROC-AUC of one model by source."""
+    accuracies, areas = (evaluation.intervals[key] for key in ("per_source", "per_source_roc_auc"))
+    return {
+        name: (_entry(row["accuracy"], accuracies[name]), _entry(row["roc_auc"], areas[name]))
+        for name, row in evaluation.report.per_source.items()
+    }
 
 
 def sources_table(subjects: Sequence[Subject]) -> PageTable | None:
     """Return accuracy and ROC-AUC by source; None if no source is known."""
-    known = [subject.evaluation.report.per_source for subject in subjects]
-    if not known[0]:
-        return None
+    evaluation = subjects[0].evaluation
     kinds: dict[str, set[str]] = {}
-    for sample, _ in subjects[0].evaluation.read:
+    for sample, _ in evaluation.read:
         kinds.setdefault(sample.source or "", set()).add(CLASSES[sample.label])
+    entries = [source_entries(subject.evaluation) for subject in subjects]
+    unknown = Entry("none"), Entry("none")
     rows = []
-    for name, first in known[0].items():
+    for name, first in evaluation.report.per_source.items():
         row = [Entry(" and ".join(sorted(kinds[name]))), Entry(f"{first['images']:,}")]
-        for metric, key in (("accuracy", "per_source"), ("roc_auc", "per_source_roc_auc")):
-            for subject, sources in zip(subjects, known, strict=True):
-                value = sources[name][metric] if name in sources else None
-                row.append(_entry(value, subject.evaluation.intervals[key].get(name)))
+        row += [of.get(name, unknown)[metric] for metric in (0, 1) for of in entries]
         rows.append((name, row))
     metrics = [f"{kind}, {s.name}" for kind in ("accuracy", "ROC-AUC") for s in subjects]
-    return PageTable(["source", "class", "images", *metrics], rows)
+    return PageTable(["source", "class", "images", *metrics], rows) if rows else None
 
 
 def robustness_table(cells: Sequence[Cell]) -> PageTable:
@@ -146,9 +143,9 @@ def comparison_table(study: Study) -> PageTable:
     for name, found in study.comparisons.items():
         auc, accuracy = found.differences["roc_auc"], found.differences["accuracy"]
         row = [
-            _difference(auc.difference, auc.interval),
+            _difference(auc),
             Entry("" if found.auc.p is None else f"{found.auc.p:.2g}"),
-            _difference(accuracy.difference, accuracy.interval),
+            _difference(accuracy),
             Entry(f"{found.accuracy.p:.2g}"),
         ]
         rows.append((labels[name], row))
@@ -168,5 +165,6 @@ def _entry(value: float | None, interval: Interval | None) -> Entry:
     return Entry(f"{value:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "")
 
 
-def _difference(value: float, interval: Interval | None) -> Entry:
-    return Entry(f"{value:+.4f}", f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "")
+def _difference(gap: Difference) -> Entry:
+    ends = gap.interval
+    return Entry(f"{gap.difference:+.4f}", f"{ends[0]:+.4f} to {ends[1]:+.4f}" if ends else "")

@@ -119,7 +119,7 @@ def to_document(study: Study) -> dict[str, Any]:
     """Return all results as JSON types, with the keys of the report at the top level."""
     document: dict[str, Any] = _of_subject(study.subject)
     if study.other:
-        cells = {name: found.to_json() for name, found in study.comparisons.items()}
+        cells = {name: asdict(found) for name, found in study.comparisons.items()}
         document["comparison"] = {"other": _of_subject(study.other), **cells.pop(CLEAN)}
         document["comparison"]["robustness"] = cells or None
     document["data"] = {

@@ -121,7 +121,9 @@ def prepare(
         DataError: the input folders cannot be packed.
         OutputError: `output` cannot be written, or is from other inputs or settings.
     """
-    origin = {"version": __version__, "opencv": cv2.__version__, "settings": _as_json(settings)}
+    # As JSON reads them, with lists in place of tuples.
+    document: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    origin = {"version": __version__, "opencv": cv2.__version__, "settings": document}
     _require_outside(inputs, output)
     _check_output(output, origin)
     entries = _find_and_report(inputs, say)
@@ -162,12 +164,6 @@ def _require_outside(inputs: Sequence[Input], output: Path) -> None:
     for given in inputs:
         if output.resolve().is_relative_to(given.path.resolve()):
             raise OutputError(f"{output} is inside {given.path}: choose an --output outside of it")
-
-
-def _as_json(settings: Settings) -> dict[str, Any]:
-    """Return the settings as JSON types, with lists in place of tuples."""
-    document: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return document
 
 
 def _check_output(output: Path, origin: dict[str, Any]) -> bool:
@@ -280,7 +276,7 @@ def _pack(
     plans = plan_shards(selection.splits, images)
     there = sum(_size(output / plan.name) for plan in plans)
     _require_space(selection.likely_bytes - there, output)
-    if selection.bytes - there > _free(output):
+    if selection.bytes - there > shutil.disk_usage(output).free:
         say(
             f"very detailed images may need up to {selection.bytes / 1e9:.1f} GB, more than the "
             "disk has free: if it fills up, free some space and run the same command to resume"
@@ -318,16 +314,12 @@ def _pack(
 
 
 def _require_space(needed: int, output: Path) -> None:
-    free = _free(output)
+    free = shutil.disk_usage(output).free
     if needed > free:
         raise OutputError(
             f"{output} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: free "
             "some space, lower --side, or choose another --output"
         )
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def _size(path: Path) -> int:
