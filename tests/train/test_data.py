@@ -164,6 +164,21 @@ def test_a_manifest_that_cannot_be_used_is_refused(
             read(root)
 
 
+def test_families_are_named_by_the_manifest_or_by_the_source(tmp_path: Path) -> None:
+    root = make_faces(tmp_path / "f", {"test": 4})
+    rows = [
+        "test/generated/red0.png,diffusion-flux,",
+        "test/generated/red1.png,stylegan3,",
+        "test/generated/red2.png,diffusion-like,autoregressive",
+        "test/groundtruth/blue0.png,diffusion-museum,diffusion",
+    ]
+    (root / "manifest.csv").write_text("\n".join(["path,source,family", *rows]))
+    for data in (scan(root, ("test",)), find_labelled(root)):
+        families = {Path(sample.path).stem: sample.family for sample in data.samples}
+        named = {"red0": "diffusion", "red1": "gan", "red2": "autoregressive"}
+        assert {name: family for name, family in families.items() if family} == named
+
+
 def test_a_manifest_splits_a_folder(tmp_path: Path) -> None:
     root = make_faces(tmp_path / "f", {".": 20})
     names = [p.relative_to(root).as_posix() for p in sorted(root.glob("*/*.png"))]

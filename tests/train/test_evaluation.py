@@ -105,6 +105,7 @@ def judge(data: FaceData, seed: int = 0, apart: float = 1.0) -> Evaluation:
         [sample.label for sample, _ in read],
         CARD,
         [sample.source for sample, _ in read],
+        [sample.family for sample, _ in read],
     )
     return Evaluation(report, tuple(rows), data, CARD)
 
@@ -127,6 +128,7 @@ def subject(name: str, evaluation: Evaluation, sweep: bool = True) -> Subject:
             labels,
             CARD,
             evaluation.sources,
+            evaluation.families,
         )
         for cell, shift in ((CLEAN, 0), ("jpeg-30", 0.2), ("blur-3", 0.6))
     )
@@ -197,6 +199,28 @@ def test_each_source_is_ranked_against_the_other_class(tmp_path: Path) -> None:
         low, high = document["intervals"]["per_source_roc_auc"][name]
         assert low < area <= high
         assert f"{low:.4f} to {high:.4f}" in text
+
+
+def test_families_of_generators_are_reported_apart(tmp_path: Path) -> None:
+    data = make_data(tmp_path, 40)
+    named = {"generated-a": "stylegan2", "generated-b": "diffusion-xl"}
+    samples = (replace(each, source=named.get(each.source or "")) for each in data.samples)
+    data = replace(data, samples=tuple(samples))
+    found = judge(data)
+    study = Study(subject("m", found), data, None, 80, datetime(2026, 1, 2, tzinfo=UTC))
+    document = to_document(study)
+    intervals, cell = document["intervals"], document["robustness"]["blur-3"]
+    assert set(document["per_family"]) == {"gan", "diffusion"}
+    for family, source in (("gan", "stylegan2"), ("diffusion", "diffusion-xl")):
+        assert document["per_family"][family] == document["per_source"][source]
+        assert cell["per_family"][family] == cell["per_source"][source]
+        for key in ("", "_roc_auc"):
+            by_family, by_source = (intervals[f"per_{kind}{key}"] for kind in ("family", "source"))
+            assert by_family[family] == by_source[source]
+    assert any(line.startswith("By family of generators it finds ") for line in summarise(study))
+    assert "| picture | diffusion (20) | gan (20) |" in to_markdown(study)
+    write_page(tmp_path / "page.html", study)
+    assert "By family of generators" in " ".join(Page((tmp_path / "page.html").read_text()).text)
 
 
 def test_too_few_photographs_for_one_percent_fpr_are_reported(tmp_path: Path) -> None:
@@ -355,8 +379,9 @@ def test_only_the_table_of_a_card_is_replaced(tmp_path: Path, newline: str) -> N
     assert "old" not in once
     assert once.count(END) == 1
     assert (once.count("\n") == once.count("\r\n")) == (newline == "\r\n")
+    # The metrics, the accuracy by family, and the accuracy by source.
     rows = [line for line in once.splitlines() if line.startswith("| blur-3 |")]
-    assert len(rows) == 2
+    assert len(rows) == 3
     assert rows[0].count("|") == 7
     assert f"{study.subject.cells[2].roc_auc:.3f} (" in rows[0]
 

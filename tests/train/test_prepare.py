@@ -36,6 +36,7 @@ from ffd_train.prepare.preparing import Settings, prepare
 from ffd_train.prepare.reading import FileFacts
 from ffd_train.prepare.selection import Picture, assign
 from ffd_train.scanning import find_labelled, scan
+from ffd_train.shards import _parse_manifest
 
 from ..conftest import picture
 
@@ -411,6 +412,19 @@ def test_a_shard_of_another_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out/test-000000.tar").unlink()
     pack(inputs, tmp_path / "out")
     assert json.loads((tmp_path / "out/dataset.json").read_text()) == document
+
+
+def test_the_family_of_a_generator_is_packed(tmp_path: Path) -> None:
+    inputs = make_classes(tmp_path / "raw")
+    rows = "".join(f"{i}.jpg,flux,diffusion\n" for i in range(20))
+    (tmp_path / "raw/made/manifest.csv").write_text("path,source,family\n" + rows)
+    pack(inputs, tmp_path / "out")
+    samples = scan(tmp_path / "out").samples
+    assert {(s.source, s.family) for s in samples} == {("flux", "diffusion"), ("photos", None)}
+    # A manifest from before the column existed.
+    lines = (tmp_path / "out/manifest.csv").read_bytes().splitlines()
+    members = _parse_manifest(b"\r\n".join(line.rpartition(b",")[0] for line in lines))
+    assert {member.family for member in members} == {""}
 
 
 def test_a_full_disk_is_one_line_and_resumable(tmp_path: Path) -> None:

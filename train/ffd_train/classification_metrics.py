@@ -32,6 +32,7 @@ class Report:
         decided_accuracy: accuracy of the decided images; None without such images.
         per_class: accuracy of each class.
         per_source: images, accuracy and ROC-AUC of each known source; see `roc_auc_mask`.
+        per_family: the same for each known family of generators, such as `gan` and `diffusion`.
     """
 
     images: int
@@ -45,11 +46,12 @@ class Report:
     decided_accuracy: float | None
     per_class: dict[str, float]
     per_source: dict[str, dict[str, float]]
+    per_family: dict[str, dict[str, float]]
 
     def summary(self) -> dict[str, float | int | str | None]:
-        """Return the metrics for a model card, without those by source."""
+        """Return the metrics for a model card, without those by source and family."""
         flat = asdict(self)
-        del flat["per_class"], flat["per_source"]
+        del flat["per_class"], flat["per_source"], flat["per_family"]
         return {**flat, **{f"accuracy_{name}": v for name, v in self.per_class.items()}}
 
 
@@ -76,8 +78,12 @@ def measure_scores(
     labels: Sequence[int],
     card: ModelCard,
     sources: Sequence[str | None] | None = None,
+    families: Sequence[str | None] | None = None,
 ) -> Report:
-    """Compute metrics from P(generated), [N]; otherwise like `measure`."""
+    """Compute metrics from P(generated), [N]; otherwise like `measure`.
+
+    `families` has the family of each generated image, where known: [N].
+    """
     scores = np.asarray(scores, np.float64)
     generated = np.asarray(labels) == 0
     right = (scores >= card.threshold) == generated
@@ -99,7 +105,8 @@ def measure_scores(
             "generated": float(right[generated].mean()),
             "groundtruth": float(right[~generated].mean()),
         },
-        per_source=_per_source(scores, generated, right, sources),
+        per_source=_by_name(scores, generated, right, sources),
+        per_family=_by_name(scores, generated, right, families),
     )
 
 
@@ -259,15 +266,16 @@ def log_losses(scores: Floats, generated: npt.NDArray[np.bool_]) -> Floats:
     return losses
 
 
-def _per_source(
+def _by_name(
     scores: Floats,
     generated: npt.NDArray[np.bool_],
     right: npt.NDArray[np.bool_],
-    sources: Sequence[str | None] | None,
+    names: Sequence[str | None] | None,
 ) -> dict[str, dict[str, float]]:
-    names, index = np.unique([source or "" for source in sources or ()], return_inverse=True)
+    """Return images, accuracy and ROC-AUC of the images of each known name."""
+    known, index = np.unique([name or "" for name in names or ()], return_inverse=True)
     found = {}
-    for number, name in enumerate(names):
+    for number, name in enumerate(known):
         if name:
             own = index == number
             rivals = roc_auc_mask(own, generated)

@@ -72,6 +72,11 @@ class Evaluation:
         """Source of each readable image, where known: [N]."""
         return [sample.source for sample, _ in self.read]
 
+    @property
+    def families(self) -> list[str | None]:
+        """Family of each readable generated image, where known: [N]."""
+        return [sample.family for sample, _ in self.read]
+
     @cached_property
     def intervals(self) -> dict[str, Any]:
         """Intervals of the report's metrics, by name; None if all resamples are equal."""
@@ -94,10 +99,13 @@ class Evaluation:
             name: wilson(round(share * sizes[name]), sizes[name])
             for name, share in report.per_class.items()
         }
-        found["per_source"] = {
-            name: row["interval"] for name, row in with_intervals(report.per_source).items()
-        }
-        found["per_source_roc_auc"] = {name: self._area_of(name) for name in report.per_source}
+        for key, groups, names in (
+            ("per_source", report.per_source, self.sources),
+            ("per_family", report.per_family, self.families),
+        ):
+            rows = with_intervals(groups)
+            found[key] = {name: row["interval"] for name, row in rows.items()}
+            found[f"{key}_roc_auc"] = {name: self._area_of(name, names) for name in groups}
         return found
 
     @cached_property
@@ -105,8 +113,8 @@ class Evaluation:
         """Result of `intervals.resample` for these images."""
         return resample(self.scores, self.generated)
 
-    def _area_of(self, source: str) -> Interval:
-        own = np.array([name == source for name in self.sources])
+    def _area_of(self, group: str, names: list[str | None]) -> Interval:
+        own = np.array([name == group for name in names])
         rivals = roc_auc_mask(own, self.generated)
         return auc_interval(*find_placements(self.scores[rivals], self.generated[rivals]))
 
@@ -198,6 +206,7 @@ def evaluate(
         [sample.label for sample, _ in read],
         classifier.card,
         [sample.source for sample, _ in read],
+        [sample.family for sample, _ in read],
     )
     return Evaluation(report, tuple(rows), data, classifier.card)
 
@@ -223,7 +232,10 @@ def measure_robustness(
     cells = []
     for name, found in scores.items():
         cells.append(
-            measure_cell(name, labels[name], found, truth, classifier.card, evaluation.sources)
+            measure_cell(
+                *(name, labels[name], found, truth, classifier.card),
+                *(evaluation.sources, evaluation.families),
+            )
         )
         advance_cell()
     return tuple(cells)

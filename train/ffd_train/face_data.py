@@ -16,6 +16,8 @@ from ffd_runtime.model.card import CLASSES
 from .shards import ShardReader
 
 GENERATED, PHOTOGRAPH = range(len(CLASSES))
+# A generated source is of this family if its name begins with it, and of GAN otherwise.
+DIFFUSION, GAN = "diffusion", "gan"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Sample:
         split: `train`, `val` or `test`; empty if unassigned.
         sha256: digest of the file; empty if the file was not read.
         source: source named in manifest.csv, or None.
+        given_family: generator family named in manifest.csv; empty if it names none.
         shard: index of the shard, or None for a file in a folder.
         offset: position in the shard, in bytes.
         size: length in the shard, in bytes.
@@ -42,6 +45,19 @@ class Sample:
     shard: int | None = None
     offset: int = 0
     size: int = 0
+    given_family: str = ""
+
+    @property
+    def family(self) -> str | None:
+        """Generator family; None for a photograph, and without a source or a given family.
+
+        Without a given family, the name of the source decides: `diffusion` if it begins so, else
+        `gan`.
+        """
+        if self.label != GENERATED or not (self.given_family or self.source):
+            return None
+        by_name = DIFFUSION if (self.source or "").lower().startswith(DIFFUSION) else GAN
+        return self.given_family or by_name
 
 
 @dataclass(frozen=True)

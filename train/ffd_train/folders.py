@@ -18,7 +18,7 @@ SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .avif .ppm .pgm".split()
 )
 # Columns of manifest.csv besides the path; others are ignored.
-COLUMNS = ("source", "split", "identity")
+COLUMNS = ("source", "split", "identity", "family")
 # Minimum share of images that a manifest with identities or splits must name. With fewer, its
 # paths are probably wrong, and one person could end up in two splits.
 MIN_MATCHED_SHARE = 0.75
@@ -176,7 +176,7 @@ def _parse(path: Path) -> Iterator[dict[str, str]]:
         ours = [name for name in ("path", *COLUMNS) if name in columns]
         if "path" not in ours or len(ours) == 1:
             raise DataError(
-                f"{path} needs the column path and one of source, split and identity, and has "
+                f"{path} needs the column path and one of {', '.join(COLUMNS)}, and has "
                 f"{', '.join(columns)[:80]!a}: rename its columns, or the file"
             )
         for row in rows:

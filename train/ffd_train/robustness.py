@@ -86,6 +86,7 @@ class Cell:
         misses: FNR at the card's threshold.
         intervals: intervals of these five metrics.
         per_source: images, accuracy, interval of the accuracy, and ROC-AUC of each known source.
+        per_family: the same for each known family of generators.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Cell:
     misses: float
     intervals: dict[str, Interval]
     per_source: dict[str, dict[str, Any]]
+    per_family: dict[str, dict[str, Any]]
 
     def to_json(self) -> dict[str, object]:
         """Return the cell as JSON types, without the scores."""
@@ -180,14 +182,14 @@ def _infer(prepared: list[Prepared], classifier: Classifier) -> list[float]:
     return scores
 
 
-def with_intervals(per_source: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Add the interval of the accuracy to each source of a report."""
+def with_intervals(groups: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Add the interval of the accuracy to each source or family of a report."""
     return {
-        source: {
+        name: {
             **row,
             "interval": wilson(round(row["accuracy"] * row["images"]), int(row["images"])),
         }
-        for source, row in per_source.items()
+        for name, row in groups.items()
     }
 
 
@@ -198,6 +200,7 @@ def measure_cell(
     labels: Sequence[int],
     card: ModelCard,
     sources: Sequence[str | None],
+    families: Sequence[str | None] | None = None,
 ) -> Cell:
     """Compute the metrics of one cell, with their intervals.
 
@@ -208,8 +211,9 @@ def measure_cell(
         labels: [N], 0 generated, 1 groundtruth.
         card: card with the threshold.
         sources: [N], names of the sources, where known.
+        families: [N], families of the generated images, where known.
     """
-    report = measure_scores(scores, labels, card, sources)
+    report = measure_scores(scores, labels, card, sources, families)
     generated = np.asarray(labels) == 0
     positive = scores >= card.threshold
     false_alarms, misses = positive[~generated], ~positive[generated]
@@ -231,4 +235,5 @@ def measure_cell(
             "misses": wilson(int(misses.sum()), len(misses)),
         },
         with_intervals(report.per_source),
+        with_intervals(report.per_family),
     )

@@ -126,7 +126,10 @@ def list_samples(root: Path) -> FaceData:
 def _open_packed(root: Path) -> FaceData:
     reader, members = read_index(root)
     samples = tuple(
-        Sample(m.path, CLASSES.index(m.label), m.split, m.sha256, m.source, n, m.offset, m.size)
+        Sample(
+            *(m.path, CLASSES.index(m.label), m.split, m.sha256, m.source),
+            *(n, m.offset, m.size, m.family),
+        )
         for n, m in members
     )
     return FaceData(root, samples, shards=reader)
@@ -142,7 +145,7 @@ def _scan_folders(root: Path) -> FaceData:
         digests = list(pool.map(lambda image: _digest_or_error(root / image.path), images))
     _refuse_unreadable([(images[i].path, d) for i, d in enumerate(digests) if not is_sha256(d)])
     samples = tuple(
-        Sample(path, label, split, digest, metadata[path].source or None)
+        _sample(path, label, split, digest, metadata[path])
         for (path, label, _), split, digest in zip(
             images, assign_splits(images, digests), digests, strict=True
         )
@@ -170,11 +173,15 @@ def _find_in_folders(root: Path, split: str | None) -> FaceData:
             [_identity(root / of.path) if i in unassigned else "" for i, of in enumerate(images)],
         )
     samples = tuple(
-        Sample(path, label, assigned, "", metadata[path].source or None)
+        _sample(path, label, assigned, "", metadata[path])
         for (path, label, _), assigned in zip(images, splits, strict=True)
         if wanted in (None, assigned)
     )
     return FaceData(root, samples, count_ignored(folders), notes=tuple(notes))
+
+
+def _sample(path: str, label: int, split: str, sha256: str, of: PictureMetadata) -> Sample:
+    return Sample(path, label, split, sha256, of.source or None, given_family=of.family)
 
 
 def _no_images(root: Path, wanted: str, existing: Collection[str]) -> DataError:

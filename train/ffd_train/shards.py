@@ -59,6 +59,7 @@ class Member:
         original: path of the original image in its source.
         offset: position in the shard, in bytes.
         size: length in bytes.
+        family: generator family; empty if the source's manifest.csv names none.
     """
 
     path: str
@@ -70,6 +71,7 @@ class Member:
     original: str
     offset: int
     size: int
+    family: str = ""
 
 
 class ShardReader:
@@ -207,8 +209,11 @@ def manifest_bytes(members: Iterable[Member]) -> bytes:
 def _parse_manifest(data: bytes) -> Iterator[Member]:
     rows = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
     next(rows)
-    for path, label, split, source, identity, sha256, original, offset, size in rows:
-        yield Member(path, label, split, source, identity, sha256, original, int(offset), int(size))
+    for row in rows:
+        # The column family is missing in older data sets.
+        path, label, split, source, identity, sha256, original, offset, size, *family = row
+        numbers = int(offset), int(size)
+        yield Member(path, label, split, source, identity, sha256, original, *numbers, *family)
 
 
 def _read_dataset(path: Path) -> tuple[list[Shard], str]:

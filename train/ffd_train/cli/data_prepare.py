@@ -143,7 +143,7 @@ def prepare(**options: Any) -> None:
 
     DATA has generated/ and groundtruth/, optionally in train/, val/ and test/, as for ffd-train.
     PATH, of --groundtruth and --generated, is a folder of images, nested to any depth. NAME= names
-    the source. A manifest.csv in a folder may name each image's source, split and identity.
+    the source. A manifest.csv in a folder may name each image's source, split, identity and family.
     CelebA's lists, list_eval_partition.txt and identity_CelebA.txt, are read from the folder, its
     two parent folders, or their Anno/ and Eval/. The folders are not modified.
 

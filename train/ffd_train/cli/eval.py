@@ -124,7 +124,8 @@ def main(**options: Any) -> None:
     """Measure MODEL on DATA, a folder with generated/ and groundtruth/.
 
     MODEL is a checkpoint, a run folder, an ONNX file, an engine, or the word embedded. DATA may
-    hold train/, val/ and test/; its manifest.csv may name each image's source and split.
+    hold train/, val/ and test/; its manifest.csv may name each image's source, split, and family of
+    generators. Sources named diffusion... are of the family diffusion, other generated ones of gan.
     """
     from datetime import datetime
 

@@ -24,11 +24,11 @@ from .page_tables import (
     ROBUSTNESS_METRICS,
     PageTable,
     comparison_table,
+    groups_table,
     metrics_table,
     reliability_table,
-    robustness_by_source_table,
+    robustness_by_group_table,
     robustness_table,
-    sources_table,
 )
 from .study import WORST, Study, Subject, manifest_of, note_strictness, summarise
 
@@ -109,7 +109,8 @@ def render(study: Study) -> str:
         compared_images=f"{comparison.images:,}" if comparison else "",
         curves=_curves(subjects),
         reliability=[reliability_table(subject) for subject in subjects],
-        sources=sources_table(subjects),
+        families=groups_table(subjects, "per_family"),
+        sources=groups_table(subjects, "per_source"),
         charts=_charts(subjects) if study.subject.cells else (),
         robustness=[_robustness_tables(subject.cells) for subject in subjects if subject.cells],
         differences=comparison_table(study) if study.comparisons else None,
@@ -139,8 +140,8 @@ def _curves(subjects: Sequence[Subject]) -> list[tuple[Markup, str]]:
 
 
 def _robustness_tables(cells: Sequence[Cell]) -> list[PageTable]:
-    tables = robustness_table(cells), robustness_by_source_table(cells)
-    return [table for table in tables if table]
+    by_group = (robustness_by_group_table(cells, key) for key in ("per_family", "per_source"))
+    return [table for table in (robustness_table(cells), *by_group) if table]
 
 
 def _charts(subjects: Sequence[Subject]) -> list[_Chart]:

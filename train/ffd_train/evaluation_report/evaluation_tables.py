@@ -9,7 +9,7 @@ from rich.text import Text
 from ffd_runtime.core.text import printable
 
 from ..terminal_table import make_table
-from .page_tables import metric_entries, source_entries
+from .page_tables import group_entries, metric_entries
 from .study import Study, Subject, note_strictness
 
 
@@ -26,13 +26,14 @@ def print_tables(study: Study) -> None:
 
 def _metrics_table(subject: Subject) -> Table:
     evaluation = subject.evaluation
-    sources = source_entries(evaluation)
-    sizes = {name: row["images"] for name, row in evaluation.report.per_source.items()}
-    entries = {
-        **metric_entries(evaluation),
-        **{f"accuracy on {name} ({sizes[name]})": of[0] for name, of in sources.items()},
-        **{f"ROC-AUC of {name}": of[1] for name, of in sources.items()},
-    }
+    entries = metric_entries(evaluation)
+    for key, form in (("per_family", "family {}"), ("per_source", "{}")):
+        groups = group_entries(evaluation, key)
+        sizes = {name: row["images"] for name, row in getattr(evaluation.report, key).items()}
+        for name, (accuracy, _) in groups.items():
+            entries[f"accuracy on {form.format(name)} ({sizes[name]})"] = accuracy
+        for name, (_, area) in groups.items():
+            entries[f"ROC-AUC of {form.format(name)}"] = area
     title = f"{subject.name}: {evaluation.report.images} images"
     numbers = ("value", "95 % interval")
     table = make_table(title, ["metric"], numbers, note_strictness(subject))

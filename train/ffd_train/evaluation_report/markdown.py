@@ -15,6 +15,7 @@ from ffd_runtime.core.text import printable
 
 from ..intervals import CONFIDENCE
 from ..robustness import Cell
+from .page_tables import PageTable, robustness_by_group_table
 from .study import Study, manifest_of, note_strictness, percent, span
 
 BEGIN = "<!-- robustness -->"
@@ -85,23 +86,9 @@ def to_markdown(study: Study) -> str:
             ]
         ),
     ]
-    sources = list(subject.cells[0].per_source)
-    if sources:
-        sizes = subject.cells[0].per_source
-        head = "".join(f" {_text(name)} ({sizes[name]['images']}) |" for name in sources)
-        parts.append("Accuracy by source (images):")
-        parts.append(
-            "\n".join(
-                [
-                    f"| picture |{head}",
-                    "|---|" + "---|" * len(sources),
-                    *(
-                        f"| {_text(cell.label)} |{_by_source(cell, sources)}"
-                        for cell in subject.cells
-                    ),
-                ]
-            )
-        )
+    for key, what in (("per_family", "family of generators"), ("per_source", "source")):
+        if table := robustness_by_group_table(subject.cells, key):
+            parts += [f"Accuracy by {what} (images):", _format_table("picture", table)]
     note = note_strictness(subject)
     return "\n\n".join([*parts, *([note] if note else []), _origin(study)])
 
@@ -132,8 +119,12 @@ def _code(text: str) -> str:
     return re.sub(r"[`<>|]", "?", printable(text))
 
 
-def _by_source(cell: Cell, sources: list[str]) -> str:
-    return "".join(f" {percent(cell.per_source[name]['accuracy'])} |" for name in sources)
+def _format_table(corner: str, table: PageTable) -> str:
+    """Format the texts of a table, without intervals."""
+    head = [corner, *(_text(name) for name in table.head[1:])]
+    rows = ([_text(name), *(entry.text for entry in row)] for name, row in table.rows)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def _range(cell: Cell, name: str) -> str:

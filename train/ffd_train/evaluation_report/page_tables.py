@@ -84,30 +84,37 @@ def reliability_table(subject: Subject) -> PageTable:
     return PageTable(["score", "images", "mean score", "share generated"], rows)
 
 
-def source_entries(evaluation: Evaluation) -> dict[str, tuple[Entry, Entry]]:
-    """Return accuracy and ROC-AUC of one model by source."""
-    accuracies, areas = (evaluation.intervals[key] for key in ("per_source", "per_source_roc_auc"))
+def group_entries(evaluation: Evaluation, key: str) -> dict[str, tuple[Entry, Entry]]:
+    """Return accuracy and ROC-AUC of one model by source or family.
+
+    Args:
+        evaluation: of the model.
+        key: `per_source` or `per_family`.
+    """
+    accuracies, areas = (evaluation.intervals[name] for name in (key, f"{key}_roc_auc"))
     return {
         name: (_entry(row["accuracy"], accuracies[name]), _entry(row["roc_auc"], areas[name]))
-        for name, row in evaluation.report.per_source.items()
+        for name, row in getattr(evaluation.report, key).items()
     }
 
 
-def sources_table(subjects: Sequence[Subject]) -> PageTable | None:
-    """Return accuracy and ROC-AUC by source; None if no source is known."""
+def groups_table(subjects: Sequence[Subject], key: str) -> PageTable | None:
+    """Return accuracy and ROC-AUC by source or family, as `group_entries`; None if all unknown."""
     evaluation = subjects[0].evaluation
-    kinds: dict[str, set[str]] = {}
-    for sample, _ in evaluation.read:
-        kinds.setdefault(sample.source or "", set()).add(CLASSES[sample.label])
-    entries = [source_entries(subject.evaluation) for subject in subjects]
+    names = evaluation.sources if key == "per_source" else evaluation.families
+    kinds: dict[str | None, set[str]] = {}
+    for name, (sample, _) in zip(names, evaluation.read, strict=True):
+        kinds.setdefault(name, set()).add(CLASSES[sample.label])
+    entries = [group_entries(subject.evaluation, key) for subject in subjects]
     unknown = Entry("none"), Entry("none")
     rows = []
-    for name, first in evaluation.report.per_source.items():
+    for name, first in getattr(evaluation.report, key).items():
         row = [Entry(" and ".join(sorted(kinds[name]))), Entry(f"{first['images']:,}")]
         row += [of.get(name, unknown)[metric] for metric in (0, 1) for of in entries]
         rows.append((name, row))
     metrics = [f"{kind}, {s.name}" for kind in ("accuracy", "ROC-AUC") for s in subjects]
-    return PageTable(["source", "class", "images", *metrics], rows) if rows else None
+    head = [key.removeprefix("per_"), "class", "images", *metrics]
+    return PageTable(head, rows) if rows else None
 
 
 def robustness_table(cells: Sequence[Cell]) -> PageTable:
@@ -119,21 +126,26 @@ def robustness_table(cells: Sequence[Cell]) -> PageTable:
     return PageTable(["perturbation", *ROBUSTNESS_METRICS.values()], rows)
 
 
-def robustness_by_source_table(cells: Sequence[Cell]) -> PageTable | None:
-    """Return the accuracy by source under each perturbation; None if no source is known."""
-    sources = cells[0].per_source
-    if not sources:
+def robustness_by_group_table(cells: Sequence[Cell], key: str) -> PageTable | None:
+    """Return the accuracy by source or family under each perturbation; None if all unknown.
+
+    Args:
+        cells: robustness cells of one model.
+        key: `per_source` or `per_family`.
+    """
+    groups = getattr(cells[0], key)
+    if not groups:
         return None
     rows = []
     for cell in cells:
         row = []
-        for name in sources:
-            accuracy = cell.per_source[name]["accuracy"]
-            shade = f"shade{sum(accuracy < limit for limit in _SHADES)}"
-            row.append(Entry(percent(accuracy), span(cell.per_source[name]["interval"]), shade))
+        for name in groups:
+            found = getattr(cell, key)[name]
+            shade = f"shade{sum(found['accuracy'] < limit for limit in _SHADES)}"
+            row.append(Entry(percent(found["accuracy"]), span(found["interval"]), shade))
         rows.append((cell.label, row))
-    names = (f"{name} ({row['images']:,})" for name, row in sources.items())
-    return PageTable(["accuracy by source", *names], rows)
+    names = (f"{name} ({row['images']:,})" for name, row in groups.items())
+    return PageTable([f"accuracy by {key.removeprefix('per_')}", *names], rows)
 
 
 def comparison_table(study: Study) -> PageTable:

@@ -204,6 +204,11 @@ def _summarise_model(subject: Subject) -> list[str]:
         f"faces ({span(intervals['tpr_at_1_fpr'])}). Its ROC-AUC is {report.roc_auc:.4f}.",
         f"Its expected calibration error is {100 * report.ece:.1f} percentage points.",
     ]
+    if len(report.per_family) > 1:
+        shares = (
+            f"{percent(row['accuracy'])} of {name}" for name, row in report.per_family.items()
+        )
+        lines.append(f"By family of generators it finds {', '.join(shares)}.")
     if len(report.per_source) > 1:
         # Of equally weak sources, the one with the most images.
         name, row = min(

@@ -27,6 +27,7 @@ class Entry:
         identity: the person in the image; empty if unknown.
         split: split in the source; empty if unassigned.
         scope: list in which the identity is unique; None for the root.
+        family: generator family; empty if the manifest names none.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Entry:
     identity: str = ""
     split: str = ""
     scope: Path | None = None
+    family: str = ""
 
     @property
     def path(self) -> Path:
@@ -161,6 +163,7 @@ def _describe(given: Input, folders: Sequence[ClassFolder]) -> Found:
                     of.identity,
                     of.split,
                     of.scope,
+                    of.family,
                 )
             )
     return Found(entries, sum(folder.listing.ignored for folder in folders), notes)

@@ -168,10 +168,11 @@ def _member(plan: ShardPlan, picture: Picture, name: str, data: bytes, offset: i
         original=entry.name,
         offset=offset,
         size=len(data),
+        family=entry.family,
     )
 
 
-_DESCRIBED = ("label", "source", "identity", "sha256", "original")
+_DESCRIBED = ("label", "source", "identity", "sha256", "original", "family")
 
 
 def _describe(member: Member) -> bytes:

@@ -22,12 +22,14 @@ class PictureMetadata:
         split: split of the folder, else of the manifest, else of CelebA; empty if unassigned.
         identity: the person in the image; empty if unknown.
         scope: list, or root of the manifest, in which the identity is unique.
+        family: generator family of a generated image; empty if the manifest names none.
     """
 
     source: str
     split: str
     identity: str
     scope: Path
+    family: str = ""
 
     @property
     def person(self) -> tuple[Path, str] | None:
@@ -77,7 +79,8 @@ def _combine(
         identity, scope = row.get("identity", ""), folder.root
         if not identity and lists.persons and picture in lists.identities:
             identity, scope = lists.identities[picture], lists.persons
-        metadata[path] = PictureMetadata(row.get("source", ""), split, identity, scope)
+        source, family = row.get("source", ""), row.get("family", "")
+        metadata[path] = PictureMetadata(source, split, identity, scope, family)
     return metadata
 
 

@@ -274,8 +274,11 @@ def left_out_bytes(left_out: Iterable[LeftOut]) -> bytes:
 
 def inputs_sha256(entries: Sequence[Entry], facts: Sequence[FileFacts]) -> str:
     """Return a digest of all images and their metadata."""
+    # Without a family, as in version 0.1.0: existing data sets stay valid.
     lines = sorted(
-        "\0".join((e.label, e.source, e.name, e.identity, e.split, f.sha256 or f.error))
+        "\0".join(
+            (e.label, e.source, e.name, e.identity, e.split, f.sha256 or f.error, e.family)
+        ).removesuffix("\0")
         for e, f in zip(entries, facts, strict=True)
     )
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
