@@ -113,9 +113,11 @@ class AugmentationPipeline:
         return cls.packaged("recipe")
 
     @classmethod
+    @cache
     def packaged(cls, name: str) -> AugmentationPipeline:
         """Load a pipeline of this package by its file name without `.toml`."""
-        return _packaged(name)
+        text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        return cls.parse(text)
 
     @classmethod
     def load(cls, path: Path) -> AugmentationPipeline:
@@ -168,12 +170,6 @@ class AugmentationPipeline:
                 **{change.name: _table(change) for change in self.laundering},
             },
         }
-
-
-@cache
-def _packaged(name: str) -> AugmentationPipeline:
-    text = files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return AugmentationPipeline.parse(text)
 
 
 def _parse_known(where: str, name: str, table: Any) -> Augmentation:

@@ -94,17 +94,13 @@ def fit_threshold(
     counts = {str(name): int((names == name).sum()) for name in np.unique(names)}
     few = [name for name, count in counts.items() if round(max_fpr * count) < 1]
     names = np.where(np.isin(names, few), "", names)
-    lower = max(_score_at_max_fpr(photographs[names == name], max_fpr) for name in np.unique(names))
+    # The threshold must exceed these scores to keep the max FPR.
+    groups = [np.sort(photographs[names == name]) for name in np.unique(names)]
+    lower = max(float(group[-1 - round(max_fpr * len(group))]) for group in groups)
     above = scores[scores > lower]
     threshold = _midpoint(lower, float(above.min()) if above.size else 1.0)
     # The floating-point resolution may be too low for a value in between.
     return threshold if threshold > lower else float(np.nextafter(lower, 1))
-
-
-def _score_at_max_fpr(photographs: Floats, max_fpr: float) -> float:
-    """Return the score that the threshold must exceed to keep the max FPR."""
-    allowed = round(max_fpr * len(photographs))
-    return float(np.sort(photographs)[-1 - allowed])
 
 
 def fit_unsure_band(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ from ffd_runtime.image.decode import read_file
 from ffd_runtime.inputs import Item
 from ffd_runtime.model.card import CLASSES
 
-from .shards import ShardReader
+from .shards import ShardReader, csv_bytes
 
 GENERATED, PHOTOGRAPH = range(len(CLASSES))
 # A generated source is of this family if its name begins with it, and of GAN otherwise.
@@ -110,9 +108,5 @@ class FaceData:
 
 def manifest_bytes(data: FaceData) -> bytes:
     """Return a run's training manifest: path, label, split, source and sha256 as CSV."""
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(["path", "label", "split", "source", "sha256"])
-    for s in data.samples:
-        rows.writerow([s.path, CLASSES[s.label], s.split, s.source, s.sha256])
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    rows = ((s.path, CLASSES[s.label], s.split, s.source, s.sha256) for s in data.samples)
+    return csv_bytes(("path", "label", "split", "source", "sha256"), rows)

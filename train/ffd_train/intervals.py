@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import sqrt
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binomtest, norm
 
 from .classification_metrics import Floats, confidence_gaps, equal_error_rates, log_losses
 
@@ -52,10 +51,6 @@ def clopper_pearson(share: float, trials: int) -> Interval:
     return float(low), float(high)
 
 
-def _quantile() -> float:
-    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-
-
 def auc_interval(found: Floats, spared: Floats) -> Interval:
     """Return the interval of an area under the ROC curve.
 
@@ -76,7 +71,7 @@ def auc_interval(found: Floats, spared: Floats) -> Interval:
     variance = delong_variance(found, spared)
     if not variance:
         return clopper_pearson(area, pairs)
-    reach = _quantile() * sqrt(variance) / (area * (1 - area))
+    reach = norm.isf((1 - CONFIDENCE) / 2) * sqrt(variance) / (area * (1 - area))
     low, high = (float(expit(logit(area) + side * reach)) for side in (-1, 1))
     return min(low, clopper_pearson(1, pairs)[0]), max(high, clopper_pearson(0, pairs)[1])
 

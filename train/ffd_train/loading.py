@@ -48,7 +48,9 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
     def __init__(self, dataset: FaceDataset, workers: int | None = None, **options: Any) -> None:
         if workers is None:
             cores = count_cores() // World.from_environment().local_size
-            workers = max(1, min(cores, _count_batches(dataset, options)))
+            batches = options.get("batch_sampler")
+            count = -(-len(dataset) // options["batch_size"]) if batches is None else len(batches)
+            workers = max(1, min(cores, count))
         super().__init__(
             dataset,
             num_workers=workers,
@@ -145,11 +147,6 @@ def _collate(samples: list[tuple[Tensor, int]]) -> Any:
         for tensor in batch:
             tensor.share_memory_()
     return batch
-
-
-def _count_batches(dataset: FaceDataset, options: dict[str, Any]) -> int:
-    batches = options.get("batch_sampler")
-    return len(batches) if batches is not None else -(-len(dataset) // options["batch_size"])
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -142,7 +143,7 @@ def torchvision_resnext(network: str, weights: str) -> FaceNet:
     from torchvision import models
 
     pretrained = models.get_model_weights(network).DEFAULT if weights == "imagenet" else None
-    with _Fetching(weights):
+    with _fetching(weights):
         model: Any = models.get_model(network, weights=pretrained)
     net = FaceNet(
         nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool),
@@ -160,7 +161,7 @@ def timm_efficientnet_lite(network: str, weights: str) -> FaceNet:
     """Build an EfficientNet-Lite of timm; see `build`."""
     import timm
 
-    with _Fetching(weights):
+    with _fetching(weights):
         model: Any = timm.create_model(network, pretrained=weights == "imagenet")
     blocks = model.blocks
     net = FaceNet(
@@ -186,21 +187,18 @@ def synchronise(net: FaceNet) -> FaceNet:
     return synchronised
 
 
-class _Fetching:
+@contextmanager
+def _fetching(weights: str) -> Iterator[None]:
     """Replace an error of the download by one line."""
-
-    def __init__(self, weights: str) -> None:
-        self.weights = weights
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self.weights == "imagenet" and isinstance(error, Exception):
-            raise ModelError(
-                f"the ImageNet weights could not be downloaded ({type(error).__name__}): give a "
-                "file with --weights FILE, or train from scratch with --weights none"
-            ) from error
+    try:
+        yield
+    except Exception as error:
+        if weights != "imagenet":
+            raise
+        raise ModelError(
+            f"the ImageNet weights could not be downloaded ({type(error).__name__}): give a "
+            "file with --weights FILE, or train from scratch with --weights none"
+        ) from error
 
 
 def _load_file(net: FaceNet, model: nn.Module, classifier: str, weights: str) -> None:

@@ -133,15 +133,13 @@ class RunCheckpoint(Callback):
             raise OutputError(f"cannot write {path}: {first_line(error)}") from None
 
     def _stop(self, epoch: Any) -> NoReturn:
+        saved = f"{self.folder / BEST} holds the {self.policy} epoch before it"
+        if self.best == Position().best:
+            saved = "no epoch was completed"
         raise ModelError(
             f"the loss is not finite in epoch {epoch}: lower the learning rate, or use --clip or "
-            f"--precision 32 ({self._describe_saved()})"
+            f"--precision 32 ({saved})"
         )
-
-    def _describe_saved(self) -> str:
-        if self.best == Position().best:
-            return "no epoch was completed"
-        return f"{self.folder / BEST} holds the {self.policy} epoch before it"
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]

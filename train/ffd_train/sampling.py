@@ -48,10 +48,10 @@ def draw_epoch(
         groups.setdefault((sample.label, source), []).append(index)
     keys = sorted(groups, key=lambda key: (key[0], key[1] or ""))
     counts = _count_draws(len(samples), [(label, len(groups[label, s])) for label, s in keys])
-    drawn = [
-        _draw_from_group(np.array(groups[key]), count, rng)
-        for key, count in zip(keys, counts, strict=True)
-    ]
+    drawn = []
+    for key, count in zip(keys, counts, strict=True):
+        rounds = max(1, -(-count // len(groups[key])))
+        drawn.append(np.concatenate([rng.permutation(groups[key]) for _ in range(rounds)])[:count])
     return _group_by_shard(samples, rng.permutation(np.concatenate(drawn)), rng)
 
 
@@ -64,13 +64,6 @@ def _count_draws(total: int, groups: Sequence[tuple[int, int]]) -> list[int]:
     exact = weight / weight.sum() * total
     ends = np.rint(np.cumsum(exact)).astype(int)
     return [int(count) for count in np.diff(ends, prepend=0)]
-
-
-def _draw_from_group(
-    indices: npt.NDArray[np.int64], count: int, rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    rounds = -(-count // len(indices))
-    return np.concatenate([rng.permutation(indices) for _ in range(max(1, rounds))])[:count]
 
 
 def _group_by_shard(

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -198,11 +198,14 @@ def read_index(root: Path) -> tuple[ShardReader, list[tuple[int, Member]]]:
 
 
 def manifest_bytes(members: Iterable[Member]) -> bytes:
-    """Return manifest.csv; file names keep bytes that are not UTF-8."""
+    """Return manifest.csv."""
+    return csv_bytes([field.name for field in fields(Member)], map(astuple, members))
+
+
+def csv_bytes(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """Return a CSV file; file names keep bytes that are not UTF-8."""
     text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow([field.name for field in fields(Member)])
-    rows.writerows(astuple(member) for member in members)
+    csv.writer(text).writerows([columns, *rows])
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 

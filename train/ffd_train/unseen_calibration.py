@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit
 
-from .calibrate import Bools, Calibration, Floats, fit_temperature, fit_threshold, fit_unsure_band
+from .calibrate import Bools, Calibration, Floats, calibrate
 
 
 def calibrate_unseen(
@@ -35,14 +36,12 @@ def calibrate_unseen(
             below the unsure band. An image is missed if its score is below the threshold.
         confidence: share of correct verdicts outside the unsure band.
     """
-    margin = logits[:, 0] - logits[:, 1]
-    temperature = fit_temperature(margin, generated)
-    scores = expit(margin / temperature)
-    threshold = fit_threshold(scores, generated, sources, max_fpr)
-    low, high = fit_unsure_band(scores, generated, threshold, confidence)
+    fitted = calibrate(logits, generated, sources, max_fpr, confidence)
     unseen = generated & np.isin(sources, list(left_out))
-    low = min(low, lower_end(scores[unseen], threshold, max_confident_misses))
-    return Calibration(temperature, threshold, (low, high))
+    scores = expit((logits[unseen, 0] - logits[unseen, 1]) / fitted.temperature)
+    low, high = fitted.unsure
+    low = min(low, lower_end(scores, fitted.threshold, max_confident_misses))
+    return replace(fitted, unsure=(low, high))
 
 
 def lower_end(scores: Floats, threshold: float, max_confident_misses: float) -> float:

@@ -25,7 +25,10 @@ def show(audit: Audit) -> None:
     console = Console(highlight=False)
     console.print(_groups(audit))
     if audit.probes:
-        console.print(_probes(audit))
+        grid = make_table("How well the classes can be separated", ["by"], ["AUC"])
+        for probe in audit.probes:
+            grid.add_row(VIEWS[probe.view], _auc(probe.score))
+        console.print(grid)
     if audit.sources:
         console.print(_sources(audit))
     if not audit.findings:
@@ -52,13 +55,6 @@ def _groups(audit: Audit) -> Grid:
         grid.add_row(
             Text(indent + printable(group.name)), str(group.images), *map(Text, values), plain
         )
-    return grid
-
-
-def _probes(audit: Audit) -> Grid:
-    grid = make_table("How well the classes can be separated", ["by"], ["AUC"])
-    for probe in audit.probes:
-        grid.add_row(VIEWS[probe.view], _auc(probe.score))
     return grid
 
 

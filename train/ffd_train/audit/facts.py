@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffd_runtime.core.errors import InputError
+from ffd_runtime.core.ordered_map import map_in_order
 from ffd_runtime.image.decode import decode
 from ffd_runtime.model.devices import count_cores
 
@@ -23,8 +24,8 @@ from ..scanning import list_samples
 from .encoding import Encoding, read_encoding
 from .picture import SMALL, Picture, measure_picture
 
-# Number of images that the threads get at a time; Ctrl-C waits for them.
-_BATCH = 256
+# Number of images that the threads read ahead; Ctrl-C waits for those under way.
+_AHEAD = 256
 # Median texture below which a background counts as plain: true for nine in ten studio portraits,
 # and for one in six snapshots.
 PLAIN = 1.5
@@ -154,20 +155,22 @@ def measure(data: FaceData, advance: Callable[[], object] = lambda: None) -> Tab
     digests = np.empty((count, 32), np.uint8)
     hashes = np.empty(count, np.uint64)
     smalls = np.empty((count, SMALL, SMALL, 3), np.uint8)
-    for sample, result in _results(data):
-        advance()
-        if isinstance(result, InputError):
-            unreadable.append(Unreadable(sample, result.code, result.message))
-            continue
-        digest, encoding, picture = result
-        at = len(samples)
-        samples.append(sample)
-        digests[at] = np.frombuffer(digest, np.uint8)
-        hashes[at] = picture.phash
-        smalls[at] = picture.small
-        row = _row(encoding, picture)
-        for name, values in rows.items():
-            values.append(row[name])
+    with ThreadPoolExecutor(count_cores()) as pool:
+        results = map_in_order(pool, partial(_read, data), data.samples, ahead=_AHEAD)
+        for sample, result in zip(data.samples, results, strict=True):
+            advance()
+            if isinstance(result, InputError):
+                unreadable.append(Unreadable(sample, result.code, result.message))
+                continue
+            digest, encoding, picture = result
+            at = len(samples)
+            samples.append(sample)
+            digests[at] = np.frombuffer(digest, np.uint8)
+            hashes[at] = picture.phash
+            smalls[at] = picture.small
+            row = _row(encoding, picture)
+            for name, values in rows.items():
+                values.append(row[name])
     known = len(samples)
     categories = {fact.name for fact in FACTS if fact.digits is None}
     columns = {
@@ -180,14 +183,6 @@ def measure(data: FaceData, advance: Callable[[], object] = lambda: None) -> Tab
 
 # The sha256 of the file, its encoding and its content, or the error.
 _Result = tuple[bytes, Encoding, Picture] | InputError
-
-
-def _results(data: FaceData) -> Iterator[tuple[Sample, _Result]]:
-    """Yield the result of each image, in order."""
-    with ThreadPoolExecutor(count_cores()) as pool:
-        for begin in range(0, len(data.samples), _BATCH):
-            batch = data.samples[begin : begin + _BATCH]
-            yield from zip(batch, pool.map(partial(_read, data), batch), strict=True)
 
 
 def _read(data: FaceData, sample: Sample) -> _Result:

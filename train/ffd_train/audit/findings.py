@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ffd_runtime.core.text import counted
 from ffd_runtime.model.card import CLASSES
 
 from .copies import Copies
@@ -97,7 +98,7 @@ def _unreadable(unreadable: Sequence[Unreadable]) -> Iterator[Finding]:
         yield Finding(
             "medium",
             "unreadable",
-            f"{_images(len(unreadable))} cannot be read: {named}{_more(len(unreadable))}",
+            f"{counted(len(unreadable), 'image')} cannot be read: {named}{_more(len(unreadable))}",
             "remove or replace them: ffd-train refuses them",
         )
 
@@ -178,15 +179,12 @@ def _shortcut(probe: Probe) -> Finding:
     if probe.view == "detail":
         text = f"a model can use {named or 'sharpness'}"
     else:
-        text = f"a model can use {VIEWS[probe.view]} (AUC {_auc(probe)})"
+        score = f"{probe.score.auc:.2f} ± {probe.score.deviation:.2f}"
+        text = f"a model can use {VIEWS[probe.view]} (AUC {score})"
         text += f": {named}" if named else ": only all facts together, no single one"
     only_bytes = probe.view == "file" and {one.fact.name for one in probe.telling} <= _BYTES
     advice = _ADVICE["bytes" if only_bytes else probe.view]
     return Finding(_severity(best.auc), f"shortcut-{probe.view}", text, advice)
-
-
-def _auc(probe: Probe) -> str:
-    return f"{probe.score.auc:.2f} ± {probe.score.deviation:.2f}"
 
 
 def _describe(one: FactScore) -> str:
@@ -202,7 +200,8 @@ def _encoding_by_source(sources: Sequence[SourceProbe]) -> Iterator[Finding]:
             by_title.setdefault(title, []).append(one)
     if by_title:
         named = "; ".join(
-            f"{title}: " + ", ".join(f"{one.source} {_own(one)}" for one in group)
+            f"{title}: "
+            + ", ".join(f"{one.source} {one.telling[0].values[one.source]}" for one in group)
             for title, group in by_title.items()
         )
         aucs = [one.file.auc for group in by_title.values() for one in group]
@@ -212,11 +211,6 @@ def _encoding_by_source(sources: Sequence[SourceProbe]) -> Iterator[Finding]:
             f"size or encoding differs by source (AUC up to {max(aucs):.2f}); {named}",
             _ADVICE["file"],
         )
-
-
-def _own(one: SourceProbe) -> str:
-    """Return the typical value of the source."""
-    return one.telling[0].values[one.source]
 
 
 def _framing_by_source(sources: Sequence[SourceProbe]) -> Iterator[Finding]:
@@ -263,10 +257,6 @@ def _plain_sources(groups: Sequence[Group]) -> Iterator[Finding]:
 
 def _severity(auc: float) -> str:
     return next((name for name, least in _MIN_AUC.items() if auc >= least), "low")
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
 
 
 def _more(count: int) -> str:

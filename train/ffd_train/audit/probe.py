@@ -202,7 +202,10 @@ class _CrossValidation:
         seen = values[self.chosen]
         aucs = []
         for train, test in self.folds:
-            model = _tree(len(train)) if alone else _forest()
+            model: Any = ExtraTreesClassifier(40, min_samples_leaf=3, random_state=0)
+            if alone:
+                leaf = max(5, len(train) // 100)
+                model = DecisionTreeClassifier(max_depth=3, min_samples_leaf=leaf, random_state=0)
             model.fit(seen[train], self.positive[train])
             scores = model.predict_proba(seen[test])[:, 1]
             aucs.append(roc_auc_score(self.positive[test], scores))
@@ -219,15 +222,6 @@ def _chance(ours: int, others: int) -> float:
     """
     variance = (ours + others + 1) / (12 * ours * others)
     return float(np.sqrt(variance * FOLDS * (1 / FOLDS + 1 / (FOLDS - 1))))
-
-
-def _forest() -> ExtraTreesClassifier:
-    return ExtraTreesClassifier(40, min_samples_leaf=3, random_state=0)
-
-
-def _tree(images: int) -> DecisionTreeClassifier:
-    leaf = max(5, images // 100)
-    return DecisionTreeClassifier(max_depth=3, min_samples_leaf=leaf, random_state=0)
 
 
 def _choose(table: Table, ours: Mask, others: Mask, most: int) -> npt.NDArray[np.int64]:

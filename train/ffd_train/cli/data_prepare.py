@@ -86,7 +86,7 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
     return shares
 
 
-@click.command("prepare", cls=Command, epilog=EPILOG)
+@click.command("prepare", cls=Command, epilog=EPILOG, context_settings={"show_default": True})
 @click.argument("folders", metavar="[[NAME=]DATA]...", nargs=-1)
 @click.option("--groundtruth", multiple=True, metavar="[NAME=]PATH", help="Folder of photographs.")
 @click.option(
@@ -101,7 +101,6 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
 @click.option(
     "--match/--no-match",
     default=True,
-    show_default=True,
     help="Encode all images alike: crop the largest centre square, shrink it to --side, and save a "
     "4:2:0 JPEG without EXIF, with a quality from --quality. Smaller images are left out. "
     "--no-match packs the original files.",
@@ -116,7 +115,6 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
 @click.option(
     "--quality",
     default="75-95",
-    show_default=True,
     callback=_parse_quality,
     metavar="LOW-HIGH",
     help="Range of the JPEG quality. The content of an image determines its quality; both classes "
@@ -125,7 +123,6 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
 @click.option(
     "--split",
     default="80/10/10",
-    show_default=True,
     callback=_parse_split,
     metavar="TRAIN/VAL/TEST",
     help="Percentages for images without a split. Splits of CelebA's partition, split folders and "

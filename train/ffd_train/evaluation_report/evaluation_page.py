@@ -39,6 +39,8 @@ THUMBNAIL_PIXELS = 224
 # The browser scales the evidence up.
 OVERLAY_PIXELS = 56
 MAX_UNREADABLE = 500
+# Metrics with a chart over all perturbations.
+CHARTS = ("roc_auc", "accuracy", "tpr_at_1_fpr")
 
 _TEMPLATE = Path(__file__).with_name("evaluation.html")
 
@@ -111,7 +113,7 @@ def render(study: Study) -> str:
         reliability=[reliability_table(subject) for subject in subjects],
         families=groups_table(subjects, "per_family"),
         sources=groups_table(subjects, "per_source"),
-        charts=_charts(subjects) if study.subject.cells else (),
+        charts=[_chart(subjects, key) for key in CHARTS] if study.subject.cells else (),
         robustness=[_robustness_tables(subject.cells) for subject in subjects if subject.cells],
         differences=comparison_table(study) if study.comparisons else None,
         galleries=[_errors(subject, len(subjects)) for subject in subjects],
@@ -142,10 +144,6 @@ def _curves(subjects: Sequence[Subject]) -> list[tuple[Markup, str]]:
 def _robustness_tables(cells: Sequence[Cell]) -> list[PageTable]:
     by_group = (robustness_by_group_table(cells, key) for key in ("per_family", "per_source"))
     return [table for table in (robustness_table(cells), *by_group) if table]
-
-
-def _charts(subjects: Sequence[Subject]) -> list[_Chart]:
-    return [_chart(subjects, key) for key in ("roc_auc", "accuracy", "tpr_at_1_fpr")]
 
 
 def _chart(subjects: Sequence[Subject], key: str) -> _Chart:

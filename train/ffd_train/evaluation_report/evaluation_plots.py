@@ -10,7 +10,6 @@ from html import escape
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from ..classification_metrics import Floats
 from ..evaluation import Evaluation
 from ..intervals import wilson
 
@@ -20,6 +19,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 390, 10, 262
 
 # CSS classes of the first and the second model.
 SERIES = ("first", "second")
+_QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def plot_roc(evaluations: Sequence[Evaluation]) -> str:
         "photographs called generated (logarithmic)",
         log=True,
     )
-    y = Axis(0, 1, _quarters(), "generated faces found")
+    y = Axis(0, 1, _QUARTERS, "generated faces found")
     lines = [_path(x, y, [(0.01, 0), (0.01, 1)], "guide"), _note(x, y, 0.01, 0.03, "1 %")]
     for each, kind in zip(evaluations, SERIES, strict=False):
         alarms, found, _ = roc_curve(each.generated, each.scores)
-        lines.append(_path(x, y, _steps(alarms, found), kind))
+        lines.append(_path(x, y, zip(alarms, found, strict=True), kind))
         classes = each.report.per_class
         title = f"threshold {each.card.threshold:.3g}"
         lines.append(_mark(x, y, 1 - classes["groundtruth"], classes["generated"], kind, title))
@@ -80,7 +80,7 @@ def plot_precision_recall(evaluations: Sequence[Evaluation]) -> str:
         curves.append((recall[::-1], precision[::-1]))
     lowest = min(float(precision.min()) for _, precision in curves)
     low = min(math.floor(10 * lowest) / 10, 0.9)
-    x = Axis(0, 1, _quarters(), "recall: generated faces found")
+    x = Axis(0, 1, _QUARTERS, "recall: generated faces found")
     y = Axis(low, 1, _ticks(low), "precision")
     lines = [
         _path(x, y, zip(recall, precision, strict=True), kind)
@@ -91,8 +91,8 @@ def plot_precision_recall(evaluations: Sequence[Evaluation]) -> str:
 
 def plot_reliability(evaluations: Sequence[Evaluation]) -> str:
     """Plot a reliability diagram."""
-    x = Axis(0, 1, _quarters(), "score: mean P(generated) of a bin")
-    y = Axis(0, 1, _quarters(), "share of generated images")
+    x = Axis(0, 1, _QUARTERS, "score: mean P(generated) of a bin")
+    y = Axis(0, 1, _QUARTERS, "share of generated images")
     lines = [_path(x, y, [(0, 0), (1, 1)], "guide")]
     for each, kind in zip(evaluations, SERIES, strict=False):
         for found in each.reliability.bins:
@@ -129,11 +129,7 @@ def draw_interval(
 def axis_of(lowest: float, label: str) -> Axis:
     """Return an axis of shares up to 1 that begins below the lowest one."""
     low = min(math.floor(10 * lowest) / 10, 0.9)
-    return Axis(low, 1, [low + (1 - low) * quarter for quarter in _quarters()], label)
-
-
-def _quarters() -> list[float]:
-    return [0, 0.25, 0.5, 0.75, 1]
+    return Axis(low, 1, [low + (1 - low) * quarter for quarter in _QUARTERS], label)
 
 
 def _ticks(low: float) -> list[float]:
@@ -141,10 +137,6 @@ def _ticks(low: float) -> list[float]:
     step = next(s for s in (0.02, 0.05, 0.1, 0.2) if (1 - low) / s <= 5.01)
     count = round((1 - low) / step - 1e-9)
     return sorted(round(1 - step * i, 6) for i in range(count + 1))
-
-
-def _steps(alarms: Floats, found: Floats) -> Iterable[tuple[float, float]]:
-    return zip(alarms.tolist(), found.tolist(), strict=True)
 
 
 def _x(axis: Axis, value: float) -> float:

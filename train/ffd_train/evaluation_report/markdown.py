@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ffd_runtime import __version__
@@ -15,7 +16,7 @@ from ffd_runtime.core.text import printable
 
 from ..intervals import CONFIDENCE
 from ..robustness import Cell
-from .page_tables import PageTable, robustness_by_group_table
+from .page_tables import ROBUSTNESS_METRICS, robustness_by_group_table
 from .study import Study, manifest_of, note_strictness, percent, span
 
 BEGIN = "<!-- robustness -->"
@@ -67,28 +68,18 @@ def put_table(path: Path, study: Study) -> None:
 def to_markdown(study: Study) -> str:
     """Return the robustness of all images and of each source as tables, with their origin."""
     subject = study.subject
-    rows = [
-        f"| {_text(cell.label)} | {cell.roc_auc:.3f} {_range(cell, 'roc_auc')} "
-        f"| {percent(cell.accuracy)} ({span(cell.intervals['accuracy'])}) "
-        f"| {percent(cell.tpr_at_1_fpr)} ({span(cell.intervals['tpr_at_1_fpr'])}) "
-        f"| {percent(cell.false_alarms)} | {percent(cell.misses)} |"
-        for cell in subject.cells
-    ]
+    names = {**ROBUSTNESS_METRICS, "tpr_at_1_fpr": "found at 1 % false alarms"}
     parts = [
         f"{_text(subject.evaluation.card.name)}, {subject.cells[0].images} images, by "
         f"`ffd-eval --robustness`; in brackets {100 * CONFIDENCE:.0f} % intervals.",
-        "\n".join(
-            [
-                "| picture | ROC-AUC | accuracy | found at 1 % false alarms "
-                "| photographs called generated | generated called photographs |",
-                "|---|---|---|---|---|---|",
-                *rows,
-            ]
+        _format_table(
+            list(names.values()), [(cell.label, _metrics(cell)) for cell in subject.cells]
         ),
     ]
     for key, what in (("per_family", "family of generators"), ("per_source", "source")):
         if table := robustness_by_group_table(subject.cells, key):
-            parts += [f"Accuracy by {what} (images):", _format_table("picture", table)]
+            rows = [(name, [entry.text for entry in row]) for name, row in table.rows]
+            parts += [f"Accuracy by {what} (images):", _format_table(table.head[1:], rows)]
     note = note_strictness(subject)
     return "\n\n".join([*parts, *([note] if note else []), _origin(study)])
 
@@ -105,31 +96,33 @@ def _origin(study: Study) -> str:
         size += f" drawn from {study.available:,}"
         options += ["--sample", str(count)]
     splits = ", ".join(sorted({sample.split for sample in data.samples if sample.split}))
-    command = shlex.join(["ffd-eval", model, folder, *options, "--robustness"])
+    command = printable(shlex.join(["ffd-eval", model, folder, *options, "--robustness"]))
+    # Safe within a code span, and different from the marks.
+    command = re.sub(r"[`<>|]", "?", command)
     manifest = manifest_of(data)
     return (
         f"Measured on {_text(folder)} ({f'split {splits}' if splits else 'all of it'}, {size}, "
         f"{f'manifest sha256 `{manifest}`' if manifest else 'no manifest.csv'}), model sha256 "
-        f"`{subject.sha256}`, by ffd {__version__}: `{_code(command)}`."
+        f"`{subject.sha256}`, by ffd {__version__}: `{command}`."
     )
 
 
-def _code(text: str) -> str:
-    """Make a text safe within a code span, and different from the marks."""
-    return re.sub(r"[`<>|]", "?", printable(text))
+def _metrics(cell: Cell) -> list[str]:
+    low, high = cell.intervals["roc_auc"]
+    return [
+        f"{cell.roc_auc:.3f} ({low:.3f} to {high:.3f})",
+        f"{percent(cell.accuracy)} ({span(cell.intervals['accuracy'])})",
+        f"{percent(cell.tpr_at_1_fpr)} ({span(cell.intervals['tpr_at_1_fpr'])})",
+        percent(cell.false_alarms),
+        percent(cell.misses),
+    ]
 
 
-def _format_table(corner: str, table: PageTable) -> str:
-    """Format the texts of a table, without intervals."""
-    head = [corner, *(_text(name) for name in table.head[1:])]
-    rows = ([_text(name), *(entry.text for entry in row)] for name, row in table.rows)
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
-
-
-def _range(cell: Cell, name: str) -> str:
-    low, high = cell.intervals[name]
-    return f"({low:.3f} to {high:.3f})"
+def _format_table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Format a table with one row for each perturbation."""
+    head = "".join(f" {_text(name)} |" for name in names)
+    lines = (f"| {_text(label)} | {' | '.join(cells)} |" for label, cells in rows)
+    return "\n".join([f"| picture |{head}", "|---" * len(names) + "|---|", *lines])
 
 
 def _text(text: str) -> str:

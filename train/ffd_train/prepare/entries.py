@@ -97,7 +97,7 @@ def find_entries(inputs: Sequence[Input]) -> Found:
     ignored = 0
     notes: list[str] = []
     for given in inputs:
-        found = _find_labelled(given) if given.label is None else _find_class(given, given.label)
+        found = _find_in(given)
         if not found.entries:
             raise DataError(f"{given.path} has no images")
         entries += found.entries
@@ -130,22 +130,16 @@ def _refuse_overlaps(inputs: Sequence[Input]) -> None:
             raise DataError(f"{given.path} has no name: give it as NAME=PATH")
 
 
-def _find_labelled(given: Input) -> Found:
-    """Find the images of a folder with class folders."""
-    if is_packed(given.path):
-        raise DataError(f"{given.path} is already packed: give the original folders")
-    return _describe(given, find_class_folders(given.path))
-
-
-def _find_class(given: Input, label: str) -> Found:
-    """Find the images of a folder with one class, at any depth."""
-    if not os.path.isdir(given.path):
+def _find_in(given: Input) -> Found:
+    """Find the images of an input folder with their metadata."""
+    if given.label is None:
+        if is_packed(given.path):
+            raise DataError(f"{given.path} is already packed: give the original folders")
+        folders = find_class_folders(given.path)
+    elif os.path.isdir(given.path):
+        folders = [ClassFolder(given.path, "", given.label, "", list_files(given.path))]
+    else:
         raise DataError(f"{given.path}: no such folder")
-    return _describe(given, [ClassFolder(given.path, "", label, "", list_files(given.path))])
-
-
-def _describe(given: Input, folders: Sequence[ClassFolder]) -> Found:
-    """Return the images of class folders with their metadata."""
     if not any(folder.listing.pictures for folder in folders):
         return Found([], 0, [])
     known, notes = read_metadata(folders, given.name)
@@ -154,18 +148,8 @@ def _describe(given: Input, folders: Sequence[ClassFolder]) -> Found:
         source = given.name if given.label else f"{given.name}-{folder.label}"
         for path in folder.pictures:
             of = known[path]
-            entries.append(
-                Entry(
-                    folder.label,
-                    of.source or source,
-                    given.path,
-                    path,
-                    of.identity,
-                    of.split,
-                    of.scope,
-                    of.family,
-                )
-            )
+            facts = of.identity, of.split, of.scope, of.family
+            entries.append(Entry(folder.label, of.source or source, given.path, path, *facts))
     return Found(entries, sum(folder.listing.ignored for folder in folders), notes)
 
 

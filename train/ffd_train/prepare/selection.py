@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from ffd_runtime.model.card import CLASSES
 from ..audit.copies import find_copies
 from ..audit.picture import SMALL
 from ..folders import SPLITS
+from ..shards import csv_bytes
 from .entries import Entry
 from .reading import FileFacts
 
@@ -263,13 +262,8 @@ def require_splits(splits: dict[str, list[Picture]], shares: Sequence[int]) -> N
 
 def left_out_bytes(left_out: Iterable[LeftOut]) -> bytes:
     """Return left_out.csv."""
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(["label", "source", "original", "reason", "detail"])
-    rows.writerows(
-        sorted((o.entry.label, o.entry.source, o.entry.name, o.reason, o.detail) for o in left_out)
-    )
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    rows = ((o.entry.label, o.entry.source, o.entry.name, o.reason, o.detail) for o in left_out)
+    return csv_bytes(("label", "source", "original", "reason", "detail"), sorted(rows))
 
 
 def inputs_sha256(entries: Sequence[Entry], facts: Sequence[FileFacts]) -> str:
