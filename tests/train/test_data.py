@@ -253,8 +253,8 @@ def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
     (root / "manifest.csv").write_text(shows.format(0, "test"))
     with pytest.raises(
         DataError,
-        match=r"a person is in two splits, for .* in train/groundtruth/blue0.png and test/.*png: "
-        "move .*ffd-data prepare",
+        match=f"a person is in two splits, for .* in {root}/train/groundtruth/blue0.png and "
+        f"{root}/test/.*png: move .*ffd-data prepare",
     ):
         scan(root, ("test",))
     (root / "manifest.csv").write_text("path,identity\ntrain/groundtruth/blue0.png,p1\n")

@@ -99,15 +99,7 @@ def judge(data: FaceData, seed: int = 0, apart: float = 1.0) -> Evaluation:
         name = str(data.root / sample.path)
         rows.append(Result(name, label=CARD.verdict(score), score=score, heatmap=HEATMAP))
     rows.append(Result.from_dict({**rows[0].to_dict(), **UNREADABLE}))
-    read = [(s, r.score) for s, r in zip(data.samples, rows, strict=True) if r.score is not None]
-    report = measure_scores(
-        np.array([score for _, score in read]),
-        [sample.label for sample, _ in read],
-        CARD,
-        [sample.source for sample, _ in read],
-        [sample.family for sample, _ in read],
-    )
-    return Evaluation(report, tuple(rows), data, CARD)
+    return Evaluation(tuple(rows), data, CARD)
 
 
 UNREADABLE = {
@@ -279,7 +271,7 @@ def test_two_models_are_compared_on_images_that_both_classified(tmp_path: Path) 
     rows = list(judge(one.data, seed=1, apart=2).rows)
     rows[-1] = replace(rows[0], source=rows[-1].source)
     rows[3] = one.unreadable[0]
-    better = Evaluation(one.report, tuple(rows), one.data, CARD)
+    better = Evaluation(tuple(rows), one.data, CARD)
     both = study.against(subject("colour", better))
     assert [each.name for each in both.subjects] == ["colour (A)", "colour (B)"]
     assert set(both.comparisons) == {"clean", "jpeg-30", "blur-3"}

@@ -62,13 +62,9 @@ class AccuracyTest:
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of both models.
+    """A metric of both models, and the difference, second minus first.
 
-    Attributes:
-        first: value of the first model.
-        second: value of the second model.
-        difference: second minus first.
-        interval: interval of the difference; None if all resamples are equal.
+    The interval is that of the difference; None if all resamples are equal.
     """
 
     first: float

@@ -54,6 +54,7 @@ class TrainingView:
     epoch: int = 0
 
 
+@dataclass(eq=False)
 class FaceDataset(Dataset[tuple[Tensor, int]]):
     """Samples as the network takes them.
 
@@ -69,17 +70,10 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         view: augmentation and crops for training.
     """
 
-    def __init__(
-        self,
-        data: FaceData,
-        samples: Sequence[Sample],
-        spec: PreprocessSpec,
-        view: TrainingView = TrainingView(),
-    ) -> None:
-        self.data = data
-        self.samples = samples
-        self.spec = spec
-        self.view = view
+    data: FaceData
+    samples: Sequence[Sample]
+    spec: PreprocessSpec
+    view: TrainingView = TrainingView()
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -32,19 +32,17 @@ from .robustness import CLEAN, PERTURBATIONS, Cell, measure_cell, sweep, with_in
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of the readable images, and a result for every image.
+    """The result of a model for every image of a data set, and metrics of the readable images."""
 
-    Attributes:
-        report: metrics.
-        rows: results of all images.
-        data: the images.
-        card: card of the model.
-    """
-
-    report: Report
     rows: tuple[Result, ...]
     data: FaceData
     card: ModelCard
+
+    @cached_property
+    def report(self) -> Report:
+        """Metrics of the readable images."""
+        labels = [sample.label for sample, _ in self.read]
+        return measure_scores(self.scores, labels, self.card, self.sources, self.families)
 
     @property
     def unreadable(self) -> list[Result]:
@@ -198,17 +196,10 @@ def evaluate(
     for result in classifier.classify_items(data.item(sample) for sample in data.samples):
         rows.append(result)
         advance()
-    read = [(s, r.score) for s, r in zip(data.samples, rows, strict=True) if r.score is not None]
-    if len({sample.label for sample, _ in read}) < 2:
+    evaluation = Evaluation(tuple(rows), data, classifier.card)
+    if evaluation.generated.all() or not evaluation.generated.any():
         raise DataError(f"{data.root}: a class has no readable image")
-    report = measure_scores(
-        np.array([score for _, score in read]),
-        [sample.label for sample, _ in read],
-        classifier.card,
-        [sample.source for sample, _ in read],
-        [sample.family for sample, _ in read],
-    )
-    return Evaluation(report, tuple(rows), data, classifier.card)
+    return evaluation
 
 
 def measure_robustness(

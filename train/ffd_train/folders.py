@@ -187,21 +187,22 @@ def _parse(path: Path) -> Iterator[dict[str, str]]:
         raise DataError(f"{path} is not valid CSV ({error}): correct or remove it") from None
 
 
-def find_shared(
-    pictures: Iterable[tuple[Hashable, str, str]],
-) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """Find the people who are in two splits.
+def refuse_shared_people(pictures: Iterable[tuple[Hashable, str, str]], remedy: str) -> None:
+    """Check that the images of each person are in one split.
 
     Args:
         pictures: person, split and name of each image in a split.
+        remedy: end of the message.
 
-    Returns:
-        For each such person, (split, name) of an image in one split and of one in another.
+    Raises:
+        DataError: a person is in two splits.
     """
     first: dict[Hashable, tuple[str, str]] = {}
-    shared: dict[Hashable, tuple[tuple[str, str], tuple[str, str]]] = {}
+    shared: dict[Hashable, str] = {}
     for person, split, name in pictures:
-        one = first.setdefault(person, (split, name))
-        if one[0] != split:
-            shared.setdefault(person, (one, (split, name)))
-    return list(shared.values())
+        ours, one = first.setdefault(person, (split, name))
+        if ours != split:
+            shared.setdefault(person, f"for example in {one} and {name}")
+    if shared:
+        count = f"{len(shared)} people are" if len(shared) > 1 else "a person is"
+        raise DataError(f"{count} in two splits, {next(iter(shared.values()))}: {remedy}")

@@ -56,28 +56,20 @@ class Position:
     best: Quality = (-1.0, 0.0)
 
 
+@dataclass(eq=False)
 class RunCheckpoint(Callback):
     """Write metrics, the checkpoint and the state to resume from after each epoch.
 
     The checkpoint policy is `best` or `last`. `best` is the quality of the best epoch so far.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        stage: int,
-        card: ModelCard,
-        best: Quality,
-        progress: RunProgress,
-        policy: str,
-    ) -> None:
-        self.folder = folder
-        self.policy = policy
-        self.stage = stage
-        self.card = card
-        self.best = best
-        self.progress = progress
-        self.started = time.monotonic()
+    folder: Path
+    stage: int
+    card: ModelCard
+    best: Quality
+    progress: RunProgress
+    policy: str
+    started: float = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started = time.monotonic()

@@ -17,8 +17,8 @@ from ffd_runtime.model.devices import count_cores
 
 from .class_folders import count_ignored, find_class_folders, require_both_classes
 from .face_data import FaceData, Sample
-from .folders import SPLITS, ClassFolder, read_rows
-from .leaks import refuse_shared_images, refuse_shared_people
+from .folders import SPLITS, ClassFolder, read_rows, refuse_shared_people
+from .leaks import refuse_shared_images
 from .prepare.picture_metadata import PictureMetadata, read_metadata
 from .shards import MANIFEST, is_packed, read_index
 from .splits import LabelledPath, assign_splits, find_created_splits, find_unassigned
@@ -151,7 +151,12 @@ def _scan_folders(root: Path) -> FaceData:
         )
     )
     data = FaceData(root, samples, count_ignored(folders), notes=tuple(notes))
-    refuse_shared_people(data, metadata)
+    people = ((metadata[s.path].person, s) for s in samples)
+    refuse_shared_people(
+        ((person, s.split, str(root / s.path)) for person, s in people if person),
+        "move the images of each person into one split, or pack them without splits with ffd-data "
+        "prepare, which keeps them together",
+    )
     return data
 
 

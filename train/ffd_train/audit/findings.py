@@ -44,13 +44,9 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem of a data set.
+    """A problem of a data set, and its remedy.
 
-    Attributes:
-        severity: one of `SEVERITIES`.
-        kind: identifier, such as `shortcut-file` or `copies-across-splits`.
-        text: description.
-        advice: remedy.
+    The severity is one of `SEVERITIES`. The kind is an identifier, such as `shortcut-file`.
     """
 
     severity: str

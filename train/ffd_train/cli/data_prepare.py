@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,38 +27,6 @@ Examples:
   ffd-data prepare faces/ --no-match --output packed/
   ffd-train packed/
 """
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """The arguments and options of ffd-data prepare."""
-
-    folders: tuple[str, ...]
-    groundtruth: tuple[str, ...]
-    generated: tuple[str, ...]
-    output: Path
-    match: bool
-    side: int | None
-    quality: tuple[int, int]
-    split: tuple[int, int, int]
-    shard_images: int | None
-    workers: int | None
-
-    def inputs(self) -> list[Input]:
-        """Return the folders to pack.
-
-        Raises:
-            UsageError: options contradict each other, or a class is missing.
-        """
-        if self.side and not self.match:
-            raise click.UsageError("--side needs --match")
-        if not self.folders and not (self.groundtruth and self.generated):
-            raise click.UsageError("give --groundtruth and --generated, or a DATA with both")
-        return [
-            *(_parse_input(text, None) for text in self.folders),
-            *(_parse_input(text, "groundtruth") for text in self.groundtruth),
-            *(_parse_input(text, "generated") for text in self.generated),
-        ]
 
 
 def _parse_numbers(
@@ -135,7 +103,14 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
     help="Maximum number of images in a shard. Default: about 256 MiB.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Threads. Default: one per core.")
-def prepare(**options: Any) -> None:
+def prepare(
+    folders: tuple[str, ...],
+    groundtruth: tuple[str, ...],
+    generated: tuple[str, ...],
+    output: Path,
+    workers: int | None,
+    **options: Any,
+) -> None:
     """Pack images into a data set of shards: without copies, uniformly encoded, and split.
 
     DATA has generated/ and groundtruth/, optionally in train/, val/ and test/, as for ffd-train.
@@ -153,12 +128,11 @@ def prepare(**options: Any) -> None:
 
     from ..prepare import preparing
 
-    chosen = PrepareOptions(**options)
-    inputs = chosen.inputs()
+    settings = preparing.Settings(**options)
+    if settings.side and not settings.match:
+        raise click.UsageError("--side needs --match")
+    inputs = _parse_inputs(folders, groundtruth, generated)
     cv2.setNumThreads(1)
-    settings = preparing.Settings(
-        chosen.match, chosen.side, chosen.quality, chosen.split, chosen.shard_images
-    )
     with progress_bar() as bar:
 
         def tell(line: str) -> None:
@@ -172,13 +146,22 @@ def prepare(**options: Any) -> None:
 
         try:
             unreadable = preparing.prepare(
-                inputs, chosen.output, settings, chosen.workers or count_cores(), tell, track
+                inputs, output, settings, workers or count_cores(), tell, track
             )
         except KeyboardInterrupt:
             tell("stopped; run the same command to resume")
             raise
     if unreadable:
         click.get_current_context().exit(3)
+
+
+def _parse_inputs(
+    folders: Sequence[str], groundtruth: Sequence[str], generated: Sequence[str]
+) -> list[Input]:
+    if not folders and not (groundtruth and generated):
+        raise click.UsageError("give --groundtruth and --generated, or a DATA with both")
+    by_label = ((None, folders), ("groundtruth", groundtruth), ("generated", generated))
+    return [_parse_input(text, label) for label, texts in by_label for text in texts]
 
 
 def _parse_input(text: str, label: str | None) -> Input:

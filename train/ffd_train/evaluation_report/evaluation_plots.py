@@ -24,15 +24,7 @@ _QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a plot.
-
-    Attributes:
-        low: first value.
-        high: last value.
-        ticks: marked values.
-        label: label.
-        log: whether the axis is logarithmic.
-    """
+    """A linear or logarithmic axis of a plot, from `low` to `high`, with marked values."""
 
     low: float
     high: float

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ffd_runtime.core.errors import DataError
 
 from ..class_folders import find_class_folders
-from ..folders import ClassFolder, find_shared, list_files
+from ..folders import ClassFolder, list_files, refuse_shared_people
 from ..shards import is_packed
 from .picture_metadata import read_metadata
 
@@ -72,13 +72,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Found:
-    """The contents of input folders.
-
-    Attributes:
-        entries: all images, in a deterministic order.
-        ignored: number of files that are not images.
-        notes: messages for the user.
-    """
+    """The images of input folders, the number of other files, and messages for the user."""
 
     entries: list[Entry]
     ignored: int
@@ -103,7 +97,11 @@ def find_entries(inputs: Sequence[Input]) -> Found:
         entries += found.entries
         ignored += found.ignored
         notes += found.notes
-    _refuse_shared_identities(entries)
+    refuse_shared_people(
+        ((e.person, e.split, f"{e.path} ({e.split})") for e in entries if e.identity and e.split),
+        "move the images of each person into one split, or remove the partition file, the "
+        "manifest's column split or the split folders to create new splits",
+    )
     return Found(entries, ignored, notes)
 
 
@@ -151,21 +149,3 @@ def _find_in(given: Input) -> Found:
             facts = of.identity, of.split, of.scope, of.family
             entries.append(Entry(folder.label, of.source or source, given.path, path, *facts))
     return Found(entries, sum(folder.listing.ignored for folder in folders), notes)
-
-
-def _refuse_shared_identities(entries: Iterable[Entry]) -> None:
-    """Check that each person is in one of the given splits.
-
-    Raises:
-        DataError: a person is in two.
-    """
-    placed = (entry for entry in entries if entry.identity and entry.split)
-    shared = find_shared((entry.person, entry.split, str(entry.path)) for entry in placed)
-    if shared:
-        (split, one), (other, two) = shared[0]
-        count = f"{len(shared)} people are" if len(shared) > 1 else "a person is"
-        raise DataError(
-            f"{count} in two splits, for example in {one} ({split}) and {two} ({other}): move "
-            "the images of each person into one split, or remove the partition "
-            "file, the manifest's column split or the split folders to create new splits"
-        )
