@@ -28,12 +28,7 @@ _MAX_COUNTS = 1 << 21
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Return Wilson's interval of a proportion (1927), valid for few trials and at 0 and 1.
-
-    Args:
-        successes: number of successes.
-        trials: number of trials, at least 1.
-    """
+    """Return Wilson's interval of a proportion (1927), valid for few trials and at 0 and 1."""
     found = binomtest(successes, trials).proportion_ci(CONFIDENCE, "wilson")
     return float(found.low), float(found.high)
 

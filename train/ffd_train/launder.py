@@ -41,12 +41,9 @@ def jpeg(image: Image, quality: int) -> Image:
 
 
 def jpeg_by_pillow(image: Image, quality: int, subsampling: str = "4:2:0") -> Image:
-    """Compress as JPEG with Pillow and decode.
+    """Compress as JPEG with Pillow at a quality of 1 to 100, and decode.
 
-    Args:
-        image: the image.
-        quality: 1 to 100.
-        subsampling: chroma subsampling: `4:4:4`, `4:2:2` or `4:2:0`.
+    The chroma subsampling is `4:4:4`, `4:2:2` or `4:2:0`.
     """
     from PIL import Image as Pillow
 
@@ -64,13 +61,9 @@ def webp(image: Image, quality: int) -> Image:
 
 
 def rescale(image: Image, factor: float, down: str = "area", up: str | None = "linear") -> Image:
-    """Scale down, and back up if `up` names a kernel.
+    """Scale down by a factor, to at least 8 pixels a side, and back up unless `up` is None.
 
-    Args:
-        image: the image.
-        factor: factor of each side; the result has at least 8 pixels a side.
-        down: key of `KERNELS`.
-        up: key of `KERNELS`, or None to return the small image.
+    The kernels are keys of `KERNELS`.
     """
     height, width = image.shape[:2]
     small = max(8, round(width * factor)), max(8, round(height * factor))
@@ -110,12 +103,8 @@ def screenshot(
 ) -> Image:
     """Imitate a screenshot: zoom linearly, add a border, compress as JPEG.
 
-    Args:
-        image: the image.
-        zoom: zoom factor of the viewer.
-        border: border above, below, left and right, as fractions of the zoomed image's side.
-        colour: colour of the border, BGR.
-        quality: JPEG quality of the screenshot.
+    The border is above, below, left and right, as fractions of the zoomed image's side. Its colour
+    is BGR.
     """
     height, width = image.shape[:2]
     shown = max(8, round(width * zoom)), max(8, round(height * zoom))

@@ -30,14 +30,9 @@ def predict_logits(
 ) -> npt.NDArray[np.float64]:
     """Run a network in evaluation mode on its device, in full float32 precision.
 
-    Args:
-        net: the network.
-        data: data set of the samples.
-        samples: samples to classify.
-        spec: preprocessing of the network's card.
-        batch: images per batch; reduced if the device runs out of memory.
-        workers: data loading processes; None for one per core.
-        advance: called after each batch with its number of images.
+    Batches are divided if the device runs out of memory. `workers` is the number of data loading
+    processes; None for one per core. `advance` is called after each batch with its number of
+    images.
 
     Returns:
         float64 [len(samples), 2], not divided by the temperature.

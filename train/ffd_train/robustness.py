@@ -202,17 +202,7 @@ def measure_cell(
     sources: Sequence[str | None],
     families: Sequence[str | None] | None = None,
 ) -> Cell:
-    """Compute the metrics of one cell, with their intervals.
-
-    Args:
-        name: name of the perturbation.
-        label: name in tables.
-        scores: [N], P(generated).
-        labels: [N], 0 generated, 1 groundtruth.
-        card: card with the threshold.
-        sources: [N], names of the sources, where known.
-        families: [N], families of the generated images, where known.
-    """
+    """Compute the metrics of one cell, with their intervals; as `measure_scores`."""
     report = measure_scores(scores, labels, card, sources, families)
     generated = np.asarray(labels) == 0
     positive = scores >= card.threshold

@@ -83,13 +83,9 @@ def _group_by_shard(
 
 
 def possible_accumulation_steps(batch: int, world_size: int = 1) -> list[int]:
-    """List the gradient accumulation steps that a batch allows, in ascending order.
+    """List the gradient accumulation steps that a batch over all processes allows, ascending.
 
     All micro-batches have the same size, and at least two images: BatchNorm cannot train on one.
-
-    Args:
-        batch: images per optimizer step, over all processes.
-        world_size: number of processes.
     """
     return [n for n in range(1, batch // world_size // 2 + 1) if batch % (n * world_size) == 0]
 

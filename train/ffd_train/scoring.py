@@ -47,9 +47,7 @@ class ScoringGraph(nn.Module):
 
 
 class TorchBackend:
-    """A backend of the runtime that runs a checkpoint in full float32 precision.
-
-    The device is `cpu` or `cuda[:N]`.
+    """A backend of the runtime that runs a checkpoint in float32 on `cpu` or `cuda[:N]`.
 
     Raises:
         DeviceMemoryError: the network does not fit the device's memory.

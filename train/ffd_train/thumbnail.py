@@ -20,12 +20,9 @@ JPEG_QUALITY = 80
 
 
 def embed_thumbnail(data: FaceData, sample: Sample, side: int) -> Markup | None:
-    """Return the centre square of an image as a data URI; None if it cannot be read any more.
+    """Return the centre square of an image, `side` pixels wide, as a data URI.
 
-    Args:
-        data: data set of the sample.
-        sample: the image.
-        side: side of the thumbnail, in pixels.
+    The result is None if the file cannot be read any more.
     """
     try:
         square = crop_centre(decode(data.read(sample), at_least=side))

@@ -123,9 +123,7 @@ class Table:
 def list_images(root: Path, sample: int | None = None) -> FaceData:
     """List the labelled images of a data set without reading them.
 
-    Args:
-        root: a folder, as for `ffd_train.scanning.list_samples`.
-        sample: maximum number of images of each class and source, chosen by a hash of the name.
+    `sample` limits the images of each class and source, which a hash of the name chooses.
 
     Raises:
         DataError: there is no image, or the layout is unknown.

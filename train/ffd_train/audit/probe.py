@@ -193,12 +193,7 @@ class _CrossValidation:
         return cls(chosen, positive, folds, _chance(ours, others))
 
     def score(self, values: Values, alone: bool = False) -> Score:
-        """Cross-validate a classifier.
-
-        Args:
-            values: [N, F], features of all images of the table.
-            alone: use a small tree for a single fact, instead of a forest.
-        """
+        """Cross-validate a forest on features, [N, F]; a small tree for a fact alone."""
         seen = values[self.chosen]
         aucs = []
         for train, test in self.folds:

@@ -98,13 +98,7 @@ def plot_reliability(evaluations: Sequence[Evaluation]) -> str:
 def draw_interval(
     axis: Axis, rows: Iterable[tuple[float, tuple[float, float], str]], title: str
 ) -> str:
-    """Draw one line of a dot plot: the values of one or two models with their intervals.
-
-    Args:
-        axis: axis along the line.
-        rows: value, interval and CSS class of each model.
-        title: tooltip.
-    """
+    """Draw one line of a dot plot, with value, interval and CSS class of each model."""
     entries = list(rows)
     parts = [f'<path class="grid" d="M{1000 * axis.place(t):.1f} 0V20"/>' for t in axis.ticks]
     for number, (value, (low, high), kind) in enumerate(entries):

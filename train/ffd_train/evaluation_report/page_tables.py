@@ -85,12 +85,7 @@ def reliability_table(subject: Subject) -> PageTable:
 
 
 def group_entries(evaluation: Evaluation, key: str) -> dict[str, tuple[Entry, Entry]]:
-    """Return accuracy and ROC-AUC of one model by source or family.
-
-    Args:
-        evaluation: of the model.
-        key: `per_source` or `per_family`.
-    """
+    """Return accuracy and ROC-AUC of one model; the key is `per_source` or `per_family`."""
     accuracies, areas = (evaluation.intervals[name] for name in (key, f"{key}_roc_auc"))
     return {
         name: (_entry(row["accuracy"], accuracies[name]), _entry(row["roc_auc"], areas[name]))
@@ -99,7 +94,7 @@ def group_entries(evaluation: Evaluation, key: str) -> dict[str, tuple[Entry, En
 
 
 def groups_table(subjects: Sequence[Subject], key: str) -> PageTable | None:
-    """Return accuracy and ROC-AUC by source or family, as `group_entries`; None if all unknown."""
+    """Return accuracy and ROC-AUC by source or family; None if all are unknown."""
     evaluation = subjects[0].evaluation
     names = evaluation.sources if key == "per_source" else evaluation.families
     kinds: dict[str | None, set[str]] = {}
@@ -127,12 +122,7 @@ def robustness_table(cells: Sequence[Cell]) -> PageTable:
 
 
 def robustness_by_group_table(cells: Sequence[Cell], key: str) -> PageTable | None:
-    """Return the accuracy by source or family under each perturbation; None if all unknown.
-
-    Args:
-        cells: robustness cells of one model.
-        key: `per_source` or `per_family`.
-    """
+    """Return the accuracy by source or family in each cell; None if all are unknown."""
     groups = getattr(cells[0], key)
     if not groups:
         return None

@@ -47,10 +47,6 @@ def read_lists(folder: ClassFolder, name: str) -> Lists:
     The lists are searched in the folder, and for photographs also above it and above the target of
     a link. A folder in a split keeps this split.
 
-    Args:
-        folder: folder of the images.
-        name: name of the folder in messages.
-
     Raises:
         DataError: a list is invalid, or names too few of the images.
     """

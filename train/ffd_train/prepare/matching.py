@@ -67,12 +67,7 @@ def match(image: Image, side: int, quality: int) -> bytes:
 
 
 def max_jpeg_bytes(side: int, quality: int) -> int:
-    """Return an upper limit of the size of a JPEG, in bytes: the size of black and white noise.
-
-    Args:
-        side: side, in pixels.
-        quality: JPEG quality, 1 to 100.
-    """
+    """Return an upper limit of the size of a JPEG, in bytes: the size of black and white noise."""
     # Larger noise needs no more bytes per pixel.
     small = min(side, 256)
     noise = np.random.default_rng(0).integers(0, 2, (small, small, 3), np.uint8) * 255

@@ -69,15 +69,9 @@ def write_shard(
 ) -> tuple[Shard, list[LeftOut]]:
     """Write one shard, or read back the one that an interrupted run wrote.
 
-    Different files may be encoded to identical bytes; only the first of them is packed.
-
-    Args:
-        folder: folder of the shard.
-        plan: the planned shard.
-        treatment: encoding of the images; None to pack the original files.
-        pool: threads that encode.
-        packed: members of all earlier shards, by sha256; the members of this shard are added.
-        advance: called after every image.
+    Different files may be encoded to identical bytes; only the first of them is packed. `packed`
+    has the members of all earlier shards by sha256, and those of this shard are added. Without a
+    treatment, the original files are packed.
 
     Returns:
         The shard, and the images that it leaves out.

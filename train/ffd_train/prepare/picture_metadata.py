@@ -40,11 +40,7 @@ class PictureMetadata:
 def read_metadata(
     folders: Sequence[ClassFolder], name: str
 ) -> tuple[dict[str, PictureMetadata], list[str]]:
-    """Read the metadata of all images of a root.
-
-    Args:
-        folders: class folders of one root.
-        name: name of the root in messages.
+    """Read the metadata of all images in the class folders of one root.
 
     Returns:
         The metadata by the image's path below the root, and messages for the user.

@@ -104,15 +104,8 @@ def prepare(
 ) -> int:
     """Pack the images of input folders, which are not modified.
 
-    Running it again resumes an interrupted run; the result is identical, byte for byte.
-
-    Args:
-        inputs: the folders.
-        output: folder of the packed data set; created if needed.
-        settings: options that determine the result.
-        workers: threads; OpenCV releases Python's lock.
-        say: receives status lines.
-        track: reports progress.
+    Running it again resumes an interrupted run; the result is identical, byte for byte. The workers
+    are threads: OpenCV releases Python's lock. `say` receives status lines.
 
     Returns:
         The number of unreadable images.
