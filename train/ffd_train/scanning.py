@@ -18,7 +18,6 @@ from ffd_runtime.model.devices import count_cores
 from .class_folders import count_ignored, find_class_folders, require_both_classes
 from .face_data import FaceData, Sample
 from .folders import SPLITS, ClassFolder, read_rows, refuse_shared_people
-from .leaks import refuse_shared_images
 from .prepare.picture_metadata import PictureMetadata, read_metadata
 from .shards import MANIFEST, is_packed, read_index
 from .splits import LabelledPath, assign_splits, find_created_splits, find_unassigned
@@ -49,7 +48,7 @@ def scan(root: str | Path, splits: Sequence[str] = SPLITS) -> FaceData:
     data = _open_packed(root) if is_packed(root) else _scan_folders(root)
     for split in splits:
         require_both_classes(root, {sample.label for sample in data.split(split)}, split)
-    refuse_shared_images(data)
+    _refuse_shared_images(data)
     return data
 
 
@@ -218,6 +217,30 @@ def _digest_or_error(path: Path) -> str:
     except InputError as error:
         return f"{error.code}: {error.message}"
     return hashlib.sha256(content).hexdigest()
+
+
+def _refuse_shared_images(data: FaceData) -> None:
+    """Check that identical files are in one split and one class.
+
+    Raises:
+        DataError: they are in two.
+    """
+    first: dict[str, Sample] = {}
+    classes, splits = [], []
+    for sample in data.samples:
+        other = first.setdefault(sample.sha256, sample)
+        if other.label != sample.label:
+            classes.append((other, sample))
+        elif other.split != sample.split:
+            splits.append((other, sample))
+    for pairs, places in ((classes, "both classes"), (splits, "two splits")):
+        if pairs:
+            one, two = pairs[0]
+            count = f"{len(pairs)} images are" if len(pairs) > 1 else "an image is"
+            raise DataError(
+                f"{data.root}: {count} in {places}, for example {one.path} and {two.path}: remove "
+                "one of each, or pack the folder with ffd-data prepare, which removes copies"
+            )
 
 
 def _refuse_unreadable(bad: list[tuple[str, str]]) -> None:

@@ -68,14 +68,8 @@ class _Histogram:
     ends: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class _CopyGroup:
-    """Copies of one image."""
-
-    severity: str
-    title: str
-    pictures: Sequence[_Picture]
-    more: int
+# Copies of one image: severity, title, pictures, and number of further copies.
+_CopyGroup = tuple[str, str, Sequence[_Picture], int]
 
 
 def write_page(path: Path, audit: Audit, started: datetime) -> None:
@@ -186,12 +180,9 @@ def _copy_group(table: Table, group: Copies) -> _CopyGroup:
     rank = _rank_copies(table, group)
     places = ["in both classes"] * (rank >= 2) + ["in several splits"] * (rank % 2)
     title = ", ".join([*places, "identical files" if group.exact else "nearly identical"])
-    return _CopyGroup(
-        "high" if places else "low",
-        title,
-        [_picture(table, i, COPY_SIDE_PIXELS) for i in group.members[:MAX_COPY_MEMBERS]],
-        max(0, len(group.members) - MAX_COPY_MEMBERS),
-    )
+    pictures = [_picture(table, i, COPY_SIDE_PIXELS) for i in group.members[:MAX_COPY_MEMBERS]]
+    more = max(0, len(group.members) - MAX_COPY_MEMBERS)
+    return "high" if places else "low", title, pictures, more
 
 
 def _describe_method(ignored: int) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ from ffd_runtime.cli.options import version_option
 from ffd_runtime.core.errors import DataError, OutputError
 
 from ..network_registry import NETWORKS
-from .train_options import complete_settings, load_recipe
 
 if TYPE_CHECKING:
+    from ..augmentation import AugmentationPipeline
     from ..settings import Settings
     from ..stage import Stage
 
@@ -214,12 +214,12 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
 
     is_main = World.from_environment().is_main
     tell = say if is_main else (lambda _: None)
-    options["recipe"] = None if resume else load_recipe(options["recipe"])
+    options["recipe"] = None if resume else _load_recipe(options["recipe"])
     settings = Settings(str(data.absolute()), **options)
     if resume:
         settings, folder = _load_settings(settings, resume), resume
     else:
-        settings = complete_settings(settings)
+        settings = _complete_settings(settings)
         folder = runs / (name or f"{settings.network}-{time.strftime('%Y%m%d-%H%M%S')}")
         # Other ranks may find the folder that rank 0 has just created.
         if is_main and folder.exists():
@@ -243,6 +243,57 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
             say(f"stopped; resume with --resume {folder}")
         raise
     tell(f"wrote {folder / BEST}")
+
+
+def _complete_settings(settings: Settings) -> Settings:
+    """Check the settings of a new run, and make its paths absolute.
+
+    Raises:
+        UsageError: options contradict each other.
+    """
+    crop, sizes = settings.crop, settings.sizes
+    if sizes and not crop:
+        raise click.UsageError("--sizes needs --crop: the images of a batch have one size")
+    if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
+        raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
+    _require_divisible(settings.batch, settings.accumulate)
+    weights, teacher = (
+        value if value in ("imagenet", "none", "") else str(Path(value).absolute())
+        for value in (settings.weights, settings.teacher)
+    )
+    return replace(settings, weights=weights, teacher=teacher)
+
+
+def _load_recipe(text: str | None) -> AugmentationPipeline | None:
+    """Return the augmentation pipeline of `--recipe`.
+
+    Raises:
+        DataError: the recipe is invalid.
+    """
+    from ..augmentation import AugmentationPipeline
+
+    if text == "none":
+        return None
+    if text in ("light", "varied"):
+        return AugmentationPipeline.packaged(text)
+    return AugmentationPipeline.load(Path(text)) if text else AugmentationPipeline.default()
+
+
+def _require_divisible(batch: int, accumulation_steps: int) -> None:
+    from ..world import World
+
+    count = World.from_environment().size * accumulation_steps
+    if batch < 2 * count:
+        raise click.UsageError(
+            f"--batch {batch} is too small for {count} micro-batches of two images: use at least "
+            f"--batch {2 * count}"
+        )
+    if batch % count:
+        nearest = (batch + count // 2) // count * count
+        raise click.UsageError(
+            f"--batch {batch} cannot be divided evenly into {count} micro-batches: use --batch "
+            f"{nearest}"
+        )
 
 
 def _load_settings(chosen: Settings, run: Path) -> Settings:

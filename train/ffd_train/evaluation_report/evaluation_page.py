@@ -46,15 +46,6 @@ _TEMPLATE = Path(__file__).with_name("evaluation.html")
 
 
 @dataclass(frozen=True)
-class _Chart:
-    """A dot plot of one metric: label, drawing and value of each perturbation."""
-
-    label: str
-    rows: Sequence[tuple[str, Markup, str]]
-    ticks: Sequence[str]
-
-
-@dataclass(frozen=True)
 class _Card:
     """A misclassified image; `photo` is None if the file cannot be read any more."""
 
@@ -66,17 +57,10 @@ class _Card:
     evidence: Markup | None
 
 
-@dataclass(frozen=True)
-class _Errors:
-    """The misclassified images of one model, by class."""
-
-    title: str
-    galleries: Sequence[tuple[str, Sequence[_Card]]]
-
-    @property
-    def evidence(self) -> bool:
-        """Whether any image has evidence."""
-        return any(card.evidence for _, cards in self.galleries for card in cards)
+# Label of a metric; name, drawing and value of each perturbation; ticks.
+_Chart = tuple[str, "list[tuple[str, Markup, str]]", list[str]]
+# Title, title and images of each class, and whether any image has evidence.
+_Errors = tuple[str, list[tuple[str, list[_Card]]], bool]
 
 
 def write_page(path: Path, study: Study) -> None:
@@ -163,19 +147,18 @@ def _chart(subjects: Sequence[Subject], key: str) -> _Chart:
         )
         drawing = trusted(plots.draw_interval(axis, entries, title))
         rows.append((cells[0].label, drawing, f"{values[0][0]:.3f}"))
-    return _Chart(label, rows, [f"{tick:g}" for tick in axis.ticks[::2]])
+    return label, rows, [f"{tick:g}" for tick in axis.ticks[::2]]
 
 
 def _errors(subject: Subject, models: int) -> _Errors:
     by = f" by {subject.name}" if models > 1 else ""
     titles = ("Missed generated faces", "Photographs called generated")
-    return _Errors(
-        f"Worst errors{by}",
-        [
-            (title, [_card(subject, *pair) for pair in subject.evaluation.worst(label, WORST)])
-            for label, title in enumerate(titles)
-        ],
-    )
+    galleries = [
+        (title, [_card(subject, *pair) for pair in subject.evaluation.worst(label, WORST)])
+        for label, title in enumerate(titles)
+    ]
+    evidence = any(card.evidence for _, cards in galleries for card in cards)
+    return f"Worst errors{by}", galleries, evidence
 
 
 def _card(subject: Subject, sample: Sample, row: Result) -> _Card:
