@@ -14,7 +14,7 @@ from ffd_runtime.model.card import CLASSES
 from .shards import ShardReader, csv_bytes
 
 GENERATED, PHOTOGRAPH = range(len(CLASSES))
-# A generated source is of this family if its name begins with it, and of GAN otherwise.
+# Families of generators. A source whose name begins with `diffusion` is a diffusion source.
 DIFFUSION, GAN = "diffusion", "gan"
 
 
@@ -29,10 +29,10 @@ class Sample:
         split: `train`, `val` or `test`; empty if unassigned.
         sha256: digest of the file; empty if the file was not read.
         source: source named in manifest.csv, or None.
-        given_family: generator family named in manifest.csv; empty if it names none.
         shard: index of the shard, or None for a file in a folder.
         offset: position in the shard, in bytes.
         size: length in the shard, in bytes.
+        given_family: generator family named in manifest.csv; empty if it names none.
     """
 
     path: str
@@ -47,10 +47,9 @@ class Sample:
 
     @property
     def family(self) -> str | None:
-        """Generator family; None for a photograph, and without a source or a given family.
+        """Generator family of a generated image: the given one, else by the name of the source.
 
-        Without a given family, the name of the source decides: `diffusion` if it begins so, else
-        `gan`.
+        None for photographs, and for images without a source and a given family.
         """
         if self.label != GENERATED or not (self.given_family or self.source):
             return None

@@ -125,7 +125,8 @@ def main(**options: Any) -> None:
 
     MODEL is a checkpoint, a run folder, an ONNX file, an engine, or the word embedded. DATA may
     hold train/, val/ and test/; its manifest.csv may name each image's source, split, and family of
-    generators. Sources named diffusion... are of the family diffusion, other generated ones of gan.
+    generators. Without a family, a generated source whose name begins with diffusion is of the
+    family diffusion, and any other of the family gan.
     """
     from datetime import datetime
 
