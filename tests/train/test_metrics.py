@@ -14,7 +14,6 @@ from ffd_train.classification_metrics import (
     equal_error_rates,
     expected_calibration_error,
     find_placements,
-    measure,
     measure_reliability,
     measure_scores,
 )
@@ -49,7 +48,8 @@ def test_a_calibration_is_always_a_valid_card(rows: list[tuple[float, bool]]) ->
 @given(labelled)
 def test_metrics_stay_in_their_ranges(rows: list[tuple[float, bool]]) -> None:
     logits, generated = arrays(rows)
-    report = measure(logits, list(1 - generated), CARD)
+    scores = expit((logits[:, 0] - logits[:, 1]) / CARD.temperature)
+    report = measure_scores(scores, list(1 - generated), CARD)
     for name, value in report.summary().items():
         if name != "images" and value is not None:
             assert isinstance(value, float)

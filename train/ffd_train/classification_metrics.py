@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ffd_runtime.model.card import ModelCard
@@ -55,24 +54,6 @@ class Report:
         return {**flat, **{f"accuracy_{name}": v for name, v in self.per_class.items()}}
 
 
-def measure(
-    logits: Floats,
-    labels: Sequence[int],
-    card: ModelCard,
-    sources: Sequence[str | None] | None = None,
-) -> Report:
-    """Compute metrics from logits, which are divided by the card's temperature.
-
-    Args:
-        logits: [N, 2], in the card's class order.
-        labels: [N], 0 generated, 1 groundtruth.
-        card: temperature, threshold and unsure band.
-        sources: [N], names of the sources, where known.
-    """
-    scores = expit((logits[:, 0] - logits[:, 1]) / card.temperature)
-    return measure_scores(scores, labels, card, sources)
-
-
 def measure_scores(
     scores: Floats,
     labels: Sequence[int],
@@ -80,9 +61,14 @@ def measure_scores(
     sources: Sequence[str | None] | None = None,
     families: Sequence[str | None] | None = None,
 ) -> Report:
-    """Compute metrics from P(generated), [N]; otherwise like `measure`.
+    """Compute metrics.
 
-    `families` has the family of each generated image, where known: [N].
+    Args:
+        scores: [N], P(generated).
+        labels: [N], 0 generated, 1 groundtruth.
+        card: threshold and unsure band.
+        sources: [N], names of the sources, where known.
+        families: [N], families of the generated images, where known.
     """
     scores = np.asarray(scores, np.float64)
     generated = np.asarray(labels) == 0

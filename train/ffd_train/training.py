@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from scipy.special import expit
 
 from ffd_runtime import __version__
 from ffd_runtime.core.atomic_file import write_output
@@ -24,7 +25,7 @@ from ffd_runtime.model.card import ModelCard, PreprocessSpec, Provenance
 
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
-from .classification_metrics import measure
+from .classification_metrics import measure_scores
 from .depthwise import use_fast_depthwise
 from .face_data import FaceData
 from .loading import one_opencv_thread
@@ -328,7 +329,8 @@ def finish(
     card = card.replace(
         temperature=fitted.temperature, threshold=fitted.threshold, unsure=fitted.unsure
     )
-    report = measure(logits, [sample.label for sample in samples], card)
+    scores = expit((logits[:, 0] - logits[:, 1]) / card.temperature)
+    report = measure_scores(scores, [sample.label for sample in samples], card)
     card = card.replace(metrics={"val": report.summary()})
     save_checkpoint(folder / BEST, net.cpu(), card)
     write_output(folder / "card.json", (card.to_json(indent=2) + "\n").encode())

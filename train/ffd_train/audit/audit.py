@@ -89,7 +89,7 @@ def audit(
         copy_of[list(group.members)] = group.members[0]
     say("separating the classes by " + ", ".join(VIEWS.values()))
     groups = summarise(table)
-    probes = probe_classes(table, copy_of, CLASSES)
+    probes = probe_classes(table, copy_of)
     sources = probe_sources(table, copy_of)
     findings = find(table, groups, copies, probes, sources)
     return Audit(table, groups, copies, probes, sources, findings)

@@ -6,7 +6,6 @@ and deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,8 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
+
+from ffd_runtime.model.card import CLASSES
 
 from .facts import FACTS, Fact, Table
 from .groups import describe_typical
@@ -113,15 +114,12 @@ class SourceProbe:
     telling: tuple[FactScore, ...]
 
 
-def probe_classes(
-    table: Table, copy_of: npt.NDArray[np.int64], names: Sequence[str]
-) -> list[Probe]:
+def probe_classes(table: Table, copy_of: npt.NDArray[np.int64]) -> list[Probe]:
     """Separate the classes by file facts, border, thumbnail and sharpness.
 
     Args:
         table: facts of N images.
         copy_of: [N], index of the image that each is a copy of; copies share a fold.
-        names: names of the classes.
 
     Returns:
         One probe for each of `VIEWS`; none if a class has fewer than `MIN_PICTURES` images.
@@ -131,7 +129,7 @@ def probe_classes(
     trial = _CrossValidation.prepare(table, chosen, generated, copy_of)
     if trial is None:
         return []
-    sides = dict(zip(names, (generated, ~generated), strict=True))
+    sides = dict(zip(CLASSES, (generated, ~generated), strict=True))
     return [
         Probe(view, trial.score(_seen(table, view)), _telling(table, trial, view, sides))
         for view in VIEWS
