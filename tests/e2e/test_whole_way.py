@@ -128,7 +128,7 @@ def test_training_mistakes_end_in_one_line(root: Path, trained: Path, tmp_path: 
         ((root, "--stage", "neck:1:1e-3"), "'neck' is not a part"),
         ((root, *small, "--sizes", 64, 96), "--sizes needs --crop"),
         ((root, *small, "--crop", 96, "--sizes", 64, 128), "--crop (96) <= LOW <= HIGH"),
-        ((root, *small, "--batch", 6, "--accumulate", 4), "use at least --batch 8"),
+        ((root, *small, "--batch", 6, "--accumulate", 4), "or more: use --batch 8"),
         ((root, *small, "--recipe", tmp_path / "absent.toml"), "No such file or directory"),
         ((root, *small, "--teacher", tmp_path / "absent"), "no such file"),
         ((root, *small, "--leave-out", "green"), "no source 'green' to leave out: it has blue-0"),

@@ -87,9 +87,10 @@ def test_an_indivisible_batch_is_refused_at_the_start(
     assert "use --accumulate 10" in error("--resume", run, "--accumulate", 16)
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3")):
         monkeypatch.setenv(name, value)
-    assert "--batch 32 cannot be divided evenly into 3 micro-batches: use --batch 33" in error()
-    assert "into 12 micro-batches: use --batch 36" in error("--batch", 32, "--accumulate", 4)
-    assert "use at least --batch 6" in error("--batch", 4)
+    whole = "micro-batches (processes x accumulation steps) of two images or more: use --batch"
+    assert f"a batch of 32 images cannot be divided evenly into 3 x 1 {whole} 33" in error()
+    assert f"into 3 x 4 {whole} 36" in error("--batch", 32, "--accumulate", 4)
+    assert f"into 3 x 1 {whole} 6" in error("--batch", 4)
     assert "start another number of processes" in error("--resume", run)
 
 

@@ -256,7 +256,7 @@ def _complete_settings(settings: Settings) -> Settings:
         raise click.UsageError("--sizes needs --crop: the images of a batch have one size")
     if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
         raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
-    _require_divisible(settings.batch, settings.accumulate)
+    _require_divisible(settings, resumed=False)
     weights, teacher = (
         value if value in ("imagenet", "none", "") else str(Path(value).absolute())
         for value in (settings.weights, settings.teacher)
@@ -277,23 +277,6 @@ def _load_recipe(text: str | None) -> AugmentationPipeline | None:
     if text in ("light", "varied"):
         return AugmentationPipeline.packaged(text)
     return AugmentationPipeline.load(Path(text)) if text else AugmentationPipeline.default()
-
-
-def _require_divisible(batch: int, accumulation_steps: int) -> None:
-    from ..world import World
-
-    count = World.from_environment().size * accumulation_steps
-    if batch < 2 * count:
-        raise click.UsageError(
-            f"--batch {batch} is too small for {count} micro-batches of two images: use at least "
-            f"--batch {2 * count}"
-        )
-    if batch % count:
-        nearest = (batch + count // 2) // count * count
-        raise click.UsageError(
-            f"--batch {batch} cannot be divided evenly into {count} micro-batches: use --batch "
-            f"{nearest}"
-        )
 
 
 def _load_settings(chosen: Settings, run: Path) -> Settings:
@@ -320,27 +303,29 @@ def _load_settings(chosen: Settings, run: Path) -> Settings:
         raise DataError(f"{run} is not a run: it has no {SETTINGS}")
     changes = {name: getattr(chosen, name) for name in changeable if name in given}
     settings = chosen.from_json((run / SETTINGS).read_text(), **changes)
-    _require_same_divisible(settings.batch, settings.accumulate)
+    _require_divisible(settings, resumed=True)
     return settings
 
 
-def _require_same_divisible(batch: int, accumulation_steps: int) -> None:
-    """Check that a resumed run's batch can be divided among the processes."""
+def _require_divisible(settings: Settings, *, resumed: bool) -> None:
+    """Check that a batch can be divided among the processes; a resumed run keeps its batch."""
     from ..sampling import possible_accumulation_steps
     from ..world import World
 
-    size = World.from_environment().size
+    batch, steps, size = settings.batch, settings.accumulate, World.from_environment().size
     possible = possible_accumulation_steps(batch, size)
-    if accumulation_steps in possible:
+    if steps in possible:
         return
-    what = "start another number of processes"
-    if possible:
-        steps = next((n for n in possible if n >= accumulation_steps), possible[-1])
-        what = f"use --accumulate {steps}"
+    if not resumed:
+        count = size * steps
+        what = f"use --batch {max(2, (batch + count // 2) // count) * count}"
+    elif possible:
+        what = f"use --accumulate {next((n for n in possible if n >= steps), possible[-1])}"
+    else:
+        what = "start another number of processes"
     raise click.UsageError(
-        f"this run's batch of {batch} images cannot be divided evenly into {size} x "
-        f"{accumulation_steps} micro-batches (processes x accumulation steps) of two images or "
-        f"more: {what}"
+        f"a batch of {batch} images cannot be divided evenly into {size} x {steps} micro-batches "
+        f"(processes x accumulation steps) of two images or more: {what}"
     )
 
 
