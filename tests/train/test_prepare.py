@@ -737,12 +737,13 @@ def test_a_split_that_comes_with_a_copy_is_that_of_the_person(tmp_path: Path) ->
 
 ENTRIES = st.builds(
     Entry,
-    st.just("groundtruth"),
-    st.sampled_from("st"),
-    st.just(Path("r")),
-    st.just("n"),
-    st.sampled_from(["", *"abcdef"]),
-    st.sampled_from(["", "", *SPLITS]),
+    source=st.sampled_from("st"),
+    split=st.sampled_from(["", "", *SPLITS]),
+    identity=st.sampled_from(["", *"abcdef"]),
+    scope=st.just(Path("r")),
+    label=st.just("groundtruth"),
+    root=st.just(Path("r")),
+    name=st.just("n"),
 )
 
 
@@ -759,7 +760,7 @@ def test_no_person_is_in_two_splits(groups: list[list[Entry]]) -> None:
         for one in kept:
             assert one.split in ("", split)
             for entry in one.entries:
-                if entry.identity:
+                if entry.person:
                     of.setdefault(entry.person, set()).add(split)
     assert all(len(seen) == 1 for seen in of.values())
     assert sum(map(len, splits.values())) + len(dropped) == len(pictures)
@@ -816,7 +817,8 @@ def test_unreadable_images_are_read_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_journal_of_another_opencv_is_begun_anew(tmp_path: Path) -> None:
     save(tmp_path / "raw/0.png", 1)
-    entry = Entry("generated", "raw", tmp_path / "raw", "0.png")
+    raw = tmp_path / "raw"
+    entry = Entry("raw", "", "", raw, label="generated", root=raw, name="0.png")
     for version, known in (("", 1), ("0.1", 0)):
         with reading.Journal(tmp_path / "j") as journal:
             journal.add(*journal.facts(entry))
@@ -831,7 +833,8 @@ def test_a_picture_that_changes_while_it_is_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path / "raw/0.jpg", 1)
-    entry = Entry("generated", "raw", tmp_path / "raw", "0.jpg")
+    raw = tmp_path / "raw"
+    entry = Entry("raw", "", "", raw, label="generated", root=raw, name="0.jpg")
     facts = reading.read_facts
 
     def disturb(entry: Entry) -> reading.FileFacts:

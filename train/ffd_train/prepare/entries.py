@@ -12,42 +12,27 @@ from ffd_runtime.core.errors import DataError
 from ..class_folders import find_class_folders
 from ..folders import ClassFolder, list_files, refuse_shared_people
 from ..shards import is_packed
-from .picture_metadata import read_metadata
+from .picture_metadata import PictureMetadata, read_metadata
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry(PictureMetadata):
     """An image to pack.
 
     Attributes:
         label: `generated` or `groundtruth`.
-        source: name of the source.
         root: input folder.
         name: path below the root, with forward slashes.
-        identity: the person in the image; empty if unknown.
-        split: split in the source; empty if unassigned.
-        scope: list in which the identity is unique; None for the root.
-        family: generator family; empty if the manifest names none.
     """
 
     label: str
-    source: str
     root: Path
     name: str
-    identity: str = ""
-    split: str = ""
-    scope: Path | None = None
-    family: str = ""
 
     @property
     def path(self) -> Path:
         """Path of the file."""
         return self.root / self.name
-
-    @property
-    def person(self) -> tuple[Path, str]:
-        """The identity, unique among all folders."""
-        return self.scope or self.root, self.identity
 
 
 @dataclass(frozen=True)
@@ -146,6 +131,6 @@ def _find_in(given: Input) -> Found:
         source = given.name if given.label else f"{given.name}-{folder.label}"
         for path in folder.pictures:
             of = known[path]
-            facts = of.identity, of.split, of.scope, of.family
-            entries.append(Entry(folder.label, of.source or source, given.path, path, *facts))
+            facts = of.source or source, of.split, of.identity, of.scope, of.family
+            entries.append(Entry(*facts, label=folder.label, root=given.path, name=path))
     return Found(entries, sum(folder.listing.ignored for folder in folders), notes)

@@ -298,7 +298,7 @@ def _group_persons(pictures: Sequence[Picture]) -> list[list[Picture]]:
         return person
 
     groups: dict[tuple[Path, str] | str, list[Picture]] = {}
-    persons = [[e.person for e in picture.entries if e.identity] for picture in pictures]
+    persons = [[e.person for e in picture.entries if e.person] for picture in pictures]
     for first, *others in filter(None, persons):
         for other in others:
             leader[lead(other)] = lead(first)
