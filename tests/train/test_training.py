@@ -602,7 +602,7 @@ def test_bfloat16_is_chosen_if_the_hardware_supports_it(
 
 def test_a_folder_that_cannot_be_made_is_an_error(data: FaceData, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot write to"):
+    with pytest.raises(OutputError, match="cannot create .*run: Not a directory"):
         train(data, SETTINGS, tmp_path / "file" / "run")
 
 
