@@ -1,13 +1,14 @@
-"""Run TensorRT's builder so that Ctrl-C cancels it, and report its progress."""
+"""Run TensorRT in another thread, so that Ctrl-C cancels a build, and report its progress."""
 
 from __future__ import annotations
 
-import threading
-from typing import Any, Protocol
-
-from ffd_runtime.core.errors import ModelError
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, Protocol, TypeVar
 
 POLL_SECONDS = 0.1
+
+T = TypeVar("T")
 
 
 class BuildProgress(Protocol):
@@ -23,53 +24,36 @@ class BuildProgress(Protocol):
         """End a phase."""
 
 
-def build_in_thread(
-    trt: Any, builder: Any, network: Any, config: Any, progress: BuildProgress | None
-) -> Any:
-    """Build a serialised network in another thread, so that Ctrl-C reaches Python meanwhile.
+def run_cancellable(
+    trt: Any, work: Callable[[Any], T], progress: BuildProgress | None = None
+) -> T:
+    """Call `work` in another thread and return its result.
+
+    In the main thread, Ctrl-C could raise KeyboardInterrupt inside a callback of TensorRT, such as
+    the logger, and TensorRT discards exceptions of callbacks.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
-        builder: its `Builder`.
-        network: the parsed network.
-        config: the builder's configuration; its progress monitor is replaced.
-        progress: receives the phases.
-
-    Returns:
-        TensorRT's `IHostMemory`, or None if the build failed.
+        work: receives an `IProgressMonitor` for the builder's configuration.
+        progress: receives the phases of the build.
 
     Raises:
-        ModelError: the builder raised an exception.
         KeyboardInterrupt: Ctrl-C was pressed; the build is cancelled and its thread has ended.
     """
     monitor = _make_monitor(trt, progress)
-    config.progress_monitor = monitor
-    built: list[Any] = []
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            built.append(builder.build_serialized_network(network, config))
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            ended.set()
-
-    # Python 3.11 marks a thread as ended if Thread.join is interrupted, so wait for an event.
-    ended = threading.Event()
-    thread = threading.Thread(target=work, name="ffd-build")
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ffd-build")
+    future = pool.submit(work, monitor)
     try:
-        thread.start()
-        while not ended.wait(POLL_SECONDS):
+        while not wait([future], POLL_SECONDS).done:
             pass
     except KeyboardInterrupt:
         monitor.cancelled = True
-        if thread.ident is not None:
-            ended.wait()
+        wait([future])
         raise
-    if failures:
-        raise ModelError(f"TensorRT failed: {failures[0]}") from failures[0]
-    return built[0]
+    finally:
+        # Python 3.11 marks a thread as ended if joining it is interrupted, so join only at its end.
+        pool.shutdown(wait=future.done())
+    return future.result()
 
 
 def _make_monitor(trt: Any, progress: BuildProgress | None) -> Any:

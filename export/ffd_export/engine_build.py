@@ -13,10 +13,10 @@ from typing import Any
 
 from ffd_runtime.core.errors import BackendError, EngineError, ModelError
 from ffd_runtime.model.backends.tensorrt_log import remembering_logger
-from ffd_runtime.model.devices import Gpu, describe_gpu
+from ffd_runtime.model.devices import describe_gpu
 from ffd_runtime.model.engine_manifest import COMPATIBILITIES, list_rtx_gpus
 
-from .build_thread import BuildProgress, build_in_thread
+from .build_thread import BuildProgress, run_cancellable
 from .engine_layers import inspect_engine, network_layer_types
 from .engine_options import EngineOptions
 from .layers import LayerTypes
@@ -69,6 +69,19 @@ def build_engine(
         ModelError: it cannot parse or build the network; the message quotes it.
         KeyboardInterrupt: Ctrl-C was pressed; the build is cancelled.
     """
+    return run_cancellable(
+        trt, lambda monitor: _build(trt, onnx, size, options, monitor, require), progress
+    )
+
+
+def _build(
+    trt: Any,
+    onnx: bytes,
+    size: int,
+    options: EngineOptions,
+    monitor: Any,
+    require: Callable[[LayerTypes], None],
+) -> BuiltEngine:
     logger = remembering_logger(trt)
     try:
         builder = trt.Builder(logger)
@@ -81,10 +94,20 @@ def build_engine(
     gpu = None if options.compute_capabilities else describe_gpu(0)
     targets = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
     config = _configure(trt, builder, options, targets, logger)
+    config.progress_monitor = monitor
     _add_profile(builder, config, size, options.batch)
-    content = _build(trt, builder, network, config, options, gpu, progress)
-    if content is None:
+    cache = timing_cache_file(trt, options.timing_cache, gpu)
+    if cache:
+        load_timing_cache(config, cache)
+    try:
+        plan = builder.build_serialized_network(network, config)
+    except Exception as error:
+        raise ModelError(f"TensorRT failed: {error}") from error
+    if plan is None:
         raise ModelError(f"TensorRT cannot build the engine{logger.quote()}")
+    if cache:
+        save_timing_cache(config, cache)
+    content = bytes(plan)
     del parser
     built = inspect_engine(trt, content, logger, options.version_compatible) if gpu else None
     name = gpu.name if gpu else None
@@ -162,22 +185,3 @@ def _add_profile(builder: Any, config: Any, size: int, batch: tuple[int, int, in
     profile = builder.create_optimization_profile()
     profile.set_shape("image", *((count, size, size, 3) for count in batch))
     config.add_optimization_profile(profile)
-
-
-def _build(
-    trt: Any,
-    builder: Any,
-    network: Any,
-    config: Any,
-    options: EngineOptions,
-    gpu: Gpu | None,
-    progress: BuildProgress | None,
-) -> bytes | None:
-    """Build with the timing cache of the GPU."""
-    cache = timing_cache_file(trt, options.timing_cache, gpu)
-    if cache:
-        load_timing_cache(config, cache)
-    plan = build_in_thread(trt, builder, network, config, progress)
-    if plan is not None and cache:
-        save_timing_cache(config, cache)
-    return None if plan is None else bytes(plan)

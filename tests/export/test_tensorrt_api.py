@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +131,29 @@ def test_kernels_are_counted_by_type() -> None:
 
 
 def test_a_failed_build_ends_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub(VERSIONS[0])
     stub.answers["Builder.build_serialized_network"] = None
     with pytest.raises(ModelError, match="cannot build the engine"):
         build_engine(stub, b"onnx", 299, EngineOptions())
-    assert not any(thread.name == "ffd-build" for thread in threading.enumerate())
+    assert not any(thread.name.startswith("ffd-build") for thread in threading.enumerate())
+
+
+def test_ctrl_c_during_a_callback_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT discards an exception of its logger, which it calls while it parses."""
+    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+    stub = Stub(VERSIONS[-1])
+
+    class Parser(stub.OnnxParser):  # type: ignore[name-defined,misc]
+        def parse(self, onnx: bytes) -> bool:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            return True
+
+    monkeypatch.setitem(stub._classes, "OnnxParser", Parser)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(stub, b"onnx", 299, EngineOptions())
+    assert not any(thread.name.startswith("ffd-build") for thread in threading.enumerate())
 
 
 def test_a_damaged_timing_cache_is_replaced(
