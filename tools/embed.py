@@ -20,6 +20,7 @@ from ffd_export.atomic_files import write_files
 from ffd_export.conversion import convert
 from ffd_export.export_options import AUTO, ExportOptions
 from ffd_export.exported_model import ExportedModel
+from ffd_export.parity import summarise
 from ffd_export.reporter import Advance, Reporter
 from ffd_export.sample_images import SampleImages, find_images, prepare_images
 from ffd_export.source_model import SourceModel, open_source
@@ -82,8 +83,7 @@ def make_both(
         converted = convert(source, options, calibration, baseline, reporter)
         return verify_model(converted, baseline, reporter)
 
-    is_onnx = source.content is not None
-    fp32 = ExportedModel.unchanged(source) if is_onnx else export(ExportOptions())
+    fp32 = export(ExportOptions())
     try:
         int8 = export(ExportOptions(int8=True))
         reason = explain_rejection(int8.card, fp32.card)
@@ -112,7 +112,7 @@ def write_both(fp32: ExportedModel, int8: ExportedModel, folder: Path) -> None:
     for path, content in files.items():
         say(f"wrote {path}, {len(content) / 1e6:.1f} MB")
     if int8.parity:
-        say(", ".join(f"{name} {value}" for name, value in int8.parity.summary().items()))
+        say(", ".join(f"{name} {value}" for name, value in summarise(int8.parity).items()))
     reason = explain_rejection(int8.card, fp32.card)
     say(f"a CPU runs FP32, not INT8: {reason}" if reason else "a CPU runs INT8")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,11 +76,8 @@ def open_candidate(content: bytes) -> Iterator[Backend]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.onnx"
         path.write_bytes(content)
-        backend = open_backend(path, "onnxruntime", "cpu")
-        try:
+        with closing(open_backend(path, "onnxruntime", "cpu")) as backend:
             yield backend
-        finally:
-            backend.close()
 
 
 def classify_candidate(model: ModelProto, card: ModelCard, images: SampleImages) -> list[Result]:

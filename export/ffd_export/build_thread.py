@@ -24,9 +24,7 @@ class BuildProgress(Protocol):
         """End a phase."""
 
 
-def run_cancellable(
-    trt: Any, work: Callable[[Any], T], progress: BuildProgress | None = None
-) -> T:
+def run_cancellable(trt: Any, work: Callable[[Any], T], progress: BuildProgress | None = None) -> T:
     """Call `work` in another thread and return its result.
 
     In the main thread, Ctrl-C could raise KeyboardInterrupt inside a callback of TensorRT, such as

@@ -30,7 +30,7 @@ def convert(
     baseline: Baseline | None,
     reporter: Reporter,
 ) -> ExportedModel:
-    """Convert a model and check the types of its layers.
+    """Convert a model and check the types of its layers. An ONNX stays unchanged as FP32.
 
     Args:
         source: an FP32 model.
@@ -42,6 +42,8 @@ def convert(
     Raises:
         ModelError: the source is not FP32, or too few layers have the precision's type.
     """
+    if source.content is not None and options.precision == "fp32":
+        return ExportedModel.unchanged(source)
     source.require_convertible(options.keep)
     if options.fp16:
         model, kept, facts = _convert_fp16(source, options, baseline, reporter)

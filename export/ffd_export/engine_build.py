@@ -18,9 +18,9 @@ from ffd_runtime.model.engine_manifest import COMPATIBILITIES, list_rtx_gpus
 
 from .build_thread import BuildProgress, run_cancellable
 from .engine_layers import inspect_engine, network_layer_types
-from .engine_options import EngineOptions
+from .export_options import ExportOptions
 from .layers import LayerTypes
-from .timing_cache import load_timing_cache, save_timing_cache, timing_cache_file
+from .timing_cache import find_timing_cache, load_timing_cache, save_timing_cache
 
 MIB = 1 << 20
 
@@ -50,7 +50,7 @@ def build_engine(
     trt: Any,
     onnx: bytes,
     size: int,
-    options: EngineOptions,
+    options: ExportOptions,
     progress: BuildProgress | None = None,
     require: Callable[[LayerTypes], None] = lambda layers: None,
 ) -> BuiltEngine:
@@ -78,7 +78,7 @@ def _build(
     trt: Any,
     onnx: bytes,
     size: int,
-    options: EngineOptions,
+    options: ExportOptions,
     monitor: Any,
     require: Callable[[LayerTypes], None],
 ) -> BuiltEngine:
@@ -91,12 +91,14 @@ def _build(
     network, parser = _parse(trt, builder, onnx, logger)
     layers = network_layer_types(trt, network)
     require(layers)
-    gpu = None if options.compute_capabilities else describe_gpu(0)
-    targets = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
+    gpu = None if options.compute_capability else describe_gpu(0)
+    targets = options.compute_capability or ((gpu.compute_capability,) if gpu else ())
     config = _configure(trt, builder, options, targets, logger)
     config.progress_monitor = monitor
-    _add_profile(builder, config, size, options.batch)
-    cache = timing_cache_file(trt, options.timing_cache, gpu)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("image", *((count, size, size, 3) for count in options.batch))
+    config.add_optimization_profile(profile)
+    cache = find_timing_cache(trt, options.timing_cache, gpu)
     if cache:
         load_timing_cache(config, cache)
     try:
@@ -141,7 +143,7 @@ def _parse(trt: Any, builder: Any, onnx: bytes, logger: Any) -> tuple[Any, Any]:
 
 
 def _configure(
-    trt: Any, builder: Any, options: EngineOptions, targets: tuple[str, ...], logger: Any
+    trt: Any, builder: Any, options: ExportOptions, targets: tuple[str, ...], logger: Any
 ) -> Any:
     """Return the builder's configuration."""
     config = builder.create_builder_config()
@@ -155,8 +157,8 @@ def _configure(
         config.builder_optimization_level = options.optimization_level
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        if not options.lean_runtime:
-            config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+    if options.exclude_lean_runtime:
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
     if options.hardware_compatibility != "none":
         level = options.hardware_compatibility
         member = getattr(trt.HardwareCompatibilityLevel, level.upper(), None)
@@ -168,20 +170,10 @@ def _configure(
         config.hardware_compatibility_level = member
     if trt.__name__ == "tensorrt_rtx":
         # The default list of TensorRT for RTX may lack this machine's GPU.
-        _set_gpus(trt, config, targets, logger)
+        config.num_compute_capabilities = len(targets)
+        for index, capability in enumerate(targets):
+            if not config.set_compute_capability(find_capability(trt, capability), index):
+                raise EngineError(
+                    f"TensorRT for RTX rejects compute capability {capability}{logger.quote()}"
+                )
     return config
-
-
-def _set_gpus(trt: Any, config: Any, capabilities: tuple[str, ...], logger: Any) -> None:
-    config.num_compute_capabilities = len(capabilities)
-    for index, capability in enumerate(capabilities):
-        if not config.set_compute_capability(find_capability(trt, capability), index):
-            raise EngineError(
-                f"TensorRT for RTX rejects compute capability {capability}{logger.quote()}"
-            )
-
-
-def _add_profile(builder: Any, config: Any, size: int, batch: tuple[int, int, int]) -> None:
-    profile = builder.create_optimization_profile()
-    profile.set_shape("image", *((count, size, size, 3) for count in batch))
-    config.add_optimization_profile(profile)

@@ -14,7 +14,6 @@ from ffd_runtime.model.devices import count_gpus, describe_gpu
 from ffd_runtime.model.engine_manifest import require_rtx_gpu
 
 from .engine_build import find_capability
-from .engine_options import EngineOptions
 from .export_options import ExportOptions
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -27,12 +26,12 @@ class EngineBuilder:
     Attributes:
         kind: `tensorrt` or `rtx`.
         options: how to build.
-        module: `tensorrt` or `tensorrt_rtx`; None if no engine is built.
+        module: the imported package; None if no engine is built.
         unavailable: why an engine that `--engine auto` asks for cannot be built here.
     """
 
     kind: str
-    options: EngineOptions
+    options: ExportOptions
     module: Any = None
     unavailable: str = ""
 
@@ -44,45 +43,33 @@ class EngineBuilder:
     @property
     def can_verify(self) -> bool:
         """Whether this machine can run the engine that it builds."""
-        return self.can_build and not self.options.compute_capabilities and count_gpus() > 0
-
-    @property
-    def suffix(self) -> str:
-        """The suffix of an engine's file name."""
-        return ".engine" if self.kind == "tensorrt" else ".rtx.engine"
+        return self.can_build and not self.options.compute_capability and count_gpus() > 0
 
     def command(self, onnx: str) -> str:
         """Return the command that builds the engine again, in the folder of the ONNX."""
         path = f"./{onnx}" if onnx.startswith("-") else onnx
-        arguments = ["--engine", self.kind, *self.options.arguments(), "--verify", "DIR"]
+        arguments = ["--engine", self.kind, *self.options.engine_arguments(), "--verify", "DIR"]
         return shlex.join(["ffd-export", path, *arguments])
 
 
 def choose_builder(options: ExportOptions, converts: bool) -> EngineBuilder:
     """Return the builder that `--engine` names, or one that `auto` finds.
 
-    Args:
-        options: of the export.
-        converts: whether a model is converted. `auto` builds only from a converted model.
+    `auto` builds only from a converted model.
 
     Raises:
         FfdError: see `open_builder`.
     """
-    settings = options.engine_options
     if options.names_engine:
-        return open_builder(options.engine, settings)
+        return open_builder(options.engine, options)
     if options.engine == "none" or not converts or not options.for_tensorrt:
-        return EngineBuilder("tensorrt", settings)
+        return EngineBuilder("tensorrt", options)
     # Triton does not serve engines of TensorRT for RTX.
-    return find_builder(settings, ("tensorrt",) if options.triton else ("tensorrt", "rtx"))
+    return find_builder(options, ("tensorrt",) if options.triton else ("tensorrt", "rtx"))
 
 
-def open_builder(kind: str, options: EngineOptions) -> EngineBuilder:
-    """Import a TensorRT package.
-
-    Args:
-        kind: `tensorrt` or `rtx`.
-        options: how to build.
+def open_builder(kind: str, options: ExportOptions) -> EngineBuilder:
+    """Import a TensorRT package, `tensorrt` or `rtx`.
 
     Raises:
         BackendError: the package is not installed or cannot be imported.
@@ -97,15 +84,15 @@ def open_builder(kind: str, options: EngineOptions) -> EngineBuilder:
             f"--engine {kind} needs {MODULES[kind]}, which cannot be imported "
             f"({first_line(error)}): {install_hint(kind)}, or use JetPack's package"
         ) from None
-    for capability in options.compute_capabilities:
+    for capability in options.compute_capability:
         find_capability(module, capability)
-    if kind == "rtx" and not options.compute_capabilities:
+    if kind == "rtx" and not options.compute_capability:
         require_rtx_gpu(module, describe_gpu(0))
     return EngineBuilder(kind, options, module)
 
 
-def find_builder(options: EngineOptions, kinds: tuple[str, ...]) -> EngineBuilder:
-    """Return the first builder that works on this machine, or one that says why none does."""
+def find_builder(options: ExportOptions, kinds: tuple[str, ...]) -> EngineBuilder:
+    """Return the first builder that works on this machine, or one with the reason why none does."""
     if not count_gpus():
         return EngineBuilder("tensorrt", options, unavailable="this machine has no GPU")
     names = " and ".join(MODULES[kind] for kind in kinds)
@@ -120,12 +107,8 @@ def find_builder(options: EngineOptions, kinds: tuple[str, ...]) -> EngineBuilde
     return EngineBuilder("tensorrt", options, unavailable=reason)
 
 
-def require_buildable(kind: str, options: EngineOptions) -> None:
+def require_buildable(kind: str, options: ExportOptions) -> None:
     """Reject options that a builder does not support, before any work.
-
-    Args:
-        kind: `tensorrt` or `rtx`.
-        options: how to build.
 
     Raises:
         DeviceError: there is no GPU to build for.
@@ -137,7 +120,7 @@ def require_buildable(kind: str, options: EngineOptions) -> None:
                 "--version-compatible and --hardware-compatibility are options of --engine "
                 "tensorrt: with --engine rtx, name the GPUs by --compute-capability"
             )
-        if not options.compute_capabilities and not count_gpus():
+        if not options.compute_capability and not count_gpus():
             raise DeviceError(
                 "--engine rtx: this machine has no GPU to build for; name the target GPUs, such as "
                 "--compute-capability 8.6,8.9"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from ffd_runtime.core.errors import ModelError
+from ffd_runtime.model.card import ModelCard
 from ffd_runtime.model.engine_manifest import EngineManifest
 
 from .engine_build import BuiltEngine, build_engine
 from .engine_builder import MODULES, EngineBuilder
 from .exported_model import ExportedModel
 from .layers import LayerTypes
-from .parity import NOT_VERIFIED, Parity
+from .parity import Parity, summarise
 from .reporter import Reporter
+
+SUFFIXES = {"tensorrt": ".engine", "rtx": ".rtx.engine"}
 
 
 @dataclass(frozen=True)
@@ -21,34 +25,40 @@ class EngineFile:
     """An engine that can be written.
 
     Attributes:
+        path: the engine file.
         content: its bytes.
-        manifest: what is written beside it.
+        manifest: is written beside it.
         layers: types of the parsed network's layers.
         parity: how far its results are from the source's; None if it is not verified.
     """
 
+    path: Path
     content: bytes
     manifest: EngineManifest
     layers: LayerTypes
     parity: Parity | None = None
 
+    @property
+    def card(self) -> ModelCard:
+        """The model card in the manifest."""
+        return self.manifest.card
+
 
 def build_engine_file(
-    exported: ExportedModel, onnx: str, builder: EngineBuilder, reporter: Reporter
-) -> EngineFile:
-    """Build an engine from an exported model.
-
-    Args:
-        exported: the model.
-        onnx: name of its file.
-        builder: what to build with, and how.
-        reporter: receives messages and progress.
+    exported: ExportedModel, builder: EngineBuilder, reporter: Reporter
+) -> EngineFile | None:
+    """Build an engine from an exported model, or report why `--engine auto` builds none.
 
     Raises:
         ModelError: TensorRT does not support the model, or too few layers of the parsed network
             have the precision's type.
     """
-    card = exported.card
+    card, onnx = exported.card, exported.path.name
+    if not builder.can_build:
+        if builder.unavailable:
+            command = builder.command(onnx)
+            reporter.say(f"no engine: {builder.unavailable}; run {command} on the device")
+        return None
     facts = card.metrics.get("export", {})
     if card.precision == "int8" and facts.get("target") == "cpu":
         raise ModelError(
@@ -69,19 +79,20 @@ def build_engine_file(
     if engine.built_layers:
         kernels = ", ".join(f"{count} {kind}" for kind, count in engine.built_layers.items())
         reporter.say(f"engine: TensorRT's inspector reports kernels {kernels}")
-    return EngineFile(
-        engine.content, _make_manifest(exported, onnx, builder, engine), engine.layers
-    )
+    folder = builder.options.output or exported.source.path.parent
+    path = folder / (onnx.removesuffix(".onnx") + SUFFIXES[builder.kind])
+    manifest = _make_manifest(exported, builder, engine)
+    return EngineFile(path, engine.content, manifest, engine.layers)
 
 
 def _make_manifest(
-    exported: ExportedModel, onnx: str, builder: EngineBuilder, engine: BuiltEngine
+    exported: ExportedModel, builder: EngineBuilder, engine: BuiltEngine
 ) -> EngineManifest:
     card, options = exported.card, builder.options
     return EngineManifest(
-        card=card.replace(metrics={**card.metrics, "engine_parity": NOT_VERIFIED}),
+        card=card.replace(metrics={**card.metrics, "engine_parity": summarise(None)}),
         engine_sha256=hashlib.sha256(engine.content).hexdigest(),
-        onnx=onnx,
+        onnx=exported.path.name,
         onnx_sha256=hashlib.sha256(exported.content).hexdigest(),
         builder=MODULES[builder.kind],
         builder_version=engine.builder_version,
@@ -89,9 +100,9 @@ def _make_manifest(
         compute_capabilities=engine.compute_capabilities,
         hardware_compatibility=options.hardware_compatibility,
         version_compatible=options.version_compatible,
-        lean_runtime=options.version_compatible and options.lean_runtime,
+        lean_runtime=options.has_lean_runtime,
         batch=options.batch,
-        command=builder.command(onnx),
+        command=builder.command(exported.path.name),
         options={
             "workspace": options.workspace,
             "optimization_level": options.optimization_level,

@@ -26,14 +26,12 @@ class ExportInputs:
 
     Attributes:
         source: the model to export.
-        converts: whether it is converted. An ONNX without a precision is used unchanged.
         builder: of the engine.
         verification: images to verify on; None to verify nothing.
         calibration: images to calibrate INT8 with; None for other precisions.
     """
 
     source: SourceModel
-    converts: bool
     builder: EngineBuilder
     verification: SampleImages | None
     calibration: SampleImages | None
@@ -68,7 +66,6 @@ def read_inputs(options: ExportOptions, reporter: Reporter) -> ExportInputs:
     spec = source.card.preprocess
     return ExportInputs(
         source,
-        converts,
         builder,
         _read_images(verification, spec, reporter),
         _read_images(calibration, spec, reporter),

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from .engine_options import EngineOptions
-from .timing_cache import default_timing_cache
-
 AUTO = ("auto",)
+# Batch size of ffd-run.
+DEFAULT_OPT_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -120,16 +119,29 @@ class ExportOptions:
         return f".{self.precision}.onnx" if self.fp16 or self.int8 else ".onnx"
 
     @property
-    def engine_options(self) -> EngineOptions:
-        """How to build an engine."""
-        return EngineOptions(
-            max_batch=self.max_batch,
-            opt_batch=self.opt_batch,
-            workspace=self.workspace,
-            optimization_level=self.optimization_level,
-            timing_cache=self.timing_cache or default_timing_cache(),
-            version_compatible=self.version_compatible,
-            lean_runtime=not self.exclude_lean_runtime,
-            hardware_compatibility=self.hardware_compatibility,
-            compute_capabilities=self.compute_capability,
-        )
+    def batch(self) -> tuple[int, int, int]:
+        """Smallest, optimal and largest batch of an engine."""
+        return 1, min(self.opt_batch or DEFAULT_OPT_BATCH, self.max_batch), self.max_batch
+
+    @property
+    def has_lean_runtime(self) -> bool:
+        """Whether an engine contains the lean runtime."""
+        return self.version_compatible and not self.exclude_lean_runtime
+
+    def engine_arguments(self) -> list[str]:
+        """Return the arguments of `ffd-export` that build such an engine, without the GPUs."""
+        arguments = ["--max-batch", str(self.max_batch)]
+        for option, value in (
+            ("--opt-batch", self.opt_batch),
+            ("--workspace", self.workspace),
+            ("--optimization-level", self.optimization_level),
+        ):
+            if value is not None:
+                arguments += [option, str(value)]
+        if self.hardware_compatibility != "none":
+            arguments += ["--hardware-compatibility", self.hardware_compatibility]
+        if self.version_compatible:
+            arguments.append("--version-compatible")
+        if self.exclude_lean_runtime:
+            arguments.append("--exclude-lean-runtime")
+        return arguments

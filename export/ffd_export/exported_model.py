@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ffd_runtime.model.card import Metric, ModelCard
@@ -45,6 +46,14 @@ class ExportedModel:
     def unchanged(cls, source: SourceModel) -> ExportedModel:
         """Return an ONNX that only an engine or a repository is made from."""
         return cls(source, None, source.model, source.card, layer_types(source.model), {})
+
+    @property
+    def path(self) -> Path:
+        """The ONNX file."""
+        path = self.source.path
+        if self.options is None:
+            return path
+        return (self.options.output or path.parent) / (path.stem + self.options.suffix)
 
     @cached_property
     def content(self) -> bytes:

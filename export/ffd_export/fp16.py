@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .baseline import Baseline, classify_candidate
 from .layers import ends_of, layer_before, layers_of, producers_of
-from .parity import LIMITS, difference
+from .parity import LIMITS, measure_differences
 from .reporter import Advance
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def choose_layers_to_keep(
     """
     everything = [node.name for node in model.graph.node]
     results = classify_candidate(to_fp16(model, always), baseline.card, baseline.images)
-    differences = [difference(a, b) for a, b in zip(baseline.results, results, strict=True)]
+    differences = measure_differences(baseline.results, results)
     target = TARGET_SHARE * (LIMITS["fp16"].largest or 0)
     layers = [node.name for node in layers_of(model.graph) if node.name not in always]
     counts = counts_to_keep(len(layers))

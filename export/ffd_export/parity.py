@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,14 +23,7 @@ NOT_VERIFIED: dict[str, Metric] = {"verified": "not verified"}
 
 @dataclass(frozen=True)
 class Limits:
-    """Largest differences from the source; None for no limit.
-
-    Attributes:
-        largest: largest |Δp|, where p is P(generated).
-        flips: verdicts that differ.
-        accuracy: loss of accuracy. Without labels, the share of two-way decisions that differ,
-            which is never smaller.
-    """
+    """Limits of `Parity.largest`, `flips` and `accuracy_lost`; None for no limit."""
 
     largest: float | None = None
     flips: int | None = None
@@ -71,7 +63,7 @@ class Parity:
 
     @property
     def accuracy_lost(self) -> float:
-        """Loss of accuracy; without labels, its upper bound."""
+        """Loss of accuracy; without labels, the share of changed decisions, its upper bound."""
         if self.accuracy is None:
             return self.decisions / self.images
         return self.accuracy[0] - self.accuracy[1]
@@ -112,20 +104,23 @@ class Parity:
                 f"images: {', '.join(failures)}; {hint}nothing was written"
             )
 
-    def summary(self) -> dict[str, Metric]:
-        """Return the entry of the model card."""
-        flat: dict[str, Metric] = {
-            "verified": "verified",
-            "images": self.images,
-            "largest_difference": self.largest,
-            "mean_difference": self.mean,
-            "verdict_flips": self.flips,
-            "decision_flips": self.decisions,
-        }
-        if self.accuracy and self.auc:
-            flat["accuracy_reference"], flat["accuracy"] = self.accuracy
-            flat["roc_auc_reference"], flat["roc_auc"] = self.auc
-        return flat
+
+def summarise(parity: Parity | None) -> dict[str, Metric]:
+    """Return the entry of the model card; None stands for a model that is not verified."""
+    if parity is None:
+        return {"verified": "not verified"}
+    flat: dict[str, Metric] = {
+        "verified": "verified",
+        "images": parity.images,
+        "largest_difference": parity.largest,
+        "mean_difference": parity.mean,
+        "verdict_flips": parity.flips,
+        "decision_flips": parity.decisions,
+    }
+    if parity.accuracy and parity.auc:
+        flat["accuracy_reference"], flat["accuracy"] = parity.accuracy
+        flat["roc_auc_reference"], flat["roc_auc"] = parity.auc
+    return flat
 
 
 def classify(backend: Backend, images: SampleImages, batch: int = 8) -> list[Result]:
@@ -136,19 +131,6 @@ def classify(backend: Backend, images: SampleImages, batch: int = 8) -> list[Res
         sources = images.sources[start : start + batch]
         rows += infer_prepared(list(map(Prepared, sources, pixels)), backend)
     return rows
-
-
-def classify_and_close(backend: Backend, images: SampleImages) -> list[Result]:
-    """Classify images, then close the backend."""
-    with closing(backend):
-        return classify(backend, images)
-
-
-def difference(a: Result, b: Result) -> float:
-    """Return |Δp|, or infinity if a probability is missing."""
-    if a.score is None or b.score is None:
-        return math.inf
-    return abs(a.score - b.score)
 
 
 def compare(
@@ -165,26 +147,33 @@ def compare(
         images: that both classified.
         card: gives the threshold of two-way decisions.
     """
-    differences = [difference(a, b) for a, b in zip(reference, exported, strict=True)]
-    scores = [np.array([math.nan if r.score is None else r.score for r in rows], np.float64)
-              for rows in (reference, exported)]  # fmt: skip
-    decided = [score >= card.threshold for score in scores]
-    largest = max(differences)
+    scores = np.array([[r.score for r in rows] for rows in (reference, exported)], np.float64)
+    differences = measure_differences(reference, exported)
+    decided = scores >= card.threshold
     accuracy = auc = None
-    if images.labelled and not any(np.isnan(score).any() for score in scores):
+    if images.labelled and not np.isnan(scores).any():
         generated = np.array(images.labels) == 0
-        accuracy = (_mean(decided[0] == generated), _mean(decided[1] == generated))
+        before, after = (decided == generated).mean(1)
+        accuracy = (float(before), float(after))
         auc = (roc_auc(generated, scores[0]), roc_auc(generated, scores[1]))
     return Parity(
         images=len(images),
-        largest=largest,
+        largest=max(differences),
         mean=sum(differences) / len(differences),
         flips=sum(a.label != b.label for a, b in zip(reference, exported, strict=True)),
         decisions=int((decided[0] != decided[1]).sum()),
-        worst=images.sources[differences.index(largest)],
+        worst=images.sources[differences.index(max(differences))],
         accuracy=accuracy,
         auc=auc,
     )
+
+
+def measure_differences(reference: Sequence[Result], exported: Sequence[Result]) -> list[float]:
+    """Return |Δp| of each image, or infinity if a probability is missing."""
+    return [
+        math.inf if a.score is None or b.score is None else abs(a.score - b.score)
+        for a, b in zip(reference, exported, strict=True)
+    ]
 
 
 def roc_auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
@@ -197,7 +186,3 @@ def roc_auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) ->
     found = int(positive.sum())
     rank_sum = float(ranks[positive].sum()) - found * (found + 1) / 2
     return rank_sum / (found * (len(scores) - found))
-
-
-def _mean(values: npt.NDArray[np.bool_]) -> float:
-    return float(values.mean())

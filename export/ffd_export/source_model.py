@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ffd_runtime.core.errors import ModelError
-from ffd_runtime.core.results import Result
 from ffd_runtime.model.backends import Backend, open_backend
 from ffd_runtime.model.card import ModelCard
 
 from .export_options import AUTO
 from .layers import require_layers
 from .onnx_file import read_onnx
-from .parity import classify_and_close
-from .sample_images import SampleImages
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -44,10 +41,6 @@ class SourceModel:
         from ffd_train.evaluation import open_model
 
         return open_model(self.path, "cpu")
-
-    def classify(self, images: SampleImages) -> list[Result]:
-        """Return the model's own results for images."""
-        return classify_and_close(self.open(), images)
 
     def require_convertible(self, keep: tuple[str, ...]) -> None:
         """Reject a conversion that this model does not support, before any work.

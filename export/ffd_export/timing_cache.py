@@ -13,30 +13,25 @@ from ffd_runtime.model.devices import Gpu
 from .atomic_files import write_files
 
 
-def default_timing_cache() -> Path | None:
-    """Return the user's cache folder of ffd, or None if the user has no home folder."""
-    with suppress(RuntimeError):
-        return cache_folder()
-    return None
-
-
-def timing_cache_file(trt: Any, folder: Path | None, gpu: Gpu | None) -> Path | None:
+def find_timing_cache(trt: Any, folder: Path | None, gpu: Gpu | None) -> Path | None:
     """Return the file for a version and a GPU: TensorRT rejects timings of others.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
-        folder: of the timing caches; None to keep none.
+        folder: of the timing caches; None for the user's cache folder.
         gpu: that times the kernels; None if the engine is built without a GPU.
     """
     # TensorRT for RTX compiles kernels on the target and times nothing during the build.
-    if folder is None or gpu is None or trt.__name__ != "tensorrt":
+    if gpu is None or trt.__name__ != "tensorrt":
         return None
     key = re.sub(r"[^\w.]+", "-", f"{trt.__version__}-{gpu.name}-{gpu.compute_capability}")
-    return folder / f"timing-{key}.cache"
+    with suppress(RuntimeError):  # the user has no home folder
+        return (folder or cache_folder()) / f"timing-{key}.cache"
+    return None
 
 
 def load_timing_cache(config: Any, path: Path) -> None:
-    """Give the builder's configuration the timings of a file, or an empty cache.
+    """Give the builder's configuration the timings of a file.
 
     The cache is empty if the file is absent, damaged, or of another version or GPU.
     """

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
-from ffd_runtime.core.results import Result
 from ffd_runtime.model.backends import open_backend
 from ffd_runtime.model.engine_manifest import manifest_path
 
 from .baseline import Baseline
+from .engine_builder import EngineBuilder
 from .engine_file import EngineFile
 from .exported_model import ExportedModel
 from .layer_errors import compare_layers, describe
-from .parity import NOT_VERIFIED, Parity, classify_and_close
+from .parity import Parity, classify, summarise
 from .reporter import Reporter
 from .sample_images import SampleImages
 from .source_model import SourceModel
@@ -29,27 +30,26 @@ def measure_baseline(
     """Classify the images with the source. Return None if there are no images."""
     if images is None:
         return None
-    with reporter.track("baseline", 1):
-        return Baseline(source.card, images, source.classify(images))
+    with reporter.track("baseline", 1), closing(source.open()) as backend:
+        return Baseline(source.card, images, classify(backend, images))
 
 
 def verify_model(
     exported: ExportedModel, baseline: Baseline | None, reporter: Reporter
 ) -> ExportedModel:
-    """Compare an exported model with its source, and complete its card.
+    """Compare a converted model with its source, and add the comparison to its card.
 
     Args:
-        exported: a converted model.
+        exported: is returned as it is if it is the unchanged source.
         baseline: the source's results; None to leave the model unverified.
         reporter: receives messages and progress.
-
-    Returns:
-        The model, with the comparison in its card.
 
     Raises:
         ModelError: it differs too much; the message names the layers that differ most.
     """
-    card, parity = exported.card, None
+    card, options, parity = exported.card, exported.options, None
+    if options is None:
+        return exported
     if baseline is None:
         reporter.say("not verified")
     else:
@@ -57,48 +57,59 @@ def verify_model(
             parity = baseline.compare(exported.model, card.precision)
         if parity.failures(card.precision):
             hint = _explain(exported, baseline.images)
-            if exported.options and card.precision != "fp32" and not exported.options.keep:
+            if card.precision != "fp32" and not options.keep:
                 hint += "--keep auto finds layers to keep in FP32; "
             parity.require(card.precision, hint)
-    metrics = {**card.metrics, "parity": _summary(parity), "export": exported.facts}
+    metrics = {**card.metrics, "parity": summarise(parity), "export": exported.facts}
     return dataclasses.replace(exported, card=card.replace(metrics=metrics), parity=parity)
 
 
 def verify_engine(
-    engine: EngineFile, exported: ExportedModel, baseline: Baseline | None
-) -> EngineFile:
-    """Run an engine on the GPU, compare it with the source, and complete its card.
+    engine: EngineFile | None,
+    exported: ExportedModel,
+    builder: EngineBuilder,
+    baseline: Baseline | None,
+    reporter: Reporter,
+) -> EngineFile | None:
+    """Run an engine on the GPU, compare it with the source, and add the comparison to its card.
 
     Args:
-        engine: built on this machine.
+        engine: is returned as it is if there is no baseline or this machine cannot run it.
         exported: the model that it was built from.
-        baseline: the source's results; None to leave the engine unverified.
-
-    Returns:
-        The engine, with the comparison in the card of its manifest.
+        builder: that built it.
+        baseline: the source's results.
+        reporter: receives messages.
 
     Raises:
         ModelError: it differs too much.
     """
-    if baseline is None:
+    if engine is None:
+        return None
+    if baseline is None or not builder.can_verify:
+        reporter.say("engine: not verified on a GPU")
         return engine
     card = exported.card
-    parity = baseline.compare_results(_classify(engine, baseline.images))
+    parity = _compare_engine(engine, baseline)
     if parity.failures(card.precision):
         # An engine's kernels have no outputs to compare, but it rounds as its ONNX does.
         is_converted = exported.model is not exported.source.model
         parity.require(card.precision, _explain(exported, baseline.images) if is_converted else "")
-    metrics = {**card.metrics, "engine_parity": _summary(parity)}
+    metrics = {**card.metrics, "engine_parity": summarise(parity)}
     manifest = dataclasses.replace(engine.manifest, card=card.replace(metrics=metrics))
     return dataclasses.replace(engine, manifest=manifest, parity=parity)
 
 
-def _summary(parity: Parity | None) -> dict[str, float | int | str | None]:
-    return parity.summary() if parity else NOT_VERIFIED
+def _compare_engine(engine: EngineFile, baseline: Baseline) -> Parity:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidate.engine"
+        path.write_bytes(engine.content)
+        manifest_path(path).write_text(engine.manifest.to_json(), "utf-8")
+        with closing(open_backend(path, "tensorrt", "cuda")) as backend:
+            return baseline.compare_results(classify(backend, baseline.images))
 
 
 def _explain(exported: ExportedModel, images: SampleImages) -> str:
-    """Say which layers differ most from the source's."""
+    """Name the layers that differ most from the source's, with their errors."""
     pixels = images.spread(EXPLANATION_IMAGES).pixels
     if exported.card.precision == "fp32":
         from .checkpoint_graph import compare_parts
@@ -107,11 +118,3 @@ def _explain(exported: ExportedModel, images: SampleImages) -> str:
         return f"relative error by part: {describe(errors)}; "
     errors = compare_layers(exported.source.model, exported.model, pixels)
     return f"layers that differ most: {describe(errors)}; "
-
-
-def _classify(engine: EngineFile, images: SampleImages) -> list[Result]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "candidate.engine"
-        path.write_bytes(engine.content)
-        manifest_path(path).write_text(engine.manifest.to_json(), "utf-8")
-        return classify_and_close(open_backend(path, "tensorrt", "cuda"), images)

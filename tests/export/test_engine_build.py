@@ -16,7 +16,7 @@ import pytest
 from ffd_export import engine_build, engine_builder, engine_file
 from ffd_export.engine_build import build_engine
 from ffd_export.engine_builder import require_buildable
-from ffd_export.engine_options import EngineOptions
+from ffd_export.export_options import ExportOptions
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError, ModelError
 from ffd_runtime.core.install_hint import install_hint
@@ -35,7 +35,11 @@ needs_rtx = pytest.mark.skipif(
 no_gpu = pytest.mark.skipif(count_gpus() > 0, reason="this machine has a GPU")
 
 
-BOTH = EngineOptions(compute_capabilities=("8.6", "8.9"))
+BOTH = ExportOptions(engine="rtx", compute_capability=("8.6", "8.9"))
+
+
+def for_gpu(capability: str) -> ExportOptions:
+    return ExportOptions(engine="rtx", compute_capability=(capability,))
 
 
 def rtx() -> Any:
@@ -107,7 +111,7 @@ def test_export_of_an_onnx_needs_no_torch(tmp_path: Path) -> None:
 @needs_rtx
 def test_an_engine_for_several_gpus() -> None:
     content = EMBEDDED.read_bytes()
-    one = build_engine(rtx(), content, 299, EngineOptions(compute_capabilities=("8.9",)))
+    one = build_engine(rtx(), content, 299, for_gpu("8.9"))
     two = build_engine(rtx(), content, 299, BOTH)
     assert one.compute_capabilities == ("8.9",)
     assert two.compute_capabilities == ("8.6", "8.9")
@@ -120,14 +124,14 @@ def test_rtx_builds_for_the_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch)
     """TensorRT for RTX would otherwise build for a default list without Turing."""
     content = EMBEDDED.read_bytes()
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("RTX 4090", "8.9"))
-    own = build_engine(rtx(), content, 299, EngineOptions())
-    named = build_engine(rtx(), content, 299, EngineOptions(compute_capabilities=("8.9",)))
+    own = build_engine(rtx(), content, 299, ExportOptions())
+    named = build_engine(rtx(), content, 299, for_gpu("8.9"))
     assert own.compute_capabilities == ("8.9",)
     assert own.gpu == "RTX 4090"
     assert abs(len(own.content) - len(named.content)) < 1000
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("H100", "9.0"))
     with pytest.raises(EngineError, match=r"compute capability 9\.0: .* builds for"):
-        build_engine(rtx(), content, 299, EngineOptions())
+        build_engine(rtx(), content, 299, ExportOptions())
 
 
 @needs_rtx
@@ -160,9 +164,7 @@ def test_errors_quote_tensorrt() -> None:
     with pytest.raises(ModelError, match="TensorRT cannot parse the ONNX: .*Failed to parse"):
         build_engine(rtx(), b"not an ONNX", 299, BOTH)
     with pytest.raises(EngineError, match=r"builds for .*8\.9"):
-        build_engine(
-            rtx(), EMBEDDED.read_bytes(), 299, EngineOptions(compute_capabilities=("3.5",))
-        )
+        build_engine(rtx(), EMBEDDED.read_bytes(), 299, for_gpu("3.5"))
 
 
 @needs_rtx
@@ -171,7 +173,7 @@ def test_ctrl_c_cancels_a_build(tmp_path: Path) -> None:
         "import os, signal, sys, threading\n"
         "import tensorrt_rtx as trt\n"
         "from ffd_export.engine_build import build_engine\n"
-        "from ffd_export.engine_options import EngineOptions\n"
+        "from ffd_export.export_options import ExportOptions\n"
         "class Interrupt:\n"
         "    def begin(self, phase, steps): pass\n"
         "    def end(self, phase): pass\n"
@@ -181,7 +183,7 @@ def test_ctrl_c_cancels_a_build(tmp_path: Path) -> None:
         "            self.sent = True\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "        import time; time.sleep(0.05)\n"
-        "options = EngineOptions(compute_capabilities=('8.6', '8.9'))\n"
+        "options = ExportOptions(engine='rtx', compute_capability=('8.6', '8.9'))\n"
         "try:\n"
         "    build_engine(trt, open(sys.argv[1], 'rb').read(), 299, options, Interrupt())\n"
         "except KeyboardInterrupt:\n"
@@ -281,11 +283,11 @@ def test_unsupported_gpus_fail_before_any_work(
     # It builds for GPUs of other machines. With --engine auto, the reason is reported.
     assert engine_builder.open_builder("rtx", BOTH).module
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    found = engine_builder.find_builder(EngineOptions(), ("tensorrt", "rtx"))
+    found = engine_builder.find_builder(ExportOptions(), ("tensorrt", "rtx"))
     assert found.module is None
     assert "does not support NVIDIA H100" in found.unavailable
     monkeypatch.setattr(engine_builder, "describe_gpu", lambda index: Gpu("NVIDIA RTX 4090", "8.9"))
-    assert engine_builder.find_builder(EngineOptions(), ("tensorrt", "rtx")).kind == "rtx"
+    assert engine_builder.find_builder(ExportOptions(), ("tensorrt", "rtx")).kind == "rtx"
 
 
 def test_a_missing_builder_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,8 +311,8 @@ def test_fp16_without_a_gpu_names_the_command_for_the_engine(exports: Path, tmp_
 
 def test_builders_accept_a_gpu_or_compute_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_builder, "count_gpus", lambda: 1)
-    require_buildable("rtx", EngineOptions())
-    require_buildable("tensorrt", EngineOptions())
+    require_buildable("rtx", ExportOptions())
+    require_buildable("tensorrt", ExportOptions())
     require_buildable("rtx", BOTH)
 
 

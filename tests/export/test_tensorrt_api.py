@@ -14,21 +14,26 @@ import pytest
 from ffd_export import engine_build
 from ffd_export.engine_build import build_engine
 from ffd_export.engine_layers import count_kernels
-from ffd_export.engine_options import EngineOptions
+from ffd_export.export_options import ExportOptions
 from ffd_runtime.core.errors import EngineError, ModelError
 from ffd_runtime.model.devices import Gpu
 
 from .tensorrt_stub import VERSIONS, Stub
 
-EVERYTHING = EngineOptions(
+EVERYTHING = ExportOptions(
+    engine="tensorrt",
     max_batch=8,
     opt_batch=4,
     workspace=512,
     optimization_level=4,
     version_compatible=True,
-    lean_runtime=False,
+    exclude_lean_runtime=True,
     hardware_compatibility="ampere_plus",
 )
+
+
+def cached_in(folder: Path) -> ExportOptions:
+    return ExportOptions(engine="tensorrt", timing_cache=folder)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -72,7 +77,7 @@ def test_the_installed_module_has_all_used_names(
     trt = pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub(VERSIONS[-1])
-    build_engine(stub, b"onnx", 299, EngineOptions(timing_cache=tmp_path))
+    build_engine(stub, b"onnx", 299, cached_in(tmp_path))
     for name in sorted(stub.touched - {"EngineInspector.get_engine_information"}):
         owner, _, member = name.partition(".")
         # TensorRT for RTX has no engine inspector, and the builder does not need it.
@@ -83,7 +88,7 @@ def test_the_installed_module_has_all_used_names(
 
 @pytest.mark.parametrize("compatible", [True, False])
 def test_the_inspector_loads_version_compatible_engines(
-    monkeypatch: pytest.MonkeyPatch, compatible: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compatible: bool
 ) -> None:
     """TensorRT loads engines with host code only if that is allowed."""
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
@@ -99,7 +104,8 @@ def test_the_inspector_loads_version_compatible_engines(
             return engine if self.engine_host_code_allowed or not compatible else None
 
     monkeypatch.setitem(stub._classes, "Runtime", Runtime)
-    made = build_engine(stub, b"onnx", 299, EngineOptions(version_compatible=compatible))
+    options = ExportOptions(engine="tensorrt", version_compatible=compatible, timing_cache=tmp_path)
+    made = build_engine(stub, b"onnx", 299, options)
     assert made.built_layers == {"half": 1}
     assert [runtime.engine_host_code_allowed for runtime in runtimes] == [compatible]
 
@@ -130,16 +136,18 @@ def test_kernels_are_counted_by_type() -> None:
     assert count_kernels(layers) == {"int8": 1, "half": 1, "float": 1}
 
 
-def test_a_failed_build_ends_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_ends_its_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub(VERSIONS[0])
     stub.answers["Builder.build_serialized_network"] = None
     with pytest.raises(ModelError, match="cannot build the engine"):
-        build_engine(stub, b"onnx", 299, EngineOptions())
+        build_engine(stub, b"onnx", 299, cached_in(tmp_path))
     assert not any(thread.name.startswith("ffd-build") for thread in threading.enumerate())
 
 
-def test_ctrl_c_during_a_callback_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_a_callback_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TensorRT discards an exception of its logger, which it calls while it parses."""
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub(VERSIONS[-1])
@@ -152,7 +160,7 @@ def test_ctrl_c_during_a_callback_is_not_lost(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setitem(stub._classes, "OnnxParser", Parser)
     with pytest.raises(KeyboardInterrupt):
-        build_engine(stub, b"onnx", 299, EngineOptions())
+        build_engine(stub, b"onnx", 299, cached_in(tmp_path))
     assert not any(thread.name.startswith("ffd-build") for thread in threading.enumerate())
 
 
@@ -162,5 +170,5 @@ def test_a_damaged_timing_cache_is_replaced(
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub("10.16.1.11")
     stub.answers["IBuilderConfig.set_timing_cache"] = False
-    made = build_engine(stub, b"onnx", 299, EngineOptions(timing_cache=tmp_path))
+    made = build_engine(stub, b"onnx", 299, cached_in(tmp_path))
     assert made.content == b"an engine"

@@ -152,8 +152,7 @@ def main(as_json: bool | None, **values: Any) -> None:
     """
     from ..export_options import ExportOptions
     from ..exporting import export
-    from .export_table import print_reports
+    from .export_table import print_files
     from .terminal_reporter import TerminalReporter
 
-    reports = export(ExportOptions(**values), TerminalReporter())
-    print_reports(reports, wants_table(as_json))
+    print_files(export(ExportOptions(**values), TerminalReporter()), wants_table(as_json))

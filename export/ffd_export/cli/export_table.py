@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from ..export_files import FileReport
+from ..export_files import ExportedFile, describe_file
 
 LABELS = ("MB", "layers", "images", "largest |Δp|", "mean |Δp|", "flips", "Δaccuracy", "ΔAUC")
 
 
-def print_reports(reports: Sequence[FileReport], table: bool) -> None:
-    """Print a report for each file to stdout."""
+def print_files(files: Sequence[ExportedFile], table: bool) -> None:
+    """Print the facts of each file to stdout."""
     if not table:
-        for report in reports:
-            click.echo(json.dumps(report.to_dict()))
+        for file in files:
+            click.echo(json.dumps(describe_file(file)))
         return
     from rich.console import Console
     from rich.table import Table
@@ -28,17 +26,17 @@ def print_reports(reports: Sequence[FileReport], table: bool) -> None:
 
     grid = Table(title="compared with the source")
     grid.add_column("")
-    for report in reports:
-        grid.add_column(Text(printable(report.path.name)), justify="right", overflow="fold")
-    for line in zip(LABELS, *map(_cells, reports), strict=True):
+    for file in files:
+        grid.add_column(Text(printable(file.path.name)), justify="right", overflow="fold")
+    for line in zip(LABELS, *map(_cells, files), strict=True):
         grid.add_row(*line)
     Console(highlight=False).print(grid)
 
 
-def _cells(report: FileReport) -> list[str]:
-    layers = ", ".join(f"{count} {kind}" for kind, count in report.layers.counts().items())
-    cells = [f"{len(report.content) / 1e6:.1f}", layers]
-    parity = report.parity
+def _cells(file: ExportedFile) -> list[str]:
+    layers = ", ".join(f"{count} {kind}" for kind, count in file.layers.counts().items())
+    cells = [f"{len(file.content) / 1e6:.1f}", layers]
+    parity = file.parity
     if parity is None:
         return [*cells, "not verified", *"-----"]
     cells += [str(parity.images), f"{parity.largest:.1e}", f"{parity.mean:.1e}", str(parity.flips)]
