@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from ffd_runtime.core.atomic_file import atomic_path
 from ffd_runtime.core.errors import OutputError
 
 
@@ -19,39 +20,28 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     Raises:
         OutputError: a file cannot be written; existing files are unchanged.
     """
-    # The process id separates concurrent exports into one folder.
-    partials = {path: path.with_name(f"{path.name}.{os.getpid()}.partial") for path in files}
-    current = Path()
     made: list[Path] = []
+    current = Path()
     try:
-        for current, content in files.items():
-            _make_folder(current.parent, made)
-            with partials[current].open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for current in files:
-            # A folder of that name is the only reason for a rename to fail after the write.
-            if current.is_dir():
-                raise IsADirectoryError(0, "a folder has this name")
-        for current, partial in partials.items():
-            os.replace(partial, current)
+        with ExitStack() as stack:
+            for current, content in files.items():
+                folders = [current.parent, *current.parent.parents]
+                made += [folder for folder in folders if not folder.exists()]
+                current.parent.mkdir(parents=True, exist_ok=True)
+                if current.is_dir():
+                    # This is the only reason for a rename to fail after the write.
+                    raise IsADirectoryError(0, "a folder has this name")
+                # The process id separates concurrent exports into one folder.
+                partial = current.with_name(f"{current.name}.{os.getpid()}.partial")
+                stack.enter_context(atomic_path(current, temporary=partial, sync=False))
+                with partial.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(f"cannot write {current}: {error.strerror}") from None
     finally:
-        for partial in partials.values():
-            with suppress(OSError):
-                partial.unlink()
-        for folder in reversed(made):
-            # Folders with files of others are not empty and stay.
+        # Inner folders first. Folders with files of others are not empty and stay.
+        for folder in sorted(made, reverse=True):
             with suppress(OSError):
                 folder.rmdir()
-
-
-def _make_folder(folder: Path, made: list[Path]) -> None:
-    """Create a folder and its parents; append the created ones to `made`, outermost first."""
-    if folder.exists():
-        return
-    _make_folder(folder.parent, made)
-    folder.mkdir(exist_ok=True)
-    made.append(folder)

@@ -15,7 +15,6 @@ from .sample_images import SampleImages
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-METHODS = ("percentile", "entropy")
 # Percentage of a tensor's values within the range of the percentile method.
 PERCENTILE = 99.99
 MAX_BINS = 512
@@ -36,12 +35,12 @@ def find_ranges(
     """
     from onnxruntime.quantization import CalibrationMethod
 
-    with _calibrator(model, None, CalibrationMethod.MinMax, {}) as calibrator:
-        for batch in images.batches(BATCH_IMAGES):
-            calibrator.collect_data(_Reader(batch))
-            advance(len(batch))
-        found = calibrator.compute_data()
-        return {name: _pair(data.range_value) for name, data in found.items()}
+    ranges = {}
+    with _calibrate(model, None, CalibrationMethod.MinMax, {}, images, advance) as calibrator:
+        for name, data in calibrator.compute_data().items():
+            low, high = data.range_value
+            ranges[name] = (float(low.min()), float(high.max()))
+    return ranges
 
 
 def calibrate(
@@ -65,20 +64,15 @@ def calibrate(
     from onnxruntime.quantization.calibrate import TensorsData
 
     bins = {"num_bins": MAX_BINS, "num_quantized_bins": QUANTIZED_BINS, "symmetric": False}
-    with _calibrator(model, operators, CalibrationMethod.Entropy, bins) as calibrator:
-        for batch in images.batches(BATCH_IMAGES):
-            with quiet():
-                calibrator.collect_data(_Reader(batch))
-            advance(len(batch))
+    method = CalibrationMethod.Entropy
+    with _calibrate(model, operators, method, bins, images, advance) as calibrator:
         collector = calibrator.collector
     collector.percentile = PERCENTILE
     for name, histogram in collector.histogram_dict.items():
         collector.histogram_dict[name] = _coarsen(*histogram)
     ranges = {}
-    for name, method in zip(
-        METHODS, (CalibrationMethod.Percentile, CalibrationMethod.Entropy), strict=True
-    ):
-        collector.method = name
+    for method in (CalibrationMethod.Percentile, CalibrationMethod.Entropy):
+        collector.method = name = method.name.lower()
         with quiet():
             ranges[name] = TensorsData(method, collector.compute_collection_result())
     return ranges
@@ -115,9 +109,15 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _calibrator(
-    model: ModelProto, operators: list[str] | None, method: Any, options: dict[str, Any]
+def _calibrate(
+    model: ModelProto,
+    operators: list[str] | None,
+    method: Any,
+    options: dict[str, Any],
+    images: SampleImages,
+    advance: Advance,
 ) -> Iterator[Any]:
+    """Yield onnxruntime's calibrator after it has read the images."""
     import onnx
     from onnxruntime.quantization.calibrate import create_calibrator
 
@@ -126,12 +126,11 @@ def _calibrator(
         onnx.save(model, path)
         augmented = str(Path(folder) / "augmented.onnx")
         with quiet():
-            made = create_calibrator(
+            calibrator = create_calibrator(
                 path, operators, augmented, calibrate_method=method, extra_options=options
             )
-        yield made
-
-
-def _pair(values: Any) -> tuple[float, float]:
-    low, high = values
-    return float(low.min()), float(high.max())
+        for batch in images.batches(BATCH_IMAGES):
+            with quiet():
+                calibrator.collect_data(_Reader(batch))
+            advance(len(batch))
+        yield calibrator

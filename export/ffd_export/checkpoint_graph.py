@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 18
-# They report progress and advice.
-LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
@@ -45,7 +43,7 @@ def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
 
     net, card = load_checkpoint(path)
     try:
-        with quiet(*LOGGERS):
+        with quiet():
             model = _trace(ScoringGraph(net, card.temperature), card.preprocess.size)
     except Exception as error:
         raise ModelError(f"{path} cannot be exported by PyTorch: {error}") from error
@@ -71,23 +69,16 @@ def compare_parts(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]
     from ffd_train.checkpoint import load_checkpoint
     from ffd_train.stage import PARTS
 
-    class UpTo(torch.nn.Module):
-        def __init__(self, net: Any, parts: tuple[str, ...]) -> None:
-            super().__init__()
-            self.net = net
-            self.parts = parts
-
+    class Scale(torch.nn.Module):
         def forward(self, image: Any) -> Any:
-            x = self.net.scale(image)
-            for part in self.parts:
-                x = self.net.get_submodule(part)(x)
-            return x
+            return net.scale(image)
 
     net, card = load_checkpoint(path)
     found = {}
     for count, part in enumerate(PARTS[:-1], 1):
-        graph = UpTo(net, PARTS[:count]).eval()
-        with quiet(*LOGGERS):
+        parts = map(net.get_submodule, PARTS[:count])
+        graph = torch.nn.Sequential(Scale(), *parts).eval()
+        with quiet():
             model = _trace(graph, card.preprocess.size, ("features",))
         session = ort.InferenceSession(
             model.SerializeToString(), providers=["CPUExecutionProvider"]

@@ -95,18 +95,20 @@ def _convert_int8(
         ranges = calibrate(model, int8.OPERATORS[target], images, advance)
     if options.calibration != "auto":
         ranges = {options.calibration: ranges[options.calibration]}
-    best = int8.choose_calibration(model, target, ranges, baseline, () if kept == AUTO else kept)
-    quantised, chosen = best.model, ranges[best.calibration]
+    quantised, method = int8.choose_calibration(
+        model, target, ranges, baseline, () if kept == AUTO else kept
+    )
     if kept == AUTO:
         with reporter.track("sensitivity", len(model.graph.node)) as advance:
+            chosen = ranges[method]
             kept = tuple(int8.choose_layers_to_keep(model, target, chosen, baseline, advance))
             quantised = int8.quantise(model, target, chosen, kept)
         reporter.say(f"kept in FP32, by sensitivity: {', '.join(kept) or 'none'}")
-    reporter.say(f"calibrated on {images.describe()}, ranges by {best.calibration}")
+    reporter.say(f"calibrated on {images.describe()}, ranges by {method}")
     facts: dict[str, Metric] = {
         "target": target,
         "weight_bits": int8.WEIGHT_BITS[target],
-        "calibration": best.calibration,
+        "calibration": method,
         "calibration_images": len(images),
     }
     return quantised, kept, facts

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .baseline import Baseline, classify_candidate
 from .layers import ends_of, layer_before, layers_of, producers_of
+from .onnx_file import copy_model
 from .parity import LIMITS, measure_differences
 from .reporter import Advance
 
@@ -36,19 +37,16 @@ def to_fp16(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
     """
     # First, as onnxruntime.transformers changes sys.path and breaks this import.
     import onnxruntime.quantization  # noqa: F401
-    from onnx import ModelProto as Model
     from onnx import checker
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    copy = Model()
-    copy.CopyFrom(model)
-    ends = ends_of(copy.graph)
+    ends = ends_of(model.graph)
     with warnings.catch_warnings():
         # The converter warns of each tensor with a weight below the smallest FP16 number.
         warnings.simplefilter("ignore")
-        converted: Model = convert_float_to_float16(
-            copy,
+        converted: ModelProto = convert_float_to_float16(
+            copy_model(model),
             keep_io_types=True,
             node_block_list=[*ends.normalisation, *ends.scores, *keep],
         )
@@ -62,14 +60,11 @@ def to_fp16(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
 
 
 def find_overflows(model: ModelProto, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Find nodes that read or produce values beyond FP16's range.
+    """Return the nodes that read or produce values beyond FP16's range, in graph order.
 
     Args:
         model: an FP32 model of the graph contract.
         ranges: smallest and largest value of each tensor on real images.
-
-    Returns:
-        Their names, in graph order.
     """
     import numpy as np
     from onnx import numpy_helper
@@ -107,8 +102,7 @@ def choose_layers_to_keep(
         advance: receives 1 after each layer.
 
     Returns:
-        Their names: none if FP16 is close enough without; if it never is, those that bring it
-        closest.
+        No layer if FP16 is close enough without; if it never is, those that bring it closest.
     """
     everything = [node.name for node in model.graph.node]
     results = classify_candidate(to_fp16(model, always), baseline.card, baseline.images)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .baseline import Baseline
 from .fp16 import counts_to_keep
 from .layers import ends_of, layers_of
-from .parity import Parity
+from .onnx_file import copy_model
 from .pixels import can_fold, fold_normalisation, read_pixels
 from .reporter import Advance
 from .sample_images import spread
@@ -18,7 +17,6 @@ from .sample_images import spread
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-TARGETS = ("cpu", "tensorrt")
 # Bits of the weights of matrix products. With 7, no CPU kernel saturates; see `quantise`.
 WEIGHT_BITS = {"cpu": 7, "tensorrt": 8}
 # Operators to quantise. onnxruntime's CPU kernels run whole chains in 8 bits. TensorRT fuses an
@@ -35,21 +33,6 @@ SENSITIVITY_IMAGES = 32
 # best choice.
 ACCURACY_TOLERANCE = 1e-3
 DIFFERENCE_TOLERANCE = 1.25
-
-
-@dataclass(frozen=True)
-class QuantisedModel:
-    """An INT8 model and how it was calibrated.
-
-    Attributes:
-        model: with Q/DQ pairs, without a card.
-        calibration: method of its calibration ranges.
-        parity: against FP32 on the calibration images.
-    """
-
-    model: ModelProto
-    calibration: str
-    parity: Parity
 
 
 def quantise(
@@ -73,7 +56,7 @@ def quantise(
         keep: layers to keep in FP32.
         only: the only layer to quantise, to measure its sensitivity.
     """
-    changed = _copy(model)
+    changed = copy_model(model)
     excluded = {*excluded_layers(model, target), *keep}
     pixels = ""
     if target == "cpu":
@@ -126,8 +109,10 @@ def choose_calibration(
     ranges: dict[str, Any],
     baseline: Baseline,
     keep: Collection[str] = (),
-) -> QuantisedModel:
-    """Quantise with each method's ranges; return the most accurate model, then the closest to FP32.
+) -> tuple[ModelProto, str]:
+    """Quantise with each method's ranges; return the best model and its method.
+
+    The best model is the most accurate one. Of equally accurate ones, it is the closest to FP32.
 
     Args:
         model: an FP32 model.
@@ -136,26 +121,10 @@ def choose_calibration(
         baseline: results of the FP32 model.
         keep: layers to keep in FP32.
     """
-    candidates = []
-    for method, found in ranges.items():
-        quantised = quantise(model, target, found, keep)
-        candidates.append(QuantisedModel(quantised, method, baseline.compare(quantised)))
-    return min(candidates, key=lambda one: (one.parity.accuracy_lost, one.parity.mean))
-
-
-def measure_sensitivity(
-    model: ModelProto,
-    target: str,
-    ranges: Any,
-    baseline: Baseline,
-    advance: Advance = lambda count: None,
-) -> dict[str, float]:
-    """Measure the mean |Δp| of each layer if it is the only quantised one, the largest first."""
-    return baseline.measure_sensitivity(
-        quantisable_layers(model, target),
-        lambda layer: quantise(model, target, ranges, only=layer),
-        advance,
-    )
+    models = {method: quantise(model, target, found, keep) for method, found in ranges.items()}
+    parities = {method: baseline.compare(quantised) for method, quantised in models.items()}
+    best = min(models, key=lambda method: (parities[method].accuracy_lost, parities[method].mean))
+    return models[best], best
 
 
 def choose_layers_to_keep(
@@ -165,7 +134,7 @@ def choose_layers_to_keep(
     baseline: Baseline,
     advance: Advance = lambda count: None,
 ) -> list[str]:
-    """Choose the fewest layers that are worth keeping in FP32.
+    """Choose the fewest layers that are worth keeping in FP32, the most sensitive first.
 
     Keep no layer, the most sensitive one, then two, four and so on up to a tenth of all. Return the
     fewest that come close to the best.
@@ -176,12 +145,14 @@ def choose_layers_to_keep(
         ranges: calibration ranges of one method.
         baseline: results of the FP32 model; sensitivity is measured on a few of its images.
         advance: receives 1 after each layer.
-
-    Returns:
-        Their names, the most sensitive first.
     """
     some = baseline.select(spread(range(len(baseline.images)), SENSITIVITY_IMAGES))
-    names = list(measure_sensitivity(model, target, ranges, some, advance))
+    sensitivity = some.measure_sensitivity(
+        quantisable_layers(model, target),
+        lambda layer: quantise(model, target, ranges, only=layer),
+        advance,
+    )
+    names = list(sensitivity)
     tried = []
     for count in (0, *counts_to_keep(len(names))):
         parity = baseline.compare(quantise(model, target, ranges, names[:count]))
@@ -262,11 +233,3 @@ def _with_range(ranges: Any, tensor: str, low: float, high: float) -> Any:
     values = TensorData(lowest=np.float32(low), highest=np.float32(high))
     changed.data = {**ranges.data, tensor: values}
     return changed
-
-
-def _copy(model: ModelProto) -> ModelProto:
-    from onnx import ModelProto as Model
-
-    copy = Model()
-    copy.CopyFrom(model)
-    return copy

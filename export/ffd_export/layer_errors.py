@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .layers import layers_of
+from .onnx_file import copy_model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -45,11 +46,9 @@ def _run_layers(
     model: ModelProto, pixels: npt.NDArray[np.uint8]
 ) -> dict[str, npt.NDArray[np.float32]]:
     import onnxruntime as ort
-    from onnx import ModelProto as Model
     from onnx import helper
 
-    copy = Model()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     layers = {node.output[0]: node.name for node in layers_of(copy.graph)}
     outputs = {value.name for value in copy.graph.output}
     for name in layers:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(str):
     """A value that is written without quotes: an enum value, or `true`."""
-
-    text: str
 
 
 Value: TypeAlias = "str | int | Word | tuple[int, ...] | Message"
@@ -32,9 +28,9 @@ def _field(name: str, value: Value, indent: str) -> str:
         return f"{indent}{name} {{\n{to_text(value, indent + '  ')}{indent}}}\n"
     if isinstance(value, tuple):
         return f"{indent}{name}: [{', '.join(map(str, value))}]\n"
-    if isinstance(value, Word):
-        return f"{indent}{name}: {value.text}\n"
-    return f"{indent}{name}: {quote(value) if isinstance(value, str) else value}\n"
+    if isinstance(value, str) and not isinstance(value, Word):
+        value = quote(value)
+    return f"{indent}{name}: {value}\n"
 
 
 def quote(text: str) -> str:

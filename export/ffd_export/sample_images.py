@@ -75,12 +75,7 @@ class SampleImages:
 
 @dataclass(frozen=True)
 class Example:
-    """An image that is not read yet.
-
-    Attributes:
-        item: reads its bytes.
-        label: 0 generated, 1 groundtruth, None without a label.
-    """
+    """An image that is not read yet, and its label: 0 generated, 1 groundtruth, None for none."""
 
     item: Item
     label: int | None
@@ -131,14 +126,12 @@ def find_images(
     Raises:
         DataError: the folder is absent or empty.
     """
-    if not os.path.isdir(folder):
-        raise DataError(f"{folder}: no such folder, or no file in it")
     if is_packed(Path(folder)):
         for split in splits:
             if examples := packed_images(Path(folder), split):
                 return balance(examples, count)
         raise DataError(f"{folder}: no images in {' or '.join(splits)}")
-    items = find_files([os.fsdecode(folder)])
+    items = find_files([os.fsdecode(folder)]) if os.path.isdir(folder) else ()
     found = [Example.of_file(item.source) for item in items if not item.error]
     if not found:
         raise DataError(f"{folder}: no such folder, or no file in it")
@@ -152,17 +145,13 @@ def packed_images(root: Path, split: str | None = None) -> list[Example]:
         DataError: the data set is incomplete.
     """
     reader, members = read_index(root)
-    return [
-        Example(
-            Item(
-                str(root / m.path),
-                fetch=partial(reader.read, shard, m.offset, m.size, m.sha256),
-            ),
-            CLASSES.index(m.label),
-        )
-        for shard, m in members
-        if split in (None, m.split)
-    ]
+    examples = []
+    for shard, member in members:
+        if split in (None, member.split):
+            read = partial(reader.read, shard, member.offset, member.size, member.sha256)
+            item = Item(str(root / member.path), fetch=read)
+            examples.append(Example(item, CLASSES.index(member.label)))
+    return examples
 
 
 def balance(examples: Sequence[Example], count: int) -> list[Example]:

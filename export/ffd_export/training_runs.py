@@ -54,37 +54,29 @@ def find_verification(model: Path, folder: Path | None) -> list[Example]:
     Raises:
         DataError: there are no images.
     """
-    return _find(
-        model,
-        "val",
-        "--verify",
-        folder,
-        MAX_VERIFICATION_IMAGES,
+    if folder:
+        return _find_in(folder, "--verify", MAX_VERIFICATION_IMAGES, ("val", "test"))
+    if found := run_images(model.parent, "val"):
+        return balance(found, MAX_VERIFICATION_IMAGES)
+    raise DataError(
         "the run's validation images cannot be found: give a folder of images by --verify DIR, "
-        "or skip the verification with --verify none",
+        "or skip the verification with --verify none"
     )
 
 
 def find_calibration(model: Path, folder: Path | None, count: int) -> list[Example]:
-    """Find images to calibrate INT8 with, balanced between the classes.
+    """Find at most `count` images to calibrate INT8 with, balanced between the classes.
 
-    Args:
-        model: the checkpoint, or an ONNX in the folder of its run.
-        folder: a folder of images, or a packed data set, whose train split is used; None for the
-            training images of the model's run.
-        count: largest number of images.
-
-    Raises:
-        DataError: there are no images.
+    The train split is used, so that no image of a packed data set both calibrates and verifies.
+    `find_verification` describes the other arguments and the errors.
     """
-    return _find(
-        model,
-        "train",
-        "--calibrate",
-        folder,
-        count,
+    if folder:
+        return _find_in(folder, "--calibrate", count, ("train",))
+    if found := run_images(model.parent, "train"):
+        return balance(found, count)
+    raise DataError(
         "--int8 needs images to calibrate with, and the run's training images cannot be found: "
-        "give a folder of images by --calibrate DIR",
+        "give a folder of images by --calibrate DIR"
     )
 
 
@@ -95,28 +87,21 @@ def run_images(run: Path, split: str) -> list[Example]:
         with (run / "manifest.csv").open(
             newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
-            paths = [row["path"] for row in csv.DictReader(file) if row["split"] == split]
+            paths = [
+                str(root / row["path"]) for row in csv.DictReader(file) if row["split"] == split
+            ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     if is_packed(root):
         # The run may have excluded some images of the split.
-        used = {str(root / path) for path in paths}
+        used = set(paths)
         return [e for e in packed_images(root, split) if e.item.source in used]
-    found = (str(root / path) for path in paths if (root / path).is_file())
-    return [Example.of_file(path) for path in found]
+    return [Example.of_file(path) for path in paths if Path(path).is_file()]
 
 
-def _find(
-    model: Path, split: str, option: str, folder: Path | None, count: int, absent: str
-) -> list[Example]:
-    """Find images in the folder of an option, or in a split of the model's run."""
-    if not folder:
-        found = run_images(model.parent, split)
-        if not found:
-            raise DataError(absent)
-        return balance(found, count)
+def _find_in(folder: Path, option: str, count: int, splits: tuple[str, ...]) -> list[Example]:
+    """Find images in the folder of an option, and name the option in errors."""
     try:
-        # In a packed data set, no image both calibrates and verifies.
-        return find_images(folder, count, ("val", "test") if split == "val" else (split,))
+        return find_images(folder, count, splits)
     except DataError as error:
         raise DataError(f"{option} {error}") from None

@@ -21,7 +21,7 @@ from onnx import TensorProto, numpy_helper
 from ffd_export import int8
 from ffd_export.baseline import Baseline, classify_candidate, open_candidate
 from ffd_export.calibration import MAX_BINS, _coarsen
-from ffd_export.int8 import choose_layers_to_keep, measure_sensitivity, merge_groups, quantise
+from ffd_export.int8 import choose_layers_to_keep, merge_groups, quantise
 from ffd_export.layers import layer_types, require_layers
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_export.parity import classify
@@ -141,13 +141,14 @@ def test_keep_auto_finds_the_most_sensitive_layer_of_int8(
     names = ["layer3.3.0.conv_pw", "layer3.3.1.conv_pw", "layer4.2"]
     few = images.spread(4)
     baseline = Baseline(card, few, classify_candidate(model, card, few))
-    monkeypatch.setattr(int8, "quantisable_layers", lambda model, target: names)
-    sensitivity = measure_sensitivity(model, "tensorrt", found, baseline)
+    sensitivity = baseline.measure_sensitivity(
+        names, lambda layer: quantise(model, "tensorrt", found, only=layer), lambda count: None
+    )
     assert next(iter(sensitivity)) == "layer3.3.1.conv_pw"
     assert sorted(sensitivity) == names
     # Layers are kept only if there are at least ten.
     padded = {**sensitivity, **{f"absent{i}": 0.0 for i in range(9)}}
-    monkeypatch.setattr(int8, "measure_sensitivity", lambda *arguments: padded)
+    monkeypatch.setattr(Baseline, "measure_sensitivity", lambda *arguments: padded)
     kept = choose_layers_to_keep(model, "tensorrt", found, baseline)
     assert kept == ["layer3.3.1.conv_pw"]
 
