@@ -24,13 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Results to compare with.
-
-    Attributes:
-        card: of the FP32 model.
-        images: that it classified.
-        results: one for each image.
-    """
+    """An FP32 model's card, and its result for each of some images."""
 
     card: ModelCard
     images: SampleImages
@@ -53,12 +47,7 @@ class Baseline:
     def measure_sensitivity(
         self, layers: Iterable[str], convert: Callable[[str], ModelProto], advance: Advance
     ) -> dict[str, float]:
-        """Measure the mean |Δp| of each layer if it is the only converted one.
-
-        Args:
-            layers: their names.
-            convert: converts a single layer.
-            advance: receives 1 after each layer.
+        """Measure the mean |Δp| of each layer if `convert` converts only this layer.
 
         Returns:
             Mean |Δp| by layer, the largest first.

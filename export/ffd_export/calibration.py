@@ -26,13 +26,7 @@ BATCH_IMAGES = 4
 def find_ranges(
     model: ModelProto, images: SampleImages, advance: Advance = lambda count: None
 ) -> dict[str, tuple[float, float]]:
-    """Find the smallest and the largest value of every float tensor.
-
-    Args:
-        model: an FP32 model of the graph contract.
-        images: real images.
-        advance: receives the number of images of each batch.
-    """
+    """Find the smallest and the largest value of every float tensor of an FP32 model."""
     from onnxruntime.quantization import CalibrationMethod
 
     ranges = {}
@@ -49,16 +43,10 @@ def calibrate(
     images: SampleImages,
     advance: Advance = lambda count: None,
 ) -> dict[str, Any]:
-    """Find calibration ranges by each method, from shared histograms.
-
-    Args:
-        model: an FP32 model of the graph contract.
-        operators: types of the nodes to quantise.
-        images: real images; all are used.
-        advance: receives the number of images of each batch.
+    """Find calibration ranges of the tensors of some operators, from shared histograms.
 
     Returns:
-        onnxruntime's TensorsData by method.
+        onnxruntime's TensorsData by method, `percentile` and `entropy`.
     """
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import TensorsData

@@ -27,12 +27,6 @@ OPSET = 18
 def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
     """Convert a checkpoint to an FP32 graph: `image` in; `probability` and `heatmap` out.
 
-    Args:
-        path: a `.safetensors` of ffd-train.
-
-    Returns:
-        The checked model and its card.
-
     Raises:
         ModelError: the file is not a checkpoint of ffd-train, or the exporter fails.
     """
@@ -54,14 +48,14 @@ def export_checkpoint(path: Path) -> tuple[ModelProto, ModelCard]:
 
 
 def compare_parts(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """Measure the relative error of an exported network, part by part.
+    """Measure the error of an exported checkpoint, part by part.
 
     Args:
         path: of the checkpoint.
         pixels: uint8 [N, size, size, 3], RGB.
 
     Returns:
-        Root mean square error of the features by part, in order, relative to PyTorch's features.
+        Root mean square error of each part's features, relative to PyTorch's features.
     """
     import onnxruntime as ort
     import torch

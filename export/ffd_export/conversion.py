@@ -36,7 +36,7 @@ def convert(
         source: an FP32 model.
         options: precision, target, calibration and layers to keep in FP32.
         calibration: images to calibrate INT8 with.
-        baseline: the source's results; FP16 is measured against it.
+        baseline: the source's results, with which FP16 is compared.
         reporter: receives messages and progress.
 
     Raises:

@@ -27,16 +27,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A built engine and how it was built.
-
-    Attributes:
-        content: the engine's bytes.
-        builder_version: of the module.
-        gpu: name of the GPU that it was built on; None if it was built without one.
-        compute_capabilities: of the GPUs that it is for.
-        layers: types of the parsed network's layers.
-        built_layers: kernels by type; None if the engine inspector gave no answer.
-    """
+    """An engine's bytes and facts. `EngineManifest` describes the facts."""
 
     content: bytes
     builder_version: str

@@ -42,15 +42,8 @@ def inspect_engine(
 ) -> dict[str, int] | None:
     """Count the convolution and GEMM kernels of an engine by type, with the engine inspector.
 
-    Args:
-        trt: the module that built the engine.
-        content: the engine, built in this process.
-        logger: of the module.
-        version_compatible: whether the engine may contain the lean runtime.
-
-    Returns:
-        None if the inspector does not answer in the known format (TensorRT's documentation,
-        "Engine Inspector"): its counts are additional evidence only. It needs a GPU.
+    It needs a GPU. Its counts are additional evidence, so that the result is None if its answer
+    does not have the known format (TensorRT's documentation, "Engine Inspector").
     """
     with suppress(AttributeError, ValueError, KeyError, TypeError, IndexError):
         runtime = trt.Runtime(logger)

@@ -62,9 +62,7 @@ def to_fp16(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
 def find_overflows(model: ModelProto, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
     """Return the nodes that read or produce values beyond FP16's range, in graph order.
 
-    Args:
-        model: an FP32 model of the graph contract.
-        ranges: smallest and largest value of each tensor on real images.
+    `ranges` are the smallest and the largest value of each tensor on real images.
     """
     import numpy as np
     from onnx import numpy_helper
@@ -94,12 +92,6 @@ def choose_layers_to_keep(
     Keep the most sensitive layer, then two, four and so on, until the difference is small enough or
     a tenth of the layers is kept. The sensitivity of a layer includes the rounding of its input, so
     each layer is followed by the layer before it.
-
-    Args:
-        model: an FP32 model of the graph contract.
-        baseline: its results.
-        always: nodes that stay in FP32 in any case.
-        advance: receives 1 after each layer.
 
     Returns:
         No layer if FP16 is close enough without; if it never is, those that bring it closest.

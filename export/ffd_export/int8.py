@@ -113,13 +113,6 @@ def choose_calibration(
     """Quantise with each method's ranges; return the best model and its method.
 
     The best model is the most accurate one. Of equally accurate ones, it is the closest to FP32.
-
-    Args:
-        model: an FP32 model.
-        target: `cpu` or `tensorrt`.
-        ranges: calibration ranges by method.
-        baseline: results of the FP32 model.
-        keep: layers to keep in FP32.
     """
     models = {method: quantise(model, target, found, keep) for method, found in ranges.items()}
     parities = {method: baseline.compare(quantised) for method, quantised in models.items()}
@@ -137,14 +130,7 @@ def choose_layers_to_keep(
     """Choose the fewest layers that are worth keeping in FP32, the most sensitive first.
 
     Keep no layer, the most sensitive one, then two, four and so on up to a tenth of all. Return the
-    fewest that come close to the best.
-
-    Args:
-        model: an FP32 model.
-        target: `cpu` or `tensorrt`.
-        ranges: calibration ranges of one method.
-        baseline: results of the FP32 model; sensitivity is measured on a few of its images.
-        advance: receives 1 after each layer.
+    fewest that come close to the best. Sensitivity is measured on a few of the baseline's images.
     """
     some = baseline.select(spread(range(len(baseline.images)), SENSITIVITY_IMAGES))
     sensitivity = some.measure_sensitivity(
@@ -165,12 +151,9 @@ def choose_layers_to_keep(
 
 def quantisable_layers(model: ModelProto, target: str) -> list[str]:
     """Return the layers that are quantised for a target: all convolutions but the excluded ones."""
+    layers = [node.name for node in layers_of(model.graph) if node.op_type == "Conv"]
     excluded = excluded_layers(model, target)
-    return [
-        node.name
-        for node in layers_of(model.graph)
-        if node.op_type == "Conv" and node.name not in excluded
-    ]
+    return [name for name in layers if name not in excluded]
 
 
 def excluded_layers(model: ModelProto, target: str) -> set[str]:
@@ -193,11 +176,9 @@ def depthwise_weights(model: ModelProto) -> list[str]:
 def merge_groups(model: ModelProto) -> None:
     """Merge groups of grouped convolutions until each group has 32 channels; outputs stay the same.
 
-    Weights between merged groups are zero. onnxruntime computes each group as a separate matrix
-    product, and products of 8 or 16 channels leave most of a vector register empty.
-
-    Args:
-        model: changed in place.
+    The model is changed in place. Weights between merged groups are zero. onnxruntime computes each
+    group as a separate matrix product, and products of 8 or 16 channels leave most of a vector
+    register empty.
     """
     import numpy as np
     from onnx import numpy_helper

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def compare_layers(
     reference: ModelProto, converted: ModelProto, pixels: npt.NDArray[np.uint8]
 ) -> dict[str, float]:
-    """Measure the relative error of each layer's output.
+    """Measure the error of each layer's output in a converted model.
 
     Args:
-        reference: a model of the graph contract.
+        reference: the FP32 model.
         converted: the same network, with the same layer names.
         pixels: uint8 [N, size, size, 3], RGB; a few are enough.
 
@@ -28,12 +28,11 @@ def compare_layers(
         Root mean square error by layer, relative to the reference's output, the largest first.
     """
     outputs = _run_layers(reference, pixels)
-    others = _run_layers(converted, pixels)
     errors = {}
-    for name in outputs.keys() & others.keys():
-        expected = outputs[name].astype(np.float64)
-        error = float(np.linalg.norm(others[name].astype(np.float64) - expected))
-        errors[name] = error / max(float(np.linalg.norm(expected)), 1e-12)
+    for name, output in _run_layers(converted, pixels).items():
+        if name in outputs:
+            error = float(np.linalg.norm(output - outputs[name]))
+            errors[name] = error / max(float(np.linalg.norm(outputs[name])), 1e-12)
     return dict(sorted(errors.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
@@ -44,7 +43,7 @@ def describe(errors: dict[str, float], count: int = 5) -> str:
 
 def _run_layers(
     model: ModelProto, pixels: npt.NDArray[np.uint8]
-) -> dict[str, npt.NDArray[np.float32]]:
+) -> dict[str, npt.NDArray[np.float64]]:
     import onnxruntime as ort
     from onnx import helper
 
@@ -57,4 +56,6 @@ def _run_layers(
             copy.graph.output.append(helper.make_empty_tensor_value_info(name))
     session = ort.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
     found = session.run(list(layers), {"image": pixels})
-    return dict(zip(layers.values(), found, strict=True))
+    return {
+        name: output.astype(np.float64) for name, output in zip(layers.values(), found, strict=True)
+    }

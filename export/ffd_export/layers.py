@@ -20,11 +20,7 @@ MIN_SHARE = 0.95
 
 @dataclass(frozen=True)
 class LayerTypes:
-    """The types in which layers multiply.
-
-    Attributes:
-        types: `float`, `half` or `int8` by layer name, in graph order.
-    """
+    """The types in which layers multiply: `float`, `half` or `int8` by name, in graph order."""
 
     types: Mapping[str, str]
 
@@ -39,9 +35,7 @@ class LayerTypes:
     def require(self, precision: str, kept: Collection[str] = ()) -> None:
         """Reject a model whose card names one precision and that mostly runs in another.
 
-        Args:
-            precision: `fp32`, `fp16` or `int8`.
-            kept: layers that `--keep` keeps in FP32; they do not count.
+        Layers that `--keep` keeps in FP32 do not count.
 
         Raises:
             ModelError: less than 95 % of the layers have the precision's type.
@@ -105,11 +99,7 @@ def producers_of(graph: GraphProto) -> dict[str, NodeProto]:
 
 
 def require_layers(model: ModelProto, names: Collection[str]) -> None:
-    """Reject unknown names of layers.
-
-    Raises:
-        ModelError: names them.
-    """
+    """Raise a ModelError for unknown names of layers."""
     layers = [node.name for node in layers_of(model.graph)]
     unknown = [name for name in names if name not in layers]
     if unknown:

@@ -90,12 +90,8 @@ class Parity:
     def require(self, precision: str, hint: str = "") -> None:
         """Enforce the limits of a precision.
 
-        Args:
-            precision: `fp32`, `fp16` or `int8`.
-            hint: follows the exceeded limits in the message.
-
         Raises:
-            ModelError: a limit is exceeded.
+            ModelError: a limit is exceeded; the hint follows the limits in the message.
         """
         failures = self.failures(precision)
         if failures:
@@ -123,13 +119,13 @@ def summarise(parity: Parity | None) -> dict[str, Metric]:
     return flat
 
 
-def classify(backend: Backend, images: SampleImages, batch: int = 8) -> list[Result]:
+def classify(backend: Backend, images: SampleImages) -> list[Result]:
     """Classify images as the runtime does; return one result for each."""
     backend = WithinMemory.of(backend)
+    sources = iter(images.sources)
     rows: list[Result] = []
-    for start, pixels in zip(range(0, len(images), batch), images.batches(batch), strict=True):
-        sources = images.sources[start : start + batch]
-        rows += infer_prepared(list(map(Prepared, sources, pixels)), backend)
+    for pixels in images.batches():
+        rows += infer_prepared([Prepared(next(sources), image) for image in pixels], backend)
     return rows
 
 
@@ -139,13 +135,9 @@ def compare(
     images: SampleImages,
     card: ModelCard,
 ) -> Parity:
-    """Compare the results of two models for the same images.
+    """Compare the results of a source and its export for the same images.
 
-    Args:
-        reference: results of the source.
-        exported: results of the export.
-        images: that both classified.
-        card: gives the threshold of two-way decisions.
+    The card gives the threshold of two-way decisions.
     """
     scores = np.array([[r.score for r in rows] for rows in (reference, exported)], np.float64)
     differences = measure_differences(reference, exported)

@@ -73,11 +73,8 @@ def fold_normalisation(model: ModelProto) -> tuple[str, int]:
 def read_pixels(model: ModelProto, tensor: str) -> None:
     """Dequantise the image directly instead of casting, shifting and quantising it.
 
-    Both give the same integers.
-
-    Args:
-        model: quantised, with a scale of 1 and `zero` of `fold_normalisation`; changed in place.
-        tensor: what `fold_normalisation` returned.
+    Both give the same integers. The model, which is changed in place, is quantised with a scale of
+    1 and with the tensor and `zero` of `fold_normalisation`.
     """
     graph = model.graph
     producers = producers_of(graph)

@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A checkpoint or an ONNX, read.
+    """A checkpoint, traced to an FP32 graph, or an ONNX.
 
-    Attributes:
-        path: of the checkpoint or the ONNX.
-        model: the FP32 graph of a checkpoint, or the ONNX's graph.
-        card: the model card.
-        content: the bytes of the ONNX file; None for a checkpoint.
+    `content` are the bytes of the ONNX file; None for a checkpoint.
     """
 
     path: Path
@@ -44,9 +40,6 @@ class SourceModel:
 
     def require_convertible(self, keep: tuple[str, ...]) -> None:
         """Reject a conversion that this model does not support, before any work.
-
-        Args:
-            keep: names of layers to keep in FP32, or `AUTO`.
 
         Raises:
             ModelError: the model is not FP32, or lacks a layer that is to be kept in FP32.

@@ -114,19 +114,16 @@ def triton_files(
     heatmap: tuple[int, int],
     max_batch: int,
 ) -> dict[Path, bytes]:
-    """Return the files of one model in a model repository, for `write_files`.
+    """Return the files of one model in a model repository: content by path.
 
     Args:
         folder: of the repository; all files are in `folder / name`.
         name: of the model in requests.
         content: an ONNX or a TensorRT engine.
         card: of the model. Clients read it from the parameter `ffd.card`.
-        platform: a key of `PLATFORMS`: `onnxruntime` for an ONNX, `tensorrt` for an engine.
+        platform: `onnxruntime` for an ONNX, `tensorrt` for an engine.
         heatmap: height and width of the `heatmap` output, in cells.
         max_batch: largest batch, at least 1; for an engine, at most its profile's.
-
-    Returns:
-        Content by path.
 
     Raises:
         OutputError: the name is invalid for a model in Triton.

@@ -101,15 +101,7 @@ for rounding.
 def write_readme(
     name: str, card: ModelCard, note: str, heatmap: tuple[int, int], max_batch: int
 ) -> str:
-    """Return the README of a model.
-
-    Args:
-        name: of the model in requests.
-        card: of the model.
-        note: to the server's operator.
-        heatmap: height and width of the `heatmap` output, in cells.
-        max_batch: largest batch.
-    """
+    """Return the README of a model. `triton_files` describes the arguments."""
     return README.substitute(
         name=name,
         model=f"{_code(card.name)} ({_code(card.architecture)})",

@@ -39,10 +39,7 @@ def verify_model(
 ) -> ExportedModel:
     """Compare a converted model with its source, and add the comparison to its card.
 
-    Args:
-        exported: is returned as it is if it is the unchanged source.
-        baseline: the source's results; None to leave the model unverified.
-        reporter: receives messages and progress.
+    An unchanged model is not verified. Nor is any model without a baseline.
 
     Raises:
         ModelError: it differs too much; the message names the layers that differ most.
@@ -73,12 +70,7 @@ def verify_engine(
 ) -> EngineFile | None:
     """Run an engine on the GPU, compare it with the source, and add the comparison to its card.
 
-    Args:
-        engine: is returned as it is if there is no baseline or this machine cannot run it.
-        exported: the model that it was built from.
-        builder: that built it.
-        baseline: the source's results.
-        reporter: receives messages.
+    An engine that this machine cannot run is not verified. Nor is any engine without a baseline.
 
     Raises:
         ModelError: it differs too much.

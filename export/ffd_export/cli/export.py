@@ -26,7 +26,7 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     return tuple(dict.fromkeys(filter(None, map(str.strip, (value or "").split(",")))))
 
 
-@click.command(cls=Command, epilog=EPILOG)
+@click.command(cls=Command, epilog=EPILOG, context_settings={"show_default": True})
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--fp16", is_flag=True, help="Convert to FP16.")
 @click.option("--int8", is_flag=True, help="Convert to INT8 by static quantisation.")
@@ -46,14 +46,12 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--calibration-images",
     type=click.IntRange(8, 8192),
     default=512,
-    show_default=True,
     help="Largest number of calibration images, balanced between the classes.",
 )
 @click.option(
     "--calibration",
     type=click.Choice(["auto", "percentile", "entropy"]),
     default="auto",
-    show_default=True,
     help="Method that finds INT8's calibration ranges. auto uses the more accurate one.",
 )
 @click.option(
@@ -66,14 +64,12 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--engine",
     type=click.Choice(["auto", "tensorrt", "rtx", "none"]),
     default="auto",
-    show_default=True,
     help="Build an engine. auto builds one with --fp16 if TensorRT and a GPU are present.",
 )
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 1024),
     default=32,
-    show_default=True,
     help="Largest batch of an engine.",
 )
 @click.option(
@@ -102,7 +98,6 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--hardware-compatibility",
     type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
     default="none",
-    show_default=True,
     help="GPUs other than this one that a TensorRT engine can run on.",
 )
 @click.option(
@@ -138,7 +133,6 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     "--runs",
     type=click.Path(path_type=Path),
     default=Path("runs"),
-    show_default=True,
     help="Folder of the runs, if MODEL is not given.",
 )
 @format_option(" Lines")
