@@ -1,4 +1,4 @@
-"""A small ONNX with the graph contract, written by hand: no torch, verdicts known beforehand."""
+"""A small ONNX of the graph contract with known verdicts, built without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from ffd_runtime.model.card import CARD_KEY, ModelCard, Provenance
 
-# `onnx.TensorProto.UINT8`. Only the functions need onnx, and tests that call them skip without it.
+# `onnx.TensorProto.UINT8`. Only the functions import onnx, and skip their tests without it.
 UINT8 = 2
 
 CARD = ModelCard(
@@ -23,7 +23,7 @@ CARD = ModelCard(
 
 
 def colour_model(size: int = 299, batch: int | str = "N", kind: int = UINT8) -> Any:
-    """Log-odds = (mean red - mean blue) / 5; the heatmap is its local value."""
+    """Build a model: log-odds are (mean red - mean blue) / 5; the heatmap is their local value."""
     onnx = pytest.importorskip("onnx")
     helper, kinds, from_array = onnx.helper, onnx.TensorProto, onnx.numpy_helper.from_array
     weight = np.array([0.2, 0, -0.2], np.float32).reshape(1, 3, 1, 1)
@@ -61,7 +61,7 @@ def colour_model(size: int = 299, batch: int | str = "N", kind: int = UINT8) -> 
 def save_colour_model(
     path: Path, card: str | None = CARD.to_json(), doc: str = "", **options: Any
 ) -> Path:
-    """Write the colour model, with a card's text, or without one; `doc` makes it another file."""
+    """Write the colour model with the text of a card or without one; `doc` changes its hash."""
     onnx = pytest.importorskip("onnx")
     model = colour_model(**options)
     model.doc_string = doc
@@ -72,7 +72,10 @@ def save_colour_model(
 
 
 def save_sided_model(path: Path) -> Path:
-    """Write a colour model that weighs right and bottom more: a turn changes the score."""
+    """Write a colour model with larger weights at the right and the bottom.
+
+    A rotated image has another score.
+    """
     save_colour_model(path)
     onnx = pytest.importorskip("onnx")
     model = onnx.load(path)

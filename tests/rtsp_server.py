@@ -1,6 +1,6 @@
-"""An RTSP server that streams real H.264: GStreamer's, under the system's Python.
+"""Stream H.264 over RTSP with GStreamer, under the system's Python.
 
-Usage: rtsp_server.py PORT WIDTH HEIGHT FPS. It prints a line once it listens.
+Usage: rtsp_server.py PORT WIDTH HEIGHT FPS. It prints a line when it listens.
 """
 
 import sys

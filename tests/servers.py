@@ -1,4 +1,4 @@
-"""Servers on loopback that streams are tested against: a real one, and bad ones."""
+"""Servers on loopback for tests of streams: a real one and faulty ones."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import cv2
 import numpy as np
 import pytest
 
-# The interpreter that Debian's packages install for.
+# The interpreter that uses Debian's packages.
 PYTHON = "/usr/bin/python3"
 SCRIPT = Path(__file__).with_name("rtsp_server.py")
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class RtspServer:
-    """GStreamer's RTSP server in a process of its own, which can be killed and come back."""
+    """GStreamer's RTSP server in a separate process, which can be killed and restarted."""
 
     def __init__(self) -> None:
         look = "import gi; gi.require_version('GstRtspServer', '1.0')"
@@ -66,7 +66,7 @@ def rtsp() -> Iterator[RtspServer]:
 
 @contextmanager
 def serving(answer: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A port whose every connection is given to `answer`, in a thread of its own."""
+    """Yield a port whose connections are passed to `answer`, each in its own thread."""
     server = socket.create_server(("127.0.0.1", 0))
     connections: list[socket.socket] = []
 
@@ -94,13 +94,13 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[int]:
 
 
 def say_nothing(connection: socket.socket) -> None:
-    """Take the connection and never answer."""
+    """Read requests and never answer."""
     while connection.recv(1024):
         pass
 
 
 def answer_options_alone(connection: socket.socket) -> None:
-    """An RTSP server that answers the first request, and never the second."""
+    """Answer the first RTSP request, and never the second."""
     connection.recv(1024)
     connection.sendall(b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nPublic: DESCRIBE, SETUP, PLAY\r\n\r\n")
     say_nothing(connection)
@@ -116,12 +116,12 @@ def send_garbage(connection: socket.socket) -> None:
 def send_pictures(
     connection: socket.socket, stop_after: int | None = None, broken: int | None = None
 ) -> None:
-    """MJPEG over http: 50 pictures a second.
+    """Send MJPEG over HTTP, 50 images a second.
 
     Args:
-        connection: to send them over.
-        stop_after: send so many, then half of one, then nothing more.
-        broken: each so-manieth is no picture.
+        connection: of the client.
+        stop_after: send this number of images, then half of one, then nothing.
+        broken: n, if every n-th image is invalid.
     """
     connection.recv(1024)
     connection.sendall(
@@ -142,5 +142,5 @@ def send_pictures(
 
 
 def stop_in_mid_frame(connection: socket.socket) -> None:
-    """MJPEG that stops for ever in the middle of a picture."""
+    """Send MJPEG, and stop in the middle of an image."""
     send_pictures(connection, stop_after=20)

@@ -14,8 +14,7 @@ from ffd_train.networks import FaceNet
 
 from .conftest import picture
 
-# Threads that wait for each other cost such networks more than they give, most of all where others
-# use the cores too.
+# Such small networks are slower with several threads, above all on busy cores.
 torch.set_num_threads(1)
 
 
@@ -37,7 +36,7 @@ NETWORKS.setdefault("tiny", build_tiny)
 
 
 def build_plain(network: str = "plain", weights: str = "none") -> FaceNet:
-    """Without BatchNorm and dropout, whose results depend on how a batch is shared out."""
+    """Build a network without BatchNorm and dropout, which depend on how a batch is split."""
 
     def block(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU())
@@ -50,7 +49,7 @@ NAMES = {"tiny", "plain"}
 
 
 def make_faces(root: Path, splits: dict[str, int], *, sources: bool = False) -> Path:
-    """Red pictures are generated, blue ones photographs; `splits` says how many of each class."""
+    """Write red generated images and blue photographs: `splits[name]` of each class."""
     rows = ["path,label,split,source"]
     for number, (split, count) in enumerate(splits.items()):
         for label, colour in (("generated", "red"), ("groundtruth", "blue")):

@@ -1,4 +1,4 @@
-"""Videos that tests make, with PyAV's encoders."""
+"""Write videos for tests with PyAV's encoders."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ RATE = 25
 
 
 def bars(number: int, width: int = 192, height: int = 96) -> Image:
-    """A picture that shows a number as six vertical bars, black or white."""
+    """Draw a number as six vertical bars, black or white."""
     bits = [255 * (number >> bit & 1) for bit in range(6)]
     row = np.repeat(np.array(bits, np.uint8), width // 6)
     return np.tile(row[None, :, None], (height, 1, 3))
 
 
 def number_in(image: Image) -> int:
-    """The number that a picture of `bars` shows."""
+    """Read the number in an image of `bars`."""
     height, width = image.shape[:2]
     places = [(2 * bit + 1) * width // 12 for bit in range(6)]
     return sum(int(image[height // 2, x].mean() > 127) << bit for bit, x in enumerate(places))
 
 
 def woven(first: Image, second: Image) -> Image:
-    """One interlaced frame of two pictures: the even rows of one, the odd ones of the other."""
+    """Interlace two images: even rows of the first, odd rows of the second."""
     frame = first.copy()
     frame[1::2] = second[1::2]
     return frame
 
 
 def moving(count: int, top_first: bool = True) -> Iterator[Image]:
-    """Interlaced frames of a white column that moves 8 pixels a field, on grey."""
+    """Yield interlaced frames of a white column on grey that moves 8 pixels a field."""
     for number in range(count):
         fields = []
         for field in (2 * number, 2 * number + 1):
@@ -63,13 +63,13 @@ def write_video(
     fields: str | None = None,
     start: float = 0.0,
 ) -> Path:
-    """Encode pictures at 25 a second.
+    """Encode images as 25 frames a second.
 
     Args:
-        path: its ending names the container.
+        path: its suffix selects the container.
         pictures: uint8 [height, width, 3], BGR, all of one size.
         codec: FFmpeg's encoder.
-        pix_fmt: the pixels that are encoded.
+        pix_fmt: pixel format of the encoded video.
         options: of the encoder.
         fields: encode interlaced, `tff` (top field first) or `bff`; None for progressive.
         start: time of the first frame, in seconds.
@@ -93,7 +93,7 @@ def write_video(
 
 
 def _flagged(frame: av.VideoFrame, fields: str) -> av.VideoFrame:
-    """A frame that says which of its fields comes first."""
+    """Mark the first field of a frame."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
@@ -104,7 +104,7 @@ def _flagged(frame: av.VideoFrame, fields: str) -> av.VideoFrame:
 
 
 def remux(source: Path, path: Path, skip: int = 0) -> Path:
-    """Copy a video's packets into another container, without the first `skip`."""
+    """Copy all but the first `skip` packets of a video into another container."""
     with av.open(str(source)) as before, av.open(str(path), "w") as after:
         video = before.streams.video[0]
         stream = after.add_stream_from_template(video)
@@ -116,7 +116,7 @@ def remux(source: Path, path: Path, skip: int = 0) -> Path:
 
 
 def write_audio(path: Path, cover: Image | None = None) -> Path:
-    """A fifth of a second of silence, with or without a cover picture."""
+    """Write a fifth of a second of silence, with or without a cover image."""
     with av.open(str(path), "w") as container:
         audio: Any = container.add_stream(
             "libmp3lame" if path.suffix == ".mp3" else "aac", rate=8000
@@ -139,7 +139,7 @@ def write_audio(path: Path, cover: Image | None = None) -> Path:
 
 
 def write_two_videos(path: Path, *pictures: Image) -> Path:
-    """A video stream of one frame for each picture, in one file."""
+    """Write a file with a video stream of one frame for each image."""
     with av.open(str(path), "w") as container:
         streams: list[Any] = [container.add_stream("mpeg4", rate=RATE) for _ in pictures]
         for stream, picture in zip(streams, pictures, strict=True):

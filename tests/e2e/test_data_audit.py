@@ -1,4 +1,4 @@
-"""The page of `ffd-data audit` in a real browser."""
+"""Open the page of `ffd-data audit` in a real browser."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_every_screen(browser: Browser, page: Path, scheme: str) -> None:
+def test_audit_page_fits_every_screen(browser: Browser, page: Path, scheme: str) -> None:
     for width in (320, 768, 1400):
         browser.open(page, width, scheme)
         assert browser.evaluate(OVERFLOWING) == []

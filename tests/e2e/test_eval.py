@@ -1,4 +1,4 @@
-"""ffd-eval as a person and as a program use it, and its page in a real browser."""
+"""ffd-eval as a user and as a program run it, and its page in a real browser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def call(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Faces by colour; one of each class has the other's, and one file is broken."""
+    """Write faces; one of each class has the colour of the other, and one file is broken."""
     root = make_faces(tmp_path_factory.mktemp("eval") / "faces", {"test": 6}, sources=True)
     for kind, colour in (("generated", "blue"), ("groundtruth", "red")):
         image = picture(colour, 64, 80, seed=77)
@@ -43,7 +43,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same network that calls nothing generated."""
+    """The same network with a threshold that no image reaches."""
     card = CARD.replace(name="strict <b>", threshold=1.0, unsure=(1.0, 1.0))
     path = tmp_path_factory.mktemp("other") / "strict.onnx"
     return save_colour_model(path, card.to_json())
@@ -62,7 +62,7 @@ def run(
     return outcome, folder
 
 
-def test_everything_in_one_document(run: tuple[Result, Path]) -> None:
+def test_one_document_has_all_measurements(run: tuple[Result, Path]) -> None:
     outcome, folder = run
     assert outcome.exit_code == 3, outcome.output
     document = json.loads(outcome.stdout)
@@ -77,7 +77,7 @@ def test_everything_in_one_document(run: tuple[Result, Path]) -> None:
     assert document["intervals"]["accuracy"][0] < 12 / 14 < document["intervals"]["accuracy"][1]
     (missed,) = document["worst"]["generated"]
     assert HOSTILE in missed["source"]
-    # One network with two thresholds ranks alike and decides differently.
+    # Two thresholds of one network give equal rankings and different decisions.
     comparison = document["comparison"]
     assert comparison["auc"]["p"] == 1
     assert comparison["accuracy"]["only_first"] == 6
@@ -95,7 +95,7 @@ def test_everything_in_one_document(run: tuple[Result, Path]) -> None:
     assert "| JPEG 50 |" in card
 
 
-def test_the_tables_say_the_same(
+def test_tables_have_the_same_numbers(
     faces: Path, colour_model: Path, other_model: Path, run: tuple[Result, Path]
 ) -> None:
     outcome = call(colour_model, faces, "--compare", other_model, "--table")
@@ -109,7 +109,7 @@ def test_the_tables_say_the_same(
     assert json.loads(run[0].stdout)["accuracy"] == pytest.approx(0.8571, abs=1e-4)
 
 
-def test_a_backend_is_for_the_models_that_it_reads(
+def test_backend_applies_only_to_models_that_it_reads(
     faces: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "tiny.safetensors"
@@ -128,7 +128,7 @@ def test_a_backend_is_for_the_models_that_it_reads(
     assert "is a checkpoint, which only PyTorch runs" in alone.stderr
 
 
-def test_a_sample_is_said_and_repeatable(faces: Path, colour_model: Path) -> None:
+def test_sample_is_reported_and_repeatable(faces: Path, colour_model: Path) -> None:
     documents = []
     for _ in range(2):
         outcome = call(colour_model, faces, "--sample", 8, "--json")
@@ -141,7 +141,7 @@ def test_a_sample_is_said_and_repeatable(faces: Path, colour_model: Path) -> Non
     assert documents[0] == documents[1]
 
 
-def test_what_cannot_be_written_is_refused_before_the_work(
+def test_unwritable_outputs_fail_before_any_work(
     faces: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bare.md").write_text("nothing")
@@ -170,12 +170,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1200, "dark")])
-def test_the_page_fits_and_shows(
+def test_page_fits_the_screen_and_shows_all_images(
     browser: Browser, run: tuple[Result, Path], width: int, scheme: str
 ) -> None:
     browser.open(run[1] / "page.html", width, scheme)
     assert browser.evaluate("return document.documentElement.scrollWidth <= innerWidth")
-    # A wide table scrolls in itself; nothing else leaves the page.
+    # A wide table scrolls; nothing else exceeds the page.
     beyond = OVERFLOWING.replace('"skip")', '"skip") && !e.closest(".wide, svg")')
     assert browser.evaluate(beyond) == []
     assert browser.evaluate("return document.querySelectorAll('.gallery .card').length") >= 4
@@ -199,7 +199,7 @@ def test_the_page_fits_and_shows(
     assert browser.console() == []
 
 
-def test_the_shown_evidence_is_the_pictures_own(run: tuple[Result, Path]) -> None:
+def test_gallery_shows_the_missed_image(run: tuple[Result, Path]) -> None:
     html = (run[1] / "page.html").read_text()
     photos = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)"', html)
     import base64
@@ -207,5 +207,5 @@ def test_the_shown_evidence_is_the_pictures_own(run: tuple[Result, Path]) -> Non
     first = cv2.imdecode(np.frombuffer(base64.b64decode(photos[0]), np.uint8), cv2.IMREAD_COLOR)
     assert first is not None
     assert first.shape == (224, 224, 3)
-    # The missed one of the generated is blue.
+    # The missed generated image is blue.
     assert first[..., 0].mean() > first[..., 2].mean() + 40

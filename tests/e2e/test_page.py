@@ -49,7 +49,7 @@ class Run:
     """Simulate `ffd-run --serve`: send frames and the health of the sources.
 
     Args:
-        serve: gets them.
+        serve: receives them.
         names: of the sources.
         pictures: of faces, uint8 BGR, one for each face in a frame.
     """

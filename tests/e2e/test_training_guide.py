@@ -1,6 +1,6 @@
-"""docs/training.md, command by command, on small synthetic data.
+"""Run every command of docs/training.md on small synthetic data.
 
-The networks behind the names are tiny ones, and torchrun starts two processes.
+Tiny networks replace the real ones, and torchrun starts two processes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMMANDS = {
 
 
 def commands() -> list[str]:
-    """The guide's commands, in order, continued lines joined."""
+    """Return the guide's commands in order, with continued lines joined."""
     text = (ROOT / "docs" / "training.md").read_text().replace("\\\n", " ")
     blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
@@ -49,7 +49,7 @@ def commands() -> list[str]:
 def make_pictures(folder: Path, names: list[str], colour: str, seed: int) -> None:
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
-        # Coarse on purpose: what survives a JPEG, and differs from picture to picture.
+        # Coarse noise survives JPEG and differs from image to image.
         image = picture(colour, 27, 22, seed=seed + number)
         image = np.asarray(cv2.resize(image, (178, 218), interpolation=cv2.INTER_CUBIC), np.uint8)
         (folder / name).parent.mkdir(exist_ok=True)
@@ -58,7 +58,7 @@ def make_pictures(folder: Path, names: list[str], colour: str, seed: int) -> Non
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Raw CelebA, FFHQ and two sets of generated faces, a few pictures of each."""
+    """Write a few images each of raw CelebA, FFHQ and two sets of generated faces."""
     celeba = [f"{number:06}.jpg" for number in range(1, 17)]
     make_pictures(tmp_path / "celeba" / "img_align_celeba", celeba, "blue", 100)
     splits = [0] * 10 + [1] * 2 + [2] * 4
@@ -97,7 +97,7 @@ def in_a_shell(words: list[str]) -> None:
 
 
 @pytest.mark.no_cover
-def test_every_command_of_the_guide(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_guide_succeeds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for name in ("resnext101_32x8d", "tf_efficientnet_lite0"):
         monkeypatch.setitem(NETWORKS, name, tiny.build_tiny)

@@ -1,4 +1,4 @@
-"""Train, export, evaluate and run, each by its command."""
+"""Train, export, evaluate and classify with the commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(root: Path) -> Path:
-    """The folder of a run of the small network, a few steps long."""
+    """Train the small network for a few steps, and return the folder of the run."""
     runs = root.parent / "runs"
     outcome = call(
         ffd_train,
@@ -49,7 +49,7 @@ def trained(root: Path) -> Path:
     return runs / "small"
 
 
-def test_training_says_what_it_does(root: Path, trained: Path) -> None:
+def test_training_records_its_settings(root: Path, trained: Path) -> None:
     card = ModelCard.from_json((trained / "card.json").read_text())
     assert card.name == "small"
     assert card.architecture == "tf_efficientnet_lite0"
@@ -98,7 +98,7 @@ def test_a_run_can_be_resumed_by_command(root: Path, trained: Path) -> None:
     assert (trained / "metrics.csv").read_text() == before
 
 
-def test_evaluation_prints_a_table_and_counts_what_it_left_out(
+def test_evaluation_prints_a_table_and_lists_unreadable_files(
     root: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     faces = make_faces(tmp_path / "faces", {"test": 3})
@@ -115,7 +115,9 @@ def test_evaluation_prints_a_table_and_counts_what_it_left_out(
     assert [row["error"]["code"] for row in report["unreadable"]] == ["truncated"]
 
 
-def test_training_mistakes_end_in_one_line(root: Path, trained: Path, tmp_path: Path) -> None:
+def test_invalid_training_usage_is_a_one_line_error(
+    root: Path, trained: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     small = ("--weights", "none", "--network", "tf_efficientnet_lite0", "--runs", tmp_path)
     for arguments, message in (
@@ -136,7 +138,7 @@ def test_training_mistakes_end_in_one_line(root: Path, trained: Path, tmp_path: 
         assert message in last_error(call(ffd_train, *arguments))
 
 
-def test_evaluation_mistakes_end_in_one_line(
+def test_invalid_evaluation_usage_is_a_one_line_error(
     root: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "pickle.safetensors").write_bytes(b"PK\x03\x04")
@@ -153,7 +155,7 @@ def test_evaluation_mistakes_end_in_one_line(
         assert message in last_error(call(ffd_eval, *arguments))
 
 
-def test_the_embedded_model_says_where_it_is_from() -> None:
+def test_embedded_model_has_its_provenance() -> None:
     from ffd_runtime import Classifier
 
     with Classifier.open(EMBEDDED, device="cpu") as classifier:
@@ -164,12 +166,12 @@ def test_the_embedded_model_says_where_it_is_from() -> None:
 
 
 @pytest.mark.no_cover
-def test_the_embedded_model_holds_what_its_card_says(faces: Path) -> None:
+def test_embedded_model_has_the_accuracy_of_its_card(faces: Path) -> None:
     outcome = call(ffd_eval, "embedded", faces, "--split", "test", "--json", "--device", "cpu")
     assert outcome.exit_code == 0, outcome.output
     report = json.loads(outcome.stdout)
     assert report["images"] == 840
-    # A processor with other kernels may turn a picture or two that lie at the threshold.
+    # Kernels of other processors may change the verdicts of a few images at the threshold.
     assert report["accuracy"] >= 0.978
     assert report["decided_accuracy"] >= 0.99
     assert report["roc_auc"] >= 0.998

@@ -1,4 +1,4 @@
-"""ffd-train, for torchrun in a test: the networks behind the names are tiny ones."""
+"""Run ffd-train with tiny networks, for torchrun in a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/embed.py writes both embedded files, or says why it cannot."""
+"""tools/embed.py writes both embedded files or reports why it cannot."""
 
 from __future__ import annotations
 

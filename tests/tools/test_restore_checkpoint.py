@@ -17,7 +17,7 @@ from ffd_train.batch_norm import measure_statistics
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
-    """Smooth random images: a network is never given noise."""
+    """Draw smooth random images, which are closer to photographs than noise is."""
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0, 255, (16, 3, 12, 12)).astype(np.float32)
     smooth = nn.functional.interpolate(torch.from_numpy(coarse), 299, mode="bicubic")
@@ -31,7 +31,7 @@ def test_the_checkpoint_has_the_outputs_of_the_onnx(pixels: torch.Tensor) -> Non
         logits = net(pixels) / card.temperature
     expected = open_backend(EMBEDDED, "onnxruntime", "cpu").infer(pixels.numpy()).probability
     assert np.abs(logits.softmax(1).numpy() - expected).max() < 1e-4
-    # In training mode, the statistics of a batch take the place of the measured ones.
+    # In training mode, the statistics of a batch replace the measured ones.
     before = logits[:, 0] - logits[:, 1]
     measure_statistics(net, [pixels])
     with torch.inference_mode():
@@ -40,7 +40,7 @@ def test_the_checkpoint_has_the_outputs_of_the_onnx(pixels: torch.Tensor) -> Non
     assert not net.training
 
 
-def test_a_graph_without_the_weights_is_refused(pixels: torch.Tensor) -> None:
+def test_a_graph_without_weights_is_an_error(pixels: torch.Tensor) -> None:
     graph, card = read_onnx(EMBEDDED)
     del graph.graph.initializer[:]
     with pytest.raises(ModelError, match="give an FP32 ONNX"):
