@@ -1,4 +1,4 @@
-"""ffd-run and ffd-eval say the same of every picture, by every backend that is here."""
+"""ffd-run and ffd-eval agree on every image, with every installed backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ffd_runtime.model.card import CLASSES
 from ffd_train.evaluation import evaluate, open_model
 from ffd_train.face_data import FaceData, Sample
 
-from .test_run import rows_of, run
+from .test_run import rows_of, run_here
 
 PRESENT = [
     name
@@ -27,7 +27,7 @@ PRESENT = [
 
 @pytest.fixture(scope="module")
 def folder(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every seventh face of the test split."""
+    """Link every seventh face of the test split."""
     folder = tmp_path_factory.mktemp("faces")
     for name in CLASSES:
         (folder / name).mkdir()
@@ -38,7 +38,7 @@ def folder(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> Sequence[Result]:
-    """What ffd-eval says of them."""
+    """Results of ffd-eval for these faces."""
     samples = tuple(
         Sample(f"{name}/{path.name}", label, "test", "")
         for label, name in enumerate(CLASSES)
@@ -52,7 +52,7 @@ def expected(folder: Path) -> Sequence[Result]:
 def test_every_verdict_agrees(folder: Path, expected: Sequence[Result], backend: str) -> None:
     limit = LIMITS["fp32"].largest
     given = ("--model", EMBEDDED, "--backend", backend, "--device", "cpu", "--batch", "7")
-    code, out, err = run(folder, *given)
+    code, out, err = run_here(folder, *given)
     assert code == 0, err
     assert backend in err
     rows = rows_of(out)

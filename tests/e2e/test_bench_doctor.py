@@ -13,10 +13,16 @@ from typing import Any
 import pytest
 
 import ffd_runtime
+from ffd_runtime.cli.bench import main as ffd_bench
+from ffd_runtime.cli.doctor import main as ffd_doctor
 from ffd_runtime.model.backends import find_embedded
 
-# It measures real time.
+from .in_process import invoke
+
+# These tests measure real time.
 pytestmark = pytest.mark.alone
+
+MAIN = {"bench": ffd_bench, "doctor": ffd_doctor}
 
 
 def command(name: str, *arguments: object) -> list[str]:
@@ -35,6 +41,12 @@ def run(name: str, *arguments: object, **variables: str) -> tuple[int, str, str]
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def run_here(name: str, *arguments: object) -> tuple[int, str, str]:
+    """Like `run`, but in this process."""
+    done = invoke(MAIN[name], f"ffd-{name}", *arguments)
+    return done.exit_code, done.stdout, done.stderr
 
 
 def test_bench_prints_one_object_to_a_pipe(portraits: Path, colour_model: Path) -> None:
@@ -92,7 +104,7 @@ def test_errors_of_bench_are_one_line(tmp_path: Path, colour_model: Path) -> Non
         (("--seconds", "0"), 2, "Invalid value for '--seconds'"),
         (("--batch", "0"), 2, "Invalid value for '--batch'"),
     ):
-        ended, out, err = run("bench", *arguments)
+        ended, out, err = run_here("bench", *arguments)
         assert (ended, out) == (code, ""), err
         assert err.splitlines()[-1].startswith("ffd-bench: error: ")
         assert message in err.splitlines()[-1]
@@ -185,8 +197,8 @@ def test_doctor_completes_on_a_broken_machine(tmp_path: Path) -> None:
 
 def test_help_and_version() -> None:
     for name in ("bench", "doctor"):
-        code, out, _ = run(name, "--help")
+        code, out, _ = run_here(name, "--help")
         assert code == 0
         assert f"  ffd-{name}\n" in out
         version = f"ffd-{name} {ffd_runtime.__version__} (ffd-edge)\n"
-        assert run(name, "--version")[1] == version
+        assert run_here(name, "--version")[1] == version

@@ -39,7 +39,7 @@ from ffd_runtime.model.card import PreprocessSpec
 
 from ..cluster import KEY, SECRET, S3Server, TwoMachines
 from ..conftest import picture
-from .test_run import run, start
+from .test_run import run, run_here, start
 
 WATCHDOG = 300
 Ended = tuple[int, str, str]
@@ -463,7 +463,7 @@ REFUSED = "cannot be combined with --ray"
     ],
 )
 def test_invalid_usage_is_a_one_line_error(arguments: tuple[str, ...], said: str) -> None:
-    code, out, err = run(*arguments)
+    code, out, err = run_here(*arguments)
     assert (code, out) == (2, ""), err
     (line,) = err.splitlines()
     assert line.startswith("ffd-run: error: ")

@@ -1,4 +1,4 @@
-"""ffd-run over good files of every kind agrees with the same pictures saved as plain PNG."""
+"""ffd-run gives a valid file of any format the verdict of the same image saved as PNG."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pillow_heif
-from click.testing import CliRunner
 from PIL import Image as Pillow
 from PIL import ImageOps, features
 
 from ffd_runtime.cli.run import main
 
 from ..models import CARD, save_sided_model
+from .in_process import invoke
 
 FILES = 300
-# Of P(generated): decoders may round chroma and inverse transforms differently.
+# Largest |Δp|. Decoders may round chroma and inverse transforms differently.
 LOSSY = 0.02
 LOSSLESS = 2e-6
 
@@ -33,13 +33,13 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file.
+    """A file format.
 
     Attributes:
-        ending: of its name.
-        encode: gives the file's bytes of a picture: uint8 [height, width, 3], RGB.
-        tolerance: how far scores may be apart.
-        show: gives what a person sees as RGB where Pillow alone does not say it; None for Pillow.
+        ending: suffix of the file name.
+        encode: encodes an image, uint8 [height, width, 3], RGB.
+        tolerance: largest |Δp|.
+        show: decodes the file as a viewer shows it, RGB; None for Pillow's result.
     """
 
     ending: str
@@ -78,7 +78,7 @@ def opencv(pixels: Pixels, ending: str, bits: int = 8, *options: int) -> bytes:
 
 
 def seen(data: bytes) -> Pixels:
-    """What Pillow shows: turned by EXIF, transparent parts on white."""
+    """Decode with Pillow, apply the EXIF orientation, and put transparent parts on white."""
     image = ImageOps.exif_transpose(Pillow.open(io.BytesIO(data)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -88,19 +88,19 @@ def seen(data: bytes) -> Pixels:
 
 
 def seen_by_opencv(data: bytes) -> Pixels:
-    """Of 16 bits the upper 8, which Pillow does not give for colour in TIFF."""
+    """Decode the upper 8 of 16 bits, which Pillow does not support for colour."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     return np.asarray(image[..., ::-1], np.uint8)
 
 
 def reads(data: bytes) -> bool:
-    """Whether OpenCV was built with a decoder for it."""
+    """Return whether OpenCV was built with a decoder for a file."""
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
 
 
 def cut_animation(pixels: Pixels) -> bytes:
-    """A GIF cut in its second frame."""
+    """Encode a GIF and truncate it in its second frame."""
     frames = [Pillow.fromarray(frame).convert("P") for frame in (pixels, pixels[::-1])]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
@@ -135,7 +135,7 @@ def seen_in_heic(data: bytes) -> Pixels:
     return np.asarray(pillow_heif.open_heif(data, convert_hdr_to_8bit=True).to_pillow())
 
 
-# A new kind of file is a line here.
+# A new file format is one line here.
 KINDS = {
     "jpeg": Kind(".jpg", partial(pillow, form="JPEG", quality=95), LOSSY),
     "jpeg-420": Kind(".jpeg", partial(pillow, form="JPEG", quality=80, subsampling=2), LOSSY),
@@ -187,10 +187,10 @@ if features.check("avif") and reads(pillow(np.zeros((16, 16, 3), np.uint8), "AVI
 
 
 def portrait(number: int) -> Pixels:
-    """A smooth picture of something like a head before something like a wall, RGB.
+    """Draw a smooth ellipse, like a head, on a smooth background, RGB.
 
-    Sides are of many sizes. Red and blue differ from side to side and by so little that scores are
-    neither 0 nor 1.
+    Images have different sizes. The difference of red and blue changes from side to side, and is so
+    small that scores are neither 0 nor 1.
     """
     rng = np.random.default_rng(number)
     height, width = (int(side) for side in rng.integers(40, 120, 2))
@@ -204,13 +204,12 @@ def portrait(number: int) -> Pixels:
 
 
 def run(folder: Path, model: Path) -> list[dict[str, Any]]:
-    words = [str(folder), "--model", str(model), "--device", "cpu", "--json"]
-    done = CliRunner().invoke(main, words, prog_name="ffd-run")
+    done = invoke(main, "ffd-run", folder, "--model", model, "--device", "cpu", "--json")
     assert done.exit_code == 0, done.output
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_mixed_files_are_judged_as_what_a_person_sees(tmp_path: Path) -> None:
+def test_mixed_files_have_the_verdicts_of_their_png_copies(tmp_path: Path) -> None:
     model = save_sided_model(tmp_path / "sided.onnx")
     mixed, plain = tmp_path / "mixed", tmp_path / "plain"
     mixed.mkdir()

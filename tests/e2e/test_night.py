@@ -25,7 +25,7 @@ from ffd_runtime.cli.cold_start import FRESH
 from ..conftest import picture
 from ..models import save_colour_model
 from ..runtime.encoded import FORMATS
-from .test_run import rows_of, run, start
+from .test_run import rows_of, run, run_here, start
 
 # Limit in seconds for a process that hangs.
 WATCHDOG = 120
@@ -86,7 +86,7 @@ def test_killed_and_resumed_run_has_one_row_per_input(
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert not output.exists()
-    code, _, err = run(*command)
+    code, _, err = run_here(*command)
     assert code == 3, err
     files = sorted(map(str, many.iterdir()))
     assert sources_in(output) == files + files
@@ -96,7 +96,7 @@ def test_killed_and_resumed_run_has_one_row_per_input(
         # A row exists only if its annotated copy exists.
         copies = [path.name for path in (tmp_path / "shown").glob("[!.]*")]
         assert len(copies) == 450
-    code, _, err = run(*command)
+    code, _, err = run_here(*command)
     assert (code, "is complete: nothing to resume" in err) == (0, True)
 
 
@@ -124,10 +124,10 @@ def test_signal_leaves_complete_rows(
     files = sorted(map(str, many.iterdir()))
     assert [row["source"] for row in rows_of(text)] == files[: len(rows_of(text))]
     # A run that would overwrite these rows is an error, also with another model.
-    ended, _, err_text = run(*command)
+    ended, _, err_text = run_here(*command)
     assert (ended, "continue it with --resume" in err_text) == (1, True)
     other = save_colour_model(tmp_path / "other.onnx", doc="another file")
-    ended, _, err_text = run(*command, "--resume", "--model", other)
+    ended, _, err_text = run_here(*command, "--resume", "--model", other)
     assert (ended, "not by this" in err_text) == (1, True)
     assert partial.read_text() == text
 
@@ -137,10 +137,10 @@ def test_complete_file_of_another_run_is_not_resumed(
 ) -> None:
     output = tmp_path / "rows.jsonl"
     model = ("--model", colour_model, "--output", output)
-    assert run(portraits, *model)[0] == 0
-    code, _, err = run(portraits, *model, "--resume")
+    assert run_here(portraits, *model)[0] == 0
+    code, _, err = run_here(portraits, *model, "--resume")
     assert (code, "is complete" in err) == (0, True)
-    code, _, err = run(many, *model, "--resume")
+    code, _, err = run_here(many, *model, "--resume")
     assert (code, "of other SOURCEs" in err) == (1, True)
 
 
@@ -171,7 +171,7 @@ def test_link_loop_is_an_error_row(portraits: Path, colour_model: Path, tmp_path
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     output = tmp_path / "rows.jsonl"
-    code, _, err = run(loop, portraits, "--model", colour_model, "--output", output)
+    code, _, err = run_here(loop, portraits, "--model", colour_model, "--output", output)
     assert code == 3, err
     assert len(sources_in(output)) == 4
 
@@ -193,7 +193,7 @@ def test_full_disk_ends_the_run_and_loses_no_row(
     assert "rows so far are in" in err.splitlines()[-1]
     assert "Traceback" not in err
     assert not output.exists()
-    code, _, err = run(*command, "--resume")
+    code, _, err = run_here(*command, "--resume")
     assert code == 3, err
     assert sources_in(output) == sorted(map(str, many.iterdir()))
 
@@ -275,7 +275,7 @@ def test_exception_of_the_backend_ends_the_run(
     rows = rows_of((tmp_path / "rows.jsonl.partial").read_text())
     assert [row["source"] for row in rows] == sorted(map(str, many.iterdir()))[: len(rows)]
     assert len(rows) == 48
-    code, _, _ = run(many, "--model", colour_model, "--output", output, "--resume")
+    code, _, _ = run_here(many, "--model", colour_model, "--output", output, "--resume")
     assert code == 3
     assert len(sources_in(output)) == 500
 
@@ -327,7 +327,7 @@ main()
 
 
 def test_resume_requires_an_output_file() -> None:
-    code, _, err = run("x", "--resume")
+    code, _, err = run_here("x", "--resume")
     assert (code, "--resume needs --output" in err) == (2, True)
 
 

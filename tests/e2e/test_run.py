@@ -1,4 +1,4 @@
-"""ffd-run as a user starts it: a process of its own, real files, exit codes, streams."""
+"""ffd-run as a user starts it: processes, real files, exit codes and streams."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ import pytest
 from PIL import Image as Pillow
 
 import ffd_runtime
+from ffd_runtime.cli.run import main
 
 from ..conftest import picture
 from ..models import save_colour_model
+from .in_process import invoke
 
 ROW = "source frame face label score error reason time track".split()
 COMMAND = Path(sys.executable).with_name("ffd-run")
@@ -50,6 +52,12 @@ def run(*arguments: object, **options: Any) -> tuple[int, str, str]:
     return process.returncode, (out or b"").decode(), (err or b"").decode()
 
 
+def run_here(*arguments: object) -> tuple[int, str, str]:
+    """Like `run`, but in this process."""
+    done = invoke(main, "ffd-run", *arguments)
+    return done.exit_code, done.stdout, done.stderr
+
+
 def rows_of(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
@@ -64,7 +72,7 @@ def png_bomb(side: int) -> bytes:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A night's worth of files, and the label or error code that each must get."""
+    """Write files of many kinds; return the label or error code that each must have."""
     folder = tmp_path / "mixed"
     folder.mkdir()
     red = np.ascontiguousarray(picture("red", 160, 120))
@@ -88,7 +96,7 @@ def mixed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     save("one-pixel.png", Pillow.new("RGB", (1, 1), (250, 20, 20)))
     (folder / "empty.jpg").touch()
     (folder / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    # No pictures by name and content: counted, without rows.
+    # These are not images by name and content. They are counted and have no rows.
     (folder / "notes.txt").write_text("no picture")
     (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1\0")
     (folder / "html.jpg").write_text("<!DOCTYPE html>")
@@ -128,7 +136,7 @@ def mixed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 
 
 def as_ordinary_user() -> list[str]:
-    """Root reads everything: a prefix that takes that privilege from a command."""
+    """Return a prefix that runs a command without root's right to read every file."""
     if os.geteuid():
         return []
     tool = shutil.which("setpriv")
@@ -136,7 +144,7 @@ def as_ordinary_user() -> list[str]:
     return [tool, "--bounding-set", "-dac_override,-dac_read_search"]
 
 
-def test_a_folder_of_everything(mixed: tuple[Path, dict[str, str]], colour_model: Path) -> None:
+def test_folder_of_mixed_files(mixed: tuple[Path, dict[str, str]], colour_model: Path) -> None:
     folder, expected = mixed
     command = [*as_ordinary_user(), str(COMMAND), str(folder), "--model", str(colour_model)]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
@@ -160,7 +168,7 @@ def test_a_folder_of_everything(mixed: tuple[Path, dict[str, str]], colour_model
     assert summary.endswith("; skipped 2 files that are not images: .DS_Store, notes.txt")
 
 
-def test_good_files_alone_end_with_0(portraits: Path, colour_model: Path) -> None:
+def test_valid_files_exit_with_0(portraits: Path, colour_model: Path) -> None:
     code, out, err = run(portraits, "--model", colour_model)
     assert code == 0
     assert [row["label"] for row in rows_of(out)] == ["generated", "groundtruth", "generated"]
@@ -180,12 +188,12 @@ def test_paths_on_standard_input(portraits: Path, colour_model: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_rows_go_to_a_file_in_the_folder_that_is_read(
+def test_output_file_in_the_source_folder_is_not_classified(
     portraits: Path, colour_model: Path, ending: str
 ) -> None:
     output = portraits / f"rows.{ending}"
     for again in ((), ("--overwrite",)):
-        code, out, _ = run(portraits, "--model", colour_model, "--output", output, *again)
+        code, out, _ = run_here(portraits, "--model", colour_model, "--output", output, *again)
         assert (code, out) == (0, "")
         if ending == "csv":
             labels = [row["label"] for row in csv.DictReader(io.StringIO(output.read_text()))]
@@ -194,8 +202,8 @@ def test_rows_go_to_a_file_in_the_folder_that_is_read(
         assert labels == ["generated", "groundtruth", "generated"]
 
 
-def test_a_table_is_for_people(portraits: Path, colour_model: Path) -> None:
-    code, out, _ = run(portraits, "--model", colour_model, "--table")
+def test_table_has_one_line_per_verdict(portraits: Path, colour_model: Path) -> None:
+    code, out, _ = run_here(portraits, "--model", colour_model, "--table")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == [
         "verdict",
@@ -206,7 +214,7 @@ def test_a_table_is_for_people(portraits: Path, colour_model: Path) -> None:
     assert "\x1b" not in out
 
 
-def test_a_terminal_gets_colour_and_a_pipe_does_not(portraits: Path, colour_model: Path) -> None:
+def test_terminal_output_has_colour(portraits: Path, colour_model: Path) -> None:
     import pty
 
     ours, theirs = pty.openpty()
@@ -219,14 +227,16 @@ def test_a_terminal_gets_colour_and_a_pipe_does_not(portraits: Path, colour_mode
     try:
         while chunk := os.read(ours, 1 << 16):
             seen += chunk
-    except OSError:  # Linux says so when the other end closes
+    except OSError:  # Linux raises it when the other end is closed
         pass
     assert process.wait(60) == 0
     assert b"\x1b[1;31mgenerated" in seen
     assert b"3 inputs" in seen
 
 
-def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_invalid_usage_is_a_one_line_error(
+    portraits: Path, colour_model: Path, tmp_path: Path
+) -> None:
     no_card = save_colour_model(tmp_path / "no-card.onnx", card=None)
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "x").mkdir()
@@ -244,7 +254,7 @@ def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path:
         ((), 2, "Missing argument"),
         ((portraits, "--batch", "0"), 2, "Invalid value for '--batch'"),
     ):
-        ended, out, err = run(*arguments)
+        ended, out, err = run_here(*arguments)
         assert ended == code, err
         assert out == ""
         assert message in err.splitlines()[-1]
@@ -253,7 +263,7 @@ def test_mistakes_end_in_one_line(portraits: Path, colour_model: Path, tmp_path:
         assert "\x1b" not in err
 
 
-def test_closed_streams_and_poor_encodings_do_not_matter(
+def test_closed_streams_fail_and_ascii_output_is_escaped(
     portraits: Path, colour_model: Path
 ) -> None:
     command = f'"{COMMAND}" - --model "{colour_model}"'
@@ -270,16 +280,16 @@ def test_closed_streams_and_poor_encodings_do_not_matter(
     assert "\\xe9.png" in out
 
 
-def test_a_closed_stderr_loses_no_row(portraits: Path, colour_model: Path) -> None:
+def test_closed_stderr_loses_no_row(portraits: Path, colour_model: Path) -> None:
     command = f'"{COMMAND}" "{portraits}" --model "{colour_model}" 2>&-'
     done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0
     assert len(rows_of(done.stdout)) == 3
 
 
-def test_a_program_may_ask_for_one_verdict_at_a_time(portraits: Path, colour_model: Path) -> None:
+def test_each_path_on_a_pipe_has_its_row_immediately(portraits: Path, colour_model: Path) -> None:
     ours, theirs = os.pipe()
-    # A producer may have made its pipe non-blocking, and it waits for each answer.
+    # A producer may have made its pipe non-blocking, and it waits for each row.
     os.set_blocking(ours, False)
     process = start("-", "--model", colour_model, stdin=ours)
     os.close(ours)
@@ -297,20 +307,20 @@ def test_debug_shows_the_traceback(portraits: Path) -> None:
     assert "Traceback" in err
 
 
-def test_what_does_not_exist_is_a_row(colour_model: Path) -> None:
-    code, out, _ = run("absent/", "absent*.jpg", "--model", colour_model)
+def test_missing_source_is_an_error_row(colour_model: Path) -> None:
+    code, out, _ = run_here("absent/", "absent*.jpg", "--model", colour_model)
     assert code == 3
     assert [row["error"]["code"] for row in rows_of(out)] == ["not_found"] * 2
 
 
-def test_an_empty_folder_says_so(tmp_path: Path, colour_model: Path) -> None:
+def test_empty_folder_is_reported(tmp_path: Path, colour_model: Path) -> None:
     (tmp_path / "nothing").mkdir()
-    code, out, err = run(tmp_path / "nothing", "--model", colour_model)
+    code, out, err = run_here(tmp_path / "nothing", "--model", colour_model)
     assert (code, out) == (0, "")
     assert err.splitlines()[-1] == "no files found"
 
 
-def test_a_reader_that_leaves_is_no_error(portraits: Path, colour_model: Path) -> None:
+def test_closed_pipe_ends_the_run_without_a_traceback(portraits: Path, colour_model: Path) -> None:
     process = start("-", "--batch", "1", "--model", colour_model, stdin=subprocess.PIPE)
     assert process.stdin
     assert process.stdout
@@ -327,7 +337,7 @@ def test_a_reader_that_leaves_is_no_error(portraits: Path, colour_model: Path) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_standard_output(portraits: Path, colour_model: Path) -> None:
+def test_full_disk_of_standard_output_is_an_error(portraits: Path, colour_model: Path) -> None:
     with open("/dev/full", "wb") as full:
         code, _, err = run(portraits, "--model", colour_model, stdout=full)
     assert code == 1
@@ -335,7 +345,7 @@ def test_a_full_disk_behind_standard_output(portraits: Path, colour_model: Path)
     assert "Traceback" not in err
 
 
-def test_ctrl_c_ends_with_130_and_keeps_the_rows(
+def test_ctrl_c_exits_with_130_and_keeps_the_rows(
     portraits: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "rows.jsonl"
@@ -360,24 +370,27 @@ def test_ctrl_c_ends_with_130_and_keeps_the_rows(
 
 
 def test_help_shows_examples() -> None:
-    code, out, _ = run("--help")
+    code, out, _ = run_here("--help")
     assert code == 0
     assert "ffd-run portraits/" in out
-    assert run("--version")[1] == f"ffd-run {ffd_runtime.__version__} (ffd-edge)\n"
+    assert run_here("--version")[1] == f"ffd-run {ffd_runtime.__version__} (ffd-edge)\n"
 
 
 def test_verbose_shows_the_card(portraits: Path, colour_model: Path) -> None:
-    quiet, loud = (run(portraits, "--model", colour_model, *option) for option in ((), ("-v",)))
+    command = (portraits, "--model", colour_model)
+    quiet, loud = (run_here(*command, *option) for option in ((), ("-v",)))
     assert quiet[1] == loud[1]
     assert '"temperature": 1.0' in loud[2]
     assert '"temperature"' not in quiet[2]
 
 
-def test_a_report_and_annotated_copies(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_report_and_annotated_copies_are_written(
+    portraits: Path, colour_model: Path, tmp_path: Path
+) -> None:
     (portraits / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     before = {path: path.read_bytes() for path in portraits.iterdir()}
     page, shown = tmp_path / "night.html", tmp_path / "shown"
-    code, out, _ = run(
+    code, out, _ = run_here(
         portraits, "--model", colour_model, "--report", page, "--annotate", shown, "--heatmap"
     )
     assert code == 3
@@ -394,7 +407,7 @@ def test_a_report_and_annotated_copies(portraits: Path, colour_model: Path, tmp_
     assert text.count("data:image/jpeg") >= 3
 
 
-def test_a_report_of_a_continued_run_counts_all(
+def test_report_of_a_resumed_run_counts_all_inputs(
     portraits: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     output, page = tmp_path / "rows.jsonl", tmp_path / "night.html"
@@ -410,7 +423,8 @@ def test_a_report_of_a_continued_run_counts_all(
     assert "23 inputs" in page.read_text()
 
 
-def test_written_files_are_no_sources(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_outputs_must_not_be_sources(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+    sources = (portraits / "0-red.png", portraits)
     for options, said in (
         (("--report", portraits / "0-red.png"), "is also a SOURCE"),
         (("--report", tmp_path / "page.txt"), "must end with .html"),
@@ -418,14 +432,16 @@ def test_written_files_are_no_sources(portraits: Path, colour_model: Path, tmp_p
         (("--heatmap",), "--heatmap needs --annotate DIR"),
     ):
         before = sorted(portraits.iterdir())
-        code, _, err = run(portraits / "0-red.png", portraits, "--model", colour_model, *options)
+        code, _, err = run_here(*sources, "--model", colour_model, *options)
         assert code in (1, 2)
         assert said in err
         assert len(err.splitlines()) <= 2
         assert sorted(portraits.iterdir()) == before
 
 
-def test_archives_and_addresses(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_archives_and_web_addresses_are_classified(
+    portraits: Path, colour_model: Path, tmp_path: Path
+) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "all"), "zip", portraits))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(portraits))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -437,7 +453,7 @@ def test_archives_and_addresses(portraits: Path, colour_model: Path, tmp_path: P
         refused, lines, _ = run("-", *model, input=f"{url}/1-blue.png\n".encode())
         server.shutdown()
     assert code == 3
-    # Members come in the archive's own order, which is the folder's.
+    # Members have the order of the archive, which is the folder's.
     rows = rows_of(out)
     assert [row["source"].startswith("http") for row in rows] == [False] * 3 + [True] * 2
     assert sorted((row["source"], row["label"]) for row in rows[:3]) + [
@@ -450,7 +466,7 @@ def test_archives_and_addresses(portraits: Path, colour_model: Path, tmp_path: P
         (f"http://***@127.0.0.1:{server.server_port}/absent.png", None),
     ]
     assert len(list((tmp_path / "shown").rglob("*.png"))) == 4
-    # This machine's own network is out of bounds unless it is allowed.
+    # Private addresses are refused unless they are allowed.
     assert refused == 3
     assert rows_of(lines)[0]["error"]["code"] == "refused"
     assert "secret" not in out + err + lines

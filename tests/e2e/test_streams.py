@@ -18,13 +18,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from ffd_runtime.cli.run import main
 
 from ..conftest import load, picture
 from ..servers import RtspServer, free_port, rtsp, say_nothing, send_pictures, serving
 from ..videos import write_audio, write_two_videos, write_video
+from .in_process import invoke
 
 __all__ = ["rtsp"]
 
@@ -48,8 +48,8 @@ def run(*arguments: object) -> tuple[int, list[dict[str, Any]], str]:
 
 
 def run_here(*arguments: object) -> tuple[int, list[dict[str, Any]], str]:
-    """Like `run`, but in this process, which saves the start-up time."""
-    done = CliRunner().invoke(main, list(map(str, arguments)), prog_name="ffd-run")
+    """Like `run`, but in this process."""
+    done = invoke(main, "ffd-run", *arguments)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     return done.exit_code, rows, done.stderr
 
@@ -380,7 +380,7 @@ def test_full_disk_is_an_error(clip: Path, colour_model: Path, tmp_path: Path) -
 def test_video_among_pictures_is_an_error_row(
     clip: Path, portraits: Path, colour_model: Path
 ) -> None:
-    code, rows, err = run(clip, portraits, "--model", colour_model)
+    code, rows, err = run_here(clip, portraits, "--model", colour_model)
     assert code == 3
     assert [row["error"] and row["error"]["code"] for row in rows] == ["not_an_image"] + [None] * 3
     assert "classify videos in a run without" in err
@@ -391,7 +391,7 @@ def test_sources_from_a_file(clip: Path, colour_model: Path, tmp_path: Path) -> 
     listed.write_text(f"# cameras\n\n{clip}\n")
     code, rows, _ = run("--sources", listed, "--no-faces", "--model", colour_model, "--every", 50)
     assert (code, [row["frame"] for row in rows]) == (0, [0, 50, 100])
-    code, _, err = run("--sources", tmp_path / "absent")
+    code, _, err = run_here("--sources", tmp_path / "absent")
     assert code == 1
     assert "absent: No such file" in err
-    assert run()[0] == 2
+    assert run_here()[0] == 2
