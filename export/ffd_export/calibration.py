@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .quiet import quiet
@@ -86,16 +87,6 @@ def _coarsen(counts: Any, edges: Any, low: Any, high: Any, reach: Any) -> tuple[
     return summed, wider, low, high, np.array(reach, edges.dtype)
 
 
-class _Reader:
-    """A CalibrationDataReader of onnxruntime for one batch."""
-
-    def __init__(self, batch: Any) -> None:
-        self._left = [{"image": batch}]
-
-    def get_next(self) -> dict[str, Any] | None:
-        return self._left.pop() if self._left else None
-
-
 @contextlib.contextmanager
 def _calibrate(
     model: ModelProto,
@@ -118,7 +109,9 @@ def _calibrate(
                 path, operators, augmented, calibrate_method=method, extra_options=options
             )
         for batch in images.batches(BATCH_IMAGES):
+            # onnxruntime reads until get_next returns None.
+            reader = SimpleNamespace(get_next=[None, {"image": batch}].pop)
             with quiet():
-                calibrator.collect_data(_Reader(batch))
+                calibrator.collect_data(reader)
             advance(len(batch))
         yield calibrator

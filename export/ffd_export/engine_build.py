@@ -20,7 +20,7 @@ from .build_thread import BuildProgress, run_cancellable
 from .engine_layers import inspect_engine, network_layer_types
 from .export_options import ExportOptions
 from .layers import LayerTypes
-from .timing_cache import find_timing_cache, load_timing_cache, save_timing_cache
+from .timing_cache import reuse_timings
 
 MIB = 1 << 20
 
@@ -89,17 +89,13 @@ def _build(
     profile = builder.create_optimization_profile()
     profile.set_shape("image", *((count, size, size, 3) for count in options.batch))
     config.add_optimization_profile(profile)
-    cache = find_timing_cache(trt, options.timing_cache, gpu)
-    if cache:
-        load_timing_cache(config, cache)
-    try:
-        plan = builder.build_serialized_network(network, config)
-    except Exception as error:
-        raise ModelError(f"TensorRT failed: {error}") from error
-    if plan is None:
-        raise ModelError(f"TensorRT cannot build the engine{logger.quote()}")
-    if cache:
-        save_timing_cache(config, cache)
+    with reuse_timings(trt, config, options.timing_cache, gpu):
+        try:
+            plan = builder.build_serialized_network(network, config)
+        except Exception as error:
+            raise ModelError(f"TensorRT failed: {error}") from error
+        if plan is None:
+            raise ModelError(f"TensorRT cannot build the engine{logger.quote()}")
     content = bytes(plan)
     del parser
     built = inspect_engine(trt, content, logger, options.version_compatible) if gpu else None

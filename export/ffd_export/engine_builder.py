@@ -36,14 +36,9 @@ class EngineBuilder:
     unavailable: str = ""
 
     @property
-    def can_build(self) -> bool:
-        """Whether an engine is built."""
-        return self.module is not None
-
-    @property
     def can_verify(self) -> bool:
         """Whether this machine can run the engine that it builds."""
-        return self.can_build and not self.options.compute_capability and count_gpus() > 0
+        return bool(self.module and not self.options.compute_capability and count_gpus())
 
     def command(self, onnx: str) -> str:
         """Return the command that builds the engine again, in the folder of the ONNX."""

@@ -54,7 +54,7 @@ def build_engine_file(
             have the precision's type.
     """
     card, onnx = exported.card, exported.path.name
-    if not builder.can_build:
+    if builder.module is None:
         if builder.unavailable:
             command = builder.command(onnx)
             reporter.say(f"no engine: {builder.unavailable}; run {command} on the device")
@@ -100,7 +100,7 @@ def _make_manifest(
         compute_capabilities=engine.compute_capabilities,
         hardware_compatibility=options.hardware_compatibility,
         version_compatible=options.version_compatible,
-        lean_runtime=options.has_lean_runtime,
+        lean_runtime=options.version_compatible and not options.exclude_lean_runtime,
         batch=options.batch,
         command=builder.command(exported.path.name),
         options={

@@ -22,14 +22,7 @@ MIN_IMAGES = 200
 
 @dataclass(frozen=True)
 class ExportInputs:
-    """What an export works on.
-
-    Attributes:
-        source: the model to export.
-        builder: of the engine.
-        verification: images to verify on; None to verify nothing.
-        calibration: images to calibrate INT8 with; None for other precisions.
-    """
+    """A model, the builder of its engine, and images to verify on and to calibrate INT8 with."""
 
     source: SourceModel
     builder: EngineBuilder
@@ -47,7 +40,7 @@ def read_inputs(options: ExportOptions, reporter: Reporter) -> ExportInputs:
     path = find_checkpoint(options.model, options.runs)
     converts = not is_onnx(path) or options.fp16 or options.int8
     builder = choose_builder(options, converts)
-    if not (converts or builder.can_build or options.triton):
+    if not (converts or builder.module or options.triton):
         raise click.UsageError(
             f"{path} is an ONNX already: name a precision, an engine or a repository to make from "
             "it, such as --fp16"

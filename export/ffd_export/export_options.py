@@ -123,11 +123,6 @@ class ExportOptions:
         """Smallest, optimal and largest batch of an engine."""
         return 1, min(self.opt_batch or DEFAULT_OPT_BATCH, self.max_batch), self.max_batch
 
-    @property
-    def has_lean_runtime(self) -> bool:
-        """Whether an engine contains the lean runtime."""
-        return self.version_compatible and not self.exclude_lean_runtime
-
     def engine_arguments(self) -> list[str]:
         """Return the arguments of `ffd-export` that build such an engine, without the GPUs."""
         arguments = ["--max-batch", str(self.max_batch)]

@@ -31,9 +31,8 @@ def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
     except Exception as error:  # protobuf and onnx raise exceptions without a common base
         raise ModelError(f"model {path} is not an ONNX: {first_line(error)}") from None
     text = next((entry.value for entry in model.metadata_props if entry.key == CARD_KEY), None)
-    inputs, outputs = (
-        list(map(_signature, values)) for values in (model.graph.input, model.graph.output)
-    )
+    inputs = list(map(_signature, model.graph.input))
+    outputs = list(map(_signature, model.graph.output))
     return model, read_card(path, text, inputs, outputs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,17 +87,17 @@ class Parity:
             found.append(f"no probability for {self.worst}")
         return found
 
-    def require(self, precision: str, hint: str = "") -> None:
+    def require(self, precision: str, explain: Callable[[], str] = lambda: "") -> None:
         """Enforce the limits of a precision.
 
         Raises:
-            ModelError: a limit is exceeded; the hint follows the limits in the message.
+            ModelError: a limit is exceeded; the message contains the explanation.
         """
         failures = self.failures(precision)
         if failures:
             raise ModelError(
                 f"the exported {precision} model differs from the checkpoint on {self.images} "
-                f"images: {', '.join(failures)}; {hint}nothing was written"
+                f"images: {', '.join(failures)}; {explain()}nothing was written"
             )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +14,33 @@ from ffd_runtime.model.devices import Gpu
 from .atomic_files import write_files
 
 
-def find_timing_cache(trt: Any, folder: Path | None, gpu: Gpu | None) -> Path | None:
-    """Return the file for a version and a GPU: TensorRT rejects timings of others.
+@contextmanager
+def reuse_timings(trt: Any, config: Any, folder: Path | None, gpu: Gpu | None) -> Iterator[None]:
+    """Give a build the kernel timings of earlier ones, and save its own if it succeeds.
+
+    Timings are kept by version and GPU, as TensorRT rejects others. A file that cannot be read,
+    used or written only makes a build slower.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
-        folder: of the timing caches; None for the user's cache folder.
+        config: the builder's configuration.
+        folder: of the files; None for the user's cache folder.
         gpu: that times the kernels; None if the engine is built without a GPU.
     """
     # TensorRT for RTX compiles kernels on the target and times nothing during the build.
     if gpu is None or trt.__name__ != "tensorrt":
-        return None
+        yield
+        return
     key = re.sub(r"[^\w.]+", "-", f"{trt.__version__}-{gpu.name}-{gpu.compute_capability}")
-    with suppress(RuntimeError):  # the user has no home folder
-        return (folder or cache_folder()) / f"timing-{key}.cache"
-    return None
-
-
-def load_timing_cache(config: Any, path: Path) -> None:
-    """Give the builder's configuration the timings of a file.
-
-    The cache is empty if the file is absent, damaged, or of another version or GPU.
-    """
-    content = b""
-    with suppress(OSError):
+    path, content = None, b""
+    with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
+        path = (folder or cache_folder()) / f"timing-{key}.cache"
         content = path.read_bytes()
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
-
-
-def save_timing_cache(config: Any, path: Path) -> None:
-    """Write the timings of a build. A failure only makes the next build slower."""
-    with suppress(Exception):
-        write_files({path: bytes(config.get_timing_cache().serialize())})
+    yield
+    if path:
+        with suppress(Exception):
+            write_files({path: bytes(config.get_timing_cache().serialize())})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from ffd_runtime.model.backends import open_backend
@@ -39,7 +40,7 @@ def verify_model(
 ) -> ExportedModel:
     """Compare a converted model with its source, and add the comparison to its card.
 
-    An unchanged model is not verified. Nor is any model without a baseline.
+    An unchanged model is returned as it is. Without a baseline, no model is verified.
 
     Raises:
         ModelError: it differs too much; the message names the layers that differ most.
@@ -50,13 +51,11 @@ def verify_model(
     if baseline is None:
         reporter.say("not verified")
     else:
+        suggests_keep = card.precision != "fp32" and not options.keep
+        hint = "--keep auto finds layers to keep in FP32; " if suggests_keep else ""
         with reporter.track(card.precision, 1):
             parity = baseline.compare(exported.model, card.precision)
-        if parity.failures(card.precision):
-            hint = _explain(exported, baseline.images)
-            if card.precision != "fp32" and not options.keep:
-                hint += "--keep auto finds layers to keep in FP32; "
-            parity.require(card.precision, hint)
+        parity.require(card.precision, lambda: _explain(exported, baseline.images) + hint)
     metrics = {**card.metrics, "parity": summarise(parity), "export": exported.facts}
     return dataclasses.replace(exported, card=card.replace(metrics=metrics), parity=parity)
 
@@ -70,7 +69,7 @@ def verify_engine(
 ) -> EngineFile | None:
     """Run an engine on the GPU, compare it with the source, and add the comparison to its card.
 
-    An engine that this machine cannot run is not verified. Nor is any engine without a baseline.
+    Without a baseline, or if this machine cannot run the engine, it is not verified.
 
     Raises:
         ModelError: it differs too much.
@@ -82,10 +81,10 @@ def verify_engine(
         return engine
     card = exported.card
     parity = _compare_engine(engine, baseline)
-    if parity.failures(card.precision):
-        # An engine's kernels have no outputs to compare, but it rounds as its ONNX does.
-        is_converted = exported.model is not exported.source.model
-        parity.require(card.precision, _explain(exported, baseline.images) if is_converted else "")
+    # An engine's kernels have no outputs to compare, but it rounds as its ONNX does.
+    is_converted = exported.model is not exported.source.model
+    explain = partial(_explain, exported, baseline.images) if is_converted else str
+    parity.require(card.precision, explain)
     metrics = {**card.metrics, "engine_parity": summarise(parity)}
     manifest = dataclasses.replace(engine.manifest, card=card.replace(metrics=metrics))
     return dataclasses.replace(engine, manifest=manifest, parity=parity)

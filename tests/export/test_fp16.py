@@ -16,10 +16,8 @@ from ffd_export.calibration import find_ranges
 from ffd_export.fp16 import MAX_VALUE, find_overflows, to_fp16
 from ffd_export.layer_errors import compare_layers
 from ffd_export.layers import ends_of, layer_types, layers_of
-from ffd_export.onnx_file import read_onnx, to_bytes
-from ffd_export.sample_images import (
-    SampleImages,
-)
+from ffd_export.onnx_file import copy_model, read_onnx, to_bytes
+from ffd_export.sample_images import SampleImages
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard
 
@@ -67,20 +65,15 @@ def test_fp16_is_within_its_limit(
 
 def loud(model: onnx.ModelProto, layer: str, factor: float) -> onnx.ModelProto:
     """Scale the output of a layer by a factor, and the weights of the next layer by its inverse."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     stored = {tensor.name: tensor for tensor in copy.graph.initializer}
     nodes = {node.name: node for node in copy.graph.node}
     first = nodes[layer]
     (after,) = (node for node in copy.graph.node if first.output[0] in node.input)
-    for node, scale, names in (
-        (first, factor, first.input[1:]),
-        (after, 1 / factor, after.input[1:2]),
-    ):
+    for scale, names in ((factor, first.input[1:]), (1 / factor, after.input[1:2])):
         for name in names:
             values = numpy_helper.to_array(stored[name]) * np.float32(scale)
             stored[name].CopyFrom(numpy_helper.from_array(values, name))
-        del node
     return copy
 
 
@@ -115,8 +108,7 @@ def test_the_command_keeps_overflowing_layers_in_fp32(
 
 def shifted(model: onnx.ModelProto, layer: str, by: float) -> onnx.ModelProto:
     """Add a constant to the output of a layer, and subtract its effect in the next layer."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     stored = {tensor.name: tensor for tensor in copy.graph.initializer}
     (node,) = (node for node in copy.graph.node if node.name == layer)
     (after,) = (one for one in copy.graph.node if node.output[0] in one.input)
@@ -162,8 +154,7 @@ def test_any_node_can_be_kept_in_fp32(model: onnx.ModelProto, images: SampleImag
 
 
 def test_layer_errors_name_a_changed_layer(model: onnx.ModelProto, images: SampleImages) -> None:
-    broken = onnx.ModelProto()
-    broken.CopyFrom(model)
+    broken = copy_model(model)
     for tensor in broken.graph.initializer:
         if tensor.name == "net.layer3.3.2.conv_pw.weight":
             values = numpy_helper.to_array(tensor) * np.float32(1.5)

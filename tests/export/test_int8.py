@@ -25,10 +25,7 @@ from ffd_export.int8 import choose_layers_to_keep, merge_groups, quantise
 from ffd_export.layers import layer_types, require_layers
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_export.parity import classify
-from ffd_export.sample_images import (
-    SampleImages,
-    find_images,
-)
+from ffd_export.sample_images import SampleImages, find_images
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard

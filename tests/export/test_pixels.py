@@ -17,7 +17,7 @@ from ffd_export.baseline import Baseline, classify_candidate
 from ffd_export.checkpoint_graph import export_checkpoint
 from ffd_export.int8 import quantise
 from ffd_export.layers import ends_of, layer_types
-from ffd_export.onnx_file import to_bytes
+from ffd_export.onnx_file import copy_model, to_bytes
 from ffd_export.pixels import can_fold, fold_normalisation
 from ffd_export.sample_images import SampleImages
 from ffd_runtime.model.card import ModelCard, Provenance
@@ -33,8 +33,7 @@ def run_graph(
     model: onnx.ModelProto, pixels: npt.NDArray[np.uint8], output: str
 ) -> npt.NDArray[np.float32]:
     """Return the value of any tensor of a graph."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     if output not in {value.name for value in copy.graph.output}:
         copy.graph.output.append(
             onnx.helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
@@ -50,8 +49,7 @@ def run_graph(
 
 def transpose_first(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a graph of the old order in the new order, with the same layers."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = copy_model(model)
     graph = changed.graph
     cast, subtract, divide, transpose = graph.node[:4]
     normalised = transpose.output[0]
@@ -106,8 +104,7 @@ def test_the_order_does_not_change_normalised_values(
 def test_folding_the_normalisation_changes_only_the_edges(
     ordered: onnx.ModelProto, card: ModelCard, images: SampleImages
 ) -> None:
-    folded = onnx.ModelProto()
-    folded.CopyFrom(ordered)
+    folded = copy_model(ordered)
     assert can_fold(folded)
     tensor, zero = fold_normalisation(folded)
     (first,) = (node for node in folded.graph.node if node.name == "stem.0")

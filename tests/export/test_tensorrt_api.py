@@ -32,15 +32,17 @@ EVERYTHING = ExportOptions(
 )
 
 
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+
+
 def cached_in(folder: Path) -> ExportOptions:
     return ExportOptions(engine="tensorrt", timing_cache=folder)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_builder_uses_names_of_every_version(
-    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+def test_the_builder_uses_names_of_every_version(version: str, tmp_path: Path) -> None:
     stub = Stub(version)
     import dataclasses
 
@@ -71,11 +73,8 @@ def test_the_builder_uses_names_of_every_version(
 
 
 @pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
-def test_the_installed_module_has_all_used_names(
-    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_installed_module_has_all_used_names(module: str, tmp_path: Path) -> None:
     trt = pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub(VERSIONS[-1])
     build_engine(stub, b"onnx", 299, cached_in(tmp_path))
     for name in sorted(stub.touched - {"EngineInspector.get_engine_information"}):
@@ -91,7 +90,6 @@ def test_the_inspector_loads_version_compatible_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compatible: bool
 ) -> None:
     """TensorRT loads engines with host code only if that is allowed."""
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub("10.16.1.11")
     engine = stub.answers["Runtime.deserialize_cuda_engine"]
     runtimes: list[Any] = []
@@ -136,8 +134,7 @@ def test_kernels_are_counted_by_type() -> None:
     assert count_kernels(layers) == {"int8": 1, "half": 1, "float": 1}
 
 
-def test_a_failed_build_ends_its_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+def test_a_failed_build_ends_its_thread(tmp_path: Path) -> None:
     stub = Stub(VERSIONS[0])
     stub.answers["Builder.build_serialized_network"] = None
     with pytest.raises(ModelError, match="cannot build the engine"):
@@ -149,7 +146,6 @@ def test_ctrl_c_during_a_callback_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT discards an exception of its logger, which it calls while it parses."""
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
     stub = Stub(VERSIONS[-1])
 
     class Parser(stub.OnnxParser):  # type: ignore[name-defined,misc]
@@ -164,10 +160,7 @@ def test_ctrl_c_during_a_callback_is_not_lost(
     assert not any(thread.name.startswith("ffd-build") for thread in threading.enumerate())
 
 
-def test_a_damaged_timing_cache_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("GPU of the test", "8.9"))
+def test_a_damaged_timing_cache_is_replaced(tmp_path: Path) -> None:
     stub = Stub("10.16.1.11")
     stub.answers["IBuilderConfig.set_timing_cache"] = False
     made = build_engine(stub, b"onnx", 299, cached_in(tmp_path))
