@@ -68,7 +68,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_video_file_has_one_row_per_frame(clip: Path, colour_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.csv"
-    code, rows, err = run(clip, "--no-faces", "--model", colour_model, "--json", "--output", output)
+    command = (clip, "--no-faces", "--model", colour_model, "--json", "--output", output)
+    code, rows, err = run_here(*command)
     assert code == 0, err
     assert [row["frame"] for row in rows] == list(range(FRAMES))
     assert [row["label"] for row in rows] == ["generated"] * 25 + ["groundtruth"] * 100
@@ -92,7 +93,7 @@ def test_interlaced_video_without_an_extension_is_classified(
 ) -> None:
     pictures = [picture("red", 120, 160, seed=number) for number in range(5)]
     path = write_video(tmp_path / "a.mp4", pictures, fields=fields).rename(tmp_path / "recording")
-    code, rows, err = run(path, "--no-faces", "--model", colour_model)
+    code, rows, err = run_here(path, "--no-faces", "--model", colour_model)
     assert code == 0, err
     assert [row["label"] for row in rows] == ["generated"] * 5
     assert [row["time"] for row in rows] == [0.0, 0.04, 0.08, 0.12, 0.16]
@@ -106,7 +107,7 @@ def test_damaged_frame_is_an_error_row(colour_model: Path, tmp_path: Path) -> No
     # Overwrite most of the third picture.
     begin = [found.start() for found in re.finditer(b"\xff\xd8\xff", data)][2]
     path.write_bytes(data[:begin] + b"?" * 2000 + data[begin + 2000 :])
-    code, rows, err = run(path, "--no-faces", "--model", colour_model)
+    code, rows, err = run_here(path, "--no-faces", "--model", colour_model)
     assert code == 3
     assert [row["frame"] for row in rows if not row["error"]] == [0, 1, 3, 4, 5]
     assert [row["error"] for row in rows if row["error"]] == [
@@ -117,18 +118,18 @@ def test_damaged_frame_is_an_error_row(colour_model: Path, tmp_path: Path) -> No
 
 def test_missing_or_ambiguous_video_stream_is_reported(colour_model: Path, tmp_path: Path) -> None:
     sound = write_audio(tmp_path / "song.mp4", picture("red", 120, 160))
-    code, rows, _ = run(sound, "--no-faces", "--model", colour_model)
+    code, rows, _ = run_here(sound, "--no-faces", "--model", colour_model)
     assert (code, rows[0]["error"]["code"]) == (3, "unsupported")
     assert rows[0]["error"]["message"] == "no video: it is audio with a cover picture"
     two = write_two_videos(tmp_path / "two.mkv", picture("red"), picture("blue"))
-    code, rows, err = run(two, "--no-faces", "--model", colour_model)
+    code, rows, err = run_here(two, "--no-faces", "--model", colour_model)
     assert (code, len(rows)) == (0, 1)
     assert f"{two}: 1 of 1 frames, video stream 1 of 2 in it" in err
 
 
 def test_events_are_only_the_label_changes(clip: Path, colour_model: Path) -> None:
     options = ("--no-faces", "--model", colour_model, "--events", "--every", 2)
-    code, rows, err = run(clip, *options)
+    code, rows, err = run_here(clip, *options)
     assert code == 0, err
     labels = [row["track"]["label"] for row in rows]
     assert len(labels) <= 3
@@ -154,7 +155,7 @@ def test_table_shows_changes_and_the_file_has_all_rows(
 def test_invalid_video_is_an_error_row(clip: Path, colour_model: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"text " * 100)
-    code, rows, err = run(bad, clip, "--no-faces", "--model", colour_model)
+    code, rows, err = run_here(bad, clip, "--no-faces", "--model", colour_model)
     assert code == 3
     assert len(rows) == FRAMES + 1
     (error,) = [row for row in rows if row["error"]]
@@ -389,7 +390,8 @@ def test_video_among_pictures_is_an_error_row(
 def test_sources_from_a_file(clip: Path, colour_model: Path, tmp_path: Path) -> None:
     listed = tmp_path / "sources"
     listed.write_text(f"# cameras\n\n{clip}\n")
-    code, rows, _ = run("--sources", listed, "--no-faces", "--model", colour_model, "--every", 50)
+    options = ("--no-faces", "--model", colour_model, "--every", 50)
+    code, rows, _ = run_here("--sources", listed, *options)
     assert (code, [row["frame"] for row in rows]) == (0, [0, 50, 100])
     code, _, err = run_here("--sources", tmp_path / "absent")
     assert code == 1
