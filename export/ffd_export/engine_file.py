@@ -103,10 +103,7 @@ def _make_manifest(
         lean_runtime=options.version_compatible and not options.exclude_lean_runtime,
         batch=options.batch,
         command=builder.command(exported.path.name),
-        options={
-            "workspace": options.workspace,
-            "optimization_level": options.optimization_level,
-        },
+        options={"workspace": options.workspace, "optimization_level": options.optimization_level},
         layers=engine.layers.counts(),
         float_layers=tuple(engine.layers.of_other_type(card.precision)),
         built_layers=engine.built_layers,

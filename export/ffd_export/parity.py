@@ -130,10 +130,7 @@ def classify(backend: Backend, images: SampleImages) -> list[Result]:
 
 
 def compare(
-    reference: Sequence[Result],
-    exported: Sequence[Result],
-    images: SampleImages,
-    card: ModelCard,
+    reference: Sequence[Result], exported: Sequence[Result], images: SampleImages, card: ModelCard
 ) -> Parity:
     """Compare the results of a source and its export for the same images.
 

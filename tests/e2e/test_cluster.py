@@ -485,12 +485,11 @@ main(sys.argv[1:], prog_name="ffd-run")
 
 
 def test_an_address_of_rays_client_in_the_environment_is_an_error(
-    portraits: Path, tmp_path: Path
+    portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = start(
-        portraits, "--ray", "--output", tmp_path, env=os.environ | {"RAY_ADDRESS": "ray://h:10001"}
-    )
-    assert_one_line(end_all([process])[0], "ray://h:10001", "Ray's client")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://h:10001")
+    ended = run_here(portraits, "--ray", "--output", tmp_path)
+    assert_one_line(ended, "ray://h:10001", "Ray's client")
 
 
 def test_without_ray_the_error_names_the_extra(portraits: Path, tmp_path: Path) -> None:

@@ -67,10 +67,7 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     help="Build an engine. auto builds one with --fp16 if TensorRT and a GPU are present.",
 )
 @click.option(
-    "--max-batch",
-    type=click.IntRange(1, 1024),
-    default=32,
-    help="Largest batch of an engine.",
+    "--max-batch", type=click.IntRange(1, 1024), default=32, help="Largest batch of an engine."
 )
 @click.option(
     "--opt-batch", type=click.IntRange(1, 1024), help="Batch to optimise for. Default: 16."
