@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import Any, Protocol, TypeVar
 
 POLL_SECONDS = 0.1
@@ -39,18 +40,28 @@ def run_cancellable(trt: Any, work: Callable[[Any], T], progress: BuildProgress 
         KeyboardInterrupt: Ctrl-C was pressed; the build is cancelled and its thread has ended.
     """
     monitor = _make_monitor(trt, progress)
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ffd-build")
-    future = pool.submit(work, monitor)
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(monitor))
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = Thread(target=run, name="ffd-build")
     try:
+        thread.start()
         while not wait([future], POLL_SECONDS).done:
             pass
     except KeyboardInterrupt:
         monitor.cancelled = True
-        wait([future])
+        if thread.ident is not None:
+            wait([future])
         raise
     finally:
         # Python 3.11 marks a thread as ended if joining it is interrupted, so join only at its end.
-        pool.shutdown(wait=future.done())
+        if future.done():
+            thread.join()
     return future.result()
 
 
