@@ -79,7 +79,11 @@ def _build(
     except Exception as error:  # pybind11 raises TypeError if TensorRT returns no builder
         raise BackendError(f"TensorRT does not start: {error}{logger.quote()}") from None
     # The parser owns the weights until the engine is built.
-    network, parser = _parse(trt, builder, onnx, logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(onnx):
+        faults = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
+        raise ModelError(f"TensorRT cannot parse the ONNX: {'; '.join(faults[:3])}")
     layers = network_layer_types(trt, network)
     require(layers)
     gpu = None if options.compute_capability else describe_gpu(0)
@@ -116,17 +120,6 @@ def find_capability(trt: Any, text: str) -> Any:
             f"{', '.join(supported)}; for another GPU, use --engine tensorrt on its machine"
         )
     return trt.ComputeCapability.__members__[f"SM{text.replace('.', '')}"]
-
-
-def _parse(trt: Any, builder: Any, onnx: bytes, logger: Any) -> tuple[Any, Any]:
-    """Return the network and its parser."""
-    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(onnx):
-        faults = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
-        raise ModelError(f"TensorRT cannot parse the ONNX: {'; '.join(faults[:3])}")
-    return network, parser
 
 
 def _configure(

@@ -133,8 +133,10 @@ def choose_layers_to_keep(
     fewest that come close to the best. Sensitivity is measured on a few of the baseline's images.
     """
     some = baseline.select(spread(range(len(baseline.images)), SENSITIVITY_IMAGES))
+    excluded = excluded_layers(model, target)
+    layers = [node.name for node in layers_of(model.graph) if node.op_type == "Conv"]
     sensitivity = some.measure_sensitivity(
-        quantisable_layers(model, target),
+        [name for name in layers if name not in excluded],
         lambda layer: quantise(model, target, ranges, only=layer),
         advance,
     )
@@ -147,13 +149,6 @@ def choose_layers_to_keep(
     max_mean = min(mean for _, _, mean in tried) * DIFFERENCE_TOLERANCE
     good = (count for count, lost, mean in tried if lost <= max_lost and mean <= max_mean)
     return names[: next(good, tried[-1][0])]
-
-
-def quantisable_layers(model: ModelProto, target: str) -> list[str]:
-    """Return the layers that are quantised for a target: all convolutions but the excluded ones."""
-    layers = [node.name for node in layers_of(model.graph) if node.op_type == "Conv"]
-    excluded = excluded_layers(model, target)
-    return [name for name in layers if name not in excluded]
 
 
 def excluded_layers(model: ModelProto, target: str) -> set[str]:
