@@ -366,7 +366,7 @@ def test_label_smoothing_and_clipping_have_their_effect(data: FaceData, tmp_path
 def test_distillation_imitates_the_teacher(data: FaceData, tmp_path: Path) -> None:
     options = {"stages": (Stage("all", 2, 1e-2),)}
     train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "teacher")
-    taught = {**options, "network": "plain", "teacher": str(tmp_path / "teacher")}
+    taught = {**options, "network": "plain", "teacher": (str(tmp_path / "teacher"),)}
     settings = Settings(**{**vars(SETTINGS), **taught, "teacher_weight": 1.0, "recipe": None})
     train(data, settings, tmp_path / "student")
     state = torch.load(tmp_path / "student" / "resume.ckpt", weights_only=True)["state_dict"]
@@ -375,7 +375,7 @@ def test_distillation_imitates_the_teacher(data: FaceData, tmp_path: Path) -> No
     losses = [float(row["train_loss"]) for row in metrics(tmp_path / "student")]
     assert losses[1] < losses[0]
     with pytest.raises(ModelError, match="no such file"):
-        train(data, replace(settings, teacher=str(tmp_path / "absent")), tmp_path / "x")
+        train(data, replace(settings, teacher=(str(tmp_path / "absent"),)), tmp_path / "x")
     aim = torch.tensor([[3.0, -1.0], [0.5, 0.7]])
     assert distillation_loss(aim + 5, aim, 2.0) == pytest.approx(0, abs=1e-6)
     softened = (aim / 2).softmax(1)

@@ -43,7 +43,7 @@ class Settings:
     ema: float = 0.999
     keep: str = "best"
     clip: float = 1.0
-    teacher: str = ""
+    teacher: tuple[str, ...] = ()
     teacher_weight: float = 0.5
     leave_out: tuple[str, ...] = ()
     false_alarms: float = 0.01
@@ -77,6 +77,9 @@ class Settings:
         """
         try:
             values = json.loads(text)
+            teacher = values["teacher"]
+            if isinstance(teacher, str):  # earlier versions wrote one path
+                teacher = [teacher] if teacher else []
             own = {
                 "stages": tuple(Stage.parse(s) for s in values["stages"]),
                 "recipe": AugmentationPipeline.from_tables(values["recipe"])
@@ -84,6 +87,7 @@ class Settings:
                 else None,
                 "sizes": tuple(values["sizes"]) if values["sizes"] else None,
                 "leave_out": tuple(values["leave_out"]),
+                "teacher": tuple(teacher),
             }
             return cls(**{**values, **own, **changes})
         except (ValueError, TypeError, KeyError, DataError) as error:

@@ -43,7 +43,7 @@ class StagedTraining(L.LightningModule):
         settings: Settings,
         stage: Stage,
         epoch_offset: int,
-        teacher: FaceNet | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -153,7 +153,7 @@ def distillation_loss(logits: Tensor, target: Tensor, temperature: float) -> Ten
     )
 
 
-def _compile(net: FaceNet, settings: Settings) -> Callable[[Tensor], Tensor]:
+def _compile(net: nn.Module, settings: Settings) -> Callable[[Tensor], Tensor]:
     """Return the network as a step calls it; with `compile`, the first step compiles it."""
     return torch.compile(net, dynamic=False) if settings.compile else net
 

@@ -17,11 +17,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from scipy.special import expit
+from torch import nn
 
 from ffd_runtime import __version__
 from ffd_runtime.core.atomic_file import write_output
 from ffd_runtime.core.errors import DataError, ModelError
-from ffd_runtime.model.card import ModelCard, PreprocessSpec, Provenance
+from ffd_runtime.model.card import ModelCard, Provenance
 
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
@@ -50,6 +51,7 @@ from .sampling import possible_accumulation_steps
 from .settings import Settings, choose_device
 from .stage import Stage
 from .staged_training import FaceDataModule, StagedTraining
+from .teachers import load_teacher
 from .tensorboard import TensorBoard
 from .training_curves import plot_curves
 from .world import World
@@ -189,7 +191,7 @@ def _train_stages(
     net.to(memory_format=torch.channels_last)
     if accelerator == "cpu" and precision == "bf16-mixed":
         use_fast_depthwise(net)
-    teacher = _load_teacher(settings)
+    teacher = load_teacher(settings.teacher)
     completed = count_epochs_before(settings.stages, position)
     if world.is_main:
         require_space(folder, net, settings)
@@ -206,16 +208,6 @@ def _train_stages(
     return card
 
 
-def _load_teacher(settings: Settings) -> FaceNet | None:
-    if not settings.teacher:
-        return None
-    path = Path(settings.teacher)
-    teacher, card = load_checkpoint(path / BEST if path.is_dir() else path)
-    if card.preprocess != PreprocessSpec():
-        raise ModelError(f"teacher {path} uses a different preprocessing: choose another --teacher")
-    return teacher.requires_grad_(False).to(memory_format=torch.channels_last)
-
-
 @dataclass(frozen=True)
 class _Run:
     """What all stages of a run share."""
@@ -224,7 +216,7 @@ class _Run:
     settings: Settings
     folder: Path
     net: FaceNet
-    teacher: FaceNet | None
+    teacher: nn.Module | None
     card: ModelCard
     accelerator: str
     precision: Any

@@ -140,10 +140,10 @@ def _parse_stages(
 )
 @click.option(
     "--teacher",
-    default="",
-    show_default=False,
+    multiple=True,
     metavar="RUN",
-    help="Distil from the network of this run folder or checkpoint.",
+    help="Distil from the network of this run folder or checkpoint. Repeat to distil from the mean "
+    "of the logits of several.",
 )
 @click.option(
     "--teacher-weight",
@@ -257,10 +257,10 @@ def _complete_settings(settings: Settings) -> Settings:
     if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
         raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
     _require_divisible(settings, resumed=False)
-    weights, teacher = (
-        value if value in ("imagenet", "none", "") else str(Path(value).absolute())
-        for value in (settings.weights, settings.teacher)
-    )
+    weights = settings.weights
+    if weights not in ("imagenet", "none"):
+        weights = str(Path(weights).absolute())
+    teacher = tuple(str(Path(path).absolute()) for path in settings.teacher)
     return replace(settings, weights=weights, teacher=teacher)
 
 
