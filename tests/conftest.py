@@ -18,13 +18,20 @@ from hypothesis import HealthCheck, settings
 from ffd_runtime.core import cores
 from ffd_runtime.model import devices
 
+from .nightly import examples
+
 Image = npt.NDArray[np.uint8]
 
 # Written by `models.save_colour_model`, so that tests do not need onnx.
 COLOUR_MODEL = Path(__file__).parent / "colour.onnx"
 
 # Examples have no time limit, as a busy machine is slow.
-settings.register_profile("ffd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ffd",
+    deadline=None,
+    max_examples=examples(100),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("ffd")
 
 # A shell ignores Ctrl-C in background processes, and commands would inherit this setting.

@@ -39,9 +39,11 @@ from ffd_runtime.model.card import PreprocessSpec
 
 from ..cluster import KEY, SECRET, S3Server, TwoMachines
 from ..conftest import picture
+from ..nightly import repeat
 from .test_run import run, run_here, start
 
 WATCHDOG = 300
+IMAGES = repeat(600, 2000)
 Ended = tuple[int, str, str]
 
 
@@ -76,9 +78,9 @@ def pictures(folder: Path, count: int, broken: int) -> None:
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory, store: S3Server) -> Path:
-    """A folder of 2,000 images, 20 of them damaged, and the same in s3://night/in/."""
+    """A folder of `IMAGES` images, 20 of them damaged, and the same in s3://night/in/."""
     here = tmp_path_factory.mktemp("night") / "pictures"
-    pictures(here, 2000, broken=20)
+    pictures(here, IMAGES, broken=20)
     paths = sorted(path for path in here.rglob("*") if path.is_file())
     store.create("night", ((f"in/{path.relative_to(here)}", path.read_bytes()) for path in paths))
     return here
@@ -124,7 +126,7 @@ def test_two_machines_of_which_one_fails_return_the_rows_of_one_machine(
     expected = tmp_path / "rows.parquet"
     assert run(night, "--output", expected, "--model", colour_model)[0] == 3
     cluster = ("--ray", machines.address, "--model", colour_model)
-    process = start("s3://night/in/", *cluster, "--output", "s3://night/out/", "--part", "200")
+    process = start("s3://night/in/", *cluster, "--output", "s3://night/out/", "--part", "60")
     wait_for_parts(process, store, "out/", 3)
     machines.kill_one()
     _, said = process.communicate(timeout=WATCHDOG)
@@ -135,14 +137,14 @@ def test_two_machines_of_which_one_fails_return_the_rows_of_one_machine(
     store.fetch("night", "out/", tmp_path / "out")
     wanted = sorted(pyarrow.parquet.read_table(expected).to_pylist(), key=lambda row: row["source"])
     rows = rows_in(tmp_path / "out")
-    assert len(rows) == 2000
+    assert len(rows) == IMAGES
     for row, want in zip(rows, wanted, strict=True):
         want["source"] = want["source"].replace(str(night), "s3://night/in")
         assert row.pop("score") == pytest.approx(want.pop("score"), abs=2e-6)
         assert row == want
     assert sum(row["error"] is not None for row in rows) == 20
     done = json.loads((tmp_path / "out" / "_SUCCESS").read_text())
-    assert (done["inputs"], done["errors"]) == (2000, 20)
+    assert (done["inputs"], done["errors"]) == (IMAGES, 20)
 
 
 def test_a_killed_command_resumes(
@@ -150,7 +152,7 @@ def test_a_killed_command_resumes(
 ) -> None:
     folders = [f"s3://night/in/{number}/" for number in range(3)]
     cluster = ("--ray", machines.address, "--model", colour_model)
-    options = (*cluster, "--part", "40", "--output", "s3://night/killed/")
+    options = (*cluster, "--part", "20", "--output", "s3://night/killed/")
     process = start(*folders, *options)
     wait_for_parts(process, store, "killed/", 3)
     process.kill()
@@ -374,10 +376,10 @@ def full(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_a_one_line_error(
     full: Path, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
-    command = (night, "--ray", machines.address, "--model", colour_model, "--part", "100")
+    command = (night, "--ray", machines.address, "--model", colour_model, "--part", "30")
     assert_one_line(run(*command, "--output", full), f"cannot write {full}/", "No space left")
     # The parts that were written are complete.
-    assert 0 < len(rows_in(full)) < 2000
+    assert 0 < len(rows_in(full)) < IMAGES
 
 
 def processes_with(setting: str) -> list[str]:

@@ -24,6 +24,7 @@ from ffd_runtime.cli.cold_start import FRESH
 
 from ..conftest import picture
 from ..models import save_colour_model
+from ..nightly import repeat
 from ..runtime.encoded import FORMATS
 from .test_run import rows_of, run, run_here, start
 
@@ -60,7 +61,7 @@ def size_of(path: Path) -> int:
 
 
 # Five kills show that resuming works; more find rare moments.
-KILLS = 20 if "FFD_NIGHTLY" in os.environ else 5
+KILLS = repeat(5, 20)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])

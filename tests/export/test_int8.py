@@ -30,6 +30,7 @@ from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard
 
+from ..nightly import examples
 from .conftest import run
 
 
@@ -150,7 +151,7 @@ def test_keep_auto_finds_the_most_sensitive_layer_of_int8(
     assert kept == ["layer3.3.1.conv_pw"]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(
     channels=st.sampled_from([1, 2, 4, 8, 16, 32, 48]),
     groups=st.integers(1, 12),

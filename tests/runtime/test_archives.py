@@ -27,6 +27,7 @@ from ffd_runtime.image.decode import MAX_FILE_BYTES, decode
 from ffd_runtime.inputs import Item, members, tars
 from ffd_runtime.inputs.archives import find_in_archive, is_archive
 
+from ..nightly import examples
 from .encoded import BGR, FORMATS
 
 # Incompressible, like images.
@@ -529,7 +530,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data[: draw(st.integers(1, len(data) + 1))] if draw(st.booleans()) else data)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(damaged() | st.binary(max_size=600).map(lambda tail: b"PK\3\4" + tail))
 def test_any_damage_gives_bytes_or_input_errors(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

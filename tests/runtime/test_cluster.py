@@ -52,6 +52,7 @@ from ffd_runtime.outputs.provenance import RunProvenance
 
 from ..cluster import KEY, S3Server
 from ..conftest import picture
+from ..nightly import examples
 from ..servers import free_port
 
 # Results of os.fsdecode: any text, with undecodable bytes as surrogates.
@@ -929,7 +930,7 @@ def test_an_unreachable_store_is_a_one_line_error(monkeypatch: pytest.MonkeyPatc
 # --- parts as other programs read them ----------------------------------------------------------
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.lists(names, min_size=1, max_size=5, unique_by=identify))
 def test_a_row_has_the_id_of_its_input(sources: list[str]) -> None:
     lines = [to_line(Result(source, label="unsure", score=0.5)) for source in sources]

@@ -24,6 +24,7 @@ from ffd_runtime.image.decoder_messages import DecoderMessages, messages
 from ffd_runtime.image.formats.jpeg import MAX_SCANS
 from ffd_runtime.image.image_header import read_header
 
+from ..nightly import examples
 from .encoded import pillow
 from .tagged import in_jpeg, in_png, png_chunk, segment
 
@@ -286,7 +287,7 @@ def test_a_file_with_too_many_parts_is_refused(form: str, monkeypatch: pytest.Mo
 
 
 @captured
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.sampled_from(sorted(JPEGS)), st.data())
 def test_half_a_jpeg_never_has_a_verdict(name: str, data: st.DataObject) -> None:
     whole = JPEGS[name]

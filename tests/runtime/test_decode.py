@@ -20,6 +20,7 @@ from ffd_runtime.image.decode import MAX_FILE_BYTES, decode, read_file, to_bgr
 from ffd_runtime.image.preprocess import preprocess
 from ffd_runtime.model.card import PreprocessSpec
 
+from ..nightly import examples
 from .encoded import BGR, FORMATS, HEIGHT, WIDTH, opencv, pillow, rgba
 
 
@@ -185,7 +186,7 @@ def test_an_image_may_have_one_pixel() -> None:
     assert decode(pillow(Pillow.new("RGB", (1, 1), (9, 8, 7)))).tolist() == [[[7, 8, 9]]]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.sampled_from(sorted(FORMATS)), st.data())
 def test_any_damage_gives_an_image_or_an_input_error(name: str, data: st.DataObject) -> None:
     damaged = bytearray(FORMATS[name])

@@ -18,6 +18,7 @@ from ffd_runtime.image.draw import (
 from ffd_runtime.image.preprocess import classified_square, crop_centre, crop_face
 
 from ..conftest import picture
+from ..nightly import examples
 
 Array = npt.NDArray[np.uint8]
 
@@ -68,7 +69,7 @@ def test_text_is_larger_on_a_large_image() -> None:
     assert text_height(drawn[:2000]) > 120
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from(LABELS), st.floats(0, 1))
 def test_image_may_have_any_shape(height: int, width: int, label: Label, score: float) -> None:
     image = np.zeros((height, width, 3), np.uint8)

@@ -13,6 +13,8 @@ from ffd_runtime.image.draw import PANEL, VERDICT_COLOURS, Colour
 from ffd_runtime.video.draw_frame import draw_frame, draw_keys, draw_no_signal, shrink_to_fit
 from ffd_runtime.video.frame_result import Frame, FrameResult, State, StreamHealth
 
+from ..nightly import examples
+
 Array = npt.NDArray[np.uint8]
 STATES: tuple[State, ...] = ("connecting", "playing", "waiting", "failed", "ended")
 FACE = (250, 150, 120, 140)
@@ -101,7 +103,7 @@ def test_label_of_a_face_at_the_edge_is_complete() -> None:
         assert count(drawn[:455], PANEL) > 0.6 * middle
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     st.integers(1, 700),
     st.integers(1, 700),

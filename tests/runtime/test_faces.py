@@ -19,6 +19,7 @@ from ffd_runtime.image import faces as module
 from ffd_runtime.image.faces import MIN_SIDE, REASONS, Face, FaceDetector, is_blank
 
 from ..models import save_colour_model
+from ..nightly import examples
 
 Image = npt.NDArray[np.uint8]
 
@@ -148,7 +149,7 @@ def test_the_box_of_a_face_at_the_edge_is_inside_the_image(
         assert top + high <= cut.shape[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.integers(1, 400) | st.just(3000),
     st.integers(1, 400) | st.just(3000),

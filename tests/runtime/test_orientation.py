@@ -19,6 +19,7 @@ from PIL import ImageOps
 from ffd_runtime.image.decode import decode
 from ffd_train.audit.encoding import read_encoding
 
+from ..nightly import examples
 from .encoded import pillow
 from .tagged import (
     PREFIX,
@@ -286,7 +287,7 @@ def hold(
     return tiff([page], [corners(*size).tobytes()], order, data.draw(st.booleans()))
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(["jpeg", "png", "webp", "tiff"]), blocks(), st.data())
 def test_orientation_agrees_with_pillow(
     container: str, made: tuple[str, list[Entry], bytes], data: st.DataObject

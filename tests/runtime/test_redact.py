@@ -14,6 +14,8 @@ from ffd_runtime.core.redact import is_ambiguous, redact
 from ffd_runtime.inputs import FetchPolicy, find_files
 from ffd_runtime.inputs.urls import fetch
 
+from ..nightly import examples
+
 MARK = "Hunter2"
 # Parameters with credentials, in pre-signed addresses, sessions and cameras.
 PARAMETERS = (
@@ -29,7 +31,7 @@ anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 schemes = st.sampled_from(["http", "https", "HTTPS", "rtsp", "srt", "ftp", "rtmps"])
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(schemes, anything, anything, st.sampled_from(["h", "a.example", "10.0.0.5", "[::1]"]))
 @example("http", "u", "se@", "host")
 @example("http", "u", "se@cret/x", "host")
@@ -53,7 +55,7 @@ def test_no_password_is_shown_wherever_at_signs_and_slashes_are(
         assert redact(shown) == shown
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     st.sampled_from(PARAMETERS),
     anything,

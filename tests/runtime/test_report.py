@@ -37,6 +37,7 @@ from ffd_runtime.outputs.html_report import (
 
 from ..conftest import picture
 from ..models import CARD
+from ..nightly import examples
 
 HEATMAP = np.linspace(-30, 30, 100, dtype=np.float32).reshape(10, 10)
 HOSTILE = (
@@ -165,7 +166,7 @@ def test_report_has_no_external_references(tmp_path: Path) -> None:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.tuples(names, names, names), min_size=1, max_size=4))
 def test_names_are_escaped(
     tmp_path_factory: pytest.TempPathFactory, found: list[tuple[str, str, str]]

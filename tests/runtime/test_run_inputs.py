@@ -25,6 +25,7 @@ from ffd_runtime.inputs.kinds import Skipped, has_image_suffix, is_image
 from ffd_runtime.inputs.lists import read_list
 
 from ..conftest import picture
+from ..nightly import examples
 from .test_urls import Server, ok
 
 COMMAND = Path(sys.executable).with_name("ffd-run")
@@ -63,7 +64,7 @@ NAMES = ["a b.jpg", "ü.png", "写真.jpg", "c"]
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(
     st.lists(
         st.text(st.characters(exclude_characters="\0\r\n\ufeff", exclude_categories=["Cs"]))

@@ -27,6 +27,7 @@ from ffd_runtime.video.stream_address import to_streams
 from ffd_runtime.video.stream_pipeline import StreamPipeline
 from ffd_runtime.video.stream_policy import StreamPolicy
 
+from ..nightly import repeat
 from ..servers import (
     RtspServer,
     answer_options_alone,
@@ -393,7 +394,7 @@ def test_video_file_may_have_any_name(clip: Path, tmp_path: Path, name: bytes) -
 
 
 # Five show that each reconnect frees its resources; more find slow leaks.
-RECONNECTS = 50 if "FFD_NIGHTLY" in os.environ else 5
+RECONNECTS = repeat(5, 50)
 
 
 @pytest.mark.alone

@@ -27,6 +27,7 @@ from ffd_runtime.video.frame_filters import PixelConverter
 from ffd_runtime.video.remote_reader import RemoteCapture
 from ffd_runtime.video.stream_address import Stream, is_video_file
 
+from ..nightly import examples
 from ..servers import say_nothing, serving
 from ..videos import (
     Image,
@@ -333,7 +334,7 @@ def test_display_matrix_is_applied(
         assert np.abs(image - expected).mean() < 8
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 100),
     st.integers(1, 100),

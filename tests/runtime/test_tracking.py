@@ -16,6 +16,8 @@ from ffd_runtime.core.results import Box, Result, Track
 from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_runtime.video.tracking import FIRST_MARGIN_LOG_ODDS, MIN_MARGIN_LOG_ODDS, GreedyIouTracker
 
+from ..nightly import examples
+
 CARD = ModelCard("m", "tf_efficientnet_lite0", Provenance("0"), threshold=0.2, unsure=(0.1, 0.6))
 FACE = (100, 100, 80, 100)
 BOXES = st.tuples(*[st.integers(-50, 400)] * 2, *[st.integers(0, 200)] * 2)
@@ -199,7 +201,7 @@ def test_constant_score_has_its_label_from_the_first_frame(
     assert set(labels(GreedyIouTracker(card), [score] * 20)) == {card.verdict(score)}
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(
     st.sampled_from([0.1, 0.6]),
     st.lists(st.floats(-MIN_MARGIN_LOG_ODDS, MIN_MARGIN_LOG_ODDS), min_size=1, max_size=60),
@@ -228,7 +230,7 @@ def test_first_frames_need_a_wider_margin() -> None:
         assert labels(GreedyIouTracker(CARD), [start, probability(border - below)])[-1] == label
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.tuples(

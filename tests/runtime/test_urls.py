@@ -28,6 +28,7 @@ from ffd_runtime.inputs.fetch_policy import FetchPolicy
 from ffd_runtime.inputs.urls import fetch
 from ffd_runtime.inputs.web_address import is_public
 
+from ..nightly import examples
 from .encoded import FORMATS
 
 # The tests measure real time.
@@ -565,7 +566,7 @@ def test_passwords_are_not_shown(url: str, shown: str) -> None:
 passwords = st.text().filter(lambda text: not re.search(r"^\d+[/?#]|@.*[/?#]", text, re.DOTALL))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(passwords, st.text())
 def test_no_password_is_shown_whatever_it_contains(password: str, path: str) -> None:
     for url in (
@@ -706,7 +707,7 @@ def test_invalid_addresses_are_refused(url: str) -> None:
 hostile = st.text(st.characters() | st.sampled_from("[]:@/?#%\\\r\n\0.-。\udcff "), max_size=40)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.sampled_from(("http://", "https://", "HTTP://h", "http://h:", "http://[", "")), hostile)
 def test_any_address_gives_an_image_or_an_input_error(scheme: str, text: str) -> None:
     def look_up(*_: object, **__: object) -> Any:

@@ -35,6 +35,7 @@ from ffd_train.audit.probe import probe_classes
 from ffd_train.cli.data import main as ffd_data
 from ffd_train.face_data import FaceData, Sample
 
+from ..nightly import examples
 from ..runtime.test_imports import HEAVY, RUNTIME, loaded_by
 from ..runtime.test_report import HOSTILE, Page
 
@@ -125,7 +126,7 @@ def test_grey_jpegs_have_no_chroma() -> None:
     assert read_encoding(jpeg(motif(0)[..., 0], 80)).subsampling == "grey"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.integers(2, 700), st.binary(max_size=8), st.integers(0, 40))
 def test_a_damaged_jpeg_is_read_or_refused(at: int, put: bytes, cut: int) -> None:
     data = jpeg(motif(0, 16), 75)

@@ -13,6 +13,7 @@ from ffd_train import launder
 from ffd_train.augmentation import AUGMENTATIONS, AugmentationPipeline
 
 from ..conftest import Image, picture
+from ..nightly import examples
 
 
 def only(name: str, **ranges: object) -> AugmentationPipeline:
@@ -42,7 +43,7 @@ def test_the_default_names_every_change_and_repeats() -> None:
     assert len(changed) > 50
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.integers(1, 60),
     st.integers(1, 60),
@@ -121,7 +122,7 @@ def test_images_too_large_for_a_codec_are_unchanged() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 100), st.sampled_from(["4:4:4", "4:2:0"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_pillow_encodes_what_does_not_compress(seed: int, quality: int, subsampling: str) -> None:
     side = 8 + seed % 300
     image = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -184,7 +185,7 @@ def test_a_missing_recipe_is_an_error(tmp_path: Path) -> None:
         AugmentationPipeline.load(tmp_path / "latin.toml")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.integers(20, 300), st.integers(20, 300), st.integers(0, 2**32 - 1))
 def test_resize_draws_the_shorter_side(height: int, width: int, seed: int) -> None:
     resized = apply(only("resize", pixels=[40, 90]), picture("red", height, width), seed)

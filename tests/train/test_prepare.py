@@ -39,6 +39,7 @@ from ffd_train.scanning import find_labelled, scan
 from ffd_train.shards import _parse_manifest
 
 from ..conftest import picture
+from ..nightly import examples
 
 
 def save(path: Path, seed: int, height: int = 72, width: int = 72, colour: str = "red") -> Path:
@@ -748,7 +749,7 @@ ENTRIES = st.builds(
 
 
 @drawn(st.lists(st.lists(ENTRIES, min_size=1, max_size=3), max_size=12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_no_person_is_in_two_splits(groups: list[list[Entry]]) -> None:
     pictures = [
         Picture(best, FileFacts(sha256=f"{n:064x}"), tuple(copies))

@@ -20,6 +20,7 @@ from ffd_train.scanning import scan
 
 from .. import tiny
 from ..conftest import Image, picture
+from ..nightly import examples
 
 TABLE = {"probability": 1.0, "stride": [2, 8], "detail": [0.4, 1.0]}
 
@@ -37,7 +38,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.integers(1, 70),
     st.integers(1, 70),
