@@ -2,7 +2,7 @@
 # make lint          check style and types
 # make test-fast     run the runtime's tests, without torch: under a minute on two cores
 # make test          lint, then run all tests, as a change must pass them
-# make test-nightly  run all tests with longer loops and more examples, and measure the coverage
+# make test-nightly  run all tests with longer loops and more examples
 # make docs          build the documentation as a site in site/
 # make dist          build the wheel and the sdist, and run the demo from the installed wheel
 # make clean         delete what the targets above made
@@ -38,16 +38,14 @@ test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/runtime -m 'not alone' --numprocesses 2 --dist loadfile
 
 test: lint
-	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m alone
-
-# As `make test`, with longer loops of kills and reconnections, four times the examples of property
-# tests, and the coverage of lines, which takes a fifth more time.
-test-nightly: export FFD_NIGHTLY = 1
-test-nightly: lint
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --cov --cov-report=
 	$(BIN)/python -m pytest -m alone --cov --cov-append
 	$(BIN)/coverage report --include='runtime/*,cluster/*,export/*' --fail-under=90 --format=total
+
+# As `make test`, with longer loops of kills and reconnections, and four times the examples of
+# property tests.
+test-nightly:
+	FFD_NIGHTLY=1 $(MAKE) test
 
 # The wheel is built from the sdist, so that a file that the sdist lacks fails here.
 dist: demo/astronaut.png
