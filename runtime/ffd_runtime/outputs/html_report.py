@@ -228,7 +228,7 @@ def render(report: Report) -> str:
         errors=report.counts["errors"],
         codes=report.codes.most_common(),
         unreadable=[(_place(result), _reason(result)) for result in report.errors],
-        card_facts=_card_facts(card),
+        card_facts=card_facts(card),
         blocks=_card_blocks(card),
     )
 
@@ -313,7 +313,8 @@ def _reason(result: Result) -> str:
     return f"{result.error.code}: {result.error.message}" if result.error else "no verdict"
 
 
-def _card_facts(card: ModelCard) -> dict[str, str]:
+def card_facts(card: ModelCard) -> dict[str, str]:
+    """Return what a page says about a model, by title."""
     low, high = card.unsure
     return {
         "name": card.name,

@@ -14,6 +14,7 @@ from ffd_runtime.core.results import Result
 from ffd_runtime.image.draw import EVIDENCE_LIMIT, evidence_layer
 from ffd_runtime.model.card import CLASSES
 from ffd_runtime.outputs.html_page import data_uri, encode_image, render_page, trusted
+from ffd_runtime.outputs.html_report import card_facts
 
 from ..face_data import Sample
 from ..intervals import CONFIDENCE, count_resamples
@@ -172,21 +173,8 @@ def _card(subject: Subject, sample: Sample, row: Result) -> _Card:
 
 
 def _model_facts(subject: Subject) -> dict[str, str]:
-    card = subject.evaluation.card
-    low, high = card.unsure
-    return {
-        "name": card.name,
-        "architecture": card.architecture,
-        "precision": card.precision,
-        "threshold": f"{card.threshold:.6g}",
-        "unsure": f"{low:.6g} to {high:.6g}" if low < high else "never",
-        "temperature": f"{card.temperature:.6g}",
-        "file": subject.file,
-        "sha256": subject.sha256,
-        "checkpoint": card.provenance.checkpoint_sha256 or "unknown",
-        "training manifest": card.provenance.manifest_sha256 or "unknown",
-        "runs on": subject.runs_on,
-    }
+    facts = card_facts(subject.evaluation.card)
+    return {**facts, "file": subject.file, "sha256": subject.sha256}
 
 
 def _data_facts(study: Study) -> dict[str, str]:
