@@ -9,15 +9,17 @@ of DATA without images in its training split takes no part: it stays unseen, for
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 import numpy as np
+from scipy.special import expit
 
 from ffd_runtime.cli.command import Command, say
+from ffd_runtime.core.atomic_file import write_output
 from ffd_runtime.core.errors import DataError
 from ffd_train.checkpoint import load_checkpoint, save_checkpoint
+from ffd_train.classification_metrics import measure_scores
 from ffd_train.face_data import FaceData, Sample
 from ffd_train.predict import predict_logits
 from ffd_train.scanning import scan
@@ -25,13 +27,29 @@ from ffd_train.settings import Settings
 from ffd_train.unseen_calibration import calibrate_unseen
 
 MAX_FPR = 0.02
+# Sources that a network does not know are judged too. A share of 0.99 would leave most of their
+# images unsure.
+CONFIDENCE = 0.95
 
 
 @click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--max-fpr", type=click.FloatRange(0, 0.5), default=MAX_FPR, show_default=True)
-def main(run: Path, data: Path, max_fpr: float) -> None:
+@click.option(
+    "--max-fpr",
+    type=click.FloatRange(0, 0.5),
+    default=MAX_FPR,
+    show_default=True,
+    help="Largest share of a source's photographs that are called generated.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1),
+    default=CONFIDENCE,
+    show_default=True,
+    help="Share of correct verdicts outside the unsure band.",
+)
+def main(run: Path, data: Path, max_fpr: float, confidence: float) -> None:
     """Calibrate RUN on DATA for unseen sources, and write its model card anew."""
     settings = Settings.from_json((run / "settings.json").read_text())
     if not settings.leave_out:
@@ -47,14 +65,17 @@ def main(run: Path, data: Path, max_fpr: float) -> None:
         [sample.source or "" for sample in samples],
         settings.leave_out,
         max_fpr,
+        confidence=confidence,
     )
     card = card.replace(
         temperature=fitted.temperature, threshold=fitted.threshold, unsure=fitted.unsure
     )
+    trained = [i for i, one in enumerate(samples) if one.source not in settings.leave_out]
+    scores = expit((logits[trained, 0] - logits[trained, 1]) / card.temperature)
+    report = measure_scores(scores, [samples[i].label for i in trained], card)
+    card = card.replace(metrics={"val": report.summary()})
     save_checkpoint(checkpoint, net, card)
-    partial = run / "card.json.partial"
-    partial.write_text(card.to_json(indent=2) + "\n")
-    os.replace(partial, run / "card.json")
+    write_output(run / "card.json", (card.to_json(indent=2) + "\n").encode())
     say(
         f"{len(samples)} images: temperature {fitted.temperature:.3f}, threshold "
         f"{fitted.threshold:.3f}, unsure from {fitted.unsure[0]:.3f} to {fitted.unsure[1]:.3f}"
