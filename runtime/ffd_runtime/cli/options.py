@@ -12,7 +12,18 @@ from .. import __version__
 from .command import option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
+
+
+class PathType(click.Path):
+    """A `Path` option. pathlib is imported with a value, so that --help does not wait for it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from pathlib import Path
+
+        return Path(super().convert(value, param, ctx))
 
 
 def version_option() -> Callable[[Any], Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ffd_runtime.cli.command import Command, say, say_more
-from ffd_runtime.cli.options import format_option, version_option, wants_table
+from ffd_runtime.cli.options import PathType, format_option, version_option, wants_table
 
 from .progress_bar import progress_bar
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EPILOG = """\b
 Examples:
@@ -25,7 +27,7 @@ some images cannot be read.
 
 
 @click.command(cls=Command, epilog=EPILOG)
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PathType())
 @click.option(
     "--sample",
     type=click.IntRange(1),
@@ -35,7 +37,7 @@ some images cannot be read.
 )
 @click.option(
     "--html",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     metavar="FILE.html",
     help="Write a page with findings, numbers, histograms, contact sheets and copies.",
 )
@@ -73,6 +75,8 @@ def audit(data: Path, sample: int | None, html: Path | None, as_json: bool | Non
 
         show(done)
     else:
+        import json
+
         click.echo(json.dumps({**done.to_dict(), "sample": sample}))
     if done.table.unreadable:
         for one in done.table.unreadable:

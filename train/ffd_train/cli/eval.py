@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ffd_runtime.cli.command import Command, say, say_more
 from ffd_runtime.cli.options import (
+    PathType,
     backend_option,
     device_option,
     format_option,
@@ -22,6 +21,8 @@ from ffd_runtime.cli.options import (
 from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ffd_runtime.core.classifier import Classifier
 
     from ..evaluation_report.study import Study, Subject
@@ -75,8 +76,8 @@ class EvalOptions:
 
 
 @click.command(cls=Command, epilog=EPILOG)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("model", type=PathType())
+@click.argument("data", type=PathType())
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
@@ -97,20 +98,20 @@ class EvalOptions:
 @click.option(
     "--compare",
     "other",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     metavar="OTHER",
     help="Also measure this model on the same images, and test the difference. --backend applies "
     "to the models that it can read.",
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     metavar="FILE.html",
     help="Write a page with curves, tables, and the worst errors as images.",
 )
 @click.option(
     "--card",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     metavar="FILE.md",
     help="Write the robustness table between <!-- robustness --> and <!-- /robustness --> in this "
     "file.",
@@ -152,6 +153,8 @@ def main(**options: Any) -> None:
 
         print_tables(study)
     else:
+        import json
+
         click.echo(json.dumps(to_document(study)))
     if chosen.report:
         write_page(chosen.report, study)
