@@ -32,11 +32,11 @@ from ffd_cluster.seen_inputs import Seen, identify
 from ffd_cluster.stages import MAX_READS, Infer, Model, prepare_block
 from ffd_cluster.storage import Storage
 from ffd_cluster.tally import start_tally
+from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.inputs import Item, find_files
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard, PreprocessSpec
-from ffd_runtime.model.devices import count_cores
 
 COMMAND = Path(sys.executable).with_name("ffd-run")
 PICTURES = 20_000

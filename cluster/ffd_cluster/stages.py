@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from ffd_runtime import __version__
+from ffd_runtime.core.cores import limit_cores
 from ffd_runtime.core.errors import InputError, ModelError, StorageError
 from ffd_runtime.core.ordered_map import map_in_order
 from ffd_runtime.core.pipeline import Batches, Prepared, prepare_views
@@ -32,7 +33,6 @@ from ffd_runtime.inputs import Item
 from ffd_runtime.inputs.files import ignore
 from ffd_runtime.model.backends import open_backend
 from ffd_runtime.model.card import PreprocessSpec
-from ffd_runtime.model.devices import limit_cores
 from ffd_runtime.outputs.jsonlines import to_line
 from ffd_runtime.outputs.parquet_file import to_parquet
 

@@ -13,11 +13,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import DataError, InputError
 from ffd_runtime.core.pipeline import prepare
 from ffd_runtime.inputs import Item, find_files
 from ffd_runtime.model.card import CLASSES, PreprocessSpec
-from ffd_runtime.model.devices import count_cores
 from ffd_train.folders import SPLITS
 from ffd_train.shards import is_packed, read_index
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import BackendError, CardError, DeviceError, ModelError
 from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.core.text import counted
 from ffd_runtime.model.backends import EMBEDDED, Outputs, open_backend
 from ffd_runtime.model.card import CARD_KEY
-from ffd_runtime.model.devices import count_cores
 
 from ..models import CARD, colour_model, save_colour_model
 

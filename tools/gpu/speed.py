@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ffd_runtime.cli.bench_images import make_images
+from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.pipeline import classify_items
 from ffd_runtime.model.backends import EMBEDDED, Backend, open_backend
 from ffd_runtime.model.backends.onnxruntime import TUNING, OnnxRuntime, open_model
-from ffd_runtime.model.devices import count_cores
 
 from .check_models import LITE, RESNEXT, make_fp16, make_network, make_onnx, varied_images
 from .claims import Setting

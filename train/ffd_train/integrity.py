@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import DataError, InputError
-from ffd_runtime.model.devices import count_cores
 
 from .face_data import FaceData, Sample
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import FfdError
 from ffd_runtime.core.text import counted
-from ffd_runtime.model.devices import count_cores
 
 from .dataset import FaceDataset
 from .world import World

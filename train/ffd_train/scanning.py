@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import DataError, InputError
 from ffd_runtime.core.file_hash import is_sha256
 from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.model.card import CLASSES
-from ffd_runtime.model.devices import count_cores
 
 from .class_folders import count_ignored, find_class_folders, require_both_classes
 from .face_data import FaceData, Sample

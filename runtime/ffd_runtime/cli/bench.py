@@ -124,7 +124,7 @@ def main(sources: tuple[str, ...], **values: Any) -> None:
     # Imported here, so that --help does not wait for OpenCV and onnxruntime.
     import cv2
 
-    from ..model.devices import count_cores
+    from ..core.cores import count_cores
     from .cold_start import measure_cold_start
     from .peak_memory import peak_memory
     from .stage_times import Bench

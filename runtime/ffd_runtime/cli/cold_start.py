@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.cores import count_cores
 from ..core.errors import BackendError
 from ..inputs import Item
 from ..model.backend_registry import find_readers
 from ..model.backends import EMBEDDED, find_model
 from ..model.backends.onnxruntime import choose_providers
-from ..model.devices import count_cores
 
 # ffd-run in a new process, which prints its peak memory to stderr.
 FRESH = """

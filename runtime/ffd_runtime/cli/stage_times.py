@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..core.cores import count_cores
 from ..core.errors import FfdError, InputError
 from ..core.pipeline import classify_items
 from ..image.decode import Image, decode
@@ -24,7 +25,6 @@ from ..image.preprocess import preprocess
 from ..inputs import Item
 from ..model.backends import Backend
 from ..model.backends.onnxruntime import OnnxRuntime
-from ..model.devices import count_cores
 from .bench_images import BenchImages
 
 # With fewer times, a percentile is one or two outliers.

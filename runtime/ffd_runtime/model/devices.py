@@ -8,8 +8,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.cores import count_cores as count_cores
-from ..core.cores import limit_cores as limit_cores
 from ..core.errors import DeviceError, DeviceMemoryError
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.core.ordered_map import map_in_order
 from ffd_runtime.image.decode import decode
-from ffd_runtime.model.devices import count_cores
 
 from ..face_data import FaceData, Sample
 from ..scanning import list_samples

@@ -6,17 +6,19 @@ import os
 import re
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ffd_runtime.cli.command import Command, say
+from ffd_runtime.cli.options import PathType
 from ffd_runtime.core.text import printable
 
 from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..prepare.entries import Input
 
 EPILOG = """\b
@@ -63,7 +65,7 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
 @click.option(
     "--output",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PathType(),
     help="Folder of the packed data set. To resume an interrupted run, repeat the command.",
 )
 @click.option(
@@ -124,7 +126,7 @@ def prepare(
     """
     import cv2
 
-    from ffd_runtime.model.devices import count_cores
+    from ffd_runtime.core.cores import count_cores
 
     from ..prepare import preparing
 
@@ -165,6 +167,8 @@ def _parse_inputs(
 
 
 def _parse_input(text: str, label: str | None) -> Input:
+    from pathlib import Path
+
     from ..prepare.entries import Input
 
     name, sign, path = text.partition("=")
