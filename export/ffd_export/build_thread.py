@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from threading import Thread
 from typing import Any, Protocol, TypeVar
 
-POLL_SECONDS = 0.1
+from ffd_runtime.core.interruptible import run_interruptible
 
 T = TypeVar("T")
 
@@ -26,10 +24,7 @@ class BuildProgress(Protocol):
 
 
 def run_cancellable(trt: Any, work: Callable[[Any], T], progress: BuildProgress | None = None) -> T:
-    """Call `work` in another thread and return its result.
-
-    In the main thread, Ctrl-C could raise KeyboardInterrupt inside a callback of TensorRT, such as
-    the logger, and TensorRT discards exceptions of callbacks.
+    """Call `work` in another thread and return its result; see `run_interruptible`.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
@@ -40,29 +35,7 @@ def run_cancellable(trt: Any, work: Callable[[Any], T], progress: BuildProgress 
         KeyboardInterrupt: Ctrl-C was pressed; the build is cancelled and its thread has ended.
     """
     monitor = _make_monitor(trt, progress)
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(monitor))
-        except BaseException as error:
-            future.set_exception(error)
-
-    thread = Thread(target=run, name="ffd-build")
-    try:
-        thread.start()
-        while not wait([future], POLL_SECONDS).done:
-            pass
-    except KeyboardInterrupt:
-        monitor.cancelled = True
-        if thread.ident is not None:
-            wait([future])
-        raise
-    finally:
-        # Python 3.11 marks a thread as ended if joining it is interrupted, so join only at its end.
-        if future.done():
-            thread.join()
-    return future.result()
+    return run_interruptible(lambda: work(monitor), "ffd-build", cancel=monitor.cancel)
 
 
 def _make_monitor(trt: Any, progress: BuildProgress | None) -> Any:
@@ -70,6 +43,9 @@ def _make_monitor(trt: Any, progress: BuildProgress | None) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.cancelled = False
+
+        def cancel(self) -> None:
+            self.cancelled = True
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             if progress:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -226,6 +228,22 @@ def test_threads_take_turns(tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine)
 def test_what_tensorrt_said_is_quoted(tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine) -> None:
     with pytest.raises(EngineError, match="TensorRT said: magic tag differs; rebuild it here"):
         open_backend(save_engine(tmp_path, b"another engine"))
+
+
+def test_ctrl_c_during_a_callback_is_not_lost(
+    tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT discards an exception of its logger, which it calls while it loads an engine."""
+
+    def profile(name: str, index: int) -> list[tuple[int, ...]]:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return [(n, SIZE, SIZE, 3) for n in (1, 2, 4)]
+
+    monkeypatch.setattr(engine, "get_tensor_profile_shape", profile)
+    with pytest.raises(KeyboardInterrupt):
+        open_backend(save_engine(tmp_path))
+    assert not cuda.taken()
 
 
 def test_the_engines_profile_must_be_the_manifests(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from ...core.errors import BackendError, DeviceError, EngineError
 from ...core.install_hint import install_hint
+from ...core.interruptible import run_interruptible
 from ...core.text import first_line
 from ..backend_registry import BACKENDS, Facts
 from ..devices import Gpu, count_gpus, describe_gpu, parse_device
@@ -87,7 +89,6 @@ class TensorRt:
         return self.submit(images).collect()
 
     def submit(self, images: npt.NDArray[np.uint8]) -> Submitted:
-        """Start one batch; see `Asynchronous.submit`."""
         size = self.card.preprocess.size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
             raise BackendError(
@@ -193,7 +194,6 @@ class Submitted(NamedTuple):
     job: Job
 
     def done(self) -> bool:
-        """Return whether `collect` returns without waiting."""
         with self.lock:
             return all(lane.is_done() for lane in self.lanes if lane.has(self.job))
 
@@ -233,6 +233,11 @@ def open_model(path: Path, device: str = "auto") -> TensorRt:
     if trt.__name__ == "tensorrt_rtx":
         require_rtx_gpu(trt, gpu)
     require_runnable(manifest, here)
+    load = partial(_load, trt, path, manifest, index)
+    return run_interruptible(load, "ffd-engine", discard=TensorRt.close)
+
+
+def _load(trt: Any, path: Path, manifest: EngineManifest, index: int) -> TensorRt:
     Cuda(index).close()  # The engine is loaded on the current device.
     logger = remembering_logger(trt)
     runtime = trt.Runtime(logger)
