@@ -66,7 +66,9 @@ def draw_verdict(
         side *= factor
         stroke, arm = max(1, round(side / 300)), max(1, side // 16)
         mark_corners(out, (left * factor, top * factor, side, side), arm, stroke, TEXT)
-    _draw_label(out, result)
+    text = f"{LABEL_NAMES[result.label]} {result.score:.3f}" if result.label else "no verdict"
+    capital, (right, bottom) = fit_label(text, max(9.0, 0.042 * min(size)), *size)
+    draw_label(out[:bottom, :right], result.label, text, capital)
     return out
 
 
@@ -182,20 +184,39 @@ def mark_corners(image: Image, box: Box, arm: int, stroke: int, colour: Colour) 
                 cv2.line(image, (x, y), (x, y + down), ink, thickness)
 
 
-def _draw_label(image: Image, result: Result) -> None:
-    """Draw a panel in the upper left corner with shape, label and score."""
-    height, width = image.shape[:2]
-    text = f"{LABEL_NAMES[result.label]} {result.score:.3f}" if result.label else "no verdict"
-    capital = max(9.0, 0.042 * min(height, width))
-    # A panel is 2.6 capitals high, and its shape and margins are 3.8 wide.
-    across = cv2.getTextSize(text, FONT, 1, 1)[0][0] / CAPITAL
-    capital = min(capital, width / (across + 3.8), height / 2.6)
-    stroke = max(1, round(capital / 9))
-    right, bottom = math.ceil((across + 3.8) * capital), math.ceil(2.6 * capital)
-    cv2.rectangle(image, (0, 0), (right, bottom), PANEL, cv2.FILLED)
-    draw_shape(image, result.label, (1.5 * capital, 1.3 * capital), 0.72 * capital)
-    origin = (round(2.8 * capital), round(1.8 * capital))
-    cv2.putText(image, text, origin, FONT, capital / CAPITAL, TEXT, stroke, cv2.LINE_AA)
+def fit_label(text: str, capital: float, width: int, height: int) -> tuple[float, tuple[int, int]]:
+    """Return the capital height, at most `capital`, and the size of a label within a space."""
+    # In capital heights: the label is 2.2 high, and its shape and margins are 3 wide.
+    across = measure_text(text, capital) / capital + 3
+    capital = min(capital, width / across, height / 2.2)
+    return capital, (math.ceil(across * capital), math.ceil(2.2 * capital))
+
+
+def draw_label(panel: Image, label: Label | None, text: str, capital: float) -> None:
+    """Fill a part of an image, of the size of `fit_label`, with the label's shape and text."""
+    panel[:] = PANEL
+    draw_shape(panel, label, (1.2 * capital, 1.1 * capital), 0.62 * capital)
+    put_text(panel, text, (2.3 * capital, 1.6 * capital), capital, TEXT)
+
+
+def put_text(
+    image: Image, text: str, origin: tuple[float, float], capital: float, colour: Colour
+) -> None:
+    """Draw text from the left end of its baseline; `capital` is the capital height in pixels."""
+    where = (round(origin[0]), round(origin[1]))
+    scale, stroke = capital / CAPITAL, max(1, round(capital / 9))
+    cv2.putText(image, _drawable(text), where, FONT, scale, colour, stroke, cv2.LINE_AA)
+
+
+def measure_text(text: str, capital: float) -> float:
+    """Return the width of a text in pixels."""
+    scale, stroke = capital / CAPITAL, max(1, round(capital / 9))
+    return float(cv2.getTextSize(_drawable(text), FONT, scale, stroke)[0][0])
+
+
+def _drawable(text: str) -> str:
+    # OpenCV 4 draws Hershey fonts, which are ASCII; OpenCV 5 has a font for most scripts.
+    return text if hasattr(cv2, "FontFace") else text.encode("ascii", "replace").decode()
 
 
 def draw_shape(image: Image, label: Label | None, centre: tuple[float, float], size: float) -> None:

@@ -13,27 +13,16 @@ import numpy.typing as npt
 
 from ..core.results import LABEL_NAMES, Box, Label, Result
 from ..core.text import printable
+from ..image import draw
 from ..image.decode import Image
-from ..image.draw import (
-    CAPITAL,
-    FONT,
-    PANEL,
-    TEXT,
-    VERDICT_COLOURS,
-    Colour,
-    draw_shape,
-    enlargement,
-    lay_heatmap,
-    mark_corners,
-)
 from ..image.preprocess import classified_square
 from .frame_result import Frame, FrameResult, StreamHealth
 
 _Whole = npt.NDArray[np.int64]
 
 # BGR; darker than the colour of `generated`, and always used with text.
-_ALARM_COLOUR: Colour = (40, 35, 200)
-_MUTED_COLOUR: Colour = (190, 185, 182)
+_ALARM_COLOUR: draw.Colour = (40, 35, 200)
+_MUTED_COLOUR: draw.Colour = (190, 185, 182)
 
 _STATE_TITLES = {
     "connecting": "connecting",
@@ -42,9 +31,6 @@ _STATE_TITLES = {
     "failed": "no signal",
     "ended": "ended",
 }
-
-# OpenCV 4 draws Hershey fonts, which are ASCII; OpenCV 5 has a font for most scripts.
-_DRAWS_UNICODE = hasattr(cv2, "FontFace")
 
 
 def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: float) -> Image:
@@ -62,8 +48,8 @@ def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: 
     out = frame_result.frame.image.copy()
     for result in frame_result.results if heatmap else ():
         if result.heatmap is not None:
-            lay_heatmap(out, result.heatmap, result.face, face_scale)
-    factor = enlargement(out)
+            draw.lay_heatmap(out, result.heatmap, result.face, face_scale)
+    factor = draw.enlargement(out)
     if factor > 1:
         out = _resize(out, out.shape[1] * factor, out.shape[0] * factor)
     capital = max(9.0, 0.022 * min(out.shape[:2]))
@@ -75,19 +61,17 @@ def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: 
     ]
     for (left, top, width, height), result in zip(boxes, frame_result.results, strict=True):
         arm = max(4 * stroke, min(width, height) // 5)
-        colour = VERDICT_COLOURS[_verdict(result)[0]]
-        mark_corners(out, (left, top, width, height), arm, stroke, colour)
+        colour = draw.VERDICT_COLOURS[_verdict(result)[0]]
+        draw.mark_corners(out, (left, top, width, height), arm, stroke, colour)
     bottom = _draw_strip(out, frame_result.frame, frame_result.health, capital)
     _draw_labels(out[:bottom], boxes, frame_result.results, capital)
     return out
 
 
 def shrink_to_fit(frame_result: FrameResult, width: int, height: int) -> FrameResult:
-    """Shrink a frame before drawing, so that text on it stays legible.
+    """Shrink a frame, and its faces, to a size before drawing, so that text on it stays legible.
 
-    Returns:
-        A copy of at most `width` times `height` pixels, with the faces scaled alike; the same
-        object if it already fits.
+    A frame that fits is returned itself.
     """
     down, across = frame_result.frame.image.shape[:2]
     share = min(width / across, height / down)
@@ -119,11 +103,11 @@ def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
         uint8 [height, width, 3], BGR; `size` is its width and height.
     """
     width, height = size
-    out = np.full((height, width, 3), PANEL, np.uint8)
+    out = np.full((height, width, 3), draw.PANEL, np.uint8)
     capital = min(max(9.0, 0.03 * min(size)), width / 16, height / 14)
     room = width - 4 * capital
-    lines = [(_STATE_TITLES[health.state], 1.6 * capital, TEXT)]
-    lines.append((_shorten(printable(health.source), capital, room), capital, TEXT))
+    lines = [(_STATE_TITLES[health.state], 1.6 * capital, draw.TEXT)]
+    lines.append((_shorten(printable(health.source), capital, room), capital, draw.TEXT))
     reasons = [printable(health.error)] if health.error else []
     if health.state == "waiting" and health.next_try is not None:
         reasons.append(f"next retry in {math.ceil(health.next_try)} s")
@@ -136,7 +120,7 @@ def draw_no_signal(size: tuple[int, int], health: StreamHealth) -> Image:
     _draw_sign(out, (width / 2, y - 3.4 * capital), 2 * capital, health)
     for text, letter, colour in lines:
         y += 1.3 * letter
-        _put(out, text, ((width - _measure(text, letter)) / 2, y), letter, colour)
+        draw.put_text(out, text, ((width - draw.measure_text(text, letter)) / 2, y), letter, colour)
         y += 0.9 * letter
     return out
 
@@ -146,16 +130,16 @@ def draw_keys(image: Image, keys: Mapping[str, str]) -> None:
     height, width = image.shape[:2]
     lines = len(keys) + 1
     capital = min(max(9.0, 0.03 * min(height, width)), width / 24, height / (2 * lines))
-    names = max(_measure(name, capital) for name in keys)
-    wide = names + max(_measure(text, capital) for text in keys.values()) + 4.5 * capital
+    names = max(draw.measure_text(name, capital) for name in keys)
+    wide = names + max(draw.measure_text(text, capital) for text in keys.values()) + 4.5 * capital
     left, top = round((width - wide) / 2), round(height / 2 - lines * capital)
     panel = image[max(0, top) : top + round(2 * lines * capital), max(0, left) :][:, : round(wide)]
-    panel[:] = PANEL
+    panel[:] = draw.PANEL
     y = 1.0 * capital
     for name, text in keys.items():
         y += 1.5 * capital
-        _put(panel, name, (1.5 * capital, y), capital, TEXT)
-        _put(panel, text, (names + 3 * capital, y), capital, _MUTED_COLOUR)
+        draw.put_text(panel, name, (1.5 * capital, y), capital, draw.TEXT)
+        draw.put_text(panel, text, (names + 3 * capital, y), capital, _MUTED_COLOUR)
         y += 0.5 * capital
 
 
@@ -189,17 +173,11 @@ def _draw_labels(
         text = LABEL_NAMES[label] if label else "no verdict"
         text += "" if score is None else f" {score:.3f}"
         text += f", {result.reason}" if result.reason else ""
-        # In units of the capital height: shape and margins are 3 wide, the panel 2.2 high.
-        across = _measure(text, capital) / capital + 3
-        letter = min(capital, width / across, height / 2.2)
-        size = (math.ceil(across * letter), math.ceil(2.2 * letter))
+        letter, size = draw.fit_label(text, capital, width, height)
         left, top = _place(size, box, boxes, taken, (width, height), bool(result.face))
         # With a margin between adjacent panels.
         taken.append((left - 2, top - 2, size[0] + 4, size[1] + 4))
-        panel = image[top : top + size[1], left : left + size[0]]
-        panel[:] = PANEL
-        draw_shape(panel, label, (1.2 * letter, 1.1 * letter), 0.62 * letter)
-        _put(panel, text, (2.3 * letter, 1.6 * letter), letter, TEXT)
+        draw.draw_label(image[top : top + size[1], left : left + size[0]], label, text, letter)
 
 
 def _place(
@@ -248,24 +226,24 @@ def _draw_strip(image: Image, frame: Frame, health: StreamHealth, capital: float
     height, width = image.shape[:2]
     top: int = max(0, height - math.ceil(2.2 * capital))
     strip = image[top:]
-    cv2.addWeighted(strip, 0.2, np.full_like(strip, PANEL), 0.8, 0, strip)
+    cv2.addWeighted(strip, 0.2, np.full_like(strip, draw.PANEL), 0.8, 0, strip)
     baseline = 1.6 * capital
     right = width - 0.8 * capital
     if health.state not in ("playing", "ended"):
-        right -= _measure("no signal", capital)
+        right -= draw.measure_text("no signal", capital)
         strip[:, max(0, round(right - 0.8 * capital)) :] = _ALARM_COLOUR
-        _put(strip, "no signal", (right, baseline), capital, TEXT)
+        draw.put_text(strip, "no signal", (right, baseline), capital, draw.TEXT)
         right -= 0.8 * capital
     else:
         for text in _facts(frame, health):
-            start = right - _measure(text, capital)
+            start = right - draw.measure_text(text, capital)
             # A third of the strip is reserved for the name.
             if start < width / 3:
                 break
-            _put(strip, text, (start, baseline), capital, _MUTED_COLOUR)
+            draw.put_text(strip, text, (start, baseline), capital, _MUTED_COLOUR)
             right = start - 1.4 * capital
     name = _shorten(printable(frame.source), capital, right - 1.6 * capital)
-    _put(strip, name, (0.8 * capital, baseline), capital, TEXT)
+    draw.put_text(strip, name, (0.8 * capital, baseline), capital, draw.TEXT)
     return top
 
 
@@ -296,32 +274,12 @@ def _draw_sign(
         cv2.line(image, (x - reach, y + reach), (x + reach, y - reach), colour, stroke, cv2.LINE_AA)
 
 
-def _put(
-    image: Image, text: str, origin: tuple[float, float], capital: float, colour: Colour
-) -> None:
-    """Draw text from the left end of its baseline; `capital` is the capital height in pixels."""
-    where = (round(origin[0]), round(origin[1]))
-    stroke = max(1, round(capital / 9))
-    scale = capital / CAPITAL
-    cv2.putText(image, _drawable(text), where, FONT, scale, colour, stroke, cv2.LINE_AA)
-
-
-def _measure(text: str, capital: float) -> float:
-    """Return the width of a text in pixels."""
-    stroke = max(1, round(capital / 9))
-    return float(cv2.getTextSize(_drawable(text), FONT, capital / CAPITAL, stroke)[0][0])
-
-
-def _drawable(text: str) -> str:
-    return text if _DRAWS_UNICODE else text.encode("ascii", "replace").decode()
-
-
 def _shorten(text: str, capital: float, room: float) -> str:
     """Shorten a text in the middle until it fits."""
     # A letter is at least a tenth of a capital wide, so more letters cannot fit.
     keep = min(len(text), max(0, int(10 * room / capital)))
     shown = text
-    while _measure(shown, capital) > room:
+    while draw.measure_text(shown, capital) > room:
         if keep <= 2:
             return ""
         keep -= max(1, keep // 16)
@@ -333,7 +291,7 @@ def _wrap(text: str, capital: float, room: float, max_lines: int = 4) -> list[st
     """Wrap a text into at most `max_lines` lines; lines that are too wide are shortened."""
     lines: list[str] = []
     for word in text.split():
-        if lines and _measure(f"{lines[-1]} {word}", capital) <= room:
+        if lines and draw.measure_text(f"{lines[-1]} {word}", capital) <= room:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
