@@ -18,14 +18,9 @@ from rich.console import Console
 from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.results import Result, Track
 from ffd_runtime.core.text import printable
-from ffd_runtime.outputs import (
-    FILE_SINKS,
-    JsonLines,
-    check_file_sink,
-    open_file_sink,
-    open_pipe_sink,
-)
+from ffd_runtime.outputs import FILE_SINKS, check_file_sink, open_file_sink, open_pipe_sink
 from ffd_runtime.outputs.csv_file import _from_field, to_line
+from ffd_runtime.outputs.jsonlines import JsonLines
 from ffd_runtime.outputs.provenance import RunProvenance
 from ffd_runtime.outputs.table import Table
 

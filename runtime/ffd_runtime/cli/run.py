@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,12 @@ Exit codes:
   0 done   1 could not run   2 wrong usage   3 done, but some inputs could not be read
 """
 
+input_option = partial(option, group="Input")
+model_option = partial(option, group="Model")
+output_option = partial(option, group="Output")
+stream_option = partial(option, group="Streams")
+page_option = partial(option, group="Web page")
+
 # Modules outside the runtime that declare the options of their programs. They are named, not
 # imported, because the runtime does not depend on them.
 OPTION_MODULES = ("ffd_cluster.cluster_options",)
@@ -44,169 +51,129 @@ def add_package_options(command: Any) -> Any:
 
 @click.command(cls=Command, epilog=EPILOG)
 @click.argument("sources", nargs=-1, metavar="SOURCE...")
-@option(
+@input_option(
     "--sources",
     "listed",
-    group="Input",
     type=click.Path(),
     metavar="FILE",
     help="Read more SOURCEs from a file, one per line. This keeps passwords out of the process "
     "list.",
 )
-@option(
+@input_option(
     "-0",
     "--null",
-    group="Input",
     is_flag=True,
     help="Separate the paths on standard input and in --sources by NUL, not by line ends.",
 )
-@option(
+@input_option(
     "--max-pixels",
-    group="Input",
     type=click.IntRange(1),
     default=1 << 27,
     show_default=True,
     help="Refuse images with more pixels.",
 )
-@option(
+@input_option(
     "--timeout",
-    group="Input",
     type=click.FloatRange(0, 86400, min_open=True),
     help="Seconds to wait for a web address (default 20), or for a stream to open and for each "
     "frame (default 10).",
 )
-@option(
-    "--allow-private",
-    group="Input",
-    is_flag=True,
-    help="Also fetch images from private addresses.",
-)
-@option(
+@input_option("--allow-private", is_flag=True, help="Also fetch images from private addresses.")
+@model_option(
     "--model",
-    group="Model",
     type=click.Path(),
     help="An ONNX or engine made by ffd-export. Default: the embedded model.",
 )
 @backend_option(group="Model")
 @device_option(group="Model")
-@option(
+@model_option(
     "--batch",
-    group="Model",
     type=click.IntRange(1, 1024),
     default=16,
     show_default=True,
     help="Images per inference.",
 )
-@option(
+@model_option(
     "--workers",
-    group="Model",
     type=click.IntRange(1, 256),
     help="Threads that decode images or analyse frames. Default: one per core.",
 )
-@option(
+@model_option(
     "--faces/--no-faces",
-    group="Model",
     default=None,
     help="Detect faces and classify each one. Default: only in streams.",
 )
-@option(
+@model_option(
     "--face-model",
-    group="Model",
     type=click.Path(),
     envvar="FFD_FACE_MODEL",
     show_envvar=True,
     help="ONNX file of the YuNet face detector. Default: downloaded once from OpenCV's model zoo.",
 )
-@option(
+@model_option(
     "--min-face",
-    group="Model",
     type=click.IntRange(1),
     metavar="PIXELS",
     help="Label a face as unsure if the shorter side of its box is below this. Default: 96.",
 )
-@option(
+@output_option(
     "--output",
-    group="Output",
     type=click.Path(),
     metavar="FILE.{jsonl,csv,parquet}",
     help="Write rows to a file. It gets this name when it is complete. Live streams append to a "
     ".jsonl file.",
 )
-@option("--overwrite", group="Output", is_flag=True, help="Replace an existing --output.")
-@option(
-    "--resume", group="Output", is_flag=True, help="Resume an interrupted run from FILE.partial."
-)
-@option(
+@output_option("--overwrite", is_flag=True, help="Replace an existing --output.")
+@output_option("--resume", is_flag=True, help="Resume an interrupted run from FILE.partial.")
+@output_option(
     "--annotate",
-    group="Output",
     type=click.Path(),
     metavar="DIR",
     help="Write a copy of each image with its label and score drawn on it. The originals do not "
     "change.",
 )
-@option(
+@output_option(
     "--heatmap",
-    group="Output",
     is_flag=True,
     help="Draw a heatmap of the evidence in --annotate, --show and --record.",
 )
-@option(
+@output_option(
     "--report",
-    group="Output",
     type=click.Path(),
     metavar="FILE.html",
     help="Write an HTML page: counts, scores, the most suspicious and most uncertain images.",
 )
 @format_option(" Lines; nothing with --output", group="Output")
-@option("--gst", group="Streams", is_flag=True, help="Read SOURCEs as GStreamer pipelines.")
-@option(
-    "--stream",
-    group="Streams",
-    is_flag=True,
-    help="Read http addresses as streams, not as images.",
-)
-@option(
-    "--every",
-    group="Streams",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Classify every Nth frame.",
-)
-@option(
+@stream_option("--gst", is_flag=True, help="Read SOURCEs as GStreamer pipelines.")
+@stream_option("--stream", is_flag=True, help="Read http addresses as streams, not as images.")
+@stream_option("--every", type=click.IntRange(1), metavar="N", help="Classify every Nth frame.")
+@stream_option(
     "--fps",
-    group="Streams",
     type=click.FloatRange(0, 1000, min_open=True),
     help="Classify at most this many frames per second.",
 )
-@option(
+@stream_option(
     "--retries",
-    group="Streams",
     type=click.IntRange(0),
     help="Give up a live stream after this many attempts to connect. Default: no limit.",
 )
-@option(
-    "--show",
-    group="Streams",
-    is_flag=True,
-    help="Show the stream in a window: q quits, h shows the heatmap.",
+@stream_option(
+    "--show", is_flag=True, help="Show the stream in a window: q quits, h shows the heatmap."
 )
-@option(
+@stream_option(
     "--record",
-    group="Streams",
     type=click.Path(),
     metavar="FILE.{mp4,mkv}",
     help="Write the annotated video. If the file exists, a number is added to its name.",
 )
-@option("--events", group="Streams", is_flag=True, help="Write a row only when a label changes.")
-@option(
+@stream_option("--events", is_flag=True, help="Write a row only when a label changes.")
+@page_option(
     "--serve",
-    group="Web page",
     metavar="[HOST:]PORT",
     help="Serve a web page with live images, /healthz and /metrics.",
 )
-@option(
+@page_option(
     "--token",
-    group="Web page",
     envvar="FFD_TOKEN",
     show_envvar=True,
     help="Token that viewers must give. Required if HOST is not a loopback address.",

@@ -20,19 +20,11 @@ from ..core.redact import redact
 from ..inputs import FetchPolicy, Item, find_files
 from ..inputs.kinds import Skipped
 from ..inputs.source_registry import ADDRESS_MODULES
-from ..outputs import (
-    JsonLines,
-    Sink,
-    check_file_sink,
-    follow_links,
-    is_pipe,
-    open_file_sink,
-    open_pipe_sink,
-    require_folder,
-    require_new,
-)
-from ..outputs.partial_file import PartialFile, files_of_sink, provenance_path
+from ..outputs import Sink, check_file_sink, open_file_sink, open_pipe_sink, require_new
+from ..outputs.jsonlines import JsonLines
+from ..outputs.partial_file import files_of_sink, provenance_path
 from ..outputs.provenance import RunProvenance
+from ..outputs.target import follow_links, is_pipe, require_folder
 from .command import say, say_more
 from .earlier_rows import EarlierRows
 from .options import open_console, wants_table
@@ -82,11 +74,8 @@ class PictureOptions(RunOptions):
 class Targets:
     """Where a run writes.
 
-    Attributes:
-        rows: file of rows, with links followed; None if rows go elsewhere.
-        pipe: pipe or device of rows.
-        report: the HTML report.
-        named: the paths as they were given.
+    `rows` is the file of rows, with links followed; `pipe` a pipe or device for them instead;
+    `named` are the paths as they were given.
     """
 
     rows: Path | None
@@ -96,17 +85,14 @@ class Targets:
 
     @classmethod
     def check(cls, sources: Iterable[str], options: PictureOptions) -> Targets:
-        """Find early what would otherwise fail at the end of a run.
-
-        Raises:
-            OutputError: a target cannot be written.
-            click.UsageError: a target is also a source, or cannot be resumed.
-        """
+        """Find early what would otherwise fail at the end of a run."""
         output = Path(options.output) if options.output else None
         report = Path(options.report) if options.report else None
         named = tuple(path for path in (output, report) if path)
         for path in named:
-            _refuse_source(path, sources)
+            target = os.path.realpath(path)
+            if any(os.path.realpath(source) == target for source in sources if "\0" not in source):
+                raise click.UsageError(f"{path} is also a SOURCE: it would be overwritten")
         if report:
             require_folder("--report", report)
         if output is None:
@@ -153,7 +139,9 @@ def run(sources: Sequence[str], options: PictureOptions) -> None:
         # Whatever may refuse to start comes before whatever creates files.
         copies = _open_copies(stack, sources, classifier, options)
         report = _open_report(stack, targets.report, classifier)
-        file = _open_rows(stack, targets, origin, options.resume)
+        file = None
+        if targets.rows:
+            file = stack.enter_context(open_file_sink(targets.rows, origin, options.resume))
         earlier = EarlierRows(once=classifier.detector is None)
         if file and options.resume:
             earlier.read(file, report)
@@ -203,12 +191,6 @@ def _finder(
     return partial(find_files, sources, null=options.null, leave_out=leave_out, policy=policy)
 
 
-def _refuse_source(target: Path, sources: Iterable[str]) -> None:
-    path = os.path.realpath(target)
-    if any(os.path.realpath(source) == path for source in sources if "\0" not in source):
-        raise click.UsageError(f"{target} is also a SOURCE: it would be overwritten")
-
-
 def _refuse_unknown_addresses(sources: Iterable[str]) -> None:
     """Refuse addresses of an unsupported scheme: as a path, a password in one would be shown."""
     for source in sources:
@@ -230,14 +212,6 @@ def _origin(
         sources,
         faces=detector.settings if detector else None,
     )
-
-
-def _open_rows(
-    stack: ExitStack, targets: Targets, origin: RunProvenance, resume: bool
-) -> PartialFile | None:
-    if not targets.rows:
-        return None
-    return stack.enter_context(open_file_sink(targets.rows, origin, resume))
 
 
 def _open_report(stack: ExitStack, path: Path | None, classifier: Classifier) -> Report | None:

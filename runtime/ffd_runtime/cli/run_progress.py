@@ -21,10 +21,8 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal, and yield a function that advances it.
 
-    Args:
-        console: where to draw; None to draw nothing.
-        count: returns the total, in a thread; None if it cannot be known.
-        done: inputs that an interrupted run has classified.
+    `count` returns the total, in a thread; None if it cannot be known. `done` is the number of
+    inputs that an interrupted run has classified.
     """
     if console is None or not console.is_terminal:
         yield lambda _: None
@@ -48,33 +46,22 @@ def progress(
 
 
 def _make_bar(console: Console) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as bars
     from rich.text import Text
 
-    class Rate(TextColumn):
-        def render(self, task: Task) -> Text:
+    class Rate(bars.TextColumn):
+        def render(self, task: bars.Task) -> Text:
             return Text(f"{task.speed:.1f}/s" if task.speed else "", "progress.data.speed")
 
-    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
+    columns = (bars.SpinnerColumn(), bars.BarColumn(), bars.MofNCompleteColumn(), Rate(""))
+    left = bars.TimeRemainingColumn()
+    return bars.Progress(*columns, left, console=console, transient=True)
 
 
 def summarise(counts: Counter[str], earlier: int, seconds: float, skipped: Sized = ()) -> str:
     """Describe a run in one line: rows by kind, the rate of new rows, skipped files.
 
-    Args:
-        counts: rows by label, or `errors`.
-        earlier: rows of the interrupted run that this one resumed.
-        seconds: duration of this run.
-        skipped: files that are not images; its `str` describes them.
+    `counts` are all rows, `earlier` those of the interrupted run that this one resumed.
     """
     total = counts.total()
     parts = ", ".join(

@@ -13,22 +13,10 @@ import click
 
 from ..core.errors import OutputError
 from ..core.redact import is_ambiguous, redact
-from ..outputs import (
-    JsonLines,
-    Sink,
-    check_file_sink,
-    is_pipe,
-    open_file_sink,
-    open_pipe_sink,
-    require_new,
-)
-from ..video.stream_address import (
-    Stream,
-    is_named_video,
-    is_stream,
-    is_video_file,
-    to_streams,
-)
+from ..outputs import Sink, check_file_sink, open_file_sink, open_pipe_sink, require_new
+from ..outputs.jsonlines import AppendedJsonLines, JsonLines
+from ..outputs.target import is_pipe
+from ..video.stream_address import Stream, is_named_video, is_stream, is_video_file, to_streams
 from .command import say
 from .options import open_console, wants_table
 from .program import Program, RunOptions
@@ -106,7 +94,12 @@ def run(sources: Sequence[str], options: StreamOptions) -> None:
     from ..video.stream_policy import StreamPolicy
 
     streams = to_streams(sources, options.gst)
-    _refuse_ambiguous(streams)
+    for stream in streams:
+        # Part of the password would be looked up as a host name.
+        if stream.kind != "pipeline" and is_ambiguous(str(stream.target)):
+            raise click.UsageError(
+                f"{stream.name}: the password is ambiguous: write %40 for @ and %2F for /"
+            )
     _check_outputs(streams, options)
     server = _parse_server(options.serve)
     with ExitStack() as stack:
@@ -138,15 +131,6 @@ def run(sources: Sequence[str], options: StreamOptions) -> None:
         pipeline.run(classifier.workers)
     if pipeline.errors:
         click.get_current_context().exit(3)
-
-
-def _refuse_ambiguous(streams: Sequence[Stream]) -> None:
-    """Refuse an address whose password would partly be looked up as a host name."""
-    for stream in streams:
-        if stream.kind != "pipeline" and is_ambiguous(str(stream.target)):
-            raise click.UsageError(
-                f"{stream.name}: the password is ambiguous: write %40 for @ and %2F for /"
-            )
 
 
 def _check_outputs(streams: Sequence[Stream], options: StreamOptions) -> None:
@@ -190,8 +174,6 @@ def _rows(streams: Sequence[Stream], options: StreamOptions) -> Iterator[Sink]:
     if output and is_pipe(Path(output)):
         yield open_pipe_sink(Path(output))
     elif output:
-        from ..outputs.jsonlines import AppendedJsonLines
-
         live = any(stream.live for stream in streams)
         yield AppendedJsonLines(Path(output)) if live else open_file_sink(Path(output))
     if as_json or not (output or wants_table(as_json)):

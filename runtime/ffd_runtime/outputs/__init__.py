@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..core.errors import OutputError
 from ..core.results import Result
-from .jsonlines import JsonLines as JsonLines
 from .jsonlines import JsonLinesFile
-from .target import follow_links as follow_links
-from .target import is_pipe as is_pipe
-from .target import require_file_name
-from .target import require_folder as require_folder
+from .pipe import Pipe
+from .target import is_pipe, require_file_name, require_folder
 
 if TYPE_CHECKING:
     from .partial_file import PartialFile
@@ -29,11 +26,7 @@ class RowWriter(Protocol):
     """An object that receives rows."""
 
     def write(self, result: Result) -> None:
-        """Write one row.
-
-        Raises:
-            OutputError: the row cannot be written.
-        """
+        """Write one row; raise an OutputError if that fails."""
 
 
 class Sink(RowWriter, AbstractContextManager["Sink", None], Protocol):
@@ -86,13 +79,7 @@ def require_new(path: Path) -> None:
 
 
 def open_pipe_sink(path: Path) -> Sink:
-    """Return the sink for a pipe or a device: by its suffix, or JSON Lines.
-
-    Raises:
-        OutputError: the pipe cannot be opened.
-    """
-    from .pipe import Pipe
-
+    """Return the sink for a pipe or a device: by its suffix, or JSON Lines."""
     sink = find_file_sink(path) or JsonLinesFile
     return Pipe(path, sink.to_line, sink.header)
 
