@@ -604,8 +604,8 @@ def test_history_is_limited(served: DashboardServer) -> None:
     assert ask(served, "/verdict/3000.jpg").status == 200
     kept = served._state._sources["door"]
     assert len(kept.labels) == 256
-    assert sum(v.thumbnail.nbytes for v in served._state._history) <= 50 * 96 * 96 * 3
-    assert all(v.thumbnail.base is None for v in served._state._history)
+    assert sum(image.nbytes for _, image in served._state._history) <= 50 * 96 * 96 * 3
+    assert all(image.base is None for _, image in served._state._history)
 
 
 def test_label_of_a_visible_face_is_remembered(served: DashboardServer) -> None:

@@ -15,8 +15,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PUBLIC_PATHS = ("/healthz",)
-
 log = logging.getLogger(__name__)
 
 _HOST_HEADER = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]+)(?::\d+)?")
@@ -88,7 +86,7 @@ class AuthMiddleware:
             name, seconds = self._cookie_name, COOKIE_SECONDS
             answer.set_cookie(name, self._cookie, seconds, httponly=True, samesite="strict")
             return answer
-        if request.scope["authorised"] or path in PUBLIC_PATHS:
+        if request.scope["authorised"] or path == "/healthz":
             return None
         headers = {"WWW-Authenticate": 'Bearer realm="ffd"'}
         if path == "/":

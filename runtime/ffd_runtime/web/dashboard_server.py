@@ -54,7 +54,14 @@ class DashboardServer:
     def __init__(
         self, address: ListenAddress, *, card: ModelCard, model: str, token: str | None = None
     ) -> None:
-        _require_extra()
+        try:
+            for name in ("starlette", "uvicorn", "prometheus_client"):
+                import_module(name)
+        except ImportError as error:
+            raise OutputError(
+                f"--serve needs starlette, uvicorn and prometheus-client ({error}): "
+                f"{install_hint('web')}"
+            ) from None
         from .dashboard_state import DashboardState
         from .metrics import Metrics
         from .snapshots import SnapshotRenderer
@@ -90,11 +97,7 @@ class DashboardServer:
         self._snapshots.changed(self._state.show(frame_result))
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Store the health of all sources.
-
-        Raises:
-            OutputError: the server has ended unexpectedly.
-        """
+        """Store the health of all sources; raise an OutputError if the server has ended."""
         if not self._thread.is_alive():
             raise OutputError(
                 f"--serve {self.address}: the server ended unexpectedly: {self._failure}"
@@ -151,7 +154,14 @@ class DashboardServer:
 
     def _listen(self) -> socket.socket:
         try:
-            listener = _bind(self.address)
+            family, _, _, _, where = socket.getaddrinfo(
+                self.address.host,
+                self.address.port,
+                type=socket.SOCK_STREAM,
+                flags=socket.AI_PASSIVE,
+            )[0]
+            both = family == socket.AF_INET6 and where[0] == "::" and socket.has_dualstack_ipv6()
+            listener = socket.create_server(where, family=family, backlog=128, dualstack_ipv6=both)
         except OSError as error:
             raise OutputError(f"--serve {self.address}: {_listen_failure(error)}") from None
         if self._token is None and not _is_loopback(listener):
@@ -183,28 +193,9 @@ async def _serve(
             await asyncio.sleep(0.005)
 
 
-def _bind(address: ListenAddress) -> socket.socket:
-    family, _, _, _, where = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    both = family == socket.AF_INET6 and where[0] == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(where, family=family, backlog=128, dualstack_ipv6=both)
-
-
 def _is_loopback(listener: socket.socket) -> bool:
     host: Any = listener.getsockname()[0]
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-
-
-def _require_extra() -> None:
-    try:
-        for name in ("starlette", "uvicorn", "prometheus_client"):
-            import_module(name)
-    except ImportError as error:
-        raise OutputError(
-            f"--serve needs starlette, uvicorn and prometheus-client ({error}): "
-            f"{install_hint('web')}"
-        ) from None
 
 
 def _check_token(token: str) -> None:

@@ -31,27 +31,6 @@ _MAX_REMEMBERED_TRACKS = 256
 SHOWN_STATES = ("playing", "ended")
 
 
-@dataclass(frozen=True)
-class LabelChange:
-    """An entry of the history.
-
-    Attributes:
-        number: from 1, ascending.
-        source: index of its source.
-        time: as `Frame.time`.
-        thumbnail: the classified square, uint8 [h, w, 3], BGR, sides up to `THUMBNAIL_PX`.
-    """
-
-    number: int
-    source: int
-    track: int | None
-    label: str
-    before: str
-    score: float | None
-    time: float
-    thumbnail: Image = field(repr=False)
-
-
 @dataclass
 class DashboardSource:
     """A source and its current image.
@@ -82,7 +61,8 @@ class DashboardState:
         self._face_scale = face_scale
         self._lock = Lock()
         self._sources: dict[str, DashboardSource] = {}
-        self._history: deque[LabelChange] = deque(maxlen=MAX_LABEL_CHANGES)
+        # Label changes as JSON types, each with its classified square: uint8 [h, w, 3], BGR.
+        self._history: deque[tuple[dict[str, Any], Image]] = deque(maxlen=MAX_LABEL_CHANGES)
         self._changes = 0
         self._ticked: float | None = None
 
@@ -94,9 +74,8 @@ class DashboardState:
             source.number += 1
             changes = self._update_faces(source, frame_result)
             labels = [face["label"] for face in source.faces if face["label"]]
-            self._metrics.count(
-                source.name, frame_result, labels, [change.label for change in changes]
-            )
+            new = [change["label"] for change, _ in changes]
+            self._metrics.count(source.name, frame_result, labels, new)
             self._history.extend(changes)
             return source.index
 
@@ -124,7 +103,7 @@ class DashboardState:
 
     def _update_faces(
         self, source: DashboardSource, frame_result: FrameResult
-    ) -> list[LabelChange]:
+    ) -> list[tuple[dict[str, Any], Image]]:
         """Update the faces of a source; return the label changes."""
         faces: list[dict[str, Any]] = []
         changes = []
@@ -142,8 +121,9 @@ class DashboardState:
                 if before != label:
                     self._changes += 1
                     image = _thumbnail(frame_result.frame.image, result, self._face_scale)
-                    change = (self._changes, source.index, number, label, before, score, since)
-                    changes.append(LabelChange(*change, image))
+                    change = {"number": self._changes, "source": source.index, "track": number}
+                    change |= {"label": label, "before": before, "score": score, "time": since}
+                    changes.append((_round_floats(change), image))
             reason = result.reason if label == "unsure" else None
             face = {"track": number, "label": label, "score": score, "reason": reason}
             faces.append(_round_floats({**face, "since": since}))
@@ -165,11 +145,10 @@ class DashboardState:
         """Return the thumbnail of a label change; None if it is no longer kept."""
         with self._lock:
             return next(
-                (change.thumbnail for change in self._history if change.number == number), None
+                (image for entry, image in self._history if entry["number"] == number), None
             )
 
     def metrics(self, images: int) -> bytes:
-        """Return `Metrics.render`."""
         with self._lock:
             return self._metrics.render(images)
 
@@ -184,14 +163,8 @@ class DashboardState:
         """Return everything except images, as JSON types; label changes follow number `after`."""
         with self._lock:
             sources = [_describe(source) for source in self._sources.values()]
-            history = [change for change in self._history if change.number > after]
-        return {
-            "now": round(time.time(), 3),
-            "sources": sources,
-            "history": [
-                _select(change, "number source track label before score time") for change in history
-            ],
-        }
+            history = [change for change, _ in self._history if change["number"] > after]
+        return {"now": round(time.time(), 3), "sources": sources, "history": history}
 
 
 def _describe(source: DashboardSource) -> dict[str, Any]:

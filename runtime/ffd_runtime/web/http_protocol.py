@@ -18,7 +18,6 @@ class LimitedProtocol(H11Protocol):
     _timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Accept a connection, or close it."""
         stream = cast(asyncio.Transport, transport)
         if len(self.connections) >= MAX_CONNECTIONS:
             self.transport = stream
@@ -28,7 +27,6 @@ class LimitedProtocol(H11Protocol):
         self._timeout = self.loop.call_later(REQUEST_TIMEOUT_SECONDS, self._close_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timeout."""
         if self._timeout is not None:
             self._timeout.cancel()
         super().connection_lost(exc)

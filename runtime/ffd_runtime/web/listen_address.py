@@ -12,12 +12,7 @@ _PARTS = re.compile(r"(?:(?P<host>\[[^\[\]]+\]|[^\[\]:]*):)?(?P<port>[^:]*)")
 
 @dataclass(frozen=True)
 class ListenAddress:
-    """A host and a port to listen on.
-
-    Attributes:
-        host: name or IP address, IPv6 without brackets.
-        port: 0 for any free port.
-    """
+    """A host, IPv6 without brackets, and a port to listen on; port 0 is any free one."""
 
     host: str
     port: int
@@ -29,8 +24,7 @@ class ListenAddress:
 def parse_listen_address(text: str) -> ListenAddress:
     """Parse `HOST:PORT`, `[IPv6]:PORT`, or `:PORT` and `PORT` for the loopback address.
 
-    Raises:
-        ValueError: the text is invalid; the message says why.
+    The message of a ValueError says why the text is invalid.
 
     Example:
         >>> [str(parse_listen_address(text)) for text in ("8080", "0.0.0.0:80", "[::1]:8080")]

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter as Totals
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -34,25 +27,21 @@ _TOTALS = {
 }
 
 # Creation times would double the number of series, and Prometheus does not use them.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics(Collector):
-    """The metrics of one server; not thread-safe.
-
-    Args:
-        build_info: labels of `ffd_build_info`.
-    """
+    """The metrics of one server; not thread-safe. `build_info` are labels of `ffd_build_info`."""
 
     def __init__(self, build_info: Mapping[str, str]) -> None:
-        self._registry = CollectorRegistry()
-        info = Gauge(
+        self._registry = prometheus.CollectorRegistry()
+        info = prometheus.Gauge(
             "ffd_build_info", "Version and model; always 1.", build_info, registry=self._registry
         )
         info.labels(**build_info).set(1)
         self._images = 0
         self._healths: dict[str, StreamHealth] = {}
-        self._totals: Totals[tuple[str, str]] = Totals()
+        self._totals: Counter[tuple[str, str]] = Counter()
         self._registry.register(self)
         self._faces = self._counter("ffd_faces_total", "Results for faces (or whole frames).")
         self._changes = self._counter(
@@ -95,7 +84,7 @@ class Metrics(Collector):
     def render(self, images: int) -> bytes:
         """Return all metrics as `CONTENT_TYPE`; `images` is the number drawn for viewers."""
         self._images = images
-        return generate_latest(self._registry)
+        return prometheus.generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics that are part of the sources' health."""
@@ -120,11 +109,13 @@ class Metrics(Collector):
                 family.add_metric([source], self._totals[source, total])
             yield family
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, ["source", "label"], registry=self._registry)
+    def _counter(self, name: str, text: str) -> prometheus.Counter:
+        return prometheus.Counter(name, text, ["source", "label"], registry=self._registry)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, ["source"], registry=self._registry, buckets=BUCKETS)
+    def _histogram(self, name: str, text: str) -> prometheus.Histogram:
+        return prometheus.Histogram(
+            name, text, ["source"], registry=self._registry, buckets=BUCKETS
+        )
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:
