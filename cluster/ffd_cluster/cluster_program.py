@@ -42,7 +42,15 @@ class ClusterOptions(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_address(self.ray)
+        if self.ray.startswith("ray://"):
+            raise click.UsageError(
+                "--ray ray://: Ray Data does not support Ray's client. Give HOST:PORT on a machine "
+                "of the cluster, or submit ffd-run --ray with 'ray job submit'"
+            )
+        if is_object(self.ray) or os.path.lexists(self.ray):
+            raise click.UsageError(
+                "--ray uses the next argument as its address: put SOURCEs before --ray"
+            )
 
     @property
     def address(self) -> str | None:
@@ -61,29 +69,22 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
     return False
 
 
-def _check_address(address: str) -> None:
-    if address.startswith("ray://"):
-        raise click.UsageError(
-            "--ray ray://: Ray Data does not support Ray's client. Give HOST:PORT on a machine of "
-            "the cluster, or submit ffd-run --ray with 'ray job submit'"
-        )
-    if is_object(address) or os.path.lexists(address):
-        raise click.UsageError(
-            "--ray uses the next argument as its address: put SOURCEs before --ray"
-        )
-
-
 def run(sources: Sequence[str], options: ClusterOptions) -> None:
     """Classify images on a Ray cluster."""
     output = _check_output(options.output)
-    device = _check_device(options.device)
     from ffd_runtime.model.backends import find_model
+    from ffd_runtime.model.devices import parse_device
 
     from .cluster_inputs import CountedItems, find_inputs
     from .cluster_run import ClusterRun
     from .plan import Plan
     from .ray_connection import connected
 
+    device, _ = parse_device(options.device)
+    if device != options.device:
+        raise click.UsageError(
+            f"--device {options.device}: with --ray, give cuda; each actor has its own GPU"
+        )
     # A wrong path is reported before the cluster is waited for.
     find_model(options.model, device)
     detector = options.open_detector()
@@ -138,17 +139,6 @@ def _prepare(
         detector=detector,
     )
     return work, seen
-
-
-def _check_device(device: str) -> str:
-    from ffd_runtime.model.devices import parse_device
-
-    kind, _ = parse_device(device)
-    if device != kind:
-        raise click.UsageError(
-            f"--device {device}: with --ray, give cuda; each actor has its own GPU"
-        )
-    return kind
 
 
 def _check_output(output: str | None) -> str:

@@ -21,9 +21,7 @@ WRITING_CPUS = 0.1
 class Plan:
     """What each stage of a run may use, on all machines that are alive.
 
-    Attributes:
-        actors: number of processes that hold the model.
-        device: `cpu` or `cuda`, for each actor.
+    `actors` is the number of processes that hold the model, each on the `device` `cpu` or `cuda`.
     """
 
     nodes: int
@@ -34,13 +32,10 @@ class Plan:
 
     @classmethod
     def of(cls, nodes: list[dict[str, Any]], device: str, actors: int | None = None) -> Plan:
-        """Plan for the machines that are alive.
+        """Plan for the machines that are alive, from `ray.nodes()`.
 
-        Args:
-            nodes: the result of `ray.nodes()`.
-            device: `auto`, `cpu` or `cuda`.
-            actors: None for one per GPU, or one per core without GPUs. A cluster that grows may
-                have fewer GPUs than actors now.
+        By default there is an actor for each GPU, or for each core without GPUs. A cluster that
+        grows may have fewer GPUs than actors now.
 
         Raises:
             DeviceError: no machine has the device.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
@@ -55,7 +54,7 @@ def connected(address: str | None, verbose: bool) -> Iterator[Any]:
         signal.signal(signal.SIGTERM, handler)
     try:
         # Ray prints warnings about resources to stdout.
-        with redirect_stdout(sys.stderr if verbose else _NullStream()):
+        with open(os.devnull, "w") as null, redirect_stdout(sys.stderr if verbose else null):
             yield ray
     finally:
         ray.shutdown()
@@ -94,19 +93,8 @@ def _init(ray: Any, address: str | None, verbose: bool) -> None:
     context.execution_no_progress_timeout_s = STALL_TIMEOUT_S
 
 
-class _NullStream(io.TextIOBase):
-    """A text stream that discards its input."""
-
-    def write(self, text: str, /) -> int:
-        return len(text)
-
-
 def _require_listening(address: str) -> None:
-    """Check that a port is open: Ray itself would retry for minutes and ignore Ctrl-C.
-
-    Raises:
-        BackendError: nothing listens at the address.
-    """
+    """Raise a BackendError if a port is closed: Ray would retry for minutes and ignore Ctrl-C."""
     if address.startswith("ray://"):
         raise BackendError(
             f"cannot join Ray at {address}: Ray Data does not support Ray's client; give "

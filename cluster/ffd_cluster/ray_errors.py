@@ -11,6 +11,13 @@ from ffd_runtime.core.text import first_line, printable
 
 from .store_errors import UNREACHABLE
 
+# Exceptions of Ray that a retry with the remaining machines may not meet.
+LOSSES = (
+    "WorkerCrashedError RayActorError NodeDiedError ObjectLostError OutOfMemoryError "
+    "ObjectStoreFullError OutOfDiskError LocalRayletDiedError RaySystemError RpcError "
+    "ObjectRefStreamEndOfStreamError"
+).split()
+
 
 class RetryableError(Exception):
     """The cluster lost machines, processes, objects or the store; a retry may succeed."""
@@ -24,20 +31,7 @@ def translate_ray_errors(ray: Any) -> Iterator[None]:
         RetryableError: a retry with the remaining machines may succeed.
         FfdError: a retry would fail again.
     """
-    lost = (
-        ray.exceptions.WorkerCrashedError,
-        ray.exceptions.RayActorError,
-        ray.exceptions.NodeDiedError,
-        ray.exceptions.ObjectLostError,
-        ray.exceptions.OutOfMemoryError,
-        ray.exceptions.ObjectStoreFullError,
-        ray.exceptions.OutOfDiskError,
-        ray.exceptions.LocalRayletDiedError,
-        ray.exceptions.RaySystemError,
-        ray.exceptions.RpcError,
-        ray.exceptions.ObjectRefStreamEndOfStreamError,
-        ray.data.exceptions.ExecutionTimeoutError,
-    )
+    lost = tuple(getattr(ray.exceptions, name) for name in LOSSES)
     try:
         yield
     except Exception as error:  # Ray wraps errors of tasks in classes that it creates
@@ -58,6 +52,6 @@ def translate_ray_errors(ray: Any) -> Iterator[None]:
                 f"a machine of the cluster lacks a package ({message}): "
                 "install ffd with the extra ray there, as here"
             ) from None
-        if isinstance(cause, lost):
+        if isinstance(cause, (*lost, ray.data.exceptions.ExecutionTimeoutError)):
             raise RetryableError(message) from None
         raise BackendError(f"Ray failed: {message}") from error

@@ -31,10 +31,8 @@ START_TIMEOUT_S = 900.0
 class Work:
     """How inputs are classified: `spec` is the preprocessing of the model's card.
 
-    Attributes:
-        batch: images of one inference.
-        part: inputs of one part of the output.
-        detector: detects faces; None to classify whole images.
+    `batch` is the number of images of an inference, `part` that of inputs in a part of the output.
+    Without a detector, whole images are classified.
     """
 
     model: Model
@@ -47,11 +45,7 @@ class Work:
 
 
 def try_model(ray: Any, model: Model, plan: Plan) -> tuple[str, ModelCard]:
-    """Start a model on a machine of the cluster, as an actor will; return description and card.
-
-    Raises:
-        FfdError: the model does not start there.
-    """
+    """Start a model on a machine of the cluster, as an actor will; return description and card."""
     task = ray.remote(**plan.inference, max_retries=0)(describe_model)
     try:
         with translate_ray_errors(ray):
@@ -78,8 +72,7 @@ def run(
     """Classify inputs, and yield the name, number of inputs and counts of each written part.
 
     `inputs` are Arrow tables for `prepare_block`, and `storages` has the storage of each of their
-    buckets. `tally` is the actor that counts progress. `skip` is called with each file that is not
-    an image.
+    buckets. `skip` is called with each file that is not an image.
 
     Raises:
         RetryableError: a retry with another plan may succeed.

@@ -77,8 +77,7 @@ class Model:
     def saved(self) -> Iterator[Path]:
         """Save the files to a temporary folder, and yield the path of the model.
 
-        Raises:
-            ModelError: this machine has another version of ffd, whose results may differ.
+        A ModelError is raised on a machine with another version of ffd, whose results may differ.
         """
         if self.version != __version__:
             raise ModelError(

@@ -59,11 +59,7 @@ class Storage:
 
     @classmethod
     def of(cls, address: str) -> Self:
-        """Return the storage of an address or a path.
-
-        Raises:
-            StorageError: the address names no bucket, or contains credentials.
-        """
+        """Return the storage of a path, or of an address with a bucket and no credentials."""
         if not is_object(address):
             return cls("file", root=os.getcwd())
         scheme, _, rest = address.partition("://")
@@ -144,12 +140,7 @@ class Storage:
         return sorted(found, reverse=True)
 
     def read(self, address: str) -> bytes:
-        """Return the bytes of a file.
-
-        Raises:
-            InputError: this file cannot be read.
-            StorageError: no file of the store can be read.
-        """
+        """Return the bytes of a file; an InputError affects only it, a StorageError the store."""
         if self.scheme == "file":
             return read_file(self._path(address))
         try:
@@ -174,8 +165,8 @@ class Storage:
     def _require_access(self, address: str) -> None:
         """Check with a listing whether the credentials are refused for every file.
 
-        The response to a request for one file has only an HTTP status. Expired credentials and
-        other invalid requests have the same one.
+        A response to a request for one file has only an HTTP status, which expired credentials
+        share with other invalid requests.
         """
         probe = self._address(self._path(address).partition("/")[0]) + "/.ffd-probe"
         try:

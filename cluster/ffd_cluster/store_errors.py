@@ -29,19 +29,10 @@ FATAL_CODES = {
     "UNAUTHENTICATED": "the store refuses the credentials",
 }
 # Errors that a later attempt may not meet.
-TRANSIENT_CODES = {
-    "NETWORK_CONNECTION",
-    "SLOW_DOWN",
-    "THROTTLING",
-    "INTERNAL_FAILURE",
-    "SERVICE_UNAVAILABLE",
-    "REQUEST_TIMEOUT",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "RESOURCE_EXHAUSTED",
-    "INTERNAL",
-    "ABORTED",
-}
+TRANSIENT_CODES = frozenset(
+    "NETWORK_CONNECTION SLOW_DOWN THROTTLING INTERNAL_FAILURE SERVICE_UNAVAILABLE REQUEST_TIMEOUT "
+    "UNAVAILABLE DEADLINE_EXCEEDED RESOURCE_EXHAUSTED INTERNAL ABORTED".split()
+)
 # The error code of S3 with its HTTP status, or the status of Google's client.
 ERROR_CODE = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?|google::cloud::Status\((\w+)")
 UNREACHABLE = "unreachable"
@@ -55,9 +46,7 @@ CREDENTIALS_HINTS = {
 def translate_read_errors(address: str, single: bool = False) -> Iterator[None]:
     """Raise an `OSError` of the block as a `StorageError` with a one-line message.
 
-    Args:
-        address: the file or folder that is read.
-        single: the error may affect only this file; others may be readable.
+    A `single` error may affect only this file; others may be readable.
     """
     try:
         yield

@@ -14,51 +14,32 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .core.classifier import Classifier
-    from .core.errors import FfdError, InputError
-    from .core.results import Result, Track
-    from .image.decode import decode, read_file
-    from .image.draw import draw_verdict, overlay_heatmap
-    from .image.face_model import find_face_model
-    from .image.faces import FaceDetector
-    from .image.preprocess import preprocess
-    from .model.card import ModelCard, PreprocessSpec
-    from .outputs import open_file_sink
-    from .video.feed import Feed
-    from .video.frame_classifier import FrameClassifier
-    from .video.stream_address import to_streams
-    from .video.stream_pipeline import StreamPipeline
-    from .video.stream_policy import StreamPolicy
+    from .core.classifier import Classifier as Classifier
+    from .core.errors import FfdError as FfdError
+    from .core.errors import InputError as InputError
+    from .core.results import Result as Result
+    from .core.results import Track as Track
+    from .image.decode import decode as decode
+    from .image.decode import read_file as read_file
+    from .image.draw import draw_verdict as draw_verdict
+    from .image.draw import overlay_heatmap as overlay_heatmap
+    from .image.face_model import find_face_model as find_face_model
+    from .image.faces import FaceDetector as FaceDetector
+    from .image.preprocess import preprocess as preprocess
+    from .model.card import ModelCard as ModelCard
+    from .model.card import PreprocessSpec as PreprocessSpec
+    from .outputs import open_file_sink as open_file_sink
+    from .video.feed import Feed as Feed
+    from .video.frame_classifier import FrameClassifier as FrameClassifier
+    from .video.stream_address import to_streams as to_streams
+    from .video.stream_pipeline import StreamPipeline as StreamPipeline
+    from .video.stream_policy import StreamPolicy as StreamPolicy
 
 __version__ = "0.1.0"
 
 # onnxruntime's own packages (1.31's, for Linux) report to their maker by default and leave an
 # identifier in the home folder; only this, before they are imported, keeps them from it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-__all__ = [
-    "Classifier",
-    "FaceDetector",
-    "Feed",
-    "FfdError",
-    "FrameClassifier",
-    "InputError",
-    "ModelCard",
-    "PreprocessSpec",
-    "Result",
-    "StreamPipeline",
-    "StreamPolicy",
-    "Track",
-    "__version__",
-    "decode",
-    "draw_verdict",
-    "find_face_model",
-    "open_file_sink",
-    "overlay_heatmap",
-    "preprocess",
-    "read_file",
-    "to_streams",
-]
 
 _HOMES = {
     "Classifier": "core.classifier",
@@ -82,6 +63,9 @@ _HOMES = {
     "read_file": "image.decode",
     "to_streams": "video.stream_address",
 }
+
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

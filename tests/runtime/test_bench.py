@@ -281,7 +281,7 @@ def test_peak_memory_excludes_the_parent_process() -> None:
     """The parent holds more memory than the child reports."""
     held = np.ones(1 << 28, np.uint8)
     code = (
-        "import numpy\nfrom ffd_runtime.cli.peak_memory import peak_memory\n"
+        "import numpy\nfrom ffd_runtime.core.machine import peak_memory\n"
         "before = peak_memory()\nheld = b'x' * (1 << 26)\nprint(before, peak_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -125,8 +125,8 @@ def main(sources: tuple[str, ...], **values: Any) -> None:
     import cv2
 
     from ..core.cores import count_cores
+    from ..core.machine import peak_memory
     from .cold_start import measure_cold_start
-    from .peak_memory import peak_memory
     from .stage_times import Bench
 
     # As in ffd-run, where each worker decodes its own image.

@@ -36,10 +36,7 @@ class BenchImages:
 
 
 def make_images(folder: Path, count: int = 16, side: int = 1024) -> list[Item]:
-    """Write the same synthetic JPEGs in each call, as large as profile pictures.
-
-    `side` is the width and height in pixels.
-    """
+    """Write synthetic JPEGs, as large as profile pictures and the same in each call."""
     rng = np.random.default_rng(0)
     items = []
     for number in range(count):
@@ -56,11 +53,7 @@ def make_images(folder: Path, count: int = 16, side: int = 1024) -> list[Item]:
 
 
 def choose_images(items: Iterable[Item]) -> BenchImages:
-    """Return the first `MAX_IMAGES` readable images.
-
-    Raises:
-        FfdError: no image is readable.
-    """
+    """Return the first `MAX_IMAGES` readable images; raise an FfdError if there are none."""
     readable: list[tuple[Item, int, int]] = []
     unreadable = 0
     for item in items:

@@ -26,7 +26,7 @@ try:
     main()
 finally:
     import sys
-    from ffd_runtime.cli.peak_memory import peak_memory
+    from ffd_runtime.core.machine import peak_memory
     print(peak_memory(), file=sys.stderr)
 """
 # The minimum for any runtime with the same libraries, with the session options of ffd.
@@ -60,11 +60,8 @@ def measure_cold_start(
 ) -> dict[str, Any]:
     """Measure new processes of `ffd-run` in turns with processes of a bare session.
 
-    `pairs` pairs are measured after one that is discarded. The other arguments are those of
-    `open_backend`, the side of the network's input in pixels, and the image to classify.
-
-    Raises:
-        BackendError: a process fails.
+    `pairs` pairs are measured after one that is discarded. `size` is the side of the network's
+    input in pixels. A process that fails is a BackendError.
     """
     options = ["--backend", name, "--device", device, "--batch", "1", "--json"]
     options += ["--model", model] if model else []

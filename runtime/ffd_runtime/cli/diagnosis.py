@@ -18,10 +18,7 @@ from .probe_process import run_probe
 
 
 def examine(on_step: Callable[[str], None] = lambda _: None) -> Facts:
-    """Return the report of `ffd-doctor`, as JSON types; docs/bench.md describes the fields.
-
-    `on_step` is called with the name of each step.
-    """
+    """Return the report of `ffd-doctor`, as JSON types; docs/bench.md describes the fields."""
 
     def probe(*arguments: str) -> Facts:
         on_step(arguments[-1])

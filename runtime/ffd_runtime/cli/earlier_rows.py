@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 
 class EarlierRows:
-    """The rows of an interrupted run.
-
-    Attributes:
-        counts: rows by label, or `errors`.
-        total: the number of rows.
-    """
+    """The rows of an interrupted run: their total, and `counts` by label or `errors`."""
 
     def __init__(self, once: bool) -> None:
         """Begin without rows; `once` if each input has one row, rather than one for each face."""

@@ -35,14 +35,10 @@ Seconds = float
 
 @dataclass
 class Samples:
-    """Times of one stage.
+    """Times of a `stage`: `decode`, `preprocess`, `infer` or `end_to_end`.
 
-    Attributes:
-        stage: `decode`, `preprocess`, `infer` or `end_to_end`.
-        images: number of images of each call.
-        backend: name; None for stages before inference, like `batch`.
-        batch: images of each inference.
-        rounds: for each round, the seconds of every call.
+    `images` is the number of images of each call. Stages before inference have no backend and
+    batch. `rounds` has the seconds of every call of each round.
     """
 
     stage: str
@@ -127,10 +123,7 @@ class Bench:
         seconds: float = 20.0,
         on_step: Callable[[str], None] = lambda _: None,
     ) -> int:
-        """Measure `rounds` rounds, or start rounds for `seconds`, and return their number.
-
-        `on_step` is called with the name of each step.
-        """
+        """Measure `rounds` rounds, or start rounds for `seconds`, and return their number."""
         on_step("warming up")
         inputs = self._prepare_all(timed=False)
         for name, batch in self._infer:
@@ -154,7 +147,12 @@ class Bench:
                 backend.infer(images)
             # 16 images for each batch size, but at least two calls.
             calls = range(max(2, 16 // batch))
-            samples.rounds.append([_time_inference(backend, images) for _ in calls])
+            times = []
+            for _ in calls:
+                begin = time.perf_counter()
+                backend.infer(images)
+                times.append(time.perf_counter() - begin)
+            samples.rounds.append(times)
             self._end_to_end[name, batch].rounds.append([self._time_end_to_end(backend, batch)])
 
     def _prepare_all(self, timed: bool = True) -> list[Image]:
@@ -236,9 +234,3 @@ def _compare(end_to_end: list[Seconds], floors: list[tuple[str, Seconds]]) -> di
 
 def _stack(inputs: list[Image], batch: int) -> npt.NDArray[np.uint8]:
     return np.stack(list(islice(cycle(inputs), batch)))
-
-
-def _time_inference(backend: Backend, images: npt.NDArray[np.uint8]) -> Seconds:
-    begin = time.perf_counter()
-    backend.infer(images)
-    return time.perf_counter() - begin

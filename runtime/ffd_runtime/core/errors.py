@@ -4,10 +4,7 @@ from __future__ import annotations
 
 
 class FfdError(Exception):
-    """Base class of the errors that ffd raises.
-
-    A command prints the message on one line and exits with `exit_code`.
-    """
+    """Base class of the errors of ffd. A command prints the message and exits with `exit_code`."""
 
     exit_code = 1
 
@@ -70,23 +67,9 @@ class InputError(FfdError):
         message: the reason as a sentence.
     """
 
-    CODES = (
-        "not_found",
-        "permission_denied",
-        "not_a_file",
-        "link_loop",
-        "read_failed",
-        "fetch_failed",
-        "timeout",
-        "refused",
-        "empty",
-        "not_an_image",
-        "unsupported",
-        "truncated",
-        "corrupt",
-        "too_large",
-        "no_face",
-        "bad_output",
+    CODES = tuple(
+        "not_found permission_denied not_a_file link_loop read_failed fetch_failed timeout refused "
+        "empty not_an_image unsupported truncated corrupt too_large no_face bad_output".split()
     )
 
     def __init__(self, code: str, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -52,8 +53,11 @@ def describe_cpu() -> dict[str, Any]:
     """Return name, cores and features of the processor."""
     info = _read(Path("/proc/cpuinfo"))
     features = find_features(info)
+    model = re.search(r"^model name\s*:\s*(.+)", info, re.MULTILINE)
+    board = _read(Path("/proc/device-tree/model")).strip("\0\n ")
     return {
-        "name": _name_cpu(info),
+        # On ARM, cpuinfo often has no processor name, and the device tree names the board.
+        "name": model[1].strip() if model else board or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "cores_present": os.cpu_count(),
         "cores_usable": count_cores(),
@@ -63,18 +67,8 @@ def describe_cpu() -> dict[str, Any]:
     }
 
 
-def _name_cpu(info: str) -> str:
-    # On ARM, cpuinfo often has no processor name, and the device tree names the board.
-    board = _read(Path("/proc/device-tree/model")).strip("\0\n ")
-    match = re.search(r"^model name\s*:\s*(.+)", info, re.MULTILINE)
-    return match[1].strip() if match else board or platform.processor() or platform.machine()
-
-
 def find_features(info: str) -> list[str] | None:
-    """Return the features that speed up inference, from the text of `/proc/cpuinfo`.
-
-    None if the text lists no features, as on other systems than Linux.
-    """
+    """Return the features that speed up inference, from `/proc/cpuinfo`; None if it lists none."""
     match = re.search(r"^(flags|Features)\s*:\s*(.*)", info, re.MULTILINE)
     if not match:
         return None
@@ -111,6 +105,19 @@ def describe_memory() -> dict[str, Any]:
     if limit is not None and total is not None and limit >= total:
         limit = None
     return {"total_bytes": total, "available_bytes": available, "limit_bytes": limit}
+
+
+def peak_memory() -> int | None:
+    """Return the peak resident memory of this process in bytes; None where it is unknown."""
+    # getrusage includes the memory of the parent process when it forked.
+    if match := re.search(r"VmHWM:\s+(\d+) kB", _read(Path("/proc/self/status"))):
+        return int(match[1]) << 10
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 def _physical_memory() -> int | None:

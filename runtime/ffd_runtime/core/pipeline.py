@@ -245,8 +245,8 @@ class _PrepareAhead:
 
     A thread reads the source, so that a source that waits does not delay earlier items: a program
     may want a verdict before it names the next file. All threads are daemons, because a server that
-    does not respond must not prevent the exit of the program. At most `ahead` items, and one for
-    each worker, are in preparation or ready.
+    does not respond must not prevent the exit. At most `ahead` items, and one for each worker, are
+    in preparation or ready.
     """
 
     def __init__(

@@ -71,14 +71,21 @@ def redact(text: str) -> str:
     if address and "%" in text:
         path = _PATH.search(text, max(start, text.index("://") + 3))
         spans += _find_encoded(text, path.end()) if path else []
-    return _hide(text, spans)
+    parts: list[str] = []
+    shown = 0
+    hidden = -1
+    for begin, end in sorted(spans):
+        if begin > hidden:
+            parts += [text[shown:begin], HIDDEN]
+        shown = hidden = max(hidden, end)
+    return "".join([*parts, text[shown:]])
 
 
 def is_ambiguous(address: str) -> bool:
     """Return whether an `@` after the host may end a password that was not percent-encoded.
 
-    By RFC 3986, the host of `http://me:se@cret/x@host/` is `cret`, which is part of the intended
-    password. Such an address must not be resolved.
+    By RFC 3986, the host of `http://me:se@cret/x@host/` is `cret`, a part of the intended password.
+    Such an address must not be resolved.
     """
     rest = address.partition("://")[2]
     authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
@@ -160,14 +167,3 @@ def _decode(text: str) -> str:
     for _ in range(3):
         text = unquote(text)
     return text
-
-
-def _hide(text: str, spans: list[Span]) -> str:
-    parts: list[str] = []
-    shown = 0
-    hidden = -1
-    for begin, end in sorted(spans):
-        if begin > hidden:
-            parts += [text[shown:begin], HIDDEN]
-        shown = hidden = max(hidden, end)
-    return "".join([*parts, text[shown:]])

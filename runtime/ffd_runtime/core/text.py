@@ -1,4 +1,4 @@
-"""Text for people: safe file names, counts, and the first line of an exception."""
+"""Text for people: safe file names, counts, durations, and the first line of an exception."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if _is_safe(c) else _escape(c) for c in text)
+    import unicodedata
+
+    return "".join(
+        c if c == " " or unicodedata.category(c)[0] not in "CZ" else _escape(c) for c in text
+    )
 
 
 def counted(count: int, noun: str) -> str:
@@ -27,6 +31,19 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration to the second.
+
+    Example:
+        >>> format_duration(59.7), format_duration(7201)
+        ('1 min 0 s', '2 h 1 s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min")) if count]
+    return " ".join([*parts, f"{rest} s"])
+
+
 def first_line(error: BaseException | str) -> str:
     """Return the first line of an exception's text, or the name of its type when it has none.
 
@@ -35,12 +52,6 @@ def first_line(error: BaseException | str) -> str:
         ('no such file', 'KeyError')
     """
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _is_safe(character: str) -> bool:
-    import unicodedata
-
-    return character == " " or unicodedata.category(character)[0] not in "CZ"
 
 
 def _escape(character: str) -> str:

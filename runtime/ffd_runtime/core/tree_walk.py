@@ -13,8 +13,7 @@ class Entry(NamedTuple):
 
     Attributes:
         path: below `top`, which is its first part.
-        error: why the folder cannot be read, with `ELOOP` for a link to a folder above it; None for
-            a file.
+        error: of a folder, `ELOOP` for a link to a folder above it; None for a file.
     """
 
     path: str
@@ -40,8 +39,11 @@ def walk_tree(top: str, keep: Callable[[str], bool] = lambda name: True) -> Iter
                 if any(identity == above for above, _ in stack):
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 with os.scandir(path) as entries:
+                    # DirEntry.is_dir raises for a link to itself, os.path.isdir returns False.
                     inside = [
-                        (entry.path, _is_folder(entry)) for entry in entries if keep(entry.name)
+                        (e.path, os.path.isdir(e.path) if e.is_symlink() else e.is_dir())
+                        for e in entries
+                        if keep(e.name)
                     ]
                 stack.append((identity, sorted(inside, reverse=True)))
             except OSError as error:
@@ -51,8 +53,3 @@ def walk_tree(top: str, keep: Callable[[str], bool] = lambda name: True) -> Iter
         if not stack:
             return
         path, is_folder = stack[-1][1].pop()
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # DirEntry.is_dir raises for a link to itself, os.path.isdir returns False.
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()

@@ -63,11 +63,7 @@ BACKENDS: dict[str, BackendSpec] = {
 
 
 def find_readers(suffix: str) -> list[str]:
-    """Return the names of the backends that read a model file, the default first.
-
-    Args:
-        suffix: of the file; one that no backend reads is taken for `.onnx`.
-    """
+    """Return the backends that read files of a suffix, the default first; `.onnx` if none does."""
     known = any(suffix in spec.suffixes for spec in BACKENDS.values())
     wanted = suffix if known else ".onnx"
     return [name for name, spec in BACKENDS.items() if wanted in spec.suffixes]

@@ -56,13 +56,13 @@ class PreprocessSpec:
         return 2 * self.size if self.reduced_decode else 0
 
     def __post_init__(self) -> None:
-        _require_int("preprocess.size", self.size, 16, 4096)
+        _require_number("preprocess.size", self.size, 16, 4096, whole=True)
         _require_number("preprocess.face_scale", self.face_scale, 1.0, 4.0)
         _require_number("preprocess.target_mean", self.target_mean, 0.0, 255.0)
         _require_number("preprocess.target_deviation", self.target_deviation, 1.0, 128.0)
         _require_number("preprocess.max_gain", self.max_gain, 1.0, 100.0)
         _require_number("preprocess.clahe_clip", self.clahe_clip, 0.1, 100.0)
-        _require_int("preprocess.clahe_tiles", self.clahe_tiles, 1, 64)
+        _require_number("preprocess.clahe_tiles", self.clahe_tiles, 1, 64, whole=True)
         if not isinstance(self.reduced_decode, bool):
             raise CardError("model card: preprocess.reduced_decode must be true or false")
 
@@ -224,14 +224,11 @@ def _require_text(name: str, value: object) -> None:
         raise CardError(f"model card: {name} must be a non-empty string, not {value!r}")
 
 
-def _require_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise CardError(f"model card: {name} must be a number from {low:g} to {high:g}")
-
-
-def _require_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise CardError(f"model card: {name} must be a whole number from {low} to {high}")
+def _require_number(name: str, value: object, low: float, high: float, whole: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not number or (whole and not isinstance(value, int)):
+        kind = "whole number" if whole else "number"
+        raise CardError(f"model card: {name} must be a {kind} from {low:g} to {high:g}")
 
 
 def _require_metrics(metrics: object) -> None:

@@ -89,11 +89,7 @@ class EngineManifest:
 
     @classmethod
     def from_json(cls, text: str) -> EngineManifest:
-        """Read and validate a manifest.
-
-        Raises:
-            EngineError: the text is not JSON, or a field is absent, unknown or invalid.
-        """
+        """Read a manifest; an EngineError names an absent, unknown or invalid field."""
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -167,11 +163,7 @@ def read_manifest(engine: Path) -> EngineManifest:
 
 
 def require_runnable(manifest: EngineManifest, here: TargetSystem) -> None:
-    """Check that an engine can run on a system.
-
-    Raises:
-        EngineError: it cannot. The message has both systems and the command that rebuilds it.
-    """
+    """Raise an EngineError, with the command that rebuilds it, if an engine cannot run here."""
     reason = _version_fault(manifest, here) or _gpu_fault(manifest, here)
     if not reason:
         return
@@ -194,11 +186,7 @@ def list_rtx_gpus(trt: Any) -> tuple[str, ...]:
 
 
 def require_rtx_gpu(trt: Any, gpu: Gpu) -> None:
-    """Check that TensorRT for RTX supports a GPU, before an engine is built or loaded.
-
-    Raises:
-        DeviceError: it does not. The message names an alternative.
-    """
+    """Raise a DeviceError if TensorRT for RTX does not support a GPU; it names an alternative."""
     supported = list_rtx_gpus(trt)
     if gpu.compute_capability not in supported:
         raise DeviceError(
@@ -265,15 +253,6 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_batch(value: object) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) == 3
-        and all(map(_is_count, value))
-        and 1 <= value[0] <= value[1] <= value[2]
-    )
-
-
 def _are(kind: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, tuple) and all(map(kind, value))
 
@@ -303,14 +282,14 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "version_compatible": (lambda v: isinstance(v, bool), "true or false"),
     "lean_runtime": (lambda v: isinstance(v, bool), "true or false"),
-    "batch": (_is_batch, "three sizes, [smallest, optimal, largest]"),
+    "batch": (
+        lambda v: _are(_is_count)(v) and len(v) == 3 and 1 <= v[0] <= v[1] <= v[2],
+        "three sizes, [smallest, optimal, largest]",
+    ),
     "command": (_is_text, "a command"),
     "options": (_map_to(lambda v: isinstance(v, int | str | None)), "an object of settings"),
     "layers": (_map_to(_is_count), "an object of counts"),
     "float_layers": (_are(_is_text), "a list of names"),
-    "built_layers": (
-        lambda v: v is None or _map_to(_is_count)(v),
-        "an object of counts or null",
-    ),
+    "built_layers": (lambda v: v is None or _map_to(_is_count)(v), "an object of counts or null"),
     "schema": (lambda v: v == SCHEMA and not isinstance(v, bool), str(SCHEMA)),
 }

@@ -49,15 +49,18 @@ class WithinMemory:
             except DeviceMemoryError as error:
                 if most == 1:
                     raise
-                self._limit(most // 2, error)
+                with self._lock:
+                    # Several threads may fail at once; halve and warn once.
+                    if self._most is None or most // 2 < self._most:
+                        self._most = most // 2
+                        text = "%s; continuing with batches of at most %d"
+                        log.warning(text, error, self._most)
 
     def submit(self, images: npt.NDArray[np.uint8]) -> Pending:
         """Start one batch; see `Asynchronous.submit`.
 
-        Raises:
-            DeviceMemoryError: the batch does not fit beside those that run. After they are
-                collected, `infer` runs it, in parts if necessary.
-            BackendError: inference failed.
+        After a `DeviceMemoryError`, collect the batches that run: then `infer` runs this one, in
+        parts if necessary.
         """
         fits = len(images) <= (self._most or len(images))
         if fits and self.lanes > 1 and isinstance(self._backend, Asynchronous):
@@ -65,12 +68,4 @@ class WithinMemory:
         return Finished(self.infer(images))
 
     def close(self) -> None:
-        """Free the model."""
         self._backend.close()
-
-    def _limit(self, most: int, error: DeviceMemoryError) -> None:
-        with self._lock:
-            # Several threads may fail at once; halve and warn once.
-            if self._most is None or most < self._most:
-                self._most = most
-                log.warning("%s; continuing with batches of at most %d", error, most)

@@ -43,6 +43,7 @@ _MAX_STAMP_OFFSET = 128
 _MAX_JPEG_SIDE_PX = 65_500
 
 _SUFFIXES = {".jpg": (".jpg", ".jpeg"), ".png": (".png",)}
+_ALL_SUFFIXES = (*_SUFFIXES[".jpg"], *_SUFFIXES[".png"])
 _MAX_NAME_BYTES = 200
 _MAX_PATH_CHARACTERS = 1000
 # Characters that FAT, exFAT and NTFS do not allow in names.
@@ -80,7 +81,14 @@ class AnnotatedCopies:
         self.heatmap = heatmap
         self.face_scale = face_scale
         self._names = Names(sources)
-        self._refuse_sources()
+        target = os.path.realpath(folder)
+        for top, walked in self._names.tops.items():
+            read = os.path.realpath(top)
+            if target == read or (walked and os.path.commonpath([target, read]) == read):
+                raise OutputError(
+                    f"--annotate {folder} is in {top or 'the current folder'}, which is a "
+                    "source: name a folder outside it"
+                )
         with output_errors(f"--annotate {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             self._top = folder.resolve()
@@ -91,9 +99,7 @@ class AnnotatedCopies:
     def follow(self, results: Iterable[Result], at_once: bool = False) -> Iterator[Result]:
         """Draw and write copies in the background; yield rows in order, each after its copy exists.
 
-        Args:
-            results: rows with their images.
-            at_once: whether to wait for each copy, for a source that waits for each row.
+        With `at_once`, wait for each copy, for a source that waits for each row.
 
         Raises:
             OutputError: a copy cannot be written.
@@ -114,29 +120,27 @@ class AnnotatedCopies:
         self._pool.shutdown(cancel_futures=kind is not None)
 
     def _copy(self, result: Result) -> Result:
-        if not result.error and result.heatmap is not None:
-            self._save(result)
-        return result
-
-    def _save(self, result: Result) -> None:
+        if result.error or result.heatmap is None:
+            return result
         try:
             # The bytes of a large file were not kept.
             encoded = result.encoded or read_file(result.source)
             header = read_header(encoded)
             # It was decoded before, so it is within the limit.
             image = decode(encoded, sys.maxsize)
-            if self.heatmap and result.heatmap is not None:
+            if self.heatmap:
                 image = overlay_heatmap(image, result.heatmap, result.face, self.face_scale)
             image = draw_verdict(image, result, self.face_scale)
         except (InputError, MemoryError) as error:
             # The row has its verdict, so a failed copy does not end the run.
             log.warning("no annotated copy of %s: %s", printable(result.source), error)
-            return
+            return result
         png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE_PX
         suffix = ".png" if png else ".jpg"
         target = self.folder / self._names.of(result, suffix)
         with output_errors(f"cannot write {target}"):
             self._replace(target, encode(image, suffix))
+        return result
 
     def _replace(self, target: Path, data: bytes) -> None:
         """Write a file atomically; never overwrite a file of another program."""
@@ -152,22 +156,11 @@ class AnnotatedCopies:
         # A run writes thousands of copies: syncing each would slow it down.
         write_atomic(target, data, sync=False)
 
-    def _refuse_sources(self) -> None:
-        folder = os.path.realpath(self.folder)
-        for top, walked in self._names.tops.items():
-            read = os.path.realpath(top)
-            if folder == read or (walked and os.path.commonpath([folder, read]) == read):
-                raise OutputError(
-                    f"--annotate {self.folder} is in {top or 'the current folder'}, which is a "
-                    "source: name a folder outside it"
-                )
-
 
 class Names:
     """Names of copies: the same in every run, and unique for each source.
 
-    Attributes:
-        tops: the folders of the sources, and whether their subfolders are read.
+    `tops` has the folders of the sources, and whether their subfolders are read.
     """
 
     def __init__(self, sources: Iterable[str]) -> None:
@@ -188,14 +181,18 @@ class Names:
         source = result.source
         *folders, name = self._place(source) or ["", source.rstrip("/").rpartition("/")[2]]
         part = _suffix_of(result)
-        if not all(_is_valid_name(folder) and not _is_image_name(folder) for folder in folders) or (
-            len("/".join(folders)) > _MAX_PATH_CHARACTERS
+        # A folder must not have a name that a copy could have.
+        if len("/".join(folders)) > _MAX_PATH_CHARACTERS or not all(
+            _is_valid_name(folder) and not folder.lower().endswith(_ALL_SUFFIXES)
+            for folder in folders
         ):
             folders = []
         elif _is_valid_name(name) and name.lower().endswith(_SUFFIXES[suffix]) and not part:
             return Path(*folders, name)
         digest = hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()[:10]
-        return Path(*folders, f"{_to_valid_name(name)}{part}-{digest}{suffix}")
+        plain = "".join("_" if c in _FORBIDDEN else c for c in printable(name))
+        plain = plain.encode()[: _MAX_NAME_BYTES // 2].decode(errors="ignore")
+        return Path(*folders, f"{plain}{part}-{digest}{suffix}")
 
     def _place(self, source: str) -> list[str] | None:
         """Return the folders below the common one, and the file; None for other places."""
@@ -264,17 +261,6 @@ def _is_valid_name(name: str) -> bool:
         and name[-1] not in " ."
         and len(name.encode()) <= _MAX_NAME_BYTES
     )
-
-
-def _is_image_name(name: str) -> bool:
-    """Return whether a copy could have this name, which a folder must not have."""
-    return name.lower().endswith(tuple(itertools.chain(*_SUFFIXES.values())))
-
-
-def _to_valid_name(name: str) -> str:
-    """Make a name valid; the result is not unique."""
-    plain = "".join("_" if c in _FORBIDDEN else c for c in printable(name))
-    return plain.encode()[: _MAX_NAME_BYTES // 2].decode(errors="ignore")
 
 
 def _suffix_of(result: Result) -> str:

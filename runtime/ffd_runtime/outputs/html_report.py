@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from ..core.errors import InputError
 from ..core.log_odds import log_odds
 from ..core.results import LABEL_NAMES, Result
+from ..core.text import format_duration
 from ..image.decode import decode, read_file
 from ..image.draw import EVIDENCE_LIMIT, evidence_layer
 from ..image.preprocess import crop_centre, crop_face, resize
@@ -60,14 +62,6 @@ class Report:
         model: model, backend and device on one line: `Classifier.description`.
         card: card of the model.
 
-    Attributes:
-        counts: number of inputs by verdict, and of `errors`.
-        histogram: number of images by bin of the score and verdict.
-        codes: number of unreadable inputs by code.
-        errors: the first `MAX_LISTED_ERRORS` unreadable inputs.
-        highest: candidates with the highest scores.
-        nearest: candidates with the scores nearest to the threshold.
-
     Raises:
         OutputError: the file cannot be written.
     """
@@ -96,7 +90,10 @@ class Report:
         A row of an earlier run has no image: its file is read at the end, if it still exists.
         """
         if result.error or result.score is None or result.label not in VERDICTS:
-            self._add_error(result)
+            self.counts["errors"] += 1
+            self.codes[result.error.code if result.error else "no_verdict"] += 1
+            if len(self.errors) < MAX_LISTED_ERRORS:
+                self.errors.append(replace(result, encoded=None, heatmap=None))
             return
         self.counts[result.label] += 1
         bin_ = min(int(result.score * HISTOGRAM_BINS), HISTOGRAM_BINS - 1)
@@ -106,12 +103,6 @@ class Report:
         distance = abs(log_odds(result.score, SCORE_MARGIN) - threshold)
         if result.label == "unsure" or distance <= MAX_UNCERTAIN_LOG_ODDS:
             self.nearest.offer(-distance, result, self.card)
-
-    def _add_error(self, result: Result) -> None:
-        self.counts["errors"] += 1
-        self.codes[result.error.code if result.error else "no_verdict"] += 1
-        if len(self.errors) < MAX_LISTED_ERRORS:
-            self.errors.append(replace(result, encoded=None, heatmap=None))
 
     def __enter__(self) -> Self:
         return self
@@ -129,11 +120,7 @@ class Report:
 
 
 class _Best:
-    """The candidates of the highest rank; earlier ones win ties.
-
-    Args:
-        size: maximum number of candidates.
-    """
+    """The candidates of the highest rank, at most `size`; earlier ones win ties."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -146,7 +133,12 @@ class _Best:
         full = len(self._heap) == self._size
         if full and rank <= self._heap[0][0]:
             return
-        entry = (rank, -self._seen, _candidate(result, card))
+        # A copy: the heatmap may be a view of its whole batch.
+        heatmap = None if result.heatmap is None else result.heatmap.copy()
+        row, encoded = replace(result, encoded=None, heatmap=None), result.encoded
+        if small := encoded is not None and len(encoded) > MAX_KEPT_BYTES:
+            encoded = make_thumbnail(encoded, row, card)
+        entry = (rank, -self._seen, Candidate(row, heatmap, encoded, small))
         (heapq.heapreplace if full else heapq.heappush)(self._heap, entry)
 
     def best_first(self) -> list[Candidate]:
@@ -154,30 +146,17 @@ class _Best:
         return [candidate for _, _, candidate in sorted(self._heap, reverse=True)]
 
 
-def _candidate(result: Result, card: ModelCard) -> Candidate:
-    # A copy: the heatmap may be a view of its whole batch.
-    heatmap = None if result.heatmap is None else result.heatmap.copy()
-    row = replace(result, encoded=None, heatmap=None)
-    if result.encoded is None or len(result.encoded) <= MAX_KEPT_BYTES:
-        return Candidate(row, heatmap, result.encoded)
-    return Candidate(row, heatmap, make_thumbnail(result.encoded, row, card), small=True)
-
-
 @dataclass(frozen=True)
 class Candidate:
-    """A result that may be shown.
+    """A result that may be shown, and the file or a thumbnail of it.
 
-    Attributes:
-        result: the result without file and heatmap.
-        heatmap: float32 [h, w], or None for a row of an earlier run.
-        encoded: the file, or a thumbnail of a large file; None for a row of an earlier run.
-        small: whether `encoded` is a thumbnail.
+    `heatmap`, float32 [h, w], and `encoded` are None for a row of an earlier run.
     """
 
     result: Result
     heatmap: npt.NDArray[np.float32] | None
     encoded: bytes | None
-    small: bool = False
+    small: bool
 
 
 def make_thumbnail(encoded: bytes, result: Result, card: ModelCard) -> bytes | None:
@@ -207,7 +186,7 @@ def render(report: Report) -> str:
         eyebrow="ffd report",
         heading=f"{total:,} {'input' if total == 1 else 'inputs'}",
         started=report.started,
-        took=_duration(report.started, datetime.now().astimezone()),
+        took=format_duration((datetime.now().astimezone() - report.started).total_seconds()),
         model=report.model,
         symbols=_SYMBOLS,
         names=_NAMES,
@@ -227,17 +206,14 @@ def render(report: Report) -> str:
         thumbnail_side=THUMBNAIL_PX,
         errors=report.counts["errors"],
         codes=report.codes.most_common(),
-        unreadable=[(_place(result), _reason(result)) for result in report.errors],
+        unreadable=[
+            (_place(result), f"{error.code}: {error.message}" if error else "no verdict")
+            for result in report.errors
+            for error in [result.error]
+        ],
         card_facts=card_facts(card),
         blocks=_card_blocks(card),
     )
-
-
-def _duration(started: datetime, ended: datetime) -> str:
-    minutes, seconds = divmod(round((ended - started).total_seconds()), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{n} {unit}" for n, unit in ((hours, "h"), (minutes, "min")) if n]
-    return " ".join([*parts, f"{seconds} s"])
 
 
 def _tally(counts: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -281,8 +257,13 @@ def _place(result: Result) -> dict[str, str]:
 
 def _gallery_image(candidate: Candidate, card: ModelCard) -> dict[str, Any]:
     """Return an image of a gallery; `photo` is None if its file is not available."""
-    result = candidate.result
-    thumbnail = candidate.encoded if candidate.small else _read_thumbnail(candidate, card)
+    result, thumbnail = candidate.result, candidate.encoded
+    if not candidate.small:
+        # The file of an earlier row may still exist.
+        with suppress(InputError):
+            if thumbnail is None and result.frame is None:
+                thumbnail = read_file(result.source)
+        thumbnail = thumbnail and make_thumbnail(thumbnail, result, card)
     photo = evidence = None
     if thumbnail is not None:
         photo = data_uri("jpeg", thumbnail)
@@ -296,21 +277,6 @@ def _gallery_image(candidate: Candidate, card: ModelCard) -> dict[str, Any]:
         "photo": photo,
         "evidence": evidence,
     }
-
-
-def _read_thumbnail(candidate: Candidate, card: ModelCard) -> bytes | None:
-    """Return the thumbnail of a kept file, or of a file that still exists."""
-    encoded, result = candidate.encoded, candidate.result
-    if encoded is None and result.frame is None:
-        try:
-            encoded = read_file(result.source)
-        except InputError:
-            return None
-    return encoded and make_thumbnail(encoded, result, card)
-
-
-def _reason(result: Result) -> str:
-    return f"{result.error.code}: {result.error.message}" if result.error else "no verdict"
 
 
 def card_facts(card: ModelCard) -> dict[str, str]:

@@ -43,8 +43,7 @@ class JsonLines:
 class AppendedJsonLines(JsonLines):
     """Appends rows to a file, for streams that do not end.
 
-    Args:
-        path: created if absent. A program that rotates the file must truncate it or restart ffd.
+    A program that rotates the file must truncate it or restart ffd.
 
     Raises:
         OutputError: the file cannot be written.

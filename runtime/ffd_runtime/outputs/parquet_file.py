@@ -51,11 +51,7 @@ class ParquetFile(JsonLinesFile):
 
 
 def to_parquet(lines: Iterable[str]) -> bytes:
-    """Convert rows to the content of a Parquet file.
-
-    Args:
-        lines: the rows as JSON.
-    """
+    """Convert rows, each as JSON, to the content of a Parquet file."""
     pa = _pyarrow()
     table = pa.Table.from_pylist(list(map(_to_arrow, lines)), _schema(pa))
     file = pa.BufferOutputStream()
@@ -74,6 +70,7 @@ def _to_arrow(line: str) -> dict[str, Any]:
 
 
 def _schema(pa: Any) -> Any:
+    track = [("number", pa.int64()), ("label", pa.string()), ("score", pa.float64())]
     return pa.schema(
         [
             pa.field("source", pa.string(), nullable=False),
@@ -84,12 +81,7 @@ def _schema(pa: Any) -> Any:
             pa.field("error", pa.struct([("code", pa.string()), ("message", pa.string())])),
             pa.field("reason", pa.string()),
             pa.field("time", pa.float64()),
-            pa.field(
-                "track",
-                pa.struct(
-                    [("number", pa.int64()), ("label", pa.string()), ("score", pa.float64())]
-                ),
-            ),
+            pa.field("track", pa.struct(track)),
         ]
     )
 

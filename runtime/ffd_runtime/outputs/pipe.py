@@ -34,7 +34,6 @@ class Pipe:
         self._send(header)
 
     def write(self, result: Result) -> None:
-        """Write one row."""
         self._send(self._to_line(result))
 
     def _send(self, text: str) -> None:

@@ -20,7 +20,6 @@ class Table:
         self.console = console
 
     def write(self, result: Result) -> None:
-        """Print one row."""
         if result.error:
             line = Text.assemble(
                 (f"{'error':<13}{'':<8}", "magenta"),

@@ -40,11 +40,7 @@ class Capture(Protocol):
     """Idle seconds before the last frame; measured only for network streams."""
 
     def grab(self) -> bool:
-        """Advance to the next frame; return False at the end of the stream.
-
-        Raises:
-            InputError: the stream failed for a known reason.
-        """
+        """Advance to the next frame; return False at the end, raise an InputError if it fails."""
 
     def timestamp(self) -> float:
         """Return this frame's timestamp in seconds of the stream's clock."""
@@ -59,8 +55,7 @@ class Capture(Protocol):
 class OpenCVCapture:
     """A local camera or a GStreamer pipeline, read by OpenCV.
 
-    Args:
-        timeout: limit in seconds for opening, and for each frame.
+    The timeout is the limit in seconds for opening, and for each frame.
 
     Raises:
         InputError: it cannot be opened.

@@ -25,12 +25,9 @@ JOIN_TIMEOUT_SECONDS = 2.0
 
 @dataclass(eq=False)
 class ClassifiedFrame:
-    """A frame and its results.
+    """A frame and its results, or the failure.
 
-    Attributes:
-        inference: seconds in the face detector and the model.
-        failure: why there are no results; None if there are.
-        done: True once the attributes above are final.
+    `inference` is the time of the face detector and the model in seconds. `done` is set last.
     """
 
     queue: SourceQueue
@@ -63,11 +60,7 @@ class ClassificationPool:
     Threads take frames from the sources in turn, so that no source delays another. Frames of one
     source keep their order. A live source has one frame in the pool: the next is taken once the
     caller is done with it, and is then the newest. A file has enough for all threads. OpenCV's own
-    threads share the cores with the pool.
-
-    Args:
-        feed: the streams, entered.
-        workers: number of threads; None for one per core.
+    threads share the cores with the pool. `workers` is None for one thread per core.
     """
 
     def __init__(
@@ -142,7 +135,12 @@ class ClassificationPool:
         try:
             while (entry := self._take()) is not None:
                 self._classify_frame(entry)
-                self._deliver(entry)
+                with self._changed:
+                    entry.done = True
+                    # Pass on finished frames, in order, up to the first unfinished one.
+                    order = entry.queue.order
+                    while order and order[0].done:
+                        self._ready.put(order.popleft())
         except BaseException as error:
             self._ready.put(error)
         with self._changed:
@@ -182,11 +180,3 @@ class ClassificationPool:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             entry.failure = InputError("corrupt", f"a frame cannot be processed ({reason})")
-
-    def _deliver(self, entry: ClassifiedFrame) -> None:
-        """Pass on finished frames, in order, up to the first unfinished one."""
-        with self._changed:
-            entry.done = True
-            order = entry.queue.order
-            while order and order[0].done:
-                self._ready.put(order.popleft())

@@ -164,11 +164,7 @@ def _server_failure(error: Exception, address: str) -> str:
 
 
 def _host_and_port(parts: SplitResult) -> str:
-    """Return host and port, without credentials.
-
-    Raises:
-        ValueError: the port is not a number.
-    """
+    """Return host and port, without credentials; raise ValueError if the port is no number."""
     host = parts.hostname or ""
     port = parts.port or PORTS.get(parts.scheme.lower())
     host = f"[{host}]" if ":" in host else host
@@ -184,10 +180,7 @@ def _resolves(host: str) -> bool:
 
 
 def select_video(container: InputContainer) -> tuple[VideoStream, str | None]:
-    """Select the video stream: FFmpeg's choice, without cover images.
-
-    Returns:
-        The stream, and a note if there are several.
+    """Select the video stream, FFmpeg's choice without cover images; note if there are several.
 
     Raises:
         InputError: there is no video stream, or no decoder for it.

@@ -135,9 +135,8 @@ class FFmpegCapture:
     def grab(self) -> bool:
         """Advance to the next frame; return False at the end of the stream.
 
-        Raises:
-            InputError: no frame arrived within the timeout; the connection failed; the file is
-                truncated or contains frames that could not be decoded.
+        An InputError shows that none arrived in time, the connection failed, or the file is
+        damaged.
         """
         begin, busy = time.monotonic(), _busy_seconds() if self._live else 0.0
         self._deadline = begin + self._timeout
@@ -156,11 +155,9 @@ class FFmpegCapture:
         return True
 
     def timestamp(self) -> float:
-        """Return seconds since the start of a file, or of a server's clock."""
         return self._clock.seconds
 
     def retrieve(self) -> Image | None:
-        """Return this frame, uint8 [height, width, 3], BGR; None if it could not be decoded."""
         if self._frame is None:
             return None
         image = self._convert(self._frame)
@@ -168,7 +165,6 @@ class FFmpegCapture:
         return image
 
     def close(self) -> None:
-        """Close the file or connection."""
         self._frames.close()
         self._container.close()
 

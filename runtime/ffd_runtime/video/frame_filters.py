@@ -31,10 +31,7 @@ class Deinterlacer:
 
     Progressive frames pass through without delay until the first interlaced frame. From then on
     each frame is delayed by one, because the filter needs the fields before and after it.
-
-    Args:
-        time_base: unit of the frames' timestamps in seconds.
-        threads: threads of the filter graph; 0 for one per processor.
+    `time_base` is the unit of timestamps in seconds; 0 `threads` are one per processor.
     """
 
     def __init__(self, time_base: Fraction, threads: int = 0) -> None:
@@ -75,10 +72,7 @@ class Deinterlacer:
         graph = Graph()
         graph.threads = self._threads
         source = graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=self._time_base,
+            width=frame.width, height=frame.height, format=frame.format, time_base=self._time_base
         )
         # deint=interlaced: frames flagged as progressive are not changed.
         bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")

@@ -50,8 +50,7 @@ def open_capture(stream: Stream, timeout: float) -> Capture:
 class RemoteCapture:
     """A server that a `reader_process` reads. If the process crashes or hangs, the stream fails.
 
-    Args:
-        timeout: limit in seconds for opening, and for each frame.
+    The timeout is the limit in seconds for opening, and for each frame.
 
     Raises:
         InputError: it cannot be opened.
@@ -112,9 +111,7 @@ class RemoteCapture:
     ) -> tuple[int, int, int, float, float, float]:
         """Receive a header; return the fields of `MESSAGE_HEADER` after the kind.
 
-        Raises:
-            InputError: the stream failed, or no message arrived.
-            BackendError: the process cannot read such streams.
+        An InputError shows that the stream failed, a BackendError that it cannot be read at all.
         """
         head = bytearray(MESSAGE_HEADER.size)
         self._fill(memoryview(head), self._timeout + TIMEOUT_MARGIN_SECONDS + more)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.text import format_duration
 from ..image.decode import Image
 from .draw_frame import draw_no_signal
-from .frame_result import FrameResult, StreamHealth
+from .frame_result import FrameResult
 from .video_file import VideoFile
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,7 @@ STANDARD_RATE_TOLERANCE = 4e-4
 class SourceRecording:
     """The recording of one source, in one or more files; live sources have a fixed frame rate.
 
-    Attributes:
-        last_frame: time of the last frame, in seconds of `time.monotonic`.
+    `last_frame` is the time of the last frame, in seconds of `time.monotonic`.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -104,34 +104,25 @@ class SourceRecording:
         if live and missing < 0:
             return
         if missing > max(MAX_GAP_SECONDS * fps, 3):
-            self._write_gap_notice(self._video, at, frame_result.health)
+            gap = format_duration(at - self._start - self._video.seconds)
+            health = replace(
+                frame_result.health, state="waiting", error=f"no picture for {gap}", next_try=None
+            )
+            notice = draw_no_signal(self._video.size, health)
+            self._video.write(notice, max(1, round(GAP_NOTICE_SECONDS * self._video.fps)))
+            self._start = at - self._video.seconds
         elif missing > (0 if live else max(MAX_DRIFT_SECONDS * fps, 2)):
             assert self._last is not None
             self._video.write(self._last, missing)
         self._video.write(image)
         self._last = image
 
-    def _write_gap_notice(self, video: VideoFile, at: float, health: StreamHealth) -> None:
-        error = f"no picture for {_format_duration(at - self._start - video.seconds)}"
-        missing = replace(health, state="waiting", error=error, next_try=None)
-        notice = draw_no_signal(video.size, missing)
-        video.write(notice, max(1, round(GAP_NOTICE_SECONDS * video.fps)))
-        self._start = at - video.seconds
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min")) if count]
-    return " ".join([*parts, f"{rest} s"])
-
 
 def estimate_frame_rate(times: Sequence[float]) -> float:
     """Estimate frames per second from ascending timestamps in seconds.
 
-    Returns:
-        The nearest standard rate (N or N / 1.001) if the estimate is close to one, otherwise the
-        estimate; `DEFAULT_FPS` if there are fewer than two frames or no timestamps.
+    The nearest standard rate (N or N / 1.001) is used if the estimate is close to one, and
+    `DEFAULT_FPS` if there are fewer than two frames or no timestamps.
     """
     if len(times) < 2:
         return DEFAULT_FPS

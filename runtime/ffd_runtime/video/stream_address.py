@@ -71,12 +71,7 @@ class Stream:
 
 
 def is_stream(source: str, web: bool = False) -> bool:
-    """Return True if a source is a stream, not images.
-
-    Args:
-        source: as on the command line.
-        web: treat each http and https address as a stream, regardless of its extension.
-    """
+    """Return True if a source is a stream, not images; with `web`, every http address is one."""
     _, target = _split(source)
     scheme = _scheme(target)
     if scheme in WEB_SCHEMES:
@@ -152,13 +147,9 @@ def _holds_video(path: str) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            return _is_video(file.read(MAX_SIGNATURE_BYTES))
+            head = file.read(MAX_SIGNATURE_BYTES)
     except OSError:
         return False
-
-
-def _is_video(head: bytes) -> bool:
-    """Return True if the first `MAX_SIGNATURE_BYTES` bytes of a file are those of a video."""
     kind = head[4:8]
     if kind == b"ftyp":
         return not _NON_VIDEO_BRANDS.match(head[8:12])

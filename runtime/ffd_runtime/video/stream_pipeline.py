@@ -14,7 +14,7 @@ from ..core.text import counted
 from .classification_pool import ClassificationPool, ClassifiedFrame
 from .feed import TICK_SECONDS, Feed
 from .frame_classifier import FrameClassifier
-from .frame_result import Frame, FrameResult, FrameSink, Quit, StreamHealth
+from .frame_result import FrameResult, FrameSink, Quit, StreamHealth
 from .tracking import GreedyIouTracker
 
 if TYPE_CHECKING:
@@ -152,7 +152,10 @@ class StreamPipeline:
         reader, frame = classified.queue.reader, classified.frame
         source = self._sources[frame.source]
         if classified.failure:
-            self._process_failure(frame, classified.failure, source)
+            row = Result.failed(frame.source, classified.failure)
+            changed = classified.failure.message != source.failure
+            self._write(replace(row, frame=frame.number, time=frame.time), changed)
+            source.failure = classified.failure.message
             return
         source.failure = None
         clock = frame.captured if reader.stream.live else frame.time
@@ -163,13 +166,6 @@ class StreamPipeline:
         frame_result = FrameResult(frame, results, health, classified.inference)
         for sink in self._frame_sinks:
             sink.show(frame_result)
-
-    def _process_failure(self, frame: Frame, failure: InputError, source: _SourceState) -> None:
-        """Write the row of a frame that was not classified; tracks are not changed."""
-        row = Result.failed(frame.source, failure)
-        changed = failure.message != source.failure
-        self._write(replace(row, frame=frame.number, time=frame.time), changed)
-        source.failure = failure.message
 
     def _tick(self, pool: ClassificationPool) -> None:
         healths = self._feed.health()

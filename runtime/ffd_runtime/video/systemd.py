@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import Self
 
-from .frame_result import FrameResult, StreamHealth
+from .frame_result import FrameSink, StreamHealth
 
 
-class SystemdNotifier:
+class SystemdNotifier(FrameSink):
     """A frame sink that notifies systemd; it does nothing outside such a service.
 
     The first tick sends `READY=1`, each tick `WATCHDOG=1`, so that `WatchdogSec=` detects a loop
@@ -25,9 +24,6 @@ class SystemdNotifier:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             # In an abstract name, @ stands for NUL.
             self._address = address.replace("@", "\0", 1) if address[0] == "@" else address
-
-    def show(self, frame_result: FrameResult) -> None:
-        """Do nothing: a tick follows soon."""
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
         """Send the watchdog signal, and the number of playing sources if it changed."""
@@ -46,9 +42,6 @@ class SystemdNotifier:
         except OSError:
             # Nobody receives it; the next tick tries again.
             return
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._socket is not None:

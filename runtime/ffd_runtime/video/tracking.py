@@ -87,19 +87,15 @@ class GreedyIouTracker:
             at: seconds of the stream's clock; after a step back or a long gap, all tracks are
                 forgotten.
         """
-        self._forget_old(at)
+        gap = 0.0 if self._at is None else at - self._at
+        max_age = max(self._forget, min(2 * self._gap, MAX_GAP_SECONDS))
+        self._at, self._gap = at, gap
+        self._tracks = [t for t in self._tracks if gap >= 0 and at - t.seen <= max_age]
         tracks = self._assign_tracks([result.face for result in results], at)
         return [
             dataclasses.replace(result, track=self._update_label(track, result, at))
             for result, track in zip(results, tracks, strict=True)
         ]
-
-    def _forget_old(self, at: float) -> None:
-        gap = 0.0 if self._at is None else at - self._at
-        max_age = max(self._forget, min(2 * self._gap, MAX_GAP_SECONDS))
-        self._at, self._gap = at, gap
-        lost = gap < 0
-        self._tracks = [t for t in self._tracks if not lost and at - t.seen <= max_age]
 
     def _assign_tracks(self, faces: Sequence[Box | None], at: float) -> list[_Track]:
         """Return the track of each face, moved to its box."""

@@ -25,10 +25,10 @@ STALL_TIMEOUT_SECONDS = 120.0
 
 
 def create_numbered(path: Path, number: int = 1) -> tuple[Path, int]:
-    """Create an empty file, with a number in its name if the name exists.
+    """Create an empty file, with a number in its name if the name exists; number 1 has none.
 
     Returns:
-        The path of the file, and the next number to try; the name without a number is number 1.
+        The path of the file, and the next number to try.
 
     Raises:
         OSError: the file cannot be created; `filename` is its path.
@@ -42,16 +42,9 @@ def create_numbered(path: Path, number: int = 1) -> tuple[Path, int]:
 
 
 class VideoFile:
-    """A video file that is being written.
+    """A video file that is being written to an empty file; `frames` counts its frames.
 
-    Args:
-        path: an empty file that the caller has created.
-        fps: frames per second.
-        size: width and height in pixels; the codec needs even numbers.
-
-    Attributes:
-        frames: number of frames written.
-        shown: the path as printable text.
+    The size is in pixels, of even numbers as the codec needs; `shown` is the path for messages.
 
     Raises:
         OutputError: OpenCV cannot write such a video.
@@ -78,11 +71,7 @@ class VideoFile:
 
     @classmethod
     def create(cls, path: Path, number: int, fps: float, image: Image) -> tuple[Self, int]:
-        """Create a file, see `create_numbered`; the first frame sets the frame size.
-
-        Raises:
-            OutputError: it cannot be created.
-        """
+        """Create a file, see `create_numbered`; the first frame sets the frame size."""
         try:
             name, number = create_numbered(path, number)
         except OSError as error:

@@ -54,17 +54,9 @@ _PROBE_TIMEOUT_SECONDS = 20.0
 
 
 class Window:
-    """A frame sink that shows all sources as tiles in one window.
+    """A frame sink that shows all sources as tiles, in their order, in one window.
 
     Keys: see `KEYS`. Closing the window also ends the run.
-
-    Args:
-        sources: names of all sources, in the order of their tiles.
-        face_scale: the card's `preprocess.face_scale`.
-
-    Example:
-        >>> with Window(["0"], face_scale=1.3) as window:  # doctest: +SKIP
-        ...     window.show(frame_result)
     """
 
     def __init__(self, sources: Sequence[str], *, face_scale: float, heatmap: bool = False) -> None:
@@ -81,11 +73,7 @@ class Window:
         self._help_until = -math.inf
 
     def show(self, frame_result: FrameResult) -> None:
-        """Show a frame in place of the previous one of its source.
-
-        Raises:
-            Quit: the user pressed a key or closed the window.
-        """
+        """Show a frame in place of the previous one of its source."""
         source = frame_result.frame.source
         self._frame_results[source], self._health[source] = frame_result, frame_result.health
         self._tiles.pop(source, None)
@@ -158,7 +146,9 @@ class Window:
             self._fitted = True
             cv2.resizeWindow(WINDOW_NAME, width, height)
         if _REPORTS_WINDOW_SIZE:
-            width, height = fit_size(shape, _shown_size(), enlarge=True)
+            *_, width, height = cv2.getWindowImageRect(WINDOW_NAME)
+            limit = (width, height) if width > 0 < height else PLACEHOLDER_SIZE_PX
+            width, height = fit_size(shape, fit_size(limit, MAX_SIZE_PX), enlarge=True)
         room = (max(1, width // columns), max(1, height // rows))
         if room != self._tile_size:
             self._tile_size = room
@@ -198,12 +188,7 @@ class Window:
 
 
 def require_screen() -> None:
-    """Check that a window can be opened: without a screen, Qt would abort the process.
-
-    Raises:
-        OutputError: there is no screen, it does not respond, or this OpenCV does not support
-            windows.
-    """
+    """Raise an OutputError if no window can be opened: without a screen, Qt would abort."""
     if not cv2.currentUIFramework():
         raise OutputError(
             "this OpenCV does not support windows: replace opencv-python-headless by "
@@ -241,8 +226,7 @@ def _try_window() -> str | None:
 def save_image(image: Image, when: datetime) -> Path | None:
     """Write uint8 [height, width, 3], BGR, to the current folder as ffd-DATE.png.
 
-    Returns:
-        The path, with a number if the name exists; None if it cannot be written.
+    Returns the path, with a number if the name exists; None if it cannot be written.
     """
     data = encode_image(".png", image)
     path = Path(f"ffd-{when:%Y%m%d-%H%M%S}.png")
@@ -262,9 +246,3 @@ def _is_open() -> bool:
         return cv2.getWindowProperty(WINDOW_NAME, cv2.WND_PROP_VISIBLE) >= 1
     except cv2.error:
         return False
-
-
-def _shown_size() -> tuple[int, int]:
-    """Return the size at which the window shows its image, at most `MAX_SIZE_PX`."""
-    *_, width, height = cv2.getWindowImageRect(WINDOW_NAME)
-    return fit_size((width, height), MAX_SIZE_PX) if width > 0 < height else PLACEHOLDER_SIZE_PX

@@ -17,12 +17,7 @@ def find_buckets(least: int, most: int) -> tuple[int, ...]:
 
 
 def choose_bucket(buckets: Sequence[int], count: int) -> int:
-    """Return the smallest of ascending buckets that holds `count` images.
-
-    Example:
-        >>> choose_bucket((1, 2, 4, 8), 3)
-        4
-    """
+    """Return the smallest of ascending buckets that holds `count` images."""
     return next(size for size in buckets if size >= count)
 
 

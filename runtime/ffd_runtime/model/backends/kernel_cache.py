@@ -33,11 +33,7 @@ class KernelCache:
 
     @property
     def path(self) -> Path:
-        """The path of the file.
-
-        Raises:
-            RuntimeError: the user has no home folder.
-        """
+        """The path of the file; raises RuntimeError if the user has no home folder."""
         return cache_folder() / "rtx" / f"{hashlib.sha256(self._key).hexdigest()[:32]}.kernels"
 
     def open(self, config: Any) -> Any:
@@ -75,8 +71,8 @@ class KernelCache:
     def save(self) -> None:
         """Write kernels that were compiled since the file was read or written.
 
-        The GPU must be the current device. If the file cannot be written, the next start compiles
-        the kernels again.
+        The GPU must be the current device. After a failure, the next start compiles the kernels
+        again.
         """
         if self._cache is None:
             return

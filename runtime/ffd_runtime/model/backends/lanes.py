@@ -28,11 +28,7 @@ class Job:
 
 
 class Execution:
-    """An execution context on a lane, for one bucket.
-
-    Attributes:
-        graph: the captured CUDA graph; None before the capture.
-    """
+    """An execution context on a lane, for one bucket. `graph` is its CUDA graph, if captured."""
 
     def __init__(self, context: Any, cuda: Cuda) -> None:
         self._context = context
@@ -103,8 +99,7 @@ class Contexts:
 class Lane:
     """The tensors of one chunk of a batch, and the executions that use them.
 
-    Attributes:
-        age: number of the chunk, in the order of submission; 0 while the lane is free.
+    `age` is the number of the chunk, in the order of submission; 0 while the lane is free.
     """
 
     def __init__(self, cuda: Cuda, shapes: dict[str, tuple[int, ...]]) -> None:

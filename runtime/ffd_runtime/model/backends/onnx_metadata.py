@@ -23,8 +23,7 @@ FIXED = {1: 8, 5: 4}
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the `metadata_props` of an ONNX file; for a repeated key, the last value.
 
-    The result is empty if the file cannot be read or is not an ONNX file, which loading the model
-    reports.
+    The result is empty for an invalid file, which loading the model reports.
     """
     try:
         with path.open("rb") as file:

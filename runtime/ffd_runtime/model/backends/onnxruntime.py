@@ -36,10 +36,7 @@ INSTALL = "install the CUDA and cuDNN libraries with"
 
 
 class OnnxRuntime:
-    """A model in an onnxruntime session; created by `open_model`.
-
-    `staging` holds the buffers between the host and the GPU; None on a CPU.
-    """
+    """A model in an onnxruntime session. `staging` holds the buffers of a GPU; None on a CPU."""
 
     def __init__(
         self, session: Any, card: ModelCard, description: str, staging: Staging | None = None
@@ -55,7 +52,6 @@ class OnnxRuntime:
         return self._staging is not None
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch; see `Backend.infer`."""
         session = self._session
         if session is None:
             raise BackendError("the model was closed")
@@ -70,10 +66,7 @@ class OnnxRuntime:
             raise failure(f"onnxruntime failed: {first_line(error)}", str(error)) from error
 
     def settle(self, count: int) -> None:
-        """Run the next batches at the size for `count` images, regardless of earlier sizes.
-
-        Benchmarks call it, so that a measurement does not depend on earlier ones.
-        """
+        """Run the next batches at the size for `count` images, whatever the earlier sizes."""
         if self._staging:
             self._staging.settle(min(count, MAX_CUDA_BATCH))
 
@@ -100,12 +93,8 @@ def cuda_options(precision: str) -> dict[str, int | str]:
 def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> list[Any]:
     """Choose the execution providers of a session: CUDA with its options, or the CPU.
 
-    Nothing is started, so CUDA may still fail when the session is created.
-
-    Args:
-        path: an ONNX file; its card gives the precision.
-        device: as for `open_backend`.
-        tuning: options of `TUNING` to switch on.
+    Nothing is started, so CUDA may still fail when the session is created. The precision comes from
+    the card in the file; `tuning` are options of `TUNING` to switch on.
 
     Raises:
         DeviceError: the driver has no such GPU.
@@ -134,15 +123,10 @@ def _peek_card(path: Path) -> ModelCard | None:
 
 
 def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> OnnxRuntime:
-    """Load an ONNX file.
+    """Load an ONNX file; `tuning` is for `choose_providers`.
 
     `auto` uses a GPU if one works, except for an INT8 model, and logs a warning for a GPU that does
     not. Any other device either runs the model or is an error.
-
-    Args:
-        path: the file.
-        device: as for `open_backend`.
-        tuning: see `choose_providers`.
 
     Raises:
         ModelError, CardError: the file is not an ONNX file with ffd's graph contract.

@@ -27,10 +27,7 @@ ELEMENT_TYPES = {"u8": "uint8", "i8": "int8", "f32": "float", "f16": "float16"}
 
 
 class OpenVino:
-    """A model that is compiled for the CPU; created by `open_model`.
-
-    `again` compiles the model again.
-    """
+    """A model that is compiled for the CPU; `again` compiles it again."""
 
     def __init__(
         self, compiled: Any, again: Callable[[], Any], card: ModelCard, description: str
@@ -43,7 +40,6 @@ class OpenVino:
         self.description = description
 
     def infer(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run one batch; see `Backend.infer`."""
         with self._lock:
             return infer_in_parts(self._run, images, MAX_CPU_BATCH)
 
@@ -62,7 +58,6 @@ class OpenVino:
         return Outputs(*(self._request.get_tensor(name).data.copy() for name in OUTPUTS))
 
     def close(self) -> None:
-        """Free the model."""
         with self._lock:
             self._request = self._compile = None
 

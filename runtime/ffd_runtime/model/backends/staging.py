@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,6 @@ MAX_CUDA_BATCH = 256
 SHRINK_AFTER_BATCHES = 16
 
 
-class Memory(Protocol):
-    """Memory of the host at an address, valid until it is closed."""
-
-    address: int
-
-    def close(self) -> None: ...
-
-
 class Staging:
     """Page-locked buffers for a session on CUDA, as large as the largest batch so far.
 
@@ -40,15 +32,15 @@ class Staging:
 
     Args:
         outputs: of one image, for the shapes.
-        allocate: returns page-locked memory of a size in bytes.
+        allocate: returns page-locked memory of a size in bytes, such as `PinnedMemory`.
     """
 
-    def __init__(self, outputs: Outputs, allocate: Callable[[int], Memory]) -> None:
+    def __init__(self, outputs: Outputs, allocate: Callable[[int], Any]) -> None:
         self._lock = Lock()
         self._allocate = allocate
         self._shapes = [outputs.probability.shape[1:], outputs.heatmap.shape[1:]]
         self._sizes = SteadyBucket(find_buckets(1, MAX_CUDA_BATCH), SHRINK_AFTER_BATCHES)
-        self._memories: list[Memory] = []
+        self._memories: list[Any] = []
         self._image: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._outputs: list[npt.NDArray[np.float32]] = []
 
@@ -82,7 +74,6 @@ class Staging:
         return Outputs(*(buffer[:count].copy() for buffer in self._outputs))
 
     def settle(self, count: int) -> None:
-        """See `OnnxRuntime.settle`."""
         with self._lock:
             self._sizes.settle(count)
 

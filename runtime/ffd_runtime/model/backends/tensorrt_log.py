@@ -15,10 +15,7 @@ MAX_MESSAGES = 20
 
 
 def remembering_logger(trt: Any) -> Any:
-    """Create a logger for a TensorRT module that remembers errors.
-
-    Its `quote()` returns the errors as the end of a message, or an empty string.
-    """
+    """Create a logger for a TensorRT module that remembers errors; see its `quote()`."""
 
     class Remembering(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
