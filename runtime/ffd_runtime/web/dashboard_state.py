@@ -113,6 +113,7 @@ class DashboardState:
             score = track.score if track else result.score
             number = track.number if track else None
             since = frame_result.frame.time
+            face: dict[str, Any] = {"track": number, "label": label, "score": score}
             # A face without a track cannot change its label.
             if label is not None and (track is not None or result.face is None):
                 before, began = source.labels.pop(number, ("unsure", since))
@@ -121,12 +122,10 @@ class DashboardState:
                 if before != label:
                     self._changes += 1
                     image = _thumbnail(frame_result.frame.image, result, self._face_scale)
-                    change = {"number": self._changes, "source": source.index, "track": number}
-                    change |= {"label": label, "before": before, "score": score, "time": since}
-                    changes.append((_round_floats(change), image))
+                    new = {"number": self._changes, "source": source.index, "before": before}
+                    changes.append((_round_floats({**face, **new, "time": since}), image))
             reason = result.reason if label == "unsure" else None
-            face = {"track": number, "label": label, "score": score, "reason": reason}
-            faces.append(_round_floats({**face, "since": since}))
+            faces.append(_round_floats({**face, "reason": reason, "since": since}))
         while len(source.labels) > _MAX_REMEMBERED_TRACKS:
             del source.labels[next(iter(source.labels))]
         source.faces = faces
