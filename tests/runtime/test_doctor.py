@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_runtime.cli.diagnosis_warnings import find_warnings
+from ffd_runtime.cli.diagnosis import find_warnings
 from ffd_runtime.cli.probe_process import find_advice, run_probe
 from ffd_runtime.cli.probes import make_test_image
 from ffd_runtime.core.install_hint import install_hint

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..core.errors import OutputError
 from ..core.results import Result
 from .jsonlines import JsonLinesFile
-from .pipe import Pipe
-from .target import is_pipe, require_file_name, require_folder
+from .target import Pipe, is_pipe, require_file_name, require_folder
 
 if TYPE_CHECKING:
     from .partial_file import PartialFile
