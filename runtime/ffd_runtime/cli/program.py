@@ -32,7 +32,7 @@ Options = TypeVar("Options", bound="RunOptions")
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The options of every program; see `ffd-run --help`. Contradictions are usage errors."""
+    """The options of every program; see `ffd-run --help`. Contradictory ones are usage errors."""
 
     model: str | None
     backend: str

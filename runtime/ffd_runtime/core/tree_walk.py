@@ -13,7 +13,7 @@ class Entry(NamedTuple):
 
     Attributes:
         path: below `top`, which is its first part.
-        error: of a folder, `ELOOP` for a link to a folder above it; None for a file.
+        error: of reading a folder, `ELOOP` for a link to a folder above it; None for a file.
     """
 
     path: str

@@ -63,7 +63,7 @@ BACKENDS: dict[str, BackendSpec] = {
 
 
 def find_readers(suffix: str) -> list[str]:
-    """Return the backends that read files of a suffix, the default first; `.onnx` if none does."""
+    """Return the backends that read a suffix, the default first; an unknown one is read as ONNX."""
     known = any(suffix in spec.suffixes for spec in BACKENDS.values())
     wanted = suffix if known else ".onnx"
     return [name for name, spec in BACKENDS.items() if wanted in spec.suffixes]

@@ -180,7 +180,7 @@ def _resolves(host: str) -> bool:
 
 
 def select_video(container: InputContainer) -> tuple[VideoStream, str | None]:
-    """Select the video stream, FFmpeg's choice without cover images; note if there are several.
+    """Return FFmpeg's choice of the videos, without cover images, and a note if there are several.
 
     Raises:
         InputError: there is no video stream, or no decoder for it.

@@ -71,7 +71,7 @@ def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: 
 def shrink_to_fit(frame_result: FrameResult, width: int, height: int) -> FrameResult:
     """Shrink a frame, and its faces, to a size before drawing, so that text on it stays legible.
 
-    A frame that fits is returned itself.
+    A frame that fits is returned unchanged.
     """
     down, across = frame_result.frame.image.shape[:2]
     share = min(width / across, height / down)

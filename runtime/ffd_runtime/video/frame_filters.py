@@ -31,7 +31,7 @@ class Deinterlacer:
 
     Progressive frames pass through without delay until the first interlaced frame. From then on
     each frame is delayed by one, because the filter needs the fields before and after it.
-    `time_base` is the unit of timestamps in seconds; 0 `threads` are one per processor.
+    `time_base` is the unit of timestamps in seconds; `threads` of 0 means one per processor.
     """
 
     def __init__(self, time_base: Fraction, threads: int = 0) -> None:

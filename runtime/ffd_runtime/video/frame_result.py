@@ -109,7 +109,7 @@ class Quit(Exception):  # noqa: N818 (not an error)
 
 
 class FrameSink(AbstractContextManager["FrameSink", None], Protocol):
-    """Show or store frame results, or ignore them. All methods are called from one thread."""
+    """Show or store frame results. All methods are called from one thread."""
 
     def show(self, frame_result: FrameResult) -> None:
         """Take a frame with its results.

@@ -11,14 +11,17 @@ from rich.live import Live
 from rich.text import Text
 
 from ..core.text import printable
-from .frame_result import FrameSink, StreamHealth
+from .frame_result import FrameResult, StreamHealth
 
 
-class StatusLine(FrameSink):
+class StatusLine:
     """A frame sink that shows one line per stream below the rows, which share its console."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def show(self, frame_result: FrameResult) -> None:
+        """Do nothing: lines change with each tick."""
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
         """Redraw the lines."""

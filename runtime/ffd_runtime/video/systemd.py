@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-from .frame_result import FrameSink, StreamHealth
+from .frame_result import FrameResult, FrameSink, StreamHealth
 
 
 class SystemdNotifier(FrameSink):
@@ -24,6 +24,9 @@ class SystemdNotifier(FrameSink):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             # In an abstract name, @ stands for NUL.
             self._address = address.replace("@", "\0", 1) if address[0] == "@" else address
+
+    def show(self, frame_result: FrameResult) -> None:
+        """Do nothing: a tick follows soon."""
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
         """Send the watchdog signal, and the number of playing sources if it changed."""

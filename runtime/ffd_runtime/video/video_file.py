@@ -25,7 +25,7 @@ STALL_TIMEOUT_SECONDS = 120.0
 
 
 def create_numbered(path: Path, number: int = 1) -> tuple[Path, int]:
-    """Create an empty file, with a number in its name if the name exists; number 1 has none.
+    """Create an empty file, with a number in its name if the name exists; number 1 is omitted.
 
     Returns:
         The path of the file, and the next number to try.
@@ -44,7 +44,7 @@ def create_numbered(path: Path, number: int = 1) -> tuple[Path, int]:
 class VideoFile:
     """A video file that is being written to an empty file; `frames` counts its frames.
 
-    The size is in pixels, of even numbers as the codec needs; `shown` is the path for messages.
+    The codec needs an even width and height in pixels. `shown` is the path for messages.
 
     Raises:
         OutputError: OpenCV cannot write such a video.
