@@ -19,10 +19,13 @@ UNSUPPORTED = "--ray does not support archives and web addresses: run without --
 
 
 def find_inputs(sources: Iterable[str], output: str, null: bool = False) -> Iterator[Item]:
-    """Yield every input of the sources except files of the output folder.
+    """Yield every input of the sources.
 
-    Sources are addresses of objects and prefixes; files, folders and globs that all machines have;
-    and `-` for a list of files and objects on standard input, whose names end with NUL if `null`.
+    Args:
+        sources: addresses of objects and prefixes; files, folders and globs that all machines
+            have; `-` for a list of files and objects on standard input.
+        output: the run's output folder, whose files are no inputs.
+        null: names on standard input end with NUL.
 
     Raises:
         StorageError: a store refuses.

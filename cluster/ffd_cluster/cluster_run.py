@@ -57,7 +57,11 @@ class ClusterRun:
     _skipped_ids: set[bytes] = field(default_factory=set)
 
     def classify(self, items: Iterable[Item]) -> None:
-        """Write the rows of all inputs that have none. After an FfdError, written parts stay."""
+        """Write the rows of all inputs that have none.
+
+        Raises:
+            FfdError: the run cannot continue; the parts that are written stay.
+        """
         names = iter(items)
         for wave in _prefetch(iter(lambda: list(islice(names, WAVE_INPUTS)), [])):
             new = self.seen.find_new(item.source for item in wave)

@@ -29,7 +29,11 @@ def join(folder: str, name: str) -> str:
 
 
 def require_no_credentials(address: str) -> None:
-    """Raise a StorageError for a pre-signed address of an object: rows would show its signature."""
+    """Refuse a pre-signed address of an object: the rows would show its signature.
+
+    Raises:
+        StorageError: a query parameter of the address grants access.
+    """
     query = "?" + address.partition("?")[2]
     if is_object(address) and redact(query) != query:
         raise StorageError(

@@ -62,7 +62,14 @@ def part_name(sources: Iterable[str]) -> str:
 
 
 class Parts:
-    """The output folder of a run; `inputs` and `counts` are of the counted parts."""
+    """The output folder of a run.
+
+    Attributes:
+        folder: address or path.
+        storage: of the folder.
+        inputs: number of inputs with rows in the counted parts.
+        counts: number of rows with each label in the counted parts.
+    """
 
     def __init__(self, folder: str, storage: Storage) -> None:
         self.folder = folder
@@ -121,9 +128,11 @@ class Parts:
     def recover(self, names: Iterable[str], pending: Container[bytes]) -> set[bytes]:
         """Count the parts that a failed attempt wrote without reporting them.
 
-        A part is deleted if any of its inputs has rows already, or was not in the attempt. `names`
-        are the parts that the attempt reported. Of the ids in `pending`, those that have rows are
-        returned.
+        A part is deleted if any of its inputs has rows already, or was not in the attempt.
+
+        Args:
+            names: the parts that the attempt reported.
+            pending: ids of the attempt's inputs; the result contains those that have rows.
 
         Raises:
             TakenError: another run has started to write here.

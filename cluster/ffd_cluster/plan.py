@@ -21,7 +21,9 @@ WRITING_CPUS = 0.1
 class Plan:
     """What each stage of a run may use, on all machines that are alive.
 
-    `actors` is the number of processes that hold the model, each on the `device` `cpu` or `cuda`.
+    Attributes:
+        actors: number of processes that hold the model.
+        device: `cpu` or `cuda`, for each actor.
     """
 
     nodes: int
@@ -32,10 +34,13 @@ class Plan:
 
     @classmethod
     def of(cls, nodes: list[dict[str, Any]], device: str, actors: int | None = None) -> Plan:
-        """Plan for the machines that are alive, from `ray.nodes()`.
+        """Plan for the machines that are alive.
 
-        By default there is an actor for each GPU, or for each core without GPUs. A cluster that
-        grows may have fewer GPUs than actors now.
+        Args:
+            nodes: the result of `ray.nodes()`.
+            device: `auto`, `cpu` or `cuda`.
+            actors: None for one per GPU, or one per core without GPUs. A cluster that grows may
+                have fewer GPUs than actors now.
 
         Raises:
             DeviceError: no machine has the device.

@@ -31,8 +31,10 @@ START_TIMEOUT_S = 900.0
 class Work:
     """How inputs are classified: `spec` is the preprocessing of the model's card.
 
-    `batch` is the number of images of an inference, `part` that of inputs in a part of the output.
-    Without a detector, whole images are classified.
+    Attributes:
+        batch: images of one inference.
+        part: inputs of one part of the output.
+        detector: detects faces; None to classify whole images.
     """
 
     model: Model
@@ -45,7 +47,11 @@ class Work:
 
 
 def try_model(ray: Any, model: Model, plan: Plan) -> tuple[str, ModelCard]:
-    """Start a model on a machine of the cluster, as an actor will; return description and card."""
+    """Start a model on a machine of the cluster, as an actor will; return description and card.
+
+    Raises:
+        FfdError: the model does not start there.
+    """
     task = ray.remote(**plan.inference, max_retries=0)(describe_model)
     try:
         with translate_ray_errors(ray):

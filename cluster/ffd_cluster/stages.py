@@ -77,7 +77,8 @@ class Model:
     def saved(self) -> Iterator[Path]:
         """Save the files to a temporary folder, and yield the path of the model.
 
-        A ModelError is raised on a machine with another version of ffd, whose results may differ.
+        Raises:
+            ModelError: this machine has another version of ffd, whose results may differ.
         """
         if self.version != __version__:
             raise ModelError(

@@ -59,7 +59,11 @@ class Storage:
 
     @classmethod
     def of(cls, address: str) -> Self:
-        """Return the storage of a path, or of an address with a bucket and no credentials."""
+        """Return the storage of an address or a path.
+
+        Raises:
+            StorageError: the address names no bucket, or contains credentials.
+        """
         if not is_object(address):
             return cls("file", root=os.getcwd())
         scheme, _, rest = address.partition("://")
@@ -140,7 +144,12 @@ class Storage:
         return sorted(found, reverse=True)
 
     def read(self, address: str) -> bytes:
-        """Return the bytes of a file; an InputError affects only it, a StorageError the store."""
+        """Return the bytes of a file.
+
+        Raises:
+            InputError: this file cannot be read.
+            StorageError: no file of the store can be read.
+        """
         if self.scheme == "file":
             return read_file(self._path(address))
         try:

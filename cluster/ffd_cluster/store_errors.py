@@ -46,7 +46,9 @@ CREDENTIALS_HINTS = {
 def translate_read_errors(address: str, single: bool = False) -> Iterator[None]:
     """Raise an `OSError` of the block as a `StorageError` with a one-line message.
 
-    A `single` error may affect only this file; others may be readable.
+    Args:
+        address: the file or folder that is read.
+        single: the error may affect only this file; others may be readable.
     """
     try:
         yield

@@ -53,7 +53,11 @@ def make_images(folder: Path, count: int = 16, side: int = 1024) -> list[Item]:
 
 
 def choose_images(items: Iterable[Item]) -> BenchImages:
-    """Return the first `MAX_IMAGES` readable images; raise an FfdError if there are none."""
+    """Return the first `MAX_IMAGES` readable images.
+
+    Raises:
+        FfdError: no image is readable.
+    """
     readable: list[tuple[Item, int, int]] = []
     unreadable = 0
     for item in items:

@@ -60,8 +60,11 @@ def measure_cold_start(
 ) -> dict[str, Any]:
     """Measure new processes of `ffd-run` in turns with processes of a bare session.
 
-    `pairs` pairs are measured after one that is discarded. `size` is the side of the network's
-    input in pixels. A process that fails is a BackendError.
+    `pairs` pairs are measured after one that is discarded. The other arguments are those of
+    `open_backend`, the side of the network's input in pixels, and the image to classify.
+
+    Raises:
+        BackendError: a process fails.
     """
     options = ["--backend", name, "--device", device, "--batch", "1", "--json"]
     options += ["--model", model] if model else []

@@ -32,7 +32,11 @@ Options = TypeVar("Options", bound="RunOptions")
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The options of every program; see `ffd-run --help`. Contradictory ones are usage errors."""
+    """The options of every program; see `ffd-run --help`.
+
+    Raises:
+        click.UsageError: the options contradict each other.
+    """
 
     model: str | None
     backend: str
@@ -105,7 +109,11 @@ class Program(Generic[Options]):
         return frozenset(field.name for field in fields(self.options))
 
     def start(self, sources: Sequence[str], values: Mapping[str, Any]) -> None:
-        """Check the options and run; a wrong combination is a `click.UsageError`."""
+        """Check the options and run.
+
+        Raises:
+            click.UsageError: an option does not apply, or some contradict each other.
+        """
         _refuse_foreign_options(self)
         options = self.options(**{name: values[name] for name in self.names})
         if not sources:

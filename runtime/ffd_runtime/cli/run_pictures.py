@@ -75,8 +75,11 @@ class PictureOptions(RunOptions):
 class Targets:
     """Where a run writes.
 
-    `rows` is the file of rows, with links followed; `pipe` a pipe or device for them instead;
-    `named` are the paths as they were given.
+    Attributes:
+        rows: file of rows, with links followed; None if rows go elsewhere.
+        pipe: pipe or device of rows.
+        report: the HTML report.
+        named: the paths as they were given.
     """
 
     rows: Path | None
@@ -86,7 +89,12 @@ class Targets:
 
     @classmethod
     def check(cls, sources: Iterable[str], options: PictureOptions) -> Targets:
-        """Find early what would otherwise fail at the end of a run."""
+        """Find early what would otherwise fail at the end of a run.
+
+        Raises:
+            OutputError: a target cannot be written.
+            click.UsageError: a target is also a source, or cannot be resumed.
+        """
         output = Path(options.output) if options.output else None
         report = Path(options.report) if options.report else None
         named = tuple(path for path in (output, report) if path)

@@ -21,8 +21,10 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal, and yield a function that advances it.
 
-    `count` returns the total, in a thread; None if it cannot be known. `done` is the number of
-    inputs that an interrupted run has classified.
+    Args:
+        console: where to draw; None to draw nothing.
+        count: returns the total, in a thread; None if it cannot be known.
+        done: inputs that an interrupted run has classified.
     """
     if console is None or not console.is_terminal:
         yield lambda _: None
@@ -61,7 +63,11 @@ def _make_bar(console: Console) -> Progress:
 def summarise(counts: Counter[str], earlier: int, seconds: float, skipped: Sized = ()) -> str:
     """Describe a run in one line: rows by kind, the rate of new rows, skipped files.
 
-    `counts` are all rows, `earlier` those of the interrupted run that this one resumed.
+    Args:
+        counts: rows by label, or `errors`.
+        earlier: rows of the interrupted run that this one resumed.
+        seconds: duration of this run.
+        skipped: files that are not images; its `str` describes them.
     """
     total = counts.total()
     parts = ", ".join(

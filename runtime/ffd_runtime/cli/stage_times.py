@@ -35,10 +35,14 @@ Seconds = float
 
 @dataclass
 class Samples:
-    """Times of a `stage`: `decode`, `preprocess`, `infer` or `end_to_end`.
+    """Times of one stage.
 
-    `images` is the number of images of each call. Stages before inference have no backend and
-    batch. `rounds` has the seconds of every call of each round.
+    Attributes:
+        stage: `decode`, `preprocess`, `infer` or `end_to_end`.
+        images: number of images of each call.
+        backend: name; None for stages before inference, like `batch`.
+        batch: images of each inference.
+        rounds: for each round, the seconds of every call.
     """
 
     stage: str

@@ -15,9 +15,13 @@ from .errors import OutputError
 def atomic_path(path: Path, *, temporary: Path | None = None, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to `path` when the block succeeds.
 
-    When the block fails, the temporary file is deleted and `path` keeps its content. A fixed name
-    `temporary` lets the next run overwrite what a killed process left, and needs a single writer.
-    `sync` flushes the content to the disk before the rename.
+    When the block fails, the temporary file is deleted and `path` keeps its content.
+
+    Args:
+        path: the file to create or replace.
+        temporary: the file to write; None for a random name. A fixed name lets the next run
+            overwrite what a killed process left, and needs a single writer.
+        sync: flush the content to the disk before the rename.
 
     Raises:
         OSError: the file cannot be written or renamed.
@@ -44,7 +48,11 @@ def write_atomic(
 
 
 def write_output(path: Path, content: bytes, *, temporary: Path | None = None) -> None:
-    """Write a file that the user asked for, atomically; an OSError becomes an OutputError."""
+    """Write a file that the user asked for, atomically; see `atomic_path`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     try:
         write_atomic(path, content, temporary=temporary)
     except OSError as error:

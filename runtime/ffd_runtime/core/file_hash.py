@@ -8,7 +8,11 @@ from pathlib import Path
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces; raise OSError if it cannot be read."""
+    """Return the SHA-256 of a file, read in pieces.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

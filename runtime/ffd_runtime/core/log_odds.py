@@ -6,7 +6,11 @@ import math
 
 
 def log_odds(probability: float, margin: float = 0.0) -> float:
-    """Return ln(p / (1 - p)) of a probability that is first clipped to [margin, 1 - margin].
+    """Return ln(p / (1 - p)).
+
+    Args:
+        probability: 0 to 1.
+        margin: clip the probability to [margin, 1 - margin]; with 0, the ends are infinite.
 
     Example:
         >>> log_odds(0.5), log_odds(1), round(log_odds(0, margin=5e-7), 1)

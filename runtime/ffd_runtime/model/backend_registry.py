@@ -63,7 +63,11 @@ BACKENDS: dict[str, BackendSpec] = {
 
 
 def find_readers(suffix: str) -> list[str]:
-    """Return the backends that read a suffix, the default first; an unknown one is read as ONNX."""
+    """Return the names of the backends that read a model file, the default first.
+
+    Args:
+        suffix: of the file; one that no backend reads is taken for `.onnx`.
+    """
     known = any(suffix in spec.suffixes for spec in BACKENDS.values())
     wanted = suffix if known else ".onnx"
     return [name for name, spec in BACKENDS.items() if wanted in spec.suffixes]

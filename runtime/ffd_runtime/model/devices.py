@@ -12,7 +12,11 @@ from ..core.errors import DeviceError, DeviceMemoryError
 
 
 def parse_device(text: str) -> tuple[str, int]:
-    """Parse `auto`, `cpu`, `cuda` or `cuda:N` into kind and index; otherwise raise DeviceError."""
+    """Parse `auto`, `cpu`, `cuda` or `cuda:N` into kind and index.
+
+    Raises:
+        DeviceError: the text has another form.
+    """
     match = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):(\d{1,3}))?", text)
     if not match:
         raise DeviceError(f"unknown device {text!r}: use auto, cpu, cuda or cuda:N")
@@ -37,7 +41,11 @@ def count_gpus() -> int:
 
 
 def describe_gpu(index: int) -> Gpu:
-    """Return name and compute capability of a GPU; raise DeviceError if there is none."""
+    """Return name and compute capability of a GPU.
+
+    Raises:
+        DeviceError: the driver has no such GPU.
+    """
     driver = _driver()
     device = ctypes.c_int(0)
     if driver is None or driver.cuDeviceGet(ctypes.byref(device), index) != 0:

@@ -89,7 +89,11 @@ class EngineManifest:
 
     @classmethod
     def from_json(cls, text: str) -> EngineManifest:
-        """Read a manifest; an EngineError names an absent, unknown or invalid field."""
+        """Read and validate a manifest.
+
+        Raises:
+            EngineError: the text is not JSON, or a field is absent, unknown or invalid.
+        """
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -163,7 +167,11 @@ def read_manifest(engine: Path) -> EngineManifest:
 
 
 def require_runnable(manifest: EngineManifest, here: TargetSystem) -> None:
-    """Raise an EngineError, with the command that rebuilds it, if an engine cannot run here."""
+    """Check that an engine can run on a system.
+
+    Raises:
+        EngineError: it cannot. The message has both systems and the command that rebuilds it.
+    """
     reason = _version_fault(manifest, here) or _gpu_fault(manifest, here)
     if not reason:
         return
@@ -186,7 +194,11 @@ def list_rtx_gpus(trt: Any) -> tuple[str, ...]:
 
 
 def require_rtx_gpu(trt: Any, gpu: Gpu) -> None:
-    """Raise a DeviceError if TensorRT for RTX does not support a GPU; it names an alternative."""
+    """Check that TensorRT for RTX supports a GPU, before an engine is built or loaded.
+
+    Raises:
+        DeviceError: it does not. The message names an alternative.
+    """
     supported = list_rtx_gpus(trt)
     if gpu.compute_capability not in supported:
         raise DeviceError(

@@ -59,8 +59,10 @@ class WithinMemory:
     def submit(self, images: npt.NDArray[np.uint8]) -> Pending:
         """Start one batch; see `Asynchronous.submit`.
 
-        After a `DeviceMemoryError`, collect the batches that run: then `infer` runs this one, in
-        parts if necessary.
+        Raises:
+            DeviceMemoryError: the batch does not fit beside those that run. After they are
+                collected, `infer` runs it, in parts if necessary.
+            BackendError: inference failed.
         """
         fits = len(images) <= (self._most or len(images))
         if fits and self.lanes > 1 and isinstance(self._backend, Asynchronous):

@@ -25,7 +25,11 @@ class RowWriter(Protocol):
     """An object that receives rows."""
 
     def write(self, result: Result) -> None:
-        """Write one row; raise an OutputError if that fails."""
+        """Write one row.
+
+        Raises:
+            OutputError: the row cannot be written.
+        """
 
 
 class Sink(RowWriter, AbstractContextManager["Sink", None], Protocol):
@@ -78,7 +82,11 @@ def require_new(path: Path) -> None:
 
 
 def open_pipe_sink(path: Path) -> Sink:
-    """Return the sink for a pipe or a device: by its suffix, or JSON Lines."""
+    """Return the sink for a pipe or a device: by its suffix, or JSON Lines.
+
+    Raises:
+        OutputError: the pipe cannot be opened.
+    """
     sink = find_file_sink(path) or JsonLinesFile
     return Pipe(path, sink.to_line, sink.header)
 

@@ -99,7 +99,9 @@ class AnnotatedCopies:
     def follow(self, results: Iterable[Result], at_once: bool = False) -> Iterator[Result]:
         """Draw and write copies in the background; yield rows in order, each after its copy exists.
 
-        With `at_once`, wait for each copy, for a source that waits for each row.
+        Args:
+            results: rows with their images.
+            at_once: whether to wait for each copy, for a source that waits for each row.
 
         Raises:
             OutputError: a copy cannot be written.
@@ -160,7 +162,8 @@ class AnnotatedCopies:
 class Names:
     """Names of copies: the same in every run, and unique for each source.
 
-    `tops` has the folders of the sources, and whether their subfolders are read.
+    Attributes:
+        tops: the folders of the sources, and whether their subfolders are read.
     """
 
     def __init__(self, sources: Iterable[str]) -> None:

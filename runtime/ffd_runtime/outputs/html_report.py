@@ -62,6 +62,14 @@ class Report:
         model: model, backend and device on one line: `Classifier.description`.
         card: card of the model.
 
+    Attributes:
+        counts: number of inputs by verdict, and of `errors`.
+        histogram: number of images by bin of the score and verdict.
+        codes: number of unreadable inputs by code.
+        errors: the first `MAX_LISTED_ERRORS` unreadable inputs.
+        highest: candidates with the highest scores.
+        nearest: candidates with the scores nearest to the threshold.
+
     Raises:
         OutputError: the file cannot be written.
     """
@@ -148,9 +156,13 @@ class _Best:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A result that may be shown, and the file or a thumbnail of it.
+    """A result that may be shown.
 
-    `heatmap`, float32 [h, w], and `encoded` are None for a row of an earlier run.
+    Attributes:
+        result: the result without file and heatmap.
+        heatmap: float32 [h, w], or None for a row of an earlier run.
+        encoded: the file, or a thumbnail of a large file; None for a row of an earlier run.
+        small: whether `encoded` is a thumbnail.
     """
 
     result: Result

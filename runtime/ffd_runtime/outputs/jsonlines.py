@@ -43,7 +43,8 @@ class JsonLines:
 class AppendedJsonLines(JsonLines):
     """Appends rows to a file, for streams that do not end.
 
-    A program that rotates the file must truncate it or restart ffd.
+    Args:
+        path: created if absent. A program that rotates the file must truncate it or restart ffd.
 
     Raises:
         OutputError: the file cannot be written.

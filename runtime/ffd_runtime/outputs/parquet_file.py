@@ -51,7 +51,11 @@ class ParquetFile(JsonLinesFile):
 
 
 def to_parquet(lines: Iterable[str]) -> bytes:
-    """Convert rows, each as JSON, to the content of a Parquet file."""
+    """Convert rows to the content of a Parquet file.
+
+    Args:
+        lines: the rows as JSON.
+    """
     pa = _pyarrow()
     table = pa.Table.from_pylist(list(map(_to_arrow, lines)), _schema(pa))
     file = pa.BufferOutputStream()

@@ -62,10 +62,13 @@ class RunProvenance:
     def require_same(
         self, text: bytes | None, record: object, rows: object, sources: bool = True
     ) -> None:
-        """Check that a record equals this provenance, its sources only if `sources` is set.
+        """Check that a record equals this provenance.
 
-        `text` is the record as `save` wrote it, None if it cannot be read; the paths are for
-        messages.
+        Args:
+            text: of the record, as `save` wrote it; None if it cannot be read.
+            record: its path, for messages.
+            rows: path of the rows, for messages.
+            sources: whether the sources must be the same, too.
 
         Raises:
             OutputError: the record is invalid or differs; the message names the difference.

@@ -80,7 +80,11 @@ def require_file_name(option: str, path: Path, endings: Iterable[str]) -> None:
 
 
 def require_folder(option: str, path: Path) -> None:
-    """Raise an OutputError if the folder of an output file is absent or not a folder."""
+    """Check that the folder of an output file exists; `option` is for the message.
+
+    Raises:
+        OutputError: the folder is absent, or is not a folder.
+    """
     folder = follow_links(path).parent
     if folder.is_dir():
         return

@@ -40,7 +40,11 @@ class Capture(Protocol):
     """Idle seconds before the last frame; measured only for network streams."""
 
     def grab(self) -> bool:
-        """Advance to the next frame; return False at the end, raise an InputError if it fails."""
+        """Advance to the next frame; return False at the end of the stream.
+
+        Raises:
+            InputError: the stream failed for a known reason.
+        """
 
     def timestamp(self) -> float:
         """Return this frame's timestamp in seconds of the stream's clock."""
@@ -55,7 +59,8 @@ class Capture(Protocol):
 class OpenCVCapture:
     """A local camera or a GStreamer pipeline, read by OpenCV.
 
-    The timeout is the limit in seconds for opening, and for each frame.
+    Args:
+        timeout: limit in seconds for opening, and for each frame.
 
     Raises:
         InputError: it cannot be opened.

@@ -25,9 +25,12 @@ JOIN_TIMEOUT_SECONDS = 2.0
 
 @dataclass(eq=False)
 class ClassifiedFrame:
-    """A frame and its results, or the failure.
+    """A frame and its results.
 
-    `inference` is the time of the face detector and the model in seconds. `done` is set last.
+    Attributes:
+        inference: seconds in the face detector and the model.
+        failure: why there are no results; None if there are.
+        done: True once the attributes above are final.
     """
 
     queue: SourceQueue
@@ -60,7 +63,11 @@ class ClassificationPool:
     Threads take frames from the sources in turn, so that no source delays another. Frames of one
     source keep their order. A live source has one frame in the pool: the next is taken once the
     caller is done with it, and is then the newest. A file has enough for all threads. OpenCV's own
-    threads share the cores with the pool. `workers` is None for one thread per core.
+    threads share the cores with the pool.
+
+    Args:
+        feed: the streams, entered.
+        workers: number of threads; None for one per core.
     """
 
     def __init__(

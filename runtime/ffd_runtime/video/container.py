@@ -180,7 +180,10 @@ def _resolves(host: str) -> bool:
 
 
 def select_video(container: InputContainer) -> tuple[VideoStream, str | None]:
-    """Return FFmpeg's choice of the videos, without cover images, and a note if there are several.
+    """Select the video stream: FFmpeg's choice, without cover images.
+
+    Returns:
+        The stream, and a note if there are several.
 
     Raises:
         InputError: there is no video stream, or no decoder for it.

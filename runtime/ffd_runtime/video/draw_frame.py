@@ -69,9 +69,11 @@ def draw_frame(frame_result: FrameResult, *, heatmap: bool = False, face_scale: 
 
 
 def shrink_to_fit(frame_result: FrameResult, width: int, height: int) -> FrameResult:
-    """Shrink a frame, and its faces, to a size before drawing, so that text on it stays legible.
+    """Shrink a frame before drawing, so that text on it stays legible.
 
-    A frame that fits is returned unchanged.
+    Returns:
+        A copy of at most `width` times `height` pixels, with the faces scaled alike; the same
+        object if it already fits.
     """
     down, across = frame_result.frame.image.shape[:2]
     share = min(width / across, height / down)

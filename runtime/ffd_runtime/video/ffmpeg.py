@@ -135,8 +135,9 @@ class FFmpegCapture:
     def grab(self) -> bool:
         """Advance to the next frame; return False at the end of the stream.
 
-        An InputError shows that none arrived in time, the connection failed, or the file is
-        damaged.
+        Raises:
+            InputError: no frame arrived within the timeout; the connection failed; the file is
+                truncated or contains frames that could not be decoded.
         """
         begin, busy = time.monotonic(), _busy_seconds() if self._live else 0.0
         self._deadline = begin + self._timeout

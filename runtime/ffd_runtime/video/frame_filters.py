@@ -31,7 +31,10 @@ class Deinterlacer:
 
     Progressive frames pass through without delay until the first interlaced frame. From then on
     each frame is delayed by one, because the filter needs the fields before and after it.
-    `time_base` is the unit of timestamps in seconds; `threads` of 0 means one per processor.
+
+    Args:
+        time_base: unit of the frames' timestamps in seconds.
+        threads: threads of the filter graph; 0 for one per processor.
     """
 
     def __init__(self, time_base: Fraction, threads: int = 0) -> None:

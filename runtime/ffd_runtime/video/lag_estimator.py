@@ -27,8 +27,10 @@ class LagEstimator:
     def measure(self, timestamp: float, now: float, waited: float) -> float:
         """Return the lag of a frame in seconds.
 
-        `timestamp` is in seconds of the stream's clock, `now` the time at which the frame was read,
-        of `time.monotonic`, and `waited` the idle seconds before it.
+        Args:
+            timestamp: of the frame, in seconds of the stream's clock.
+            now: time at which it was read, in seconds of `time.monotonic`.
+            waited: idle seconds before it.
         """
         offset = now - timestamp
         if self._min_offset is None:

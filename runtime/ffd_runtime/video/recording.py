@@ -108,7 +108,11 @@ class Recorder:
         self._checked = time.monotonic()
 
     def show(self, frame_result: FrameResult) -> None:
-        """Queue a frame; for a video file, wait while the queue is full."""
+        """Queue a frame; for a video file, wait while the queue is full.
+
+        Raises:
+            OutputError: a file cannot be opened or written.
+        """
         live, waits = frame_result.health.live, True
         while waits and not self._stopped:
             self._raise_failure()
@@ -120,7 +124,11 @@ class Recorder:
                 waits = not live
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Record which sources have ended."""
+        """Record which sources have ended.
+
+        Raises:
+            OutputError: see `show`.
+        """
         self._states = {health.source: health.state for health in sources}
         self._raise_failure()
 
@@ -198,7 +206,10 @@ class Recorder:
 
 
 def recording_paths(path: Path, sources: Sequence[str]) -> dict[str, Path]:
-    """Return the first file of each source's recording: the path, or for several sources one each.
+    """Return the first file of the recording of each source; names are unique.
+
+    Returns:
+        The path itself for one source; for several, the path with a sanitised source name.
 
     Example:
         >>> recording_paths(Path("a.mkv"), ["0", "rtsp://door:554/live"])["rtsp://door:554/live"]

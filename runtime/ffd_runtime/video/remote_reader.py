@@ -50,7 +50,8 @@ def open_capture(stream: Stream, timeout: float) -> Capture:
 class RemoteCapture:
     """A server that a `reader_process` reads. If the process crashes or hangs, the stream fails.
 
-    The timeout is the limit in seconds for opening, and for each frame.
+    Args:
+        timeout: limit in seconds for opening, and for each frame.
 
     Raises:
         InputError: it cannot be opened.

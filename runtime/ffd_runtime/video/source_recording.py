@@ -42,7 +42,8 @@ STANDARD_RATE_TOLERANCE = 4e-4
 class SourceRecording:
     """The recording of one source, in one or more files; live sources have a fixed frame rate.
 
-    `last_frame` is the time of the last frame, in seconds of `time.monotonic`.
+    Attributes:
+        last_frame: time of the last frame, in seconds of `time.monotonic`.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -121,8 +122,9 @@ class SourceRecording:
 def estimate_frame_rate(times: Sequence[float]) -> float:
     """Estimate frames per second from ascending timestamps in seconds.
 
-    The nearest standard rate (N or N / 1.001) is used if the estimate is close to one, and
-    `DEFAULT_FPS` if there are fewer than two frames or no timestamps.
+    Returns:
+        The nearest standard rate (N or N / 1.001) if the estimate is close to one, otherwise the
+        estimate; `DEFAULT_FPS` if there are fewer than two frames or no timestamps.
     """
     if len(times) < 2:
         return DEFAULT_FPS

@@ -15,7 +15,11 @@ from .frame_result import FrameResult, StreamHealth
 
 
 class StatusLine:
-    """A frame sink that shows one line per stream below the rows, which share its console."""
+    """A frame sink that shows one line per stream below the rows.
+
+    Args:
+        console: a terminal; rows may be printed on it too.
+    """
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)

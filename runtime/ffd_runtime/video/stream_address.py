@@ -71,7 +71,12 @@ class Stream:
 
 
 def is_stream(source: str, web: bool = False) -> bool:
-    """Return True if a source is a stream, not images; with `web`, every http address is one."""
+    """Return True if a source is a stream, not images.
+
+    Args:
+        source: as on the command line.
+        web: treat each http and https address as a stream, regardless of its extension.
+    """
     _, target = _split(source)
     scheme = _scheme(target)
     if scheme in WEB_SCHEMES:

@@ -42,9 +42,16 @@ def create_numbered(path: Path, number: int = 1) -> tuple[Path, int]:
 
 
 class VideoFile:
-    """A video file that is being written to an empty file; `frames` counts its frames.
+    """A video file that is being written.
 
-    The codec needs an even width and height in pixels. `shown` is the path for messages.
+    Args:
+        path: an empty file that the caller has created.
+        fps: frames per second.
+        size: width and height in pixels; the codec needs even numbers.
+
+    Attributes:
+        frames: number of frames written.
+        shown: the path as printable text.
 
     Raises:
         OutputError: OpenCV cannot write such a video.
@@ -71,7 +78,11 @@ class VideoFile:
 
     @classmethod
     def create(cls, path: Path, number: int, fps: float, image: Image) -> tuple[Self, int]:
-        """Create a file, see `create_numbered`; the first frame sets the frame size."""
+        """Create a file, see `create_numbered`; the first frame sets the frame size.
+
+        Raises:
+            OutputError: it cannot be created.
+        """
         try:
             name, number = create_numbered(path, number)
         except OSError as error:

@@ -54,9 +54,17 @@ _PROBE_TIMEOUT_SECONDS = 20.0
 
 
 class Window:
-    """A frame sink that shows all sources as tiles, in their order, in one window.
+    """A frame sink that shows all sources as tiles in one window.
 
     Keys: see `KEYS`. Closing the window also ends the run.
+
+    Args:
+        sources: names of all sources, in the order of their tiles.
+        face_scale: the card's `preprocess.face_scale`.
+
+    Example:
+        >>> with Window(["0"], face_scale=1.3) as window:  # doctest: +SKIP
+        ...     window.show(frame_result)
     """
 
     def __init__(self, sources: Sequence[str], *, face_scale: float, heatmap: bool = False) -> None:
@@ -73,7 +81,11 @@ class Window:
         self._help_until = -math.inf
 
     def show(self, frame_result: FrameResult) -> None:
-        """Show a frame in place of the previous one of its source."""
+        """Show a frame in place of the previous one of its source.
+
+        Raises:
+            Quit: the user pressed a key or closed the window.
+        """
         source = frame_result.frame.source
         self._frame_results[source], self._health[source] = frame_result, frame_result.health
         self._tiles.pop(source, None)
@@ -188,7 +200,12 @@ class Window:
 
 
 def require_screen() -> None:
-    """Raise an OutputError if no window can be opened: without a screen, Qt would abort."""
+    """Check that a window can be opened: without a screen, Qt would abort the process.
+
+    Raises:
+        OutputError: there is no screen, it does not respond, or this OpenCV does not support
+            windows.
+    """
     if not cv2.currentUIFramework():
         raise OutputError(
             "this OpenCV does not support windows: replace opencv-python-headless by "
@@ -226,7 +243,8 @@ def _try_window() -> str | None:
 def save_image(image: Image, when: datetime) -> Path | None:
     """Write uint8 [height, width, 3], BGR, to the current folder as ffd-DATE.png.
 
-    Returns the path, with a number if the name exists; None if it cannot be written.
+    Returns:
+        The path, with a number if the name exists; None if it cannot be written.
     """
     data = encode_image(".png", image)
     path = Path(f"ffd-{when:%Y%m%d-%H%M%S}.png")

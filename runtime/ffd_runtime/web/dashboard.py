@@ -25,7 +25,11 @@ STALL_TIMEOUT_SECONDS = 5.0
 
 
 class Dashboard:
-    """The ASGI application, in `app`; `facts` are version, model and an ID of the run."""
+    """The ASGI application, in `app`.
+
+    Args:
+        facts: version, model and an ID of the run, for the page.
+    """
 
     def __init__(
         self, state: DashboardState, snapshots: SnapshotRenderer, facts: Mapping[str, str]

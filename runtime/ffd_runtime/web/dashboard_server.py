@@ -97,7 +97,11 @@ class DashboardServer:
         self._snapshots.changed(self._state.show(frame_result))
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
-        """Store the health of all sources; raise an OutputError if the server has ended."""
+        """Store the health of all sources.
+
+        Raises:
+            OutputError: the server has ended unexpectedly.
+        """
         if not self._thread.is_alive():
             raise OutputError(
                 f"--serve {self.address}: the server ended unexpectedly: {self._failure}"

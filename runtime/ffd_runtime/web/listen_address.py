@@ -12,7 +12,12 @@ _PARTS = re.compile(r"(?:(?P<host>\[[^\[\]]+\]|[^\[\]:]*):)?(?P<port>[^:]*)")
 
 @dataclass(frozen=True)
 class ListenAddress:
-    """A host, IPv6 without brackets, and a port to listen on; port 0 is any free one."""
+    """A host and a port to listen on.
+
+    Attributes:
+        host: name or IP address, IPv6 without brackets.
+        port: 0 for any free port.
+    """
 
     host: str
     port: int
@@ -24,7 +29,8 @@ class ListenAddress:
 def parse_listen_address(text: str) -> ListenAddress:
     """Parse `HOST:PORT`, `[IPv6]:PORT`, or `:PORT` and `PORT` for the loopback address.
 
-    The message of a ValueError says why the text is invalid.
+    Raises:
+        ValueError: the text is invalid; the message says why.
 
     Example:
         >>> [str(parse_listen_address(text)) for text in ("8080", "0.0.0.0:80", "[::1]:8080")]

@@ -31,7 +31,11 @@ prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics(Collector):
-    """The metrics of one server; not thread-safe. `build_info` are labels of `ffd_build_info`."""
+    """The metrics of one server; not thread-safe.
+
+    Args:
+        build_info: labels of `ffd_build_info`.
+    """
 
     def __init__(self, build_info: Mapping[str, str]) -> None:
         self._registry = prometheus.CollectorRegistry()

@@ -46,8 +46,11 @@ class _SnapshotCache:
 class SnapshotRenderer:
     """Render the newest images in the server's event loop.
 
-    `changed` and `stop` may be called from other threads. `drawn` is the number of images rendered,
-    `waiting` the number of requests that wait for one.
+    `changed` and `stop` may be called from other threads.
+
+    Attributes:
+        drawn: number of images rendered.
+        waiting: number of requests that wait for an image.
     """
 
     def __init__(self, state: DashboardState, face_scale: float) -> None:

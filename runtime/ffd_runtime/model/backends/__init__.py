@@ -130,7 +130,11 @@ class Finished:
 
 
 def find_model(model: str | Path | None = None, device: str = "auto") -> Path:
-    """Return the file of a model; `device` selects one of the embedded models. See `open_backend`.
+    """Return the file of a model.
+
+    Args:
+        model: an ONNX file or engine of `ffd-export`; None for the embedded model.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; selects one of the embedded models.
 
     Raises:
         ModelError: the file is absent, or is not a model that runs.
@@ -232,9 +236,11 @@ def infer_in_parts(
 
 
 def failure(message: str, said: str = "") -> BackendError:
-    """Return the error for a failed inference: a `DeviceMemoryError` if memory was exhausted.
+    """Return the error for a failed inference; `DeviceMemoryError` if memory was exhausted.
 
-    `said` is the full text of the backend's error.
+    Args:
+        message: of the returned error.
+        said: the full text of the backend's error.
     """
     kind = DeviceMemoryError if re.search(OUT_OF_MEMORY, f"{message}\n{said}") else BackendError
     return kind(message)

@@ -17,7 +17,12 @@ def find_buckets(least: int, most: int) -> tuple[int, ...]:
 
 
 def choose_bucket(buckets: Sequence[int], count: int) -> int:
-    """Return the smallest of ascending buckets that holds `count` images."""
+    """Return the smallest of ascending buckets that holds `count` images.
+
+    Example:
+        >>> choose_bucket((1, 2, 4, 8), 3)
+        4
+    """
     return next(size for size in buckets if size >= count)
 
 

@@ -70,7 +70,12 @@ class Cuda:
         self.call(self.api.cudaSetDevice(self._index))
 
     def call(self, answer: tuple[Any, ...]) -> Any:
-        """Return the value of a call; raise its error as a DeviceMemoryError or BackendError."""
+        """Return the value of a call from its error code and value.
+
+        Raises:
+            DeviceMemoryError: the memory is exhausted.
+            BackendError: any other error; the message has CUDA's text.
+        """
         error, *values = answer
         if error != self.api.cudaError_t.cudaSuccess:
             raise self._failure(error)
@@ -119,7 +124,8 @@ class Cuda:
     def capture(self, enqueue: Callable[[], bool]) -> Handle:
         """Capture the work that `enqueue` adds to `stream` as a graph, without running it.
 
-        After a BackendError, the stream works as before.
+        Raises:
+            BackendError: the work cannot be captured; the stream works as before.
         """
         api = self.api
         self.call(api.cudaStreamSynchronize(self.stream))

@@ -25,7 +25,11 @@ EPSILON = 1e-9
 
 
 def find_embedded(device: str = "auto") -> Path:
-    """Return the file of the embedded model for a device: `auto` means a GPU if there is one."""
+    """Return the file of the embedded model that a device runs: `auto` means a GPU if there is one.
+
+    Raises:
+        DeviceError: the device is unknown.
+    """
     kind, _ = parse_device(device)
     if kind == "cuda" or (kind == "auto" and count_gpus()):
         return EMBEDDED

@@ -33,7 +33,11 @@ class KernelCache:
 
     @property
     def path(self) -> Path:
-        """The path of the file; raises RuntimeError if the user has no home folder."""
+        """The path of the file.
+
+        Raises:
+            RuntimeError: the user has no home folder.
+        """
         return cache_folder() / "rtx" / f"{hashlib.sha256(self._key).hexdigest()[:32]}.kernels"
 
     def open(self, config: Any) -> Any:

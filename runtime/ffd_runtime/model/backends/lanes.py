@@ -28,7 +28,11 @@ class Job:
 
 
 class Execution:
-    """An execution context on a lane, for one bucket. `graph` is its CUDA graph, if captured."""
+    """An execution context on a lane, for one bucket.
+
+    Attributes:
+        graph: the captured CUDA graph; None before the capture.
+    """
 
     def __init__(self, context: Any, cuda: Cuda) -> None:
         self._context = context
@@ -99,7 +103,8 @@ class Contexts:
 class Lane:
     """The tensors of one chunk of a batch, and the executions that use them.
 
-    `age` is the number of the chunk, in the order of submission; 0 while the lane is free.
+    Attributes:
+        age: number of the chunk, in the order of submission; 0 while the lane is free.
     """
 
     def __init__(self, cuda: Cuda, shapes: dict[str, tuple[int, ...]]) -> None:

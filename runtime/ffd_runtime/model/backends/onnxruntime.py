@@ -93,8 +93,12 @@ def cuda_options(precision: str) -> dict[str, int | str]:
 def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> list[Any]:
     """Choose the execution providers of a session: CUDA with its options, or the CPU.
 
-    Nothing is started, so CUDA may still fail when the session is created. The precision comes from
-    the card in the file; `tuning` are options of `TUNING` to switch on.
+    Nothing is started, so CUDA may still fail when the session is created.
+
+    Args:
+        path: an ONNX file; its card gives the precision.
+        device: as for `open_backend`.
+        tuning: options of `TUNING` to switch on.
 
     Raises:
         DeviceError: the driver has no such GPU.
@@ -123,10 +127,15 @@ def _peek_card(path: Path) -> ModelCard | None:
 
 
 def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> OnnxRuntime:
-    """Load an ONNX file; `tuning` is for `choose_providers`.
+    """Load an ONNX file.
 
     `auto` uses a GPU if one works, except for an INT8 model, and logs a warning for a GPU that does
     not. Any other device either runs the model or is an error.
+
+    Args:
+        path: the file.
+        device: as for `open_backend`.
+        tuning: see `choose_providers`.
 
     Raises:
         ModelError, CardError: the file is not an ONNX file with ffd's graph contract.
