@@ -18,12 +18,12 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from tools.batch_norm import set_identity, unfold_statistics
 from torch import Tensor, nn
 
 from ffd_export.onnx_file import read_onnx
 from ffd_runtime.cli.command import Command, say
 from ffd_runtime.core.errors import ModelError
-from ffd_train.batch_norm import set_identity, unfold_statistics
 from ffd_train.checkpoint import save_checkpoint
 from ffd_train.dataset import FaceDataset
 from ffd_train.networks import FaceNet, build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tools.batch_norm import measure_statistics
 from tools.restore_checkpoint import restore
 from torch import nn
 
@@ -12,7 +13,6 @@ from ffd_export.onnx_file import read_onnx
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.backends import open_backend
 from ffd_runtime.model.backends.embedded import EMBEDDED
-from ffd_train.batch_norm import measure_statistics
 
 
 @pytest.fixture(scope="module")

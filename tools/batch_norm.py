@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .networks import FaceNet
+from ffd_train.networks import FaceNet
 
 
 def measure_statistics(net: FaceNet, batches: Sequence[Tensor]) -> None:
