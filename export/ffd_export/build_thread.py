@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ffd_runtime.core.interruptible import run_interruptible
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 T = TypeVar("T")
 
 
-class BuildProgress(Protocol):
-    """Receives the phases of a build from the builder's thread. Phases nest."""
-
-    def begin(self, phase: str, steps: int) -> None:
-        """Begin a phase with a number of steps."""
-
-    def step(self, phase: str, done: int) -> None:
-        """Set the number of finished steps of a phase."""
-
-    def end(self, phase: str) -> None:
-        """End a phase."""
-
-
-def run_cancellable(trt: Any, work: Callable[[Any], T], progress: BuildProgress | None = None) -> T:
+def run_cancellable(trt: Any, work: Callable[[Any], T], bar: Progress | None = None) -> T:
     """Call `work` in another thread and return its result; see `run_interruptible`.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
         work: receives an `IProgressMonitor` for the builder's configuration.
-        progress: receives the phases of the build.
+        bar: shows the phases of the build, which nest.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; the build is cancelled and its thread has ended.
     """
-    monitor = _make_monitor(trt, progress)
+    monitor = _make_monitor(trt, bar)
     return run_interruptible(lambda: work(monitor), "ffd-build", cancel=monitor.cancel)
 
 
-def _make_monitor(trt: Any, progress: BuildProgress | None) -> Any:
+def _make_monitor(trt: Any, bar: Progress | None) -> Any:
+    tasks: dict[str, TaskID] = {}
+
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -48,16 +40,16 @@ def _make_monitor(trt: Any, progress: BuildProgress | None) -> Any:
             self.cancelled = True
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            if progress:
-                progress.begin(name, steps)
+            if bar:
+                tasks[name] = bar.add_task(name, total=steps)
 
         def step_complete(self, name: str, step: int) -> bool:
-            if progress:
-                progress.step(name, step + 1)
+            if bar and name in tasks:
+                bar.update(tasks[name], completed=step + 1)
             return not self.cancelled
 
         def phase_finish(self, name: str) -> None:
-            if progress:
-                progress.end(name)
+            if bar and name in tasks:
+                bar.remove_task(tasks.pop(name))
 
     return Monitor()

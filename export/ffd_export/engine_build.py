@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ffd_runtime.core.errors import BackendError, EngineError, ModelError
 from ffd_runtime.model.backends.tensorrt_log import remembering_logger
 from ffd_runtime.model.devices import describe_gpu
 from ffd_runtime.model.engine_manifest import COMPATIBILITIES, list_rtx_gpus
 
-from .build_thread import BuildProgress, run_cancellable
+from .build_thread import run_cancellable
 from .engine_layers import inspect_engine, network_layer_types
 from .export_options import ExportOptions
 from .layers import LayerTypes
 from .timing_cache import reuse_timings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 MIB = 1 << 20
 
@@ -42,7 +45,7 @@ def build_engine(
     onnx: bytes,
     size: int,
     options: ExportOptions,
-    progress: BuildProgress | None = None,
+    bar: Progress | None = None,
     require: Callable[[LayerTypes], None] = lambda layers: None,
 ) -> BuiltEngine:
     """Build an engine.
@@ -52,7 +55,7 @@ def build_engine(
         onnx: an ONNX of the graph contract.
         size: side of its input, in pixels.
         options: how to build.
-        progress: receives the phases from another thread.
+        bar: shows the phases.
         require: raises an error if the parsed network's types are wrong, before the build starts.
 
     Raises:
@@ -61,7 +64,7 @@ def build_engine(
         KeyboardInterrupt: Ctrl-C was pressed; the build is cancelled.
     """
     return run_cancellable(
-        trt, lambda monitor: _build(trt, onnx, size, options, monitor, require), progress
+        trt, lambda monitor: _build(trt, onnx, size, options, monitor, require), bar
     )
 
 

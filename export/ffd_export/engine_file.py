@@ -66,13 +66,13 @@ def build_engine_file(
             "model with --int8 --target tensorrt"
         )
     kept = str(facts.get("kept") or "").split(", ")
-    with reporter.track_build() as progress:
+    with reporter.open_bar() as bar:
         engine = build_engine(
             builder.module,
             exported.content,
             card.preprocess.size,
             builder.options,
-            progress,
+            bar,
             lambda layers: layers.require(card.precision, kept),
         )
     reporter.say(f"engine: parsed network has {engine.layers}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-from .build_thread import BuildProgress
+from rich.progress import Progress
 
 # Receives how many more units of a step are done.
 Advance: TypeAlias = Callable[[int], None]
@@ -21,12 +21,13 @@ class Reporter:
     def say_more(self, text: str) -> None:
         """Report details of several lines."""
 
+    def open_bar(self) -> Progress:
+        """Return a progress bar, to use as a context manager."""
+        return Progress(disable=True)
+
     @contextmanager
     def track(self, title: str, total: int) -> Iterator[Advance]:
         """Track a step of a number of units."""
-        yield lambda count: None
-
-    @contextmanager
-    def track_build(self) -> Iterator[BuildProgress | None]:
-        """Track the phases of an engine's build."""
-        yield None
+        with self.open_bar() as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda count: bar.advance(task, count)

@@ -10,6 +10,9 @@ import click
 from ffd_runtime.cli.command import Command
 from ffd_runtime.cli.options import format_option, version_option, wants_table
 
+PATH = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
 EPILOG = """\b
 Examples:
   ffd-export                          export the newest run in runs/ to an FP32 ONNX
@@ -27,7 +30,7 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 
 
 @click.command(cls=Command, epilog=EPILOG, context_settings={"show_default": True})
-@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.argument("model", required=False, type=PATH)
 @click.option("--fp16", is_flag=True, help="Convert to FP16.")
 @click.option("--int8", is_flag=True, help="Convert to INT8 by static quantisation.")
 @click.option(
@@ -38,7 +41,7 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 )
 @click.option(
     "--calibrate",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Calibrate INT8 with these images. Default: the run's training images.",
 )
@@ -105,7 +108,7 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 )
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     metavar="DIR",
     help="Folder of TensorRT's timing caches. Default: ffd in the user's cache folder.",
 )
@@ -115,22 +118,10 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     help="Compare the export with the checkpoint on these real images. Default: the run's "
     "validation images.",
 )
+@click.option("--triton", type=FOLDER, metavar="DIR", help="Also write a Triton model repository.")
+@click.option("--output", type=FOLDER, help="Folder for the files. Default: beside MODEL.")
 @click.option(
-    "--triton",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Also write a Triton model repository.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the files. Default: beside MODEL.",
-)
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    help="Folder of the runs, if MODEL is not given.",
+    "--runs", type=PATH, default=Path("runs"), help="Folder of the runs, if MODEL is not given."
 )
 @format_option(" Lines")
 @version_option()
@@ -143,7 +134,6 @@ def main(as_json: bool | None, **values: Any) -> None:
     """
     from ..export_options import ExportOptions
     from ..exporting import export
-    from .export_table import print_files
-    from .terminal_reporter import TerminalReporter
+    from .export_terminal import TerminalReporter, print_files
 
     print_files(export(ExportOptions(**values), TerminalReporter()), wants_table(as_json))

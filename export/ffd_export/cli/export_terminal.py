@@ -1,4 +1,4 @@
-"""Print what an export wrote, as JSON Lines or as a table."""
+"""Messages, progress and results of an export on a terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,32 @@ import json
 from collections.abc import Sequence
 
 import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from ffd_runtime.cli.command import say, say_more
+from ffd_runtime.core.text import printable
+from ffd_train.cli.progress_bar import progress_bar
 
 from ..export_files import ExportedFile, describe_file
+from ..reporter import Reporter
 
 LABELS = ("MB", "layers", "images", "largest |Δp|", "mean |Δp|", "flips", "Δaccuracy", "ΔAUC")
+
+
+class TerminalReporter(Reporter):
+    """Reports to the person who runs the command."""
+
+    def say(self, message: str) -> None:
+        say(message)
+
+    def say_more(self, text: str) -> None:
+        say_more(text)
+
+    def open_bar(self) -> Progress:
+        return progress_bar()
 
 
 def print_files(files: Sequence[ExportedFile], table: bool) -> None:
@@ -18,12 +40,6 @@ def print_files(files: Sequence[ExportedFile], table: bool) -> None:
         for file in files:
             click.echo(json.dumps(describe_file(file)))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from ffd_runtime.core.text import printable
-
     grid = Table(title="compared with the source")
     grid.add_column("")
     for file in files:
