@@ -86,6 +86,15 @@ def render(audit: Audit, started: datetime) -> str:
     table = audit.table
     sheets = _make_sheets(table)
     copies = sorted(audit.copies, key=lambda group: -_rank_copies(table, group))
+    limits = {
+        "plain": f"{PLAIN:g}",
+        "distance": DISTANCE,
+        "correlation": f"{CORRELATION:g}",
+        "folds": FOLDS,
+        "images": f"{MAX_PICTURES:,}",
+        "auc": f"{MIN_AUC:g}",
+        "standard_errors": f"{MIN_STANDARD_ERRORS:g}",
+    }
     return render_page(
         _TEMPLATE,
         page="audit",
@@ -112,7 +121,8 @@ def render(audit: Audit, started: datetime) -> str:
         copy_side=COPY_SIDE_PIXELS,
         unreadable=table.unreadable[:MAX_UNREADABLE],
         more_unreadable=len(table.unreadable) - MAX_UNREADABLE,
-        method=_describe_method(table.data.ignored),
+        ignored=table.data.ignored,
+        limits=limits,
     )
 
 
@@ -183,26 +193,3 @@ def _copy_group(table: Table, group: Copies) -> _CopyGroup:
     pictures = [_picture(table, i, COPY_SIDE_PIXELS) for i in group.members[:MAX_COPY_MEMBERS]]
     more = max(0, len(group.members) - MAX_COPY_MEMBERS)
     return "high" if places else "low", title, pictures, more
-
-
-def _describe_method(ignored: int) -> dict[str, str]:
-    return {
-        "images": "all facts except width, height and bytes are measured on the largest centre "
-        "square, the input of the network",
-        "JPEG quality": "on libjpeg's scale, by the nearest luminance table",
-        "sharpness": "variance of the Laplacian at 256 pixels a side",
-        "brightness, contrast": "mean and standard deviation of L* of CIE Lab, 0 to 100",
-        "chroma, redness, yellowness": "distance from grey, mean a* and b* of CIE Lab",
-        "background": "a border of a sixteenth of the side, along the top and the upper half of "
-        "both sides; texture is the median standard deviation within a patch, and a background "
-        f"with a texture below {PLAIN:g} is plain",
-        "variety of backgrounds": "standard deviation of their mean colours",
-        "copies": f"perceptual hashes within {DISTANCE} of 64 bits, and a correlation of grey "
-        f"levels of at least {CORRELATION:g}; mirrored and cropped copies are not found",
-        "probes": f"extremely randomised trees, {FOLDS} folds, copies in one fold, at most "
-        f"{MAX_PICTURES:,} images of a class; single facts by a tree of depth 3; an AUC stands out "
-        f"from {MIN_AUC:g}, if it is {MIN_STANDARD_ERRORS:g} standard errors above guessing",
-        "numbers": "a median with the range of the middle 90 % in brackets, or the most frequent "
-        "values with their shares",
-        "skipped": f"{ignored:,} files that are not images" if ignored else "nothing",
-    }

@@ -18,18 +18,14 @@ from ffd_runtime.outputs.html_report import card_facts
 
 from ..face_data import Sample
 from ..intervals import CONFIDENCE, count_resamples
-from ..robustness import CLEAN, Cell
+from ..robustness import CLEAN
 from ..thumbnail import embed_thumbnail
 from . import evaluation_plots as plots
 from .page_tables import (
     ROBUSTNESS_METRICS,
-    PageTable,
-    comparison_table,
     groups_table,
     metrics_table,
-    reliability_table,
-    robustness_by_group_table,
-    robustness_table,
+    robustness_by_group_tables,
 )
 from .study import WORST, Study, Subject, manifest_of, note_strictness, summarise
 
@@ -80,6 +76,7 @@ def render(study: Study) -> str:
     comparison = study.comparisons.get(CLEAN)
     unreadable = study.subject.evaluation.unreadable
     models = [(subject.name, _model_facts(subject)) for subject in subjects]
+    evaluations = [subject.evaluation for subject in subjects]
     return render_page(
         _TEMPLATE,
         page="evaluation",
@@ -89,18 +86,21 @@ def render(study: Study) -> str:
         images=f"{len(study.data.samples):,}",
         root=str(study.data.root),
         names=names,
+        subjects=subjects,
         series=plots.SERIES,
         summary=summarise(study),
         metrics=metrics_table(study),
         strictness=note_strictness(study.subject),
         compared_images=f"{comparison.images:,}" if comparison else "",
-        curves=_curves(subjects),
-        reliability=[reliability_table(subject) for subject in subjects],
+        roc=trusted(plots.plot_roc(evaluations)),
+        precision_recall=trusted(plots.plot_precision_recall(evaluations)),
+        reliability=trusted(plots.plot_reliability(evaluations)),
         families=groups_table(subjects, "per_family"),
         sources=groups_table(subjects, "per_source"),
         charts=[_chart(subjects, key) for key in CHARTS] if study.subject.cells else (),
-        robustness=[_robustness_tables(subject.cells) for subject in subjects if subject.cells],
-        differences=comparison_table(study) if study.comparisons else None,
+        robustness_metrics=ROBUSTNESS_METRICS,
+        robustness_by_group=robustness_by_group_tables,
+        comparisons=study.comparisons,
         galleries=[_errors(subject, len(subjects)) for subject in subjects],
         worst=WORST,
         evidence_limit=EVIDENCE_LIMIT,
@@ -111,24 +111,6 @@ def render(study: Study) -> str:
         confidence=f"{100 * CONFIDENCE:.0f} %",
         resamples=f"{count_resamples(study.subject.evaluation.report.images):,}",
     )
-
-
-def _curves(subjects: Sequence[Subject]) -> list[tuple[Markup, str]]:
-    evaluations = [subject.evaluation for subject in subjects]
-    return [
-        (trusted(plots.plot_roc(evaluations)), "ROC. The mark is the threshold of the model."),
-        (trusted(plots.plot_precision_recall(evaluations)), "Precision and recall."),
-        (
-            trusted(plots.plot_reliability(evaluations)),
-            "Reliability. On the dashed line, scores equal the share of generated images. Lines "
-            "are intervals.",
-        ),
-    ]
-
-
-def _robustness_tables(cells: Sequence[Cell]) -> list[PageTable]:
-    by_group = (robustness_by_group_table(cells, key) for key in ("per_family", "per_source"))
-    return [table for table in (robustness_table(cells), *by_group) if table]
 
 
 def _chart(subjects: Sequence[Subject], key: str) -> _Chart:

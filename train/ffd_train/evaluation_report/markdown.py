@@ -16,7 +16,7 @@ from ffd_runtime.core.text import printable
 
 from ..intervals import CONFIDENCE
 from ..robustness import Cell
-from .page_tables import ROBUSTNESS_METRICS, robustness_by_group_table
+from .page_tables import ROBUSTNESS_METRICS, robustness_by_group_tables
 from .study import Study, manifest_of, note_strictness, percent, span
 
 BEGIN = "<!-- robustness -->"
@@ -76,10 +76,10 @@ def to_markdown(study: Study) -> str:
             list(names.values()), [(cell.label, _metrics(cell)) for cell in subject.cells]
         ),
     ]
-    for key, what in (("per_family", "family of generators"), ("per_source", "source")):
-        if table := robustness_by_group_table(subject.cells, key):
-            rows = [(name, [entry.text for entry in row]) for name, row in table.rows]
-            parts += [f"Accuracy by {what} (images):", _format_table(table.head[1:], rows)]
+    for table in robustness_by_group_tables(subject.cells):
+        rows = [(name, [entry.text for entry in row]) for name, row in table.rows]
+        title = f"{table.head[0].capitalize()} (images):"
+        parts += [title, _format_table(table.head[1:], rows)]
     note = note_strictness(subject)
     return "\n\n".join([*parts, *([note] if note else []), _origin(study)])
 

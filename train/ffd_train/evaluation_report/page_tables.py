@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ffd_runtime.model.card import CLASSES
 
@@ -75,15 +76,6 @@ def metrics_table(study: Study) -> PageTable:
     return PageTable(["", *names], rows)
 
 
-def reliability_table(subject: Subject) -> PageTable:
-    """Return the bins of the reliability diagram."""
-    rows = []
-    for found in subject.evaluation.reliability.bins:
-        values = f"{found.images:,}", f"{found.score:.4f}", f"{found.generated:.4f}"
-        rows.append((f"{found.low:.1f} to {found.high:.1f}", [Entry(value) for value in values]))
-    return PageTable(["score", "images", "mean score", "share generated"], rows)
-
-
 def group_entries(evaluation: Evaluation, key: str) -> dict[str, tuple[Entry, Entry]]:
     """Return accuracy and ROC-AUC of one model; the key is `per_source` or `per_family`."""
     accuracies, areas = (evaluation.intervals[name] for name in (key, f"{key}_roc_auc"))
@@ -112,53 +104,20 @@ def groups_table(subjects: Sequence[Subject], key: str) -> PageTable | None:
     return PageTable(head, rows) if rows else None
 
 
-def robustness_table(cells: Sequence[Cell]) -> PageTable:
-    """Return the metrics under each perturbation."""
-    rows = [
-        (cell.label, [_entry(getattr(cell, k), cell.intervals[k]) for k in ROBUSTNESS_METRICS])
-        for cell in cells
-    ]
-    return PageTable(["perturbation", *ROBUSTNESS_METRICS.values()], rows)
+def robustness_by_group_tables(cells: Sequence[Cell]) -> Iterator[PageTable]:
+    """Yield the accuracy by family and by source in each cell, where they are known."""
+    for key in ("per_family", "per_source"):
+        groups = getattr(cells[0], key)
+        if not groups:
+            continue
+        rows = [(cell.label, list(map(_share, getattr(cell, key).values()))) for cell in cells]
+        names = (f"{name} ({row['images']:,})" for name, row in groups.items())
+        yield PageTable([f"accuracy by {key.removeprefix('per_')}", *names], rows)
 
 
-def robustness_by_group_table(cells: Sequence[Cell], key: str) -> PageTable | None:
-    """Return the accuracy by source or family in each cell; None if all are unknown."""
-    groups = getattr(cells[0], key)
-    if not groups:
-        return None
-    rows = []
-    for cell in cells:
-        row = []
-        for name in groups:
-            found = getattr(cell, key)[name]
-            shade = f"shade{sum(found['accuracy'] < limit for limit in _SHADES)}"
-            row.append(Entry(percent(found["accuracy"]), span(found["interval"]), shade))
-        rows.append((cell.label, row))
-    names = (f"{name} ({row['images']:,})" for name, row in groups.items())
-    return PageTable([f"accuracy by {key.removeprefix('per_')}", *names], rows)
-
-
-def comparison_table(study: Study) -> PageTable:
-    """Return the differences of two models under each perturbation."""
-    labels = {cell.name: cell.label for cell in study.subject.cells}
-    rows = []
-    for name, found in study.comparisons.items():
-        auc, accuracy = found.differences["roc_auc"], found.differences["accuracy"]
-        row = [
-            _difference(auc),
-            Entry("" if found.auc.p is None else f"{found.auc.p:.2g}"),
-            _difference(accuracy),
-            Entry(f"{found.accuracy.p:.2g}"),
-        ]
-        rows.append((labels[name], row))
-    head = [
-        "second minus first",
-        "difference of ROC-AUC",
-        "p (DeLong)",
-        "difference of accuracy",
-        "p (McNemar)",
-    ]
-    return PageTable(head, rows)
+def _share(row: dict[str, Any]) -> Entry:
+    shade = sum(row["accuracy"] < limit for limit in _SHADES)
+    return Entry(percent(row["accuracy"]), span(row["interval"]), f"shade{shade}")
 
 
 def _entry(value: float | None, interval: Interval | None) -> Entry:
