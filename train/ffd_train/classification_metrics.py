@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ffd_runtime.model.card import ModelCard
@@ -111,8 +112,9 @@ def find_placements(scores: Floats, generated: npt.NDArray[np.bool_]) -> tuple[F
         the number of generated images with a higher score. All are multiples of 0.5, so that their
         sums are exact.
     """
-    positives, negatives = scores[generated], scores[~generated]
-    return _count_below(positives, negatives), len(positives) - _count_below(negatives, positives)
+    ranks = rankdata(scores)
+    found, spared = (ranks[own] - rankdata(scores[own]) for own in (generated, ~generated))
+    return found, len(found) - spared
 
 
 def roc_auc_mask(
@@ -130,12 +132,6 @@ def roc_auc_mask(
     if not (own & generated).any():
         return own | generated
     return own if (own & ~generated).any() else own | ~generated
-
-
-def _count_below(scores: Floats, others: Floats) -> Floats:
-    ranked = np.sort(others)
-    below: Floats = np.searchsorted(ranked, scores, "left") / 2
-    return below + np.searchsorted(ranked, scores, "right") / 2
 
 
 def equal_error_rates(false_alarm: Floats, found: Floats) -> Floats:

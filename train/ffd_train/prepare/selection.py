@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from ffd_runtime.core.errors import DataError
 from ffd_runtime.model.card import CLASSES
@@ -290,20 +292,14 @@ def display_name(entry: Entry) -> str:
 
 def _group_persons(pictures: Sequence[Picture]) -> list[list[Picture]]:
     """Group the images of one person, or of people who share a copy."""
-    leader: dict[tuple[Path, str], tuple[Path, str]] = {}
-
-    def lead(person: tuple[Path, str]) -> tuple[Path, str]:
-        while leader.setdefault(person, person) != person:
-            person = leader[person]
-        return person
-
     groups: dict[tuple[Path, str] | str, list[Picture]] = {}
     persons = [[e.person for e in picture.entries if e.person] for picture in pictures]
-    for first, *others in filter(None, persons):
-        for other in others:
-            leader[lead(other)] = lead(first)
+    people = DisjointSet(itertools.chain.from_iterable(persons))
+    for shown in persons:
+        for other in shown[1:]:
+            people.merge(shown[0], other)
     for picture, shown in zip(pictures, persons, strict=True):
-        key = lead(shown[0]) if shown else picture.facts.sha256
+        key = people[shown[0]] if shown else picture.facts.sha256
         groups.setdefault(key, []).append(picture)
     return list(groups.values())
 
