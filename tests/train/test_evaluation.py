@@ -249,6 +249,15 @@ def test_resamples_are_drawn_once_for_all_cells(
     assert len(draws) == 2
 
 
+def test_models_are_compared_without_robustness(tmp_path: Path) -> None:
+    data = make_data(tmp_path, 20)
+    one, other = (subject(name, judge(data, seed), sweep=False) for seed, name in enumerate("ab"))
+    study = Study(one, data, None, 40, datetime(2026, 1, 2, tzinfo=UTC)).against(other)
+    write_page(tmp_path / "page.html", study)
+    text = " ".join(Page((tmp_path / "page.html").read_text()).text)
+    assert "Differences are the second model minus the first, on the 39 images" in text
+
+
 def test_the_document_keeps_its_keys_and_gains_others(tmp_path: Path) -> None:
     study = make_study(tmp_path, sources=HOSTILE)
     document = json.loads(json.dumps(to_document(study), allow_nan=False))

@@ -13,12 +13,12 @@ from ffd_runtime.core.atomic_file import write_output
 from ffd_runtime.core.results import Result
 from ffd_runtime.image.draw import EVIDENCE_LIMIT, evidence_layer
 from ffd_runtime.model.card import CLASSES
-from ffd_runtime.outputs.html_page import data_uri, encode_image, render_page, trusted
+from ffd_runtime.outputs.html_page import data_uri, encode_image, render_page
 from ffd_runtime.outputs.html_report import card_facts
 
 from ..face_data import Sample
 from ..intervals import CONFIDENCE, count_resamples
-from ..robustness import CLEAN
+from ..robustness import CLEAN, Cell
 from ..thumbnail import embed_thumbnail
 from . import evaluation_plots as plots
 from .page_tables import (
@@ -54,8 +54,8 @@ class _Card:
     evidence: Markup | None
 
 
-# Label of a metric; name, drawing and value of each perturbation; ticks.
-_Chart = tuple[str, "list[tuple[str, Markup, str]]", list[str]]
+# Key and axis of a metric, and the cells of all models for each perturbation.
+_Chart = tuple[str, plots.Axis, list[tuple[Cell, ...]]]
 # Title, title and images of each class, and whether any image has evidence.
 _Errors = tuple[str, list[tuple[str, list[_Card]]], bool]
 
@@ -66,18 +66,13 @@ def write_page(path: Path, study: Study) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_output(path, render(study).encode())
-
-
-def render(study: Study) -> str:
-    """Render the page."""
     subjects = study.subjects
     names = [subject.name for subject in subjects]
     comparison = study.comparisons.get(CLEAN)
     unreadable = study.subject.evaluation.unreadable
     models = [(subject.name, _model_facts(subject)) for subject in subjects]
     evaluations = [subject.evaluation for subject in subjects]
-    return render_page(
+    page = render_page(
         _TEMPLATE,
         page="evaluation",
         eyebrow="ffd evaluation",
@@ -92,9 +87,9 @@ def render(study: Study) -> str:
         metrics=metrics_table(study),
         strictness=note_strictness(study.subject),
         compared_images=f"{comparison.images:,}" if comparison else "",
-        roc=trusted(plots.plot_roc(evaluations)),
-        precision_recall=trusted(plots.plot_precision_recall(evaluations)),
-        reliability=trusted(plots.plot_reliability(evaluations)),
+        roc=plots.plot_roc(evaluations),
+        precision_recall=plots.plot_precision_recall(evaluations),
+        reliability=plots.plot_reliability(evaluations),
         families=groups_table(subjects, "per_family"),
         sources=groups_table(subjects, "per_source"),
         charts=[_chart(subjects, key) for key in CHARTS] if study.subject.cells else (),
@@ -111,26 +106,13 @@ def render(study: Study) -> str:
         confidence=f"{100 * CONFIDENCE:.0f} %",
         resamples=f"{count_resamples(study.subject.evaluation.report.images):,}",
     )
+    write_output(path, page.encode())
 
 
 def _chart(subjects: Sequence[Subject], key: str) -> _Chart:
-    label = ROBUSTNESS_METRICS[key]
-    label = label[0].upper() + label[1:]
     lowest = min(cell.intervals[key][0] for subject in subjects for cell in subject.cells)
-    axis = plots.axis_of(lowest, label)
-    rows = []
-    for cells in zip(*(subject.cells for subject in subjects), strict=True):
-        values = [(getattr(cell, key), cell.intervals[key]) for cell in cells]
-        title = f"{cells[0].label}: " + "; ".join(
-            f"{value:.4f} ({low:.4f} to {high:.4f})" for value, (low, high) in values
-        )
-        entries = (
-            (value, interval, kind)
-            for (value, interval), kind in zip(values, plots.SERIES, strict=False)
-        )
-        drawing = trusted(plots.draw_interval(axis, entries, title))
-        rows.append((cells[0].label, drawing, f"{values[0][0]:.3f}"))
-    return label, rows, [f"{tick:g}" for tick in axis.ticks[::2]]
+    rows = list(zip(*(subject.cells for subject in subjects), strict=True))
+    return key, plots.axis_of(lowest, ROBUSTNESS_METRICS[key]), rows
 
 
 def _errors(subject: Subject, models: int) -> _Errors:

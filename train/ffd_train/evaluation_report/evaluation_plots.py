@@ -1,21 +1,18 @@
-"""SVG plots that use the page's colours, in light and dark mode and on paper."""
+"""The values of the plots that the page's template draws as SVG."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from ffd_runtime.outputs.html_page import trusted
+
 from ..evaluation import Evaluation
 from ..intervals import wilson
-
-# Size of a plot, and position of its axes, in units of the viewBox.
-WIDTH, HEIGHT = 400, 310
-LEFT, RIGHT, TOP, BOTTOM = 58, 390, 10, 262
 
 # CSS classes of the first and the second model.
 SERIES = ("first", "second")
@@ -40,7 +37,45 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def plot_roc(evaluations: Sequence[Evaluation]) -> str:
+@dataclass(frozen=True)
+class Plot:
+    """A plot with lines and marks, each with its CSS class.
+
+    Attributes:
+        name: description for screen readers.
+        x: horizontal axis.
+        y: vertical axis.
+        lines: CSS class and path data of each line.
+        marks: CSS class, position and title of each mark.
+        box: left, right, top and bottom of the axes, in units of the viewBox.
+    """
+
+    name: str
+    x: Axis
+    y: Axis
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    marks: list[tuple[str, tuple[float, float], str]] = field(default_factory=list)
+    box: tuple[int, int, int, int] = (58, 390, 10, 262)
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Map a point to its position in units of the viewBox."""
+        left, right, top, bottom = self.box
+        across, up = self.x.place(x), self.y.place(y)
+        return left + (right - left) * across, bottom + (top - bottom) * up
+
+    def add_line(self, kind: str, points: Iterable[tuple[float, float]]) -> None:
+        """Add a line; points that round to the same half unit are drawn once."""
+        rounded = np.round(np.array([self.place(*point) for point in points]) * 2) / 2
+        kept = rounded[np.append(True, (np.diff(rounded, axis=0) != 0).any(1))]
+        # The page would shorten a long text that is not trusted.
+        self.lines.append((kind, trusted("M" + "L".join(f"{a:g} {b:g}" for a, b in kept))))
+
+    def add_mark(self, kind: str, x: float, y: float, title: str) -> None:
+        """Add a mark."""
+        self.marks.append((kind, self.place(x, y), title))
+
+
+def plot_roc(evaluations: Sequence[Evaluation]) -> Plot:
     """Plot ROC curves with a logarithmic FPR axis: low FPRs matter most."""
     photographs = min(int((~each.generated).sum()) for each in evaluations)
     exponent = min(-1, max(-5, math.floor(math.log10(1 / photographs))))
@@ -52,17 +87,19 @@ def plot_roc(evaluations: Sequence[Evaluation]) -> str:
         log=True,
     )
     y = Axis(0, 1, _QUARTERS, "generated faces found")
-    lines = [_path(x, y, [(0.01, 0), (0.01, 1)], "guide"), _note(x, y, 0.01, 0.03, "1 %")]
+    plot = Plot("ROC curve", x, y)
+    plot.add_line("guide", [(0.01, 0), (0.01, 1)])
+    plot.add_mark("note", 0.01, 0.03, "1 %")
     for each, kind in zip(evaluations, SERIES, strict=False):
         alarms, found, _ = roc_curve(each.generated, each.scores)
-        lines.append(_path(x, y, zip(alarms, found, strict=True), kind))
+        plot.add_line(kind, zip(alarms, found, strict=True))
         classes = each.report.per_class
         title = f"threshold {each.card.threshold:.3g}"
-        lines.append(_mark(x, y, 1 - classes["groundtruth"], classes["generated"], kind, title))
-    return _figure(x, y, lines, "ROC curve")
+        plot.add_mark(kind, 1 - classes["groundtruth"], classes["generated"], title)
+    return plot
 
 
-def plot_precision_recall(evaluations: Sequence[Evaluation]) -> str:
+def plot_precision_recall(evaluations: Sequence[Evaluation]) -> Plot:
     """Plot precision-recall curves; the precision axis begins below the lowest value."""
     curves = []
     for each in evaluations:
@@ -74,42 +111,25 @@ def plot_precision_recall(evaluations: Sequence[Evaluation]) -> str:
     low = min(math.floor(10 * lowest) / 10, 0.9)
     x = Axis(0, 1, _QUARTERS, "recall: generated faces found")
     y = Axis(low, 1, _ticks(low), "precision")
-    lines = [
-        _path(x, y, zip(recall, precision, strict=True), kind)
-        for (recall, precision), kind in zip(curves, SERIES, strict=False)
-    ]
-    return _figure(x, y, lines, "Precision-recall curve")
+    plot = Plot("Precision-recall curve", x, y)
+    for (recall, precision), kind in zip(curves, SERIES, strict=False):
+        plot.add_line(kind, zip(recall, precision, strict=True))
+    return plot
 
 
-def plot_reliability(evaluations: Sequence[Evaluation]) -> str:
+def plot_reliability(evaluations: Sequence[Evaluation]) -> Plot:
     """Plot a reliability diagram."""
     x = Axis(0, 1, _QUARTERS, "score: mean P(generated) of a bin")
     y = Axis(0, 1, _QUARTERS, "share of generated images")
-    lines = [_path(x, y, [(0, 0), (1, 1)], "guide")]
+    plot = Plot("Reliability diagram", x, y)
+    plot.add_line("guide", [(0, 0), (1, 1)])
     for each, kind in zip(evaluations, SERIES, strict=False):
         for found in each.reliability.bins:
             low, high = wilson(round(found.generated * found.images), found.images)
-            lines.append(_path(x, y, [(found.score, low), (found.score, high)], f"{kind} thin"))
+            plot.add_line(f"{kind} thin", [(found.score, low), (found.score, high)])
             title = f"{found.images:,} images, score {found.score:.3f}: {found.generated:.3f}"
-            lines.append(_mark(x, y, found.score, found.generated, kind, title))
-    return _figure(x, y, lines, "Reliability diagram")
-
-
-def draw_interval(
-    axis: Axis, rows: Iterable[tuple[float, tuple[float, float], str]], title: str
-) -> str:
-    """Draw one line of a dot plot, with value, interval and CSS class of each model."""
-    entries = list(rows)
-    parts = [f'<path class="grid" d="M{1000 * axis.place(t):.1f} 0V20"/>' for t in axis.ticks]
-    for number, (value, (low, high), kind) in enumerate(entries):
-        middle = 20 * (number + 1) / (len(entries) + 1)
-        ends = 1000 * axis.place(low), 1000 * axis.place(high)
-        parts.append(f'<path class="{kind} thin" d="M{ends[0]:.1f} {middle:.1f}H{ends[1]:.1f}"/>')
-        # A path of length 0 with round ends: a dot that stays round when the SVG is stretched.
-        at = 1000 * axis.place(value)
-        parts.append(f'<path class="{kind} dot" d="M{at:.1f} {middle:.1f}h0"/>')
-    shape = 'viewBox="0 0 1000 20" preserveAspectRatio="none" role="img"'
-    return f'<svg class="line" {shape}><title>{escape(title)}</title>{"".join(parts)}</svg>'
+            plot.add_mark(kind, found.score, found.generated, title)
+    return plot
 
 
 def axis_of(lowest: float, label: str) -> Axis:
@@ -123,54 +143,3 @@ def _ticks(low: float) -> list[float]:
     step = next(s for s in (0.02, 0.05, 0.1, 0.2) if (1 - low) / s <= 5.01)
     count = round((1 - low) / step - 1e-9)
     return sorted(round(1 - step * i, 6) for i in range(count + 1))
-
-
-def _x(axis: Axis, value: float) -> float:
-    return LEFT + (RIGHT - LEFT) * axis.place(value)
-
-
-def _y(axis: Axis, value: float) -> float:
-    return BOTTOM + (TOP - BOTTOM) * axis.place(value)
-
-
-def _path(x: Axis, y: Axis, points: Iterable[tuple[float, float]], kind: str) -> str:
-    """Draw a line; points that round to the same half unit are drawn once."""
-    places = np.array([(_x(x, a), _y(y, b)) for a, b in points])
-    rounded = np.round(places * 2) / 2
-    kept = rounded[np.append(True, (np.diff(rounded, axis=0) != 0).any(1))]
-    return f'<path class="{kind}" d="M{"L".join(f"{a:g} {b:g}" for a, b in kept)}"/>'
-
-
-def _mark(x: Axis, y: Axis, a: float, b: float, kind: str, title: str) -> str:
-    left, top = _x(x, a), _y(y, b)
-    shape = f"M{left:.1f} {top - 5:.1f}l5 5l-5 5l-5-5z"
-    if kind == "first":
-        shape = f"M{left - 4.5:.1f} {top:.1f}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z"
-    return f'<path class="{kind} mark" d="{shape}"><title>{escape(title)}</title></path>'
-
-
-def _note(x: Axis, y: Axis, a: float, b: float, text: str) -> str:
-    return f'<text x="{_x(x, a) + 5:.1f}" y="{_y(y, b):.1f}">{escape(text)}</text>'
-
-
-def _figure(x: Axis, y: Axis, lines: Sequence[str], name: str) -> str:
-    parts = [f'<path class="axes" d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}"/>']
-    for tick in x.ticks:
-        at = _x(x, tick)
-        parts.append(f'<path class="grid" d="M{at:.1f} {TOP}V{BOTTOM}"/>')
-        parts.append(_label(at, BOTTOM + 17, f"{tick:g}", "middle"))
-    for tick in y.ticks:
-        at = _y(y, tick)
-        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{RIGHT}"/>')
-        parts.append(_label(LEFT - 6, at + 4.5, f"{tick:g}", "end"))
-    middle = (TOP + BOTTOM) / 2
-    parts.append(_label((LEFT + RIGHT) / 2, HEIGHT - 10, x.label, "middle"))
-    turned = f' transform="rotate(-90 12 {middle})"'
-    parts.append(_label(12, middle, y.label, "middle", turned))
-    inside = "".join([*parts, *lines])
-    shape = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}"'
-    return f'<svg class="plot" {shape}>{inside}</svg>'
-
-
-def _label(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
