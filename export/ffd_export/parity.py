@@ -18,8 +18,6 @@ from ffd_runtime.model.within_memory import WithinMemory
 
 from .sample_images import SampleImages
 
-NOT_VERIFIED: dict[str, Metric] = {"verified": "not verified"}
-
 
 @dataclass(frozen=True)
 class Limits:

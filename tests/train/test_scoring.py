@@ -17,8 +17,7 @@ from ffd_runtime.core.errors import BackendError, DeviceMemoryError
 from ffd_runtime.model.card import PreprocessSpec
 from ffd_train.evaluation import evaluate
 from ffd_train.face_data import FaceData
-from ffd_train.out_of_memory import is_out_of_memory
-from ffd_train.predict import predict_logits
+from ffd_train.predict import is_out_of_memory, predict_logits
 from ffd_train.scanning import find_labelled
 from ffd_train.scoring import TorchBackend
 from ffd_train.tf32 import without_tf32

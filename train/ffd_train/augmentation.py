@@ -146,9 +146,7 @@ class AugmentationPipeline:
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any]) -> AugmentationPipeline:
         """Build a pipeline from the tables of a TOML file or of `to_tables`; raises like `load`."""
-        laundering = dict(_require_table(LAUNDERING, tables.get(LAUNDERING, {"probability": 0.0})))
-        share = _probability(LAUNDERING, laundering)
-        del laundering["probability"]
+        share, laundering = _split(LAUNDERING, tables.get(LAUNDERING, {"probability": 0.0}))
         special = (LAUNDERING, PSEUDO_FAKE)
         augmentations = {name: table for name, table in tables.items() if name not in special}
         fake = tables.get(PSEUDO_FAKE)
@@ -179,9 +177,7 @@ def _parse_known(where: str, name: str, table: Any) -> Augmentation:
 
 
 def _parse_augmentation(where: str, name: str, table: Any) -> Augmentation:
-    table = dict(_require_table(where, table))
-    probability = _probability(where, table)
-    del table["probability"]
+    probability, table = _split(where, table)
     limits = _find_limits(name)
     if table.keys() != limits.keys():
         raise DataError(
@@ -191,17 +187,15 @@ def _parse_augmentation(where: str, name: str, table: Any) -> Augmentation:
     return Augmentation(name, probability, tuple(ranges))
 
 
-def _require_table(where: str, table: Any) -> Mapping[str, Any]:
+def _split(where: str, table: Any) -> tuple[float, dict[str, Any]]:
+    """Separate the probability from the other keys of a table."""
     if not isinstance(table, Mapping):
         raise DataError(f"[{where}] must be a table with a probability")
-    return table
-
-
-def _probability(where: str, table: Mapping[str, Any]) -> float:
-    value = table.get("probability")
+    others = dict(table)
+    value = others.pop("probability", None)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise DataError(f"[{where}] needs a probability from 0 to 1")
-    return float(value)
+    return float(value), others
 
 
 def _range(where: str, key: str, value: Any, limits: Range) -> Range:

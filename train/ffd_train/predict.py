@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,8 +16,15 @@ from .dataset import FaceDataset
 from .face_data import FaceData, Sample
 from .loading import TimedLoader
 from .networks import FaceNet
-from .out_of_memory import is_out_of_memory
 from .tf32 import without_tf32
+
+# Messages of cuBLAS and cuDNN, of the driver, and of the allocator inside another error.
+_MESSAGES = re.compile(r"ALLOC_FAILED|CUDA error: out of memory|CUDA out of memory")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a smaller batch may fit the GPU's memory."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_MESSAGES.search(str(error)))
 
 
 def predict_logits(

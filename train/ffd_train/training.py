@@ -31,8 +31,7 @@ from .depthwise import use_fast_depthwise
 from .face_data import FaceData
 from .loading import one_opencv_thread
 from .networks import FaceNet, build, describe_weights, synchronise
-from .out_of_memory import is_out_of_memory
-from .predict import predict_logits
+from .predict import is_out_of_memory, predict_logits
 from .progress import RunProgress
 from .run_folder import (
     BEST,

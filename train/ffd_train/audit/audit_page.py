@@ -20,7 +20,7 @@ from ..thumbnail import embed_thumbnail
 from .audit import Audit
 from .copies import CORRELATION, DISTANCE, Copies
 from .facts import FACTS, PLAIN, Fact, Table
-from .groups import Group, format_summary
+from .groups import format_summary
 from .probe import FOLDS, MAX_PICTURES, MIN_AUC, MIN_PICTURES, MIN_STANDARD_ERRORS, VIEWS
 
 if TYPE_CHECKING:
@@ -107,11 +107,8 @@ def render(audit: Audit, started: datetime) -> str:
         symbols=_SYMBOLS,
         views=VIEWS,
         min_pictures=MIN_PICTURES,
-        group_columns=[
-            *("images", "plain backgrounds", "variety of backgrounds"),
-            *(fact.title for fact in FACTS),
-        ],
-        groups=[(group, _format_group(group)) for group in audit.groups],
+        facts_of_groups=FACTS,
+        format_summary=format_summary,
         histograms=[_histogram(table, f, sheets) for f in FACTS if f.digits is not None],
         bins=HISTOGRAM_BINS,
         sheets=sheets,
@@ -124,15 +121,6 @@ def render(audit: Audit, started: datetime) -> str:
         ignored=table.data.ignored,
         limits=limits,
     )
-
-
-def _format_group(group: Group) -> list[str]:
-    return [
-        f"{group.images:,}",
-        "" if group.plain is None else f"{100 * group.plain:.0f} %",
-        "" if group.variety is None else f"{group.variety:.0f}",
-        *(format_summary(group.facts[f.name], f) if group.facts else "" for f in FACTS),
-    ]
 
 
 def _make_sheets(table: Table) -> list[_Sheet]:
