@@ -45,11 +45,9 @@ _SUBSAMPLING = {
 class Encoding:
     """The encoding of an image file.
 
+    Width and height are in pixels, after EXIF orientation. The format is `ImageHeader.format`.
+
     Attributes:
-        format: format, as in `ImageHeader.format`.
-        width: width in pixels, after EXIF orientation.
-        height: height in pixels, after EXIF orientation.
-        bytes: size of the file.
         quality: JPEG quality on the scale of libjpeg, 1 to 100; None for other formats.
         subsampling: JPEG chroma subsampling, such as `4:2:0`, or `grey`; empty for other formats.
         progressive: whether the file is a progressive JPEG.

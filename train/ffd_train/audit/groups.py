@@ -22,14 +22,9 @@ _MIN_LISTED_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Group:
-    """A class, or a source or split of a class.
+    """A class, or a source or split of a class, with the numbers of its images.
 
     Attributes:
-        label: `generated` or `groundtruth`.
-        source: name of the source, or None.
-        split: name of the split, or None.
-        images: number of measured images.
-        unreadable: number of unreadable images.
         facts: by name, `median`, `p5` and `p95` of a number, or the counts of a category's values.
         plain: share of images with a plain background.
         variety: standard deviation of the backgrounds' mean colours, in units of Lab.

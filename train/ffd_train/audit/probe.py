@@ -67,12 +67,9 @@ class Score:
 
 @dataclass(frozen=True)
 class FactScore:
-    """How well one fact separates two sides.
+    """How well a tree that uses only one fact separates two sides.
 
-    Attributes:
-        fact: the fact.
-        score: score of a tree that uses only this fact.
-        values: the typical value of each side, such as `{"generated": "75", "groundtruth": "95"}`.
+    `values` are the typical values of both, such as `{"generated": "75", "groundtruth": "95"}`.
     """
 
     fact: Fact
@@ -82,12 +79,9 @@ class FactScore:
 
 @dataclass(frozen=True)
 class Probe:
-    """How well one view separates the classes.
+    """How well a forest separates the classes by one of `VIEWS`.
 
-    Attributes:
-        view: key of `VIEWS`.
-        score: score of a forest that uses the whole view.
-        telling: single facts that stand out, the best first.
+    `telling` are the single facts that stand out, the best first.
     """
 
     view: str
@@ -100,8 +94,6 @@ class SourceProbe:
     """How well a source can be separated from the others of its class.
 
     Attributes:
-        source: name of the source.
-        label: index of its class.
         file: score of the file facts.
         framing: score of an 8x8 grey thumbnail with normalised brightness and contrast.
         telling: single file facts that stand out.

@@ -29,7 +29,6 @@ class Subject:
     Attributes:
         name: name of the card; with a suffix if two models share it.
         file: path of the file, or `embedded`.
-        sha256: digest of the file.
         runs_on: model, backend and device on one line.
         evaluation: evaluation of the clean images.
         cells: robustness cells, the clean one first; empty if not measured.
@@ -48,11 +47,9 @@ class Study:
     """One run of ffd-eval.
 
     Attributes:
-        subject: the model.
         data: measured images.
         split: requested split; None for the default.
         available: number of images that `data` was drawn from.
-        started: start time.
         other: model to compare with, or None.
         comparisons: comparisons by the name of the cell; only `CLEAN` without robustness, and
             empty without another model.

@@ -40,7 +40,6 @@ class Input:
     """An input folder.
 
     Attributes:
-        path: the folder.
         label: class of all its images; None for a folder with class folders.
         source: name of the source; None for the folder's name.
     """
