@@ -22,12 +22,9 @@ SUFFIXES = {"tensorrt": ".engine", "rtx": ".rtx.engine"}
 
 @dataclass(frozen=True)
 class EngineFile:
-    """An engine that can be written.
+    """An engine that can be written, with its manifest beside it.
 
     Attributes:
-        path: the engine file.
-        content: its bytes.
-        manifest: is written beside it.
         layers: types of the parsed network's layers.
         parity: how far its results are from the source's; None if it is not verified.
     """

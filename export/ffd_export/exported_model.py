@@ -25,11 +25,7 @@ class ExportedModel:
     """A converted model, or an ONNX that is used unchanged.
 
     Attributes:
-        source: what it was converted from.
         options: how it was converted; None if it is the source, unchanged.
-        model: its graph.
-        card: its model card.
-        layers: types of its layers.
         facts: how it was converted, for the card.
         parity: how far its results are from the source's; None if it is not verified.
     """

@@ -29,12 +29,9 @@ from .intervals import Interval, auc_interval, tpr_interval, wilson
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A change to every image.
+    """A change to every image, with its name in JSON and its label in tables.
 
-    Attributes:
-        name: name in JSON.
-        label: name in tables.
-        apply: maps uint8 [H, W, 3], BGR, to the same without modifying its argument.
+    `apply` maps uint8 [H, W, 3], BGR, to the same without modifying its argument.
     """
 
     name: str
@@ -72,15 +69,11 @@ CLEAN = "clean"
 
 @dataclass(frozen=True)
 class Cell:
-    """Metrics under one perturbation.
+    """Metrics under one perturbation; see `Report` and `Perturbation`.
 
     Attributes:
         name: name of the perturbation, or `CLEAN`.
-        label: name in tables.
         scores: [N], P(generated) of each image.
-        images: number of images.
-        roc_auc: see `Report`.
-        accuracy: accuracy at the card's threshold.
         tpr_at_1_fpr: TPR at 1 % FPR; its threshold is determined on the perturbed images.
         false_alarms: FPR at the card's threshold.
         misses: FNR at the card's threshold.

@@ -52,13 +52,9 @@ class Member:
     Attributes:
         path: shard and member, `train-000000.tar!/KEY.jpg`.
         label: `generated` or `groundtruth`.
-        split: `train`, `val` or `test`.
-        source: name of the source.
         identity: the person in the image; empty if unknown.
-        sha256: digest of the packed bytes.
         original: path of the original image in its source.
-        offset: position in the shard, in bytes.
-        size: length in bytes.
+        offset: position in the shard, in bytes, as is the size.
         family: generator family; empty if the source's manifest.csv names none.
     """
 

@@ -95,29 +95,20 @@ def read_encoding(data: bytes) -> Encoding:
             components = list(Frame.read(segment).components.values())
             sampling = [(wide, high) for wide, high, _ in components]
             table = components[0][2] if components else 0
-    quality = estimate_quality(tables[table]) if table in tables else None
+    quality = None
+    if table in tables:
+        # Exact for libjpeg and compatible encoders; for other tables, a quality of similar loss.
+        quality = int(np.abs(_ijg_tables() - tables[table]).sum(axis=1).argmin()) + 1
     kind = _chroma(sampling)
     return Encoding("jpeg", width, height, len(data), quality, kind, progressive, exif)
 
 
-def estimate_quality(table: npt.NDArray[np.int64]) -> int:
-    """Estimate the JPEG quality by the nearest luminance table of libjpeg.
-
-    The result is exact for files of libjpeg and compatible encoders. For other tables it is the
-    quality with a similar loss.
-
-    Args:
-        table: [64], luminance quantisation in zigzag order.
-
-    Returns:
-        The quality, 1 to 100, with the smallest sum of absolute differences.
-    """
-    return int(np.abs(_ijg_tables() - table).sum(axis=1).argmin()) + 1
-
-
 @cache
 def _ijg_tables() -> npt.NDArray[np.int64]:
-    """Compute libjpeg's luminance tables of qualities 1 to 100, as in `jpeg_quality_scaling`."""
+    """Return libjpeg's luminance tables, [100, 64], of qualities 1 to 100 in zigzag order.
+
+    They are computed as in `jpeg_quality_scaling`.
+    """
     quality = np.arange(1, 101)
     percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     scaled = (_LUMINANCE[_ZIGZAG] * percent[:, None] + 50) // 100

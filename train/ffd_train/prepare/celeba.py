@@ -26,11 +26,9 @@ MIN_MATCHED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Lists:
-    """The lists' entries for the images of a folder.
+    """The lists' entries for the images of a folder, by their paths in the folder.
 
     Attributes:
-        splits: split by the image's path in the folder.
-        identities: identity by the image's path in the folder.
         persons: path of the list of identities, with links resolved; None without such a list.
         summary: message for the user; empty if the folder does not look like CelebA.
     """

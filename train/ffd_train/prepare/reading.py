@@ -20,7 +20,7 @@ import numpy as np
 from ffd_runtime import __version__
 from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.ordered_map import In, Out, map_in_order
-from ffd_runtime.image.decode import Image, decode, read_file
+from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.image.preprocess import crop_centre, resize
 
 from ..audit.picture import COLOUR_SIDE, SHARPNESS_SIDE, SMALL, perceptual_hash
@@ -61,16 +61,15 @@ def read_facts(entry: Entry) -> FileFacts:
         image = decode(data)
     except InputError as error:
         return FileFacts(error=f"{error.code}: {error.message}")
-    digest = hashlib.sha256(data).hexdigest()
-    return FileFacts(digest, len(data), min(image.shape[:2]), *_fingerprint(image))
-
-
-def _fingerprint(image: Image) -> tuple[int, bytes]:
-    """Return a perceptual hash and a thumbnail, for the detection of copies."""
     square = crop_centre(image)
     grey = cv2.cvtColor(resize(square, SHARPNESS_SIDE), cv2.COLOR_BGR2GRAY)
-    small = resize(resize(square, COLOUR_SIDE), SMALL)
-    return perceptual_hash(np.asarray(grey, np.uint8)), small.tobytes()
+    return FileFacts(
+        hashlib.sha256(data).hexdigest(),
+        len(data),
+        min(image.shape[:2]),
+        perceptual_hash(np.asarray(grey, np.uint8)),
+        resize(resize(square, COLOUR_SIDE), SMALL).tobytes(),
+    )
 
 
 class OrderedPool(ThreadPoolExecutor):
