@@ -51,6 +51,25 @@ def triton_files(
         OutputError: the name is invalid for a model in Triton.
         ValueError: the platform is unknown, or a size is not positive.
     """
+    _require_valid(name, platform, heatmap, max_batch)
+    values = {
+        "name": name,
+        "card": card,
+        "platform": platform,
+        "heatmap": heatmap,
+        "max_batch": max_batch,
+    }
+    templates = _environment()
+    home = folder / name
+    return {
+        home / "config.pbtxt": templates.get_template("config.pbtxt").render(values).encode(),
+        home / LABELS: "".join(f"{label}\n" for label in card.classes).encode(),
+        home / "README.md": templates.get_template("model_readme.md").render(values).encode(),
+        home / VERSION / MODEL_FILES[platform]: content,
+    }
+
+
+def _require_valid(name: str, platform: str, heatmap: tuple[int, int], max_batch: int) -> None:
     if not NAME.fullmatch(name):
         raise OutputError(
             f"{name!r} is an invalid name for a model in Triton: use letters, digits, '_', '-' and "
@@ -60,31 +79,6 @@ def triton_files(
         raise ValueError(f"unknown platform {platform!r}: use one of {', '.join(MODEL_FILES)}")
     if min(*heatmap, max_batch) < 1:
         raise ValueError(f"heatmap {heatmap} and max_batch {max_batch} must be positive")
-
-    def render(template: str) -> bytes:
-        page = (
-            _environment()
-            .get_template(template)
-            .render(
-                name=name,
-                card=card,
-                platform=platform,
-                heatmap=heatmap,
-                max_batch=max_batch,
-                labels=LABELS,
-                key=CARD_KEY,
-                cuda_options=cuda_options(card.precision),
-            )
-        )
-        return page.encode()
-
-    home = folder / name
-    return {
-        home / "config.pbtxt": render("config.pbtxt"),
-        home / LABELS: "".join(f"{label}\n" for label in card.classes).encode(),
-        home / "README.md": render("model_readme.md"),
-        home / VERSION / MODEL_FILES[platform]: content,
-    }
 
 
 @cache
@@ -98,6 +92,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"quote": quote, "code_span": _code_span}
+    environment.globals |= {"labels": LABELS, "key": CARD_KEY, "cuda_options": cuda_options}
     return environment
 
 
