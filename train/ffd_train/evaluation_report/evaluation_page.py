@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,22 +41,11 @@ CHARTS = ("roc_auc", "accuracy", "tpr_at_1_fpr")
 _TEMPLATE = Path(__file__).with_name("evaluation.html")
 
 
-@dataclass(frozen=True)
-class _Card:
-    """A misclassified image; `photo` is None if the file cannot be read any more."""
-
-    folder: str
-    name: str
-    score: str
-    source: str | None
-    photo: Markup | None
-    evidence: Markup | None
-
-
+# A misclassified image, its result, its thumbnail and evidence. The thumbnail is None if the file
+# cannot be read any more.
+_Card = tuple[Sample, Result, "Markup | None", "Markup | None"]
 # Key and axis of a metric, and the cells of all models for each perturbation.
 _Chart = tuple[str, plots.Axis, list[tuple[Cell, ...]]]
-# Title, title and images of each class, and whether any image has evidence.
-_Errors = tuple[str, list[tuple[str, list[_Card]]], bool]
 
 
 def write_page(path: Path, study: Study) -> None:
@@ -96,7 +84,7 @@ def write_page(path: Path, study: Study) -> None:
         robustness_metrics=ROBUSTNESS_METRICS,
         robustness_by_group=robustness_by_group_tables,
         comparisons=study.comparisons,
-        galleries=[_errors(subject, len(subjects)) for subject in subjects],
+        galleries=[[_find_worst(subject, label) for label in (0, 1)] for subject in subjects],
         worst=WORST,
         evidence_limit=EVIDENCE_LIMIT,
         thumbnail_side=THUMBNAIL_PIXELS,
@@ -115,25 +103,17 @@ def _chart(subjects: Sequence[Subject], key: str) -> _Chart:
     return key, plots.axis_of(lowest, ROBUSTNESS_METRICS[key]), rows
 
 
-def _errors(subject: Subject, models: int) -> _Errors:
-    by = f" by {subject.name}" if models > 1 else ""
-    titles = ("Missed generated faces", "Photographs called generated")
-    galleries = [
-        (title, [_card(subject, *pair) for pair in subject.evaluation.worst(label, WORST)])
-        for label, title in enumerate(titles)
-    ]
-    evidence = any(card.evidence for _, cards in galleries for card in cards)
-    return f"Worst errors{by}", galleries, evidence
-
-
-def _card(subject: Subject, sample: Sample, row: Result) -> _Card:
-    folder, slash, name = sample.path.rpartition("/")
-    photo = embed_thumbnail(subject.evaluation.data, sample, THUMBNAIL_PIXELS)
-    evidence = None
-    if photo and row.heatmap is not None:
-        layer = evidence_layer(row.heatmap, OVERLAY_PIXELS)
-        evidence = data_uri("png", encode_image(".png", layer))
-    return _Card(folder + slash, name, f"{row.score:.4f}", sample.source, photo, evidence)
+def _find_worst(subject: Subject, label: int) -> list[_Card]:
+    """Return the most confident errors on images of a class."""
+    cards = []
+    for sample, row in subject.evaluation.worst(label, WORST):
+        photo = embed_thumbnail(subject.evaluation.data, sample, THUMBNAIL_PIXELS)
+        evidence = None
+        if photo and row.heatmap is not None:
+            layer = evidence_layer(row.heatmap, OVERLAY_PIXELS)
+            evidence = data_uri("png", encode_image(".png", layer))
+        cards.append((sample, row, photo, evidence))
+    return cards
 
 
 def _model_facts(subject: Subject) -> dict[str, str]:
