@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from rich.progress import Progress, TaskID
 
 from ffd_export import engine_build, engine_builder, engine_file
 from ffd_export.engine_build import build_engine
@@ -136,27 +137,22 @@ def test_rtx_builds_for_the_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch)
 
 @needs_rtx
 def test_build_phases_are_reported() -> None:
-    class Listener:
-        def __init__(self) -> None:
-            self.under_way: set[str] = set()
-            self.seen: set[str] = set()
-            self.steps = 0
+    class Listener(Progress):
+        seen: ClassVar[set[str]] = set()
+        steps = 0
 
-        def begin(self, phase: str, steps: int) -> None:
-            self.under_way.add(phase)
-            self.seen.add(phase)
+        def add_task(self, description: str, *args: Any, **options: Any) -> TaskID:
+            self.seen.add(description)
+            return super().add_task(description, *args, **options)
 
-        def step(self, phase: str, done: int) -> None:
+        def update(self, *args: Any, **options: Any) -> None:
             self.steps += 1
 
-        def end(self, phase: str) -> None:
-            self.under_way.discard(phase)
-
-    listener = Listener()
+    listener = Listener(disable=True)
     build_engine(rtx(), EMBEDDED.read_bytes(), 299, BOTH, listener)
     assert "Building engine" in listener.seen
     assert listener.steps > 10
-    assert not listener.under_way
+    assert not listener.tasks
 
 
 @needs_rtx
@@ -174,18 +170,18 @@ def test_ctrl_c_cancels_a_build(tmp_path: Path) -> None:
         "import tensorrt_rtx as trt\n"
         "from ffd_export.engine_build import build_engine\n"
         "from ffd_export.export_options import ExportOptions\n"
-        "class Interrupt:\n"
-        "    def begin(self, phase, steps): pass\n"
-        "    def end(self, phase): pass\n"
+        "from rich.progress import Progress\n"
+        "class Interrupt(Progress):\n"
         "    sent = False\n"
-        "    def step(self, phase, done):\n"
+        "    def update(self, task_id, **options):\n"
         "        if not self.sent:\n"
         "            self.sent = True\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "        import time; time.sleep(0.05)\n"
+        "bar = Interrupt(disable=True)\n"
         "options = ExportOptions(engine='rtx', compute_capability=('8.6', '8.9'))\n"
         "try:\n"
-        "    build_engine(trt, open(sys.argv[1], 'rb').read(), 299, options, Interrupt())\n"
+        "    build_engine(trt, open(sys.argv[1], 'rb').read(), 299, options, bar)\n"
         "except KeyboardInterrupt:\n"
         "    print('cancelled', *(t.name for t in threading.enumerate() if 'ffd' in t.name))\n"
     )
