@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from tools.batch_norm import set_identity
 from tools.restore_checkpoint import convolutions_of
 from torch import nn
 
 from ffd_runtime.cli.command import Command, say
 from ffd_runtime.core.errors import DataError, ModelError
-from ffd_train.batch_norm import set_identity
 from ffd_train.checkpoint import load_checkpoint, save_checkpoint
 from ffd_train.networks import FaceNet, describe_weights, join_pair
 from ffd_train.run_folder import BEST, MANIFEST, SETTINGS

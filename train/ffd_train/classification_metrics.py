@@ -177,7 +177,12 @@ def confidence_gaps(
 class ReliabilityBin:
     """The images with scores in `[low, high)`; the last bin includes `high`.
 
-    `score` is their mean P(generated), and `generated` the share of generated images.
+    Attributes:
+        low: lower end of the bin.
+        high: upper end of the bin.
+        images: number of images.
+        score: mean P(generated).
+        generated: share of generated images.
     """
 
     low: float
@@ -207,7 +212,13 @@ class Reliability:
 def measure_reliability(
     scores: Floats, generated: npt.NDArray[np.bool_], bins: int = 10
 ) -> Reliability:
-    """Compute calibration metrics of P(generated), [N], of generated and other images."""
+    """Compute calibration metrics.
+
+    Args:
+        scores: [N], P(generated).
+        generated: [N], true for generated images.
+        bins: number of bins.
+    """
     index = np.minimum((scores * bins).astype(int), bins - 1)
     found = tuple(
         ReliabilityBin(

@@ -160,6 +160,11 @@ def delong(first: Floats, second: Floats, generated: Bools) -> AucTest:
     It takes O(N log N), because sorting replaces the comparison of all pairs: Sun and Xu, "Fast
     Implementation of DeLong's Algorithm for Comparing the Areas Under Correlated Receiver Operating
     Characteristic Curves", IEEE Signal Processing Letters 21(11), 2014.
+
+    Args:
+        first: [N], scores of one model.
+        second: [N], scores of the other.
+        generated: [N], true for generated images; both classes.
     """
     one, two = (find_placements(scores, generated) for scores in (first, second))
     positives, negatives = len(one[0]), len(one[1])
@@ -215,7 +220,9 @@ def _p(p: float) -> str:
 def mcnemar(right: Bools, also: Bools) -> AccuracyTest:
     """Test the difference of two accuracies (McNemar, 1947).
 
-    `right` and `also`, [N], are true where the first and the second model are right.
+    Args:
+        right: [N], true if the first model is right.
+        also: [N], true if the second model is right.
     """
     only_first, only_second = int((right & ~also).sum()), int((~right & also).sum())
     differ = only_first + only_second

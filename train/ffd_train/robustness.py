@@ -29,9 +29,12 @@ from .intervals import Interval, auc_interval, tpr_interval, wilson
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A change to every image, with its name in JSON and its label in tables.
+    """A change to every image.
 
-    `apply` maps uint8 [H, W, 3], BGR, to the same without modifying its argument.
+    Attributes:
+        name: name in JSON.
+        label: name in tables.
+        apply: maps uint8 [H, W, 3], BGR, to the same without modifying its argument.
     """
 
     name: str

@@ -67,9 +67,12 @@ class Score:
 
 @dataclass(frozen=True)
 class FactScore:
-    """How well a tree that uses only one fact separates two sides.
+    """How well one fact separates two sides.
 
-    `values` are the typical values of both, such as `{"generated": "75", "groundtruth": "95"}`.
+    Attributes:
+        fact: the fact.
+        score: score of a tree that uses only this fact.
+        values: the typical value of each side, such as `{"generated": "75", "groundtruth": "95"}`.
     """
 
     fact: Fact
@@ -79,9 +82,12 @@ class FactScore:
 
 @dataclass(frozen=True)
 class Probe:
-    """How well a forest separates the classes by one of `VIEWS`.
+    """How well one view separates the classes.
 
-    `telling` are the single facts that stand out, the best first.
+    Attributes:
+        view: key of `VIEWS`.
+        score: score of a forest that uses the whole view.
+        telling: single facts that stand out, the best first.
     """
 
     view: str

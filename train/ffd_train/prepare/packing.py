@@ -28,7 +28,12 @@ KEY_DIGITS = 24
 
 @dataclass(frozen=True)
 class Treatment:
-    """The uniform encoding: the squares' side in pixels, lowest and highest JPEG quality."""
+    """The uniform encoding of all images.
+
+    Attributes:
+        side: side of the square, in pixels.
+        quality: lowest and highest JPEG quality.
+    """
 
     side: int
     quality: tuple[int, int]

@@ -59,7 +59,15 @@ Track = Callable[[str, int], Callable[[], None]]
 
 @dataclass(frozen=True)
 class Settings:
-    """Options that determine the packed bytes; `ffd-data prepare --help` describes each."""
+    """Options that determine the packed bytes.
+
+    Attributes:
+        match: encode all images alike, instead of packing the original files.
+        side: side of the squares, in pixels; None for the largest that nearly all images reach.
+        quality: lowest and highest JPEG quality.
+        split: percentages of train, val and test.
+        shard_images: maximum number of images in a shard; None for about 256 MiB.
+    """
 
     match: bool = True
     side: int | None = None

@@ -38,7 +38,13 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A readable image, and its copies, which are left out; their metadata apply to it, too."""
+    """A readable image.
+
+    Attributes:
+        entry: path and metadata.
+        facts: facts about its file.
+        copies: its copies, which are left out; their metadata apply to it, too.
+    """
 
     entry: Entry
     facts: FileFacts
@@ -62,9 +68,12 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """An image that is not packed for one of `REASONS`.
+    """An image that is not packed.
 
-    The detail is the problem, or the image that is kept instead.
+    Attributes:
+        entry: path and metadata.
+        reason: key of `REASONS`.
+        detail: the problem, or the image that is kept instead.
     """
 
     entry: Entry
@@ -184,12 +193,16 @@ def drop_small(pictures: Sequence[Picture], side: int) -> tuple[list[Picture], l
 def assign(
     pictures: Sequence[Picture], shares: Sequence[int]
 ) -> tuple[dict[str, list[Picture]], list[LeftOut]]:
-    """Assign images without copies to splits, sorted by the hash of their content.
+    """Assign images to splits, sorted by the hash of their content.
 
     Given splits are kept, and the images of one person stay together, including people who share a
     copy. If their given splits differ, the split with most of their images is used, and those in
     other splits are left out. Other images are assigned by the hash of their identity or content,
-    with the same shares for each source: percentages of train, val and test.
+    with the same shares for each source.
+
+    Args:
+        pictures: images without copies.
+        shares: percentages of train, val and test; they sum to 100.
 
     Returns:
         The images by split, and the images left out.
