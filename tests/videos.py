@@ -62,6 +62,7 @@ def write_video(
     options: dict[str, str] | None = None,
     fields: str | None = None,
     start: float = 0.0,
+    muxer: dict[str, str] | None = None,
 ) -> Path:
     """Encode images as 25 frames a second.
 
@@ -73,12 +74,13 @@ def write_video(
         options: of the encoder.
         fields: encode interlaced, `tff` (top field first) or `bff`; None for progressive.
         start: time of the first frame, in seconds.
+        muxer: options of FFmpeg's muxer.
 
     Returns:
         `path`.
     """
     first, *rest = pictures
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream: Any = container.add_stream(codec, rate=RATE, options=options or {})
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = pix_fmt

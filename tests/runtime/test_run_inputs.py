@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ffd_runtime.cli.bench import main as bench
 from ffd_runtime.cli.run import main
 from ffd_runtime.inputs.kinds import Skipped, has_image_suffix, is_image
 from ffd_runtime.inputs.lists import read_list
@@ -127,6 +128,15 @@ def test_both_kinds_of_lists_accept_windows_encodings(here: Path, run: Any, enco
         code, rows, err = run(*arguments, input=given_)
         assert code == 0, err
         assert [row["source"] for row in rows] == ["0-red.png", "1-blue.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n# none\n \r\n", b"\xff\xfe"])
+def test_an_empty_list_is_named(here: Path, run: Any, content: bytes) -> None:
+    Path("list.txt").write_bytes(content)
+    code, _, err = run("--sources", "list.txt")
+    assert code == 2
+    assert err == ["ffd-run: error: --sources list.txt contains no SOURCE (ffd-run --help)"]
+    assert run("--sources", "list.txt", "0-red.png")[0] == 0
 
 
 def test_null_applies_to_both_kinds_of_lists(here: Path, run: Any) -> None:
@@ -436,6 +446,23 @@ def test_a_missing_folder_is_named_in_the_error(here: Path, run: Any, option: st
     ]
     code, _, err = run(".", option, f"0-red.png/{name}")
     assert (code, "0-red.png is not a folder" in err[0]) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "option", ["--sources", "--face-model", "--output", "--annotate", "--report"]
+)
+def test_an_empty_path_is_wrong_usage(here: Path, run: Any, option: str) -> None:
+    code, rows, err = run(".", option, "")
+    assert (code, rows) == (2, [])
+    assert err[0].startswith(f"ffd-run: error: Invalid value for '{option}'")
+    assert err[0].endswith(": the path is empty (ffd-run --help)")
+    assert len(os.listdir()) == 3
+
+
+def test_an_empty_path_is_wrong_usage_of_every_command() -> None:
+    for command, arguments in ((main, ["0", "--record="]), (bench, ["--model", ""])):
+        done = CliRunner().invoke(command, arguments)
+        assert (done.exit_code, "the path is empty" in done.stderr) == (2, True), done.stderr
 
 
 def test_csv_is_resumed_after_a_name_like_a_formula(here: Path, run: Any) -> None:

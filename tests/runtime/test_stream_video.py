@@ -251,6 +251,45 @@ def test_text_instead_of_a_video_is_named(tmp_path: Path, data: bytes, words: st
     assert (refused.code, words in refused.message) == ("unsupported", True)
 
 
+def test_zeros_instead_of_a_video_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(bytes(5000))
+    refused = read_error(path)
+    assert (refused.code, "zero bytes instead" in refused.message) == ("corrupt", True)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
+@pytest.mark.parametrize("stated", [None, 0, 8, 1])
+def test_video_without_its_index_is_named(tmp_path: Path, name: str, stated: int | None) -> None:
+    path = write_video(tmp_path / name, map(bars, range(9)))
+    data = path.read_bytes()
+    place = data.index(b"mdat") - 4
+    if stated is not None:
+        # Recorders write the size of the data at the end.
+        data = data[:place] + struct.pack(">I", stated) + data[place + 4 :]
+    index = data.index(b"moov") - 4
+    for shown in (data[:index], data[: index + 50]):
+        path.write_bytes(shown)
+        refused = read_error(path)
+        assert refused.code == "truncated"
+        assert "its index (moov) is missing" in refused.message
+    path.write_bytes(data[: index + 8] + b"\xaa" * (len(data) - index - 8))
+    assert read_error(path).code == "truncated" if stated is not None else "corrupt"
+
+
+def test_segment_without_its_header_is_named(tmp_path: Path) -> None:
+    path = write_video(
+        tmp_path / "a.mp4", map(bars, range(9)), muxer={"movflags": "frag_keyframe+empty_moov"}
+    )
+    data = path.read_bytes()
+    path.write_bytes(data[data.index(b"moof") - 4 :])
+    refused = read_error(path)
+    assert (refused.code, "append it to its init segment" in refused.message) == (
+        "unsupported",
+        True,
+    )
+
+
 @pytest.mark.parametrize("name", ["a.mp3", "a.mp4"])
 def test_cover_picture_is_unsupported(tmp_path: Path, name: str) -> None:
     refused = read_error(write_audio(tmp_path / name, bars(3)))

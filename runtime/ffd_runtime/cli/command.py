@@ -77,6 +77,16 @@ class Command(click.Command):
         except click.UsageError as error:
             _end_usage(f"{parent.command_path} {info_name}" if parent else info_name, error)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # An unset variable of a script gives an empty path, and `Path("")` is the current folder.
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        for parameter in self.params:
+            values = given.get(parameter.name or "")
+            values = values if isinstance(values, list | tuple) else [values]
+            if isinstance(parameter.type, click.Path) and "" in values:
+                raise click.BadParameter("the path is empty", ctx, parameter)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
         ctx.ensure_object(dict)["verbose"] = ctx.params.pop("verbose")

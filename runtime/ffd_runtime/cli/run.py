@@ -199,4 +199,6 @@ def main(sources: tuple[str, ...], listed: str | None, **values: Any) -> None:
         from ..inputs.lists import read_sources
 
         sources += read_sources(listed, values["null"])
+        if not sources:
+            raise click.UsageError(f"--sources {listed} contains no SOURCE")
     choose_program(sources, values).start(sources, values)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import SplitResult, urlsplit
 
 from ..core.errors import BackendError, InputError
@@ -25,6 +26,9 @@ FORMATS_WITH_DURATION = frozenset(("mov", "matroska", "avi", "flv", "asf"))
 AVFMT_FLAG_GENPTS = 1
 # Formats round the stated duration: a file that ends earlier than this is truncated.
 MAX_MISSING_SECONDS, MAX_MISSING_SHARE = 0.5, 0.01
+# First boxes of MP4 and QuickTime files (ISO/IEC 14496-12).
+_MP4_BOXES = frozenset((b"ftyp", b"styp", b"mdat", b"wide", b"free", b"skip", b"moof", b"sidx"))
+_MAX_BOXES = 100_000
 PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 
 
@@ -127,13 +131,40 @@ def _file_failure(path: str) -> InputError:
     try:
         with open(path, "rb") as file:
             head = file.read(2048)
+            boxes = _top_boxes(file)
     except OSError as error:
         return os_error(error, path)
     if not head:
         return InputError("empty", "the file is empty")
     if text := name_text(head):
-        return InputError("unsupported", text)
+        return InputError("unsupported" if head.strip(b"\0") else "corrupt", text)
+    if b"moof" in boxes and b"moov" not in boxes:
+        return InputError(
+            "unsupported",
+            "a segment of a fragmented MP4 without its header: append it to its init segment",
+        )
+    if _MP4_BOXES.issuperset(boxes[:1]) and boxes and b"moov" not in boxes:
+        return InputError(
+            "truncated",
+            "its index (moov) is missing, so the recording or copy was not finished: copy it again, "
+            "or repair it with untrunc; Matroska and fragmented MP4 need no index at their end",
+        )
     return InputError("corrupt", "no decodable video: it is damaged or not a video")
+
+
+def _top_boxes(file: BinaryIO) -> list[bytes]:
+    """Return the types of the complete boxes of an MP4 or QuickTime file, and of the last one."""
+    kinds: list[bytes] = []
+    begin, end = 0, file.seek(0, os.SEEK_END)
+    while begin + 8 <= end and len(kinds) < _MAX_BOXES:
+        file.seek(begin)
+        size, kind, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        size = large if size == 1 else size or end - begin
+        if size < 8 or (kind == b"moov" and begin + size > end):
+            break
+        kinds.append(kind)
+        begin += size
+    return kinds
 
 
 def _server_failure(error: Exception, address: str) -> str:
@@ -194,6 +225,8 @@ def select_video(container: InputContainer) -> tuple[VideoStream, str | None]:
     videos = [video for video in container.streams.video if not video.disposition & covers]
     if not videos and container.streams.video:
         raise InputError("unsupported", "no video: it is audio with a cover picture")
+    if not len(container.streams) and container.name.startswith("file:"):
+        raise _file_failure(container.name.removeprefix("file:"))
     if not videos:
         kinds = sorted({stream.type for stream in container.streams} - {"unknown", "data"})
         found = f", only {' and '.join(kinds)}" if kinds else ""

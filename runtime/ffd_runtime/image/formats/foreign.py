@@ -23,6 +23,7 @@ _SIGNATURES = (
 _MEDIA = re.compile(rb"....ftyp|\x1aE\xdf\xa3|OggS|fLaC|ID3|RIFF....(?:AVI |WAVE)", re.DOTALL)
 _BLANKS = b" \t\r\n\f\xef\xbb\xbf\xff\xfe"
 _PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title", b"<meta")
+_MIN_ZEROS = 512
 _LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 
 
@@ -47,9 +48,11 @@ def name_foreign(data: bytes) -> InputError:
 
 
 def name_text(data: bytes) -> str | None:
-    """Return what a text file is that was saved instead of an image or a video, and what to do."""
+    """Return what was saved instead of an image or a video, text or zeros, and what to do."""
     if data.startswith(_LFS):
         return "a Git LFS pointer instead of the file: run `git lfs pull`"
+    if len(data) >= _MIN_ZEROS and not data.strip(b"\0"):
+        return "zero bytes instead of the file: it was not written completely, so copy it again"
     # In UTF-16, every second byte of ASCII text is zero.
     head = data[:2048].replace(b"\0", b"").lstrip(_BLANKS).lower()
     if head.startswith(b"<?xml"):
