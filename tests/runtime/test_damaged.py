@@ -21,6 +21,7 @@ from PIL import Image as Pillow
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.image.decode import decode
 from ffd_runtime.image.decoder_messages import DecoderMessages, messages
+from ffd_runtime.image.formats import tiff_blocks
 from ffd_runtime.image.formats.jpeg import MAX_SCANS
 from ffd_runtime.image.image_header import read_header
 
@@ -336,3 +337,70 @@ def test_zeros_instead_of_restart_intervals_are_no_padding(tail: bytes) -> None:
         assert code_of(data[:cut] + zeros + b"\xff\xd9" + tail) in ("truncated", "corrupt")
     for padding in (bytes(5000), b"\xff" * 300):
         assert (decode(data[:-2] + padding + data[-2:] + tail) == decode(data)).all()
+
+
+TIFFS = [
+    *((form, {}) for form in ("tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")),
+    *((form, {278: 16}) for form in ("tiff_lzw", "tiff_adobe_deflate", "packbits")),
+    *((form, {317: 2}) for form in ("tiff_lzw", "tiff_adobe_deflate")),
+    *(("jpeg", {278: rows}) for rows in (16, 80)),
+]
+
+
+def damaged(data: bytes, begin: int, size: int, value: str) -> bytes:
+    rng = np.random.default_rng(begin)
+    new = {"zeros": bytes(size), "ones": b"\xff" * size, "noise": rng.bytes(size)}[value]
+    return data[:begin] + new + data[begin + size :]
+
+
+@captured
+@pytest.mark.parametrize(("compression", "tags"), TIFFS)
+@pytest.mark.parametrize("value", ["zeros", "ones", "noise"])
+def test_damage_in_a_compressed_tiff_is_reported(compression: str, tags: Any, value: str) -> None:
+    if (compression, value) == ("jpeg", "noise"):
+        pytest.skip("noise may be valid Huffman codes")
+    data = pillow(noisy(), "TIFF", compression=compression, tiffinfo=tags)
+    decode(data)
+    # Pillow writes the data before the directory.
+    (end,) = struct.unpack_from("<I", data, 4)
+    for share in (0.2, 0.5, 0.8):
+        begin = 8 + round(share * (end - 208))
+        assert code_of(damaged(data, begin, 200, value)) in ("corrupt", "truncated")
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "I;16"])
+def test_a_valid_tiff_is_not_damaged(compression: str, mode: str) -> None:
+    rng = np.random.default_rng(3)
+    for width, height in ((1, 1), (7, 5), (90, 131)):
+        for image in (
+            Pillow.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)),
+            Pillow.new("RGB", (width, height), "red"),
+        ):
+            shown = image if mode == "I;16" else image.convert(mode)
+            if mode == "I;16":
+                shown = Pillow.fromarray(np.asarray(image.convert("L"), np.uint16) * np.uint16(257))
+            for tags in ({}, {278: 3}, {317: 1 if mode == "1" else 2}):
+                data = pillow(shown, "TIFF", compression=compression, tiffinfo=tags)
+                assert tiff_blocks.find_damage(data) is None, (width, height, tags)
+
+
+def test_a_strip_that_is_too_short_is_reported() -> None:
+    data = bytearray(pillow(noisy(), "TIFF", compression="raw"))
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+    for at in range(directory + 2, directory + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", data, at) == (279,):
+            struct.pack_into("<HII", data, at + 2, 4, 1, 100)
+    assert code_of(bytes(data)) == "corrupt"
+
+
+@pytest.mark.parametrize("form", ["HEIF", "WEBP"])
+def test_zeros_instead_of_image_data_are_reported(form: str) -> None:
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    data = pillow(noisy(480, 320), form, quality=90)
+    decode(data)
+    for share in (0.3, 0.6):
+        begin = round(share * len(data))
+        assert code_of(damaged(data, begin, 600, "zeros")) == "corrupt"

@@ -116,6 +116,26 @@ def test_channels_that_opencv_drops_or_converts_wrongly_are_named() -> None:
         assert (error.code, words in error.message) == ("unsupported", True), error
 
 
+# Pillow does not read 16-bit files with 999, CorelDRAW's value for alpha.
+@pytest.mark.parametrize(
+    ("bits", "meaning"),
+    [*((bits, meaning) for bits in (8, 16) for meaning in (None, 0, 1, 2)), (8, 999)],
+)
+def test_the_fourth_channel_of_a_tiff_is_that_of_pillow(bits: int, meaning: int | None) -> None:
+    colours = COLOURS.astype(np.uint16)
+    if meaning == 1:
+        colours[..., :3] = colours[..., :3] * colours[..., 3:] // 255
+    pixels = (colours * 257).astype("<u2") if bits == 16 else colours.astype(np.uint8)
+    entries = [
+        Entry(258, 3, 4, struct.pack("<4H", *[bits] * 4)),
+        Entry(277, 3, 1, b"\4\0"),
+        Entry(279, 4, 1, struct.pack("<I", pixels.nbytes)),
+    ]
+    if meaning is not None:
+        entries.append(Entry(338, 3, 1, struct.pack("<H", meaning)))
+    assert_same(tiff([tiff_page(WIDTH, HEIGHT, "<", *entries)], [pixels.tobytes()]))
+
+
 def test_a_tiff_without_a_directory_is_corrupt() -> None:
     for order in (b"II*\0", b"MM\0*"):
         error = error_of(order + bytes(60))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..core.errors import InputError
 from .decoder_messages import messages
-from .formats import bmff, gif, jpeg, png, tiff, webp
+from .formats import bmff, gif, jpeg, png, tiff, tiff_blocks, webp
 from .formats.jpeg import MAX_SCANS
 from .heif import read_heif_pixels
 from .image_header import ImageHeader, read_header
@@ -109,6 +109,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
     _check_header(header, max_pixels)
     try:
         if header.format == "heif":
+            _require_undamaged(header, data)
             return to_bgr(read_heif_pixels(data))
         return _decode_with_opencv(header, data, at_least)
     except cv2.error as error:
@@ -176,6 +177,7 @@ def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Imag
     """Decode an image, and raise for damage that the decoder reports."""
     if header.format == "tiff" and (obstacle := tiff.find_obstacle(data)):
         raise InputError("unsupported", f"a TIFF that ffd cannot read: {obstacle}")
+    _require_undamaged(header, data)
     shown = data
     if header.format in _PREPARED and not (header.format == "jpeg" and header.complete):
         shown = _PREPARED[header.format](data)
@@ -191,6 +193,25 @@ def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Imag
         said = re.search(r"libpng error: (.*)", text)
         raise _explain(header, data, said[1] if said else "it cannot be decoded")
     return image
+
+
+# Find damage that the decoders do not report.
+_FIND_DAMAGE: dict[str, Callable[[bytes], str | None]] = {
+    "heif": bmff.find_damage,
+    "tiff": tiff_blocks.find_damage,
+    "webp": webp.find_damage,
+}
+
+
+def _require_undamaged(header: ImageHeader, data: bytes) -> None:
+    """Raise an InputError for damage that the decoder would not report."""
+    find = _FIND_DAMAGE.get(header.format)
+    if find and (damage := find(data)):
+        raise InputError("corrupt", f"broken {header.format.upper()}: {damage}")
+    for block in tiff_blocks.read_jpegs(data) if header.format == "tiff" else ():
+        _, text = _run_opencv(read_header(block), block, at_least=1)
+        if found := jpeg.find_damage(text, block):
+            raise InputError(found[0], f"broken TIFF: {found[1]}")
 
 
 def _run_opencv(header: ImageHeader, shown: bytes, at_least: int) -> tuple[Image | None, str]:
@@ -248,10 +269,11 @@ def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | No
         if raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and raw.dtype.kind == "u":
             if header.format == "avif":
                 raw = (np.asarray(raw, np.uint16) >> (header.depth - 8)).astype(np.uint8)
-            # Only libtiff multiplies 8-bit colour by alpha.
-            multiplied = header.format == "tiff" and raw.dtype == np.uint8
-            image = _add_white(np.asarray(raw, np.uint8)) if multiplied else to_bgr(raw)
-            return _turn(image, header.orientation)
+            if raw.dtype == np.uint16:
+                raw = (raw >> 8).astype(np.uint8)
+            image = np.asarray(raw, np.uint8)
+            white = _add_white(image) if header.premultiplied else to_bgr(image)
+            return _turn(white, header.orientation)
     if header.maximum not in (255, 65535):
         # OpenCV does not scale the samples of most PNM files.
         raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)

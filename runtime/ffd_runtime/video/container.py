@@ -146,8 +146,9 @@ def _file_failure(path: str) -> InputError:
     if _MP4_BOXES.issuperset(boxes[:1]) and boxes and b"moov" not in boxes:
         return InputError(
             "truncated",
-            "its index (moov) is missing, so the recording or copy was not finished: copy it again, "
-            "or repair it with untrunc; Matroska and fragmented MP4 need no index at their end",
+            "its index (moov) is missing, so the recording or copy was not finished: copy it "
+            "again, or repair it with a tool such as untrunc, and record as Matroska or "
+            "fragmented MP4, which need no index",
         )
     return InputError("corrupt", "no decodable video: it is damaged or not a video")
 

@@ -25,6 +25,7 @@ class ImageHeader:
         scanned: total of the samples in all scans of a JPEG; 0 for other formats.
         lacks_scans: True if a progressive JPEG lacks whole scans.
         maximum: decoded sample value of white in a PNM; 255 for other formats.
+        premultiplied: True if OpenCV returns colour that is multiplied by alpha.
     """
 
     format: str
@@ -38,6 +39,7 @@ class ImageHeader:
     scanned: int = 0
     lacks_scans: bool = False
     maximum: int = 255
+    premultiplied: bool = False
 
 
 def take(data: bytes, start: int, length: int) -> bytes:

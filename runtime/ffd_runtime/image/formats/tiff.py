@@ -11,10 +11,12 @@ from typing import NamedTuple
 from .exif import ORIENTATION, Directory, read_directory
 from .header import ImageHeader
 
-_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_OLD_SUBFILE, _STRIPS, _STRIP_SIZES, _TILES, _TILE_SIZES = 255, 273, 279, 324, 325
-_SAMPLES, _CHILDREN, _EXTRA, _FORMAT, _XMP = 277, 330, 338, 339, 700
+_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_OLD_SUBFILE, STRIPS, STRIP_SIZES, TILES, TILE_SIZES = 255, 273, 279, 324, 325
+SAMPLES, _CHILDREN, _EXTRA, _FORMAT, _XMP = 277, 330, 338, 339, 700
 _REDUCED, _MASK = 1, 4
+# ExtraSamples of alpha: premultiplied, not premultiplied, and CorelDRAW's for the latter.
+_ALPHAS = (1, 2, 999)
 # Real files have fewer directories before the full image.
 _MAX_DIRECTORIES = 256
 _SHORT = 3
@@ -45,7 +47,7 @@ class _Page(NamedTuple):
 
     @property
     def area(self) -> int:
-        return self.directory.number(_WIDTH, 0) * self.directory.number(_HEIGHT, 0)
+        return self.directory.number(WIDTH, 0) * self.directory.number(HEIGHT, 0)
 
 
 class _Layout(NamedTuple):
@@ -63,7 +65,7 @@ def _layout(data: bytes) -> _Layout:
     return _Layout(order, big, first)
 
 
-def _find_page(data: bytes) -> _Page:
+def find_page(data: bytes) -> _Page:
     """Return the image to classify: the first that is neither a thumbnail nor a mask.
 
     Cameras write a thumbnail first, and the full image as its child (SubIFDs) or after it. If all
@@ -105,9 +107,9 @@ def _find_page(data: bytes) -> _Page:
 
 def read_tiff(data: bytes) -> ImageHeader:
     """Read the header of the image to classify."""
-    page = _find_page(data)
+    page = find_page(data)
     directory = page.directory
-    for tag in (_WIDTH, _HEIGHT):
+    for tag in (WIDTH, HEIGHT):
         if tag not in directory.values:
             raise ValueError("its size is missing")
         if not directory.numbers(tag):
@@ -116,20 +118,24 @@ def read_tiff(data: bytes) -> ImageHeader:
     turned = directory
     if page.parent and ORIENTATION not in directory.values:
         turned = page.parent
+    # Without ExtraSamples, Pillow takes the fourth sample of RGB for alpha.
+    plain = directory.number(PHOTOMETRIC, 0) == 2 and directory.number(SAMPLES, 1) == 4
+    extra = directory.number(_EXTRA, 2 if plain and _EXTRA not in directory.values else 0)
     return ImageHeader(
         "tiff",
-        directory.number(_WIDTH, 0),
-        directory.number(_HEIGHT, 0),
+        directory.number(WIDTH, 0),
+        directory.number(HEIGHT, 0),
         directory.whole and _end_of_image(directory) <= len(data),
-        # ExtraSamples gives the meaning of a fourth sample: 1 or 2 for alpha.
-        alpha=directory.number(_EXTRA, 0) in (1, 2),
+        alpha=extra in _ALPHAS,
         orientation=turned.orientation(xmp),
+        # Only libtiff multiplies 8-bit colour by alpha.
+        premultiplied=extra == 1 or (_EXTRA in directory.values and directory.number(BITS, 1) == 8),
     )
 
 
 def _end_of_image(directory: Directory) -> int:
     """Return the offset after the last strip or tile; 0 if unknown."""
-    for places, sizes in ((_STRIPS, _STRIP_SIZES), (_TILES, _TILE_SIZES)):
+    for places, sizes in ((STRIPS, STRIP_SIZES), (TILES, TILE_SIZES)):
         begins, lengths = directory.numbers(places), directory.numbers(sizes)
         if begins and len(begins) == len(lengths):
             return int(max(begin + length for begin, length in zip(begins, lengths, strict=True)))
@@ -142,30 +148,30 @@ def find_obstacle(data: bytes) -> str | None:
     OpenCV shows raw samples as a grey mosaic, and float or signed samples as black or not at all,
     because their range is unknown. It drops the alpha of grey samples, and shifts CIELAB colours.
     """
-    directory = _find_page(data).directory
-    raw = _RAW.get(directory.number(_PHOTOMETRIC, 1))
+    directory = find_page(data).directory
+    raw = _RAW.get(directory.number(PHOTOMETRIC, 1))
     if raw or data[8:10] == b"CR":
         raw = raw or "Canon CR2"
         return f"its full image is raw sensor data ({raw}): develop it to JPEG or PNG"
     kind = _FORMATS.get(directory.number(_FORMAT, 1))
-    bits = directory.number(_BITS, 1)
+    bits = directory.number(BITS, 1)
     if kind or bits > 16:
         kind = kind or "integer"
         return f"its samples are {bits}-bit {kind} numbers: save it with 8 or 16 bits a sample"
-    if directory.number(_PHOTOMETRIC, 1) in _LAB:
+    if directory.number(PHOTOMETRIC, 1) in _LAB:
         return "its colours are CIELAB: save it as RGB"
-    if directory.number(_SAMPLES, 1) == 2 and directory.number(_EXTRA, 0) in (1, 2):
+    if directory.number(SAMPLES, 1) == 2 and directory.number(_EXTRA, 0) in (1, 2):
         return "it is grey with transparent parts: save it as PNG"
     return None
 
 
 def explain_failure(data: bytes) -> str | None:
     """Return why OpenCV may have failed; None for a usual TIFF."""
-    directory = _find_page(data).directory
-    name = _COMPRESSIONS.get(directory.number(_COMPRESSION, 1))
+    directory = find_page(data).directory
+    name = _COMPRESSIONS.get(directory.number(COMPRESSION, 1))
     if name:
         return f"it is compressed with {name}: save it as PNG, or as TIFF with LZW or Deflate"
-    samples = directory.number(_SAMPLES, 1)
+    samples = directory.number(SAMPLES, 1)
     return f"it has {samples} channels: save it with at most 4" if samples > 4 else None
 
 
@@ -174,7 +180,7 @@ def with_page(data: bytes) -> bytes:
 
     OpenCV decodes the first image, and its versions apply orientation to different formats.
     """
-    layout, page = _layout(data), _find_page(data)
+    layout, page = _layout(data), find_page(data)
     turned = page.directory.values.get(ORIENTATION)
     plain = turned is None or (turned[0] == _SHORT and page.directory.numbers(ORIENTATION) == [1])
     if page.offset == layout.first and plain:

@@ -11,6 +11,8 @@ from .header import MAX_PARTS, ImageHeader, take
 
 # Flags of the VP8X chunk.
 _ALPHA, _EXIF, _XMP = 0x10, 0x08, 0x04
+# Size of a disk sector in bytes.
+_SECTOR = 512
 # Chunks with the first image.
 _IMAGES = frozenset({b"VP8 ", b"VP8L", b"ANMF"})
 
@@ -62,6 +64,17 @@ def _turn(data: bytes) -> int:
         if wanted.get(chunk.kind) and chunk.whole:
             found.setdefault(chunk.kind, data[chunk.begin : chunk.end])
     return exif_orientation([found.get(b"EXIF", b"")], found.get(b"XMP ", b""))
+
+
+def find_damage(data: bytes) -> str | None:
+    """Return whether a sector of lossy data is zero, as in a file that was not copied completely.
+
+    A plain image needs more than 30 million pixels to compress to as many zero bits.
+    """
+    for chunk in _read_chunks(data):
+        if chunk.kind == b"VP8 " and data.find(bytes(_SECTOR), chunk.begin, chunk.end) >= 0:
+            return f"{_SECTOR} or more bytes of its data are zero"
+    return None
 
 
 def whole_part(data: bytes) -> bytes:
