@@ -270,7 +270,7 @@ def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | No
             if header.format == "avif":
                 raw = (np.asarray(raw, np.uint16) >> (header.depth - 8)).astype(np.uint8)
             if raw.dtype == np.uint16:
-                raw = (raw >> 8).astype(np.uint8)
+                raw = (np.asarray(raw, np.uint16) >> 8).astype(np.uint8)
             image = np.asarray(raw, np.uint8)
             white = _add_white(image) if header.premultiplied else to_bgr(image)
             return _turn(white, header.orientation)
