@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # The environment into which `make dist` installs the wheel.
 EMPTY := build/empty
+# Files with tests marked `alone`. Without their names, pytest imports all files, and PyTorch.
+ALONE = $(shell grep -rlF mark.alone tests --include='*.py')
 
 .PHONY: demo help lint test-fast test test-nightly docs dist clean
 
@@ -38,9 +40,10 @@ test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/runtime -m 'not alone' --numprocesses 2 --dist loadfile
 
 test: lint
-	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --cov --cov-report=
-	$(BIN)/python -m pytest -m alone --cov --cov-append
-	$(BIN)/coverage report --include='runtime/*,cluster/*,export/*' --fail-under=90 --format=total
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		--cov --cov-report=
+	$(BIN)/python -m pytest -m alone $(ALONE) --cov --cov-append
+	$(BIN)/coverage report --fail-under=90 --format=total
 
 # As `make test`, with longer loops of kills and reconnections, and four times the examples of
 # property tests.

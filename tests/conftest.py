@@ -38,6 +38,11 @@ settings.load_profile("ffd")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the runtime's tests last: their files are short, so parallel processes end together."""
+    items.sort(key=lambda item: item.path.parent.name == "runtime")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests marked `gpu` on a machine without one."""
     if item.get_closest_marker("gpu") and not devices.count_gpus():

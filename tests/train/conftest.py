@@ -1,0 +1,10 @@
+"""Fixtures of the training's tests."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_cover() -> None:
+    """Stop measuring coverage, which slows training: `make test` does not report ffd_train."""
