@@ -39,6 +39,7 @@ from ffd_train.settings import Settings, choose_device
 from ffd_train.stage import Stage
 from ffd_train.staged_training import StagedTraining, distillation_loss
 from ffd_train.training import train
+from ffd_train.training_curves import plot_curves
 from ffd_train.world import World
 
 from .. import tiny
@@ -53,6 +54,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> FaceData:
     return scan(tiny.make_faces(root / "faces", {"train": 24, "val": 8}), ("train", "val"))
 
 
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip drawing curves.png, which takes much of the CPU time of a small training."""
+    monkeypatch.setattr("ffd_train.training.plot_curves", lambda metrics, output: None)
+
+
 def metrics(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -61,7 +68,10 @@ def metrics(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def test_a_run_learns_and_writes_its_files(data: FaceData, tmp_path: Path) -> None:
+def test_a_run_learns_and_writes_its_files(
+    data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ffd_train.training.plot_curves", plot_curves)
     said: list[str] = []
     card = train(data, SETTINGS, tmp_path / "run", say=said.append)
     names = {path.name for path in (tmp_path / "run").iterdir()}
