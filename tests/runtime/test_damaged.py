@@ -385,6 +385,22 @@ def test_a_valid_tiff_is_not_damaged(compression: str, mode: str) -> None:
                 assert tiff_blocks.find_damage(data) is None, (width, height, tags)
 
 
+def tiff_of(block: bytes, width: int, height: int) -> bytes:
+    """Return a TIFF whose only strip is a whole JPEG."""
+    entries = ((256, width), (257, height), (258, 8), (259, 7), (262, 6), (273, 8), (277, 3))
+    entries += ((278, height), (279, len(block)))
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    head = b"II*\0" + struct.pack("<I", 8 + len(block))
+    return head + block + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+@captured
+def test_jpeg_blocks_of_a_tiff_have_the_limits_of_a_jpeg() -> None:
+    decode(tiff_of(scans(12), 64, 64))
+    assert code_of(tiff_of(scans(MAX_SCANS + 1), 64, 64)) == "too_large"
+    assert code_of(tiff_of(b"\0" + scans(12)[1:], 64, 64)) == "corrupt"
+
+
 def test_a_strip_that_is_too_short_is_reported() -> None:
     data = bytearray(pillow(noisy(), "TIFF", compression="raw"))
     (directory,) = struct.unpack_from("<I", data, 4)

@@ -209,7 +209,17 @@ def _require_undamaged(header: ImageHeader, data: bytes) -> None:
     if find and (damage := find(data)):
         raise InputError("corrupt", f"broken {header.format.upper()}: {damage}")
     for block in tiff_blocks.read_jpegs(data) if header.format == "tiff" else ():
-        _, text = _run_opencv(read_header(block), block, at_least=1)
+        try:
+            shown = read_header(block)
+        except InputError as error:
+            raise InputError("corrupt", f"broken TIFF: in a JPEG block, {error.message}") from None
+        if shown.scans > MAX_SCANS:
+            raise InputError(
+                "too_large",
+                f"a TIFF whose JPEG blocks have more than {MAX_SCANS} scans, which takes too long "
+                "to decode: save it again",
+            )
+        _, text = _run_opencv(shown, block, at_least=1)
         if found := jpeg.find_damage(text, block):
             raise InputError(found[0], f"broken TIFF: {found[1]}")
 
