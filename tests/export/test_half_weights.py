@@ -11,13 +11,15 @@ from onnx import numpy_helper
 
 from ffd_export.half_weights import pack_weights, unpack_weights
 from ffd_export.onnx_file import copy_model, read_onnx, to_bytes
-from ffd_runtime.model.backends import EMBEDDED, open_backend
+from ffd_runtime.model.backends import open_backend
+
+from ..models import LITE0
 
 
 @pytest.fixture(scope="module")
 def rounded() -> onnx.ModelProto:
-    """The embedded model with weights that are values of FP16."""
-    model, _ = read_onnx(EMBEDDED)
+    """LITE0 with weights that are values of FP16."""
+    model, _ = read_onnx(LITE0)
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
             values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
@@ -28,7 +30,7 @@ def rounded() -> onnx.ModelProto:
 def test_a_packed_file_is_half_as_large_and_gives_the_same_scores(
     rounded: onnx.ModelProto, tmp_path: Path
 ) -> None:
-    _, card = read_onnx(EMBEDDED)
+    _, card = read_onnx(LITE0)
     packed = copy_model(rounded)
     pack_weights(packed)
     whole, half = tmp_path / "whole.onnx", tmp_path / "half.onnx"
