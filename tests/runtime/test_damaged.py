@@ -387,8 +387,8 @@ def test_a_valid_tiff_is_not_damaged(compression: str, mode: str) -> None:
 
 def tiff_of(block: bytes, width: int, height: int) -> bytes:
     """Return a TIFF whose only strip is a whole JPEG."""
-    entries = ((256, width), (257, height), (258, 8), (259, 7), (262, 6), (273, 8), (277, 3))
-    entries += ((278, height), (279, len(block)))
+    entries = [(256, width), (257, height), (258, 8), (259, 7), (262, 6), (273, 8), (277, 3)]
+    entries += [(278, height), (279, len(block))]
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
     head = b"II*\0" + struct.pack("<I", 8 + len(block))
     return head + block + struct.pack("<H", len(entries)) + directory + bytes(4)

@@ -39,7 +39,7 @@ _MAX_PACKED_BYTES = 1 << 26
 _PIECE_BYTES = 1 << 16
 
 _INDEX = np.arange(_MAX_CODES)
-_WIDTHS = 9 + sum((limit <= _INDEX + _END).astype(np.int64) for limit in (511, 1023, 2047))
+_WIDTHS = 9 + np.searchsorted([511, 1023, 2047], _INDEX + _END, "right")
 _MASKS = (1 << _WIDTHS) - 1
 _ENDS = np.cumsum(_WIDTHS)
 _BEGINS = _ENDS - _WIDTHS
