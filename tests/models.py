@@ -1,4 +1,4 @@
-"""Models for tests: an earlier embedded model, and a small one with known verdicts."""
+"""A small ONNX of the graph contract with known verdicts, built without torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from ffd_runtime.model.card import CARD_KEY, ModelCard, Provenance
 
 # `onnx.TensorProto.UINT8`. Only the functions import onnx, and skip their tests without it.
 UINT8 = 2
-
-# A trained EfficientNet-Lite0 as FP32 with weights of FP16, half as large as the embedded model.
-LITE0 = Path(__file__).parent / "lite0.onnx"
 
 CARD = ModelCard(
     name="colour",

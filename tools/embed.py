@@ -20,7 +20,6 @@ from ffd_export.atomic_files import write_files
 from ffd_export.conversion import convert
 from ffd_export.export_options import AUTO, ExportOptions
 from ffd_export.exported_model import ExportedModel
-from ffd_export.half_weights import pack_weights
 from ffd_export.parity import summarise
 from ffd_export.reporter import Advance, Reporter
 from ffd_export.sample_images import SampleImages, find_images, prepare_images
@@ -99,13 +98,9 @@ def make_both(
 def write_both(fp32: ExportedModel, int8: ExportedModel, folder: Path) -> None:
     """Write both files and say which of them a CPU runs.
 
-    FP32 weights that are values of FP16 are stored as FP16.
-
     Raises:
         ModelError: they are too large for the package; nothing is written.
     """
-    if fp32.options is not None:
-        pack_weights(fp32.model)
     files = {
         folder / EMBEDDED.name: fp32.content,
         folder / EMBEDDED_INT8.name: int8.content,

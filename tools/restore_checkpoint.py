@@ -77,7 +77,7 @@ def restore(graph: onnx.ModelProto, architecture: str, pixels: Tensor) -> FaceNe
         raise ModelError(f"the ONNX has no {names[0]}: give an FP32 ONNX of ffd-export")
 
     net = build(architecture).eval()
-    for (name, convolution), norm in convolutions_of(net):
+    for (name, convolution), norm in _pairs(net):
         convolution.weight.data.copy_(tensor(f"net.{name}.weight"))
         set_identity(norm, tensor(f"net.{name}.weight_bias", f"net.{name}.bias"))
     net.head.weight.data.copy_(tensor("net.head.weight"))
@@ -87,7 +87,7 @@ def restore(graph: onnx.ModelProto, architecture: str, pixels: Tensor) -> FaceNe
     return net
 
 
-def convolutions_of(net: FaceNet) -> Iterator[tuple[tuple[str, nn.Conv2d], nn.BatchNorm2d]]:
+def _pairs(net: FaceNet) -> Iterator[tuple[tuple[str, nn.Conv2d], nn.BatchNorm2d]]:
     """Yield each convolution, with its name, and the BatchNorm layer that follows it."""
     order: list[tuple[str, nn.Module]] = []
     handles = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +77,11 @@ def compare_parts(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]
         session = ort.InferenceSession(
             model.SerializeToString(), providers=["CPUExecutionProvider"]
         )
-        exported = _flatten(session.run(None, {"image": pixels}))
+        (exported,) = session.run(None, {"image": pixels})
         with torch.inference_mode():
-            computed = graph(torch.from_numpy(pixels))
-        features = _flatten([computed] if isinstance(computed, torch.Tensor) else computed)
+            features = graph(torch.from_numpy(pixels)).numpy()
         found[part] = float(np.linalg.norm(exported - features) / np.linalg.norm(features))
     return found
-
-
-def _flatten(branches: Iterable[Any]) -> npt.NDArray[np.float32]:
-    """Join the feature maps of all branches of a part as one vector."""
-    return np.concatenate([np.asarray(features).ravel() for features in branches])
 
 
 def _trace(

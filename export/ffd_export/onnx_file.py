@@ -10,14 +10,12 @@ from ffd_runtime.core.text import first_line
 from ffd_runtime.model.backends import read_card
 from ffd_runtime.model.card import CARD_KEY, ModelCard
 
-from .half_weights import unpack_weights
-
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 
 def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
-    """Read an ONNX of ffd-export. Weights that are stored as FP16 become FP32 again.
+    """Read an ONNX of ffd-export.
 
     Raises:
         ModelError: the file is absent, is not an ONNX, or breaks the graph contract.
@@ -35,7 +33,6 @@ def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
     text = next((entry.value for entry in model.metadata_props if entry.key == CARD_KEY), None)
     inputs = list(map(_signature, model.graph.input))
     outputs = list(map(_signature, model.graph.output))
-    unpack_weights(model)
     return model, read_card(path, text, inputs, outputs)
 
 

@@ -1,4 +1,4 @@
-"""Let the first convolutions of an INT8 model read the pixels of `image` directly.
+"""Let the first convolution of an INT8 model read the pixels of `image` directly.
 
 A pixel is a uint8 already. Normalising it to a float and quantising that float again would lose
 detail, and the normalisation takes an eighth of EfficientNet-Lite0's time on a CPU.
@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 from .layers import ends_of, producers_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from onnx import ModelProto
 
 # Operators between `image` and the first layer: (pixel - mean) / deviation, and NHWC to NCHW. The
@@ -21,29 +19,27 @@ NORMALISATIONS = (["Cast", "Transpose", "Sub", "Div"], ["Cast", "Sub", "Div", "T
 
 
 def can_fold(model: ModelProto) -> bool:
-    """Return whether only convolutions read the image, normalised as the exporter does it."""
+    """Return whether one convolution reads the image, normalised as the exporter does it."""
     ends = ends_of(model.graph)
     nodes = {node.name: node for node in model.graph.node}
-    first = [nodes[name] for name in ends.first]
     return (
         [nodes[name].op_type for name in ends.normalisation] in NORMALISATIONS
-        and {node.op_type for node in first} == {"Conv"}
-        and all(len(node.input) == 3 for node in first)
-        and len({node.input[0] for node in first}) == 1
+        and [nodes[name].op_type for name in ends.first] == ["Conv"]
+        and len(nodes[ends.first[0]].input) == 3
     )
 
 
 def fold_normalisation(model: ModelProto) -> tuple[str, int]:
-    """Fold mean and deviation of the normalisation into the first convolution of each branch.
+    """Fold mean and deviation of the normalisation into the first convolution.
 
-    A convolution then reads `pixel - zero`. It still pads with zeros. At the image's edges a zero
+    The convolution then reads `pixel - zero`. It still pads with zeros. At the image's edges a zero
     now stands for the pixel `zero`, where it stood for the mean of each channel.
 
     Args:
         model: for which `can_fold` holds; changed in place.
 
     Returns:
-        The tensor that the convolutions read, and `zero`, 0 to 255.
+        The tensor that the convolution reads, and `zero`, 0 to 255.
     """
     import numpy as np
     from onnx import numpy_helper
@@ -53,28 +49,25 @@ def fold_normalisation(model: ModelProto) -> tuple[str, int]:
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     by_type = {nodes[name].op_type: nodes[name] for name in ends.normalisation}
     subtract, divide = by_type["Sub"], by_type["Div"]
-    layers = [nodes[name] for name in ends.first]
-
-    def load(name: str) -> npt.NDArray[np.float64]:
-        return numpy_helper.to_array(stored[name]).astype(np.float64)
-
-    def store(name: str, values: npt.NDArray[np.float64]) -> None:
-        stored[name].CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
-
-    mean, deviation = load(subtract.input[1]), load(divide.input[1])
+    layer = nodes[ends.first[0]]
+    mean, deviation, weight, bias = (
+        numpy_helper.to_array(stored[name]).astype(np.float64)
+        for name in (subtract.input[1], divide.input[1], *layer.input[1:])
+    )
     zero = round(float(mean.mean()))
-    store(subtract.input[1], np.full_like(mean, zero))
-    for layer in layers:
-        weight = load(layer.input[1]) / deviation.reshape(1, -1, 1, 1)
-        shift = (weight * (zero - mean).reshape(1, -1, 1, 1)).sum((1, 2, 3))
-        store(layer.input[1], weight)
-        store(layer.input[2], load(layer.input[2]) + shift)
-    # The nodes after the division are the transposition or the convolutions.
-    for node in model.graph.node:
-        if divide.output[0] in node.input:
-            node.input[0] = divide.input[0]
+    weight = weight / deviation.reshape(1, -1, 1, 1)
+    bias = bias + (weight * (zero - mean).reshape(1, -1, 1, 1)).sum((1, 2, 3))
+    for name, values in (
+        (subtract.input[1], np.full_like(mean, zero)),
+        (layer.input[1], weight),
+        (layer.input[2], bias),
+    ):
+        stored[name].CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
+    # The node after the division is the transposition or the convolution.
+    (after,) = (node for node in model.graph.node if divide.output[0] in node.input)
+    after.input[0] = divide.input[0]
     model.graph.node.remove(divide)
-    return layers[0].input[0], zero
+    return layer.input[0], zero
 
 
 def read_pixels(model: ModelProto, tensor: str) -> None:

@@ -17,10 +17,10 @@ from ffd_export.cli.export import main
 from ffd_export.int8 import OPERATORS
 from ffd_export.onnx_file import read_onnx
 from ffd_export.sample_images import SampleImages, find_images, prepare_images
+from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard, PreprocessSpec
 
 from ..conftest import picture
-from ..models import LITE0
 
 
 def run(*arguments: object) -> Result:
@@ -38,14 +38,14 @@ def coarse_histograms() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export LITE0 as FP16 and as INT8 for TensorRT, calibrated on noise."""
+    """Export the embedded model as FP16 and as INT8 for TensorRT, calibrated on noise."""
     folder = tmp_path_factory.mktemp("exports")
     images = folder / "images"
     images.mkdir()
     for number in range(8):
         colour = "red" if number % 2 else "blue"
         cv2.imwrite(str(images / f"{number}.png"), picture(colour, seed=number))
-    given = [str(LITE0), "--verify", "none", "--engine", "none", "--output", str(folder)]
+    given = [str(EMBEDDED), "--verify", "none", "--engine", "none", "--output", str(folder)]
     int8 = ["--int8", "--target", "tensorrt", "--calibrate", str(images)]
     for arguments in (["--fp16"], [*int8, "--calibration", "percentile"]):
         with coarse_histograms():
@@ -56,13 +56,13 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model() -> onnx.ModelProto:
-    """Return the graph of LITE0. Tests must not change it."""
-    return read_onnx(LITE0)[0]
+    """Return the embedded model. Tests must not change it."""
+    return read_onnx(EMBEDDED)[0]
 
 
 @pytest.fixture(scope="session")
 def card() -> ModelCard:
-    return read_onnx(LITE0)[1]
+    return read_onnx(EMBEDDED)[1]
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,10 @@ from ffd_export.export_options import ExportOptions
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError, ModelError
 from ffd_runtime.core.install_hint import install_hint
-from ffd_runtime.model.backends import open_backend
+from ffd_runtime.model.backends import EMBEDDED, open_backend
 from ffd_runtime.model.devices import Gpu, count_gpus
 from ffd_runtime.model.engine_manifest import EngineManifest, manifest_path
 
-from ..models import LITE0
 from .conftest import run
 
 needs_rtx = pytest.mark.skipif(
@@ -55,14 +54,14 @@ def rtx() -> Any:
     ("name", "layers"),
     [
         (None, {"float": 51}),
-        ("lite0.fp16.onnx", {"half": 51}),
-        ("lite0.int8-tensorrt.onnx", {"int8": 49, "float": 2}),
+        ("embedded.fp16.onnx", {"half": 51}),
+        ("embedded.int8-tensorrt.onnx", {"int8": 49, "float": 2}),
     ],
 )
 def test_engines_are_built_without_a_gpu(
     exports: Path, tmp_path: Path, name: str | None, layers: dict[str, int]
 ) -> None:
-    source = exports / name if name else LITE0
+    source = exports / name if name else EMBEDDED
     outcome = run(
         source, "--engine", "rtx", "--compute-capability", "8.6,8.9", "--output", tmp_path,
         "--max-batch", 24,
@@ -102,17 +101,17 @@ def test_export_of_an_onnx_needs_no_torch(tmp_path: Path) -> None:
     )
     given = ["--fp16", "--verify", "none", "--engine", "rtx", "--compute-capability", "8.9"]
     done = subprocess.run(
-        [sys.executable, "-c", script, str(LITE0), *given, "--output", str(tmp_path)],
+        [sys.executable, "-c", script, str(EMBEDDED), *given, "--output", str(tmp_path)],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "lite0.fp16.rtx.engine").is_file()
+    assert (tmp_path / "embedded.fp16.rtx.engine").is_file()
 
 
 @needs_rtx
 def test_an_engine_for_several_gpus() -> None:
-    content = LITE0.read_bytes()
+    content = EMBEDDED.read_bytes()
     one = build_engine(rtx(), content, 299, for_gpu("8.9"))
     two = build_engine(rtx(), content, 299, BOTH)
     assert one.compute_capabilities == ("8.9",)
@@ -124,7 +123,7 @@ def test_an_engine_for_several_gpus() -> None:
 @needs_rtx
 def test_rtx_builds_for_the_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT for RTX would otherwise build for a default list without Turing."""
-    content = LITE0.read_bytes()
+    content = EMBEDDED.read_bytes()
     monkeypatch.setattr(engine_build, "describe_gpu", lambda index: Gpu("RTX 4090", "8.9"))
     own = build_engine(rtx(), content, 299, ExportOptions())
     named = build_engine(rtx(), content, 299, for_gpu("8.9"))
@@ -150,7 +149,7 @@ def test_build_phases_are_reported() -> None:
             self.steps += 1
 
     listener = Listener(disable=True)
-    build_engine(rtx(), LITE0.read_bytes(), 299, BOTH, listener)
+    build_engine(rtx(), EMBEDDED.read_bytes(), 299, BOTH, listener)
     assert "Building engine" in listener.seen
     assert listener.steps > 10
     assert not listener.tasks
@@ -161,7 +160,7 @@ def test_errors_quote_tensorrt() -> None:
     with pytest.raises(ModelError, match="TensorRT cannot parse the ONNX: .*Failed to parse"):
         build_engine(rtx(), b"not an ONNX", 299, BOTH)
     with pytest.raises(EngineError, match=r"builds for .*8\.9"):
-        build_engine(rtx(), LITE0.read_bytes(), 299, for_gpu("3.5"))
+        build_engine(rtx(), EMBEDDED.read_bytes(), 299, for_gpu("3.5"))
 
 
 @needs_rtx
@@ -187,7 +186,7 @@ def test_ctrl_c_cancels_a_build(tmp_path: Path) -> None:
         "    print('cancelled', *(t.name for t in threading.enumerate() if 'ffd' in t.name))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(LITE0)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, str(EMBEDDED)], capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "cancelled\n", done.stderr
 
@@ -196,7 +195,7 @@ def test_ctrl_c_cancels_a_build(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_command_without_files(tmp_path: Path) -> None:
     command = [
         sys.executable, "-c", "from ffd_export.cli.export import main; main()",
-        str(LITE0), "--engine", "rtx", "--compute-capability", "8.6,8.9",
+        str(EMBEDDED), "--engine", "rtx", "--compute-capability", "8.6,8.9",
         "--output", str(tmp_path / "out"),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -213,7 +212,7 @@ def test_ctrl_c_ends_the_command_without_files(tmp_path: Path) -> None:
 @needs_rtx
 def test_fp32_layers_in_an_fp16_model_fail_the_build(exports: Path, tmp_path: Path) -> None:
     """The parsed network of an ONNX with an FP16 card and FP32 layers is rejected."""
-    model, card = read_onnx(LITE0)
+    model, card = read_onnx(EMBEDDED)
     mislabelled = tmp_path / "mislabelled.onnx"
     mislabelled.write_bytes(to_bytes(model, card.replace(precision="fp16")))
     outcome = run(mislabelled, "--engine", "rtx", "--compute-capability", "8.9")
@@ -227,11 +226,11 @@ def test_fp32_layers_in_an_fp16_model_fail_the_build(exports: Path, tmp_path: Pa
 @no_gpu
 def test_an_engine_without_a_gpu_fails_with_the_reason(exports: Path, tmp_path: Path) -> None:
     outcome = run(
-        exports / "lite0.fp16.onnx", "--engine", "rtx", "--compute-capability", "8.9",
+        exports / "embedded.fp16.onnx", "--engine", "rtx", "--compute-capability", "8.9",
         "--output", tmp_path,
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.output
-    path = tmp_path / "lite0.fp16.rtx.engine"
+    path = tmp_path / "embedded.fp16.rtx.engine"
     with pytest.raises(DeviceError, match=r"driver offers no GPU 0.*: run its ONNX"):
         open_backend(path)
     with pytest.raises(DeviceError, match="which needs a GPU"):
@@ -256,7 +255,7 @@ def test_unsupported_options_fail_before_any_work(tmp_path: Path) -> None:
         ),
         (("--engine", "rtx", "--version-compatible"), "are options of --engine tensorrt"),
     ):
-        outcome = run(LITE0, *arguments, "--output", tmp_path / "out")
+        outcome = run(EMBEDDED, *arguments, "--output", tmp_path / "out")
         assert outcome.exit_code == 1, outcome.output
         (line,) = outcome.stderr.splitlines()
         assert line.startswith("ffd-export: error: ")
@@ -271,7 +270,7 @@ def test_unsupported_gpus_fail_before_any_work(
     monkeypatch.setattr(engine_builder, "count_gpus", lambda: 1)
     monkeypatch.setattr(engine_builder, "describe_gpu", lambda index: Gpu("NVIDIA H100", "9.0"))
     monkeypatch.setattr(engine_file, "build_engine", lambda *_: pytest.fail("an engine was built"))
-    outcome = run(LITE0, "--engine", "rtx", "--output", tmp_path / "out")
+    outcome = run(EMBEDDED, "--engine", "rtx", "--output", tmp_path / "out")
     assert outcome.exit_code == 1
     (line,) = outcome.stderr.splitlines()
     assert "does not support NVIDIA H100 (compute capability 9.0; supported are 7.5, 8.0" in line
@@ -290,7 +289,7 @@ def test_unsupported_gpus_fail_before_any_work(
 def test_a_missing_builder_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     outcome = run(
-        LITE0, "--engine", "rtx", "--compute-capability", "8.9", "--output", tmp_path / "out"
+        EMBEDDED, "--engine", "rtx", "--compute-capability", "8.9", "--output", tmp_path / "out"
     )
     assert outcome.exit_code == 1
     (line,) = outcome.stderr.splitlines()
@@ -300,10 +299,10 @@ def test_a_missing_builder_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
 @no_gpu
 def test_fp16_without_a_gpu_names_the_command_for_the_engine(exports: Path, tmp_path: Path) -> None:
-    outcome = run(LITE0, "--fp16", "--verify", "none", "--output", tmp_path)
+    outcome = run(EMBEDDED, "--fp16", "--verify", "none", "--output", tmp_path)
     assert outcome.exit_code == 0, outcome.output
     (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("no engine")]
-    assert "ffd-export lite0.fp16.onnx --engine tensorrt" in line
+    assert "ffd-export embedded.fp16.onnx --engine tensorrt" in line
 
 
 def test_builders_accept_a_gpu_or_compute_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +315,7 @@ def test_builders_accept_a_gpu_or_compute_capabilities(monkeypatch: pytest.Monke
 @pytest.mark.skipif(count_gpus() == 0, reason="needs a GPU")
 def test_an_engine_runs_on_the_gpu(exports: Path, tmp_path: Path, portraits: Path) -> None:
     outcome = run(
-        exports / "lite0.fp16.onnx", "--engine", "rtx", "--output", tmp_path, "--verify",
+        exports / "embedded.fp16.onnx", "--engine", "rtx", "--output", tmp_path, "--verify",
         portraits,
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.output

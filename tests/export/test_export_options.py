@@ -11,9 +11,10 @@ import pytest
 from ffd_export.cli.export import main
 from ffd_export.export_options import ExportOptions
 from ffd_export.onnx_file import read_onnx, to_bytes
+from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard
 
-from ..models import CARD, LITE0, save_colour_model
+from ..models import CARD, save_colour_model
 from .conftest import run
 
 
@@ -26,7 +27,7 @@ def test_errors_are_one_line(labelled: Path, tmp_path: Path) -> None:
     engine = tmp_path / "m.engine"
     engine.touch()
     half = tmp_path / "half.onnx"
-    half.write_bytes(to_bytes(*_as(LITE0, "fp16")))
+    half.write_bytes(to_bytes(*_as(EMBEDDED, "fp16")))
     other = save_colour_model(tmp_path / "other.onnx", CARD.to_json(), size=224)
     none = ("--verify", "none")
     for arguments, message in (
@@ -37,12 +38,12 @@ def test_errors_are_one_line(labelled: Path, tmp_path: Path) -> None:
         ((engine, "--fp16", *none), "is an engine already"),
         ((other, "--fp16", *none), "takes image uint8[N,224,224,3]"),
         ((half, "--int8", "--calibrate", labelled, *none), "is fp16 already"),
-        ((LITE0, "--int8", *none), "training images cannot be found"),
-        ((LITE0, "--int8", "--calibrate", tmp_path / "empty", *none), "no file in it"),
-        ((LITE0, "--int8", "--calibrate", tmp_path / "absent", *none), "no such folder"),
-        ((LITE0, "--int8", "--calibrate", tmp_path / "text", *none), "is a readable image"),
-        ((LITE0, "--fp16"), "validation images cannot be found"),
-        ((LITE0, "--fp16", "--keep", "layer9", *none), "no such layer"),
+        ((EMBEDDED, "--int8", *none), "training images cannot be found"),
+        ((EMBEDDED, "--int8", "--calibrate", tmp_path / "empty", *none), "no file in it"),
+        ((EMBEDDED, "--int8", "--calibrate", tmp_path / "absent", *none), "no such folder"),
+        ((EMBEDDED, "--int8", "--calibrate", tmp_path / "text", *none), "is a readable image"),
+        ((EMBEDDED, "--fp16"), "validation images cannot be found"),
+        ((EMBEDDED, "--fp16", "--keep", "layer9", *none), "no such layer"),
     ):
         outcome = run(*arguments, "--output", tmp_path / "out")
         assert outcome.exit_code == 1, outcome.output
@@ -77,7 +78,7 @@ def _as(path: Path, precision: str) -> tuple[onnx.ModelProto, ModelCard]:
     ],
 )
 def test_wrong_options_exit_with_2(arguments: tuple[str, ...], message: str) -> None:
-    outcome = run(LITE0, *arguments)
+    outcome = run(EMBEDDED, *arguments)
     assert outcome.exit_code == 2
     assert message in outcome.stderr
 

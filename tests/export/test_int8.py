@@ -27,9 +27,9 @@ from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_export.parity import classify
 from ffd_export.sample_images import SampleImages, find_images
 from ffd_runtime.core.errors import ModelError
+from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard
 
-from ..models import LITE0
 from ..nightly import examples
 from .conftest import run
 
@@ -46,7 +46,7 @@ def test_int8_quantises_for_its_target(
     if target == "cpu":
         quantised = quantise(model, target, ranges["percentile"])
     else:
-        quantised, card = read_onnx(exports / "lite0.int8-tensorrt.onnx")
+        quantised, card = read_onnx(exports / "embedded.int8-tensorrt.onnx")
     layers = layer_types(quantised)
     floats = ["head"] if target == "cpu" else ["stem.0", "head"]
     assert layers.counts() == {"int8": 51 - len(floats), "float": len(floats)}
@@ -201,7 +201,7 @@ for arguments in (["--fp16"], ["--int8", "--calibrate", images]):
 """
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, LITE0, labelled, tmp_path / seed],
+            [sys.executable, "-c", code, EMBEDDED, labelled, tmp_path / seed],
             cwd=Path(__file__).parents[2],
             env={**os.environ, "PYTHONHASHSEED": seed},
             stdout=subprocess.DEVNULL,
@@ -209,7 +209,7 @@ for arguments in (["--fp16"], ["--int8", "--calibrate", images]):
         for seed in ("1", "2")
     ]
     assert [process.wait(120) for process in processes] == [0, 0]
-    for name in ("lite0.fp16.onnx", "lite0.int8.onnx"):
+    for name in ("embedded.fp16.onnx", "embedded.int8.onnx"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
@@ -222,10 +222,10 @@ def test_real_faces_pass_the_limits_of_both_precisions(faces: Path, tmp_path: Pa
             link = folder / Path(path).relative_to(faces)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
-    outcome = run(LITE0, "--fp16", "--verify", fewer, "--output", tmp_path)
+    outcome = run(EMBEDDED, "--fp16", "--verify", fewer, "--output", tmp_path)
     assert outcome.exit_code == 0, outcome.output
     outcome = run(
-        LITE0, "--int8", "--calibrate", faces / "train", "--calibration-images", 48,
+        EMBEDDED, "--int8", "--calibrate", faces / "train", "--calibration-images", 48,
         "--calibration", "percentile", "--verify", some, "--output", tmp_path,
     )  # fmt: skip
     (row,) = map(json.loads, outcome.stdout.splitlines() or ["null"])
@@ -233,7 +233,7 @@ def test_real_faces_pass_the_limits_of_both_precisions(faces: Path, tmp_path: Pa
     if outcome.exit_code:
         assert "points of accuracy lost" in outcome.stderr.splitlines()[-1]
         assert "layers that differ most" in outcome.stderr.splitlines()[-1]
-        assert not (tmp_path / "lite0.int8.onnx").exists()
+        assert not (tmp_path / "embedded.int8.onnx").exists()
     else:
         parity = row["parity"]
         assert parity["images"] == 96

@@ -22,8 +22,7 @@ from ffd_export.pixels import can_fold, fold_normalisation
 from ffd_export.sample_images import SampleImages
 from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.checkpoint import save_checkpoint
-from ffd_train.network_registry import NETWORKS
-from ffd_train.networks import build, join_branches
+from ffd_train.networks import build
 
 from .. import tiny
 
@@ -120,27 +119,6 @@ def test_folding_the_normalisation_changes_only_the_edges(
         for one in (ordered, folded)
     ]
     assert np.allclose(inner[0], inner[1], atol=1e-4)
-
-
-def test_all_branches_read_the_pixels(tmp_path: Path, images: SampleImages) -> None:
-    NETWORKS["twins"] = lambda network, weights: join_branches([build("plain"), build("plain")])
-    card = ModelCard("made", "twins", Provenance("0"))
-    try:
-        save_checkpoint(tmp_path / "best.safetensors", build("twins"), card)
-        model, _ = export_checkpoint(tmp_path / "best.safetensors")
-    finally:
-        del NETWORKS["twins"]
-    assert can_fold(model)
-    folded = copy_model(model)
-    tensor, _ = fold_normalisation(folded)
-    first = [node for node in folded.graph.node if tensor in node.input]
-    assert [node.op_type for node in first] == ["Conv", "Conv"]
-    for node in first:
-        before, after = (
-            run_graph(one, images.pixels[:2], node.output[0])[:, :, 1:-1, 1:-1]
-            for one in (model, folded)
-        )
-        assert np.allclose(before, after, atol=1e-4)
 
 
 def test_int8_runs_in_8_bits_on_the_cpu(

@@ -22,12 +22,12 @@ from ffd_export.triton import NAME, quote, triton_files
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.image.decode import decode
 from ffd_runtime.image.preprocess import preprocess
-from ffd_runtime.model.backends import open_backend
+from ffd_runtime.model.backends import EMBEDDED, open_backend
 from ffd_runtime.model.backends.onnxruntime import cuda_options
 from ffd_runtime.model.card import CARD_KEY, CLASSES, ModelCard, PreprocessSpec, Provenance
 
 from ..conftest import picture
-from ..models import CARD, LITE0
+from ..models import CARD
 from .conftest import run
 
 Parse = Callable[[bytes], Any]
@@ -349,7 +349,7 @@ def test_a_repository_needs_no_other_package() -> None:
 
 def test_the_command_writes_a_repository(parse: Parse, tmp_path: Path) -> None:
     repository = tmp_path / "models"
-    given = (LITE0, "--verify", "none", "--output", tmp_path / "out", "--triton", repository)
+    given = (EMBEDDED, "--verify", "none", "--output", tmp_path / "out", "--triton", repository)
     outcome = run(*given, "--fp16", "--max-batch", 12)
     assert outcome.exit_code == 0, outcome.output
     home = repository / "ffd-lite0"
@@ -357,7 +357,7 @@ def test_the_command_writes_a_repository(parse: Parse, tmp_path: Path) -> None:
     assert config.max_batch_size == 12
     assert config.backend == "onnxruntime"
     served = (home / "1/model.onnx").read_bytes()
-    assert served == (tmp_path / "out/lite0.fp16.onnx").read_bytes()
+    assert served == (tmp_path / "out/embedded.fp16.onnx").read_bytes()
     with closing(open_backend(home / "1/model.onnx", device="cpu")) as backend:
         image = np.zeros((2, 299, 299, 3), np.uint8)
         heatmap = backend.infer(image).heatmap
@@ -370,13 +370,13 @@ def test_the_command_writes_a_repository(parse: Parse, tmp_path: Path) -> None:
 
 
 def test_triton_does_not_serve_engines_of_rtx(tmp_path: Path) -> None:
-    outcome = run(LITE0, "--engine", "rtx", "--triton", tmp_path)
+    outcome = run(EMBEDDED, "--engine", "rtx", "--triton", tmp_path)
     assert outcome.exit_code == 2
     assert "Triton does not serve" in outcome.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_an_onnx_is_served_unchanged(tmp_path: Path) -> None:
-    outcome = run(LITE0, "--triton", tmp_path)
+    outcome = run(EMBEDDED, "--triton", tmp_path)
     assert outcome.exit_code == 0, outcome.output
-    assert (tmp_path / "ffd-lite0/1/model.onnx").read_bytes() == LITE0.read_bytes()
+    assert (tmp_path / "ffd-lite0/1/model.onnx").read_bytes() == EMBEDDED.read_bytes()

@@ -15,10 +15,10 @@ from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import BackendError, CardError, DeviceError, ModelError
 from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.core.text import counted
-from ffd_runtime.model.backends import Outputs, open_backend
+from ffd_runtime.model.backends import EMBEDDED, Outputs, open_backend
 from ffd_runtime.model.card import CARD_KEY
 
-from ..models import CARD, LITE0, colour_model, save_colour_model
+from ..models import CARD, colour_model, save_colour_model
 
 pytest.importorskip("openvino")
 onnx = pytest.importorskip("onnx")
@@ -51,14 +51,14 @@ def test_a_model_runs_at_any_batch(colour_model: Path, device: str) -> None:
 
 
 def test_what_really_runs_is_said() -> None:
-    description = open_openvino(LITE0).description
+    description = open_openvino(EMBEDDED).description
     assert description.startswith("openvino 20")
     # Not bfloat16, which OpenVINO prefers on a CPU that has it.
     assert description.endswith(f", CPU, {counted(count_cores(), 'thread')}, computing in f32")
 
 
 def test_outputs_outlive_the_next_batch() -> None:
-    opened = open_openvino(LITE0)
+    opened = open_openvino(EMBEDDED)
     first = opened.infer(noise(2))
     before = first.probability.copy(), first.heatmap.copy()
     opened.infer(noise(3)[:2])
@@ -75,7 +75,7 @@ def test_images_need_not_be_contiguous(colour_model: Path) -> None:
 
 
 def test_threads_get_their_own_outputs() -> None:
-    opened = open_openvino(LITE0)
+    opened = open_openvino(EMBEDDED)
     found: dict[int, Outputs] = {}
 
     def infer(count: int) -> None:
@@ -158,7 +158,7 @@ def test_what_is_no_onnx_is_refused_without_noise(
 
 def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    path.write_bytes(LITE0.read_bytes()[:100_000])
+    path.write_bytes(EMBEDDED.read_bytes()[:100_000])
     with pytest.raises(ModelError, match="m.onnx"):
         open_openvino(path)
 
@@ -172,7 +172,7 @@ def test_an_int8_model_runs_in_8_bits(portraits: Path, tmp_path: Path) -> None:
     from ffd_export.onnx_file import read_onnx, to_bytes
     from ffd_export.sample_images import find_images, prepare_images
 
-    model, card = read_onnx(LITE0)
+    model, card = read_onnx(EMBEDDED)
     images = prepare_images(find_images(portraits, 3), card.preprocess)
     # Better ranges take seconds to find, and change no layer's type.
     extremes = {

@@ -13,11 +13,11 @@ from ffd_export.exported_model import ExportedModel
 from ffd_export.onnx_file import read_onnx
 from ffd_export.source_model import open_source
 from ffd_runtime.core.errors import ModelError
+from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.backends.embedded import explain_rejection
 
 from ..conftest import picture
 from ..export.conftest import coarse_histograms
-from ..models import LITE0
 
 
 @pytest.fixture
@@ -38,11 +38,11 @@ def test_both_files_are_written(labelled: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with coarse_histograms():
         outcome = run(
-            LITE0, "--calibrate", labelled, "--verify", labelled, "--calibration-images", 8,
+            EMBEDDED, "--calibrate", labelled, "--verify", labelled, "--calibration-images", 8,
             "--output", output,
         )  # fmt: skip
     assert outcome.exit_code == 0, outcome.output
-    assert (output / "embedded.onnx").read_bytes() == LITE0.read_bytes()
+    assert (output / "embedded.onnx").read_bytes() == EMBEDDED.read_bytes()
     _, fp32 = read_onnx(output / "embedded.onnx")
     _, int8 = read_onnx(output / "embedded.int8.onnx")
     parity = int8.metrics["parity"]
@@ -57,11 +57,11 @@ def test_unlabelled_images_and_large_files_fail(
 ) -> None:
     (tmp_path / "bare").mkdir()
     (labelled / "generated/0.png").rename(tmp_path / "bare/0.png")
-    outcome = run(LITE0, "--calibrate", labelled, "--verify", tmp_path / "bare")
+    outcome = run(EMBEDDED, "--calibrate", labelled, "--verify", tmp_path / "bare")
     assert outcome.exit_code == 1
     assert "needs images below generated/ and groundtruth/" in outcome.stderr.splitlines()[-1]
-    monkeypatch.setattr(embed, "MAX_BYTES", 10_000_000)
-    exported = ExportedModel.unchanged(open_source(LITE0))
-    with pytest.raises(ModelError, match=r"the two files take 13.5 MB, limit 10 MB"):
+    monkeypatch.setattr(embed, "MAX_BYTES", 20_000_000)
+    exported = ExportedModel.unchanged(open_source(EMBEDDED))
+    with pytest.raises(ModelError, match=r"the two files take 26.9 MB, limit 20 MB"):
         embed.write_both(exported, exported, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -12,8 +12,7 @@ from torch import nn
 from ffd_export.onnx_file import read_onnx
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.backends import open_backend
-
-from ..models import LITE0
+from ffd_runtime.model.backends.embedded import EMBEDDED
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +25,11 @@ def pixels() -> torch.Tensor:
 
 
 def test_the_checkpoint_has_the_outputs_of_the_onnx(pixels: torch.Tensor) -> None:
-    graph, card = read_onnx(LITE0)
+    graph, card = read_onnx(EMBEDDED)
     net = restore(graph, card.architecture, pixels)
     with torch.inference_mode():
         logits = net(pixels) / card.temperature
-    expected = open_backend(LITE0, "onnxruntime", "cpu").infer(pixels.numpy()).probability
+    expected = open_backend(EMBEDDED, "onnxruntime", "cpu").infer(pixels.numpy()).probability
     assert np.abs(logits.softmax(1).numpy() - expected).max() < 1e-4
     # In training mode, the statistics of a batch replace the measured ones.
     before = logits[:, 0] - logits[:, 1]
@@ -42,7 +41,7 @@ def test_the_checkpoint_has_the_outputs_of_the_onnx(pixels: torch.Tensor) -> Non
 
 
 def test_a_graph_without_weights_is_an_error(pixels: torch.Tensor) -> None:
-    graph, card = read_onnx(LITE0)
+    graph, card = read_onnx(EMBEDDED)
     del graph.graph.initializer[:]
     with pytest.raises(ModelError, match="give an FP32 ONNX"):
         restore(graph, card.architecture, pixels)

@@ -14,7 +14,7 @@ from ffd_runtime.core.errors import CardError, ModelError
 from ffd_runtime.model.card import ModelCard, Provenance
 from ffd_train.checkpoint import load_card, load_checkpoint, save_checkpoint
 from ffd_train.network_registry import NETWORKS
-from ffd_train.networks import FaceNet, build, describe_weights, join_pair, synchronise
+from ffd_train.networks import FaceNet, build, describe_weights, synchronise
 from ffd_train.scoring import ScoringGraph
 from ffd_train.stage import ARTICLE, PARTS, Stage
 
@@ -23,11 +23,6 @@ from ..tiny import build_tiny
 
 CARD = ModelCard("tiny", "tiny", Provenance("0"), temperature=2.5)
 IMAGES = torch.randint(0, 256, (4, 96, 96, 3), dtype=torch.uint8)
-
-
-def branches_of(output: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Return the feature maps of a part, one for each branch."""
-    return (output,) if isinstance(output, torch.Tensor) else output
 
 
 def snapshot(net: FaceNet) -> dict[str, torch.Tensor]:
@@ -88,41 +83,8 @@ def test_every_network_has_its_parts_at_the_strides_of_a_resnet(name: str) -> No
     x = torch.empty(1, 3, 256, 256, device="meta")
     for part, stride in zip(PARTS[:-1], (None, 4, 8, 16, 32), strict=True):
         x = net.get_submodule(part)(x)
-        assert all(stride is None or one.shape[2] == 256 // stride for one in branches_of(x))
+        assert stride is None or x.shape[2] == 256 // stride
     assert x.shape[1] == net.head.in_features
-
-
-@pytest.fixture(scope="module")
-def lites() -> list[FaceNet]:
-    torch.manual_seed(2)
-    return [build("tf_efficientnet_lite0").eval() for _ in range(2)]
-
-
-def test_a_pair_computes_the_weighted_sum_of_both_networks(lites: list[FaceNet]) -> None:
-    pair = join_pair(lites, (0.25, 0.75)).eval()
-    with torch.inference_mode():
-        first, second = (net(IMAGES) for net in lites)
-        torch.testing.assert_close(pair(IMAGES), 0.25 * first + 0.75 * second)
-        maps = pair.features(IMAGES)
-    assert maps.shape == (4, 2 * lites[0].head.in_features, 3, 3)
-
-
-def test_a_pair_starts_from_a_pair_or_from_one_network(
-    lites: list[FaceNet], tmp_path: Path
-) -> None:
-    pair = join_pair(lites, (0.5, 0.5))
-    card = CARD.replace(architecture="tf_efficientnet_lite0_pair")
-    save_checkpoint(tmp_path / "pair.safetensors", pair, card)
-    save_checkpoint(tmp_path / "one.safetensors", lites[0], card)
-    again = build(card.architecture, str(tmp_path / "pair.safetensors")).state_dict()
-    assert all(torch.equal(tensor, again[name]) for name, tensor in pair.state_dict().items())
-    both = build(card.architecture, str(tmp_path / "one.safetensors"))
-    stem = lites[0].stem.state_dict()["0.weight"]
-    assert all(
-        torch.equal(branch.state_dict()["0.weight"], stem) for branch in both.stem.children()
-    )
-    loaded, _ = load_checkpoint(tmp_path / "pair.safetensors")
-    assert torch.equal(loaded.head.weight, pair.head.weight)
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnext50_32x4d"])

@@ -21,5 +21,4 @@ NETWORKS: dict[str, str | Builder] = {
     "tf_efficientnet_lite0": _EFFICIENTNET_LITE,
     "tf_efficientnet_lite1": _EFFICIENTNET_LITE,
     "tf_efficientnet_lite2": _EFFICIENTNET_LITE,
-    "tf_efficientnet_lite0_pair": "ffd_train.networks:timm_efficientnet_lite_pair",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
@@ -20,8 +20,6 @@ from .stage import PARTS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# The first tensor of a checkpoint whose network has two branches.
-_PAIR_TENSOR = "stem.0.0.weight"
 
 
 class FaceNet(nn.Module):
@@ -75,12 +73,10 @@ class FaceNet(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Compute the last feature map, [N, C, H/32, W/32], of uint8 [N, H, W, 3] RGB."""
-        # Between the parts of a network with several branches, x is a tuple of tensors.
-        x = self.stem(self.scale(image))
+        x: Tensor = self.stem(self.scale(image))
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
-        features: Tensor = x
-        return features
+        return x
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits, [N, 2], of uint8 [N, H, W, 3] RGB."""
@@ -108,25 +104,6 @@ class FaceNet(nn.Module):
         for name in self.frozen:
             self.get_submodule(name).eval()
         return self
-
-
-class Branches(nn.ModuleList):
-    """The same part of several networks, side by side.
-
-    Args:
-        parts: one part of each network.
-        joined: concatenate the outputs by channel, as the last part does.
-    """
-
-    def __init__(self, parts: Iterable[nn.Module], joined: bool = False) -> None:
-        super().__init__(parts)
-        self.joined = joined
-
-    def forward(self, inputs: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        """Compute the output of each branch, [N, C, H, W], from its own or from a common input."""
-        of_branches = (inputs,) * len(self) if isinstance(inputs, Tensor) else inputs
-        outputs = tuple(part(x) for part, x in zip(self, of_branches, strict=True))
-        return torch.cat(outputs, 1) if self.joined else outputs
 
 
 def build(network: str, weights: str = "none") -> FaceNet:
@@ -198,50 +175,6 @@ def timm_efficientnet_lite(network: str, weights: str) -> FaceNet:
     )
     _load_file(net, model, "classifier.", weights)
     return net
-
-
-def timm_efficientnet_lite_pair(network: str, weights: str) -> FaceNet:
-    """Build two EfficientNet-Lite of timm side by side, under one head; see `build`.
-
-    The weights are those of a pair, or initial weights of both branches.
-    """
-    is_pair = weights not in ("none", "imagenet") and _PAIR_TENSOR in _read_tensors(
-        _require_file(weights)
-    )
-    branches = [
-        timm_efficientnet_lite(network.removesuffix("_pair"), "none" if is_pair else weights)
-        for _ in range(2)
-    ]
-    net = join_branches(branches)
-    if is_pair:
-        _fit(net, _read_tensors(Path(weights)), weights)
-    return net
-
-
-def join_pair(branches: Sequence[FaceNet], shares: Sequence[float]) -> FaceNet:
-    """Join two EfficientNet-Lite as branches of one network.
-
-    Args:
-        branches: two networks of the same kind.
-        shares: weight of each network's logits in the sum that the pair computes.
-    """
-    pair = join_branches(branches)
-    with torch.no_grad():
-        weights = [share * net.head.weight for net, share in zip(branches, shares, strict=True)]
-        biases = [share * net.head.bias for net, share in zip(branches, shares, strict=True)]
-        pair.head.weight.copy_(torch.cat(weights, 1))
-        pair.head.bias.copy_(torch.stack(biases).sum(0))
-    return pair
-
-
-def join_branches(networks: Sequence[FaceNet]) -> FaceNet:
-    """Join networks side by side, under a new head."""
-    stem, layer1, layer2, layer3, layer4 = (
-        Branches((net.get_submodule(part) for net in networks), joined=part == "layer4")
-        for part in PARTS[:-1]
-    )
-    channels = sum(net.head.in_features for net in networks)
-    return FaceNet(stem, layer1, layer2, layer3, layer4, channels, networks[0].dropout.p)
 
 
 def synchronise(net: FaceNet) -> FaceNet:
