@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 # Operators between `image` and the first layer: (pixel - mean) / deviation, and NHWC to NCHW. The
-# exporter transposes first. Older graphs, such as the embedded model, transpose last.
+# exporter transposes first. Older graphs transpose last.
 NORMALISATIONS = (["Cast", "Transpose", "Sub", "Div"], ["Cast", "Sub", "Div", "Transpose"])
 
 

