@@ -161,7 +161,7 @@ def test_sampled_frames_of_a_file(clip: Path) -> None:
     [
         (lambda data: b"", "empty"),
         (lambda data: b"text " * 1000, "corrupt"),
-        (lambda data: data[: len(data) // 2], "corrupt"),
+        (lambda data: data[: len(data) // 2], "truncated"),
         (None, "not_found"),
     ],
     ids=["empty", "text", "half", "absent"],
