@@ -1,25 +1,33 @@
 """Calibrate a run for unseen sources: temperature, threshold and unsure band of its model card.
 
-Usage: python -m tools.calibrate_unseen RUN DATA
+Usage: python -m tools.calibrate_unseen RUN DATA [--int8 FILE]
 
 RUN is a folder of `ffd-train` with `--leave-out SOURCE`. The values are fitted on the validation
 split of the sources that it was trained on, and on all images of those that it left out. A source
 of DATA without images in its training split takes no part: it stays unseen, for measurements.
+
+Both files of `tools.embed` contain the same card, but their scores differ a little. To fit the
+values on the scores of both: calibrate, embed, calibrate again with the INT8 file, embed again.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
+import cv2
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from ffd_runtime.cli.command import Command, say
 from ffd_runtime.core.atomic_file import write_output
+from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import DataError
+from ffd_train.calibrate import Floats
 from ffd_train.checkpoint import load_checkpoint, save_checkpoint
 from ffd_train.classification_metrics import measure_scores
+from ffd_train.evaluation import evaluate, open_model
 from ffd_train.face_data import FaceData, Sample
 from ffd_train.predict import predict_logits
 from ffd_train.scanning import scan
@@ -49,7 +57,12 @@ CONFIDENCE = 0.95
     show_default=True,
     help="Share of correct verdicts outside the unsure band.",
 )
-def main(run: Path, data: Path, max_fpr: float, confidence: float) -> None:
+@click.option(
+    "--int8",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="INT8 file of this run: fit threshold and band on its scores too.",
+)
+def main(run: Path, data: Path, max_fpr: float, confidence: float, int8: Path | None) -> None:
     """Calibrate RUN on DATA for unseen sources, and write its model card anew."""
     settings = Settings.from_json((run / "settings.json").read_text())
     if not settings.leave_out:
@@ -59,13 +72,18 @@ def main(run: Path, data: Path, max_fpr: float, confidence: float) -> None:
     checkpoint = run / "best.safetensors"
     net, card = load_checkpoint(checkpoint)
     logits = predict_logits(net, face_data, samples, card.preprocess, workers=0)
+    generated = np.array([sample.label == 0 for sample in samples])
+    sources = [sample.source or "" for sample in samples]
+    left_out = list(settings.leave_out)
+    fitted_on = logits
+    if int8:
+        # The same images again, as sources of their own: every limit holds for both files.
+        fitted_on = np.concatenate([logits, predict_int8(int8, face_data, samples)])
+        generated = np.tile(generated, 2)
+        sources += [f"{source}, INT8" for source in sources]
+        left_out += [f"{source}, INT8" for source in left_out]
     fitted = calibrate_unseen(
-        logits,
-        np.array([sample.label == 0 for sample in samples]),
-        [sample.source or "" for sample in samples],
-        settings.leave_out,
-        max_fpr,
-        confidence=confidence,
+        fitted_on, generated, sources, left_out, max_fpr, confidence=confidence
     )
     card = card.replace(
         temperature=fitted.temperature, threshold=fitted.threshold, unsure=fitted.unsure
@@ -80,6 +98,25 @@ def main(run: Path, data: Path, max_fpr: float, confidence: float) -> None:
         f"{len(samples)} images: temperature {fitted.temperature:.3f}, threshold "
         f"{fitted.threshold:.3f}, unsure from {fitted.unsure[0]:.3f} to {fitted.unsure[1]:.3f}"
     )
+
+
+def predict_int8(path: Path, data: FaceData, samples: list[Sample]) -> Floats:
+    """Return the logits of an exported model, not divided by its temperature: [N, 2].
+
+    The second logit is 0, because a score determines only their difference.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    cv2.setNumThreads(1)
+    with Classifier(open_model(path, "cpu")) as classifier:
+        evaluation = evaluate(classifier, replace(data, samples=tuple(samples)))
+    for row in evaluation.unreadable:
+        assert row.error is not None
+        raise DataError(f"{row.source}: {row.error.message}")
+    # Clipped, because a score of exactly 0 or 1 has no finite logit.
+    margin = evaluation.card.temperature * logit(evaluation.scores.clip(1e-7, 1 - 1e-7))
+    return np.stack([margin, np.zeros_like(margin)], 1)
 
 
 def choose_samples(data: FaceData, left_out: tuple[str, ...]) -> list[Sample]:
