@@ -21,6 +21,9 @@ from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard, PreprocessSpec
 
 from ..conftest import picture
+from ..one_core import one_core
+
+__all__ = ["one_core"]
 
 
 def run(*arguments: object) -> Result:

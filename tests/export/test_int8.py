@@ -30,8 +30,10 @@ from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard
 
-from ..nightly import examples
+from ..nightly import examples, repeat
 from .conftest import run
+
+IMAGES = repeat(48, 96)
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
@@ -216,7 +218,7 @@ for arguments in (["--fp16"], ["--int8", "--calibrate", images]):
 @pytest.mark.no_cover
 def test_real_faces_pass_the_limits_of_both_precisions(faces: Path, tmp_path: Path) -> None:
     some, fewer = tmp_path / "some", tmp_path / "fewer"
-    for folder, count in ((some, 96), (fewer, 32)):
+    for folder, count in ((some, IMAGES), (fewer, 16)):
         for example in find_images(faces / "val", count):
             path = example.item.source
             link = folder / Path(path).relative_to(faces)
@@ -236,6 +238,6 @@ def test_real_faces_pass_the_limits_of_both_precisions(faces: Path, tmp_path: Pa
         assert not (tmp_path / "embedded.int8.onnx").exists()
     else:
         parity = row["parity"]
-        assert parity["images"] == 96
+        assert parity["images"] == IMAGES
         assert parity["accuracy_reference"] - parity["accuracy"] <= 0.005
         assert parity["roc_auc"] > parity["roc_auc_reference"] - 0.01, parity

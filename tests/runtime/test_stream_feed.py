@@ -277,7 +277,9 @@ def resident() -> int:
 
 @pytest.mark.no_cover
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
+def test_memory_is_flat_over_many_frames(colour_model: Path) -> None:
+    frames = repeat(40_000, 100_000)
+
     class Fast(Synthetic):
         """Much faster than the model, which must still get processor time."""
 
@@ -291,20 +293,21 @@ def test_memory_is_flat_over_100000_frames(colour_model: Path) -> None:
 
         def show(self, frame_result: FrameResult) -> None:
             # Enough frames for the threads' heaps to reach their size.
-            if 10_000 < frame_result.frame.number < 40_000:
+            if 10_000 < frame_result.frame.number < frames // 2:
                 self.early = max(self.early, resident())
 
     kept = Watched()
     with (
         Classifier.open(colour_model, device="cpu") as classifier,
-        Feed(to_streams(["0"]), StreamPolicy(retries=0), lambda *_: Fast(0.0, 100_000)) as feed,
+        Feed(to_streams(["0"]), StreamPolicy(retries=0), lambda *_: Fast(0.0, frames)) as feed,
     ):
         frame_classifier = FrameClassifier(classifier.backend)
         StreamPipeline(feed, frame_classifier, frame_sinks=[kept]).run()
         health = feed.readers[0].health()
-    assert health.frames == 100_000
+    assert health.frames == frames
     assert health.analysed > 100
-    assert resident() - kept.early < 1 << 20
+    # 100 bytes a frame. Less may be the heap of another test's thread.
+    assert resident() - kept.early < 100 * frames // 2
 
 
 @pytest.mark.alone

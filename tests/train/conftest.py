@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from ..one_core import one_core
+
+__all__ = ["one_core"]
+
 
 @pytest.fixture(autouse=True)
 def no_cover() -> None:
