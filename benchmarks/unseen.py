@@ -1,4 +1,6 @@
-"""How a training recipe does on sources that it never saw: the measure that recipes are chosen by.
+"""Measure models on sources that they were not trained on.
+
+Training recipes are chosen by this measure.
 
 Usage:
     python benchmarks/unseen.py DATA --name NAME [--fold a ...] [--curve] [-- OPTIONS OF ffd-train]
