@@ -19,9 +19,6 @@ from ffd_runtime.model.backends import find_embedded
 
 from .in_process import invoke
 
-# These tests measure real time.
-pytestmark = pytest.mark.alone
-
 MAIN = {"bench": ffd_bench, "doctor": ffd_doctor}
 
 
@@ -49,6 +46,8 @@ def run_here(name: str, *arguments: object) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
+# It compares times of processes.
+@pytest.mark.alone
 def test_bench_prints_one_object_to_a_pipe(portraits: Path, colour_model: Path) -> None:
     (portraits / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     code, out, err = run(

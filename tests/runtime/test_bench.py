@@ -30,9 +30,6 @@ from ffd_runtime.model.card import PreprocessSpec
 from ..models import CARD, save_colour_model
 from .test_imports import HEAVY, RUNTIME, loaded_by
 
-# It measures real time.
-pytestmark = pytest.mark.alone
-
 
 def test_help_imports_nothing_heavy() -> None:
     code = "from ffd_runtime.cli.bench import main\nmain(['--help'], standalone_mode=False)"

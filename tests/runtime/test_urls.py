@@ -31,9 +31,6 @@ from ffd_runtime.inputs.web_address import is_public
 from ..nightly import examples
 from .encoded import FORMATS
 
-# The tests measure real time.
-pytestmark = pytest.mark.alone
-
 LOCAL = FetchPolicy(timeout=20, allow_private=True)
 # Never reached by a passing test.
 LONG = 60.0
