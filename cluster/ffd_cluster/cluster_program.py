@@ -64,7 +64,7 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
         return True
     if any(map(is_object, [*sources, values["output"] or ""])):
         raise click.UsageError(
-            "s3:// and gs:// addresses need --ray (without a cluster, it runs on this machine)"
+            "s3:// and gs:// addresses need --ray (without a cluster, --ray uses this machine)"
         )
     return False
 

@@ -102,7 +102,7 @@ class Parts:
             origin.require_same(text, join(self.folder, ORIGIN), self.folder, sources=False)
         elif others := [name for name in names if name not in (ORIGIN, SUCCESS)]:
             raise OutputError(
-                f"{self.folder} contains {printable(others[0])}, which is not a part: "
+                f"{self.folder} contains {printable(others[0])}, which no run wrote: "
                 "give an empty or new folder as --output"
             )
         record = asdict(origin) | {"run": self._run}
@@ -176,7 +176,9 @@ class Parts:
 
     def _drop(self, name: str) -> None:
         """Delete a part that an abandoned task wrote late."""
-        log.warning("deleted %s: other parts have or get the rows of its inputs", name)
+        log.warning(
+            "deleted %s: other files contain, or will contain, the rows of its inputs", name
+        )
         self.storage.delete(self.folder, name)
 
     def _delete_drafts(self) -> None:
@@ -204,7 +206,7 @@ class Parts:
         except (OSError, pa.ArrowException) as error:
             reason = str(error).partition("\n")[0]
             raise OutputError(
-                f"{join(self.folder, name)} is not a part of a run ({reason}): remove it"
+                f"{join(self.folder, name)} is not a Parquet file of a run ({reason}): remove it"
             ) from None
         return {column: table[column].to_pylist() for column in ("source", "label")}
 

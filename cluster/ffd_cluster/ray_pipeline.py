@@ -62,7 +62,7 @@ def try_model(ray: Any, model: Model, plan: Plan) -> tuple[str, ModelCard]:
             raise BackendError(f"{reason}: all are busy or missing") from None
         raise
     except RetryableError as error:
-        raise BackendError(f"the model cannot be tried on the cluster: {error}") from None
+        raise BackendError(f"the model cannot be started on the cluster: {error}") from None
     return description, ModelCard.from_json(card)
 
 

@@ -82,8 +82,8 @@ class Model:
         """
         if self.version != __version__:
             raise ModelError(
-                f"a machine of the cluster has ffd-edge {__version__}, this one {self.version}: "
-                "install the same on all"
+                f"a machine of the cluster has ffd-edge {__version__}, and this machine has "
+                f"{self.version}: install the same version on all machines"
             )
         with TemporaryDirectory(prefix="ffd-") as folder:
             paths = [Path(folder, name) for name in self.files]
@@ -250,7 +250,7 @@ def _read(item: Item) -> Item:
     except InputError as error:
         return replace(item, error=error)
     except MemoryError:
-        return Item(item.source, InputError("too_large", "not enough memory for it"))
+        return Item(item.source, InputError("too_large", "not enough memory to read it"))
     except StorageError:
         raise
     except Exception as error:  # one name must not end the run

@@ -75,12 +75,12 @@ def _convert_fp16(
         overflowing = [name for name in fp16.find_overflows(model, ranges) if name not in kept]
     if overflowing:
         names = ", ".join(overflowing)
-        reporter.say(f"kept in FP32, as values on real images exceed FP16's range: {names}")
+        reporter.say(f"kept in FP32, because values on real images exceed FP16's range: {names}")
     if kept == AUTO:
         assert baseline is not None
         with reporter.track("sensitivity", len(layers_of(model.graph))) as advance:
             kept = tuple(fp16.choose_layers_to_keep(model, baseline, overflowing, advance))
-        reporter.say(f"kept in FP32, by sensitivity: {', '.join(kept) or 'none'}")
+        reporter.say(f"kept in FP32, selected by --keep auto: {', '.join(kept) or 'none'}")
     converted = fp16.to_fp16(model, [*kept, *overflowing])
     return converted, kept, {"overflowing": ", ".join(overflowing) or None}
 
@@ -103,7 +103,7 @@ def _convert_int8(
             chosen = ranges[method]
             kept = tuple(int8.choose_layers_to_keep(model, target, chosen, baseline, advance))
             quantised = int8.quantise(model, target, chosen, kept)
-        reporter.say(f"kept in FP32, by sensitivity: {', '.join(kept) or 'none'}")
+        reporter.say(f"kept in FP32, selected by --keep auto: {', '.join(kept) or 'none'}")
     reporter.say(f"calibrated on {images.describe()}, ranges by {method}")
     facts: dict[str, Metric] = {
         "target": target,

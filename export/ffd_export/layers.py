@@ -46,8 +46,8 @@ class LayerTypes:
             names = f"{', '.join(others)} are not" if others else "none are left"
             raise ModelError(
                 f"only {counted - len(others)} of {counted} convolution and GEMM layers are "
-                f"{TYPE_OF[precision]}, too few for {precision}: {names} "
-                "(--keep names layers to keep in FP32)"
+                f"{TYPE_OF[precision]}, too few for {precision}: {names}; name the layers "
+                "that must stay FP32 with --keep"
             )
 
     def __str__(self) -> str:

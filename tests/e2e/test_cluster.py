@@ -293,7 +293,7 @@ def test_a_machine_with_another_version_ends_the_run(
     model = replace(Model.read(colour_model, "auto", "cpu"), version="0.0.1")
     plan = Plan.of(ray.nodes(), "cpu")
     tables = make_tables([Item(str(portraits))], plan)
-    with pytest.raises(ModelError, match=r"install the same on all$"):
+    with pytest.raises(ModelError, match=r"install the same version on all machines$"):
         list(run_stages(ray, work_on(model, tmp_path), plan, tables, {"": storage_of("")}, None))
 
 

@@ -120,11 +120,11 @@ def test_missing_or_ambiguous_video_stream_is_reported(colour_model: Path, tmp_p
     sound = write_audio(tmp_path / "song.mp4", picture("red", 120, 160))
     code, rows, _ = run_here(sound, "--no-faces", "--model", colour_model)
     assert (code, rows[0]["error"]["code"]) == (3, "unsupported")
-    assert rows[0]["error"]["message"] == "no video: it is audio with a cover picture"
+    assert rows[0]["error"]["message"] == "an audio file with a cover image, not a video"
     two = write_two_videos(tmp_path / "two.mkv", picture("red"), picture("blue"))
     code, rows, err = run_here(two, "--no-faces", "--model", colour_model)
     assert (code, len(rows)) == (0, 1)
-    assert f"{two}: 1 of 1 frames, video stream 1 of 2 in it" in err
+    assert f"{two}: 1 of 1 frames, video stream 1 of 2" in err
 
 
 def test_events_are_only_the_label_changes(clip: Path, colour_model: Path) -> None:
@@ -232,7 +232,7 @@ def test_invalid_combinations_are_usage_errors(clip: Path, portraits: Path, tmp_
 
 def test_startup_errors_are_one_line(clip: Path, tmp_path: Path) -> None:
     for arguments, said in [
-        (("0", "--output", tmp_path / "a.csv"), "append to a .jsonl"),
+        (("0", "--output", tmp_path / "a.csv"), "append to a .jsonl file: change the name"),
         (("videotestsrc ! appsink", "--gst"), "without GStreamer"),
         ((clip, "--record", tmp_path / "a.gif"), "a.gif"),
         ((clip, "--face-model", tmp_path / "absent.onnx"), "absent.onnx"),

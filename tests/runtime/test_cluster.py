@@ -193,7 +193,7 @@ def test_parts_without_a_valid_origin_are_refused(tmp_path: Path, text: bytes | 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_with_foreign_files_is_refused(tmp_path: Path, resume: bool) -> None:
     (tmp_path / "holiday\x1b.jpg").touch()
-    with pytest.raises(OutputError, match=r"contains holiday\\x1b.jpg, which is not a part"):
+    with pytest.raises(OutputError, match=r"contains holiday\\x1b.jpg, which no run wrote"):
         begin(tmp_path, resume=resume)
     assert files_in(tmp_path) == {"holiday\x1b.jpg"}
 
@@ -255,7 +255,9 @@ def test_a_damaged_part_is_a_one_line_error(tmp_path: Path, left: int) -> None:
     begin(tmp_path)
     part = tmp_path / put_part(tmp_path, "a", "b")
     part.write_bytes(part.read_bytes()[:left])
-    with pytest.raises(OutputError, match=f"{part.name} is not a part of a run .*remove it") as got:
+    with pytest.raises(
+        OutputError, match=f"{part.name} is not a Parquet file of a run .*remove it"
+    ) as got:
         begin(tmp_path, resume=True)
     assert "\n" not in str(got.value)
 
@@ -673,7 +675,7 @@ def test_an_image_that_crashes_the_process_fails_only_itself(
 
 def test_a_machine_with_another_version_is_refused(colour_model: Path) -> None:
     model = replace(Model.read(colour_model, "auto", "cpu"), version="0.0.1")
-    with pytest.raises(FfdError, match="install the same on all"):
+    with pytest.raises(FfdError, match="install the same version on all machines"):
         Infer(model, batch=1, cores=1)
 
 

@@ -96,7 +96,7 @@ def test_it_is_fetched_once(
     assert cache.read_bytes() == MODEL
     assert files_below(cache.parent) == [cache]
     assert len(caplog.records) == 1
-    assert "fetching the face detector" in caplog.text
+    assert "downloading the face detector" in caplog.text
 
 
 def test_a_damaged_one_is_fetched_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_what_is_given_comes_first(
 
 def test_what_is_given_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not exist: give a YuNet ONNX with --face-model" in failure(tmp_path / "absent")
-    assert "is no file" in failure(tmp_path)
+    assert "is not a file" in failure(tmp_path)
     monkeypatch.setenv("FFD_FACE_MODEL", str(tmp_path / "absent"))
     assert "with FFD_FACE_MODEL" in failure()
 

@@ -153,7 +153,11 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
         (b"<?xml version='1.0'?><Error><Code>", "not_an_image", "an error message in XML"),
         (b"%PDF-1.7", "not_an_image", "a PDF document"),
         (b"8BPS\0\1", "not_an_image", "a Photoshop document"),
-        (b"\0\0\0\x18ftypmp42", "not_an_image", "a video or audio file: classify videos in a run"),
+        (
+            b"\0\0\0\x18ftypmp42",
+            "not_an_image",
+            "instead of an image: classify videos in a separate run",
+        ),
         (b"ID3\4\0", "not_an_image", "a video or audio file"),
         (b"plain", "not_an_image", "not an image in a format that ffd reads"),
     ],

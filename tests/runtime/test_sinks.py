@@ -218,9 +218,9 @@ def test_only_the_same_run_can_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="continue it with --resume"):
         begin(ORIGIN, resume=False)
     for change, words in (
-        ({"model_sha256": "2" * 64}, "by the model tiny .fp32., not by this"),
+        ({"model_sha256": "2" * 64}, "by the model tiny .fp32., not by "),
         ({"preprocess": {"size": 300}}, "with other preprocessing"),
-        ({"sources_sha256": "2" * 64}, "of other SOURCEs or in another folder"),
+        ({"sources_sha256": "2" * 64}, "from other SOURCEs or in another folder"),
     ):
         with pytest.raises(OutputError, match=words):
             begin(dataclasses.replace(ORIGIN, **change))

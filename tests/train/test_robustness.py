@@ -165,5 +165,5 @@ def test_unsupported_images_are_a_one_line_error(
         ):
             sweep(classifier, [*items, Item(str(wide))])
         Path(items[0].source).unlink()
-        with pytest.raises(DataError, match=r"0.png cannot be read any more: no such file"):
+        with pytest.raises(DataError, match=r"0.png can no longer be read: no such file"):
             sweep(classifier, items)

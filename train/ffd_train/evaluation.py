@@ -171,7 +171,10 @@ def open_model(path: Path, device: str = "auto", backend: str = "auto") -> Backe
 
     kind, index = parse_device(device)
     if kind == "cuda" and index >= torch.cuda.device_count():
-        raise DeviceError(f"--device {device}: PyTorch sees {torch.cuda.device_count()} GPUs")
+        raise DeviceError(
+            f"--device {device}: PyTorch finds {torch.cuda.device_count()} GPUs: give a lower "
+            "number, or --device cpu"
+        )
     on_gpu = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
     net, card = load_checkpoint(find_model(path))
     return TorchBackend(net, card, f"cuda:{index}" if on_gpu else "cpu")

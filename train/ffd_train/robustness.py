@@ -153,7 +153,7 @@ def _perturb(
         image = decode(item.read(), classifier.max_pixels, at_least=0)
     except InputError as error:
         name = printable(item.source)
-        raise DataError(f"{name} cannot be read any more: {error.message}") from None
+        raise DataError(f"{name} can no longer be read: {error.message}") from None
     prepared = []
     for perturbation in perturbations:
         try:

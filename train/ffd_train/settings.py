@@ -104,7 +104,9 @@ def choose_device(settings: Settings) -> tuple[str, Any]:
 
     cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not cuda:
-        raise ModelError("--device cuda: PyTorch sees no CUDA device here (is it a CPU build?)")
+        raise ModelError(
+            "--device cuda: PyTorch finds no GPU: install its CUDA build, or use --device cpu"
+        )
     accelerator = "cuda" if cuda and settings.device != "cpu" else "cpu"
     if settings.precision == "auto":
         if accelerator == "cpu":

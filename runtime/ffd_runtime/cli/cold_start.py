@@ -119,5 +119,5 @@ def _time_first_line(script: Sequence[str]) -> tuple[float, str]:
         text = stderr.read()
     if process.returncode or not line:
         last = (text.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-        raise BackendError(f"the cold start printed no result: {last}")
+        raise BackendError(f"a process of --cold-start printed no result: {last}")
     return seconds, text

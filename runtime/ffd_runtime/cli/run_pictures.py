@@ -63,7 +63,9 @@ class PictureOptions(RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resume and self.overwrite:
-            raise click.UsageError("--resume keeps rows that --overwrite would replace: give one")
+            raise click.UsageError(
+                "--resume keeps earlier rows, --overwrite deletes them: give one of them"
+            )
         if (self.resume or self.overwrite) and not self.output:
             option = "resume" if self.resume else "overwrite"
             raise click.UsageError(f"--{option} needs --output")
@@ -109,7 +111,7 @@ class Targets:
         check_file_sink(output)
         if is_pipe(output):
             if options.resume:
-                raise click.UsageError(f"--resume cannot read rows back from the pipe {output}")
+                raise click.UsageError(f"--resume needs a regular file, and {output} is not one")
             return cls(None, output, report, named)
         if not (options.resume or options.overwrite):
             require_new(output)

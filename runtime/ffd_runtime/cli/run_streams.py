@@ -73,7 +73,10 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
     others = [source for source in sources if not is_stream(source, web)]
     if found and others and not web:
         # A shell pattern may match a video among images.
-        say(f"{found[0]} is treated as an image: classify videos in a run without images")
+        say(
+            f"{found[0]} is treated as an image, as the other SOURCEs are images: classify videos "
+            "in a separate run"
+        )
         return False
     if others and web:
         raise click.UsageError(
@@ -138,12 +141,14 @@ def _check_outputs(streams: Sequence[Stream], options: StreamOptions) -> None:
     output = options.output
     live = any(stream.live for stream in streams)
     if options.overwrite and (live or not output):
-        raise click.UsageError("--overwrite needs an --output; live streams append to it instead")
+        raise click.UsageError(
+            "--overwrite needs --output and a video file: live streams append to their file"
+        )
     if output:
         check_file_sink(Path(output))
         if live and not (output.endswith(".jsonl") or is_pipe(Path(output))):
             raise OutputError(
-                f"--output {output}: live streams append to a .jsonl, not to other formats"
+                f"--output {output}: live streams append to a .jsonl file: change the name"
             )
         if not (live or options.overwrite):
             require_new(Path(output))

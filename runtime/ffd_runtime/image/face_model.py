@@ -65,7 +65,7 @@ def find_face_model(path: Path | None = None) -> Path:
         ) from None
     if _is_ours(cached):
         return cached
-    log.warning("fetching the face detector (230 kB) from %s, once", BASE_URL.split("/")[2])
+    log.warning("downloading the face detector (230 kB) from %s, once", BASE_URL.split("/")[2])
     try:
         data = _fetch(f"{BASE_URL}/{NAME}")
         try:
@@ -78,8 +78,8 @@ def find_face_model(path: Path | None = None) -> Path:
         # Another process may have downloaded it in the meantime.
         if not _is_ours(cached):
             raise ModelError(
-                f"the face detector cannot be fetched: {error}; get it from {BASE_URL}/{NAME} and "
-                f"put it at {cached}, or name it with --face-model or {VARIABLE}"
+                f"the face detector cannot be downloaded: {error}; copy {BASE_URL}/{NAME} to "
+                f"{cached}, or name another file with --face-model or {VARIABLE}"
             ) from None
     return cached
 
@@ -90,7 +90,7 @@ class _NotFetchedError(Exception):
 
 def _given(path: Path, by: str) -> Path:
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise ModelError(f"face model {path} {what}: give a YuNet ONNX with {by}")
     return path
 

@@ -121,8 +121,9 @@ class FaceDetector:
             self._find(np.zeros((48, 80, 3), np.uint8))
         except Exception:
             raise ModelError(
-                f"face model {model} is damaged, or no YuNet that OpenCV {cv2.__version__} runs: "
-                "delete it to download it again, or name another with --face-model"
+                f"face model {model} is damaged, or not a YuNet model for OpenCV "
+                f"{cv2.__version__}: delete it to download it again, or name another with "
+                "--face-model"
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:

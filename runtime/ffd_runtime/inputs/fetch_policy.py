@@ -31,4 +31,4 @@ class FetchPolicy:
         if self.max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, not {self.max_bytes}")
         if self.max_redirects < 0:
-            raise ValueError(f"max_redirects must not be negative, not {self.max_redirects}")
+            raise ValueError(f"max_redirects must be at least 0, not {self.max_redirects}")

@@ -34,7 +34,7 @@ def read_names(null: bool) -> Iterator[str]:
         FfdError: standard input is closed.
     """
     if sys.stdin is None:
-        raise FfdError("standard input is closed: use - only with paths on standard input")
+        raise FfdError("standard input is closed: pipe a list of paths into the command, or omit -")
     return read_list(_pieces_of_stdin(), null)
 
 

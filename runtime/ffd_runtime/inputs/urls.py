@@ -220,7 +220,7 @@ class _Socket(socket.socket):
         transfer.may_retry &= not count
         transfer.bytes_left -= count
         if transfer.bytes_left < 0:
-            raise InputError("too_large", "the server sends more than an image needs")
+            raise InputError("too_large", "the response is larger than any supported image")
         return count
 
 

@@ -68,7 +68,7 @@ def check_file_sink(path: Path) -> None:
         require_folder("--output", path)
     elif sink and not sink.pipes:
         raise OutputError(
-            f"--output {path}: a {path.suffix} file cannot be written to a pipe, .csv can"
+            f"--output {path}: a {path.suffix} file cannot be written to a pipe: use .csv or .jsonl"
         )
 
 

@@ -85,14 +85,18 @@ class RunProvenance:
             ) from None
         now = dataclasses.asdict(self)
         if then["preprocess"] != now["preprocess"]:
-            changed = "with other preprocessing"
+            changed = "with other preprocessing: use the model that made them"
         elif then["model_sha256"] != now["model_sha256"]:
-            changed = f"by the model {model}, not by this {self.model}: give that one with --model"
+            changed = f"by the model {model}, not by {self.model}: give {model} with --model"
         elif sources and then["sources_sha256"] != now["sources_sha256"]:
-            changed = "of other SOURCEs or in another folder: give the same, written the same way"
+            changed = (
+                "from other SOURCEs or in another folder: give the same SOURCEs in the same folder"
+            )
         else:
             return
-        raise OutputError(f"the rows in {rows} were made {changed}, or delete them to begin again")
+        raise OutputError(
+            f"the rows in {rows} were made {changed}, or delete the rows to begin again"
+        )
 
     def require_same_file(self, record: Path, rows: Path) -> None:
         """Check that a file of `save` equals this provenance; see `require_same`."""

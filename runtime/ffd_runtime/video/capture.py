@@ -159,4 +159,4 @@ def _open_failure(stream: Stream) -> InputError:
         return InputError(
             "permission_denied", f"no permission for {path}: add this user to the group video"
         )
-    return InputError("read_failed", f"{path} gives no picture: another program may use it")
+    return InputError("read_failed", f"{path} returns no frame: another program may be using it")

@@ -183,7 +183,7 @@ class ClassificationPool:
         except FfdError:
             raise
         except MemoryError:
-            entry.failure = InputError("too_large", "not enough memory for a frame of it")
+            entry.failure = InputError("too_large", "not enough memory for a frame")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             entry.failure = InputError("corrupt", f"a frame cannot be processed ({reason})")

@@ -225,21 +225,21 @@ def select_video(container: InputContainer) -> tuple[VideoStream, str | None]:
     covers = Disposition.attached_pic | Disposition.timed_thumbnails
     videos = [video for video in container.streams.video if not video.disposition & covers]
     if not videos and container.streams.video:
-        raise InputError("unsupported", "no video: it is audio with a cover picture")
+        raise InputError("unsupported", "an audio file with a cover image, not a video")
     if not len(container.streams) and container.name.startswith("file:"):
         raise _file_failure(container.name.removeprefix("file:"))
     if not videos:
         kinds = sorted({stream.type for stream in container.streams} - {"unknown", "data"})
         found = f", only {' and '.join(kinds)}" if kinds else ""
-        raise InputError("unsupported", f"no video in it{found}")
+        raise InputError("unsupported", f"it contains no video{found}")
     best = container.streams.best("video")
     stream = next((video for video in videos if video is best), videos[0])
     if stream.codec_context is None:
         raise InputError(
             "unsupported",
-            "its video is in a codec that this FFmpeg does not support: convert it to H.264",
+            "this FFmpeg does not support the codec of the video: convert it to H.264",
         )
-    place = f"video stream {videos.index(stream) + 1} of {len(videos)} in it"
+    place = f"video stream {videos.index(stream) + 1} of {len(videos)}"
     return stream, place if len(videos) > 1 else None
 
 

@@ -242,8 +242,8 @@ class FFmpegCapture:
         reason = getattr(error, "strerror", None) or error
         if self._live:
             return InputError("fetch_failed", f"the stream was interrupted ({reason})")
-        where = f"after {self._clock.seconds:.1f} s"
-        return InputError("read_failed", f"reading it failed {where} ({reason})")
+        where = f"after {self._clock.seconds:.1f} s of video"
+        return InputError("read_failed", f"reading failed {where} ({reason})")
 
     def _timeout_message(self) -> str:
         if self._bad:
@@ -255,7 +255,7 @@ class FFmpegCapture:
         if not self._good:
             raise InputError(
                 "corrupt",
-                f"no frame of its {self._codec} video can be decoded: it is damaged, or FFmpeg "
+                f"no frame of the {self._codec} video can be decoded: it is damaged, or FFmpeg "
                 "does not support its encoding (convert it to H.264)",
             )
         self._duration_check.require_complete()

@@ -197,7 +197,9 @@ class StreamPipeline:
             and self._frame_classifier.detects_faces
             and not (source.failure or source.tally.total())
         ):
-            self._write(Result.failed(name, InputError("no_face", "no face was found in it")))
+            self._write(
+                Result.failed(name, InputError("no_face", "no face was found in any frame"))
+            )
         source.reported = health
 
     def _write(self, result: Result, changed: bool = True) -> None:

@@ -36,7 +36,7 @@ class StreamPolicy:
         if not 0 < self.timeout <= 86400:
             raise ValueError(f"timeout must be above 0 and at most 86400 s, not {self.timeout}")
         if self.retries is not None and self.retries < 0:
-            raise ValueError(f"retries must not be negative, not {self.retries}")
+            raise ValueError(f"retries must be at least 0, not {self.retries}")
         if self.every < 1 or (self.fps is not None and self.fps <= 0):
             raise ValueError(f"every and fps must be positive, not {self.every} and {self.fps}")
         if not 0 < self.initial_backoff <= self.max_backoff:

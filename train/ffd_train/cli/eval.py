@@ -181,7 +181,7 @@ def _find_images(options: EvalOptions) -> tuple[FaceData, int]:
         )
     if options.sample and options.sample < available:
         data = draw_sample(data, options.sample)
-        say(f"measuring {options.sample} of {available} images, drawn by class and source")
+        say(f"measuring {options.sample} of {available} images, sampled by class and source")
     return data, available
 
 

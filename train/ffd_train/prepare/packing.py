@@ -140,7 +140,9 @@ def _treat(picture: Picture, treatment: Treatment | None) -> tuple[bytes, str]:
     try:
         data = read_file(picture.entry.path)
     except InputError as error:
-        raise DataError(f"{picture.entry.path}: {error.message} any more: {_START_OVER}") from None
+        raise DataError(
+            f"{picture.entry.path} can no longer be read ({error.message}): {_START_OVER}"
+        ) from None
     if hashlib.sha256(data).hexdigest() != picture.facts.sha256:
         raise DataError(f"{picture.entry.path} changed while it was packed: {_START_OVER}")
     if treatment is None:

@@ -38,11 +38,11 @@ def name_foreign(data: bytes) -> InputError:
     if data[4:12] == b"ftypcrx ":
         return InputError("unsupported", f"camera raw data (Canon CR3): {_CONVERT}")
     if _MEDIA.match(data):
-        media = "a video or audio file: classify videos in a run without images"
-        return InputError("not_an_image", f"not an image that ffd reads but {media}")
+        media = "a video or audio file instead of an image: classify videos in a separate run"
+        return InputError("not_an_image", media)
     for starts, name in _SIGNATURES:
         if data.startswith(starts):
-            return InputError("not_an_image", f"not an image that ffd reads but {name}: {_CONVERT}")
+            return InputError("not_an_image", f"{name}, which ffd does not read: {_CONVERT}")
     text = name_text(data) or "not an image in a format that ffd reads"
     return InputError("not_an_image", text)
 
@@ -52,7 +52,7 @@ def name_text(data: bytes) -> str | None:
     if data.startswith(_LFS):
         return "a Git LFS pointer instead of the file: run `git lfs pull`"
     if len(data) >= _MIN_ZEROS and not data.strip(b"\0"):
-        return "zero bytes instead of the file: it was not written completely, so copy it again"
+        return "the file contains only zeros: it was not written completely, so copy it again"
     # In UTF-16, every second byte of ASCII text is zero.
     head = data[:2048].replace(b"\0", b"").lstrip(_BLANKS).lower()
     if head.startswith(b"<?xml"):
@@ -62,7 +62,7 @@ def name_text(data: bytes) -> str | None:
     if head.startswith(_PAGES):
         return "an HTML page instead of the file: open its address in a browser and save it again"
     if head.startswith((b"<svg", b"<!doctype svg")):
-        return f"not an image that ffd reads but an SVG drawing: {_CONVERT}"
+        return f"an SVG drawing, which ffd does not read: {_CONVERT}"
     if head.startswith((b"<error>", b"<error ")):
         return "an error message in XML instead of the file: download it again"
     return None

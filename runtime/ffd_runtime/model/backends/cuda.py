@@ -139,7 +139,7 @@ class Cuda:
         graph = self.call(ended)
         try:
             if not enqueued:
-                raise BackendError("TensorRT cannot be captured")
+                raise BackendError("the work of TensorRT cannot be captured as a CUDA graph")
             launchable = self.call(api.cudaGraphInstantiate(graph, 0))
         finally:
             self._release(api.cudaGraphDestroy, graph)
