@@ -548,7 +548,7 @@ def test_celeba_is_known_in_every_layout(
     found = find_entries([Input(tmp_path / given, "groundtruth")])
     name = given.rsplit("/")[-1] if given != "photographs" else "images"
     (note,) = found.notes
-    assert note == f"{name}: CelebA's partition of 8, identity of 8 of 9 pictures"
+    assert note == (f"{name}: CelebA's lists assign a split to 8 and an identity to 8 of 9 images")
     splits = [*["train"] * 3, *["val"] * 4, "test", ""]
     identities = [*"00011112", ""]
     assert [(e.split, e.identity) for e in found.entries] == list(
@@ -560,7 +560,7 @@ def test_lists_of_other_images_are_refused_and_missing_ones_reported(tmp_path: P
     touch(*(tmp_path / f"celeba/img/face-{n:06d}.jpg" for n in range(1, 9)))
     given = Input(tmp_path / "celeba/img", "groundtruth")
     assert find_entries([given]).notes == [
-        "img: CelebA's partition of 0, identity of 0 of 8 pictures"
+        "img: CelebA's lists assign a split to 0 and an identity to 0 of 8 images"
     ]
     path = tmp_path / "celeba/list_eval_partition.txt"
     path.write_text("".join(f"{n:06d}.jpg 0\n" for n in range(1, 9)))
@@ -595,7 +595,10 @@ def test_celebas_lists_apply_to_a_linked_folder(tmp_path: Path, split: str) -> N
     (root / "generated").symlink_to(made.path)
     found = find_entries([Input(tmp_path / "raw")])
     splits = 0 if split else 60
-    note = f"raw/{split}groundtruth: CelebA's partition of {splits}, identity of 60 of 60 pictures"
+    note = (
+        f"raw/{split}groundtruth: CelebA's lists assign a split to {splits} and an identity to 60 "
+        "of 60 images"
+    )
     assert note in found.notes
     photos = [entry for entry in found.entries if entry.label == "groundtruth"]
     assert {entry.identity for entry in photos} == {str(2880 + n) for n in range(20)}
@@ -726,7 +729,7 @@ def test_a_split_that_comes_with_a_copy_is_that_of_the_person(tmp_path: Path) ->
     larger = Input(tmp_path / "larger", "groundtruth")
     said = pack([given, larger, make_classes(tmp_path / "raw")[1]], tmp_path / "out")
     assert (
-        "left out 1 of people in another split, found through copies, for example larger: "
+        "left out 1 image of people whom copies connect to another split, for example larger: "
         "other.png in train; celeba: img_align_celeba/000058.jpg is in test "
         "(listed in left_out.csv)"
     ) in said

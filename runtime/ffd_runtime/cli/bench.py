@@ -104,7 +104,7 @@ class BenchOptions:
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
-    help="Start rounds for this time, at least one. Default: 20.",
+    help="Start new rounds for this many seconds; run at least one. Default: 20.",
 )
 @click.option("--rounds", type=click.IntRange(1), help="Run this number of rounds.")
 @click.option(
@@ -115,7 +115,7 @@ class BenchOptions:
 @format_option("")
 @version_option()
 def main(sources: tuple[str, ...], **values: Any) -> None:
-    """Measure decode, preprocess, infer and end to end, with the code of ffd-run.
+    """Measure the stages decode, preprocess and infer of ffd-run, and the whole pipeline.
 
     SOURCE is a file, a folder, a glob, or - for paths on standard input. The first 32 readable
     images are used. Without a SOURCE, synthetic JPEGs of 1024x1024 pixels are made.

@@ -40,7 +40,7 @@ def _head(report: dict[str, Any]) -> Iterator[str]:
     packages = (f"{name} {version}" for name, version in machine["packages"].items())
     yield f"Python {machine['python']}, {', '.join(packages)}"
     yield f"model {model['name']} ({model['architecture']}, {model['precision']})"
-    kind = "synthetic JPEGs made for this run" if images["made"] else "images of yours"
+    kind = "synthetic JPEGs made for this run" if images["made"] else "images from the sources"
     yield (
         f"{images['count']} {kind}, on average {images['mean_megapixels']:.2f} megapixels and "
         f"{images['mean_bytes'] / 1000:.0f} kB; {images['unreadable']} unreadable left out"
@@ -101,8 +101,8 @@ def _cold(cold: dict[str, Any]) -> str:
     )
     if cold["bare_ms"] is not None:
         text += (
-            f"; {cold['ratio']:.2f} times the {cold['bare_ms']:.0f} ms of bare imports, session "
-            "and one run"
+            f"; {cold['ratio']:.2f} times the {cold['bare_ms']:.0f} ms of plain Python with "
+            "the same model"
         )
     if cold["peak_memory_bytes"] is not None:
         text += f"; peak memory {cold['peak_memory_bytes'] / 1e6:.0f} MB"

@@ -120,8 +120,8 @@ def add_package_options(command: Any) -> Any:
     "--output",
     type=click.Path(),
     metavar="FILE.{jsonl,csv,parquet}",
-    help="Write rows to a file. It gets this name when it is complete. Live streams append to a "
-    ".jsonl file.",
+    help="Write rows to FILE.partial, and rename it to FILE when it is complete. Live streams "
+    "append to a .jsonl file.",
 )
 @output_option("--overwrite", is_flag=True, help="Replace an existing --output.")
 @output_option("--resume", is_flag=True, help="Resume an interrupted run from FILE.partial.")
@@ -166,7 +166,7 @@ def add_package_options(command: Any) -> Any:
     metavar="FILE.{mp4,mkv}",
     help="Write the annotated video. If the file exists, a number is added to its name.",
 )
-@stream_option("--events", is_flag=True, help="Write a row only when a label changes.")
+@stream_option("--events", is_flag=True, help="Write a row only for a new face or a changed label.")
 @page_option(
     "--serve",
     metavar="[HOST:]PORT",

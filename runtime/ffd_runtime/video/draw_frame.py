@@ -26,7 +26,7 @@ _MUTED_COLOUR: draw.Colour = (190, 185, 182)
 
 _STATE_TITLES = {
     "connecting": "connecting",
-    "playing": "waiting for a picture",
+    "playing": "waiting for a frame",
     "waiting": "no signal",
     "failed": "no signal",
     "ended": "ended",

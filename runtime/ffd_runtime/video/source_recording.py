@@ -107,7 +107,7 @@ class SourceRecording:
         if missing > max(MAX_GAP_SECONDS * fps, 3):
             gap = format_duration(at - self._start - self._video.seconds)
             health = replace(
-                frame_result.health, state="waiting", error=f"no picture for {gap}", next_try=None
+                frame_result.health, state="waiting", error=f"no frame for {gap}", next_try=None
             )
             notice = draw_no_signal(self._video.size, health)
             self._video.write(notice, max(1, round(GAP_NOTICE_SECONDS * self._video.fps)))

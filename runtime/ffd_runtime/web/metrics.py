@@ -53,10 +53,10 @@ class Metrics(Collector):
             "Times that the label of a face (or whole frame) changed to this one.",
         )
         self._delay = self._histogram(
-            "ffd_verdict_delay_seconds", "Capture of a frame to its result."
+            "ffd_verdict_delay_seconds", "Seconds from the capture of a frame to its result."
         )
         self._inference = self._histogram(
-            "ffd_inference_seconds", "Face detector and model, for one frame."
+            "ffd_inference_seconds", "Seconds in the face detector and the model, for one frame."
         )
 
     def update(self, source: str, health: StreamHealth) -> None:
@@ -93,10 +93,13 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics that are part of the sources' health."""
         yield CounterMetricFamily(
-            "ffd_page_pictures_total", "Pictures drawn for viewers.", self._images
+            "ffd_page_pictures_total", "Images drawn for viewers.", self._images
         )
         up = _gauge("ffd_source_up", "1 while frames arrive, otherwise 0.")
-        age = _gauge("ffd_frame_age_seconds", "Capture to result of the last classified frame.")
+        age = _gauge(
+            "ffd_frame_age_seconds",
+            "Seconds from the capture of the last classified frame to its result.",
+        )
         last_frame = _gauge(
             "ffd_last_frame_timestamp_seconds", "Time of the last frame in seconds since 1970."
         )

@@ -95,8 +95,8 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
     default="80/10/10",
     callback=_parse_split,
     metavar="TRAIN/VAL/TEST",
-    help="Percentages for images without a split. Splits of CelebA's partition, split folders and "
-    "manifest.csv are kept. The images of one person stay together.",
+    help="Percentages for images without a split. Splits from CelebA's partition, split folders "
+    "and manifest.csv are kept. The images of one person stay together.",
 )
 @click.option(
     "--shard-images",
@@ -113,10 +113,10 @@ def prepare(
     workers: int | None,
     **options: Any,
 ) -> None:
-    """Pack images into a data set of shards: without copies, uniformly encoded, and split.
+    """Pack images into shards: without copies, encoded alike, and split.
 
     DATA has generated/ and groundtruth/, optionally in train/, val/ and test/, as for ffd-train.
-    PATH, of --groundtruth and --generated, is a folder of images, nested to any depth. NAME= names
+    PATH in --groundtruth and --generated is a folder of images, nested to any depth. NAME= names
     the source. A manifest.csv in a folder may name each image's source, split, identity and family.
     CelebA's lists, list_eval_partition.txt and identity_CelebA.txt, are read from the folder, its
     two parent folders, or their Anno/ and Eval/. The folders are not modified.

@@ -201,9 +201,9 @@ def main(data: Path, name: str | None, runs: Path, resume: Path | None, **option
     """Train a network on DATA, a folder with generated/ and groundtruth/, or with shards.
 
     DATA may contain train/, val/ and test/ with these two in each; otherwise it is split 80/10/10
-    by content. ffd-data prepare writes shards. A run writes best.safetensors (with its model card),
-    metrics.csv, curves.png, tensorboard/ and the state for --resume. Start it with torchrun to
-    train on several GPUs or machines.
+    by a hash of each image. ffd-data prepare writes shards. A run writes best.safetensors (with its
+    model card), metrics.csv, curves.png, tensorboard/ and the state for --resume. To train on
+    several GPUs or machines, start the command with torchrun.
     """
     from ..integrity import require_intact
     from ..run_folder import BEST

@@ -64,8 +64,8 @@ def read_lists(folder: ClassFolder, name: str) -> Lists:
     summary = ""
     if splits or identities or _is_named_celeba(path):
         summary = (
-            f"{name}: CelebA's partition of {len(splits)}, identity of {len(identities)} of "
-            f"{len(pictures)} pictures"
+            f"{name}: CelebA's lists assign a split to {len(splits)} and an identity to "
+            f"{len(identities)} of {len(pictures)} images"
         )
     return Lists(splits, identities, persons and persons.resolve(), summary)
 

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 
 from ffd_runtime.core.errors import DataError
+from ffd_runtime.core.text import counted
 from ffd_runtime.model.card import CLASSES
 
 from ..audit.copies import find_copies
@@ -242,8 +243,8 @@ def describe_other_splits(left_out: Sequence[LeftOut]) -> str:
     """Describe the images that `assign` left out."""
     one = left_out[0]
     return (
-        f"left out {len(left_out)} {REASONS[one.reason]}, found through copies, for example "
-        f"{display_name(one.entry)} in {one.detail}"
+        f"left out {counted(len(left_out), 'image')} of people whom copies connect to another "
+        f"split, for example {display_name(one.entry)} in {one.detail}"
     )
 
 
