@@ -35,8 +35,8 @@ from ffd_train.settings import Settings
 from ffd_train.unseen_calibration import calibrate_unseen
 
 MAX_FPR = 0.02
-# Sources that a network does not know are judged too. A share of 0.99 would leave most of their
-# images unsure.
+# Share of correct verdicts outside the band. With 0.99, most images of unknown sources would be
+# unsure.
 CONFIDENCE = 0.95
 
 

@@ -24,7 +24,7 @@ def find_inputs(sources: Iterable[str], output: str, null: bool = False) -> Iter
     Args:
         sources: addresses of objects and prefixes; files, folders and globs that all machines
             have; `-` for a list of files and objects on standard input.
-        output: the run's output folder, whose files are no inputs.
+        output: the run's output folder, whose files are not inputs.
         null: names on standard input end with NUL.
 
     Raises:

@@ -85,7 +85,7 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
         raise click.UsageError(
             f"--device {options.device}: with --ray, give cuda; each actor has its own GPU"
         )
-    # A wrong path is reported before the cluster is waited for.
+    # Report a wrong path before waiting for the cluster.
     find_model(options.model, device)
     detector = options.open_detector()
     with connected(options.address, wants_more()) as ray:
@@ -93,7 +93,7 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
         say(f"Ray {ray.__version__}: {plan}")
 
         def replan() -> Plan:
-            # The model was tried on this device.
+            # Keep the device on which the model has started.
             return Plan.of(ray.nodes(), plan.device, options.actors)
 
         work, seen = _prepare(ray, options, plan, output, detector)

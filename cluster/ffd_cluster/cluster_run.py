@@ -53,7 +53,7 @@ class ClusterRun:
     replan: Callable[[], Plan]
     tally: Any
     skipped: Skipped = field(default_factory=Skipped)
-    # A retry reports again the inputs that a failed machine reported.
+    # A retry also reports the inputs that a failed machine has already reported.
     _skipped_ids: set[bytes] = field(default_factory=set)
 
     def classify(self, items: Iterable[Item]) -> None:
@@ -158,7 +158,7 @@ def _prefetch(values: Iterable[T]) -> Iterator[T]:
             if value is None:
                 return
 
-    # The thread may wait for standard input for ever, and must not delay the exit.
+    # The thread may wait for standard input forever, and must not delay the exit.
     thread = threading.Thread(target=find, name="ffd-list", daemon=True)
     thread.start()
     try:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# onnxruntime's own packages (1.31's, for Linux) report to their maker by default and leave an
-# identifier in the home folder; only this, before they are imported, keeps them from it.
+# The packages of onnxruntime (such as 1.31 for Linux) send telemetry by default, and store an
+# identifier in the home folder. Only this variable, set before the import, prevents it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "ffd_train": frozenset({"ffd_runtime"}),
     "ffd_export": frozenset({"ffd_runtime", "ffd_train"}),
 }
-# Rooms of the runtime that each room may import.
+# Subpackages of the runtime that each subpackage may import.
 ROOMS = {
     "core": frozenset[str](),
     "model": frozenset({"core"}),
@@ -42,13 +42,13 @@ ROOMS = {
     "video": frozenset({"core", "image", "inputs", "model", "outputs"}),
     "web": frozenset({"core", "image", "inputs", "model", "outputs", "video"}),
 }
-# These modules of core connect the rooms: an image passes from inputs through image to model.
+# These modules of core connect the subpackages: an image passes from inputs through image to model.
 CONNECTING = {
     "ffd_runtime.core.pipeline": frozenset({"core", "image", "inputs", "model"}),
     "ffd_runtime.core.classifier": frozenset({"core", "image", "inputs", "model", "video"}),
 }
 
-# What is not yet true. Remove an entry together with its fault.
+# Known violations. Remove an entry when its violation is fixed.
 LAZY_CYCLES: dict[str, str] = {}
 WRONG_IMPORTS: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}

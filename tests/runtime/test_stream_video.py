@@ -483,9 +483,9 @@ def jpegs(
     Args:
         first: the boundary before the first part.
         between: the boundary before the others.
-        length: say how long each part is.
-        line: what ends a line of a part's header.
-        damaged: parts that are no pictures.
+        length: whether each part states its length.
+        line: line end in the header of a part.
+        damaged: numbers of the parts without an image.
     """
     data = b""
     for number in range(60):

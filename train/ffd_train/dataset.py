@@ -35,7 +35,7 @@ class UnreadableSampleError(DataError):
 
 @dataclass(frozen=True)
 class TrainingView:
-    """How training images differ from what the runtime would feed.
+    """How training images differ from the images that the runtime passes to the network.
 
     Attributes:
         pipeline: augmentation pipeline; None for no augmentation.

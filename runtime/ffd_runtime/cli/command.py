@@ -108,7 +108,7 @@ class Command(click.Command):
             say(f"{ctx.command_path}: terminated")
             _leave(ctx, 143)
         except BrokenPipeError:
-            # Nobody reads stdout any more. Without this, Python fails to flush it at exit.
+            # The reader of stdout has closed it. Without this, Python fails to flush it at exit.
             sys.stdout = None
             ctx.exit(1)
         except Exception as error:

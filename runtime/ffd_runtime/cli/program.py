@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..core.classifier import Classifier
     from ..image.faces import FaceDetector
 
-# `choose_program` asks them in this order; the last one accepts everything. They are named, not
+# `choose_program` tries them in this order; the last one accepts everything. They are named, not
 # imported, because the runtime does not depend on the cluster.
 PROGRAMS = (
     "ffd_cluster.cluster_program",
@@ -122,7 +122,7 @@ class Program(Generic[Options]):
 
 
 def load_programs() -> tuple[Program[Any], ...]:
-    """Return the programs, in the order in which they are asked."""
+    """Return the programs, in the order in which `choose_program` tries them."""
     return tuple(import_module(name).PROGRAM for name in PROGRAMS)
 
 

@@ -191,7 +191,7 @@ def run(sources: Sequence[str], options: PictureOptions) -> None:
             origin.require_same_file(provenance_path(complete), complete)
             say(f"{complete} is complete: nothing to resume (delete it to run again)")
             return
-        # Whatever may refuse to start comes before whatever creates files.
+        # Steps that may fail come before steps that create files.
         copies = _open_copies(stack, sources, classifier, options)
         report = _open_report(stack, targets.report, classifier)
         file = None
@@ -321,7 +321,7 @@ def _naming_partial_rows(targets: Targets, counts: Counter[str]) -> Iterator[Non
     try:
         yield
     except OutputError:
-        # Its message names the file.
+        # The message of this error names the file.
         raise
     except BaseException:
         if targets.partial and counts:

@@ -79,7 +79,7 @@ def percentile(seconds: Sequence[Seconds], rank: int) -> float | None:
 def find_floors(
     decode: Seconds, preprocess: Seconds, infer: Seconds, threads: int
 ) -> dict[str, tuple[str, Seconds]]:
-    """Return the least time of an image under two assumptions.
+    """Return the shortest possible time per image under two assumptions.
 
     The arguments are seconds per image: on one thread, or for `infer` in its batch. `threads`
     workers with a core each share decode and preprocess.
@@ -188,7 +188,7 @@ class Bench:
         return seconds
 
     def _pass(self, batch: int) -> list[Item]:
-        """Repeat the images until the start and the end of a pass matter little."""
+        """Repeat the images, so that the start and the end of a pass matter little."""
         least = max(32, 8 * batch)
         return list(self._items) * -(-least // len(self._items))
 

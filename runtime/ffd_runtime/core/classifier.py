@@ -1,4 +1,4 @@
-"""The Python API: open a model once, and classify arrays, files and streams of items."""
+"""The Python API: open a model once, and classify arrays, files and streams."""
 
 from __future__ import annotations
 

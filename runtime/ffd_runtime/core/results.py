@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Box = tuple[int, int, int, int]
-# The labels of rows. A ground truth, as in the article, is a photograph of a real face.
+# The labels of rows. `groundtruth` is the article's name for photographs of real faces.
 Label = Literal["generated", "groundtruth", "unsure"]
 LABELS: tuple[Label, ...] = get_args(Label)
 # The labels as people read them.

@@ -91,7 +91,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
     """Decode an image file as a viewer shows it.
 
     EXIF orientation is applied, grey and CMYK become BGR, 16 bits become 8, and transparent parts
-    become white. An animation gives its first frame, a TIFF its first image that is no thumbnail.
+    become white. An animation gives its first frame, a TIFF its first image except thumbnails.
 
     Args:
         data: content of the file.

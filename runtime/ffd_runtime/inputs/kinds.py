@@ -26,7 +26,7 @@ _MAX_SUFFIXES = 6
 def has_image_suffix(source: str) -> bool:
     """Return whether a file has the suffix of an image.
 
-    Files `._NAME` and in `__MACOSX/`, which hold attributes on macOS, are no images.
+    Files `._NAME` and in `__MACOSX/`, which hold attributes on macOS, are not images.
     """
     *folders, name = source.split("/")
     if name.startswith("._") or "__MACOSX" in folders:

@@ -103,7 +103,7 @@ class ModelCard:
         preprocess: preparation of an image for the graph.
         classes: order of the graph's `probability` output; `generated` is the first.
         temperature: divisor of the logits, inside the graph.
-        threshold: P(generated) from which an image is called generated when `unsure` is no option.
+        threshold: P(generated) from which an image is called generated if `unsure` is not allowed.
         unsure: `(low, high)`: a score in `[low, high)` is `unsure`. With a low of 0, no score is
             `groundtruth`; with a high of 1, no score is `generated`.
         precision: `fp32`, `fp16` or `int8`.

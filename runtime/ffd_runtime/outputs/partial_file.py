@@ -17,7 +17,7 @@ from .target import follow_links, output_errors
 
 
 def files_of_sink(path: Path) -> list[Path]:
-    """Return all files that a sink for `path` may create, which are no inputs."""
+    """Return all files that a sink for `path` may create; they must not be inputs."""
     partial = ("", ".draft", ".origin.json", ".origin.json.draft")
     endings = ("", ".origin.json", *(f".partial{ending}" for ending in partial))
     return [path.with_name(path.name + ending) for ending in endings]

@@ -125,7 +125,7 @@ class Pipe:
                 while data:
                     data = data[os.write(self._file, data) :]
         except BrokenPipeError:
-            # The end of a reader of standard output is no error.
+            # A reader of standard output may end early, which is not an error.
             if not self._named:
                 raise
             raise OutputError(f"cannot write to {self._path}: its reader has closed it") from None

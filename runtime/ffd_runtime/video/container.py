@@ -196,7 +196,7 @@ def _server_failure(error: Exception, address: str) -> str:
 
 
 def _host_and_port(parts: SplitResult) -> str:
-    """Return host and port, without credentials; raise ValueError if the port is no number."""
+    """Return host and port, without credentials; raise ValueError for an invalid port."""
     host = parts.hostname or ""
     port = parts.port or PORTS.get(parts.scheme.lower())
     host = f"[{host}]" if ":" in host else host

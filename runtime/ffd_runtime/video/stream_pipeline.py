@@ -190,7 +190,7 @@ class StreamPipeline:
         if health.error and health.code:
             self._write(Result(name, error=RowError(health.code, health.error)))
         elif broke:
-            # It broke and recovered between two ticks.
+            # The source failed and recovered between two ticks.
             self._write(Result(name, error=health.broken))
         elif (
             health.state == "ended"

@@ -43,7 +43,7 @@ class SystemdNotifier(FrameSink):
         try:
             self._socket.sendto(text.encode(), self._address)
         except OSError:
-            # Nobody receives it; the next tick tries again.
+            # systemd did not receive it; the next tick sends it again.
             return
 
     def __exit__(self, *_: object) -> None:

@@ -25,7 +25,7 @@ _MIN_FRAMED_DIFFERENCE = 0.05
 _MIN_PLAIN_DIFFERENCE = 0.25
 # Grey levels below and above which a bar is black or white.
 _BLACK, _WHITE = 24, 240
-# Frames of fewer images belong to the motif.
+# With fewer framed images, the frames may be part of the scenes.
 _MIN_FRAMED = 5
 # Facts that depend on the content as well as on the encoding.
 _BYTES = {"bytes_per_pixel", "kilobytes"}

@@ -1,6 +1,6 @@
 """TIFF and DNG: choose the image to classify, and check whether OpenCV can decode it.
 
-By TIFF 6.0, its supplements and DNG 1.7.
+The rules are those of TIFF 6.0, its supplements and DNG 1.7.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Check the compressed strips and tiles of a TIFF: libtiff decodes damaged ones without an error.
 
-By TIFF 6.0 and its technical note 2 (JPEG).
+The rules are those of TIFF 6.0 and its technical note 2 (JPEG).
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Pending(Protocol):
         """Wait for the batch and return its outputs, as `Backend.infer` does.
 
         Raises:
-            BackendError: inference failed, or the model was closed. It is no `DeviceMemoryError`,
+            BackendError: inference failed, or the model was closed; never `DeviceMemoryError`,
                 because `submit` allocates the memory.
         """
 

@@ -117,7 +117,7 @@ class Cuda:
         (error,) = self.api.cudaEventQuery(event)
         if error != self.api.cudaError_t.cudaErrorNotReady:
             return True
-        # CUDA keeps this code, too, although it is no error.
+        # CUDA also keeps this code as the last error, although it is not an error.
         self.api.cudaGetLastError()
         return False
 

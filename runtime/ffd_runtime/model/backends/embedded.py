@@ -20,7 +20,7 @@ EMBEDDED_INT8 = EMBEDDED.with_name("embedded.int8.onnx")
 # Largest loss against FP32 with which the INT8 model is used by default.
 MAX_ACCURACY_LOSS = 0.003
 MAX_ROC_AUC_LOSS = 0.002
-# Differences of two rounded figures that lie on a limit are within it.
+# Tolerance for floating-point errors: a loss that equals its limit is accepted.
 EPSILON = 1e-9
 
 
