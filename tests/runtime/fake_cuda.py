@@ -1,8 +1,8 @@
-"""cuda.bindings over host memory, for machines without a GPU.
+"""A fake of cuda.bindings that uses host memory, for machines without a GPU.
 
-Streams do what they are given as early or as late as a GPU might. What CUDA would answer with an
-error is answered so here, and noted in `faults` where only a mistake of ours can be the reason.
-tests/runtime/test_fakes.py compares all of it with the installed cuda-bindings.
+Streams run their work as early or as late as a GPU might. Calls return the errors that CUDA would
+return. An error that only a defect of ffd can cause is also added to `faults`.
+tests/runtime/test_fakes.py compares the fake with the installed cuda-bindings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEVICE_ALIGNMENT = 256
 
 
 class Handle:
-    """A stream, event or graph: an object that equals others with its number."""
+    """A stream, event or graph; handles with the same number are equal."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -52,14 +52,14 @@ class cudaGraphExec_t(Handle): ...
 
 
 def get_cuda_native_handle(obj: Any) -> int:
-    """The number of a handle; an integer is not a handle."""
+    """Return the number of a handle; raise TypeError for an integer."""
     if not isinstance(obj, Handle):
         raise TypeError(f"Unknown type: {type(obj)}")
     return obj.number
 
 
 class Token:
-    """A moment in a stream that can be waited for."""
+    """A position in a stream that another stream can wait for."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -67,7 +67,7 @@ class Token:
 
 
 class Stream:
-    """Work in order; a token in the queue is waited for if it is another stream's."""
+    """A queue of work, run in order; a token of another stream must be reached first."""
 
     def __init__(self, device: int) -> None:
         self.device = device
@@ -76,7 +76,7 @@ class Stream:
         self.capturing_thread = 0
 
     def run(self, until: Token | None, force: bool) -> None:
-        """Work up to a token, or to the end; `force` makes other streams work too."""
+        """Run up to a token, or to the end; `force` also runs streams that this one waits for."""
         while self.queue and not (until and until.reached):
             step = self.queue[0]
             if isinstance(step, Token):
@@ -100,7 +100,7 @@ class Event:
 
 
 class Block:
-    """Aligned memory of the host that stands for memory of either."""
+    """Aligned host memory that stands for host or device memory."""
 
     def __init__(self, size: int, alignment: int) -> None:
         self.size = size
@@ -110,14 +110,14 @@ class Block:
 
 
 def cuda_call(values: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A call that returns its error code and so many values, None where it failed."""
+    """Decorate a call to return its error code and `values` values, each None after an error."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(self: FakeCuda, *arguments: Any) -> tuple[Any, ...]:
             errors = self.cudaError_t
             value = self.broken or function(self, *arguments)
-            # What the call made may be what broke the context.
+            # The call itself may have broken the context.
             value = self.broken or value
             if isinstance(value, errors) and value is not errors.cudaSuccess:
                 self.thread.error = value
@@ -130,14 +130,14 @@ def cuda_call(values: int = 0) -> Callable[[Callable[..., Any]], Callable[..., A
 
 
 class FakeCuda:
-    """cuda.bindings.runtime.
+    """A fake of cuda.bindings.runtime.
 
     Attributes:
-        faults: what no correct program does.
-        broken: the sticky error that every call returns from now on.
-        eager: streams, in the order of their making, that work at once; others work when somebody
-            waits for them.
-        fails_in: calls that make something until one finds no memory.
+        faults: mistakes of the caller.
+        broken: the sticky error that every later call returns.
+        eager: indices of the streams, in order of creation, that run work immediately; the others
+            run when a thread waits for them.
+        fails_in: number of allocations before one fails for lack of memory.
     """
 
     cudaStreamNonBlocking = 1
@@ -169,7 +169,7 @@ class FakeCuda:
 
     def __init__(self, devices: int = 1) -> None:
         self.devices = devices
-        # Of each thread: its current device and the error that nobody fetched.
+        # For each thread: its current device, and the error that no call has fetched.
         self.thread = threading.local()
         self.broken: Any = None
         self.faults: list[str] = []
@@ -188,32 +188,32 @@ class FakeCuda:
         self.made = 0
         self.on_wait: Callable[[], None] = lambda: None
 
-    # What tests look at.
+    # Methods for tests.
 
     def taken(self) -> list[Any]:
-        """All that has not been freed."""
+        """Return everything that has not been freed."""
         return [
             *self.host, *self.device, *self.streams, *self.events, *self.graphs, *self.launchable
         ]  # fmt: skip
 
     def current_device(self) -> int:
-        """Of this thread."""
+        """Return the current device of this thread."""
         return getattr(self.thread, "device", 0)
 
     def has_error(self) -> bool:
-        """Whether this thread's last error is still to be fetched."""
+        """Return whether this thread has an error that no call has fetched."""
         return bool(self.broken or getattr(self.thread, "error", None))
 
     def waiting_inferences(self) -> int:
-        """Inferences that were given to the GPU and have not run."""
+        """Return the number of inferences that are queued and have not run."""
         steps = (step for stream in self.streams.values() for step in stream.queue)
         return sum(getattr(step, "__name__", "") == "infer" for step in steps)
 
     def stream_of(self, number: int) -> Stream:
-        """The stream with a native handle."""
+        """Return the stream with a native handle."""
         return self.streams[cudaStream_t(number)]
 
-    # What the calls share.
+    # Shared by the calls.
 
     def _fault(self, text: str, error: Any) -> Any:
         self.faults.append(text)
@@ -252,7 +252,7 @@ class FakeCuda:
         return None
 
     def give(self, stream: Stream, step: Callable[[], None] | Token) -> None:
-        """Put work into a stream, or into the graph that is captured from it."""
+        """Add work to a stream, or to the graph that is being captured from it."""
         if stream.captured is not None:
             assert callable(step)
             stream.captured.append(step)
@@ -261,12 +261,12 @@ class FakeCuda:
             self._go()
 
     def _go(self) -> None:
-        for _ in range(2):  # what one stream does may let the other continue
+        for _ in range(2):  # the work of one stream may let the other continue
             for number, stream in enumerate(self.streams.values()):
                 if number in self.eager:
                     stream.run(None, force=False)
 
-    # The calls.
+    # The calls of cuda.bindings.runtime.
 
     @cuda_call()
     def cudaSetDevice(self, device: int) -> Any:
@@ -336,7 +336,7 @@ class FakeCuda:
     @cuda_call()
     def cudaStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> Any:
         token = self.events[event].token
-        # As CUDA has it, nobody waits for an event that was never recorded.
+        # As in CUDA, waiting for an event that was never recorded returns immediately.
         return self.give(self.streams[stream], token) if token else None
 
     @cuda_call(1)
@@ -402,7 +402,7 @@ class FakeCuda:
 
     @cuda_call()
     def cudaGraphLaunch(self, graphExec: Any, stream: Any) -> Any:
-        # A launch fails on a stream of another device than the current one.
+        # A launch fails if the stream belongs to a device other than the current one.
         if self.streams[stream].device != self.current_device():
             return self._fault("launched with another device current", self.cudaError_t(400))
         self.launches += 1
@@ -430,7 +430,7 @@ class FakeCuda:
 
 
 def view(block: Block, shape: tuple[int, ...], kind: Any) -> Any:
-    """An array over the beginning of a block."""
+    """Return an array over the beginning of a block."""
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     assert size <= block.size
     memory = (ctypes.c_uint8 * size).from_address(block.address)

@@ -1,4 +1,4 @@
-"""tensorrt and tensorrt_rtx over `fake_cuda`, as far as the backend calls them.
+"""Fakes of tensorrt and tensorrt_rtx on `fake_cuda`, with the members that the backend uses.
 
 P(generated) of the fake engine is the mean of an image's first row of red; its heatmap is the blue
 corner. tests/runtime/test_fakes.py compares what methods return with the published bindings.
@@ -25,7 +25,7 @@ TENSORS = ("image", "probability", "heatmap")
 
 
 class IExecutionContext:
-    """A context; used and freed with its engine's device current only."""
+    """A context; a fault if it is used or freed while another device is current."""
 
     def __init__(self, engine: ICudaEngine, kernels: IRuntimeCache | None = None) -> None:
         self.fake = engine
@@ -68,7 +68,7 @@ class IExecutionContext:
         engine, cuda = self.fake, self.fake.cuda
         engine.require_device("an inference was enqueued")
         if cuda.has_error():
-            # TensorRT takes an error that nobody fetched for its own.
+            # TensorRT reports an error that no call has fetched as its own.
             engine.say("Cuda Runtime (an earlier error)")
             return False
         stream = cuda.stream_of(stream_handle)
@@ -78,7 +78,7 @@ class IExecutionContext:
         if self.addresses.keys() != set(TENSORS):
             engine.say("address is not set")
             return False
-        # What a change of shape entails must not be captured.
+        # The work that follows a change of shape must not be captured.
         assert self.up_to_date or not capturing
         self.up_to_date = True
         engine.enqueued.append((self.shape[0], capturing))
@@ -99,7 +99,7 @@ class IExecutionContext:
         return True
 
     def compute(self) -> None:
-        """Infer."""
+        """Compute the outputs."""
         count = self.shape[0]
         blocks = {name: self.fake.cuda.device[self.addresses[name]] for name in TENSORS}
         image = view(blocks["image"], self.shape, np.uint8)
@@ -118,7 +118,7 @@ class RtxContext(IExecutionContext):
 
 
 class ICudaEngine:
-    """Counts what is asked of it.
+    """An engine that records its calls.
 
     Attributes:
         refused: tensors whose address is refused.
@@ -145,7 +145,7 @@ class ICudaEngine:
         self.logger: Any = None
 
     def require_device(self, what: str) -> None:
-        """Note a fault where another device than the engine's is current."""
+        """Record a fault if a device other than the engine's is current."""
         if self.device is not None and self.cuda.current_device() != self.device:
             self.cuda.faults.append(f"{what} with device {self.cuda.current_device()} current")
 
@@ -154,7 +154,7 @@ class ICudaEngine:
         self.logger.log(ILogger.Severity.ERROR, message)
 
     def compile(self, kernels: IRuntimeCache, what: str) -> None:
-        """Compile what a cache does not hold."""
+        """Compile a kernel that the cache does not contain."""
         if what not in kernels.held:
             kernels.held.append(what)
             self.compiled.append(what)
@@ -183,7 +183,7 @@ class ICudaEngine:
 
 
 class IRuntimeCache:
-    """Compiled kernels; a blob is of one version of the driver."""
+    """Compiled kernels; a blob belongs to one version of the driver."""
 
     driver = b"driver 1"
 
@@ -192,7 +192,7 @@ class IRuntimeCache:
         self.held: list[str] = []
 
     def serialize(self) -> memoryview | None:
-        # Without the device it can take no fingerprint of it.
+        # It stores a fingerprint of the device, which must therefore be current.
         if self.fake.cuda.current_device() != self.fake.device:
             self.fake.cuda.faults.append("a runtime cache was saved with another device current")
             return None
@@ -207,7 +207,7 @@ class IRuntimeCache:
 
 
 class IRuntimeConfig:
-    """What a context of TensorRT for RTX is made by."""
+    """The settings for creating a context of TensorRT for RTX."""
 
     cuda_graph_strategy = "disabled"
 
@@ -235,7 +235,7 @@ class ILogger:
 
 
 def make_module(name: str, version: str, engine: ICudaEngine) -> ModuleType:
-    """`tensorrt` or `tensorrt_rtx` with one engine, whose file is `an engine`."""
+    """Return a fake `tensorrt` or `tensorrt_rtx` that loads one engine, from `an engine`."""
 
     class Runtime:
         engine_host_code_allowed = False
@@ -264,7 +264,7 @@ def make_module(name: str, version: str, engine: ICudaEngine) -> ModuleType:
 
 
 def save_engine(folder: Path, content: bytes = b"an engine", **changes: Any) -> Path:
-    """An engine of batches up to 4 and its manifest."""
+    """Write an engine for batches of up to 4, and its manifest."""
     path = folder / "m.fp16.engine"
     path.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
@@ -276,12 +276,12 @@ def save_engine(folder: Path, content: bytes = b"an engine", **changes: Any) -> 
 
 
 def images(count: int, seed: int = 0) -> Any:
-    """Noise."""
+    """Return images of noise."""
     return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
 
 
 def assert_right(given: Any, outputs: Any) -> None:
-    """The outputs are those of the images, each at its place."""
+    """Check that each image has its own outputs, in order."""
     expected = given[:, 0, :, 0].mean(1) / 255
     assert np.allclose(outputs.probability[:, 0], expected, atol=1e-6)
     assert np.array_equal(outputs.heatmap, given[:, :3, :3, 2])

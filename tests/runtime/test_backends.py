@@ -1,4 +1,4 @@
-"""Every backend that is here gives the same answers, and says the same of what it cannot do."""
+"""All installed backends return the same results and report the same errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ffd_runtime.model.backends import (
 
 from ..conftest import picture
 
-# Those that run on a CPU, the reference first.
+# Installed backends that run on a CPU, the reference first.
 HERE = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
 
 
@@ -42,7 +42,7 @@ def compare(pictures: list[Any]) -> None:
     verdicts = [card.verdict(score) for score in reference.probability[:, 0]]
     for name, outputs in zip(HERE[1:], others, strict=True):
         assert np.abs(outputs.probability - reference.probability).max() <= 1e-4, name
-        # Log-odds of up to some tens: what float32 leaves of them.
+        # Log-odds reach some tens, so rounding in float32 allows this difference.
         assert np.allclose(outputs.heatmap, reference.heatmap, rtol=1e-3, atol=1e-3), name
         assert [card.verdict(score) for score in outputs.probability[:, 0]] == verdicts, name
 
@@ -59,7 +59,7 @@ def test_backends_agree_on_synthetic_pictures() -> None:
 
 @pytest.mark.skipif(len(HERE) < 2, reason="only one backend is installed")
 def test_backends_nearly_agree_in_int8() -> None:
-    """Each rounds where it has fused its own layers."""
+    """Backends fuse different layers, and so round at different places."""
     opened = [open_backend(EMBEDDED_INT8, name, "cpu") for name in HERE]
     images = [picture(("red", "blue")[n % 2], 200, 250, seed=n) for n in range(4)]
     batch = np.stack([preprocess(image, opened[0].card.preprocess) for image in images])
@@ -79,10 +79,10 @@ def test_backends_agree_on_real_faces(faces: Path) -> None:
     compare([decode(path.read_bytes()) for path in paths])
 
 
-def test_the_first_that_reads_a_file_is_the_default(colour_model: Path) -> None:
+def test_the_default_is_the_first_backend_that_reads_a_file(colour_model: Path) -> None:
     assert "onnxruntime" in open_backend(colour_model, device="cpu").description
     assert READS == (".onnx", ".engine", ".plan")
-    # Whatever it is called, what is no engine is taken for an ONNX.
+    # A file with an unknown suffix is read as ONNX.
     other = colour_model.with_suffix(".model")
     other.write_bytes(colour_model.read_bytes())
     for name in HERE:
@@ -163,7 +163,7 @@ def test_a_backend_that_does_not_read_a_file_is_refused(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
 @pytest.mark.parametrize("name", HERE)
-def test_too_large_a_batch_is_said_and_a_smaller_one_runs(name: str) -> None:
+def test_a_batch_that_exceeds_memory_fails_and_a_smaller_one_runs(name: str) -> None:
     script = f"""
 import resource
 import numpy as np
@@ -190,7 +190,7 @@ print(len(backend.infer(images[:1]).probability), "ran")
     assert not run.stderr
 
 
-# What CUDA's libraries say, as their documentation and their sources word it; they are not here.
+# Messages from the documentation and sources of CUDA's libraries, which the tests do not need.
 @pytest.mark.parametrize(
     "said",
     [
@@ -205,7 +205,7 @@ print(len(backend.infer(images[:1]).probability), "ran")
         "bad allocation",
     ],
 )
-def test_what_means_that_memory_is_out(said: str) -> None:
+def test_out_of_memory_messages_are_recognised(said: str) -> None:
     assert type(failure("it failed", said)) is DeviceMemoryError
     assert type(failure(f"it failed: {said}")) is DeviceMemoryError
 
@@ -214,5 +214,5 @@ def test_what_means_that_memory_is_out(said: str) -> None:
     "said",
     ["CUDA failure 209: no kernel image is available", "Got invalid dimensions for input", ""],
 )
-def test_what_does_not(said: str) -> None:
+def test_other_messages_do_not_mean_out_of_memory(said: str) -> None:
     assert type(failure("it failed", said)) is BackendError

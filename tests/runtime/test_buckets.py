@@ -36,7 +36,7 @@ def test_a_batch_gets_the_smallest_bucket_that_holds_it(
     bucket = choose_bucket(buckets, count)
     assert bucket >= count
     assert not [size for size in buckets if count <= size < bucket]
-    # Less than half of a batch is padding, but where it is smaller than the smallest bucket.
+    # Less than half of a batch is padding, except in the smallest bucket.
     assert bucket == least or bucket < 2 * count
 
 
@@ -44,7 +44,7 @@ COUNTS = st.lists(st.integers(1, 64), max_size=60)
 
 
 @given(COUNTS, st.integers(1, 8))
-def test_a_smaller_bucket_is_taken_only_when_batches_stay_small(
+def test_a_smaller_bucket_is_used_only_after_several_small_batches(
     counts: list[int], patience: int
 ) -> None:
     buckets = find_buckets(1, 64)
@@ -64,7 +64,7 @@ def test_a_smaller_bucket_is_taken_only_when_batches_stay_small(
 
 
 @given(COUNTS, st.integers(1, 64))
-def test_settling_forgets_what_came_before(counts: list[int], count: int) -> None:
+def test_settling_ignores_earlier_batches(counts: list[int], count: int) -> None:
     buckets = find_buckets(1, 64)
     steady = SteadyBucket(buckets, patience=4)
     for other in counts:

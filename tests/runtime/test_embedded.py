@@ -1,4 +1,4 @@
-"""Which of the two embedded files runs: decided by the device and the INT8 file's model card."""
+"""The choice between the embedded files, by device and by the card of the INT8 file."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def set_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         monkeypatch.setattr(module, "count_gpus", lambda: count)
 
 
-def test_a_cpu_takes_int8_and_a_gpu_fp32(
+def test_a_cpu_uses_int8_and_a_gpu_fp32(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fp32, int8 = pair
@@ -87,7 +87,7 @@ def test_a_cpu_takes_int8_and_a_gpu_fp32(
         ({"roc_auc_reference": "0.99"}, "its card has no metrics.parity.roc_auc_reference"),
     ],
 )
-def test_the_card_decides(
+def test_the_int8_file_is_used_if_its_card_is_within_the_limits(
     pair: tuple[Path, Path], changes: dict[str, Any], reason: str | None
 ) -> None:
     fp32, _ = pair
@@ -98,7 +98,7 @@ def test_the_card_decides(
 
 
 @given(lost=st.floats(-0.5, 0.5), ranking=st.floats(-0.5, 0.5))
-def test_both_limits_hold_together(lost: float, ranking: float) -> None:
+def test_both_limits_must_be_met(lost: float, ranking: float) -> None:
     card = int8_card(
         accuracy=0.5 - lost, accuracy_reference=0.5, roc_auc=0.5 - ranking, roc_auc_reference=0.5
     )
@@ -115,12 +115,12 @@ def test_both_limits_hold_together(lost: float, ranking: float) -> None:
         int8_card().replace(metrics={}),
     ],
 )
-def test_a_card_of_something_else_is_not_taken(card: ModelCard) -> None:
+def test_a_card_of_another_model_is_rejected(card: ModelCard) -> None:
     assert explain_rejection(card, CARD)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an ONNX"])
-def test_without_an_int8_file_a_cpu_takes_fp32(
+def test_without_an_int8_file_a_cpu_uses_fp32(
     pair: tuple[Path, Path], content: bytes | None
 ) -> None:
     fp32, int8 = pair
@@ -130,7 +130,7 @@ def test_without_an_int8_file_a_cpu_takes_fp32(
     assert find_embedded("cpu") == fp32
 
 
-def test_opening_follows_the_rule_and_a_named_model_runs_as_it_is(pair: tuple[Path, Path]) -> None:
+def test_a_named_model_runs_unchanged(pair: tuple[Path, Path]) -> None:
     fp32, int8 = pair
     ways: tuple[Callable[[Path | None], Classifier], ...] = (
         lambda model: Classifier.open(model, device="cpu"),
@@ -147,7 +147,7 @@ def test_opening_follows_the_rule_and_a_named_model_runs_as_it_is(pair: tuple[Pa
             assert classifier.card.precision == "int8"
 
 
-def test_a_gpu_that_cannot_be_used_leaves_a_cpu_run(
+def test_a_gpu_that_cannot_be_used_is_replaced_by_the_cpu(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     set_gpus(monkeypatch, 1)
@@ -161,7 +161,7 @@ def test_a_gpu_that_cannot_be_used_leaves_a_cpu_run(
     ]
 
 
-def test_the_two_files_are_one_model_and_fit_the_package() -> None:
+def test_both_files_contain_one_model_and_fit_the_package() -> None:
     int8, fp32 = (
         ModelCard.from_json(read_metadata(path)[CARD_KEY]) for path in (EMBEDDED_INT8, EMBEDDED)
     )
@@ -169,7 +169,7 @@ def test_the_two_files_are_one_model_and_fit_the_package() -> None:
     assert {path.name for path in EMBEDDED.parent.iterdir()} >= {EMBEDDED.name, EMBEDDED_INT8.name}
     assert (int8.precision, fp32.precision) == ("int8", "fp32")
     assert int8.provenance == fp32.provenance
-    # What the card says, the runtime does.
+    # The runtime follows the card.
     expected = EMBEDDED if explain_rejection(int8, fp32) else EMBEDDED_INT8
     assert backends.find_embedded("cpu") == expected
     assert find_embedded_by(int8) == EMBEDDED_INT8
@@ -177,7 +177,7 @@ def test_the_two_files_are_one_model_and_fit_the_package() -> None:
 
 
 def both(images: list[Any]) -> tuple[list[Label], list[Label]]:
-    """Verdicts of FP32 and of INT8."""
+    """Return the verdicts of FP32 and of INT8."""
     opened = [open_backend(path, "onnxruntime", "cpu") for path in (EMBEDDED, EMBEDDED_INT8)]
     card = opened[0].card
     batch = np.stack([preprocess(image, card.preprocess) for image in images])
@@ -203,6 +203,6 @@ def test_verdicts_agree_on_real_faces(faces: Path) -> None:
     ]
     fp32, int8 = both([decode(path.read_bytes()) for path in paths])
     pairs = list(zip(fp32, int8, strict=True))
-    # A score at an edge of the unsure band may cross it; no verdict turns into its opposite.
+    # A score may cross one edge of the unsure band, but not both.
     assert not [pair for pair in pairs if set(pair) == {"generated", "groundtruth"}]
     assert sum(a != b for a, b in pairs) <= 2

@@ -1,4 +1,4 @@
-"""The engine manifest, and what it refuses."""
+"""The engine manifest, and the engines that it rejects."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def save(folder: Path, manifest: EngineManifest = MANIFEST) -> Path:
     return path
 
 
-def test_there_and_back() -> None:
+def test_a_manifest_survives_a_round_trip() -> None:
     assert EngineManifest.from_json(MANIFEST.to_json()) == MANIFEST
     document = json.loads(MANIFEST.to_json())
     assert document["card"]["name"] == CARD.name
@@ -94,13 +94,13 @@ JSON = st.recursive(
 
 
 @given(st.text() | JSON.map(json.dumps))
-def test_no_text_does_more_than_be_refused(text: str) -> None:
+def test_arbitrary_text_is_refused(text: str) -> None:
     with pytest.raises(EngineError):
         EngineManifest.from_json(text)
 
 
 @given(st.sampled_from([f.name for f in dataclasses.fields(EngineManifest)]), JSON)
-def test_any_value_in_a_field_is_taken_or_refused(name: str, value: Any) -> None:
+def test_any_value_of_a_field_is_accepted_or_refused(name: str, value: Any) -> None:
     document = {**json.loads(MANIFEST.to_json()), name: value}
     try:
         manifest = EngineManifest.from_json(json.dumps(document))
@@ -123,7 +123,7 @@ def test_any_value_in_a_field_is_taken_or_refused(name: str, value: Any) -> None
             PORTABLE,
             dataclasses.replace(HERE, module="tensorrt_lean", version="10.14.1.48.post1"),
         ),
-        # Without it inside, the lean runtime of the same version runs it.
+        # An engine without an embedded lean runtime runs on a lean runtime of its version.
         (change(version_compatible=True), dataclasses.replace(HERE, module="tensorrt_lean")),
         (
             change(hardware_compatibility="ampere_plus"),
@@ -140,7 +140,7 @@ def test_any_value_in_a_field_is_taken_or_refused(name: str, value: Any) -> None
         ),
     ],
 )
-def test_what_fits_is_let_through(manifest: EngineManifest, here: TargetSystem) -> None:
+def test_a_matching_system_is_accepted(manifest: EngineManifest, here: TargetSystem) -> None:
     require_runnable(manifest, here)
 
 
@@ -171,7 +171,7 @@ def test_what_fits_is_let_through(manifest: EngineManifest, here: TargetSystem) 
         ),
     ],
 )
-def test_what_does_not_is_refused_with_all_there_is_to_know(
+def test_the_error_for_another_system_names_both_systems(
     manifest: EngineManifest, here: TargetSystem, reason: str
 ) -> None:
     with pytest.raises(EngineError) as caught:

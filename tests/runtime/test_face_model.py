@@ -19,7 +19,7 @@ from ffd_runtime.core.user_cache import cache_folder
 from ffd_runtime.image import face_model as module
 from ffd_runtime.image.face_model import NAME, find_face_model
 
-# What the server gives stands in for the model: only its sha256 matters here.
+# Stands for the model: only its sha256 matters here.
 MODEL = bytes(range(256)) * 900
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -27,7 +27,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 @contextmanager
 def serving(answer: Answer) -> Iterator[tuple[str, list[str]]]:
-    """A server on loopback: its address, and the paths that were asked for."""
+    """Run a server on loopback; yield its address, and the list of requested paths."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -56,13 +56,13 @@ def body(data: bytes, length: int | None = None) -> Answer:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the user's; where its file belongs."""
+    """Create an empty user cache, and return the path of the model in it."""
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path))
     for name in ("FFD_FACE_MODEL", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "SHA256", hashlib.sha256(MODEL).hexdigest())
-    # Nobody asks the real one by accident.
+    # Tests must not reach the real server.
     monkeypatch.setattr(module, "BASE_URL", "http://127.0.0.1:9/zoo")
     return cache_folder() / NAME
 
@@ -85,7 +85,7 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_it_is_fetched_once(
+def test_the_model_is_downloaded_once(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(body(MODEL)) as (address, asked), caplog.at_level(logging.WARNING):
@@ -99,7 +99,7 @@ def test_it_is_fetched_once(
     assert "downloading the face detector" in caplog.text
 
 
-def test_a_damaged_one_is_fetched_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_model_is_downloaded_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.parent.mkdir(parents=True)
     for damaged in (MODEL[:-1], b"", bytes(module.MAX_MODEL_BYTES + 1)):
         cache.write_bytes(damaged)
@@ -108,7 +108,7 @@ def test_a_damaged_one_is_fetched_again(cache: Path, monkeypatch: pytest.MonkeyP
             assert find_face_model().read_bytes() == MODEL
 
 
-def test_what_is_given_comes_first(
+def test_a_given_path_takes_precedence(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argument, named = tmp_path / "argument.onnx", tmp_path / "named.onnx"
@@ -123,7 +123,7 @@ def test_what_is_given_comes_first(
     assert find_face_model() == cache
 
 
-def test_what_is_given_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_path_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not exist: give a YuNet ONNX with --face-model" in failure(tmp_path / "absent")
     assert "is not a file" in failure(tmp_path)
     monkeypatch.setenv("FFD_FACE_MODEL", str(tmp_path / "absent"))
@@ -184,20 +184,20 @@ def loop(handler: BaseHTTPRequestHandler) -> None:
         (loop, "the server answered 302"),
     ],
 )
-def test_servers_that_do_not_give_it(
+def test_the_error_of_a_failed_download_says_what_to_do(
     answer: Answer, reason: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "too long" in reason:
         monkeypatch.setattr(module, "READ_TIMEOUT_SECONDS", 0.3)
     message = failure_with(answer, monkeypatch)
     assert reason in message
-    # How to do it by hand.
+    # Where to get the model, and where to put it.
     for part in (f"/zoo/{NAME}", str(cache), "--face-model", "FFD_FACE_MODEL"):
         assert part in message
     assert not files_below(cache.parent)
 
 
-def test_a_server_that_drips_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_server_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     def drip(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()
@@ -214,22 +214,22 @@ def test_a_server_that_drips_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> 
     assert time.monotonic() - start < 5
 
 
-def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_without_a_network_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     monkeypatch.setattr(module, "BASE_URL", f"http://127.0.0.1:{port}")
     assert "no connection" in failure()
 
 
-def test_a_cache_that_cannot_be_written_to(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache.parent.parent.mkdir(parents=True, exist_ok=True)
     cache.parent.write_text("a file where the folder should be")
     assert "cannot be written to" in failure_with(body(MODEL), monkeypatch)
 
 
-def test_several_at_once_do_not_disturb_each_other(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_downloads_do_not_conflict(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(4)
 
     def slowly(handler: BaseHTTPRequestHandler) -> None:
@@ -244,7 +244,7 @@ def test_several_at_once_do_not_disturb_each_other(
     assert files_below(cache.parent) == [cache]
 
 
-def test_another_process_may_have_been_luckier(
+def test_a_model_that_another_process_downloaded_is_used(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def late(handler: BaseHTTPRequestHandler) -> None:
@@ -266,7 +266,7 @@ def test_a_proxy_of_the_environment_is_used(cache: Path, monkeypatch: pytest.Mon
         assert asked == [f"http://zoo.invalid/{NAME}"]
 
 
-def test_where_each_system_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_system_has_its_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Path.home()
     for system, folder in (
         ("linux", tmp_path / "ffd"),
@@ -281,7 +281,7 @@ def test_where_each_system_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert cache_folder() == home / ".cache" / "ffd"
 
 
-def test_the_pinned_sha256_is_the_models(face_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_has_the_pinned_sha256(face_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     if face_model.name == NAME:
         assert hashlib.sha256(face_model.read_bytes()).hexdigest() == module.SHA256

@@ -1,7 +1,7 @@
-"""The fakes of CUDA and TensorRT, and what the backend calls, against the real packages' APIs.
+"""Compare the fakes of CUDA and TensorRT, and the calls of the backend, with the real APIs.
 
-cuda-bindings and TensorRT for RTX can be imported without a GPU. Of TensorRT, which cannot be
-installed everywhere, the members and return types of several versions are in tests/export.
+cuda-bindings and TensorRT for RTX can be imported without a GPU. TensorRT cannot be installed
+everywhere, so tests/export stores the members and return types of several versions.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ FOLDER = Path(backend.__file__).parent
 MODULES = ("tensorrt.py", "cuda.py", "lanes.py", "kernel_cache.py")
 TREES = [ast.parse((FOLDER / name).read_text()) for name in MODULES]
 BINDINGS = Path(__file__).parent.parent / "export" / "tensorrt_api"
-# What the fakes have for the tests, beside what they stand for.
+# Methods of the fakes that only tests use.
 OWN = {"require_device", "say", "compile", "compute"}
 
 
 def members(*names: str) -> set[str]:
-    """What the backend reads from, or sets on, variables or attributes of these names."""
+    """Return the attributes that the backend uses of variables or attributes with these names."""
     return {
         node.attr
         for tree in TREES
@@ -49,7 +49,7 @@ def cuda_runtime() -> Any:
 
 
 def calls() -> dict[str, Callable[..., Any]]:
-    """The fake's calls by name."""
+    """Return the calls of the fake by name."""
     return {
         name: call
         for name, call in vars(FakeCuda).items()
@@ -57,14 +57,14 @@ def calls() -> dict[str, Callable[..., Any]]:
     }
 
 
-def test_the_fake_has_all_that_the_backend_calls() -> None:
+def test_the_fake_has_every_call_of_the_backend() -> None:
     assert len(CUDA) > 20
     assert [name for name in CUDA if not hasattr(FakeCuda, name)] == []
 
 
 @pytest.mark.parametrize("name", sorted(calls()))
-def test_a_call_of_the_fake_is_cudas(name: str) -> None:
-    """Its arguments, and how many values it returns after the error, as its documentation says."""
+def test_calls_have_the_arguments_and_results_of_cuda(name: str) -> None:
+    """The documentation states the arguments, and the values that follow the error code."""
     documentation = getattr(cuda_runtime(), name).__doc__
     form = re.search(rf"^{name}\((.*)\)", documentation, re.M)
     assert form, documentation
@@ -80,7 +80,7 @@ def test_a_call_of_the_fake_is_cudas(name: str) -> None:
 
 
 def answer(name: str) -> tuple[Any, ...]:
-    """What the fake's call returns."""
+    """Return the result of a call of the fake."""
     fake: Any = FakeCuda()
     if name == "cudaGetErrorString":
         return tuple(fake.cudaGetErrorString(fake.cudaError_t.cudaErrorInvalidValue))
@@ -91,7 +91,7 @@ def answer(name: str) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("kind", ["cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode"])
-def test_the_fakes_numbers_are_cudas(kind: str) -> None:
+def test_constants_equal_those_of_cuda(kind: str) -> None:
     runtime = cuda_runtime()
     for member in getattr(FakeCuda, kind):
         real = getattr(getattr(runtime, kind), member.name)
@@ -115,19 +115,19 @@ def test_handles_are_objects(kind: str) -> None:
         assert made(1234) == made(1234)
         with pytest.raises(TypeError):
             native(1234)
-    # What cuda-bindings has deprecated, the fake does not have any more.
+    # The fake does not support what cuda-bindings has deprecated.
     with pytest.raises(TypeError, match="deprecated"):
         int(getattr(FakeCuda, kind)(1234))
 
 
-def test_the_fake_answers_mistakes_as_cuda_does() -> None:
+def test_the_fake_returns_the_errors_of_cuda() -> None:
     fake = FakeCuda(devices=2)
     errors = fake.cudaError_t
     _, stream = fake.cudaStreamCreateWithFlags(1)
     _, address = fake.cudaMalloc(10)
     assert isinstance(stream, Handle)
     assert address % 256 == 0
-    # Freed once, it cannot be freed again; an error stays until it is fetched.
+    # Memory cannot be freed twice; an error stays until it is fetched.
     assert fake.cudaFree(address) == (errors.cudaSuccess,)
     assert fake.cudaFree(address) == (errors.cudaErrorInvalidValue,)
     assert fake.cudaPeekAtLastError() == (errors.cudaErrorInvalidValue,)
@@ -135,7 +135,7 @@ def test_the_fake_answers_mistakes_as_cuda_does() -> None:
     assert fake.cudaGetLastError() == (errors.cudaSuccess,)
     assert fake.cudaStreamDestroy(cudaStream_t(99)) == (errors.cudaErrorInvalidResourceHandle,)
     assert fake.cudaSetDevice(2) == (errors.cudaErrorInvalidDevice,)
-    # Each thread has a device, and errors, of its own.
+    # Each thread has its own device and errors.
     fake.cudaSetDevice(1)
     seen: list[Any] = []
     thread = threading.Thread(
@@ -154,7 +154,7 @@ def test_the_fake_answers_mistakes_as_cuda_does() -> None:
 
 
 def returns(kind: type) -> dict[str, Any]:
-    """The methods of a fake class that stand for TensorRT's, and what they say they return."""
+    """Return the methods of a fake class that TensorRT also has, with their return types."""
     methods = inspect.getmembers(kind, inspect.isfunction)
     return {
         name: str(inspect.signature(method).return_annotation)
@@ -164,7 +164,7 @@ def returns(kind: type) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", sorted(BINDINGS.glob("*.json")), ids=lambda path: path.stem)
-def test_tensorrt_has_what_is_called_and_returns_what_the_fake_does(path: Path) -> None:
+def test_tensorrt_has_the_members_and_return_types_of_the_fake(path: Path) -> None:
     engine, context = members("engine", "_engine"), members("context", "_context")
     assert "create_execution_context" in engine
     assert {"set_device_memory", "execute_async_v3", "set_tensor_address"} <= context
@@ -177,11 +177,11 @@ def test_tensorrt_has_what_is_called_and_returns_what_the_fake_does(path: Path) 
     for name, returned in returns(fake_tensorrt.IExecutionContext).items():
         kind, _, real = classes["IExecutionContext"][name].partition(" ")
         assert kind == "method"
-        # Where the signature is overloaded, the bindings' first line does not say.
+        # The first line of an overloaded method's docstring has no signature.
         assert real in ("", returned), name
 
 
-def test_tensorrt_for_rtx_has_what_is_called_and_returns_what_the_fake_does() -> None:
+def test_tensorrt_for_rtx_has_the_members_and_return_types_of_the_fake() -> None:
     rtx = pytest.importorskip("tensorrt_rtx")
     assert rtx.ExecutionContextAllocationStrategy.USER_MANAGED
     assert rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -212,7 +212,7 @@ def test_tensorrt_for_rtx_has_what_is_called_and_returns_what_the_fake_does() ->
     assert known <= set(rtx.ComputeCapability.__members__)
 
 
-def test_the_gpus_of_the_documentation_are_those_of_the_installed_version() -> None:
+def test_the_installed_version_supports_the_documented_gpus() -> None:
     from ffd_runtime.model.engine_manifest import RTX_COMPUTE_CAPABILITIES, list_rtx_gpus
 
     rtx = pytest.importorskip("tensorrt_rtx")

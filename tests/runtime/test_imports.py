@@ -1,4 +1,4 @@
-"""Who may import what, in fresh interpreters."""
+"""The modules that each package loads, in new interpreters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEAVY = ("torch", "torchvision", "onnx", "tensorrt", "matplotlib", "pandas", "li
 RUNTIME = ("cv2", "onnxruntime", "numpy", "rich", "urllib3")
 # Modules of the standard library that no --help needs.
 UNUSED_BY_HELP = ("asyncio", "concurrent", "email", "http", "logging", "signal", "subprocess")
-# Also those without which a command takes at most 1.5 times the time of `import click`.
+# A command that loads none of these takes at most 1.5 times as long as `import click`.
 UNUSED_BY_LONG_HELP = (*UNUSED_BY_HELP, "json", "pathlib", "tempfile", "urllib")
 UNUSED = {
     "ffd_runtime.cli.run": (*UNUSED_BY_LONG_HELP, "dataclasses"),
@@ -26,14 +26,14 @@ UNUSED = {
 
 
 def loaded_by(code: str, whole: bool = False) -> set[str]:
-    """Modules that a piece of code leaves in a fresh interpreter: top-level, or all of them."""
+    """Return the modules that a piece of code loads in a new interpreter: top-level, or all."""
     script = f"{code}\nimport sys\nprint(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     names = run.stdout.splitlines()[-1].split()
     return set(names) if whole else {name.split(".")[0] for name in names}
 
 
-def test_the_package_is_light() -> None:
+def test_importing_the_package_loads_no_heavy_module() -> None:
     assert not loaded_by("import ffd_runtime") & {*HEAVY, *RUNTIME}
 
 
@@ -55,19 +55,19 @@ def test_only_web_addresses_need_urllib3() -> None:
         "ffd_export.cli.export",
     ],
 )
-def test_help_waits_for_nothing_heavy(module: str) -> None:
+def test_help_loads_no_heavy_module(module: str) -> None:
     code = f"from {module} import main\nmain(['--help'], standalone_mode=False)"
     unused = UNUSED.get(module, UNUSED_BY_HELP)
     assert not (loaded_by(code) - loaded_by("import click")) & {*HEAVY, *RUNTIME, *unused}
 
 
-def test_help_waits_for_no_program() -> None:
+def test_help_loads_no_program() -> None:
     script = "from ffd_runtime.cli.run import main\nmain(['--help'], standalone_mode=False)"
     assert not loaded_by(script, whole=True) & {*PROGRAMS, "ffd_runtime.cli.program"}
 
 
-def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
-    # It writes its session there before it sends anything.
+def test_onnxruntime_sends_no_telemetry(tmp_path: Path) -> None:
+    # It writes a session file to this folder before it sends anything.
     environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
     code = "from ffd_runtime import Classifier\nClassifier.open()"
     subprocess.run(
@@ -76,7 +76,7 @@ def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_runtime_stands_alone() -> None:
+def test_the_runtime_imports_no_other_package_of_ffd() -> None:
     code = (
         "import ffd_runtime.core.classifier, ffd_runtime.outputs.table\n"
         "import ffd_runtime.model.backends.onnxruntime\n"
@@ -87,7 +87,7 @@ def test_the_runtime_stands_alone() -> None:
     assert not loaded_by(code) & {*HEAVY, "ffd_train", "ffd_export", "ffd_cluster"}
 
 
-def test_export_reads_no_torch_to_be_imported() -> None:
+def test_importing_export_loads_neither_torch_nor_onnx() -> None:
     code = (
         "import ffd_export.exporting, ffd_export.checkpoint_graph, ffd_export.training_runs\n"
         "import ffd_export.triton"

@@ -1,4 +1,4 @@
-"""What TensorRT for RTX compiled is kept for the next start."""
+"""The cache of the kernels that TensorRT for RTX compiles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .fake_tensorrt import ICudaEngine, IRuntimeCache, IRuntimeConfig, images, s
 
 
 def start(engine: ICudaEngine, folder: Path, builder: str = "tensorrt_rtx") -> list[str]:
-    """Run batches of two sizes; what was compiled for them."""
+    """Run batches of two sizes, and return what was compiled for them."""
     engine.compiled.clear()
     opened = open_backend(save_engine(folder, builder=builder))
     opened.infer(images(4))
@@ -40,12 +40,12 @@ def test_a_second_start_compiles_nothing(
     assert path.parent == tmp_path / "cache" / "ffd" / "rtx"
     before = path.stat().st_mtime_ns
     assert start(engine, tmp_path) == []
-    # Nothing new, nothing written.
+    # The file is not written again.
     assert path.stat().st_mtime_ns == before
     assert not caplog.messages
 
 
-def test_what_is_compiled_when_the_model_is_loaded_is_kept_though_the_process_is_killed(
+def test_kernels_are_saved_when_the_model_is_loaded(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
     opened = open_backend(save_engine(tmp_path, builder="tensorrt_rtx"))
@@ -55,7 +55,7 @@ def test_what_is_compiled_when_the_model_is_loaded_is_kept_though_the_process_is
     opened.close()
 
 
-def test_it_is_saved_by_whichever_thread_closes_the_model(
+def test_any_thread_may_close_the_model_and_save_the_kernels(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
     opened = open_backend(save_engine(tmp_path, builder="tensorrt_rtx"), device="cuda:1")
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_ignored_and_replaced(
     (path,) = files(tmp_path)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     with monkeypatch.context() as patch:
-        # Native code sees none of it.
+        # Damaged bytes never reach native code.
         patch.setattr(IRuntimeCache, "deserialize", lambda self, blob: pytest.fail("damaged"))
         assert start(engine, tmp_path) == compiled
     (message,) = caplog.messages
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_ignored_and_replaced(
     assert files(tmp_path) == [path]
 
 
-def test_a_file_of_another_engine_gpu_or_version_is_not_taken(
+def test_a_file_of_another_engine_gpu_or_version_is_not_used(
     tmp_path: Path,
     cuda: FakeCuda,
     engine: ICudaEngine,
@@ -115,11 +115,11 @@ def test_a_file_of_another_engine_gpu_or_version_is_not_taken(
     start(engine, tmp_path)
     (first,) = files(tmp_path)
     monkeypatch.setattr(backend, "describe_gpu", lambda index: Gpu("NVIDIA RTX A4000", "8.6"))
-    # Each has a file of its own ...
+    # Each GPU has its own file ...
     assert start(engine, tmp_path) == ["fallback", "4", "1"]
     (second,) = set(files(tmp_path)) - {first}
     assert not caplog.messages
-    # ... and knows another's by its content.
+    # ... and a file of another GPU is recognised by its content.
     second.write_bytes(first.read_bytes())
     assert start(engine, tmp_path) == ["fallback", "4", "1"]
     assert "to another engine, GPU or version" in caplog.text
@@ -134,7 +134,7 @@ def test_a_file_of_another_engine_gpu_or_version_is_not_taken(
 
 
 @pytest.mark.parametrize("how", ["refused", "raised"])
-def test_what_tensorrt_refuses_is_compiled_again(
+def test_kernels_that_tensorrt_rejects_are_compiled_again(
     tmp_path: Path,
     cuda: FakeCuda,
     engine: ICudaEngine,
@@ -160,7 +160,7 @@ def test_what_tensorrt_refuses_is_compiled_again(
 
 
 @pytest.mark.parametrize("how", ["read-only", "a file", "full", "no home", "no blob"])
-def test_a_folder_that_cannot_be_written_is_no_error(
+def test_a_folder_that_cannot_be_written_is_not_an_error(
     tmp_path: Path,
     cuda: FakeCuda,
     engine: ICudaEngine,
@@ -187,11 +187,11 @@ def test_a_folder_that_cannot_be_written_is_no_error(
         monkeypatch.setattr(IRuntimeCache, "serialize", lambda self: None)
     assert start(engine, tmp_path) == ["fallback", "4", "1"]
     assert not caplog.messages
-    # Nothing half-written is left.
+    # No incomplete file is left.
     assert [path.name for path in files(tmp_path)] == []
 
 
-def test_a_file_that_cannot_be_read_is_said(
+def test_a_file_that_cannot_be_read_is_reported(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(engine, tmp_path)
@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_read_is_said(
     assert str(path) in message
 
 
-def test_tensorrt_itself_keeps_nothing(tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine) -> None:
+def test_tensorrt_has_no_kernel_cache(tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine) -> None:
     start(engine, tmp_path, "tensorrt")
     assert files(tmp_path) == []
 

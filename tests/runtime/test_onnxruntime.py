@@ -91,14 +91,14 @@ def test_other_outputs_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x07" * 50])
-def test_what_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match="cannot be loaded"):
         open_backend(path)
 
 
-def test_what_was_asked_for_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_checkpoint_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file"):
         open_backend(tmp_path / "absent.onnx")
     (tmp_path / "best.safetensors").touch()
@@ -117,7 +117,7 @@ def test_an_unknown_device_is_refused(text: str) -> None:
         parse_device(text)
 
 
-def test_devices_are_read() -> None:
+def test_devices_are_parsed() -> None:
     assert parse_device("cuda:3") == ("cuda", 3)
     assert parse_device("cuda") == ("cuda", 0)
     assert parse_device("auto") == ("auto", 0)
@@ -130,10 +130,10 @@ def test_cuda_without_a_gpu_is_an_error(colour_model: Path) -> None:
 
 
 @pytest.mark.skipif(count_gpus() > 0, reason="this machine has a GPU that works")
-def test_a_gpu_that_cannot_be_used_is_said(
+def test_a_gpu_that_cannot_be_used_is_reported(
     colour_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # onnxruntime really tries to start its CUDA provider here, and finds no CUDA.
+    # onnxruntime tries to start its CUDA provider, and finds no CUDA.
     monkeypatch.setattr(backend, "count_gpus", lambda: 1)
     with pytest.raises(DeviceError, match=re.escape(install_hint("cuda"))):
         open_backend(colour_model, device="cuda")
@@ -144,7 +144,7 @@ def test_a_gpu_that_cannot_be_used_is_said(
 
 
 @pytest.mark.gpu
-def test_cuda_is_used_where_it_is(colour_model: Path) -> None:
+def test_cuda_is_used_if_present(colour_model: Path) -> None:
     opened = open_backend(colour_model, device="cuda")
     assert "CUDA device 0" in opened.description
     on_cpu = open_backend(colour_model, device="cpu")
@@ -152,7 +152,7 @@ def test_cuda_is_used_where_it_is(colour_model: Path) -> None:
 
 
 def save_precision(folder: Path, precision: str) -> Path:
-    """The colour model with a card of that precision; its layers stay FP32."""
+    """Save the colour model with a card of this precision; its layers stay FP32."""
     card = CARD.replace(precision=precision).to_json()
     return save_colour_model(folder / f"{precision}.onnx", card=card)
 
@@ -176,7 +176,7 @@ def test_tf32_is_switched_off_for_fp32_models_only(
     assert choose_providers(path, "cpu") == [CPU]
 
 
-def test_options_to_try_are_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_options_are_passed_to_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "count_gpus", lambda: 1)
     (_, plain), _ = choose_providers(EMBEDDED, "auto")
     (_, tuned), _ = choose_providers(EMBEDDED, "auto", TUNING)
@@ -184,7 +184,7 @@ def test_options_to_try_are_switched_on(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_provider_knows_the_options() -> None:
-    """Without a driver it reads none of them, but their names are in it."""
+    """Without a driver the provider does not read options, but its library contains their names."""
     library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     if not library.exists():
         pytest.skip("this onnxruntime has no CUDA provider for Linux")
@@ -197,7 +197,7 @@ def test_the_provider_knows_the_options() -> None:
 
 
 def test_the_options_reach_the_session(colour_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a GPU fails when the session is made, not before."""
+    """Without a GPU, only the creation of the session fails."""
     made: list[Any] = []
     real = ort.InferenceSession
 
@@ -213,7 +213,7 @@ def test_the_options_reach_the_session(colour_model: Path, monkeypatch: pytest.M
     assert made[0][0][1]["use_tf32"] == 0
 
 
-def test_auto_leaves_the_gpu_out_for_int8_and_says_so(
+def test_auto_uses_the_cpu_for_int8_and_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = save_precision(tmp_path, "int8")
@@ -228,14 +228,14 @@ def test_auto_leaves_the_gpu_out_for_int8_and_says_so(
     assert opened.description.startswith(without)
     assert "not the GPU, for which onnxruntime has no INT8 convolutions" in opened.description
     assert "\n" not in opened.description
-    # Asked for by name, the GPU is tried.
+    # A named GPU is tried.
     with pytest.raises(DeviceError, match="onnxruntime cannot use it"):
         open_backend(path, device="cuda")
     assert "GPU" not in open_backend(path, device="cpu").description
 
 
 class Heap:
-    """Memory of the host as a session on CUDA would get page-locked memory."""
+    """Host memory that stands for page-locked memory."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -258,12 +258,12 @@ class Block:
 
     def close(self) -> None:
         self._heap.open -= 1
-        # A view that outlived it would show.
+        # A view that outlives the block would return wrong values.
         ctypes.memset(self.address, 0x5A, len(self._memory))
 
 
 class Watched:
-    """A session that notes the batch sizes that it runs, and fails above `most`."""
+    """A session that records its batch sizes, and fails above `most`."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -297,7 +297,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_watched(path: Path, heap: Heap | None = None) -> tuple[OnnxRuntime, Watched]:
-    """A model as on CUDA, but in a session on the CPU."""
+    """Open a model with the buffers for CUDA, in a session on the CPU."""
     plain = open_backend(path, "onnxruntime", "cpu")
     side = plain.card.preprocess.size
     one = plain.infer(noise(1, side))
@@ -313,20 +313,20 @@ def noise(count: int, side: int = 32) -> Any:
 def test_batches_on_cuda_have_few_sizes(small_model: Path) -> None:
     staged, watched = open_watched(small_model)
     plain = open_backend(small_model, device="cpu")
-    # A folder with unreadable pictures and a short last batch.
+    # As in a folder with unreadable images and an incomplete last batch.
     for count in (16, 15, 16, 13, 16, 3):
         outputs = staged.infer(noise(count))
         assert len(outputs.heatmap) == count
         assert np.array_equal(outputs.probability, plain.infer(noise(count)).probability)
     assert watched.sizes == [16] * 6
-    # A camera's faces, then fewer for long: the size shrinks once.
+    # As with a camera that shows fewer faces for a long time: the size shrinks.
     watched.sizes.clear()
     for _ in range(3 * SHRINK_AFTER_BATCHES):
         staged.infer(noise(1))
     assert watched.sizes[0] == 16
     assert watched.sizes[-1] == 1
     assert watched.sizes == sorted(watched.sizes, reverse=True)
-    # What is to be measured runs at its own size.
+    # ffd-bench measures each batch in its own bucket.
     watched.sizes.clear()
     for count in (5, 1):
         staged.settle(count)
@@ -334,7 +334,7 @@ def test_batches_on_cuda_have_few_sizes(small_model: Path) -> None:
     assert watched.sizes == [8, 1]
 
 
-def test_more_than_the_largest_batch_runs_in_parts(small_model: Path) -> None:
+def test_a_batch_above_the_maximum_runs_in_parts(small_model: Path) -> None:
     staged, watched = open_watched(small_model)
     images = np.zeros((MAX_CUDA_BATCH + 1, 32, 32, 3), np.uint8)
     images[-1, :, :, 0] = 50
@@ -345,7 +345,7 @@ def test_more_than_the_largest_batch_runs_in_parts(small_model: Path) -> None:
     assert max(watched.sizes) == MAX_CUDA_BATCH
 
 
-def test_a_size_that_memory_is_too_small_for_is_not_padded_to(small_model: Path) -> None:
+def test_batches_are_not_padded_to_a_size_that_exceeds_memory(small_model: Path) -> None:
     staged, watched = open_watched(small_model)
     watched.most = 8
     with pytest.raises(DeviceMemoryError):
@@ -368,7 +368,7 @@ def test_images_of_another_type_are_refused(small_model: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "counts"), [("embedded", (3, 1)), ("small", (2, 1, 5, 3, 5))])
-def test_staged_batches_are_those_of_a_plain_run(
+def test_staged_batches_have_the_outputs_of_a_plain_run(
     small_model: Path, name: str, counts: tuple[int, ...]
 ) -> None:
     path = EMBEDDED if name == "embedded" else small_model
@@ -377,15 +377,15 @@ def test_staged_batches_are_those_of_a_plain_run(
     staged, _ = open_watched(path, heap)
     kept = []
     for count in counts:
-        images = noise(count, plain.card.preprocess.size)[:, ::-1]  # not contiguous either
+        images = noise(count, plain.card.preprocess.size)[:, ::-1]  # not contiguous
         expected = plain.infer(np.ascontiguousarray(images))
         kept.append((expected, staged.infer(images)))
     staged.close()
-    # Still theirs after later batches and after the buffers are gone.
+    # Outputs do not change with later batches, or after the buffers are freed.
     for expected, outputs in kept:
         assert np.array_equal(outputs.probability, expected.probability)
         assert np.array_equal(outputs.heatmap, expected.heatmap)
-    # Three buffers for the first batch and three for one that was larger than any before.
+    # Three buffers for the first batch, and three for the first larger one.
     assert len(heap.sizes) == (3 if name == "embedded" else 6)
     assert heap.open == 0
     with pytest.raises(BackendError, match="was closed"):
@@ -393,7 +393,7 @@ def test_staged_batches_are_those_of_a_plain_run(
 
 
 @pytest.mark.parametrize("bytes_left", [0, 100, 8 * 32 * 32 * 3 - 1])
-def test_a_batch_that_staging_has_no_memory_for_leaves_the_smaller_ones(
+def test_smaller_batches_run_after_one_that_exceeds_memory(
     small_model: Path, bytes_left: int
 ) -> None:
     heap = Heap()
@@ -429,7 +429,7 @@ def test_staged_threads_get_their_own_outputs(small_model: Path) -> None:
 
 
 class Driver:
-    """NVIDIA's driver, of which only the host's memory is asked."""
+    """A fake of NVIDIA's driver that allocates host memory."""
 
     def __init__(self) -> None:
         self.contexts = 0
@@ -474,7 +474,7 @@ class Driver:
         return 0
 
 
-def test_page_locked_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_locked_memory_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
     monkeypatch.setattr(devices, "_driver", lambda: driver)
     memory = PinnedMemory(0, 1000)
@@ -490,7 +490,7 @@ def test_page_locked_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.gpu
-def test_page_locked_memory_is_memory() -> None:
+def test_page_locked_memory_can_be_written() -> None:
     memory = PinnedMemory(0, 1 << 20)
     ctypes.memset(memory.address, 7, 1 << 20)
     assert ctypes.string_at(memory.address + (1 << 20) - 1, 1) == b"\x07"
@@ -498,10 +498,10 @@ def test_page_locked_memory_is_memory() -> None:
 
 
 @pytest.mark.parametrize(("bits", "exact"), [(None, "1"), (8, "1"), (7, "0")])
-def test_int8_weights_of_8_bits_never_saturate(
+def test_int8_weights_of_8_bits_use_exact_kernels(
     tmp_path: Path, bits: int | None, exact: str
 ) -> None:
-    """A CPU without VNNI needs other kernels for them; it shows in scores on such a CPU alone."""
+    """On a CPU without VNNI, the default kernels would saturate and change scores."""
     metrics = {} if bits is None else {"export": {"weight_bits": bits}}
     card = CARD.replace(precision="int8", metrics=metrics)
     path = save_colour_model(tmp_path / "model.onnx", card=card.to_json())

@@ -1,4 +1,4 @@
-"""OpenVINO reads the same files as onnxruntime, refuses the same, and computes what it says."""
+"""OpenVINO reads and refuses the same files as onnxruntime, and reports its precision."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_model_runs_at_any_batch(colour_model: Path, device: str) -> None:
         opened.infer(images)
 
 
-def test_what_really_runs_is_said() -> None:
+def test_the_description_states_the_precision_in_use() -> None:
     description = open_openvino(EMBEDDED).description
     assert description.startswith("openvino 20")
     # Not bfloat16, which OpenVINO prefers on a CPU that has it.
@@ -100,14 +100,14 @@ def test_a_batch_of_another_shape_is_an_error_and_the_next_one_runs(colour_model
     assert len(opened.infer(noise(2)).probability) == 2
 
 
-def test_it_has_no_gpu(colour_model: Path) -> None:
+def test_openvino_refuses_a_gpu(colour_model: Path) -> None:
     with pytest.raises(DeviceError, match="--device cuda:1: openvino supports only the CPU"):
         open_openvino(colour_model, "cuda:1")
     with pytest.raises(DeviceError, match="unknown device"):
         open_openvino(colour_model, "gpu")
 
 
-def test_without_the_package_its_extra_is_named(
+def test_the_error_for_a_missing_package_names_its_extra(
     colour_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -145,7 +145,7 @@ def test_other_outputs_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x07" * 50])
-def test_what_is_no_onnx_is_refused_without_noise(
+def test_an_invalid_onnx_is_refused_without_other_output(
     tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "m.onnx"
@@ -174,7 +174,7 @@ def test_an_int8_model_runs_in_8_bits(portraits: Path, tmp_path: Path) -> None:
 
     model, card = read_onnx(EMBEDDED)
     images = prepare_images(find_images(portraits, 3), card.preprocess)
-    # Better ranges take seconds to find, and change no layer's type.
+    # Better ranges take seconds to find, and do not change the types of layers.
     extremes = {
         name: (np.float32(low), np.float32(high))
         for name, (low, high) in find_ranges(model, images).items()
@@ -187,5 +187,5 @@ def test_an_int8_model_runs_in_8_bits(portraits: Path, tmp_path: Path) -> None:
     assert opened.description.endswith("computing in f32/u8")
     batch = next(iter(images.batches(3)))
     expected = open_backend(path, "onnxruntime", "cpu").infer(batch)
-    # Two ways of rounding: as far apart as INT8 is from FP32, which says little of either.
+    # The backends round differently, by as much as INT8 differs from FP32.
     assert np.allclose(opened.infer(batch).probability, expected.probability, atol=2e-2)

@@ -1,4 +1,4 @@
-"""Batches under way on a backend while the host prepares the next: TensorRT's, and any other's."""
+"""Batches that run on a backend while the host prepares the next ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def expected(prepared: list[Prepared]) -> list[float]:
 
 
 def ready_at_once(given: list[Prepared]) -> type:
-    """A `_PrepareAhead` of a host that always has the next image."""
+    """Return a `_PrepareAhead` whose next image is always ready."""
 
     class Ahead:
         def __init__(self, *_: object) -> None: ...
@@ -53,14 +53,14 @@ def ready_at_once(given: list[Prepared]) -> type:
 def test_the_device_is_never_idle_while_the_host_has_work(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default: batches no larger than the engine's, as ffd-run makes them.
+    """The batches are at most as large as the engine's, as in ffd-run.
 
-    The device works only while somebody waits for it, so what it has not done when the host waits,
-    or makes use of rows, is what it could be doing meanwhile.
+    The fake device works only while a thread waits for it. Whenever the host waits or uses rows,
+    work must therefore be queued for the device.
     """
     cuda.eager = set()
     opened = open_backend(save_engine(tmp_path))
-    opened.infer(images(16))  # captures what is used from here on
+    opened.infer(images(16))  # captures the graphs that are launched below
     given = prepare(30)
     monkeypatch.setattr(pipeline, "_PrepareAhead", ready_at_once(given))
     started = cuda.launches
@@ -71,7 +71,7 @@ def test_the_device_is_never_idle_while_the_host_has_work(
 
     def on_wait() -> None:
         waits.append(left())
-        # The batch that is waited for, and the one that the device takes up after it.
+        # The batch that the host waits for, and the next one.
         assert cuda.waiting_inferences() == 2 or not left()
 
     cuda.on_wait = on_wait
@@ -92,15 +92,15 @@ def test_rows_do_not_wait_for_the_next_batch(
     given = prepare(4)
     assert list(batches.submit(given)) == []
     assert list(batches.ready()) == []
-    for stream in cuda.streams.values():  # the GPU is done
+    for stream in cuda.streams.values():  # the GPU finishes
         stream.run(None, force=True)
     assert [row.source for row in batches.ready()] == [entry.source for entry in given]
 
 
-def test_rows_come_with_the_next_image_though_its_batch_is_not_full(
+def test_rows_are_returned_before_the_next_batch_is_full(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a host that needs longer for an image than the GPU for a batch."""
+    """The host needs longer for an image than the GPU for a batch."""
     cuda.eager = set()
     given = prepare(7)
     seen: list[int] = []
@@ -128,7 +128,7 @@ def test_rows_come_with_the_next_image_though_its_batch_is_not_full(
 def test_batches_in_any_order_get_their_own_outputs(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine, pace: str, seed: int
 ) -> None:
-    """Submitted, asked, collected, collected twice or never: each as it comes."""
+    """Submit, query and collect at random; some batches are collected twice, some never."""
     cuda.eager = PACES[pace]
     opened: Any = open_backend(save_engine(tmp_path))
     random = Random(seed)
@@ -156,7 +156,7 @@ def test_batches_in_any_order_get_their_own_outputs(
     assert not cuda.taken()
 
 
-def test_a_closed_model_gives_no_outputs(
+def test_batches_of_a_closed_model_fail(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
     cuda.eager = set()
@@ -184,10 +184,10 @@ def test_rows_of_earlier_batches_come_before_a_failure(
     assert [row.source for row in rows] == [entry.source for entry in first]
 
 
-def test_without_memory_for_two_batches_they_run_one_after_the_other(
+def test_batches_run_one_at_a_time_if_memory_is_short(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The second lane finds no memory: batches stay as large as they were."""
+    """There is no memory for the second lane; the batch size does not change."""
     cuda.eager = set()
     batches = Batches(open_backend(save_engine(tmp_path)), 4)
     engine.contexts = 0
@@ -204,7 +204,7 @@ def test_without_memory_for_two_batches_they_run_one_after_the_other(
 
 
 class Late:
-    """An asynchronous backend without a device; its memory holds so many images."""
+    """An asynchronous backend without a device; its memory holds `most` images."""
 
     card = CARD
     description = "late"
@@ -255,7 +255,7 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
 
 
 class Plain:
-    """A backend as they all were: it only infers."""
+    """A synchronous backend, with the required methods only."""
 
     card = CARD
     description = "plain"
@@ -271,7 +271,7 @@ class Plain:
     def close(self) -> None: ...
 
 
-def test_a_backend_needs_no_more_than_infer() -> None:
+def test_a_backend_may_be_synchronous() -> None:
     plain = Plain()
     backend: Backend = plain
     assert not isinstance(backend, Asynchronous)
@@ -281,7 +281,7 @@ def test_a_backend_needs_no_more_than_infer() -> None:
     assert plain.sizes == [3]
     assert pending.done()
     assert_right(given, pending.collect())
-    # Its rows are there at once, in batches as they were handed in.
+    # Rows are returned by the same call, and the batches stay as submitted.
     batches = Batches(backend, 4)
     for seed in range(3):
         some = prepare(4, seed)

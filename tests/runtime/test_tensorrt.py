@@ -1,8 +1,7 @@
-"""The TensorRT backend's own work: what it pads, copies, captures, splits and frees, and when.
+"""Padding, copies, graph capture, splitting and freeing in the TensorRT backend.
 
-There is no GPU where these tests run, so CUDA's calls work on host memory here, and an engine
-computes means of its input: see fake_cuda.py and fake_tensorrt.py. What TensorRT and CUDA do with a
-GPU, these tests cannot tell.
+The tests need no GPU: the calls of CUDA work on host memory, and an engine computes means of its
+input (fake_cuda.py, fake_tensorrt.py). They do not show how TensorRT and CUDA behave on a GPU.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from ffd_runtime.model.devices import Gpu
 from .fake_cuda import FakeCuda
 from .fake_tensorrt import SIZE, ICudaEngine, IExecutionContext, assert_right, images, save_engine
 
-# Streams in the order of their making: inference, then copies of images. What is not in the set
-# does nothing before somebody waits for it.
+# Streams that run immediately: 0 is inference, 1 the copies of images. The others run when a thread
+# waits for them.
 PACES = {"both at once": {0, 1}, "late inference": {1}, "late copies": {0}, "both late": set[int]()}
 
 
@@ -40,14 +39,14 @@ def test_every_image_gets_its_own_outputs(
     cuda.eager = PACES[pace]
     opened = open_backend(save_engine(tmp_path))
     assert opened.description.startswith("tensorrt 10.13.3.9, NVIDIA RTX A2000 (CUDA device 0)")
-    # Once as it comes, once captured, once again with what the others left in the buffers.
+    # Run directly, with capture, and with a captured graph and used buffers.
     for seed in range(3):
         given = images(count, seed)
         outputs = opened.infer(given)
         assert_right(given, outputs)
-    # Only the rows that are there cross the bus.
+    # The padding is not copied.
     assert sum(cuda.copied) == 3 * count * (SIZE * SIZE * 3 + 2 * 4 + 9 * 4)
-    # Outputs are the caller's own: the next batch does not change them.
+    # The next batch does not change outputs that were returned.
     before = outputs.probability.copy()
     opened.infer(images(4)[:, ::-1])
     assert np.array_equal(outputs.probability, before)
@@ -64,14 +63,14 @@ def test_a_batch_is_padded_to_its_bucket_and_captured_once(
     opened = open_backend(save_engine(tmp_path))
     for count in (3, 4, 3, 1, 2, 1, 4, 2):
         assert len(opened.infer(images(count)).heatmap) == count
-    # Each bucket ran once as it is and was captured once; all else was launched.
+    # Each bucket ran directly once and was captured once; other batches launched a graph.
     assert engine.enqueued == [(4, False), (4, True), (1, False), (1, True), (2, False), (2, True)]
     assert cuda.launches == 5
     assert len(cuda.launchable) == 3
     assert not cuda.graphs
 
 
-def test_the_smallest_batch_of_the_engine_is_kept(
+def test_batches_are_padded_to_the_smallest_batch_of_the_engine(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
     engine.least = 2
@@ -81,12 +80,12 @@ def test_the_smallest_batch_of_the_engine_is_kept(
     assert {count for count, _ in engine.enqueued} == {2, 4}
 
 
-def test_the_next_part_is_copied_in_while_one_is_inferred(
+def test_the_next_part_is_copied_during_an_inference(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda.eager = {1}
     opened = open_backend(save_engine(tmp_path))
-    opened.infer(images(16))  # captures what is used from here on
+    opened.infer(images(16))  # captures the graphs that are launched below
     steps: list[str] = []
     compute, copy = IExecutionContext.compute, ctypes.memmove
 
@@ -101,13 +100,13 @@ def test_the_next_part_is_copied_in_while_one_is_inferred(
     monkeypatch.setattr(IExecutionContext, "compute", watched_compute)
     monkeypatch.setattr(ctypes, "memmove", watched_copy)
     opened.infer(images(16, 1))
-    # With an inference that starts as late as it may, there is always one part more on the GPU.
+    # Even if each inference starts as late as possible, the next part is already on the GPU.
     part = ["infer", "out", "out"]
     assert steps == ["in", "in", *part, "in", *part, "in", *part, *part]
 
 
 @pytest.mark.parametrize("reason", ["refused", "invalidated", "no memory"])
-def test_without_a_graph_the_engine_runs_as_it_is(
+def test_the_engine_runs_without_a_graph(
     tmp_path: Path,
     cuda: FakeCuda,
     engine: ICudaEngine,
@@ -144,7 +143,7 @@ def test_a_failure_is_an_error_and_the_next_batch_runs(
     assert not cuda.taken()
 
 
-def test_a_failure_between_parts_leaves_nothing_under_way(
+def test_a_failure_between_parts_leaves_no_work_queued(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
     cuda.eager = set()
@@ -155,7 +154,7 @@ def test_a_failure_between_parts_leaves_nothing_under_way(
     with pytest.raises(DeviceMemoryError, match="an execution context; TensorRT said: .*Memory"):
         opened.infer(images(6))
     assert not any(stream.queue for stream in cuda.streams.values())
-    # Half of it is less than what failed.
+    # A batch that needs no second lane still runs.
     given = images(4, 1)
     assert_right(given, opened.infer(given))
 
@@ -171,7 +170,7 @@ def test_no_context_is_an_error(tmp_path: Path, cuda: FakeCuda, engine: ICudaEng
     assert not cuda.taken()
 
 
-def test_whatever_fails_on_the_way_is_freed(
+def test_a_model_that_cannot_be_opened_frees_everything(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
     path = save_engine(tmp_path)
@@ -188,7 +187,7 @@ def test_whatever_fails_on_the_way_is_freed(
     assert not cuda.taken()
 
 
-def test_a_heatmap_of_no_fixed_size_is_refused(
+def test_a_heatmap_without_a_fixed_size_is_refused(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
     engine.heatmap = (-1, -1, -1)
@@ -225,7 +224,9 @@ def test_threads_take_turns(tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine)
         assert_right(batch, outputs[number])
 
 
-def test_what_tensorrt_said_is_quoted(tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine) -> None:
+def test_errors_quote_the_log_of_tensorrt(
+    tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
+) -> None:
     with pytest.raises(EngineError, match="TensorRT said: magic tag differs; rebuild it here"):
         open_backend(save_engine(tmp_path, b"another engine"))
 
@@ -246,7 +247,7 @@ def test_ctrl_c_during_a_callback_is_not_lost(
     assert not cuda.taken()
 
 
-def test_the_engines_profile_must_be_the_manifests(
+def test_the_engine_must_have_the_batches_of_its_manifest(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
     engine.most = 8
@@ -277,7 +278,7 @@ def test_a_refused_address_is_an_error(
 def test_every_thread_uses_the_models_device(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
-    """A thread begins with device 0, whatever others chose; the model is on device 1."""
+    """A new thread has device 0, and the model is on device 1."""
     opened = open_backend(save_engine(tmp_path), device="cuda:1")
     assert engine.device == 1
     given = images(3)
@@ -312,20 +313,20 @@ def test_an_error_that_cuda_keeps_ends_the_model(
             opened.infer(images(3))
         # A smaller batch would not help.
         assert not isinstance(raised.value, DeviceMemoryError)
-    # It frees what it can, and does not raise.
+    # Closing frees what it can, and does not raise.
     opened.close()
     opened.close()
 
 
-def test_an_error_of_somebody_else_is_not_the_engines(
+def test_an_earlier_error_of_cuda_does_not_fail_an_inference(
     tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine
 ) -> None:
-    """What a call of ours left behind must not fail TensorRT's next one."""
+    """TensorRT would report an error that an earlier call left behind."""
     cuda.eager = set()
     opened = open_backend(save_engine(tmp_path))
     given = images(3)
     pending = opened.submit(given)  # type: ignore[attr-defined]
-    assert not pending.done()  # CUDA notes "not ready" as its last error
+    assert not pending.done()  # CUDA keeps "not ready" as its last error
     assert_right(given, opened.infer(given))
     assert_right(given, pending.collect())
 
@@ -348,7 +349,7 @@ def test_a_gpu_that_tensorrt_for_rtx_does_not_support_is_refused(
     capability: str,
     listed: bool,
 ) -> None:
-    """Before the engine is loaded, whatever its manifest says and the module lists."""
+    """It is refused before the engine is loaded, even if the manifest names the GPU."""
     monkeypatch.setattr(backend, "describe_gpu", lambda index: Gpu("NVIDIA H100", capability))
     if not listed:
         monkeypatch.delattr(sys.modules["tensorrt_rtx"], "ComputeCapability")
@@ -378,14 +379,14 @@ def test_tensorrt_for_rtx_captures_graphs_itself(
     assert not cuda.taken()
 
 
-def test_tensorrt_is_asked_before_a_graph_is_captured(
+def test_no_graph_is_captured_if_tensorrt_reports_that_it_cannot(
     tmp_path: Path,
     cuda: FakeCuda,
     engine: ICudaEngine,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Asked, it says no: nothing is captured, and that is said once. TensorRT itself has no say."""
+    """The warning is logged once. Only TensorRT for RTX has the query."""
     engine.can_be_captured = False
     opened = open_backend(save_engine(tmp_path, builder="tensorrt_rtx"))
     given = images(11)
@@ -395,7 +396,7 @@ def test_tensorrt_is_asked_before_a_graph_is_captured(
     (message,) = caplog.messages
     assert "runs without CUDA graphs" in message
     assert engine.asked == 1
-    # A module that can be asked, and leaves capturing to us.
+    # A module that has the query, but does not capture graphs itself.
     caplog.clear()
     monkeypatch.setattr(
         IExecutionContext, "is_stream_capturable", lambda self, stream: False, raising=False
