@@ -1,4 +1,4 @@
-"""Fixtures for every room: synthetic images, a model with known verdicts, real faces."""
+"""Fixtures of all tests: synthetic images, a model with known verdicts, real faces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same small picture in every format that ffd reads, and its awkward relatives."""
+"""The same small image in every format that ffd reads, and in unusual variants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BGR = picture("red", HEIGHT, WIDTH)
 
 
 def pillow(image: Any = None, form: str = "PNG", **options: Any) -> bytes:
-    """Encode with Pillow, which writes what OpenCV does not."""
+    """Encode with Pillow, for variants that OpenCV does not write."""
     buffer = io.BytesIO()
     image = image or Pillow.fromarray(BGR[..., ::-1])
     image.save(buffer, form, **options)
@@ -30,7 +30,7 @@ def opencv(extension: str, image: Any = BGR) -> bytes:
 
 
 def rgba() -> Any:
-    """Opaque red on the left; on the right black under full transparency."""
+    """Return an image that is opaque red on the left, and transparent black on the right."""
     array = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
     array[:, : WIDTH // 2] = (255, 0, 0, 255)
     return Pillow.fromarray(array)

@@ -1,4 +1,4 @@
-"""Synthetic images and what preprocessing made of them when the golden file was written.
+"""Synthetic images, and their preprocessed form when the golden file was written.
 
 Write it anew, after a deliberate change of the preprocessing only:
 python -m tests.runtime.golden
@@ -18,7 +18,7 @@ FILE = Path(__file__).with_name("golden.npz")
 
 
 def synthetic() -> dict[str, npt.NDArray[np.uint8]]:
-    """Pictures made by integer arithmetic alone: the same on every machine and numpy."""
+    """Make images by integer arithmetic, so that they are equal on all machines."""
     return {
         "up": _waves(200, 240),
         "same": _waves(299, 299),

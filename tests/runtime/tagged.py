@@ -1,4 +1,4 @@
-"""Files with EXIF and XMP as cameras and editors write them, valid and less so."""
+"""Files with EXIF and XMP as cameras and editors write them, valid or damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the source: directions of imports, cycles, and sizes of functions and modules.
+"""The structure of the source: directions of imports, cycles, sizes of functions and modules.
 
 Each rule has a list of today's exceptions. An entry that is no longer needed fails its test, so the
 lists only shrink.
@@ -90,7 +90,7 @@ def modules() -> dict[str, Module]:
 
 
 def imports(module: Module, *, lazy: bool) -> Iterator[str]:
-    """Names of our modules that a module imports.
+    """Return the modules of ffd that a module imports.
 
     Args:
         module: the importing one.
@@ -126,7 +126,7 @@ def _base_of(module: Module, node: ast.ImportFrom) -> str:
 
 
 def _module_of(name: str) -> str | None:
-    """The module that holds a name: itself, or the one in front of its last dot."""
+    """Return the module of a name: the name itself, or the part before its last dot."""
     for candidate in (name, name.rpartition(".")[0]):
         if candidate in modules():
             return candidate
@@ -134,7 +134,7 @@ def _module_of(name: str) -> str | None:
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Every function with its full name, nested ones and methods included."""
+    """Return every function with its full name, including nested functions and methods."""
 
     def walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
         for child in ast.iter_child_nodes(node):
@@ -150,7 +150,7 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
 
 
 def find_cycles(edges: dict[str, set[str]]) -> set[frozenset[str]]:
-    """Sets of modules that reach each other: strongly connected components (Tarjan, 1972)."""
+    """Return the strongly connected components of the imports (Tarjan, 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -179,7 +179,7 @@ def find_cycles(edges: dict[str, set[str]]) -> set[frozenset[str]]:
 
 
 def assert_listed(found: set[str], listed: Mapping[str, str]) -> None:
-    """Fail for a fault that is not listed, and for an entry whose fault is gone."""
+    """Fail for a violation that is not listed, and for an entry without a violation."""
     assert found - set(listed) == set(), "new"
     assert set(listed) - found == set(), "remove these entries from the list"
 
@@ -248,7 +248,7 @@ def test_modules_are_short() -> None:
     assert_listed(long, LONG_MODULES)
 
 
-def test_each_module_has_a_name_of_its_own() -> None:
+def test_module_names_are_unique() -> None:
     names: dict[str, set[str]] = defaultdict(set)
     for name, module in modules().items():
         if not module.is_package:

@@ -112,23 +112,25 @@ def test_missing_and_unknown_fields_are_named(document: dict[str, Any], path: st
 
 
 @pytest.mark.parametrize("schema", [2, 0, "1", None, True])
-def test_another_schema_says_what_to_do(document: dict[str, Any], schema: object) -> None:
+def test_the_error_for_another_schema_says_what_to_do(
+    document: dict[str, Any], schema: object
+) -> None:
     document["schema"] = schema
     with pytest.raises(CardError, match="schema.*export the model again"):
         ModelCard.from_json(json.dumps(document))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 100_000, "\0"])
-def test_what_is_no_card_is_refused(text: str) -> None:
+def test_invalid_text_is_refused(text: str) -> None:
     with pytest.raises(CardError):
         ModelCard.from_json(text)
 
 
-def test_the_class_order_is_the_contract() -> None:
+def test_the_class_order_is_fixed() -> None:
     assert CLASSES == ("generated", "groundtruth")
 
 
-def test_cards_from_before_reduced_decoding_mean_a_whole_decode(document: dict[str, Any]) -> None:
+def test_cards_without_reduced_decoding_mean_a_full_decode(document: dict[str, Any]) -> None:
     assert ModelCard.from_json(json.dumps(document)).preprocess.decode_side == 598
     del document["preprocess"]["reduced_decode"]
     assert ModelCard.from_json(json.dumps(document)).preprocess.decode_side == 0

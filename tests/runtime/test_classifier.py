@@ -71,7 +71,7 @@ def test_no_row_is_lost_or_doubled(
     assert [row.error is not None for row in rows] == [not i % 4 for i in range(count)]
 
 
-def test_errors_alone_do_not_pile_up(classifier: Classifier) -> None:
+def test_errors_of_an_endless_source_are_yielded(classifier: Classifier) -> None:
     endless = (Item(f"absent-{i}") for i in iter(int, 1))
     rows = classifier.classify_items(endless)
     assert [next(rows).source for _ in range(100)] == ["absent-0"] * 100
@@ -105,7 +105,7 @@ def test_no_thread_is_left(classifier: Classifier, portraits: Path) -> None:
     assert threading.active_count() == before
 
 
-def test_opencvs_own_threads_are_off_while_workers_decode(
+def test_opencv_uses_one_thread_while_workers_decode(
     classifier: Classifier, portraits: Path
 ) -> None:
     before = cv2.getNumThreads()
@@ -131,7 +131,9 @@ def test_a_source_that_fails_ends_the_run(classifier: Classifier, portraits: Pat
         next(rows)
 
 
-def test_a_source_that_waits_holds_up_nothing(classifier: Classifier, portraits: Path) -> None:
+def test_a_waiting_source_does_not_delay_earlier_rows(
+    classifier: Classifier, portraits: Path
+) -> None:
     answered = threading.Event()
 
     def items() -> Iterator[Item]:
@@ -160,7 +162,7 @@ class Broken:
         pass
 
 
-def test_a_score_that_is_no_number_is_an_error_row(portraits: Path) -> None:
+def test_a_nan_score_is_an_error_row(portraits: Path) -> None:
     items = [Item(str(path)) for path in portraits.iterdir()]
     rows = list(classify_items(items, Broken(), batch=2, workers=1))
     assert [row.error.code for row in rows if row.error] == ["bad_output"] * 3
@@ -169,7 +171,7 @@ def test_a_score_that_is_no_number_is_an_error_row(portraits: Path) -> None:
 
 
 class Small:
-    """A backend whose device holds `most` images; it remembers the batches that it was given."""
+    """A backend whose device holds `most` images; it records its batches."""
 
     card: ModelCard = CARD
     description = "small"
@@ -241,7 +243,7 @@ def test_threads_whose_batches_fail_together_halve_once(
     ]
 
 
-def test_rows_carry_evidence_and_pictures_for_who_asks(
+def test_rows_contain_heatmaps_and_files_on_request(
     classifier: Classifier, portraits: Path
 ) -> None:
     path = str(portraits / "0-red.png")

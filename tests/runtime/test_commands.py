@@ -20,7 +20,7 @@ def call(command: click.Command, *arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def test_a_run_with_everything(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_a_run_with_all_outputs(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.parquet"
     command = (portraits, "--model", colour_model, "--output", output, "--resume")
     page, shown = tmp_path / "page.html", tmp_path / "shown"
@@ -33,12 +33,12 @@ def test_a_run_with_everything(portraits: Path, colour_model: Path, tmp_path: Pa
     assert "is complete: nothing to resume" in done.stderr
 
 
-def test_a_run_that_goes_on(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
+def test_a_resumed_run(portraits: Path, colour_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.csv"
     command = (portraits, "--model", colour_model, "--output", output)
     call(ffd_run, *command)
     lines = output.read_bytes().splitlines(keepends=True)
-    # As a killed run would have left it: its record is written before the first row.
+    # The state after a kill: the provenance is written before the first row.
     output.unlink()
     partial = tmp_path / "rows.csv.partial"
     call(ffd_run, portraits / "absent", *command[1:3], "--output", output)
@@ -56,7 +56,7 @@ def test_a_run_that_goes_on(portraits: Path, colour_model: Path, tmp_path: Path)
     assert output.read_bytes() == b"".join(lines)
 
 
-def test_every_backend_can_be_asked_for() -> None:
+def test_every_backend_can_be_selected() -> None:
     (option,) = [parameter for parameter in ffd_run.params if parameter.name == "backend"]
     assert isinstance(option.type, click.Choice)
     assert list(option.type.choices) == ["auto", *BACKENDS]
@@ -79,7 +79,7 @@ def test_a_benchmark(portraits: Path, colour_model: Path, form: str) -> None:
         assert "end to end" in done.stdout
 
 
-def test_a_look_at_the_machine() -> None:
+def test_the_doctor_prints_a_table() -> None:
     done = call(ffd_doctor, "--table")
     assert done.exit_code == 0, done.output
     assert "onnxruntime cpu started" in done.stdout

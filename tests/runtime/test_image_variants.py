@@ -149,7 +149,7 @@ def test_an_avif_without_a_brand_of_avif_is_read() -> None:
     assert (decode(data[:8] + brands + data[size:]) == decode(data)).all()
 
 
-def test_a_tga_is_no_icon() -> None:
+def test_a_tga_is_not_an_icon() -> None:
     assert "a TGA file" in error_of(pillow(form="TGA")).message
     assert "an icon" in error_of(pillow(form="ICO")).message
 

@@ -45,7 +45,7 @@ def clone(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_package_index_is_asked_again(install: Install) -> None:
+def test_the_hint_after_an_installation_from_an_index(install: Install) -> None:
     install(None)
     assert install_hint("web") == "pip install 'ffd-edge[web]'"
     assert install_hint() == "pip install ffd-edge"
@@ -83,7 +83,7 @@ def test_a_deleted_wheel_is_named_without_its_folder(install: Install, tmp_path:
     assert install_hint("web") == "pip install 'ffd_edge-9-py3-none-any.whl[web]'"
 
 
-def test_a_repository_is_asked_for_the_same_commit(install: Install) -> None:
+def test_the_hint_for_a_repository_names_its_commit(install: Install) -> None:
     install(
         {
             "url": "ssh://git@example.org/ffd.git",

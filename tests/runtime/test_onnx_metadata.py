@@ -26,7 +26,7 @@ def test_the_card_is_read(tmp_path: Path) -> None:
     assert CARD_KEY in expected
 
 
-def test_the_colour_model_in_the_repository_is_what_its_code_makes(tmp_path: Path) -> None:
+def test_the_colour_model_in_the_repository_is_up_to_date(tmp_path: Path) -> None:
     assert onnx.load(COLOUR_MODEL) == onnx.load(save_colour_model(tmp_path / "m.onnx"))
 
 
@@ -36,7 +36,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
-def test_any_metadata_is_read_as_onnx_reads_it(
+def test_metadata_agrees_with_the_onnx_library(
     written: Path, entries: list[tuple[str, str]]
 ) -> None:
     model = colour_model()
@@ -47,14 +47,14 @@ def test_any_metadata_is_read_as_onnx_reads_it(
 
 
 def cut(length: int) -> bytes:
-    """The beginning of an ONNX with metadata."""
+    """Return the beginning of an ONNX with metadata."""
     whole = colour_model()
     whole.metadata_props.add(key="a", value="b")
     return bytes(whole.SerializeToString()[:length])
 
 
 @given(st.one_of(st.binary(max_size=200), st.integers(0, 400).map(cut)))
-def test_what_is_no_onnx_has_no_metadata_and_is_no_error(written: Path, content: bytes) -> None:
+def test_an_invalid_file_has_no_metadata(written: Path, content: bytes) -> None:
     written.write_bytes(content)
     assert isinstance(read_metadata(written), dict)
 

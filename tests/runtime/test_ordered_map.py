@@ -11,7 +11,7 @@ import pytest
 from ffd_runtime.core.ordered_map import map_in_order
 
 
-def test_yields_in_order_whatever_takes_longer() -> None:
+def test_yields_in_order_for_any_durations() -> None:
     def work(number: int) -> int:
         time.sleep(0.02 if number % 3 == 0 else 0)
         return number
@@ -20,7 +20,7 @@ def test_yields_in_order_whatever_takes_longer() -> None:
         assert list(map_in_order(pool, work, range(20), ahead=8)) == list(range(20))
 
 
-def test_reads_no_further_ahead_than_asked() -> None:
+def test_reads_at_most_the_given_number_ahead() -> None:
     taken: list[int] = []
 
     def source() -> Iterator[int]:
@@ -36,7 +36,7 @@ def test_reads_no_further_ahead_than_asked() -> None:
     assert len(taken) == 6
 
 
-def test_raises_what_a_call_raised_at_its_place() -> None:
+def test_raises_the_exception_of_a_call_in_order() -> None:
     with ThreadPoolExecutor(2) as pool:
         results = map_in_order(pool, lambda n: 1 // n, [1, 1, 0, 1], ahead=2)
         assert [next(results), next(results)] == [1, 1]

@@ -1,4 +1,4 @@
-"""docs/scale.md and docs/kuberay.yaml: what they name is there."""
+"""The commands, options, links and fields in docs/scale.md and docs/kuberay.yaml exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMANDS: dict[str, click.Command] = {
 
 
 def require_usage(line: str) -> str | None:
-    """Parse a command of ours as it would itself, without running it; its name."""
+    """Parse a command of ffd without running it, and return its name."""
     words = shlex.split(re.split(r"\s[<|]", line)[-1 if " | " in line else 0], comments=True)
     name = words[0] if words else ""
     if name == "torchrun":
@@ -50,7 +50,7 @@ def test_the_page_names_options_that_exist() -> None:
     assert used.count("ffd-run") > 6
 
 
-def test_the_page_leads_somewhere() -> None:
+def test_links_lead_to_files_and_headings() -> None:
     titles = {title.lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.+)$", PAGE)}
     for target in re.findall(r"\]\((?!https:)([^)]+)\)", PAGE):
         path, _, anchor = target.partition("#")

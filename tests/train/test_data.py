@@ -24,7 +24,7 @@ from ..tiny import make_faces
 SPEC = PreprocessSpec()
 
 
-def test_training_feeds_what_the_runtime_feeds(tmp_path: Path) -> None:
+def test_training_and_runtime_preprocess_alike(tmp_path: Path) -> None:
     data = scan(make_faces(tmp_path / "f", {"train": 3, "val": 1}), ("train",))
     dataset = FaceDataset(data, data.samples, SPEC)
     for index, sample in enumerate(data.samples):
@@ -33,7 +33,7 @@ def test_training_feeds_what_the_runtime_feeds(tmp_path: Path) -> None:
         assert dataset[index][0].numpy().tobytes() == fed.tobytes()
 
 
-def test_training_feeds_what_the_runtime_feeds_on_real_faces(faces: Path) -> None:
+def test_training_and_runtime_preprocess_real_faces_alike(faces: Path) -> None:
     samples = find_labelled(faces, "val").samples[::40]
     from ffd_train.face_data import FaceData
 
@@ -71,7 +71,7 @@ def test_a_tenth_of_train_becomes_val_if_val_is_missing(tmp_path: Path) -> None:
     assert len(data.split("train")) == 108
 
 
-def test_the_manifest_names_what_was_trained_on(tmp_path: Path) -> None:
+def test_the_manifest_lists_the_training_images(tmp_path: Path) -> None:
     root = make_faces(tmp_path / "f", {"train": 2, "val": 1})
     first = scan(root, ("train",)).manifest_sha256
     assert scan(root, ("train",)).manifest_sha256 == first

@@ -35,7 +35,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+def test_two_processes_train_the_same_network_as_one(tmp_path: Path) -> None:
     root = tiny.make_faces(tmp_path / "faces", {"train": 14, "val": 5})
     command = ["--standalone", "--nproc-per-node", "2", "tests/train/train_plain.py"]
     together = subprocess.run(

@@ -193,7 +193,7 @@ def test_each_source_is_ranked_against_the_other_class(tmp_path: Path) -> None:
         assert f"{low:.4f} to {high:.4f}" in text
 
 
-def test_families_of_generators_are_reported_apart(tmp_path: Path) -> None:
+def test_families_of_generators_are_reported_separately(tmp_path: Path) -> None:
     data = make_data(tmp_path, 40)
     named = {"generated-a": "stylegan2", "generated-b": "diffusion-xl"}
     samples = (replace(each, source=named.get(each.source or "")) for each in data.samples)

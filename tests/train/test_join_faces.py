@@ -54,9 +54,7 @@ def write(root: Path, rows: list[dict[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("hard", [False, True])
-def test_the_joint_folder_is_the_data_sets_together(
-    tmp_path: Path, tool: ModuleType, hard: bool
-) -> None:
+def test_the_joined_folder_has_all_images(tmp_path: Path, tool: ModuleType, hard: bool) -> None:
     sets = [make(tmp_path / "one", "a, "), make(tmp_path / "two", 'b"é', identities=True)]
     joint = tmp_path / "new" / "joint"
     assert tool.join(joint, sets, hard) == 20
@@ -72,7 +70,7 @@ def test_the_joint_folder_is_the_data_sets_together(
     assert [row["identity"] for row in rows] == [""] * 10 + [f"2:{i}" for i in range(10)]
 
 
-def test_persons_of_two_data_sets_are_not_one(tmp_path: Path, tool: ModuleType) -> None:
+def test_persons_of_two_data_sets_stay_different(tmp_path: Path, tool: ModuleType) -> None:
     sets = [make(tmp_path / name, name, identities=True) for name in ("one", "two")]
     # Numbered in reverse, so that the same number is in train of one and in val of the other.
     rows = list(csv.DictReader((sets[1] / "manifest.csv").open(newline="")))
@@ -91,7 +89,7 @@ def test_pictures_in_both_are_still_refused_by_training(tmp_path: Path, tool: Mo
 
 
 @pytest.mark.parametrize("name", ["red0.png", "RED0.PNG"])
-def test_two_pictures_of_one_path_are_refused(tmp_path: Path, tool: ModuleType, name: str) -> None:
+def test_two_images_with_one_path_are_refused(tmp_path: Path, tool: ModuleType, name: str) -> None:
     sets = [make(tmp_path / "one", ""), make(tmp_path / "two", "y")]
     rows = list(csv.DictReader((sets[1] / "manifest.csv").open(newline="")))
     own = sets[1] / rows[0]["path"]

@@ -200,7 +200,7 @@ def celeba(root: Path, *, partition: bool = True, persons: bool = True) -> Input
     return Input(root, "groundtruth")
 
 
-def test_celeba_keeps_its_partition_and_nobody_is_in_two_splits(tmp_path: Path) -> None:
+def test_celeba_keeps_its_partition_and_no_person_is_in_two_splits(tmp_path: Path) -> None:
     given = celeba(tmp_path / "celeba")
     made = make_classes(tmp_path / "raw")[1]
     pack([given, made], tmp_path / "out")
@@ -819,7 +819,7 @@ def test_unreadable_images_are_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(scan(tmp_path / "out").samples) == 40
 
 
-def test_a_journal_of_another_opencv_is_begun_anew(tmp_path: Path) -> None:
+def test_a_journal_of_another_opencv_is_replaced(tmp_path: Path) -> None:
     save(tmp_path / "raw/0.png", 1)
     raw = tmp_path / "raw"
     entry = Entry("raw", "", "", raw, label="generated", root=raw, name="0.png")

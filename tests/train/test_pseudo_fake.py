@@ -91,7 +91,9 @@ def test_an_uneven_kernel_leaves_a_checkerboard() -> None:
         assert np.abs(doubled - image).mean() < 4
 
 
-def test_neighbours_are_more_alike_after_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_neighbour_upsampling_makes_neighbours_more_similar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(pseudo_fake, "UPSAMPLERS", (pseudo_fake._nearest,))
     monkeypatch.setattr(pseudo_fake, "TEXTURE", (1e-3, 1e-3))
     monkeypatch.setattr(pseudo_fake, "TRACE", (1.0, 1.0))

@@ -101,7 +101,7 @@ def test_processes_and_micro_batches_share_a_step(
 
 
 @given(st.integers(1, 70), st.integers(2, 20))
-def test_an_epoch_is_drawn_whole_in_full_batches(count: int, batch: int) -> None:
+def test_an_epoch_has_every_image_in_full_batches(count: int, batch: int) -> None:
     order = np.random.default_rng(0).permutation(count)
     batches = list(MicroBatchSampler(order, batch))
     assert len(batches) == -(-count // batch)
@@ -115,6 +115,6 @@ def test_an_epoch_is_drawn_whole_in_full_batches(count: int, batch: int) -> None
 
 
 @pytest.mark.parametrize("balance", ["source", "class"])
-def test_one_class_alone_is_drawn_whole(balance: str) -> None:
+def test_a_single_class_is_drawn_completely(balance: str) -> None:
     given_samples = samples((1, "a", 12))
     assert sorted(draw_epoch(given_samples, balance, 0, 0)) == list(range(12))

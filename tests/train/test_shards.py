@@ -56,7 +56,7 @@ def copy(packed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packed, tmp_path / "copy"))
 
 
-def test_shards_give_what_the_folder_gives(folder: Path, packed: Path) -> None:
+def test_shards_have_the_images_of_the_folder(folder: Path, packed: Path) -> None:
     single, shards = scan(folder), scan(packed)
     assert len(shards.samples) == 60
     for split, count in (("train", 36), ("val", 12), ("test", 12)):
@@ -152,7 +152,7 @@ def test_an_index_that_was_changed_is_refused(copy: Path) -> None:
         scan(copy)
 
 
-def test_processes_and_threads_read_at_once(packed: Path) -> None:
+def test_processes_and_threads_read_concurrently(packed: Path) -> None:
     data = scan(packed)
     expected = [data.read(sample) for sample in data.samples]
     with ThreadPoolExecutor(8) as pool:

@@ -147,7 +147,7 @@ def test_the_average_follows_weights_and_copies_counters() -> None:
     assert int(average.n_averaged) == 5
 
 
-def test_a_state_of_an_earlier_version_is_continued() -> None:
+def test_a_state_of_an_earlier_version_can_be_resumed() -> None:
     torch.manual_seed(0)
     earlier = AveragedModel(tiny.build_tiny(), use_buffers=True)
     begun, other = MovingAverage(tiny.build_tiny(), 0.9), MovingAverage(tiny.build_tiny(), 0.9)
