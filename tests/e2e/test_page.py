@@ -224,7 +224,7 @@ def test_page_shows_pictures_faces_and_verdicts(viewer: Viewer, tmp_path: Path) 
             lambda found: len(found) == 4,
         )
         assert re.search(r"▲ generated\s+0\.970\s+face 1, since", texts[0])
-        assert re.search(r"● groundtruth\s+0\.040\s+face 2, since", texts[1])
+        assert re.search(r"● photograph\s+0\.040\s+face 2, since", texts[1])
         verdicts = "[...document.querySelectorAll('.verdicts li')].map(e => e.innerText)"
         assert len(viewer.wait(verdicts, lambda found: len(found) == 4)) == 4
         assert viewer.see("[...document.querySelectorAll('h2 bdi')][1].textContent") == (
@@ -236,7 +236,7 @@ def test_page_shows_pictures_faces_and_verdicts(viewer: Viewer, tmp_path: Path) 
         run.labels = ["groundtruth", "unsure"]
         newest = viewer.wait(verdicts, lambda found: len(found) == 8)[0]
         assert "face 2" in newest
-        assert "was groundtruth" in newest
+        assert "was photograph" in newest
         viewer.wait("document.querySelector('.faces').innerText", lambda t: "(small)" in t)
         viewer.wait(
             "[...document.querySelectorAll('.verdicts img')].every(i => i.naturalWidth > 0)"

@@ -275,7 +275,7 @@ def test_images_of_an_earlier_run_are_read_again(tmp_path: Path) -> None:
     assert thumbnail is not None
     assert thumbnail.shape == (THUMBNAIL_PX, THUMBNAIL_PX, 3)
     assert thumbnail[..., 0].mean() > thumbnail[..., 2].mean() + 40
-    assert "".join(page.text).count("is not available any more") == 6
+    assert "".join(page.text).count("is no longer available") == 6
 
 
 def test_thumbnail_is_the_classified_square(tmp_path: Path) -> None:
