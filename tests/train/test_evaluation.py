@@ -210,7 +210,7 @@ def test_families_of_generators_are_reported_separately(tmp_path: Path) -> None:
             by_family, by_source = (intervals[f"per_{kind}{key}"] for kind in ("family", "source"))
             assert by_family[family] == by_source[source]
     assert any(line.startswith("By family of generators it finds ") for line in summarise(study))
-    assert "| picture | diffusion (20) | gan (20) |" in to_markdown(study)
+    assert "| image | diffusion (20) | gan (20) |" in to_markdown(study)
     write_page(tmp_path / "page.html", study)
     assert "By family of generators" in " ".join(Page((tmp_path / "page.html").read_text()).text)
 

@@ -221,7 +221,7 @@ def measure_robustness(
     """
     items = [evaluation.data.item(sample) for sample, _ in evaluation.read]
     scores = {CLEAN: evaluation.scores, **sweep(classifier, items, advance)}
-    labels = {CLEAN: "as they are", **{each.name: each.label for each in PERTURBATIONS}}
+    labels = {CLEAN: "unchanged", **{each.name: each.label for each in PERTURBATIONS}}
     truth = [sample.label for sample, _ in evaluation.read]
     cells = []
     for name, found in scores.items():

@@ -122,7 +122,7 @@ def _format_table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]
     """Format a table with one row for each perturbation."""
     head = "".join(f" {_text(name)} |" for name in names)
     lines = (f"| {_text(label)} | {' | '.join(cells)} |" for label, cells in rows)
-    return "\n".join([f"| picture |{head}", "|---" * len(names) + "|---|", *lines])
+    return "\n".join([f"| image |{head}", "|---" * len(names) + "|---|", *lines])
 
 
 def _text(text: str) -> str:
