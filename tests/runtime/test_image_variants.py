@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ffd_runtime.core.errors import InputError
 from ffd_runtime.image.decode import decode
 
 from .encoded import BGR, HEIGHT, WIDTH, pillow
-from .tagged import Entry, tiff, tiff_page
+from .tagged import Entry, png_chunk, tiff, tiff_page
 
 ALPHA = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
 COLOURS = np.dstack([BGR[..., ::-1], ALPHA])
@@ -55,6 +56,26 @@ def test_transparent_parts_of_a_gif_are_white() -> None:
         assert_same(pillow(image, "GIF", transparency=colour))
         assert_same(pillow(image, "GIF", transparency=colour, save_all=True, append_images=[image]))
     assert_same(pillow(image, "GIF"))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_level_of_a_grey_png_is_white(depth: int) -> None:
+    levels = 1 << depth
+    transparent = levels // 3
+    samples = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) * 257 % levels
+    bits = (samples[..., None] >> np.arange(depth)[::-1]) & 1
+    rows = np.packbits(bits.astype(np.uint8).reshape(HEIGHT, -1), axis=1)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", transparent)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
+        (b"IEND", b""),
+    ]
+    image = decode(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+    expected = samples * 255 // (levels - 1)
+    assert (samples == transparent).any()
+    expected[samples == transparent] = 255
+    assert np.abs(image.astype(int) - expected[..., None]).max() <= 1
 
 
 @pytest.mark.parametrize("header_size", [56, 108, 124])

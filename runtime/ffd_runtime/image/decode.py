@@ -284,6 +284,11 @@ def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | No
             image = np.asarray(raw, np.uint8)
             white = _add_white(image) if header.premultiplied else to_bgr(image)
             return _turn(white, header.orientation)
+        if raw is not None and raw.ndim == 2 and header.transparent is not None:
+            # OpenCV drops the transparent level of a grey PNG.
+            grey = to_bgr(raw)
+            grey[raw == header.transparent] = 255
+            return _turn(grey, header.orientation)
     if header.maximum not in (255, 65535):
         # OpenCV does not scale the samples of most PNM files.
         raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)

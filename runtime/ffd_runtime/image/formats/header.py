@@ -26,6 +26,7 @@ class ImageHeader:
         lacks_scans: True if a progressive JPEG lacks whole scans.
         maximum: decoded sample value of white in a PNM; 255 for other formats.
         premultiplied: True if OpenCV returns colour that is multiplied by alpha.
+        transparent: decoded grey level that is transparent in a PNG; None if no level is.
     """
 
     format: str
@@ -40,6 +41,7 @@ class ImageHeader:
     lacks_scans: bool = False
     maximum: int = 255
     premultiplied: bool = False
+    transparent: int | None = None
 
 
 def take(data: bytes, start: int, length: int) -> bytes:

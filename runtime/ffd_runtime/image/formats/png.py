@@ -47,9 +47,10 @@ def _read_chunks(data: bytes) -> Iterator[_Chunk]:
 
 def read_png(data: bytes) -> ImageHeader:
     """Read the header of a PNG."""
-    width, height, _, colour_type = struct.unpack_from(">IIBB", data, 16)
+    width, height, depth, colour_type = struct.unpack_from(">IIBB", data, 16)
     # Alpha is a channel (types 4 and 6) or a tRNS chunk.
     alpha = colour_type in (4, 6)
+    transparent = None
     metadata = _Metadata()
     complete, image, animated, second_frame = False, False, False, False
     for chunk in _read_chunks(data):
@@ -65,10 +66,22 @@ def read_png(data: bytes) -> ImageHeader:
             animated = chunk.content[:4] > b"\0\0\0\1"
         elif chunk.kind == b"tRNS":
             alpha = True
+            if colour_type == 0:
+                transparent = _grey_level(chunk.content, depth)
         elif chunk.whole and not second_frame:
             metadata.add(chunk)
     complete = complete or (image and _holds_image(data))
-    return ImageHeader("png", width, height, complete, alpha, metadata.orientation())
+    turn = metadata.orientation()
+    return ImageHeader("png", width, height, complete, alpha, turn, transparent=transparent)
+
+
+def _grey_level(content: bytes, depth: int) -> int | None:
+    """Return the level of a tRNS chunk as OpenCV decodes it, in 8 or 16 bits; None if invalid."""
+    if len(content) < 2:
+        return None
+    highest = (1 << depth) - 1
+    level = int.from_bytes(content[:2], "big") & highest
+    return level * 255 // highest if 0 < depth < 8 else level
 
 
 def with_end(data: bytes) -> bytes:
