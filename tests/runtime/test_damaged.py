@@ -339,6 +339,50 @@ def test_zeros_instead_of_restart_intervals_are_no_padding(tail: bytes) -> None:
         assert (decode(data[:-2] + padding + data[-2:] + tail) == decode(data)).all()
 
 
+@captured
+@pytest.mark.parametrize("quality", [75, 90, 98])
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("detailed", [False, True])
+def test_zeros_at_the_end_of_a_jpeg_are_no_image(
+    quality: int, optimize: bool, detailed: bool
+) -> None:
+    # A file whose copy stopped, in space that was allocated before.
+    image = noisy(512, 384)
+    if not detailed:
+        image = image.resize((8, 6)).resize((512, 384))
+    whole = pillow(image, "JPEG", quality=quality, optimize=optimize)
+    assert decode(whole).shape == (384, 512, 3)
+    begin = scan_of(whole)
+    for share in (0.3, 0.6, 0.9):
+        cut = begin + int((len(whole) - begin) * share)
+        for end in (b"", b"\xff\xd9"):
+            zeros = bytes(len(whole) - cut - len(end))
+            assert code_of(whole[:cut] + zeros + end) in ("truncated", "corrupt")
+
+
+@captured
+def test_zeros_within_a_jpeg_are_reported() -> None:
+    for name, size in (("baseline", 100), ("grey", 100), ("progressive", 200)):
+        whole = JPEGS[name]
+        first = whole.find(b"\xff\xda") + 20
+        for share in (0.2, 0.4):
+            begin = first + int((len(whole) - first) * share)
+            damaged = whole[:begin] + bytes(size) + whole[begin + size :]
+            assert code_of(damaged) in ("truncated", "corrupt"), (name, share)
+
+
+@captured
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_a_plain_part_of_a_jpeg_may_be_zeros(progressive: bool, optimize: bool) -> None:
+    image = Pillow.new("RGB", (2048, 2048), "white")
+    image.paste(noisy(), (0, 0))
+    gradient = Pillow.linear_gradient("L").resize((2048, 2048))
+    for one in (image, gradient, gradient.rotate(90)):
+        data = pillow(one, "JPEG", progressive=progressive, optimize=optimize)
+        assert decode(data).shape == (2048, 2048, 3)
+
+
 TIFFS = [
     *((form, {}) for form in ("tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")),
     *((form, {278: 16}) for form in ("tiff_lzw", "tiff_adobe_deflate", "packbits")),

@@ -186,7 +186,8 @@ def _decode_with_opencv(header: ImageHeader, data: bytes, at_least: int) -> Imag
     if header.format == "jpeg":
         padded = jpeg.without_padding(text, shown)
         if padded and jpeg.find_damage(text, shown) is None:
-            image, text = _run_opencv(header, padded, at_least)
+            shown = padded
+            image, text = _run_opencv(header, shown, at_least)
         if damage := jpeg.find_damage(text, shown):
             raise InputError(*damage)
     if image is None or image.size == 0:

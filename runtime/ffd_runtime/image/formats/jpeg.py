@@ -14,7 +14,7 @@ from .header import MAX_PARTS, ImageHeader
 # Start-of-frame markers; C4, C8 and CC are tables and extensions (T.81, table B.1).
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-APP1, SOS, EOI = 0xE1, 0xDA, 0xD9
+DHT, SOS, EOI, APP1 = 0xC4, 0xDA, 0xD9, 0xE1
 # The limit of libjpeg-turbo's tools and fuzzers (TJFLAG_LIMITSCANS). Encoders write about 10.
 MAX_SCANS = 500
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
@@ -185,6 +185,12 @@ def with_end(data: bytes) -> bytes:
 # Largest padding that encoders leave before the end marker, in bytes.
 _MAX_PADDING_BYTES = 64
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
+# No encoder writes that many zero bytes for the coefficients of an image.
+_ZEROS = bytes(64)
+# In a scan of fewer coefficients, such as those of a gradient, they may be valid.
+_MIN_BAND = 4
+# The symbols in the AC tables that a JPEG without tables uses (T.81, K.3.3.2).
+_USUAL_SYMBOLS = {0: 1, 1: 0}
 
 
 def find_damage(messages: str, data: bytes) -> tuple[str, str] | None:
@@ -197,6 +203,7 @@ def find_damage(messages: str, data: bytes) -> tuple[str, str] | None:
     Returns:
         Error code and message; None if the image is complete.
     """
+    skipped = 0
     for line in messages.splitlines():
         if "premature end" in line.lower() or "found marker 0xd9 instead" in line:
             return "truncated", "the JPEG ends early: a part of its image is missing"
@@ -206,11 +213,87 @@ def find_damage(messages: str, data: bytes) -> tuple[str, str] | None:
             if marker == EOI:
                 padding = data[max(_find_end(data) - count, 0) : _find_end(data)]
                 if count <= _MAX_PADDING_BYTES or not padding.strip(b"\0\xff"):
+                    skipped = count
                     continue
             return "corrupt", f"broken JPEG: {count} bytes of its data are invalid"
         if line.startswith("Corrupt JPEG data"):
             return "corrupt", f"broken JPEG: {line.partition(': ')[2]}"
+    if _ZEROS in data and _lacks_data(data, skipped):
+        return "corrupt", "broken JPEG: zero bytes replace a part of its data"
     return None
+
+
+def _lacks_data(data: bytes, skipped: int) -> bool:
+    """Return whether libjpeg decoded zero bytes that replace data, for which it does not warn.
+
+    Files that were not copied completely contain them. They may be valid if the Huffman code of
+    zero bits means the end of a block, as in images with large plain parts.
+
+    Args:
+        data: content of the file.
+        skipped: number of bytes before the end marker that libjpeg did not decode.
+    """
+    end = skipped
+    for has_details, begin, end in _read_coded_data(data):
+        if has_details and data.find(_ZEROS, begin, end - skipped) >= 0:
+            return True
+    # Zero bytes are no padding if some of them were decoded.
+    return skipped > len(_ZEROS) and data.endswith(_ZEROS, 0, end - skipped)
+
+
+def _read_coded_data(data: bytes) -> Iterator[tuple[bool, int, int]]:
+    """Yield whether zero bits code details of the image, and the offsets of the data, by scan."""
+    symbols = dict(_USUAL_SYMBOLS)
+    huffman = has_details = False
+    begin = 0
+    for segment in _read_all_segments(data):
+        if begin:
+            yield has_details, begin, segment.at
+            begin = 0
+        if segment.marker in SOF:
+            huffman = segment.marker <= 0xC2
+        elif segment.marker == DHT:
+            symbols.update(_first_symbols(segment.content))
+        elif segment.marker == SOS and huffman:
+            begin = segment.at + 4 + len(segment.content)
+            has_details = _has_details(segment.content, symbols)
+    if begin:
+        yield has_details, begin, _find_end(data) or len(data)
+
+
+def _read_all_segments(data: bytes) -> Iterator[Segment]:
+    """Yield the segments of a JPEG up to its end marker."""
+    position = 0
+    for segment in read_segments(data):
+        yield segment
+        position = segment.at + 4 + len(segment.content)
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(data, position)
+        if found is None or len(data) < found.end() + 2 or data[found.end() - 1] == EOI:
+            return
+        at = found.start()
+        position = at + 2 + max(_length(data, at), 2)
+        yield Segment(data[at + 1], at, data[at + 4 : position])
+
+
+def _first_symbols(tables: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the number of each AC table, and its symbol with the code of all zero bits."""
+    at = 0
+    while at + 17 < len(tables):
+        if tables[at] >> 4 == 1:
+            yield tables[at] & 15, tables[at + 17]
+        at += 17 + sum(tables[at + 1 : at + 17])
+
+
+def _has_details(scan: bytes, symbols: dict[int, int]) -> bool:
+    """Return whether zero bits give each block of a scan several coefficients that are not zero."""
+    if len(scan) < 4 or len(scan) < 4 + 2 * scan[0]:
+        return False
+    start, end, bits = scan[1 + 2 * scan[0] : 4 + 2 * scan[0]]
+    if bits >> 4 or end - start < _MIN_BAND:
+        return False
+    # The lower four bits of a symbol are the number of value bits.
+    return any(symbols.get(table & 15, 0) & 15 for table in scan[2 : 2 + 2 * scan[0] : 2])
 
 
 def without_padding(messages: str, data: bytes) -> bytes | None:
