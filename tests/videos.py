@@ -63,6 +63,7 @@ def write_video(
     fields: str | None = None,
     start: float = 0.0,
     muxer: dict[str, str] | None = None,
+    aspect: Fraction | None = None,
 ) -> Path:
     """Encode images as 25 frames a second.
 
@@ -75,6 +76,7 @@ def write_video(
         fields: encode interlaced, `tff` (top field first) or `bff`; None for progressive.
         start: time of the first frame, in seconds.
         muxer: options of FFmpeg's muxer.
+        aspect: width of a pixel divided by its height.
 
     Returns:
         `path`.
@@ -84,6 +86,8 @@ def write_video(
         stream: Any = container.add_stream(codec, rate=RATE, options=options or {})
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = pix_fmt
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if fields:
             stream.codec_context.flags |= INTERLACED
         for number, picture in enumerate(itertools.chain([first], rest)):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,40 @@ def test_display_matrix_is_applied(
         assert image.shape == expected.shape
         assert image.flags.c_contiguous
         assert np.abs(image - expected).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "aspect", "size"),
+    [
+        ("hdv.mp4", "libx264", Fraction(4, 3), (96, 192)),
+        ("dvd.mkv", "mpeg2video", Fraction(32, 27), (96, 171)),
+        ("narrow.mp4", "libx264", Fraction(8, 9), (108, 144)),
+        ("divx.avi", "mpeg4", Fraction(4, 3), (96, 192)),
+        ("square.mp4", "libx264", Fraction(1), (96, 144)),
+        ("invalid.mp4", "libx264", Fraction(9), (96, 144)),
+    ],
+)
+@pytest.mark.parametrize("fields", [None, "tff"])
+def test_frames_get_square_pixels(
+    tmp_path: Path, name: str, codec: str, aspect: Fraction, size: tuple[int, int], fields: str
+) -> None:
+    pictures = [bars(number, 144) for number in range(3)]
+    found = read(write_video(tmp_path / name, pictures, codec, aspect=aspect, fields=fields))
+    assert found.numbers == [0, 1, 2]
+    assert {image.shape[:2] for image in found.images if image is not None} == {size}
+
+
+def test_fields_of_interlaced_hevc_have_the_height_of_a_frame(tmp_path: Path) -> None:
+    # FFmpeg decodes each field as a frame of half the height.
+    frames = list(moving(4))
+    fields = [frame[first::2] for frame in frames for first in (0, 1)]
+    options = {"preset": "ultrafast", "x265-params": "interlace=tff:crf=5:log-level=none"}
+    found = read(write_video(tmp_path / "a.ts", fields, "libx265", options=options))
+    assert found.error is None
+    for field, image in zip(fields, found.images, strict=True):
+        assert image is not None
+        assert image.shape == frames[0].shape
+        assert np.abs(image[::2].astype(int) - field).mean() < 8
 
 
 @settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -79,9 +79,9 @@ class _Clock:
 class FFmpegCapture:
     """A file or server that PyAV reads; see `capture.Capture`.
 
-    Frames are deinterlaced and turned upright. Damaged frames are never returned: those of a server
-    are skipped; for those of a file `retrieve` returns None, and the end of the file raises an
-    error with their number.
+    Frames are deinterlaced, enlarged to square pixels, and turned upright. Damaged frames are never
+    returned: those of a server are skipped; for those of a file `retrieve` returns None, and the
+    end of the file raises an error with their number.
 
     Args:
         stream: a local or remote file, or a server.
@@ -115,8 +115,9 @@ class FFmpegCapture:
         self._stream.thread_type = "SLICE" if stream.live else "AUTO"
         self._stream.thread_count = threads = 1 if stream.live else 0
         assert self._stream.time_base
-        self._deinterlacer = Deinterlacer(self._stream.time_base, threads)
-        self._convert = PixelConverter()
+        fields = self._codec == "hevc"
+        self._deinterlacer = Deinterlacer(self._stream.time_base, threads, fields)
+        self._convert = PixelConverter(self._stream.sample_aspect_ratio, fields)
         self._duration_check = DurationCheck(self._container, self._stream)
         self._clock = _Clock(self._stream, stream.live)
         self._has_key_frame = self._stream.codec_context.codec.name not in CONCEALING_DECODERS

@@ -24,6 +24,8 @@ MIN_PROGRESSIVE_FRAMES = 50
 # Values of AVColorSpace that FFmpeg's scaler supports, and the value for an unknown one.
 SUPPORTED_COLORSPACES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
 COLORSPACE_UNSPECIFIED = 2
+# Aspect ratios of pixels are at most 2, in anamorphic film; higher ones are invalid.
+MAX_PIXEL_ASPECT = 4
 
 
 class Deinterlacer:
@@ -35,10 +37,15 @@ class Deinterlacer:
     Args:
         time_base: unit of the frames' timestamps in seconds.
         threads: threads of the filter graph; 0 for one per processor.
+        separate_fields: whether each interlaced frame is one field, as FFmpeg decodes HEVC; such
+            frames pass through.
     """
 
-    def __init__(self, time_base: Fraction, threads: int = 0) -> None:
+    def __init__(
+        self, time_base: Fraction, threads: int = 0, separate_fields: bool = False
+    ) -> None:
         self._time_base = time_base
+        self._separate_fields = separate_fields
         self._threads = threads
         self._graph: Graph | None = None
         self._shape: tuple[int, int, str] | None = None
@@ -50,6 +57,9 @@ class Deinterlacer:
         Raises:
             av.FFmpegError: FFmpeg cannot filter such frames.
         """
+        if self._separate_fields:
+            yield frame
+            return
         shape = (frame.width, frame.height, frame.format.name)
         self._progressive = 0 if frame.interlaced_frame else self._progressive + 1
         if self._graph and (shape != self._shape or self._progressive > MIN_PROGRESSIVE_FRAMES):
@@ -94,9 +104,19 @@ def _ready(graph: Graph) -> Iterator[VideoFrame]:
 
 
 class PixelConverter:
-    """Convert frames; size, pixel format and orientation may change from frame to frame."""
+    """Convert frames; size, pixel format and orientation may change from frame to frame.
 
-    def __init__(self) -> None:
+    Args:
+        aspect: width of a pixel divided by its height, None if unknown. If it is not 1, frames are
+            enlarged to square pixels.
+        separate_fields: see `Deinterlacer`; fields get the height of their frame.
+    """
+
+    def __init__(self, aspect: Fraction | None = None, separate_fields: bool = False) -> None:
+        self._separate_fields = separate_fields
+        self._aspect = aspect or Fraction(1)
+        if not 1 <= max(self._aspect, 1 / self._aspect) <= MAX_PIXEL_ASPECT:
+            self._aspect = Fraction(1)
         # A filter graph takes its frames from a pool. `VideoFrame.reformat` allocates each one, and
         # the page faults cost more than the conversion.
         self._graph: Graph | None = None
@@ -110,10 +130,14 @@ class PixelConverter:
             frame.colorspace = COLORSPACE_UNSPECIFIED
         # Only matrix and range are applied; FFmpeg rejects frames with reserved values here.
         frame.color_trc = frame.color_primaries = COLORSPACE_UNSPECIFIED
-        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        size = self._square_size(frame)
+        kind = (
+            (frame.width, frame.height, size),
+            (frame.format.name, frame.colorspace, frame.color_range),
+        )
         try:
             if self._graph is None or kind != self._kind:
-                self._graph, self._kind = self._build(frame), kind
+                self._graph, self._kind = self._build(frame, size), kind
             self._graph.vpush(frame)
             pixels = cast("Image", self._graph.vpull().to_ndarray())
         except (FFmpegError, ValueError):
@@ -121,8 +145,16 @@ class PixelConverter:
             return None
         return np.ascontiguousarray(_upright(pixels, frame))
 
+    def _square_size(self, frame: VideoFrame) -> tuple[int, int]:
+        """Return width and height of a frame with square pixels."""
+        is_field = self._separate_fields and frame.interlaced_frame
+        aspect = self._aspect / 2 if is_field else self._aspect
+        if aspect > 1:
+            return round(frame.width * aspect), frame.height
+        return frame.width, round(frame.height / aspect)
+
     @staticmethod
-    def _build(frame: VideoFrame) -> Graph:
+    def _build(frame: VideoFrame, size: tuple[int, int]) -> Graph:
         from av.filter import Graph
 
         graph = Graph()
@@ -133,7 +165,8 @@ class PixelConverter:
             f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
             f":time_base=1/1000:colorspace={frame.colorspace}:range={frame.color_range}",
         )
-        graph.link_nodes(source, graph.add("format", "bgr24"), graph.add("buffersink"))
+        scale = [] if size == (frame.width, frame.height) else [graph.add("scale", "%d:%d" % size)]
+        graph.link_nodes(source, *scale, graph.add("format", "bgr24"), graph.add("buffersink"))
         graph.configure()
         return graph
 
