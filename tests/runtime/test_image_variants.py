@@ -83,6 +83,45 @@ def test_transparent_parts_of_a_bmp_are_white(header_size: int) -> None:
     assert_same(bmp_with_alpha(header_size))
 
 
+@pytest.mark.parametrize(
+    "masks",
+    [
+        (0xFF000000, 0xFF0000, 0xFF00),
+        (0xFF, 0xFF00, 0xFF0000),
+        (0x3FF00000, 0xFFC00, 0x3FF),
+        (0xFF, 0xFF00, 0xFF0000, 0xFF000000),
+        (0xFF0000, 0xFF00, 0xFF, 0xFF000000),
+        (0xF00, 0xF0, 0xF, 0xF000),
+        (0xF800, 0x7C0, 0x3E, 1),
+    ],
+)
+@pytest.mark.parametrize("compression", [3, 6])
+@pytest.mark.parametrize("up", [1, -1])
+def test_a_bmp_has_any_bit_masks(masks: tuple[int, ...], compression: int, up: int) -> None:
+    if len(masks) == 3 and compression == 6:
+        pytest.skip("needs a mask of alpha")
+    bits = 32 if max(masks) >> 16 else 16
+    pixels = np.zeros((HEIGHT, WIDTH), np.uint32)
+    shown = np.zeros((HEIGHT, WIDTH, 4))
+    shown[..., 3] = 1
+    for channel, mask in enumerate(masks):
+        lowest = mask & -mask
+        values = COLOURS[..., channel].astype(np.uint32) * (mask // lowest) // 255
+        pixels |= values * np.uint32(lowest)
+        shown[..., channel] = values / (mask // lowest)
+    # Rows of 40 pixels of 16 bits need no padding.
+    body = pixels[::-up].astype(f"<u{bits // 8}").tobytes()
+    size = 40 if compression == 6 else 56
+    fields = (size, WIDTH, up * HEIGHT, 1, bits, compression, len(body), 0, 0, 0, 0)
+    header = struct.pack("<IiiHHIIiiII", *fields)
+    header += struct.pack(f"<{len(masks)}I", *masks).ljust(16, b"\0")
+    data = b"BM" + struct.pack("<IHHI", 14 + len(header + body), 0, 0, 14 + len(header))
+    expected = shown[..., 2::-1] * shown[..., 3:] + (1 - shown[..., 3:])
+    image = decode(data + header + body)
+    assert np.abs(image - expected * 255).max() < 10
+    assert error_of(data + header[:40] + struct.pack("<4I", 5, 2, 8, 0) + body).code == "corrupt"
+
+
 def test_an_animated_png_shows_its_default_image() -> None:
     frames = [Pillow.fromarray(255 - BGR), Pillow.fromarray(BGR // 2)]
     image = Pillow.fromarray(BGR[..., ::-1])

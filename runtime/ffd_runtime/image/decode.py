@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..core.errors import InputError
 from .decoder_messages import messages
-from .formats import bmff, gif, jpeg, png, tiff, tiff_blocks, webp
+from .formats import bmff, bmp, gif, jpeg, png, tiff, tiff_blocks, webp
 from .formats.jpeg import MAX_SCANS
 from .heif import read_heif_pixels
 from .image_header import ImageHeader, read_header
@@ -244,7 +244,7 @@ def _run_opencv(header: ImageHeader, shown: bytes, at_least: int) -> tuple[Image
 # whole image, but OpenCV requires the end.
 _PREPARED: dict[str, Callable[[bytes], bytes]] = {
     "avif": bmff.with_brand,
-    "bmp": lambda data: data + bytes(3),
+    "bmp": lambda data: bmp.with_usual_masks(data) + bytes(3),
     "gif": gif.first_frame,
     "jpeg": jpeg.with_end,
     "png": png.with_end,

@@ -13,6 +13,7 @@ from functools import partial
 
 from ..core.errors import InputError
 from .formats.bmff import find_format, read_bmff
+from .formats.bmp import DIB_SIZES, read_bmp
 from .formats.foreign import name_foreign
 from .formats.gif import read_gif
 from .formats.header import ImageHeader
@@ -51,26 +52,11 @@ def read_header(data: bytes) -> ImageHeader:
     raise name_foreign(data)
 
 
-# Header sizes of the versions of BMP. Any other number is text that starts with BM.
-_DIB_SIZES = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
-
-
 def _bmp(data: bytes) -> ImageHeader:
     (header_size,) = struct.unpack_from("<I", data, 14)
-    if header_size not in _DIB_SIZES:
+    if header_size not in DIB_SIZES:
         raise InputError("not_an_image", "not an image in a format that ffd reads")
-    if header_size == 12:
-        return ImageHeader("bmp", *struct.unpack_from("<HH", data, 18))
-    width, height = struct.unpack_from("<ii", data, 18)
-    (offset,) = struct.unpack_from("<I", data, 10)
-    bits, compression = struct.unpack_from("<HI", data, 28)
-    row = (abs(width) * bits + 31) // 32 * 4
-    # Rows are padded to four bytes; the padding of the last row may be absent.
-    needed = offset + row * (abs(height) - 1) + (abs(width) * bits + 7) // 8
-    complete = compression not in (0, 3) or len(data) >= needed
-    # Bit masks state the channels; the fourth is alpha.
-    alpha = header_size >= 56 and compression == 3 and any(data[66:70])
-    return ImageHeader("bmp", abs(width), abs(height), complete, alpha)
+    return read_bmp(data)
 
 
 # A magic number and a size, with comments and spaces between.

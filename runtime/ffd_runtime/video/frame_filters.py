@@ -165,7 +165,9 @@ class PixelConverter:
             f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
             f":time_base=1/1000:colorspace={frame.colorspace}:range={frame.color_range}",
         )
-        scale = [] if size == (frame.width, frame.height) else [graph.add("scale", "%d:%d" % size)]
+        width, height = size
+        scaled = size != (frame.width, frame.height)
+        scale = [graph.add("scale", f"{width}:{height}")] if scaled else []
         graph.link_nodes(source, *scale, graph.add("format", "bgr24"), graph.add("buffersink"))
         graph.configure()
         return graph
