@@ -232,3 +232,45 @@ def test_a_tiff_without_its_colours_is_truncated() -> None:
     data = pillow(image, "TIFF", compression="tiff_lzw")
     for cut in (10, 500):
         assert error_of(data[:-cut]).code == "truncated"
+
+
+@pytest.mark.parametrize("bits", [2, 4, 10, 12])
+@pytest.mark.parametrize("photometric", [1, 2])
+def test_a_tiff_with_an_unusual_depth_is_unsupported(bits: int, photometric: int) -> None:
+    samples = 3 if photometric == 2 else 1
+    size = (WIDTH * samples * bits + 7) // 8 * HEIGHT
+    depth = Entry(258, 3, samples, struct.pack(f"<{samples}H", *[bits] * samples))
+    more = (depth, Entry(279, 4, 1, struct.pack("<I", size)))
+    page = tiff_page(WIDTH, HEIGHT, "<", *more, photometric=photometric)
+    error = error_of(tiff([page], [bytes(size)]))
+    assert (error.code, f"{bits}-bit numbers" in error.message) == ("unsupported", True)
+
+
+@pytest.mark.parametrize(("bits", "ink_set"), [(16, 1), (8, 2)])
+def test_a_tiff_with_unusual_inks_is_unsupported(bits: int, ink_set: int) -> None:
+    size = WIDTH * HEIGHT * bits // 2
+    more = (
+        Entry(258, 3, 4, struct.pack("<4H", *[bits] * 4)),
+        Entry(277, 3, 1, struct.pack("<H", 4)),
+        Entry(279, 4, 1, struct.pack("<I", size)),
+        Entry(332, 3, 1, struct.pack("<H", ink_set)),
+    )
+    error = error_of(tiff([tiff_page(WIDTH, HEIGHT, "<", *more, photometric=5)], [bytes(size)]))
+    assert (error.code, "inks" in error.message) == ("unsupported", True)
+
+
+def test_a_jpeg_with_its_height_at_its_end_is_unsupported() -> None:
+    data = pillow(form="JPEG")
+    at = data.find(b"\xff\xc0") + 5
+    data = data[:at] + bytes(2) + data[at + 2 :]
+    assert error_of(data).code == "corrupt"
+    height = b"\xff\xdc" + struct.pack(">HH", 4, HEIGHT)
+    assert error_of(data[:-2] + height + data[-2:]).code == "unsupported"
+
+
+def test_a_png_of_ios_is_unsupported() -> None:
+    data = pillow()
+    chunk = png_chunk(b"CgBI", struct.pack(">I", 0x50002006))
+    error = error_of(data[:8] + chunk + data[8:])
+    assert (error.code, "iOS" in error.message) == ("unsupported", True)
+    assert error_of(data[:8] + png_chunk(b"teXt", bytes(20)) + data[8:]).code == "corrupt"

@@ -18,6 +18,16 @@ _SIGNATURES = (
     ((b"\0\0\1\0", b"\0\0\2\0"), "an icon"),
     ((b"%PDF-",), "a PDF document"),
     ((b"FUJIFILMCCD-RAW",), "camera raw data (Fujifilm RAF)"),
+    ((b"IIRO", b"IIRS", b"MMOR"), "camera raw data (Olympus ORF)"),
+    ((b"IIU\0",), "camera raw data (Panasonic RW2)"),
+    ((b"FOVb",), "camera raw data (Sigma X3F)"),
+    ((b"P7\n", b"PF\n", b"Pf\n"), "a PAM or PFM file"),
+    ((b"II\xbc\1",), "a JPEG XR file"),
+    ((b"qoif",), "a QOI file"),
+    ((b"icns",), "an icon"),
+    ((b"DDS ",), "a DDS texture"),
+    ((b"#?RADIANCE", b"#?RGBE"), "a Radiance HDR file"),
+    ((b"gimp xcf",), "a GIMP document"),
 )
 # MP4 and QuickTime, Matroska, Ogg, FLAC, MP3, AVI, WAV.
 _MEDIA = re.compile(rb"....ftyp|\x1aE\xdf\xa3|OggS|fLaC|ID3|RIFF....(?:AVI |WAVE)", re.DOTALL)

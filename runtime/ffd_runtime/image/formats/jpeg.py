@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ...core.errors import InputError
 from .exif import PREFIX, exif_orientation
 from .header import MAX_PARTS, ImageHeader
 
@@ -20,6 +21,8 @@ MAX_SCANS = 500
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 # In entropy-coded data, FF is followed by 00 or starts a restart marker.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
+# The start of the segment that states the height after the first scan (T.81, B.2.5).
+_HEIGHT = b"\xff\xdc\0\4"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -119,7 +122,11 @@ def read_segments(data: bytes) -> Iterator[Segment]:
 
 
 def read_jpeg(data: bytes) -> ImageHeader:
-    """Read the header of a JPEG."""
+    """Read the header of a JPEG.
+
+    Raises:
+        InputError: `unsupported` if only the end of the file states the height.
+    """
     frame = scan = None
     exif: list[bytes] = []
     xmp = b""
@@ -136,6 +143,8 @@ def read_jpeg(data: bytes) -> ImageHeader:
         raise ValueError("it has no frame header")
     if not scan.content:
         raise IndexError
+    if frame.height == 0 and _HEIGHT in data:
+        raise InputError("unsupported", "a JPEG with its height at its end (DNL): save it again")
     later_scans, end = _read_scans(data, scan.at + 4 + len(scan.content))
     scans = [scan.content, *later_scans]
     return ImageHeader(

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ...core.errors import InputError
 from .exif import exif_orientation
 from .header import MAX_PARTS, ImageHeader
 
@@ -46,7 +47,15 @@ def _read_chunks(data: bytes) -> Iterator[_Chunk]:
 
 
 def read_png(data: bytes) -> ImageHeader:
-    """Read the header of a PNG."""
+    """Read the header of a PNG.
+
+    Raises:
+        InputError: `unsupported` for Apple's variant, which is not a PNG by the recommendation.
+    """
+    if data[12:16] == b"CgBI":
+        raise InputError("unsupported", "a PNG that Xcode changed for iOS: convert it on a Mac")
+    if len(data) >= 16 and data[12:16] != b"IHDR":
+        raise ValueError("its first chunk is not a header")
     width, height, depth, colour_type = struct.unpack_from(">IIBB", data, 16)
     # Alpha is a channel (types 4 and 6) or a tRNS chunk.
     alpha = colour_type in (4, 6)

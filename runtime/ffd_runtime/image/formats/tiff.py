@@ -29,6 +29,8 @@ _COMPRESSIONS = {
 }  # fmt: skip
 _RAW = {32803: "a colour filter array", 34892: "linear raw data"}
 _LAB = frozenset((8, 9, 10))
+_PALETTE, _INKS = 3, 5
+_INK_SET, _CMYK = 332, 1
 _FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 
 
@@ -161,7 +163,8 @@ def find_obstacle(data: bytes) -> str | None:
     if directory.number(PHOTOMETRIC, 1) in _LAB:
         return "its colours are CIELAB: save it as RGB"
     if directory.number(SAMPLES, 1) == 2 and directory.number(_EXTRA, 0) in (1, 2):
-        return "it is grey with transparent parts: save it as PNG"
+        colours = "has a palette" if directory.number(PHOTOMETRIC, 1) == _PALETTE else "is grey"
+        return f"it {colours} with transparent parts: save it as PNG"
     return None
 
 
@@ -172,7 +175,16 @@ def explain_failure(data: bytes) -> str | None:
     if name:
         return f"it is compressed with {name}: save it as PNG, or as TIFF with LZW or Deflate"
     samples = directory.number(SAMPLES, 1)
-    return f"it has {samples} channels: save it with at most 4" if samples > 4 else None
+    if samples > 4:
+        return f"it has {samples} channels: save it with at most 4"
+    bits = directory.number(BITS, 1)
+    if bits not in (1, 8, 16):
+        return f"its samples are {bits}-bit numbers: save it with 8 or 16 bits a sample"
+    if directory.number(PHOTOMETRIC, 1) == _INKS and (
+        bits != 8 or directory.number(_INK_SET, _CMYK) != _CMYK
+    ):
+        return "its colours are inks other than 8-bit CMYK: save it as RGB"
+    return None
 
 
 def with_page(data: bytes) -> bytes:
