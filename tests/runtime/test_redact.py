@@ -88,6 +88,15 @@ def test_no_secret_parameter_is_shown(name: str, value: str, form: str, upper: b
 
 
 @given(
+    st.sampled_from(["u", "p", "s", "st", "secure", "verify", "S", "%73"]),
+    st.sampled_from(["https://h.example/a.jpg?{}={}", "http://10.0.0.9/a?x=1&{}={}&y=2"]),
+    st.text(string.ascii_letters + "/+=", max_size=8),
+)
+def test_no_secret_parameter_with_a_short_name_is_shown(name: str, form: str, value: str) -> None:
+    assert redact(form.format(name, value + MARK)) == form.format(name, "***")
+
+
+@given(
     st.sampled_from(["https://u:{}@h.example/a.jpg", "https://h.example/a.jpg?w=1&sig={}"]),
     st.text(string.ascii_letters + "/+=", max_size=8),
     st.integers(1, 3),
@@ -115,6 +124,7 @@ def test_an_encoded_address_in_an_address_is_hidden(
         "https://web.archive.example/web/2020/https://h.example/12@N00/a.jpg",
         "a@b.jpg",
         "day=12/user.jpg",
+        "s3://bucket.example/p=1/s=2/a.jpg",
         "rtsp://camera.example:554/Streaming/Channels/101?transport=tcp",
         "",
     ],

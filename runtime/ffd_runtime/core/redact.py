@@ -27,6 +27,9 @@ _WORDS = (
 _NAMES = frozenset(
     "ak sk tk hm oh oe md5 mac sid ssid uid pin otp pat sas sgn hash digest nonce q-ak".split()
 )
+# Names that are common in paths (`/p=1/`), so they only count in the query of an address: passwords
+# of cameras (u, p), imgix and Reddit (s), nginx (st), CDN77 (secure), Cloudflare (verify).
+_QUERY_NAMES = frozenset("p s st u secure verify".split())
 
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WEB = re.compile(r"https?$", re.IGNORECASE)
@@ -122,6 +125,7 @@ def _is_without_login(rest: str) -> bool:
 
 def _find_parameters(text: str, start: int, address: bool) -> Iterator[Span]:
     name, end = "", start
+    query = text.find("?", start) if address else -1
     for token in _TOKEN.finditer(text, start):
         if token.start() < end:
             continue
@@ -130,7 +134,7 @@ def _find_parameters(text: str, start: int, address: bool) -> Iterator[Span]:
             if not word.isspace():
                 name = word if len(word) > 1 or word.isalnum() else ""
             continue
-        if name and _is_secret(name):
+        if name and _is_secret(name, in_query=0 <= query < token.start()):
             end = _end_of_value(text, token.end(), address)
             yield token.end(), end
         name = ""
@@ -146,8 +150,10 @@ def _end_of_value(text: str, begin: int, address: bool) -> int:
     return value.end()
 
 
-def _is_secret(name: str) -> bool:
+def _is_secret(name: str, in_query: bool) -> bool:
     name = _decode(name).lower()
+    if in_query and name in _QUERY_NAMES:
+        return True
     return name.strip("[]") in _NAMES or any(word in name for word in _WORDS)
 
 
