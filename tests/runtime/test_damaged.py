@@ -229,6 +229,19 @@ def test_a_png_without_only_its_end_chunk_is_complete() -> None:
     assert code_of(in_png(data[:-40] + data[-12:])) in ("truncated", "corrupt")
 
 
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_a_png_that_ends_in_the_checksum_of_its_image_is_complete(size: int) -> None:
+    whole = pillow(noisy())
+    begin = whole.find(b"IDAT") - 4
+    image = whole[begin + 8 : -16]
+    chunks = [png_chunk(b"IDAT", image[at : at + size]) for at in range(0, len(image), size)]
+    data = whole[:begin] + b"".join(chunks)
+    for missing in range(5):
+        assert (decode(data[: len(data) - missing]) == decode(whole)).all()
+    assert code_of(data[:-5]) == "truncated"
+    assert code_of(data[:-1] + bytes([data[-1] ^ 1])) == "corrupt"
+
+
 def test_a_webp_truncated_after_its_image_is_complete() -> None:
     exif = Pillow.Exif()
     exif[0x010E] = "described at length " * 20

@@ -64,7 +64,8 @@ def read_png(data: bytes) -> ImageHeader:
     complete, image, animated, second_frame = False, False, False, False
     for chunk in _read_chunks(data):
         if chunk.kind == b"IDAT":
-            image = chunk.whole
+            # Its checksum, the last four bytes, may be absent.
+            image = chunk.end - 4 <= len(data)
         elif image or chunk.kind == b"IEND":
             # The IDAT chunks are consecutive (5.6), so the image has ended.
             complete = True
@@ -98,7 +99,7 @@ def with_end(data: bytes) -> bytes:
 
     An animation need not contain the image (11.3.6), and versions of OpenCV show one or the other.
     """
-    end = 0
+    checked, end = b"", 0
     before = itertools.takewhile(lambda chunk: chunk.kind != b"IDAT", _read_chunks(data))
     animation = next((chunk for chunk in before if chunk.kind == b"acTL" and chunk.whole), None)
     if animation:
@@ -107,8 +108,11 @@ def with_end(data: bytes) -> bytes:
         if chunk.kind == b"IEND" and chunk.whole:
             return data
         if chunk.kind == b"IDAT":
-            end = min(chunk.end, len(data))
-    return data[:end] + _END
+            checked, end = b"IDAT" + chunk.content, chunk.end
+    if end <= len(data):
+        return data[:end] + _END
+    # The file ends within the checksum of its image.
+    return data[: end - 4] + struct.pack(">I", zlib.crc32(checked)) + _END
 
 
 def _holds_image(data: bytes) -> bool:
