@@ -33,6 +33,7 @@ _SIGNATURES = (
 _MEDIA = re.compile(rb"....ftyp|\x1aE\xdf\xa3|OggS|fLaC|ID3|RIFF....(?:AVI |WAVE)", re.DOTALL)
 _BLANKS = b" \t\r\n\f\xef\xbb\xbf\xff\xfe"
 _PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title", b"<meta")
+_JSON = re.compile(rb'\{\s*"[\w .-]+"\s*:')
 _MIN_ZEROS = 512
 _LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 
@@ -61,6 +62,12 @@ def name_text(data: bytes) -> str | None:
     """Return what was saved instead of an image or a video, text or zeros, and what to do."""
     if data.startswith(_LFS):
         return "a Git LFS pointer instead of the file: run `git lfs pull`"
+    if data.startswith((b"/annex/objects/", b"../.git/annex/", b".git/annex/")):
+        return "a git-annex pointer instead of the file: run `git annex get`"
+    if data.startswith((b"data:image/", b"data:video/")):
+        return "a data address instead of the file: decode its base64 text"
+    if data.startswith(b"\x1f\x8b"):
+        return "a gzip file: unpack it"
     if len(data) >= _MIN_ZEROS and not data.strip(b"\0"):
         return "the file contains only zeros: it was not written completely, so copy it again"
     # In UTF-16, every second byte of ASCII text is zero.
@@ -75,4 +82,6 @@ def name_text(data: bytes) -> str | None:
         return f"an SVG drawing, which ffd does not read: {_CONVERT}"
     if head.startswith((b"<error>", b"<error ")):
         return "an error message in XML instead of the file: download it again"
+    if _JSON.match(head):
+        return "a text in JSON instead of the file: download it again"
     return None
