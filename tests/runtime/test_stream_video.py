@@ -551,6 +551,32 @@ def test_mjpeg_with_and_without_a_first_boundary(
                 assert number_in(image) == number
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"Content-Length: %d\r\n",
+        b"Content-Type: image/jpg\r\nContent-Length: %d\r\n",
+        b"Content-Type: application/octet-stream\r\n",
+        b"Content-Type: image/jpeg\r\nContent-Length: 9\r\n",
+    ],
+)
+def test_mjpeg_with_missing_or_wrong_headers(head: bytes) -> None:
+    data = b""
+    for number in range(60):
+        jpeg = cv2.imencode(".jpg", bars(number))[1].tobytes()
+        data += b"--next\r\n" + (head % len(jpeg) if b"%" in head else head)
+        data += b"\r\n" + jpeg + b"\r\n"
+    with serving(sending(data, "multipart/x-mixed-replace; boundary=next")) as port:
+        address = f"http://127.0.0.1:{port}/cam.mjpg"
+        with closing(FFmpegCapture(Stream("cam", address, "server"), 2.0)) as capture:
+            for number in range(50):
+                assert capture.grab()
+                image = capture.retrieve()
+                assert image is not None
+                assert number_in(image) == number
+
+
 def test_damaged_frames_of_a_live_stream_are_skipped_and_counted() -> None:
     boundary = b"--next\r\n"
     data = jpegs(boundary, boundary, damaged=range(20, 25))

@@ -57,17 +57,20 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
         # `file:`: FFmpeg would take `cam:1.mp4` for an address.
         return _open(f"file:{target}", {}, timeout)
     options = _options(target, live)
-    begin = time.monotonic()
+    deadline = time.monotonic() + timeout
     try:
         container = _open(target, options, timeout)
     except InvalidDataError:
-        left = timeout - (time.monotonic() - begin)
-        if not live or left <= 0 or not target.lower().startswith("http"):
+        if not live or not target.lower().startswith("http"):
             raise
-        mjpeg = _open_mjpeg(target, options, left)
+        mjpeg = _open_mjpeg(target, options, deadline)
         if mjpeg is None:
             raise
         container = mjpeg
+    if container.format.name == "mpjpeg" and not _has_size(container):
+        # FFmpeg rejects the first part: it lacks the type `image/jpeg` or has a wrong length.
+        container.close()
+        container = _open_mjpeg(target, options, deadline) or _open(target, options, timeout)
     if live:
         # With it, FFmpeg delays packets without a timestamp until one with a timestamp arrives.
         container.flags &= ~AVFMT_FLAG_GENPTS
@@ -83,19 +86,28 @@ def _open(
     return av.open(name, "r", form, options=options, timeout=limits, metadata_errors="replace")
 
 
-def _open_mjpeg(address: str, options: dict[str, str], timeout: float) -> InputContainer | None:
-    """Open a server whose stream lacks the first multipart boundary; None if it sends no JPEGs."""
+def _open_mjpeg(address: str, options: dict[str, str], deadline: float) -> InputContainer | None:
+    """Open a server without valid multipart headers, by its JPEGs only; None if it sends none."""
     from av.error import FFmpegError
 
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return None
     try:
         # The first image is enough to analyse the stream.
-        container = _open(address, {**options, "analyzeduration": "1"}, timeout, "mjpeg")
+        container = _open(address, {**options, "analyzeduration": "1"}, left, "mjpeg")
     except FFmpegError:
         return None
-    if container.streams.video and container.streams.video[0].codec_context.width:
+    if _has_size(container):
         return container
     container.close()
     return None
+
+
+def _has_size(container: InputContainer) -> bool:
+    """Return whether the size of the video is known."""
+    videos = container.streams.video
+    return bool(videos and videos[0].codec_context and videos[0].codec_context.width)
 
 
 def _options(address: str, live: bool) -> dict[str, str]:
