@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,27 @@ def test_a_progressive_jpeg_of_the_largest_size_is_accepted() -> None:
         large = data[: at + 5] + struct.pack(">HH", 11585, 11585) + data[at + 9 :]
         header = read_header(large)
         assert header.scanned <= 16 * header.width * header.height
+
+
+def test_a_png_with_more_data_than_its_image_is_refused() -> None:
+    # libpng decompresses all of it, which takes a second for each gigabyte.
+    whole = pillow(noisy())
+    begin = whole.find(b"IDAT") - 4
+    pixels = zlib.decompress(whole[begin + 8 : -16])
+    stored = zlib.compressobj(0)
+    data = png_chunk(b"IDAT", stored.compress(pixels) + stored.flush())
+    assert (decode(whole[:begin] + data + whole[-12:]) == decode(whole)).all()
+    more = zlib.compress(pixels + bytes(1 << 27))
+    assert len(more) > 2 * len(pixels)
+    assert code_of(whole[:begin] + png_chunk(b"IDAT", more) + whole[-12:]) == "too_large"
+
+
+def test_texts_of_a_png_are_limited_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffd_runtime.image.formats.png._MAX_TEXTS_BYTES", 1000)
+    long = png_chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(bytes(1000)))
+    turned = png_chunk(b"tEXt", b"XML:com.adobe.xmp\0" + b'tiff:Orientation="6"')
+    assert read_header(in_png(pillow(), turned)).orientation == 6
+    assert read_header(in_png(pillow(), long, turned)).orientation == 1
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])

@@ -17,8 +17,10 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _EXIF_TEXT = b"Raw profile type exif"
 _XMP_TEXT = b"XML:com.adobe.xmp"
-# Pillow's limit of a compressed text.
+# Pillow's limits of a compressed text, and of all together.
 _MAX_TEXT_BYTES = 1 << 20
+_MAX_TEXTS_BYTES = 1 << 26
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _KEYWORDS = (_EXIF_TEXT + b"\0", _XMP_TEXT + b"\0", b"exif\0")
 
@@ -50,7 +52,8 @@ def read_png(data: bytes) -> ImageHeader:
     """Read the header of a PNG.
 
     Raises:
-        InputError: `unsupported` for Apple's variant, which is not a PNG by the recommendation.
+        InputError: `unsupported` for Apple's variant, which is not a PNG by the recommendation;
+            `too_large` if its data are larger than its image.
     """
     if data[12:16] == b"CgBI":
         raise InputError("unsupported", "a PNG that Xcode changed for iOS: convert it on a Mac")
@@ -60,10 +63,12 @@ def read_png(data: bytes) -> ImageHeader:
     # Alpha is a channel (types 4 and 6) or a tRNS chunk.
     alpha = colour_type in (4, 6)
     transparent = None
+    size = 0
     metadata = _Metadata()
     complete, image, animated, second_frame = False, False, False, False
     for chunk in _read_chunks(data):
         if chunk.kind == b"IDAT":
+            size += len(chunk.content)
             # Its checksum, the last four bytes, may be absent.
             image = chunk.end - 4 <= len(data)
         elif image or chunk.kind == b"IEND":
@@ -80,9 +85,30 @@ def read_png(data: bytes) -> ImageHeader:
                 transparent = _grey_level(chunk.content, depth)
         elif chunk.whole and not second_frame:
             metadata.add(chunk)
+    if size > _max_data_bytes(width, height, depth * _CHANNELS.get(colour_type, 4)):
+        raise InputError(
+            "too_large",
+            f"a PNG of {width}x{height} pixels with {size >> 10} KiB of data, which takes too long "
+            "to decode: save it again",
+        )
     complete = complete or (image and _holds_image(data))
     turn = metadata.orientation()
     return ImageHeader("png", width, height, complete, alpha, turn, transparent=transparent)
+
+
+def _max_data_bytes(width: int, height: int, bits: int) -> int:
+    """Return the largest size of a compressed image.
+
+    Deflate adds 5 bytes to a block that it cannot compress (RFC 1951, 3.2.4), and a filter byte
+    precedes each row. libpng also decompresses what follows the image, up to 1032 times its size.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        bits: of a pixel.
+    """
+    rows = height * (width * bits // 8 + 8)
+    return rows + rows // 8 + (1 << 16)
 
 
 def _grey_level(content: bytes, depth: int) -> int | None:
@@ -136,13 +162,15 @@ class _Metadata:
     def __init__(self) -> None:
         self._exif = b""
         self._texts: dict[bytes, bytes] = {}
+        self._left = _MAX_TEXTS_BYTES
 
     def add(self, chunk: _Chunk) -> None:
         if chunk.kind == b"eXIf":
             self._exif = chunk.content
-        elif chunk.kind in _TEXTS and chunk.content.startswith(_KEYWORDS):
+        elif chunk.kind in _TEXTS and chunk.content.startswith(_KEYWORDS) and self._left > 0:
             keyword, _, rest = chunk.content.partition(b"\0")
             text = _text(chunk.kind, rest)
+            self._left -= len(text or b"")
             if keyword == b"exif" and chunk.kind == b"tEXt":
                 self._exif = rest
             elif text is not None:
