@@ -129,7 +129,7 @@ def test_signal_leaves_complete_rows(
     assert (ended, "continue it with --resume" in err_text) == (1, True)
     other = save_colour_model(tmp_path / "other.onnx", doc="another file")
     ended, _, err_text = run_here(*command, "--resume", "--model", other)
-    assert (ended, "not by this" in err_text) == (1, True)
+    assert (ended, ", not by " in err_text) == (1, True)
     assert partial.read_text() == text
 
 
@@ -142,7 +142,7 @@ def test_complete_file_of_another_run_is_not_resumed(
     code, _, err = run_here(portraits, *model, "--resume")
     assert (code, "is complete" in err) == (0, True)
     code, _, err = run_here(many, *model, "--resume")
-    assert (code, "of other SOURCEs" in err) == (1, True)
+    assert (code, "from other SOURCEs" in err) == (1, True)
 
 
 def test_closed_terminal_does_not_end_the_run(

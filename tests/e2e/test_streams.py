@@ -384,7 +384,7 @@ def test_video_among_pictures_is_an_error_row(
     code, rows, err = run_here(clip, portraits, "--model", colour_model)
     assert code == 3
     assert [row["error"] and row["error"]["code"] for row in rows] == ["not_an_image"] + [None] * 3
-    assert "classify videos in a run without" in err
+    assert "classify videos in a separate run" in err
 
 
 def test_sources_from_a_file(clip: Path, colour_model: Path, tmp_path: Path) -> None:

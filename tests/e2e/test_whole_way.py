@@ -124,7 +124,7 @@ def test_invalid_training_usage_is_a_one_line_error(
         ((tmp_path / "absent", *small), "no such folder"),
         ((tmp_path / "empty", *small), "expected the folders generated/ and groundtruth/"),
         ((root, "--weights", tmp_path / "absent.pth", "--runs", tmp_path), "no such file"),
-        ((root, *small, "--device", "cuda", "--name", "x"), "sees no CUDA device"),
+        ((root, *small, "--device", "cuda", "--name", "x"), "PyTorch finds no GPU"),
         ((root, "--runs", trained.parent, "--name", "small"), "exists: choose another --name"),
         ((root, "--resume", tmp_path), "is not a run"),
         ((root, "--stage", "neck:1:1e-3"), "'neck' is not a part"),

@@ -583,7 +583,7 @@ def test_too_few_images_are_an_error_before_the_first_step(
 def test_a_missing_device_is_an_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ModelError, match="sees no CUDA device"):
+    with pytest.raises(ModelError, match="PyTorch finds no GPU"):
         choose_device(Settings(device="cuda"))
     with pytest.raises(ModelError, match="use bf16 or 32 on a CPU"):
         choose_device(Settings(precision="16"))
