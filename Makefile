@@ -36,8 +36,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Three processes, because many of these tests wait for servers and other processes.
 test-fast: $(VENV)/test.stamp
-	$(BIN)/python -m pytest tests/runtime -m 'not alone' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/runtime -m 'not alone' --numprocesses 3 --dist loadfile
 
 test: lint
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --no-loadscope-reorder \

@@ -35,7 +35,11 @@ MEASURES = {
     "decided": "images decided (not unsure)",
     "decided_accuracy": "accuracy where decided",
 }
-UNSEEN = ("called_generated", "unsure", "called_photograph")
+SHARES = {
+    "called_generated": "called generated",
+    "unsure": "unsure",
+    "called_photograph": "called a photograph",
+}
 
 
 @click.command(cls=Command)
@@ -101,18 +105,17 @@ def format_unseen(unseen: dict[str, dict[str, str]], sources: dict[str, dict[str
     for title, labels in sources.items():
         found = [(label, unseen[source]) for source, label in labels.items() if source in unseen]
         generated = all(row["auc"] for _, row in found)
-        names = (title, "images", *(["ROC-AUC"] if generated else []))
-        names += tuple(name.replace("called_photograph", "called a photograph") for name in UNSEEN)
+        names = [title, "images", *(["ROC-AUC"] if generated else []), *SHARES.values()]
         rows = [
             (
                 label,
                 row["images"],
                 *([row["auc"]] if generated else []),
-                *(percent(float(row[name]), digits=1) for name in UNSEEN),
+                *(percent(float(row[name]), digits=1) for name in SHARES),
             )
             for label, row in found
         ]
-        tables.append(table([name.replace("_", " ") for name in names], rows))
+        tables.append(table(names, rows))
     return "\n".join(tables)
 
 
