@@ -63,25 +63,31 @@ def compare_parts(path: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]
     from ffd_train.checkpoint import load_checkpoint
     from ffd_train.stage import PARTS
 
-    class Scale(torch.nn.Module):
-        def forward(self, image: Any) -> Any:
-            return net.scale(image)
+    class Parts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
 
+        def forward(self, image: Any) -> tuple[Any, ...]:
+            features = [self.net.scale(image)]
+            for part in names:
+                features.append(self.net.get_submodule(part)(features[-1]))
+            return tuple(features[1:])
+
+    names = PARTS[:-1]
     net, card = load_checkpoint(path)
-    found = {}
-    for count, part in enumerate(PARTS[:-1], 1):
-        parts = map(net.get_submodule, PARTS[:count])
-        graph = torch.nn.Sequential(Scale(), *parts).eval()
-        with quiet():
-            model = _trace(graph, card.preprocess.size, ("features",))
-        session = ort.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
+    graph = Parts().eval()
+    with quiet():
+        model = _trace(graph, card.preprocess.size, names)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = [features.numpy() for features in graph(torch.from_numpy(pixels))]
+    return {
+        part: float(np.linalg.norm(features - reference) / np.linalg.norm(reference))
+        for part, features, reference in zip(
+            names, session.run(None, {"image": pixels}), expected, strict=True
         )
-        (exported,) = session.run(None, {"image": pixels})
-        with torch.inference_mode():
-            features = graph(torch.from_numpy(pixels)).numpy()
-        found[part] = float(np.linalg.norm(exported - features) / np.linalg.norm(features))
-    return found
+    }
 
 
 def _trace(

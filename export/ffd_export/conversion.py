@@ -9,7 +9,7 @@ from ffd_runtime.model.card import Metric
 from . import fp16, int8
 from .baseline import Baseline, classify_candidate
 from .calibration import calibrate, find_ranges
-from .export_options import AUTO, ExportOptions
+from .export_options import AUTO, METHODS, ExportOptions
 from .exported_model import ExportedModel
 from .layers import layer_types, layers_of
 from .reporter import Reporter
@@ -91,10 +91,9 @@ def _convert_int8(
     model, card, target, kept = source.model, source.card, options.int8_target, options.keep
     with reporter.track("FP32", 1):
         baseline = Baseline(card, images, classify_candidate(model, card, images))
+    methods = METHODS if options.calibration == "auto" else (options.calibration,)
     with reporter.track("calibrating", len(images)) as advance:
-        ranges = calibrate(model, int8.OPERATORS[target], images, advance)
-    if options.calibration != "auto":
-        ranges = {options.calibration: ranges[options.calibration]}
+        ranges = calibrate(model, int8.OPERATORS[target], images, methods, advance)
     quantised, method = int8.choose_calibration(
         model, target, ranges, baseline, () if kept == AUTO else kept
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 AUTO = ("auto",)
+# Methods of calibration; the calibration `auto` compares them.
+METHODS = ("percentile", "entropy")
 # Batch size of ffd-run.
 DEFAULT_OPT_BATCH = 16
 

@@ -115,6 +115,8 @@ def choose_calibration(
     The best model is the most accurate one. Of equally accurate ones, it is the closest to FP32.
     """
     models = {method: quantise(model, target, found, keep) for method, found in ranges.items()}
+    if len(models) == 1:
+        return next((quantised, method) for method, quantised in models.items())
     parities = {method: baseline.compare(quantised) for method, quantised in models.items()}
     best = min(models, key=lambda method: (parities[method].accuracy_lost, parities[method].mean))
     return models[best], best

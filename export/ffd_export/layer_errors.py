@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ def compare_layers(
 ) -> dict[str, float]:
     """Measure the error of each layer's output in a converted model.
 
+    The images run one by one, so that memory holds all outputs of one image only.
+
     Args:
         reference: the FP32 model.
         converted: the same network, with the same layer names.
@@ -27,13 +30,18 @@ def compare_layers(
     Returns:
         Root mean square error by layer, relative to the reference's output, the largest first.
     """
-    outputs = _run_layers(reference, pixels)
-    errors = {}
-    for name, output in _run_layers(converted, pixels).items():
-        if name in outputs:
-            error = float(np.linalg.norm(output - outputs[name]))
-            errors[name] = error / max(float(np.linalg.norm(outputs[name])), 1e-12)
-    return dict(sorted(errors.items(), key=lambda entry: (-entry[1], entry[0])))
+    reference_layers, converted_layers = _LayerRunner(reference), _LayerRunner(converted)
+    errors: dict[str, float] = defaultdict(float)
+    energies: dict[str, float] = defaultdict(float)
+    for image in pixels:
+        outputs = reference_layers.run(image)
+        for name, output in converted_layers.run(image).items():
+            if name in outputs:
+                wanted = outputs[name].astype(np.float64)
+                errors[name] += float(np.linalg.norm(output - wanted)) ** 2
+                energies[name] += float(np.linalg.norm(wanted)) ** 2
+    relative = {name: (error / max(energies[name], 1e-24)) ** 0.5 for name, error in errors.items()}
+    return dict(sorted(relative.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def describe(errors: dict[str, float], count: int = 5) -> str:
@@ -41,21 +49,24 @@ def describe(errors: dict[str, float], count: int = 5) -> str:
     return ", ".join(f"{name} {error:.1e}" for name, error in list(errors.items())[:count])
 
 
-def _run_layers(
-    model: ModelProto, pixels: npt.NDArray[np.uint8]
-) -> dict[str, npt.NDArray[np.float64]]:
-    import onnxruntime as ort
-    from onnx import helper
+class _LayerRunner:
+    """Runs a model and returns the output of every layer."""
 
-    copy = copy_model(model)
-    layers = {node.output[0]: node.name for node in layers_of(copy.graph)}
-    outputs = {value.name for value in copy.graph.output}
-    for name in layers:
-        if name not in outputs:
-            # onnxruntime infers the type.
-            copy.graph.output.append(helper.make_empty_tensor_value_info(name))
-    session = ort.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(list(layers), {"image": pixels})
-    return {
-        name: output.astype(np.float64) for name, output in zip(layers.values(), found, strict=True)
-    }
+    def __init__(self, model: ModelProto) -> None:
+        import onnxruntime as ort
+        from onnx import helper
+
+        copy = copy_model(model)
+        self._layers = {node.output[0]: node.name for node in layers_of(copy.graph)}
+        outputs = {value.name for value in copy.graph.output}
+        for name in self._layers:
+            if name not in outputs:
+                # onnxruntime infers the type.
+                copy.graph.output.append(helper.make_empty_tensor_value_info(name))
+        self._session = ort.InferenceSession(
+            copy.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.floating]]:
+        found = self._session.run(list(self._layers), {"image": image[None]})
+        return dict(zip(self._layers.values(), found, strict=True))

@@ -51,8 +51,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = [str(EMBEDDED), "--verify", "none", "--engine", "none", "--output", str(folder)]
     int8 = ["--int8", "--target", "tensorrt", "--calibrate", str(images)]
     for arguments in (["--fp16"], [*int8, "--calibration", "percentile"]):
-        with coarse_histograms():
-            outcome = CliRunner().invoke(main, [*given, *arguments])
+        outcome = CliRunner().invoke(main, [*given, *arguments])
         assert outcome.exit_code == 0, outcome.output
     return folder
 
@@ -86,6 +85,5 @@ def images(labelled: Path) -> SampleImages:
 
 @pytest.fixture(scope="session")
 def ranges(model: onnx.ModelProto, images: SampleImages) -> dict[str, Any]:
-    """Calibration ranges of every tensor that either target quantises."""
-    with coarse_histograms():
-        return calibrate(model, OPERATORS["cpu"], images)
+    """Calibration ranges of every tensor that either target quantises, by percentile."""
+    return calibrate(model, OPERATORS["cpu"], images, ["percentile"])

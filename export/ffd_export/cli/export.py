@@ -10,6 +10,8 @@ import click
 from ffd_runtime.cli.command import Command
 from ffd_runtime.cli.options import format_option, version_option, wants_table
 
+from ..export_options import METHODS
+
 PATH = click.Path(path_type=Path)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -53,7 +55,7 @@ def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 )
 @click.option(
     "--calibration",
-    type=click.Choice(["auto", "percentile", "entropy"]),
+    type=click.Choice(["auto", *METHODS]),
     default="auto",
     help="Method that finds INT8's calibration ranges. auto uses the more accurate one.",
 )
