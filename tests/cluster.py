@@ -129,7 +129,9 @@ class TwoMachines:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 1, "include_dashboard": False}
+        # A killed machine counts as lost after a second instead of ten.
+        checks = {"health_check_period_ms": 250, "health_check_failure_threshold": 4}
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": checks}
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self._other = self._cluster.add_node(num_cpus=1)
         self.address: str = self._cluster.address

@@ -43,7 +43,7 @@ from ..nightly import repeat
 from .test_run import run, run_here, start
 
 WATCHDOG = 300
-IMAGES = repeat(600, 2000)
+IMAGES = repeat(300, 2000)
 Ended = tuple[int, str, str]
 
 
@@ -126,7 +126,7 @@ def test_two_machines_of_which_one_fails_return_the_rows_of_one_machine(
     expected = tmp_path / "rows.parquet"
     assert run(night, "--output", expected, "--model", colour_model)[0] == 3
     cluster = ("--ray", machines.address, "--model", colour_model)
-    process = start("s3://night/in/", *cluster, "--output", "s3://night/out/", "--part", "60")
+    process = start("s3://night/in/", *cluster, "--output", "s3://night/out/", "--part", "30")
     wait_for_parts(process, store, "out/", 3)
     machines.kill_one()
     _, said = process.communicate(timeout=WATCHDOG)
@@ -152,7 +152,7 @@ def test_a_killed_command_resumes(
 ) -> None:
     folders = [f"s3://night/in/{number}/" for number in range(3)]
     cluster = ("--ray", machines.address, "--model", colour_model)
-    options = (*cluster, "--part", "20", "--output", "s3://night/killed/")
+    options = (*cluster, "--part", "10", "--output", "s3://night/killed/")
     process = start(*folders, *options)
     wait_for_parts(process, store, "killed/", 3)
     process.kill()
@@ -160,8 +160,8 @@ def test_a_killed_command_resumes(
     assert "_SUCCESS" not in store.names("night", "killed/")
     before = set(store.names("night", "killed/"))
 
-    assert_one_line(run(*folders, *options), "continue with --resume")
-    code, _, said = run(*folders, *options, "--resume")
+    assert_one_line(run_here(*folders, *options), "continue with --resume")
+    code, _, said = run_here(*folders, *options, "--resume")
     assert code == 3, said
     assert "resuming after" in said
     want = [path for number in range(3) for path in (night / str(number)).iterdir()]
@@ -174,7 +174,7 @@ def test_a_killed_command_resumes(
     assert ok
     for name in ("new 1.png", "new%2F2.png"):
         client.put_object(Bucket="night", Key=f"later/{name}", Body=data.tobytes())
-    code, _, said = run(*folders, "s3://night/later/", *options, "--resume")
+    code, _, said = run_here(*folders, "s3://night/later/", *options, "--resume")
     assert code == 3, said
     assert f"resuming after {len(want)} inputs" in said
     store.fetch("night", "killed/", tmp_path / "rows")
@@ -353,11 +353,10 @@ def test_invalid_inputs_and_outputs_are_one_line_errors(
         ),
         ((night, "--output", tmp_path / "file"), (f"cannot write {tmp_path / 'file'}",)),
     ]
-    processes = [start(*arguments, *options) for arguments, _ in cases]
-    for ended, (_, said) in zip(end_all(processes), cases, strict=True):
-        assert_one_line(ended, *said)
+    for arguments, said in cases:
+        assert_one_line(run_here(*arguments, *options), *said)
     with store.checking_keys():
-        ended = run("s3://night/in/", *options, "--output", tmp_path / "d")
+        ended = run_here("s3://night/in/", *options, "--output", tmp_path / "d")
     assert_one_line(ended, "s3://night/in/", "AWS_ACCESS_KEY_ID")
 
 
@@ -376,8 +375,8 @@ def full(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_a_one_line_error(
     full: Path, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
-    command = (night, "--ray", machines.address, "--model", colour_model, "--part", "30")
-    assert_one_line(run(*command, "--output", full), f"cannot write {full}/", "No space left")
+    command = (night, "--ray", machines.address, "--model", colour_model, "--part", "15")
+    assert_one_line(run_here(*command, "--output", full), f"cannot write {full}/", "No space left")
     # The parts that were written are complete.
     assert 0 < len(rows_in(full)) < IMAGES
 
