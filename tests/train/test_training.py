@@ -437,16 +437,28 @@ def test_the_bar_shows_the_unscaled_loss_of_a_micro_batch() -> None:
         assert reporter._bar.tasks[0].fields["loss"] == pytest.approx(0.8)
 
 
-def test_workers_do_not_wait_for_threads_that_they_lack(data: FaceData, tmp_path: Path) -> None:
-    # The first training may leave OpenCV with a thread pool. A forked worker that ends this pool
-    # waits forever.
-    settings = Settings(**{**vars(SETTINGS), "stages": (Stage("head", 1, 1e-2),), "workers": 2})
-    for name in ("first", "second"):
-        cv2.setNumThreads(4)
-        cv2.cvtColor(np.zeros((999, 999, 3), np.uint8), cv2.COLOR_BGR2LAB)
-        process, _ = start(data, settings, tmp_path / name)
-        process.join(120)
-        assert process.exitcode == 0
+LOAD_TWICE = """
+import pathlib, sys
+import cv2, numpy
+from ffd_runtime.model.card import PreprocessSpec
+from ffd_train.dataset import FaceDataset
+from ffd_train.loading import TimedLoader
+from ffd_train.scanning import scan
+data = scan(pathlib.Path(sys.argv[1]), ("train", "val"))
+images = FaceDataset(data, data.split("val"), PreprocessSpec())
+for _ in range(2):
+    cv2.setNumThreads(4)
+    cv2.cvtColor(numpy.zeros((999, 999, 3), numpy.uint8), cv2.COLOR_BGR2LAB)
+    list(TimedLoader(images, 2, batch_size=4))
+    assert cv2.getNumThreads() == 4
+"""
+
+
+def test_workers_do_not_use_threads_that_they_lack(data: FaceData) -> None:
+    # In a forked worker, OpenCV's threads of the parent are missing, and it waits or crashes.
+    command = [sys.executable, "-c", LOAD_TWICE, str(data.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_deleted_image_is_named(tmp_path: Path) -> None:
@@ -516,6 +528,8 @@ def assert_says_what_to_do(data: FaceData) -> None:
     assert "Traceback" not in message
     assert "--shm-size" in message
     assert "--workers 0" in message
+    # The workers have ended, and do not wait for the garbage collector.
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

@@ -70,18 +70,23 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
             SharedMemoryError: the shared memory is too small for the workers' batches.
         """
         start = time.monotonic()
-        with self._sharing():
+        with self._sharing(), _one_opencv_thread():
             batches = super().__iter__()
         self.waited = time.monotonic() - start
-        while True:
-            start = time.monotonic()
-            try:
-                with self._sharing():
-                    batch = next(batches)
-            except StopIteration:
-                return
-            self.waited += time.monotonic() - start
-            yield batch
+        try:
+            while True:
+                start = time.monotonic()
+                try:
+                    with self._sharing():
+                        batch = next(batches)
+                except StopIteration:
+                    return
+                self.waited += time.monotonic() - start
+                yield batch
+        finally:
+            # After an error, the garbage collector would wait 5 s for each worker.
+            if isinstance(batches, _MultiProcessingDataLoaderIter):
+                batches._shutdown_workers()
 
     @contextmanager
     def _sharing(self) -> Iterator[None]:
@@ -150,7 +155,7 @@ def _collate(samples: list[tuple[Tensor, int]]) -> Any:
 
 
 @contextmanager
-def one_opencv_thread() -> Iterator[None]:
+def _one_opencv_thread() -> Iterator[None]:
     """Disable OpenCV's thread pool: a forked worker would wait for threads it does not have."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)

@@ -29,7 +29,6 @@ from .checkpoint import load_card, load_checkpoint, save_checkpoint
 from .classification_metrics import measure_scores
 from .depthwise import use_fast_depthwise
 from .face_data import FaceData
-from .loading import one_opencv_thread
 from .networks import FaceNet, build, describe_weights, synchronise
 from .predict import is_out_of_memory, predict_logits
 from .progress import RunProgress
@@ -88,7 +87,7 @@ def train(
     _silence_lightning()
     world = World.from_environment()
     _require_images(data, world)
-    with one_opencv_thread(), _cudnn_benchmark():
+    with _cudnn_benchmark():
         while True:
             try:
                 card = _train_stages(data, settings, folder, resume, progress, say)
