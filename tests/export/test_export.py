@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from click.testing import Result
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from ffd_export.atomic_files import write_files
 from ffd_export.checkpoint_graph import compare_parts
@@ -113,7 +114,13 @@ def test_outputs_agree_with_pytorch(checkpoint: Path, exported: Path, batch: int
 
 # tests/e2e/test_whole_way.py exports the other real network.
 @pytest.mark.no_cover
-def test_a_resnext_exports(tmp_path: Path, portraits: Path) -> None:
+def test_a_resnext_exports(
+    tmp_path: Path, portraits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_block_a_layer(*_: object, **__: object) -> ResNet:
+        return ResNet(Bottleneck, [1, 1, 1, 1], groups=32, width_per_group=4)
+
+    monkeypatch.setattr("torchvision.models.get_model", one_block_a_layer)
     outcome = run(save(tmp_path / "best.safetensors", "resnext50_32x4d"), "--verify", portraits)
     assert outcome.exit_code == 0, outcome.output
 
