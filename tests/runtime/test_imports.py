@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 
 from ffd_runtime.cli.program import PROGRAMS
+
+from ..conftest import picture
 
 HEAVY = ("torch", "torchvision", "onnx", "tensorrt", "matplotlib", "pandas", "lightning", "timm")
 RUNTIME = ("cv2", "onnxruntime", "numpy", "rich", "urllib3")
@@ -64,6 +67,13 @@ def test_help_loads_no_heavy_module(module: str) -> None:
 def test_help_loads_no_program() -> None:
     script = "from ffd_runtime.cli.run import main\nmain(['--help'], standalone_mode=False)"
     assert not loaded_by(script, whole=True) & {*PROGRAMS, "ffd_runtime.cli.program"}
+
+
+def test_classifying_a_file_loads_no_module_of_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "face.png"
+    assert cv2.imwrite(str(path), picture())
+    code = "from ffd_runtime.cli.run import main\nmain([{!r}, '--json'], standalone_mode=False)"
+    assert not loaded_by(code.format(str(path))) & {"http", "email", "ssl", "urllib3"}
 
 
 def test_onnxruntime_sends_no_telemetry(tmp_path: Path) -> None:
