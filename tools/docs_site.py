@@ -30,4 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links at the copies; mkdocs reports those that have none."""
+    if page.file.src_uri == "changelog.md":
+        # In the repository, it is beside docs/.
+        return markdown.replace("](docs/", "](")
     return LINK.sub(r"](files/\1)", markdown)
