@@ -58,7 +58,7 @@ def test_bench_prints_one_object_to_a_pipe(portraits: Path, colour_model: Path) 
     (line,) = out.splitlines()
     found = json.loads(line)
     assert list(found) == [
-        "schema", "ffd", "machine", "model", "backends", "pictures", "workers", "rounds",
+        "schema", "ffd", "machine", "model", "backends", "images", "workers", "rounds",
         "stages", "end_to_end", "peak_memory_bytes", "cold_start",
     ]  # fmt: skip
     assert (found["schema"], found["ffd"]) == (1, ffd_runtime.__version__)
@@ -66,8 +66,8 @@ def test_bench_prints_one_object_to_a_pipe(portraits: Path, colour_model: Path) 
     assert "numpy" in found["machine"]["packages"]
     assert found["model"]["name"] == "colour"
     assert found["backends"]["auto"].startswith("onnxruntime")
-    assert found["pictures"]["made"] is False
-    assert (found["pictures"]["count"], found["pictures"]["unreadable"]) == (3, 1)
+    assert found["images"]["made"] is False
+    assert (found["images"]["count"], found["images"]["unreadable"]) == (3, 1)
     assert (found["workers"], found["rounds"]) == (3, 1)
     assert [row["batch"] for row in found["end_to_end"]] == [1, 2]
     for row in found["end_to_end"]:

@@ -191,7 +191,7 @@ def serve(port: int = 0, host: str = "127.0.0.1", token: str | None = None) -> D
     )
 
 
-# The first picture as the browser shows it, scaled to 16 x 9 pixels, RGBA.
+# The first image as the browser shows it, scaled to 16 x 9 pixels, RGBA.
 PIXELS = """
 (() => {
   const canvas = document.createElement("canvas");
@@ -212,7 +212,7 @@ document.querySelector(".view img")
 """
 
 
-def test_page_shows_pictures_faces_and_verdicts(viewer: Viewer, tmp_path: Path) -> None:
+def test_page_shows_images_faces_and_verdicts(viewer: Viewer, tmp_path: Path) -> None:
     with serve() as served, Run(served, ["front door", HOSTILE]) as run:
         viewer.visit(served.url)
         viewer.wait("document.querySelectorAll('.source').length", lambda n: n == 2)
@@ -257,11 +257,11 @@ def test_failed_source_turns_red_and_recovers(viewer: Viewer) -> None:
         assert red > 150
         assert max(green, blue) < 80
         text = viewer.see("document.querySelector('.down').innerText")
-        assert re.search(r"✕ no picture since \d", text)
+        assert re.search(r"✕ no image since \d", text)
         assert "it does not answer; retry in 4 s" in text
         assert viewer.see("document.title") == "✕ 1 down · ffd"
         assert viewer.see("byId('summary').textContent") == (
-            "1 of 2 sources without a picture, 1 generated now"
+            "1 of 2 sources without an image, 1 generated now"
         )
         run.lose("door", state="failed", next_try=None, error="given up")
         viewer.wait("document.querySelector('.down').innerText", lambda t: "given up;" in t)
@@ -293,7 +293,7 @@ def test_page_reconnects_to_a_restarted_server(viewer: Viewer) -> None:
     assert all("ERR_" in message for message in viewer.console())
 
 
-def test_hidden_page_requests_no_pictures_but_updates_its_title(viewer: Viewer) -> None:
+def test_hidden_page_requests_no_images_but_updates_its_title(viewer: Viewer) -> None:
     hidden = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true})"
     with serve() as served, Run(served, ["door"]) as run:
         viewer.visit(served.url)

@@ -293,7 +293,7 @@ def test_closed_pipe_ends_the_run_quietly(clip: Path, colour_model: Path) -> Non
     assert "Traceback" not in err
 
 
-def test_resume_completes_a_picture_with_some_faces_written(
+def test_resume_completes_an_image_with_some_faces_written(
     faces: Path, face_model: Path, colour_model: Path, tmp_path: Path
 ) -> None:
     folder, output = tmp_path / "groups", tmp_path / "rows.jsonl"
@@ -383,7 +383,7 @@ def test_full_disk_is_an_error(clip: Path, colour_model: Path, tmp_path: Path) -
     assert f"cannot write to {output}: No space left on device" in err
 
 
-def test_video_among_pictures_is_an_error_row(
+def test_video_among_images_is_an_error_row(
     clip: Path, portraits: Path, colour_model: Path
 ) -> None:
     code, rows, err = run_here(clip, portraits, "--model", colour_model)

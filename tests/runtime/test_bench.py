@@ -74,7 +74,7 @@ def test_a_row_counts_calls_and_images() -> None:
         "stage": "infer",
         "backend": "onnxruntime",
         "batch": 8,
-        "pictures_per_call": 8,
+        "images_per_call": 8,
         "n": 3,
         "p50_ms": 200.0,
         "p95_ms": None,
@@ -144,8 +144,8 @@ def test_every_stage_of_every_batch_is_measured(colour_model: Path, portraits: P
         ("end_to_end", 5): 2,
     }
     # Three images, repeated to at least 32 images and 8 batches.
-    assert rows["end_to_end", 1]["pictures_per_call"] == 33
-    assert rows["end_to_end", 5]["pictures_per_call"] == 42
+    assert rows["end_to_end", 1]["images_per_call"] == 33
+    assert rows["end_to_end", 5]["images_per_call"] == 42
     assert all(row["images_per_second"] > 0 for row in rows.values())
     assert [(row["backend"], row["batch"]) for row in bench.distances()] == [
         ("onnxruntime", 1),
@@ -160,14 +160,14 @@ def test_a_distance_is_computed_within_its_round(colour_model: Path, portraits: 
     bench.run(rounds=1)
     (row,) = bench.distances()
     for floor in row["floors"].values():
-        expected = 100 * (row["ms_per_picture"] / floor["ms_per_picture"] - 1)
+        expected = 100 * (row["ms_per_image"] / floor["ms_per_image"] - 1)
         assert floor["above_percent"] == pytest.approx(expected, rel=0.01, abs=0.2)
     means = {
         (stage["stage"]): 1000 / stage["images_per_second"]
         for stage in bench.stages()
         if stage["stage"] != "end_to_end"
     }
-    total = row["floors"]["sum_of_stages"]["ms_per_picture"]
+    total = row["floors"]["sum_of_stages"]["ms_per_image"]
     assert total == pytest.approx(sum(means.values()), rel=0.02)
 
 

@@ -213,7 +213,7 @@ def test_requests_without_token_get_no_data() -> None:
         served.show(frame_result(0, "secret-door", "generated"))
         served.tick([health("secret-door", state="waiting", error="secret-reason")])
         bad = {"Authorization": f"Bearer {TOKEN}x"}
-        for path in ("/", "/state", "/picture/0.jpg", "/verdict/1.jpg", "/metrics", "/none"):
+        for path in ("/", "/state", "/image/0.jpg", "/verdict/1.jpg", "/metrics", "/none"):
             for given in ({}, bad, {"Cookie": f"ffd={TOKEN}"}, {"Authorization": TOKEN}):
                 for method in ("GET", "HEAD"):
                     answer = ask(served, path, method, **given)
@@ -266,7 +266,7 @@ def test_foreign_host_names_are_rejected_on_loopback(served: DashboardServer) ->
     # A tunnel (ssh -L) uses another port.
     assert ask(served, "/state", Host="localhost:9999").status == 200
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1", ""):
-        for path in ("/", "/state", "/picture/0.jpg", "/healthz", "/metrics"):
+        for path in ("/", "/state", "/image/0.jpg", "/healthz", "/metrics"):
             assert ask(served, path, Host=host).status == 421
 
 
@@ -275,9 +275,9 @@ def test_every_response_has_security_headers(served: DashboardServer) -> None:
     for path, status in (
         ("/", 200),
         ("/state", 200),
-        ("/picture/0.jpg", 200),
-        ("/picture/1.jpg", 404),
-        ("/picture/-1.jpg", 404),
+        ("/image/0.jpg", 200),
+        ("/image/1.jpg", 404),
+        ("/image/-1.jpg", 404),
         ("/verdict/1.jpg", 200),
         ("/verdict/2.jpg", 404),
         ("/metrics", 200),
@@ -304,41 +304,41 @@ def test_page_loads_nothing_external(served: DashboardServer) -> None:
     assert set(re.findall(r'(?:href|src)="(.*?)"', html)) == {"data:,", "#sources"}
 
 
-def test_picture_request_waits_for_a_newer_picture(served: DashboardServer) -> None:
+def test_image_request_waits_for_a_newer_image(served: DashboardServer) -> None:
     served.show(frame_result(1))
-    first = ask(served, "/picture/0.jpg")
+    first = ask(served, "/image/0.jpg")
     assert first.headers["Content-Type"] == "image/jpeg"
     assert first.image[30, 100, 2] > first.image[30, 100, 0] + 20
-    number = first.headers["FFD-Picture"]
+    number = first.headers["FFD-Image"]
     late = threading.Timer(0.2, served.show, [frame_result(2)])
     late.start()
     began = time.monotonic()
-    second = ask(served, f"/picture/0.jpg?after={number}")
+    second = ask(served, f"/image/0.jpg?after={number}")
     assert time.monotonic() - began > 0.1
     late.join()
-    assert second.headers["FFD-Picture"] != number
+    assert second.headers["FFD-Image"] != number
     assert second.image[30, 100, 0] > second.image[30, 100, 2] + 20
     # An unknown number, such as that of a previous run, does not wait.
-    assert ask(served, "/picture/0.jpg?after=1234567").status == 200
-    assert ask(served, "/picture/0.jpg?after=junk").status == 200
+    assert ask(served, "/image/0.jpg?after=1234567").status == 200
+    assert ask(served, "/image/0.jpg?after=junk").status == 200
 
 
-def test_picture_request_without_newer_picture_is_204(
+def test_image_request_without_newer_image_is_204(
     served: DashboardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "LONG_POLL_SECONDS", 0.1)
     served.show(frame_result())
-    number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
-    assert ask(served, f"/picture/0.jpg?after={number}").status == 204
-    assert ask(served, f"/picture/0.jpg?after={number}&heatmap=1").status == 204
+    number = ask(served, "/image/0.jpg").headers["FFD-Image"]
+    assert ask(served, f"/image/0.jpg?after={number}").status == 204
+    assert ask(served, f"/image/0.jpg?after={number}&heatmap=1").status == 204
 
 
-def test_pictures_are_shrunk_and_have_a_heatmap_on_request(served: DashboardServer) -> None:
+def test_images_are_shrunk_and_have_a_heatmap_on_request(served: DashboardServer) -> None:
     large = frame_result(0, "door", "generated")
     image = np.full((1500, 3000, 3), 128, np.uint8)
     face = replace(large.results[0], face=(1000, 500, 600, 600))
     served.show(replace(large, frame=replace(large.frame, image=image), results=[face]))
-    plain, laid = ask(served, "/picture/0.jpg"), ask(served, "/picture/0.jpg?heatmap=1")
+    plain, laid = ask(served, "/image/0.jpg"), ask(served, "/image/0.jpg?heatmap=1")
     assert plain.image.shape == (480, 960, 3)
     middle = (800 * 960 // 3000, 1300 * 960 // 3000)
     assert abs(plain.image[middle].astype(int) - 128).max() < 10
@@ -347,15 +347,15 @@ def test_pictures_are_shrunk_and_have_a_heatmap_on_request(served: DashboardServ
 
 def test_failed_source_shows_a_notice(served: DashboardServer) -> None:
     served.tick([health(state="connecting", size=None)])
-    absent = ask(served, "/picture/0.jpg")
+    absent = ask(served, "/image/0.jpg")
     assert absent.image.shape == (360, 640, 3)
     served.show(frame_result(1, "door", "generated"))
-    alive = ask(served, f"/picture/0.jpg?after={absent.headers['FFD-Picture']}")
-    number = alive.headers["FFD-Picture"]
+    alive = ask(served, f"/image/0.jpg?after={absent.headers['FFD-Image']}")
+    number = alive.headers["FFD-Image"]
     assert len(ask(served, "/state").json["sources"][0]["faces"]) == 1
     served.tick([health(state="waiting", error="it does not answer", next_try=3.0)])
     # The long poll ends when the source fails.
-    dead = ask(served, f"/picture/0.jpg?after={number}")
+    dead = ask(served, f"/image/0.jpg?after={number}")
     assert dead.status == 200
     assert dead.image.mean() < alive.image.mean() - 20
     source = ask(served, "/state").json["sources"][0]
@@ -363,25 +363,25 @@ def test_failed_source_shows_a_notice(served: DashboardServer) -> None:
     assert source["error"] == "it does not answer"
     served.show(frame_result(3))
     served.tick([health(state="ended")])
-    last = ask(served, f"/picture/0.jpg?after={dead.headers['FFD-Picture']}")
+    last = ask(served, f"/image/0.jpg?after={dead.headers['FFD-Image']}")
     assert last.image.mean() > dead.image.mean() + 20
 
 
-def test_pictures_are_rendered_only_on_request(served: DashboardServer) -> None:
+def test_images_are_rendered_only_on_request(served: DashboardServer) -> None:
     for number in range(100):
         served.show(frame_result(number, "door", "generated"))
         served.tick([health()])
     for path in ("/", "/state", "/metrics", "/healthz"):
         assert ask(served, path).status == 200
-    assert values(served)["ffd_page_pictures_total", ()] == 0
+    assert values(served)["ffd_page_images_total", ()] == 0
     assert "ffd-serve-draw_0" not in {thread.name for thread in threading.enumerate()}
-    ask(served, "/picture/0.jpg")
-    ask(served, "/picture/0.jpg")
-    assert values(served)["ffd_page_pictures_total", ()] == 1
+    ask(served, "/image/0.jpg")
+    ask(served, "/image/0.jpg")
+    assert values(served)["ffd_page_images_total", ()] == 1
 
 
 @pytest.mark.alone
-def test_viewers_share_pictures_at_a_limited_rate(
+def test_viewers_share_images_at_a_limited_rate(
     served: DashboardServer,
 ) -> None:
     served.show(frame_result())
@@ -391,7 +391,7 @@ def test_viewers_share_pictures_at_a_limited_rate(
     def look() -> None:
         number, count = "-", 0
         while not done.is_set():
-            number = ask(served, f"/picture/0.jpg?after={number}").headers["FFD-Picture"]
+            number = ask(served, f"/image/0.jpg?after={number}").headers["FFD-Image"]
             count += 1
         fetched.append(count)
 
@@ -407,7 +407,7 @@ def test_viewers_share_pictures_at_a_limited_rate(
     for viewer in viewers:
         viewer.join()
     took = time.monotonic() - began
-    drawn = values(served)["ffd_page_pictures_total", ()]
+    drawn = values(served)["ffd_page_images_total", ()]
     assert drawn <= took * snapshots.MAX_FPS + 2
     assert drawn >= 4
     assert min(fetched) >= 2
@@ -428,10 +428,10 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_picture_requests_are_limited(served: DashboardServer) -> None:
+def test_image_requests_are_limited(served: DashboardServer) -> None:
     served.show(frame_result())
-    number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
-    path = f"/picture/0.jpg?after={number}"
+    number = ask(served, "/image/0.jpg").headers["FFD-Image"]
+    path = f"/image/0.jpg?after={number}"
     with ExitStack() as stack:
         held = [
             stack.enter_context(hold(served, path)) for _ in range(dashboard.MAX_IMAGE_REQUESTS)
@@ -446,7 +446,7 @@ def test_picture_requests_are_limited(served: DashboardServer) -> None:
         served.show(frame_result(1))
         for viewer in held:
             assert viewer.recv(12) == b"HTTP/1.1 200"
-    assert ask(served, "/picture/0.jpg").status == 200
+    assert ask(served, "/image/0.jpg").status == 200
 
 
 @pytest.mark.alone
@@ -458,12 +458,12 @@ def test_viewer_that_does_not_read_delays_nobody() -> None:
         large = replace(large, frame=replace(large.frame, image=noise))
         served.show(large)
         for _ in range(4):
-            slow = stack.enter_context(hold(served, "/picture/0.jpg"))
-            slow.sendall(b"GET /picture/0.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+            slow = stack.enter_context(hold(served, "/image/0.jpg"))
+            slow.sendall(b"GET /image/0.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
         for number in range(5):
             began = time.monotonic()
             served.show(replace(large, frame=replace(large.frame, number=number)))
-            assert ask(served, "/picture/0.jpg").status == 200
+            assert ask(served, "/image/0.jpg").status == 200
             assert time.monotonic() - began < 5
         kept = sum(
             connection.transport.get_write_buffer_size()
@@ -501,14 +501,14 @@ def test_failing_request_is_logged_on_one_line(
 ) -> None:
     broken = frame_result()
     served.show(replace(broken, frame=replace(broken.frame, image=None)))  # type: ignore[arg-type]
-    assert ask(served, "/picture/0.jpg").status == 500
+    assert ask(served, "/image/0.jpg").status == 500
     # It is logged after the response.
     wait_for(lambda: caplog.records)
     assert [record.getMessage()[:40] for record in caplog.records] == [
-        "--serve: /picture/0.jpg failed: AttributeE"[:40]
+        "--serve: /image/0.jpg failed: AttributeE"[:40]
     ]
     served.show(frame_result())
-    assert ask(served, "/picture/0.jpg").status == 200
+    assert ask(served, "/image/0.jpg").status == 200
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
@@ -525,14 +525,14 @@ def test_ipv6() -> None:
 def test_server_with_viewers_ends_quickly_and_leaves_nothing() -> None:
     with serve() as warm:
         warm.show(frame_result())
-        ask(warm, "/picture/0.jpg")
+        ask(warm, "/image/0.jpg")
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     threads = threading.active_count()
     with ExitStack() as stack:
         with serve() as served:
             served.show(frame_result())
-            number = ask(served, "/picture/0.jpg").headers["FFD-Picture"]
-            path = f"/picture/0.jpg?after={number}"
+            number = ask(served, "/image/0.jpg").headers["FFD-Image"]
+            path = f"/image/0.jpg?after={number}"
             held = [stack.enter_context(hold(served, path)) for _ in range(3)]
             stack.enter_context(hold(served, "/state"))
             wait_for(lambda: served._snapshots.waiting == 3)
@@ -724,7 +724,7 @@ def test_hostile_source_names_are_escaped(served: DashboardServer) -> None:
     assert labelled == set(names)
     assert ask(served, "/healthz").json["not_playing"][3]["source"] == "bytes-\\xff"
     for number in range(len(HOSTILE)):
-        assert ask(served, f"/picture/{number}.jpg").status == 200
+        assert ask(served, f"/image/{number}.jpg").status == 200
 
 
 def test_healthz_status(served: DashboardServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -760,7 +760,7 @@ def test_concurrent_requests(served: DashboardServer) -> None:
 
     served.show(frame_result(0, "door", "generated"))
     served.tick([health()])
-    paths = ("/state", "/metrics", "/picture/0.jpg", "/picture/0.jpg?heatmap=1", "/healthz")
+    paths = ("/state", "/metrics", "/image/0.jpg", "/image/0.jpg?heatmap=1", "/healthz")
     lookers = [threading.Thread(target=look, args=[path]) for path in paths]
     for looker in lookers:
         looker.start()

@@ -245,7 +245,7 @@ def _describe_setup(
             "precision": card.precision,
         },
         "backends": {name: backend.description for name, backend in backends.items()},
-        "pictures": {
+        "images": {
             "made": made,
             "count": len(images.items),
             "unreadable": images.unreadable,

@@ -34,7 +34,7 @@ def print_report(console: Console, report: dict[str, Any]) -> None:
 
 
 def _head(report: dict[str, Any]) -> Iterator[str]:
-    machine, model, images = report["machine"], report["model"], report["pictures"]
+    machine, model, images = report["machine"], report["model"], report["images"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     yield f"ffd {report['ffd']} on {machine['cpu']}, {machine['cores']} cores, {gpus}"
     packages = (f"{name} {version}" for name, version in machine["packages"].items())
@@ -71,7 +71,7 @@ def _floor_table(rows: list[dict[str, Any]]) -> Table:
             row["backend"],
             str(row["batch"]),
             f"{row['images_per_second']:.1f}",
-            f"{row['ms_per_picture']:.2f}",
+            f"{row['ms_per_image']:.2f}",
             f"{slowest['stage']} {_floor(slowest)}",
             _floor(total),
         )
@@ -79,7 +79,7 @@ def _floor_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _floor(floor: dict[str, Any]) -> str:
-    return f"{floor['ms_per_picture']:.2f} ({floor['above_percent']:+.0f} %)"
+    return f"{floor['ms_per_image']:.2f} ({floor['above_percent']:+.0f} %)"
 
 
 def _table(*columns: str) -> Table:

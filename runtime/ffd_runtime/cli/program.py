@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROGRAMS = (
     "ffd_cluster.cluster_program",
     "ffd_runtime.cli.run_streams",
-    "ffd_runtime.cli.run_pictures",
+    "ffd_runtime.cli.run_images",
 )
 
 Options = TypeVar("Options", bound="RunOptions")

@@ -62,7 +62,7 @@ class Samples:
             "stage": self.stage,
             "backend": self.backend,
             "batch": self.batch,
-            "pictures_per_call": self.images,
+            "images_per_call": self.images,
             "n": len(seconds),
             **{f"p{rank}_ms": percentile(seconds, rank) for rank in (50, 95, 99)},
             "images_per_second": round(self.images / statistics.fmean(seconds), 2),
@@ -216,7 +216,7 @@ class Bench:
         return {
             "backend": name,
             "batch": batch,
-            "ms_per_picture": round(1000 * median, 3),
+            "ms_per_image": round(1000 * median, 3),
             "images_per_second": round(1 / median, 2),
             "floors": {
                 kind: _compare(end_to_end, [floors[kind] for floors in by_round])
@@ -231,7 +231,7 @@ def _compare(end_to_end: list[Seconds], floors: list[tuple[str, Seconds]]) -> di
     return {
         # If two stages are close, the slowest one may differ between rounds.
         "stage": statistics.mode(stage for stage, _ in floors),
-        "ms_per_picture": round(1000 * statistics.median(floor for _, floor in floors), 3),
+        "ms_per_image": round(1000 * statistics.median(floor for _, floor in floors), 3),
         "above_percent": round(100 * statistics.median(above), 1),
     }
 

@@ -42,7 +42,7 @@ class Dashboard:
             routes=[
                 Route("/", self.page),
                 Route("/state", self.state),
-                Route("/picture/{index:int}.jpg", self.image),
+                Route("/image/{index:int}.jpg", self.image),
                 Route("/verdict/{number:int}.jpg", self.thumbnail),
                 Route("/healthz", self.health),
                 Route("/metrics", self.metrics),
@@ -74,7 +74,7 @@ class Dashboard:
         found = await self._snapshots.newest(index, heatmap, _number(request, "after"))
         if found is None:
             return Response(status_code=204)
-        headers = {"FFD-Picture": str(found.number)}
+        headers = {"FFD-Image": str(found.number)}
         return Response(found.jpeg, media_type="image/jpeg", headers=headers)
 
     async def thumbnail(self, request: Request) -> Response:

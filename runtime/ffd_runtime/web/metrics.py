@@ -93,7 +93,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics that are part of the sources' health."""
         yield CounterMetricFamily(
-            "ffd_page_pictures_total", "Images drawn for viewers.", self._images
+            "ffd_page_images_total", "Images drawn for viewers.", self._images
         )
         up = _gauge("ffd_source_up", "1 while frames arrive, otherwise 0.")
         age = _gauge(

@@ -21,7 +21,7 @@ from .audit import Audit
 from .copies import CORRELATION, DISTANCE, Copies
 from .facts import FACTS, PLAIN, Fact, Table
 from .groups import format_summary
-from .probe import FOLDS, MAX_PICTURES, MIN_AUC, MIN_PICTURES, MIN_STANDARD_ERRORS, VIEWS
+from .probe import FOLDS, MAX_IMAGES, MIN_AUC, MIN_IMAGES, MIN_STANDARD_ERRORS, VIEWS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -91,7 +91,7 @@ def render(audit: Audit, started: datetime) -> str:
         "distance": DISTANCE,
         "correlation": f"{CORRELATION:g}",
         "folds": FOLDS,
-        "images": f"{MAX_PICTURES:,}",
+        "images": f"{MAX_IMAGES:,}",
         "auc": f"{MIN_AUC:g}",
         "standard_errors": f"{MIN_STANDARD_ERRORS:g}",
     }
@@ -106,7 +106,7 @@ def render(audit: Audit, started: datetime) -> str:
         classes=CLASSES,
         symbols=_SYMBOLS,
         views=VIEWS,
-        min_pictures=MIN_PICTURES,
+        min_images=MIN_IMAGES,
         facts_of_groups=FACTS,
         format_summary=format_summary,
         histograms=[_histogram(table, f, sheets) for f in FACTS if f.digits is not None],

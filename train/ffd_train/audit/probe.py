@@ -27,9 +27,9 @@ Mask = npt.NDArray[np.bool_]
 
 FOLDS = 5
 # Minimum number of different images on each side.
-MIN_PICTURES = 20
+MIN_IMAGES = 20
 # Maximum number of images on each side; enough for an AUC with an error of a hundredth.
-MAX_PICTURES = 2000
+MAX_IMAGES = 2000
 # Only the largest sources are probed.
 MAX_SOURCES = 12
 MAX_SOURCE_PICTURES = 1000
@@ -120,10 +120,10 @@ def probe_classes(table: Table, copy_of: npt.NDArray[np.int64]) -> list[Probe]:
         copy_of: [N], index of the image that each is a copy of; copies share a fold.
 
     Returns:
-        One probe for each of `VIEWS`; none if a class has fewer than `MIN_PICTURES` images.
+        One probe for each of `VIEWS`; none if a class has fewer than `MIN_IMAGES` images.
     """
     generated = table.labels == 0
-    chosen = _choose(table, generated, ~generated, MAX_PICTURES)
+    chosen = _choose(table, generated, ~generated, MAX_IMAGES)
     trial = _CrossValidation.prepare(table, chosen, generated, copy_of)
     if trial is None:
         return []
@@ -175,7 +175,7 @@ class _CrossValidation:
         """Divide the images into folds; None if a side has too few images."""
         positive, groups = asked[chosen], copy_of[chosen]
         ours, others = (len(np.unique(groups[side])) for side in (positive, ~positive))
-        if min(ours, others) < MIN_PICTURES:
+        if min(ours, others) < MIN_IMAGES:
             return None
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
         folds = [

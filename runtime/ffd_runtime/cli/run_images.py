@@ -1,4 +1,4 @@
-"""ffd-run on pictures: files, folders, archives and web addresses."""
+"""ffd-run on images: files, folders, archives and web addresses."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from ..outputs.html_report import Report
     from ..outputs.partial_file import PartialFile
 
-# Seconds until the download of a picture is given up.
+# Seconds until the download of an image is given up.
 TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions(RunOptions):
-    """The options for pictures; see `ffd-run --help`."""
+class ImageOptions(RunOptions):
+    """The options for images; see `ffd-run --help`."""
 
     batch: int
     workers: int | None
@@ -90,7 +90,7 @@ class Targets:
     named: tuple[Path, ...]
 
     @classmethod
-    def check(cls, sources: Iterable[str], options: PictureOptions) -> Targets:
+    def check(cls, sources: Iterable[str], options: ImageOptions) -> Targets:
         """Find early what would otherwise fail at the end of a run.
 
         Raises:
@@ -159,7 +159,7 @@ class EarlierRows:
         if self.total:
             say(f"resuming after {self.total} rows in {file.partial}")
         if not self._once:
-            # A picture has a row for each face. The last one may be incomplete: classify it again.
+            # An image has a row for each face. The last one may be incomplete: classify it again.
             self._last_rows = self._by_source.pop(self._last, 0)
 
     def remaining(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -171,7 +171,7 @@ class EarlierRows:
                 self._by_source[item.source] -= 1
 
     def without_known(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Drop the rows of the last picture that are in the file already."""
+        """Drop the rows of the last image that are in the file already."""
         for result in results:
             if self._last_rows and result.source == self._last:
                 self._last_rows -= 1
@@ -179,8 +179,8 @@ class EarlierRows:
                 yield result
 
 
-def run(sources: Sequence[str], options: PictureOptions) -> None:
-    """Classify pictures; write a row for each, in the order of the inputs."""
+def run(sources: Sequence[str], options: ImageOptions) -> None:
+    """Classify images; write a row for each, in the order of the inputs."""
     _refuse_unknown_addresses(sources)
     targets = Targets.check(sources, options)
     skipped = Skipped()
@@ -229,7 +229,7 @@ def run(sources: Sequence[str], options: PictureOptions) -> None:
         click.get_current_context().exit(3)
 
 
-def _open_classifier(options: PictureOptions) -> Classifier:
+def _open_classifier(options: ImageOptions) -> Classifier:
     classifier = options.open_classifier(
         options.workers, batch=options.batch, max_pixels=options.max_pixels
     )
@@ -239,7 +239,7 @@ def _open_classifier(options: PictureOptions) -> Classifier:
 
 
 def _finder(
-    sources: Sequence[str], options: PictureOptions, leave_out: frozenset[str]
+    sources: Sequence[str], options: ImageOptions, leave_out: frozenset[str]
 ) -> Callable[..., Iterator[Item]]:
     """Return `find_files` with all arguments but `skip`."""
     policy = FetchPolicy(options.timeout or TIMEOUT_S, allow_private=options.allow_private)
@@ -255,9 +255,7 @@ def _refuse_unknown_addresses(sources: Iterable[str]) -> None:
             raise click.UsageError(f"{redact(source)!r} is not a supported address")
 
 
-def _origin(
-    sources: Sequence[str], classifier: Classifier, options: PictureOptions
-) -> RunProvenance:
+def _origin(sources: Sequence[str], classifier: Classifier, options: ImageOptions) -> RunProvenance:
     from ..model.backends import find_embedded_by
 
     detector = classifier.detector
@@ -280,7 +278,7 @@ def _open_report(stack: ExitStack, path: Path | None, classifier: Classifier) ->
 
 
 def _open_copies(
-    stack: ExitStack, sources: Iterable[str], classifier: Classifier, options: PictureOptions
+    stack: ExitStack, sources: Iterable[str], classifier: Classifier, options: ImageOptions
 ) -> AnnotatedCopies | None:
     if not options.annotate:
         return None
@@ -329,4 +327,4 @@ def _naming_partial_rows(targets: Targets, counts: Counter[str]) -> Iterator[Non
         raise
 
 
-PROGRAM = Program("images", PictureOptions, lambda *_: True, run)
+PROGRAM = Program("images", ImageOptions, lambda *_: True, run)
