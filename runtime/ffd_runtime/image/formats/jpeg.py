@@ -127,58 +127,42 @@ def read_jpeg(data: bytes) -> ImageHeader:
     Raises:
         InputError: `unsupported` if only the end of the file states the height.
     """
-    frame = scan = None
+    frame = None
     exif: list[bytes] = []
     xmp = b""
-    for segment in read_segments(data):
-        if segment.marker in SOF:
+    scans: list[bytes] = []
+    complete = False
+    for segment in _read_all_segments(data):
+        if segment.marker == SOS:
+            scans.append(segment.content)
+            if len(scans) > MAX_SCANS:
+                break
+        elif segment.marker == EOI:
+            complete = True
+        elif scans:
+            continue
+        elif segment.marker in SOF:
             frame = Frame.read(segment)
         elif segment.marker == APP1 and segment.content.startswith(PREFIX):
             exif.append(segment.content)
         elif segment.marker == APP1 and segment.content.startswith(_XMP):
             xmp = segment.content[len(_XMP) :]
-        elif segment.marker == SOS:
-            scan = segment
-    if frame is None or scan is None:
+    if frame is None or not scans:
         raise ValueError("it has no frame header")
-    if not scan.content:
+    if not scans[0]:
         raise IndexError
     if frame.height == 0 and _HEIGHT in data:
         raise InputError("unsupported", "a JPEG with its height at its end (DNL): save it again")
-    later_scans, end = _read_scans(data, scan.at + 4 + len(scan.content))
-    scans = [scan.content, *later_scans]
     return ImageHeader(
         "jpeg",
         frame.width,
         frame.height,
-        end > 0,
+        complete,
         orientation=exif_orientation(exif, xmp),
         scans=len(scans),
         scanned=sum(frame.samples(one) for one in scans),
         lacks_scans=frame.lacks_scans(scans),
     )
-
-
-def _read_scans(data: bytes, begin: int) -> tuple[list[bytes], int]:
-    """Return the headers of later scans, and the offset of the end marker, 0 if absent."""
-    scans: list[bytes] = []
-    for _ in range(MAX_PARTS):
-        found = _MARKER.search(data, begin)
-        if found is None:
-            break
-        position = found.start()
-        marker = data[position + 1]
-        if marker == EOI:
-            return scans, position
-        try:
-            begin = position + 2 + max(_length(data, position), 2)
-        except struct.error:
-            break
-        if marker == SOS:
-            scans.append(data[position + 4 : begin])
-            if len(scans) >= MAX_SCANS:
-                break
-    return scans, 0
 
 
 def _length(data: bytes, position: int) -> int:
@@ -267,20 +251,25 @@ def _read_coded_data(data: bytes) -> Iterator[tuple[bool, int, int]]:
             begin = segment.at + 4 + len(segment.content)
             has_details = _has_details(segment.content, symbols)
     if begin:
-        yield has_details, begin, _find_end(data) or len(data)
+        yield has_details, begin, len(data)
 
 
 def _read_all_segments(data: bytes) -> Iterator[Segment]:
-    """Yield the segments of a JPEG up to its end marker."""
+    """Yield the segments of a JPEG up to its end marker, which is one of them."""
     position = 0
     for segment in read_segments(data):
         yield segment
         position = segment.at + 4 + len(segment.content)
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, position)
-        if found is None or len(data) < found.end() + 2 or data[found.end() - 1] == EOI:
+        if found is None:
             return
         at = found.start()
+        if data[at + 1] == EOI:
+            yield Segment(EOI, at, b"")
+            return
+        if len(data) < at + 4:
+            return
         position = at + 2 + max(_length(data, at), 2)
         yield Segment(data[at + 1], at, data[at + 4 : position])
 
@@ -320,8 +309,7 @@ def without_padding(messages: str, data: bytes) -> bytes | None:
 
 def _find_end(data: bytes) -> int:
     """Return the offset of the end marker, 0 if absent."""
-    *_, scan = read_segments(data)
-    return _read_scans(data, scan.at + 4 + len(scan.content))[1]
+    return next((one.at for one in _read_all_segments(data) if one.marker == EOI), 0)
 
 
 def describe_coding(data: bytes) -> str | None:
