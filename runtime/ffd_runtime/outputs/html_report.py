@@ -8,14 +8,12 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 import cv2
-import numpy as np
-import numpy.typing as npt
 
 from ..core.errors import InputError
 from ..core.log_odds import log_odds
@@ -128,12 +126,15 @@ class Report:
 
 
 class _Best:
-    """The candidates of the highest rank, at most `size`; earlier ones win ties."""
+    """The results of the highest rank, at most `size`; earlier ones win ties.
+
+    A kept result has a thumbnail instead of a large file.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._seen = 0
-        self._heap: list[tuple[float, int, Candidate]] = []
+        self._heap: list[tuple[float, int, Result, bool]] = []
 
     def offer(self, rank: float, result: Result, card: ModelCard) -> None:
         """Keep a result if it is among the best so far."""
@@ -143,32 +144,16 @@ class _Best:
             return
         # A copy: the heatmap may be a view of its whole batch.
         heatmap = None if result.heatmap is None else result.heatmap.copy()
-        row, encoded = replace(result, encoded=None, heatmap=None), result.encoded
+        encoded = result.encoded
         if small := encoded is not None and len(encoded) > MAX_KEPT_BYTES:
-            encoded = make_thumbnail(encoded, row, card)
-        entry = (rank, -self._seen, Candidate(row, heatmap, encoded, small))
+            encoded = make_thumbnail(encoded, result, card)
+        kept = replace(result, heatmap=heatmap, encoded=encoded)
+        entry = (rank, -self._seen, kept, small)
         (heapq.heapreplace if full else heapq.heappush)(self._heap, entry)
 
-    def best_first(self) -> list[Candidate]:
-        """Return the candidates, the highest rank first."""
-        return [candidate for _, _, candidate in sorted(self._heap, reverse=True)]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A result that may be shown.
-
-    Attributes:
-        result: the result without file and heatmap.
-        heatmap: float32 [h, w], or None for a row of an earlier run.
-        encoded: the file, or a thumbnail of a large file; None for a row of an earlier run.
-        small: whether `encoded` is a thumbnail.
-    """
-
-    result: Result
-    heatmap: npt.NDArray[np.float32] | None
-    encoded: bytes | None
-    small: bool
+    def best_first(self) -> list[tuple[Result, bool]]:
+        """Return each result and whether it has a thumbnail, the highest rank first."""
+        return [(result, small) for _, _, result, small in sorted(self._heap, reverse=True)]
 
 
 def make_thumbnail(encoded: bytes, result: Result, card: ModelCard) -> bytes | None:
@@ -189,8 +174,8 @@ def render(report: Report) -> str:
     total = report.counts.total()
     card = report.card
     low, high = card.unsure
-    highest = [_gallery_image(candidate, card) for candidate in report.highest.best_first()]
-    nearest = [_gallery_image(candidate, card) for candidate in report.nearest.best_first()]
+    highest = [_gallery_image(*best, card) for best in report.highest.best_first()]
+    nearest = [_gallery_image(*best, card) for best in report.nearest.best_first()]
     rows = [[report.histogram[bin_, kind] for kind in VERDICTS] for bin_ in range(HISTOGRAM_BINS)]
     return render_page(
         TEMPLATES / "report.html",
@@ -267,10 +252,10 @@ def _place(result: Result) -> dict[str, str]:
     return {"folder": folder + slash, "name": name, "within": ", ".join(parts)}
 
 
-def _gallery_image(candidate: Candidate, card: ModelCard) -> dict[str, Any]:
+def _gallery_image(result: Result, small: bool, card: ModelCard) -> dict[str, Any]:
     """Return an image of a gallery; `photo` is None if its file is not available."""
-    result, thumbnail = candidate.result, candidate.encoded
-    if not candidate.small:
+    thumbnail = result.encoded
+    if not small:
         # The file of an earlier row may still exist.
         with suppress(InputError):
             if thumbnail is None and result.frame is None:
@@ -279,8 +264,8 @@ def _gallery_image(candidate: Candidate, card: ModelCard) -> dict[str, Any]:
     photo = evidence = None
     if thumbnail is not None:
         photo = data_uri("jpeg", thumbnail)
-        if candidate.heatmap is not None:
-            layer = evidence_layer(candidate.heatmap, EVIDENCE_PX)
+        if result.heatmap is not None:
+            layer = evidence_layer(result.heatmap, EVIDENCE_PX)
             evidence = data_uri("png", encode_image(".png", layer))
     return {
         "place": _place(result),
