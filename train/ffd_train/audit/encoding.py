@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
+from PIL.JpegImagePlugin import JpegImageFile
 
-from ffd_runtime.image.formats.exif import PREFIX
-from ffd_runtime.image.formats.jpeg import PROGRESSIVE, SOF, Frame, read_segments
 from ffd_runtime.image.image_header import read_header
 
 # Luminance quantisation of ITU-T T.81, table K.1; libjpeg scales it by quality.
@@ -26,10 +27,6 @@ _LUMINANCE = np.array(
         [72, 92, 95, 98, 112, 100, 103, 99],
     ]
 ).ravel()
-# Tables are stored in zigzag order (T.81, figure A.6).
-_ZIGZAG = sorted(
-    range(64), key=lambda at: (sum(divmod(at, 8)), at if sum(divmod(at, 8)) % 2 else -at)
-)
 # Chroma subsampling by the ratio of the first to the second component's sampling factors.
 _SUBSAMPLING = {
     (1, 1): "4:4:4",
@@ -67,6 +64,8 @@ class Encoding:
 def read_encoding(data: bytes) -> Encoding:
     """Read the encoding of an image file.
 
+    A JPEG whose segments are invalid has neither quality nor subsampling.
+
     Args:
         data: the whole file.
 
@@ -81,54 +80,40 @@ def read_encoding(data: bytes) -> Encoding:
         block = {"png": b"eXIf", "webp": b"EXIF", "avif": b"Exif"}.get(header.format)
         exif = block is not None and block in data
         return Encoding(header.format, width, height, len(data), exif=exif)
-    tables: dict[int, npt.NDArray[np.int64]] = {}
-    sampling: list[tuple[int, int]] = []
-    table = 0
-    progressive = exif = False
-    for segment in read_segments(data):
-        if segment.marker == 0xDB:
-            tables.update(_quantisation(segment.content))
-        elif segment.marker == 0xE1:
-            exif = exif or segment.content.startswith(PREFIX)
-        elif segment.marker in SOF:
-            progressive = segment.marker in PROGRESSIVE
-            components = list(Frame.read(segment).components.values())
-            sampling = [(wide, high) for wide, high, _ in components]
-            table = components[0][2] if components else 0
+    try:
+        # Reads the header only, without the size limit of `PIL.Image.open`.
+        jpeg = JpegImageFile(BytesIO(data))
+    except (OSError, SyntaxError, ValueError, IndexError, struct.error):
+        return Encoding("jpeg", width, height, len(data))
     quality = None
-    if table in tables:
+    if table := jpeg.quantization.get(jpeg.layer[0][3]):
         # Exact for libjpeg and compatible encoders; for other tables, a quality of similar loss.
-        quality = int(np.abs(_ijg_tables() - tables[table]).sum(axis=1).argmin()) + 1
-    kind = _chroma(sampling)
-    return Encoding("jpeg", width, height, len(data), quality, kind, progressive, exif)
+        quality = int(np.abs(_ijg_tables() - table).sum(axis=1).argmin()) + 1
+    return Encoding(
+        "jpeg",
+        width,
+        height,
+        len(data),
+        quality,
+        _chroma([(wide, high) for _, wide, high, _ in jpeg.layer]),
+        progressive="progressive" in jpeg.info,
+        exif="exif" in jpeg.info,
+    )
 
 
 @cache
 def _ijg_tables() -> npt.NDArray[np.int64]:
-    """Return libjpeg's luminance tables, [100, 64], of qualities 1 to 100 in zigzag order.
+    """Return libjpeg's luminance tables, [100, 64], of qualities 1 to 100.
 
     They are computed as in `jpeg_quality_scaling`.
     """
     quality = np.arange(1, 101)
     percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    scaled = (_LUMINANCE[_ZIGZAG] * percent[:, None] + 50) // 100
+    scaled = (_LUMINANCE * percent[:, None] + 50) // 100
     return np.asarray(np.clip(scaled, 1, 255), np.int64)
 
 
-def _quantisation(content: bytes) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Yield index and values of the tables in a segment, with 8 or 16 bits (T.81, B.2.4.1)."""
-    at = 0
-    while at < len(content):
-        wide, number = divmod(content[at], 16)
-        size = 128 if wide else 64
-        values = content[at + 1 : at + 1 + size]
-        if len(values) < size:
-            return
-        yield number, np.frombuffer(values, ">u2" if wide else np.uint8).astype(np.int64)
-        at += 1 + size
-
-
-def _chroma(sampling: list[tuple[int, int]]) -> str:
+def _chroma(sampling: Sequence[tuple[int, int]]) -> str:
     if len(sampling) == 1:
         return "grey"
     if len(sampling) != 3:
