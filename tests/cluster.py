@@ -31,6 +31,7 @@ class S3Server:
         pytest.importorskip("moto")
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
+        self._clients: dict[str, Any] = {}
         self.environment = {
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -56,13 +57,17 @@ class S3Server:
     def client(self, service: str = "s3") -> Any:
         import boto3
 
-        return boto3.client(
-            service,
-            endpoint_url=self.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=KEY,
-            aws_secret_access_key=SECRET,
-        )
+        # boto3 reads the description of the service for each client, which takes longer than a
+        # request.
+        if service not in self._clients:
+            self._clients[service] = boto3.client(
+                service,
+                endpoint_url=self.endpoint,
+                region_name="us-east-1",
+                aws_access_key_id=KEY,
+                aws_secret_access_key=SECRET,
+            )
+        return self._clients[service]
 
     def create(self, bucket: str, objects: Iterable[tuple[str, bytes]] = ()) -> None:
         client = self.client()

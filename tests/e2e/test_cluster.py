@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def test_two_machines_of_which_one_fails_return_the_rows_of_one_machine(
     tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
     expected = tmp_path / "rows.parquet"
-    assert run(night, "--output", expected, "--model", colour_model)[0] == 3
+    assert run_here(night, "--output", expected, "--model", colour_model)[0] == 3
     cluster = ("--ray", machines.address, "--model", colour_model)
     process = start("s3://night/in/", *cluster, "--output", "s3://night/out/", "--part", "30")
     wait_for_parts(process, store, "out/", 3)
@@ -145,45 +146,6 @@ def test_two_machines_of_which_one_fails_return_the_rows_of_one_machine(
     assert sum(row["error"] is not None for row in rows) == 20
     done = json.loads((tmp_path / "out" / "_SUCCESS").read_text())
     assert (done["inputs"], done["errors"]) == (IMAGES, 20)
-
-
-def test_a_killed_command_resumes(
-    tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
-) -> None:
-    folders = [f"s3://night/in/{number}/" for number in range(3)]
-    cluster = ("--ray", machines.address, "--model", colour_model)
-    options = (*cluster, "--part", "10", "--output", "s3://night/killed/")
-    process = start(*folders, *options)
-    wait_for_parts(process, store, "killed/", 3)
-    process.kill()
-    process.communicate()
-    assert "_SUCCESS" not in store.names("night", "killed/")
-    before = set(store.names("night", "killed/"))
-
-    assert_one_line(run_here(*folders, *options), "continue with --resume")
-    code, _, said = run_here(*folders, *options, "--resume")
-    assert code == 3, said
-    assert "resuming after" in said
-    want = [path for number in range(3) for path in (night / str(number)).iterdir()]
-    assert f"{len(want)} inputs" in said
-    # The complete parts were kept.
-    assert len(before & set(store.names("night", "killed/"))) > 3
-
-    client = store.client()
-    ok, data = cv2.imencode(".png", picture("blue"))
-    assert ok
-    for name in ("new 1.png", "new%2F2.png"):
-        client.put_object(Bucket="night", Key=f"later/{name}", Body=data.tobytes())
-    code, _, said = run_here(*folders, "s3://night/later/", *options, "--resume")
-    assert code == 3, said
-    assert f"resuming after {len(want)} inputs" in said
-    store.fetch("night", "killed/", tmp_path / "rows")
-    sources = [row["source"] for row in rows_in(tmp_path / "rows")]
-    expected = [f"s3://night/in/{path.relative_to(night)}" for path in want]
-    expected += ["s3://night/later/new 1.png", "s3://night/later/new%2F2.png"]
-    assert sources == sorted(expected)
-    done = json.loads((tmp_path / "rows" / "_SUCCESS").read_text())
-    assert done["inputs"] == done["rows"] == len(expected)
 
 
 def commands() -> str:
@@ -252,77 +214,6 @@ def test_a_run_in_this_process(
     assert [row["label"] for row in rows] == ["generated", "groundtruth", "generated", None]
 
 
-@pytest.fixture
-def ray(machines: TwoMachines) -> Iterator[Any]:
-    with connected(machines.address, verbose=False) as ray:
-        yield ray
-
-
-def work_on(model: Model, folder: Path) -> Work:
-    parts = Parts(str(folder), storage_of(""))
-    return Work(model, PreprocessSpec(), parts, max_pixels=10**6, batch=4, part=10)
-
-
-def test_ray_does_not_fuse_the_stages(
-    ray: Any, portraits: Path, colour_model: Path, tmp_path: Path
-) -> None:
-    work = work_on(Model.read(colour_model, "auto", "cpu"), tmp_path)
-    plan = Plan.of(ray.nodes(), "cpu")
-    tables = make_tables([Item(str(path)) for path in portraits.iterdir()], plan)
-    done = _pipeline(ray, work, plan, tables, {"": storage_of("")}, None).materialize()
-    stages = re.findall(r"Operator \d+ (.+?):", done.stats())
-    names = ("prepare_block", "InferActor", "write_block")
-    assert stages[-3:] == [f"MapBatches({name})" for name in names]
-
-
-def test_the_tally_runs_on_the_machine_of_the_command(ray: Any) -> None:
-    def where(_: Any) -> str:
-        import ray
-
-        place: str = ray.get_runtime_context().get_node_id()
-        return place
-
-    here = ray.get_runtime_context().get_node_id()
-    places = ray.get([start_tally(ray).__ray_call__.remote(where) for _ in range(8)])
-    assert set(places) == {here}
-
-
-def test_a_machine_with_another_version_ends_the_run(
-    ray: Any, portraits: Path, colour_model: Path, tmp_path: Path
-) -> None:
-    model = replace(Model.read(colour_model, "auto", "cpu"), version="0.0.1")
-    plan = Plan.of(ray.nodes(), "cpu")
-    tables = make_tables([Item(str(portraits))], plan)
-    with pytest.raises(ModelError, match=r"install the same version on all machines$"):
-        list(run_stages(ray, work_on(model, tmp_path), plan, tables, {"": storage_of("")}, None))
-
-
-@pytest.mark.parametrize(
-    ("code", "error", "said"),
-    [
-        ("1 / 0", BackendError, r"^Ray failed: ZeroDivisionError: division by zero$"),
-        ("import nothing_such", BackendError, r"the extra ray there, as here$"),
-    ],
-)
-def test_an_error_of_a_task_is_reported_with_its_cause(
-    ray: Any, code: str, error: type[Exception], said: str
-) -> None:
-    def fail(_: Any, code: str) -> None:
-        exec(code)
-
-    data = ray.data.range(1).map_batches(fail, fn_args=(code,), batch_size=None)
-    with pytest.raises(error, match=said), translate_ray_errors(ray):
-        data.materialize()
-
-
-def test_a_lost_process_is_retryable(ray: Any) -> None:
-    def die() -> None:
-        os._exit(1)
-
-    with pytest.raises(RetryableError, match=r"^WorkerCrashedError: "), translate_ray_errors(ray):
-        ray.get(ray.remote(max_retries=0)(die).remote())
-
-
 def test_a_refused_access_key_is_a_one_line_error(
     tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
 ) -> None:
@@ -332,32 +223,6 @@ def test_a_refused_access_key_is_a_one_line_error(
     with store.checking_keys():
         ended = run(*command, input=f"s3://night/in/{name}".encode())
     assert_one_line(ended, "s3://night/", "does not know the access key")
-
-
-def test_invalid_inputs_and_outputs_are_one_line_errors(
-    tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
-) -> None:
-    options = ("--ray", machines.address, "--model", colour_model)
-    shutil.make_archive(str(tmp_path / "some"), "zip", night / "0")
-    (tmp_path / "file").touch()
-    cases: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
-        (("s3://nowhere/in/", "--output", tmp_path / "a"), ("s3://nowhere/in/", "no such bucket")),
-        (("s3://night/in/", "--output", "s3://nowhere/"), ("s3://nowhere/", "no such bucket")),
-        (
-            (tmp_path / "some.zip", "--output", tmp_path / "b"),
-            ("some.zip!/", "run without --ray"),
-        ),
-        (
-            ("http://127.0.0.1/a.jpg", "--output", tmp_path / "c"),
-            ("does not support archives and web addresses",),
-        ),
-        ((night, "--output", tmp_path / "file"), (f"cannot write {tmp_path / 'file'}",)),
-    ]
-    for arguments, said in cases:
-        assert_one_line(run_here(*arguments, *options), *said)
-    with store.checking_keys():
-        ended = run_here("s3://night/in/", *options, "--output", tmp_path / "d")
-    assert_one_line(ended, "s3://night/in/", "AWS_ACCESS_KEY_ID")
 
 
 @pytest.fixture
@@ -372,13 +237,170 @@ def full(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_a_one_line_error(
-    full: Path, machines: TwoMachines, night: Path, colour_model: Path
-) -> None:
-    command = (night, "--ray", machines.address, "--model", colour_model, "--part", "15")
-    assert_one_line(run_here(*command, "--output", full), f"cannot write {full}/", "No space left")
-    # The parts that were written are complete.
-    assert 0 < len(rows_in(full)) < IMAGES
+def work_on(model: Model, folder: Path) -> Work:
+    parts = Parts(str(folder), storage_of(""))
+    return Work(model, PreprocessSpec(), parts, max_pixels=10**6, batch=4, part=10)
+
+
+@pytest.fixture(scope="class")
+def ray(machines: TwoMachines) -> Iterator[Any]:
+    """A connection that the commands of a class share.
+
+    Ray starts processes for each connection, which takes seconds.
+    """
+    with connected(machines.address, verbose=False) as ray, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ffd_cluster.ray_connection.connected", lambda *_: nullcontext(ray))
+        yield ray
+
+
+@pytest.mark.filterwarnings(r"ignore::UserWarning:ray\b")
+@pytest.mark.usefixtures("ray")
+class TestOneConnection:
+    def test_ray_does_not_fuse_the_stages(
+        self, ray: Any, portraits: Path, colour_model: Path, tmp_path: Path
+    ) -> None:
+        work = work_on(Model.read(colour_model, "auto", "cpu"), tmp_path)
+        plan = Plan.of(ray.nodes(), "cpu")
+        tables = make_tables([Item(str(path)) for path in portraits.iterdir()], plan)
+        done = _pipeline(ray, work, plan, tables, {"": storage_of("")}, None).materialize()
+        stages = re.findall(r"Operator \d+ (.+?):", done.stats())
+        names = ("prepare_block", "InferActor", "write_block")
+        assert stages[-3:] == [f"MapBatches({name})" for name in names]
+
+    def test_the_tally_runs_on_the_machine_of_the_command(self, ray: Any) -> None:
+        def where(_: Any) -> str:
+            import ray
+
+            place: str = ray.get_runtime_context().get_node_id()
+            return place
+
+        here = ray.get_runtime_context().get_node_id()
+        places = ray.get([start_tally(ray).__ray_call__.remote(where) for _ in range(8)])
+        assert set(places) == {here}
+
+    def test_a_machine_with_another_version_ends_the_run(
+        self, ray: Any, portraits: Path, colour_model: Path, tmp_path: Path
+    ) -> None:
+        model = replace(Model.read(colour_model, "auto", "cpu"), version="0.0.1")
+        plan = Plan.of(ray.nodes(), "cpu")
+        tables = make_tables([Item(str(portraits))], plan)
+        with pytest.raises(ModelError, match=r"install the same version on all machines$"):
+            list(
+                run_stages(ray, work_on(model, tmp_path), plan, tables, {"": storage_of("")}, None)
+            )
+
+    @pytest.mark.parametrize(
+        ("code", "error", "said"),
+        [
+            ("1 / 0", BackendError, r"^Ray failed: ZeroDivisionError: division by zero$"),
+            ("import nothing_such", BackendError, r"the extra ray there, as here$"),
+        ],
+    )
+    def test_an_error_of_a_task_is_reported_with_its_cause(
+        self, ray: Any, code: str, error: type[Exception], said: str
+    ) -> None:
+        def fail(_: Any, code: str) -> None:
+            exec(code)
+
+        data = ray.data.range(1).map_batches(fail, fn_args=(code,), batch_size=None)
+        with pytest.raises(error, match=said), translate_ray_errors(ray):
+            data.materialize()
+
+    def test_a_lost_process_is_retryable(self, ray: Any) -> None:
+        def die() -> None:
+            os._exit(1)
+
+        with (
+            pytest.raises(RetryableError, match=r"^WorkerCrashedError: "),
+            translate_ray_errors(ray),
+        ):
+            ray.get(ray.remote(max_retries=0)(die).remote())
+
+    def test_a_killed_command_resumes(
+        self,
+        tmp_path: Path,
+        store: S3Server,
+        machines: TwoMachines,
+        night: Path,
+        colour_model: Path,
+    ) -> None:
+        folders = [f"s3://night/in/{number}/" for number in range(3)]
+        cluster = ("--ray", machines.address, "--model", colour_model)
+        options = (*cluster, "--part", "10", "--output", "s3://night/killed/")
+        process = start(*folders, *options)
+        wait_for_parts(process, store, "killed/", 3)
+        process.kill()
+        process.communicate()
+        assert "_SUCCESS" not in store.names("night", "killed/")
+        before = set(store.names("night", "killed/"))
+
+        assert_one_line(run_here(*folders, *options), "continue with --resume")
+        code, _, said = run_here(*folders, *options, "--resume")
+        assert code == 3, said
+        assert "resuming after" in said
+        want = [path for number in range(3) for path in (night / str(number)).iterdir()]
+        assert f"{len(want)} inputs" in said
+        # The complete parts were kept.
+        assert len(before & set(store.names("night", "killed/"))) > 3
+
+        client = store.client()
+        ok, data = cv2.imencode(".png", picture("blue"))
+        assert ok
+        for name in ("new 1.png", "new%2F2.png"):
+            client.put_object(Bucket="night", Key=f"later/{name}", Body=data.tobytes())
+        code, _, said = run_here(*folders, "s3://night/later/", *options, "--resume")
+        assert code == 3, said
+        assert f"resuming after {len(want)} inputs" in said
+        store.fetch("night", "killed/", tmp_path / "rows")
+        sources = [row["source"] for row in rows_in(tmp_path / "rows")]
+        expected = [f"s3://night/in/{path.relative_to(night)}" for path in want]
+        expected += ["s3://night/later/new 1.png", "s3://night/later/new%2F2.png"]
+        assert sources == sorted(expected)
+        done = json.loads((tmp_path / "rows" / "_SUCCESS").read_text())
+        assert done["inputs"] == done["rows"] == len(expected)
+
+    def test_invalid_inputs_and_outputs_are_one_line_errors(
+        self,
+        tmp_path: Path,
+        store: S3Server,
+        machines: TwoMachines,
+        night: Path,
+        colour_model: Path,
+    ) -> None:
+        options = ("--ray", machines.address, "--model", colour_model)
+        shutil.make_archive(str(tmp_path / "some"), "zip", night / "0")
+        (tmp_path / "file").touch()
+        cases: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
+            (
+                ("s3://nowhere/in/", "--output", tmp_path / "a"),
+                ("s3://nowhere/in/", "no such bucket"),
+            ),
+            (("s3://night/in/", "--output", "s3://nowhere/"), ("s3://nowhere/", "no such bucket")),
+            (
+                (tmp_path / "some.zip", "--output", tmp_path / "b"),
+                ("some.zip!/", "run without --ray"),
+            ),
+            (
+                ("http://127.0.0.1/a.jpg", "--output", tmp_path / "c"),
+                ("does not support archives and web addresses",),
+            ),
+            ((night, "--output", tmp_path / "file"), (f"cannot write {tmp_path / 'file'}",)),
+        ]
+        for arguments, said in cases:
+            assert_one_line(run_here(*arguments, *options), *said)
+        with store.checking_keys():
+            ended = run_here("s3://night/in/", *options, "--output", tmp_path / "d")
+        assert_one_line(ended, "s3://night/in/", "AWS_ACCESS_KEY_ID")
+
+    def test_a_full_disk_is_a_one_line_error(
+        self, full: Path, machines: TwoMachines, night: Path, colour_model: Path
+    ) -> None:
+        command = (night, "--ray", machines.address, "--model", colour_model, "--part", "15")
+        assert_one_line(
+            run_here(*command, "--output", full), f"cannot write {full}/", "No space left"
+        )
+        # The parts that were written are complete.
+        assert 0 < len(rows_in(full)) < IMAGES
 
 
 def processes_with(setting: str) -> list[str]:

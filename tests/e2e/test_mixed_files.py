@@ -21,9 +21,11 @@ from PIL import ImageOps, features
 from ffd_runtime.cli.run import main
 
 from ..models import CARD, save_sided_model
+from ..nightly import repeat
 from .in_process import invoke
 
-FILES = 300
+# At least three files of each format by day.
+FILES = repeat(150, 300)
 # Largest |Δp|. Decoders may round chroma and inverse transforms differently.
 LOSSY = 0.02
 LOSSLESS = 2e-6

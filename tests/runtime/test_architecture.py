@@ -89,22 +89,22 @@ def modules() -> dict[str, Module]:
     return {module.name: module for module in found}
 
 
-def imports(module: Module, *, lazy: bool) -> Iterator[str]:
+@cache
+def imports(module: Module, *, lazy: bool) -> frozenset[str]:
     """Return the modules of ffd that a module imports.
 
     Args:
         module: the importing one.
         lazy: whether to include imports in functions, which run later.
     """
+    names: list[str] = []
     for node in _statements(module.tree, lazy):
         if isinstance(node, ast.Import):
-            yield from filter(None, (_module_of(alias.name) for alias in node.names))
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = _base_of(module, node)
-            for alias in node.names:
-                name = _module_of(f"{base}.{alias.name}")
-                if name:
-                    yield name
+            names += (f"{base}.{alias.name}" for alias in node.names)
+    return frozenset(filter(None, map(_module_of, names)))
 
 
 def _statements(tree: ast.AST, lazy: bool) -> Iterator[ast.AST]:
