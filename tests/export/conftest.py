@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from ffd_export.calibration import calibrate
 from ffd_export.cli.export import main
-from ffd_export.int8 import OPERATORS
+from ffd_export.int8 import OPERATORS, quantise
 from ffd_export.onnx_file import read_onnx
 from ffd_export.sample_images import SampleImages, find_images, prepare_images
 from ffd_runtime.model.backends import EMBEDDED
@@ -32,10 +32,11 @@ def run(*arguments: object) -> Result:
 
 
 @contextmanager
-def coarse_histograms() -> Iterator[None]:
-    """Halve the number of bins, so that the search for the least entropy is short."""
+def coarse_histograms(bins: int = 256) -> Iterator[None]:
+    """Reduce the number of bins, so that the search for the least entropy is short."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ffd_export.calibration.MAX_BINS", 256)
+        patch.setattr("ffd_export.calibration.MAX_BINS", bins)
+        patch.setattr("ffd_export.calibration.QUANTIZED_BINS", bins // 2)
         yield
 
 
@@ -86,4 +87,10 @@ def images(labelled: Path) -> SampleImages:
 @pytest.fixture(scope="session")
 def ranges(model: onnx.ModelProto, images: SampleImages) -> dict[str, Any]:
     """Calibration ranges of every tensor that either target quantises, by percentile."""
-    return calibrate(model, OPERATORS["cpu"], images, ["percentile"])
+    return calibrate(model, OPERATORS["cpu"], images.spread(4), ["percentile"])
+
+
+@pytest.fixture(scope="session")
+def quantised(model: onnx.ModelProto, ranges: dict[str, Any]) -> onnx.ModelProto:
+    """Return the embedded model as INT8 for the CPU. Tests must not change it."""
+    return quantise(model, "cpu", ranges["percentile"])

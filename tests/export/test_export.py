@@ -14,6 +14,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from ffd_export.atomic_files import write_files
 from ffd_export.checkpoint_graph import compare_parts
+from ffd_export.layers import ends_of
 from ffd_export.onnx_file import read_onnx
 from ffd_export.parity import Parity, classify, compare
 from ffd_export.sample_images import Example, SampleImages, prepare_images
@@ -24,7 +25,10 @@ from ffd_runtime.model.card import CARD_KEY, ModelCard, PreprocessSpec, Provenan
 from ffd_train.checkpoint import load_checkpoint, save_checkpoint
 from ffd_train.network_registry import NETWORKS
 from ffd_train.networks import build
+from ffd_train.run_folder import open_folder
+from ffd_train.scanning import scan
 from ffd_train.scoring import TorchBackend
+from ffd_train.settings import Settings
 
 from .. import tiny
 from .conftest import run
@@ -85,6 +89,14 @@ def test_an_export_keeps_the_graph_contract(
     assert card.provenance.checkpoint_sha256 == hash_file(checkpoint)
     assert card.metrics["parity"] == row["parity"]
     assert card.precision == "fp32"
+
+
+def test_exports_cast_first_and_transpose_second(exported: Path) -> None:
+    model, _ = read_onnx(exported)
+    nodes = {node.name: node for node in model.graph.node}
+    normalisation = [nodes[name].op_type for name in ends_of(model.graph).normalisation]
+    assert normalisation == ["Cast", "Transpose", "Sub", "Div"]
+    assert list(model.graph.node[0].input) == ["image"]
 
 
 def test_exports_contain_no_paths_of_this_machine(exported: Path) -> None:
@@ -218,26 +230,21 @@ def test_the_newest_finished_run_is_exported(
 
 
 def test_validation_images_of_the_run_are_used(tmp_path: Path) -> None:
-    from ffd_train.scanning import scan
-    from ffd_train.settings import Settings
-    from ffd_train.stage import Stage
-    from ffd_train.training import train
-
     root = tiny.make_faces(tmp_path / "faces", {"train": 4, "val": 2})
-    settings = Settings(
-        data=str(root), network="tiny", weights="none", stages=(Stage("all", 1, 1e-2),), workers=0
-    )
-    train(scan(root, ("train", "val")), settings, tmp_path / "run")
+    settings = Settings(data=str(root), network="tiny", weights="none")
+    open_folder(tmp_path / "run", settings, scan(root, ("train", "val")))
+    save(tmp_path / "run/best.safetensors")
     outcome = run(tmp_path / "run")
     assert outcome.exit_code == 0, outcome.output
     assert json.loads(outcome.stdout)["parity"]["images"] == 4
 
 
-def test_errors_are_one_line(tmp_path: Path, portraits: Path) -> None:
+def test_errors_are_one_line(exported: Path, tmp_path: Path) -> None:
     checkpoint = save(tmp_path / "run/best.safetensors")
     (tmp_path / "empty").mkdir()
     pickle = tmp_path / "pickled.safetensors"
     torch.save({}, pickle)
+    unwritable = (exported, "--fp16", "--engine", "none", "--verify", "none", "--output", "/proc/x")
     for arguments, message in (
         (("--runs", tmp_path / "empty"), "no finished run in"),
         ((tmp_path / "empty",), "is not a run"),
@@ -246,7 +253,7 @@ def test_errors_are_one_line(tmp_path: Path, portraits: Path) -> None:
         ((checkpoint,), "validation images cannot be found"),
         ((checkpoint, "--verify", tmp_path / "empty"), "no such folder, or no file in it"),
         ((checkpoint, "--verify", tmp_path / "absent"), "no such folder, or no file in it"),
-        ((checkpoint, "--verify", "none", "--output", "/proc/x"), "cannot write"),
+        (unwritable, "cannot write"),
     ):
         outcome = run(*arguments)
         assert outcome.exit_code == 1, outcome.output

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from ffd_export import fp16
+from ffd_export import fp16, verification
 from ffd_export.baseline import Baseline, classify_candidate
 from ffd_export.calibration import find_ranges
 from ffd_export.fp16 import MAX_VALUE, find_overflows, to_fp16
@@ -78,14 +78,15 @@ def loud(model: onnx.ModelProto, layer: str, factor: float) -> onnx.ModelProto:
 
 
 def test_overflowing_layers_are_found(model: onnx.ModelProto, images: SampleImages) -> None:
-    assert find_overflows(model, find_ranges(model, images)) == []
+    few = images.spread(4)
+    assert find_overflows(model, find_ranges(model, few)) == []
     # There is no activation between this layer and the next.
     big = loud(model, "layer1.0.0.conv_pw", 1e6)
-    found = find_ranges(big, images)
+    found = find_ranges(big, few)
     assert max(max(-low, high) for low, high in found.values()) > MAX_VALUE
     overflowing = find_overflows(big, found)
     assert overflowing == ["layer1.0.0.conv_pw", "layer1.1.0.conv_pw"]
-    pixels = images.pixels[:2]
+    pixels = few.pixels[:1]
     assert not compare_layers(big, to_fp16(big), pixels)["layer1.1.0.conv_pw"] < 0.5
     assert compare_layers(big, to_fp16(big, overflowing), pixels)["layer1.1.0.conv_pw"] < 0.01
 
@@ -129,6 +130,8 @@ def test_keep_auto_finds_the_most_sensitive_layers_of_fp16(
 ) -> None:
     # Measuring all layers takes too long. Of twenty layers, two may be kept.
     monkeypatch.setattr(fp16, "layers_of", lambda graph: layers_of(graph)[:20])
+    monkeypatch.setattr(fp16, "SENSITIVITY_IMAGES", 4)
+    monkeypatch.setattr(verification, "EXPLANATION_IMAGES", 2)
     path = tmp_path / "shifted.onnx"
     path.write_bytes(to_bytes(shifted(model, "layer1.0.0.conv_pw", 3000), card))
     outcome = run(path, "--fp16", "--verify", labelled)
@@ -147,11 +150,12 @@ def test_any_node_can_be_kept_in_fp32(model: onnx.ModelProto, images: SampleImag
     """This includes nodes that share a constant, as all Clip nodes of the network do."""
     clips = [node.name for node in model.graph.node if node.op_type == "Clip"]
     assert len(clips) > 10
-    difference = compare_layers(model, to_fp16(model, clips), images.pixels[:2])
-    # The logits of these images are small, so their relative error is the largest.
+    pixels = images.pixels[:1]
+    difference = compare_layers(model, to_fp16(model, clips), pixels)
+    # The logits of this image are small, so their relative error is the largest.
     assert max(difference.values()) < 0.1
     everything = [node.name for node in model.graph.node]
-    assert max(compare_layers(model, to_fp16(model, everything), images.pixels[:2]).values()) == 0
+    assert max(compare_layers(model, to_fp16(model, everything), pixels).values()) == 0
 
 
 def test_layer_errors_name_a_changed_layer(model: onnx.ModelProto, images: SampleImages) -> None:
@@ -180,6 +184,7 @@ def test_a_model_beyond_its_limit_is_not_written(
         return made
 
     monkeypatch.setattr(fp16, "to_fp16", wrong)
+    monkeypatch.setattr(verification, "EXPLANATION_IMAGES", 2)
     outcome = run(EMBEDDED, "--fp16", "--verify", labelled, "--output", tmp_path / "out")
     assert outcome.exit_code == 1
     last = outcome.stderr.splitlines()[-1]
