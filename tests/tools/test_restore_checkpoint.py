@@ -19,7 +19,7 @@ from ffd_runtime.model.backends.embedded import EMBEDDED
 def pixels() -> torch.Tensor:
     """Draw smooth random images, which are closer to photographs than noise is."""
     rng = np.random.default_rng(0)
-    coarse = rng.uniform(0, 255, (16, 3, 12, 12)).astype(np.float32)
+    coarse = rng.uniform(0, 255, (8, 3, 12, 12)).astype(np.float32)
     smooth = nn.functional.interpolate(torch.from_numpy(coarse), 299, mode="bicubic")
     return smooth.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from ffd_runtime.core.errors import DataError
 from ffd_train.augmentation import AUGMENTATIONS, AugmentationPipeline
 from ffd_train.checkpoint import load_card
+from ffd_train.network_registry import NETWORKS
 
 from ..conftest import picture
 from ..tiny import make_faces
@@ -56,16 +59,27 @@ def test_a_new_augmentation_is_one_module_and_one_registration(
         AugmentationPipeline.parse(RECIPE.replace("[4, 4]", "[1, 4]"))
 
 
-def test_a_new_network_is_one_module_and_one_registration(tmp_path: Path) -> None:
+@patch.dict(NETWORKS)
+@patch.dict(AUGMENTATIONS)
+def test_a_new_network_is_one_module_and_one_registration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command trains it, with a new augmentation in the recipe."""
     (tmp_path / "dummy_network.py").write_text(NETWORK)
     (tmp_path / "dummy_augmentation.py").write_text(AUGMENTATION)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     make_faces(tmp_path / "faces", {"train": 2, "val": 2})
-    code = "import dummy_network, dummy_augmentation\nfrom ffd_train.cli.train import main\nmain()"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    # The command reads the registry when its module is imported.
+    monkeypatch.delitem(sys.modules, "ffd_train.cli.train", raising=False)
+    monkeypatch.delattr("ffd_train.cli.train", raising=False)
+    for name in ("dummy_network", "dummy_augmentation"):
+        importlib.import_module(name)
+    command = importlib.import_module("ffd_train.cli.train").main
     options = "--network dummy --weights none --stage all:1:1e-3 --batch 4 --workers 0 --name run"
-    command = [sys.executable, "-c", code, "faces", *options.split(), "--recipe", "recipe.toml"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    outcome = CliRunner().invoke(command, ["faces", *options.split(), "--recipe", "recipe.toml"])
+    assert outcome.exit_code == 0, outcome.output
     assert load_card(tmp_path / "runs/run/best.safetensors").architecture == "dummy"
     settings = json.loads((tmp_path / "runs/run/settings.json").read_text())
     assert settings["recipe"]["posterise"] == {"probability": 1.0, "levels": [4.0, 4.0]}

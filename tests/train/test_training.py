@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ffd_runtime.core.errors import DataError, FfdError, ModelError, OutputError
-from ffd_runtime.model.card import PreprocessSpec
+from ffd_runtime.model.card import ModelCard, PreprocessSpec
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.dataset import FaceDataset
 from ffd_train.face_data import FaceData
@@ -39,10 +39,10 @@ from ffd_train.settings import Settings, choose_device
 from ffd_train.stage import Stage
 from ffd_train.staged_training import StagedTraining, distillation_loss
 from ffd_train.training import train
-from ffd_train.training_curves import plot_curves
 from ffd_train.world import World
 
 from .. import tiny
+from ..servers import free_port
 
 STAGES = (Stage("head", 1, 1e-2), Stage("layer4", 1, 1e-2), Stage("all", 3, 1e-2))
 SETTINGS = Settings(network="tiny", weights="none", stages=STAGES, batch=8, crop=96, workers=0)
@@ -68,13 +68,21 @@ def metrics(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def test_a_run_learns_and_writes_its_files(
-    data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ffd_train.training.plot_curves", plot_curves)
+@pytest.fixture(scope="module")
+def run(
+    data: FaceData, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, ModelCard, list[str]]:
+    """The folder of a complete run, its card, and the lines that it reported."""
+    folder = tmp_path_factory.mktemp("complete") / "run"
     said: list[str] = []
-    card = train(data, SETTINGS, tmp_path / "run", say=said.append)
-    names = {path.name for path in (tmp_path / "run").iterdir()}
+    return folder, train(data, SETTINGS, folder, say=said.append), said
+
+
+def test_a_run_learns_and_writes_its_files(
+    data: FaceData, run: tuple[Path, ModelCard, list[str]]
+) -> None:
+    folder, card, said = run
+    names = {path.name for path in folder.iterdir()}
     assert names == {
         "best.safetensors",
         "card.json",
@@ -85,20 +93,20 @@ def test_a_run_learns_and_writes_its_files(
         "settings.json",
         "tensorboard",
     }
-    rows = metrics(tmp_path / "run")
+    rows = metrics(folder)
     assert [row["part"] for row in rows] == ["head", "layer4", "all", "all", "all"]
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"]
     assert card.metrics["val"]["roc_auc"] == 1
     assert card.provenance.manifest_sha256 == data.manifest_sha256
-    net, loaded = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    net, loaded = load_checkpoint(folder / "best.safetensors")
     assert loaded == card
     logits = predict_logits(net, data, data.split("val"), card.preprocess)
     right = (logits[:, 0] > logits[:, 1]) == [s.label == 0 for s in data.split("val")]
     assert right.mean() > 0.8
-    curves = cv2.imread(str(tmp_path / "run" / "curves.png"))
+    curves = cv2.imread(str(folder / "curves.png"))
     assert curves is not None
     assert curves.std() > 5
-    assert Settings.from_json((tmp_path / "run" / "settings.json").read_text()) == SETTINGS
+    assert Settings.from_json((folder / "settings.json").read_text()) == SETTINGS
     assert sum("stage" in line for line in said) == 3
 
 
@@ -182,15 +190,64 @@ def test_a_killed_run_resumes_to_the_same_result(data: FaceData, tmp_path: Path)
         assert torch.equal(tensor, second.state_dict()[name]), name
 
 
+def train_as_rank(
+    rank: int, port: int, data: FaceData, settings: Settings, folder: Path, told: Path
+) -> None:
+    """Train as one of two processes, in the environment that torchrun gives them."""
+    with told.open("a") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    # Lightning detects torchrun by the identifier of the run.
+    run = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in {**ranks, **run}.items()})
+    # Only rank 0 has a bar, and must not wait for the other rank in it.
+    train(data, settings, folder, progress=World.from_environment().is_main)
+
+
+def test_two_processes_train_the_same_network_as_one(tmp_path: Path) -> None:
+    # 28 images in batches of 8: the last batch is filled up.
+    faces = tiny.make_faces(tmp_path / "faces", {"train": 14, "val": 5})
+    data = scan(faces, ("train", "val"))
+    stages = (Stage("head", 1, 0.1), Stage("all", 3, 0.1))
+    settings = replace(SETTINGS, network="plain", stages=stages, crop=64, sizes=(64, 96))
+    shared = (free_port(), data, settings, tmp_path / "two", tmp_path / "stderr")
+    processes = [FORKS.Process(target=train_as_rank, args=(rank, *shared)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    alone = train(data, settings, tmp_path / "one")
+    for process in processes:
+        process.join(180)
+        process.kill()
+    told = (tmp_path / "stderr").read_text()
+    assert [process.exitcode for process in processes] == [0, 0], told
+    # Only rank 0 prints.
+    assert told.count("stage 1 of 2") == 1
+    assert "2 processes" in told
+
+    first, _ = load_checkpoint(tmp_path / "one" / "best.safetensors")
+    second, card = load_checkpoint(tmp_path / "two" / "best.safetensors")
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert card.threshold == pytest.approx(alone.threshold, abs=1e-3)
+    rows, others = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auc")
+    for one, two in zip(rows, others, strict=True):
+        for name in names:
+            assert float(two[name]) == pytest.approx(float(one[name]), abs=1e-5), name
+    # The training changed the loss by far more than the tolerance.
+    losses = [float(row["train_loss"]) for row in rows]
+    assert max(losses) - min(losses) > 5e-3
+
+
 def test_accumulation_steps_may_change_on_resuming(data: FaceData, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # One-cycle depends on the number of steps; 48 images in batches of 20 have a remainder.
-    options = {"network": "plain", "stages": (Stage("all", 4, 1e-2),), "schedule": "one-cycle"}
+    options = {"network": "plain", "stages": (Stage("all", 3, 1e-2),), "schedule": "one-cycle"}
     settings = Settings(**{**vars(SETTINGS), **options, "batch": 20})
 
     def stop(line: str) -> None:
-        if line.startswith("epoch 3"):
+        if line.startswith("epoch 2"):
             raise KeyboardInterrupt
 
     train(data, settings, tmp_path / "unbroken")
@@ -209,7 +266,7 @@ def test_accumulation_steps_may_change_on_resuming(data: FaceData, tmp_path: Pat
         events.Reload()
         for tag in ("step/loss", "step/lr", "epoch/val_loss"):
             shown[name, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
-    for tag, steps in (("step/loss", [0, 3, 6, 9]), ("epoch/val_loss", [2, 5, 8, 11])):
+    for tag, steps in (("step/loss", [0, 3, 6]), ("epoch/val_loss", [2, 5, 8])):
         assert [step for step, _ in shown["run", tag]] == steps
         np.testing.assert_allclose(shown["run", tag], shown["unbroken", tag], rtol=1e-3)
     np.testing.assert_allclose(shown["run", "step/lr"], shown["unbroken", "step/lr"])
@@ -301,7 +358,7 @@ def test_out_of_memory_increases_the_accumulation_steps(
 ) -> None:
     monkeypatch.setitem(NETWORKS, "hungry", build_hungry)
     # The memory suffices for training only the head.
-    stages = (Stage("head", 1, 1e-2), Stage("all", 2, 1e-2))
+    stages = (Stage("head", 1, 1e-2), Stage("all", 1, 3e-2))
     options = {"batch": batch, "stages": stages, "network": "hungry"}
     said: list[str] = []
     settings = Settings(**{**vars(SETTINGS), **options})
@@ -414,14 +471,14 @@ def test_a_disk_too_small_is_an_error_before_the_first_step(data: FaceData, tmp_
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_tensorboard_shows_the_run(data: FaceData, tmp_path: Path) -> None:
+def test_tensorboard_shows_the_run(run: tuple[Path, ModelCard, list[str]]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(data, SETTINGS, tmp_path / "run")
-    shown = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    folder = run[0]
+    shown = EventAccumulator(str(folder / "tensorboard"))
     shown.Reload()
     epochs = [(event.step, event.value) for event in shown.Scalars("epoch/val_auc")]
-    rows = metrics(tmp_path / "run")
+    rows = metrics(folder)
     assert [step for step, _ in epochs] == [5, 11, 17, 23, 29]
     assert [value for _, value in epochs] == pytest.approx([float(r["val_auc"]) for r in rows])
     assert [event.step for event in shown.Scalars("step/loss")] == [0, 6, 12, 18, 24]
