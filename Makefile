@@ -40,6 +40,9 @@ lint: $(VENV)/dev.stamp
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/runtime -m 'not alone' --numprocesses 3 --dist loadfile
 
+# The tests start hundreds of processes, which would compile the packages anew.
+test test-fast: export PYTHONDONTWRITEBYTECODE =
+
 test: lint
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=
