@@ -50,7 +50,7 @@ def main() -> None:
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 100
     paths = [item.source for item in find_files([str(Path(sys.argv[1]))])]
     chosen = paths[:: max(1, len(paths) // count)][:count]
-    print(f"# {describe()}; {len(chosen)} pictures enlarged, JPEG quality 92; embedded model")
+    print(f"# {describe()}; {len(chosen)} images enlarged, JPEG quality 92; embedded model")
     print(
         "shorter_side,reduced_to,largest_dp,mean_dp,verdict_flips,"
         "whole_decode_ms,reduced_decode_ms,speedup"

@@ -48,9 +48,9 @@ def plain_loop(settings: Settings, batches: Iterable[tuple[Tensor, Tensor]]) -> 
     value = torch.zeros(())
     images = 0
     start = time.perf_counter()
-    for pictures, labels in batches:
+    for images, labels in batches:
         with torch.autocast(device, low, enabled=precision != "32-true"):
-            logits = net(pictures.to(device, non_blocking=True))
+            logits = net(images.to(device, non_blocking=True))
             value = loss(logits, labels.to(device, non_blocking=True))
         optimizer.zero_grad()
         value.backward()

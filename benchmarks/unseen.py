@@ -15,7 +15,7 @@ source without images in the training split of the model, and print a CSV table.
 
 Columns: `auc` is the ROC-AUC of a generated source against all photographs of the validation split
 and of unseen sources. `called_generated`, `unsure` and `called_photograph` are shares of the
-source's pictures: the first at the threshold of the model card, the other two by its unsure band.
+source's images: the first at the threshold of the model card, the other two by its unsure band.
 `found_at_2` is the share of a generated source found at the threshold that calls at most 2 % of
 any unseen source's photographs generated.
 """
@@ -67,7 +67,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scored:
-    """P(generated) of a source's pictures, float64 [N]."""
+    """P(generated) of a source's images, float64 [N]."""
 
     source: str
     generated: bool

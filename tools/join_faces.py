@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         count = join(given.output, given.folders, given.hard)
     except JoinError as error:
         sys.exit(f"join_faces: {error}")
-    print(f"{given.output}: {count} pictures of {len(given.folders)} data sets")
+    print(f"{given.output}: {count} images of {len(given.folders)} data sets")
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ from PIL import Image as Pillow
 
 from ffd_runtime.core.errors import DataError, InputError
 from ffd_runtime.image.decode import Image, decode
+from ffd_train.audit.appearance import measure_appearance
 from ffd_train.audit.audit import Audit, audit
 from ffd_train.audit.audit_page import render
 from ffd_train.audit.copies import DISTANCE, Copies, _candidates, find_copies
 from ffd_train.audit.encoding import read_encoding
 from ffd_train.audit.facts import Table, list_images
 from ffd_train.audit.findings import _copies
-from ffd_train.audit.picture import measure_picture
 from ffd_train.audit.probe import VIEWS, probe_classes
 from ffd_train.cli.data import main as ffd_data
 from ffd_train.face_data import FaceData, Sample
@@ -142,29 +142,30 @@ def test_image_measurements() -> None:
     plain = np.full((200, 200, 3), 200, np.uint8)
     face = plain.copy()
     face[60:180, 60:140] = motif(1, 200)[60:180, 60:140]
-    assert measure_picture(face).texture < 0.5
-    assert measure_picture(motif(1, 200)).texture > 2
-    assert measure_picture(motif(1)).frame == 0
+    assert measure_appearance(face).texture < 0.5
+    assert measure_appearance(motif(1, 200)).texture > 2
+    assert measure_appearance(motif(1)).frame == 0
     sharp, soft = motif(1, 300), cv2.GaussianBlur(motif(1, 300), (0, 0), 2)
     assert (
-        measure_picture(sharp).sharpness > 3 * measure_picture(np.asarray(soft, np.uint8)).sharpness
+        measure_appearance(sharp).sharpness
+        > 3 * measure_appearance(np.asarray(soft, np.uint8)).sharpness
     )
     framed = cv2.copyMakeBorder(motif(1, 180), 10, 10, 10, 10, cv2.BORDER_CONSTANT)
-    seen = measure_picture(np.asarray(framed, np.uint8))
+    seen = measure_appearance(np.asarray(framed, np.uint8))
     assert seen.frame == pytest.approx(0.05)
     assert seen.frame_grey == 0
     bars = cv2.copyMakeBorder(
         motif(1, 180)[10:-10], 10, 10, 0, 0, cv2.BORDER_CONSTANT, value=(255,) * 3
     )
-    assert measure_picture(np.asarray(bars, np.uint8)).frame == pytest.approx(10 / 180)
+    assert measure_appearance(np.asarray(bars, np.uint8)).frame == pytest.approx(10 / 180)
     red = np.zeros((50, 90, 3), np.uint8)
     red[..., 2] = 255
     # CIE Lab of sRGB's red, by the standard's formula.
-    seen = measure_picture(red)
+    seen = measure_appearance(red)
     assert (seen.brightness, seen.redness, seen.yellowness) == pytest.approx(
         (53.2, 80.1, 67.2), abs=0.2
     )
-    assert measure_picture(np.zeros((1, 1, 3), np.uint8)).brightness == 0
+    assert measure_appearance(np.zeros((1, 1, 3), np.uint8)).brightness == 0
 
 
 def test_copies_are_found_and_others_are_not() -> None:
@@ -177,7 +178,7 @@ def test_copies_are_found_and_others_are_not() -> None:
         first,
     ]
     flat = [np.full((64, 64, 3), grey, np.uint8) for grey in (0, 1, 255)]
-    seen = [measure_picture(image) for image in pictures + again + flat]
+    seen = [measure_appearance(image) for image in pictures + again + flat]
     digests = np.random.default_rng(0).integers(0, 256, (len(seen), 32), dtype=np.uint8)
     digests[153] = digests[0]
     hashes = np.array([one.phash for one in seen], np.uint64)
@@ -211,7 +212,7 @@ def test_no_pair_of_near_hashes_is_missed() -> None:
 
 
 def test_a_thousand_copies_are_one_group() -> None:
-    seen = measure_picture(motif(0))
+    seen = measure_appearance(motif(0))
     hashes = np.full(3000, seen.phash, np.uint64)
     digests = np.random.default_rng(0).integers(0, 256, (3000, 32), dtype=np.uint8)
     (found,) = find_copies(digests, hashes, np.repeat(seen.small[None], 3000, axis=0))

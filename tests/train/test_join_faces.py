@@ -79,7 +79,7 @@ def test_persons_of_two_data_sets_stay_different(tmp_path: Path, tool: ModuleTyp
     scan(tmp_path / "joint", ("train", "val"))
 
 
-def test_pictures_in_both_are_still_refused_by_training(tmp_path: Path, tool: ModuleType) -> None:
+def test_images_in_both_are_still_refused_by_training(tmp_path: Path, tool: ModuleType) -> None:
     sets = [make(tmp_path / "one", "x"), make(tmp_path / "two", "y")]
     copy = sets[0] / "train/generated/xred0.png"
     (sets[1] / "val/generated/yred0.png").write_bytes(copy.read_bytes())
@@ -153,7 +153,7 @@ def test_the_command_line_joins_and_reports(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
     done = call()
-    assert (done.returncode, done.stdout) == (0, "joint: 20 pictures of 2 data sets\n")
+    assert (done.returncode, done.stdout) == (0, "joint: 20 images of 2 data sets\n")
     # Links point to their images from any working directory.
     assert all(os.path.isabs(os.readlink(path)) for path in (tmp_path / "joint").rglob("*.png"))
     again = call()

@@ -49,7 +49,7 @@ def find_class_folders(root: Path) -> list[ClassFolder]:
         for label in CLASSES
         if os.path.isdir(root / (below := f"{split}/{label}" if split else label))
     ]
-    if not any(folder.listing.pictures for folder in folders):
+    if not any(folder.listing.images for folder in folders):
         raise DataError(_explain_no_images(root))
     return folders
 

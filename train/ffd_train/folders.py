@@ -29,13 +29,13 @@ class Listing:
     """The files below a folder, as sorted relative paths with forward slashes.
 
     Attributes:
-        pictures: files with an image suffix.
+        images: files with an image suffix.
         others: other files.
         hidden: number of files and folders whose names begin with a dot, such as macOS's `._NAME`.
             The contents of hidden folders are not counted.
     """
 
-    pictures: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     hidden: int = 0
 
@@ -69,10 +69,10 @@ class ClassFolder:
         return self.root / self.below
 
     @property
-    def pictures(self) -> list[str]:
+    def images(self) -> list[str]:
         """Paths of the images below the root."""
         start = f"{self.below}/" if self.below else ""
-        return [start + picture for picture in self.listing.pictures]
+        return [start + name for name in self.listing.images]
 
 
 def list_files(root: Path) -> Listing:
@@ -92,9 +92,9 @@ def list_files(root: Path) -> Listing:
             raise DataError(f"{path} is a link to one of its parent folders: remove the link")
         if error:
             raise DataError(f"cannot read {path}: {error.strerror}")
-        picture = os.path.splitext(path)[1].lower() in SUFFIXES
+        is_image = os.path.splitext(path)[1].lower() in SUFFIXES
         name = path.removeprefix(str(root)).replace(os.sep, "/").lstrip("/")
-        (found.pictures if picture else found.others).append(name)
+        (found.images if is_image else found.others).append(name)
     return found
 
 
@@ -187,11 +187,11 @@ def _parse(path: Path) -> Iterator[dict[str, str]]:
         raise DataError(f"{path} is not valid CSV ({error}): correct or remove it") from None
 
 
-def refuse_shared_people(pictures: Iterable[tuple[Hashable, str, str]], remedy: str) -> None:
+def refuse_shared_people(images: Iterable[tuple[Hashable, str, str]], remedy: str) -> None:
     """Check that the images of each person are in one split.
 
     Args:
-        pictures: person, split and name of each image in a split.
+        images: person, split and name of each image in a split.
         remedy: end of the message.
 
     Raises:
@@ -199,7 +199,7 @@ def refuse_shared_people(pictures: Iterable[tuple[Hashable, str, str]], remedy: 
     """
     first: dict[Hashable, tuple[str, str]] = {}
     shared: dict[Hashable, str] = {}
-    for person, split, name in pictures:
+    for person, split, name in images:
         ours, one = first.setdefault(person, (split, name))
         if ours != split:
             shared.setdefault(person, f"for example in {one} and {name}")

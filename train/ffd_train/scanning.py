@@ -18,7 +18,7 @@ from ffd_runtime.model.card import CLASSES
 from .class_folders import count_ignored, find_class_folders, require_both_classes
 from .face_data import FaceData, Sample
 from .folders import SPLITS, ClassFolder, read_rows, refuse_shared_people
-from .prepare.picture_metadata import PictureMetadata, read_metadata
+from .prepare.image_metadata import ImageMetadata, read_metadata
 from .shards import MANIFEST, is_packed, read_index
 from .splits import LabelledPath, assign_splits, find_created_splits, find_unassigned
 
@@ -111,13 +111,13 @@ def list_samples(root: Path) -> FaceData:
     if is_packed(root):
         return _open_packed(root)
     folders = find_class_folders(root)
-    rows = read_rows(root / MANIFEST, [path for folder in folders for path in folder.pictures])
+    rows = read_rows(root / MANIFEST, [path for folder in folders for path in folder.images])
     samples = tuple(
         Sample(
             path, CLASSES.index(folder.label), folder.split, "", rows.get(path, {}).get("source")
         )
         for folder in folders
-        for path in folder.pictures
+        for path in folder.images
     )
     return FaceData(root, samples, count_ignored(folders))
 
@@ -184,7 +184,7 @@ def _find_in_folders(root: Path, split: str | None) -> FaceData:
     return FaceData(root, samples, count_ignored(folders), notes=tuple(notes))
 
 
-def _sample(path: str, label: int, split: str, sha256: str, of: PictureMetadata) -> Sample:
+def _sample(path: str, label: int, split: str, sha256: str, of: ImageMetadata) -> Sample:
     return Sample(path, label, split, sha256, of.source or None, given_family=of.family)
 
 
@@ -195,7 +195,7 @@ def _no_images(root: Path, wanted: str, existing: Collection[str]) -> DataError:
 
 
 def _label_paths(
-    folders: Sequence[ClassFolder], metadata: dict[str, PictureMetadata]
+    folders: Sequence[ClassFolder], metadata: dict[str, ImageMetadata]
 ) -> list[LabelledPath]:
     """Return all images; those without a split get the one of the same person's other images."""
     persons: dict[tuple[Path, str] | None, str] = {
@@ -204,7 +204,7 @@ def _label_paths(
     return [
         LabelledPath(path, CLASSES.index(folder.label), of.split or persons.get(of.person, ""))
         for folder in folders
-        for path in folder.pictures
+        for path in folder.images
         for of in (metadata[path],)
     ]
 

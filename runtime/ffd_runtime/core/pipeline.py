@@ -138,10 +138,10 @@ def prepare_views(
         kept = encoded if keep_encoded and len(encoded) <= MAX_KEPT_BYTES else None
         if detector is None:
             return [Prepared(item.source, preprocess(image, spec), kept)]
-        picture, faces = Prepared(item.source, image, kept), detector.detect(image)
+        whole, faces = Prepared(item.source, image, kept), detector.detect(image)
         if not faces:
             raise InputError("no_face", "no face was found")
-        return prepare_faces(picture, faces, spec)
+        return prepare_faces(whole, faces, spec)
     except InputError as error:
         failure = error
     except MemoryError:
@@ -155,12 +155,12 @@ def prepare_views(
     return [Prepared(item.source, failure)]
 
 
-def prepare_faces(picture: Prepared, faces: Sequence[Face], spec: PreprocessSpec) -> list[Prepared]:
+def prepare_faces(whole: Prepared, faces: Sequence[Face], spec: PreprocessSpec) -> list[Prepared]:
     """Cut out and preprocess the faces of a decoded image, at most `MAX_FACES`."""
-    image = picture.image
+    image = whole.image
     assert not isinstance(image, InputError)
     return [
-        picture._replace(image=preprocess(image, spec, face.box), face=face.box, reason=face.reason)
+        whole._replace(image=preprocess(image, spec, face.box), face=face.box, reason=face.reason)
         for face in faces[:MAX_FACES]
     ]
 

@@ -27,7 +27,7 @@ _FRAME_STEP = 6
 
 
 @dataclass(frozen=True)
-class Picture:
+class Appearance:
     """Measurements of an image.
 
     Attributes:
@@ -62,7 +62,7 @@ class Picture:
     small: Image
 
 
-def measure_picture(image: Image) -> Picture:
+def measure_appearance(image: Image) -> Appearance:
     """Measure a decoded image.
 
     Args:
@@ -78,7 +78,7 @@ def measure_picture(image: Image) -> Picture:
     patches = _background(lab)
     colour = patches.mean(axis=(0, 1))
     frame, frame_grey = _frame(np.asarray(cv2.cvtColor(square, cv2.COLOR_BGR2GRAY), np.uint8))
-    return Picture(
+    return Appearance(
         sharpness=float(cv2.Laplacian(grey, cv2.CV_32F).var()),
         brightness=float(lightness.mean()),
         contrast=float(lightness.std()),

@@ -26,7 +26,7 @@ from .probe import FOLDS, MAX_IMAGES, MIN_AUC, MIN_IMAGES, MIN_STANDARD_ERRORS, 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-MAX_SHEET_PICTURES = 24
+MAX_SHEET_IMAGES = 24
 MAX_COPY_GROUPS = 24
 MAX_COPY_MEMBERS = 4
 MAX_UNREADABLE = 500
@@ -134,7 +134,7 @@ def _make_sheets(table: Table) -> list[_Sheet]:
         largest = sorted(zip(-counts, names.tolist(), strict=True))[:MAX_SOURCES]
         for _, source in largest:
             chosen = own & (table.sources == source)
-            indices = order[chosen[order]][:MAX_SHEET_PICTURES]
+            indices = order[chosen[order]][:MAX_SHEET_IMAGES]
             pictures = [_picture(table, i, SHEET_SIDE_PIXELS) for i in indices]
             readable = [picture for picture in pictures if picture[1]]
             name, images = source or class_name, int(chosen.sum())

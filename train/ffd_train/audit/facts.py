@@ -21,8 +21,8 @@ from ffd_runtime.image.decode import decode
 
 from ..face_data import FaceData, Sample
 from ..scanning import list_samples
+from .appearance import SMALL, Appearance, measure_appearance
 from .encoding import Encoding, read_encoding
-from .picture import SMALL, Picture, measure_picture
 
 # Number of images that the threads read ahead; Ctrl-C waits for those under way.
 _AHEAD = 256
@@ -160,13 +160,13 @@ def measure(data: FaceData, advance: Callable[[], object] = lambda: None) -> Tab
             if isinstance(result, InputError):
                 unreadable.append(Unreadable(sample, result.code, result.message))
                 continue
-            digest, encoding, picture = result
+            digest, encoding, appearance = result
             at = len(samples)
             samples.append(sample)
             digests[at] = np.frombuffer(digest, np.uint8)
-            hashes[at] = picture.phash
-            smalls[at] = picture.small
-            row = _row(encoding, picture)
+            hashes[at] = appearance.phash
+            smalls[at] = appearance.small
+            row = _row(encoding, appearance)
             for name, values in rows.items():
                 values.append(row[name])
     known = len(samples)
@@ -180,7 +180,7 @@ def measure(data: FaceData, advance: Callable[[], object] = lambda: None) -> Tab
 
 
 # The sha256 of the file, its encoding and its content, or the error.
-_Result = tuple[bytes, Encoding, Picture] | InputError
+_Result = tuple[bytes, Encoding, Appearance] | InputError
 
 
 def _read(data: FaceData, sample: Sample) -> _Result:
@@ -190,16 +190,16 @@ def _read(data: FaceData, sample: Sample) -> _Result:
         encoding = read_encoding(content)
     except InputError as error:
         return error
-    return hashlib.sha256(content).digest(), encoding, measure_picture(image)
+    return hashlib.sha256(content).digest(), encoding, measure_appearance(image)
 
 
-def _row(encoding: Encoding, picture: Picture) -> dict[str, Any]:
+def _row(encoding: Encoding, appearance: Appearance) -> dict[str, Any]:
     """Return the facts by name, and other measurements."""
     pixels = encoding.width * encoding.height
-    lightness, redness, yellowness = picture.background
+    lightness, redness, yellowness = appearance.background
     return {
         **vars(encoding),
-        **vars(picture),
+        **vars(appearance),
         "quality": np.nan if encoding.quality is None else encoding.quality,
         "progressive": "yes" if encoding.progressive else "no",
         "exif": "yes" if encoding.exif else "no",
@@ -207,7 +207,7 @@ def _row(encoding: Encoding, picture: Picture) -> dict[str, Any]:
         "megapixels": pixels / 1e6,
         "bytes_per_pixel": encoding.bytes / pixels,
         "kilobytes": encoding.bytes / 1000,
-        "frame": 100 * picture.frame,
+        "frame": 100 * appearance.frame,
         "background_lightness": lightness,
         "background_redness": redness,
         "background_yellowness": yellowness,

@@ -18,9 +18,9 @@ from sklearn.tree import DecisionTreeClassifier
 
 from ffd_runtime.model.card import CLASSES
 
+from .appearance import SMALL
 from .facts import FACTS, Fact, Table
 from .groups import describe_typical
-from .picture import SMALL
 
 Values = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

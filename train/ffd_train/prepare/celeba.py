@@ -48,7 +48,7 @@ def read_lists(folder: ClassFolder, name: str) -> Lists:
     Raises:
         DataError: a list is invalid, or names too few of the images.
     """
-    path, pictures = folder.path, folder.listing.pictures
+    path, pictures = folder.path, folder.listing.images
     places = [path / other for other in folder.listing.others]
     # Generated images next to CelebA may have the same numbers as names.
     places += _places_above(path) if folder.label == "groundtruth" else ()

@@ -12,11 +12,11 @@ from ffd_runtime.core.errors import DataError
 from ..class_folders import find_class_folders
 from ..folders import ClassFolder, list_files, refuse_shared_people
 from ..shards import is_packed
-from .picture_metadata import PictureMetadata, read_metadata
+from .image_metadata import ImageMetadata, read_metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry(PictureMetadata):
+class Entry(ImageMetadata):
     """An image to pack.
 
     Attributes:
@@ -122,13 +122,13 @@ def _find_in(given: Input) -> Found:
         folders = [ClassFolder(given.path, "", given.label, "", list_files(given.path))]
     else:
         raise DataError(f"{given.path}: no such folder")
-    if not any(folder.listing.pictures for folder in folders):
+    if not any(folder.listing.images for folder in folders):
         return Found([], 0, [])
     known, notes = read_metadata(folders, given.name)
     entries = []
     for folder in folders:
         source = given.name if given.label else f"{given.name}-{folder.label}"
-        for path in folder.pictures:
+        for path in folder.images:
             of = known[path]
             facts = of.source or source, of.split, of.identity, of.scope, of.family
             entries.append(Entry(*facts, label=folder.label, root=given.path, name=path))

@@ -14,7 +14,7 @@ from .celeba import Lists, read_lists
 
 
 @dataclass(frozen=True, slots=True)
-class PictureMetadata:
+class ImageMetadata:
     """The metadata of an image.
 
     Attributes:
@@ -39,7 +39,7 @@ class PictureMetadata:
 
 def read_metadata(
     folders: Sequence[ClassFolder], name: str
-) -> tuple[dict[str, PictureMetadata], list[str]]:
+) -> tuple[dict[str, ImageMetadata], list[str]]:
     """Read the metadata of all images in the class folders of one root.
 
     Returns:
@@ -50,14 +50,14 @@ def read_metadata(
             and the folder of an image disagree about its split.
     """
     root = folders[0].root
-    pictures = [picture for folder in folders for picture in folder.pictures]
+    pictures = [picture for folder in folders for picture in folder.images]
     rows = read_rows(root / MANIFEST, pictures)
     notes = []
     if 0 < len(rows) < len(pictures):
         notes.append(f"{root / MANIFEST} names {len(rows)} of {len(pictures)} images")
-    metadata: dict[str, PictureMetadata] = {}
+    metadata: dict[str, ImageMetadata] = {}
     for folder in folders:
-        if folder.listing.pictures:
+        if folder.listing.images:
             lists = read_lists(folder, f"{name}/{folder.below}".rstrip("/"))
             notes += [lists.summary] if lists.summary else []
             metadata |= _combine(folder, rows, lists)
@@ -66,17 +66,17 @@ def read_metadata(
 
 def _combine(
     folder: ClassFolder, rows: dict[str, dict[str, str]], lists: Lists
-) -> dict[str, PictureMetadata]:
+) -> dict[str, ImageMetadata]:
     """Return the metadata of one folder's images."""
     metadata = {}
-    for path, picture in zip(folder.pictures, folder.listing.pictures, strict=True):
+    for path, picture in zip(folder.images, folder.listing.images, strict=True):
         row = rows.get(path, {})
         split = _split_of(folder, path, row) or lists.splits.get(picture, "")
         identity, scope = row.get("identity", ""), folder.root
         if not identity and lists.persons and picture in lists.identities:
             identity, scope = lists.identities[picture], lists.persons
         source, family = row.get("source", ""), row.get("family", "")
-        metadata[path] = PictureMetadata(source, split, identity, scope, family)
+        metadata[path] = ImageMetadata(source, split, identity, scope, family)
     return metadata
 
 

@@ -23,7 +23,7 @@ from ffd_runtime.core.ordered_map import In, Out, map_in_order
 from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.image.preprocess import crop_centre, resize
 
-from ..audit.picture import COLOUR_SIDE, SHARPNESS_SIDE, SMALL, perceptual_hash
+from ..audit.appearance import COLOUR_SIDE, SHARPNESS_SIDE, SMALL, perceptual_hash
 from .entries import Entry
 
 JOURNAL = "reading.jsonl"

@@ -16,8 +16,8 @@ from ffd_runtime.core.errors import DataError
 from ffd_runtime.core.text import counted
 from ffd_runtime.model.card import CLASSES
 
+from ..audit.appearance import SMALL
 from ..audit.copies import find_copies
-from ..audit.picture import SMALL
 from ..folders import SPLITS
 from ..shards import csv_bytes
 from .entries import Entry
