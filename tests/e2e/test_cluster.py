@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +147,45 @@ def test_two_machines_of_which_one_fails_return_the_rows_of_one_machine(
     assert (done["inputs"], done["errors"]) == (IMAGES, 20)
 
 
+def test_a_killed_command_resumes(
+    tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
+) -> None:
+    folders = [f"s3://night/in/{number}/" for number in range(3)]
+    cluster = ("--ray", machines.address, "--model", colour_model)
+    options = (*cluster, "--part", "10", "--output", "s3://night/killed/")
+    process = start(*folders, *options)
+    wait_for_parts(process, store, "killed/", 3)
+    process.kill()
+    process.communicate()
+    assert "_SUCCESS" not in store.names("night", "killed/")
+    before = set(store.names("night", "killed/"))
+
+    assert_one_line(run_here(*folders, *options), "continue with --resume")
+    code, _, said = run_here(*folders, *options, "--resume")
+    assert code == 3, said
+    assert "resuming after" in said
+    want = [path for number in range(3) for path in (night / str(number)).iterdir()]
+    assert f"{len(want)} inputs" in said
+    # The complete parts were kept.
+    assert len(before & set(store.names("night", "killed/"))) > 3
+
+    client = store.client()
+    ok, data = cv2.imencode(".png", picture("blue"))
+    assert ok
+    for name in ("new 1.png", "new%2F2.png"):
+        client.put_object(Bucket="night", Key=f"later/{name}", Body=data.tobytes())
+    code, _, said = run_here(*folders, "s3://night/later/", *options, "--resume")
+    assert code == 3, said
+    assert f"resuming after {len(want)} inputs" in said
+    store.fetch("night", "killed/", tmp_path / "rows")
+    sources = [row["source"] for row in rows_in(tmp_path / "rows")]
+    expected = [f"s3://night/in/{path.relative_to(night)}" for path in want]
+    expected += ["s3://night/later/new 1.png", "s3://night/later/new%2F2.png"]
+    assert sources == sorted(expected)
+    done = json.loads((tmp_path / "rows" / "_SUCCESS").read_text())
+    assert done["inputs"] == done["rows"] == len(expected)
+
+
 def commands() -> str:
     """Return the arguments of every process of this machine."""
     found = []
@@ -225,6 +263,32 @@ def test_a_refused_access_key_is_a_one_line_error(
     assert_one_line(ended, "s3://night/", "does not know the access key")
 
 
+def test_invalid_inputs_and_outputs_are_one_line_errors(
+    tmp_path: Path, store: S3Server, machines: TwoMachines, night: Path, colour_model: Path
+) -> None:
+    options = ("--ray", machines.address, "--model", colour_model)
+    shutil.make_archive(str(tmp_path / "some"), "zip", night / "0")
+    (tmp_path / "file").touch()
+    cases: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
+        (("s3://nowhere/in/", "--output", tmp_path / "a"), ("s3://nowhere/in/", "no such bucket")),
+        (("s3://night/in/", "--output", "s3://nowhere/"), ("s3://nowhere/", "no such bucket")),
+        (
+            (tmp_path / "some.zip", "--output", tmp_path / "b"),
+            ("some.zip!/", "run without --ray"),
+        ),
+        (
+            ("http://127.0.0.1/a.jpg", "--output", tmp_path / "c"),
+            ("does not support archives and web addresses",),
+        ),
+        ((night, "--output", tmp_path / "file"), (f"cannot write {tmp_path / 'file'}",)),
+    ]
+    for arguments, said in cases:
+        assert_one_line(run_here(*arguments, *options), *said)
+    with store.checking_keys():
+        ended = run_here("s3://night/in/", *options, "--output", tmp_path / "d")
+    assert_one_line(ended, "s3://night/in/", "AWS_ACCESS_KEY_ID")
+
+
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 40 KiB."""
@@ -237,6 +301,15 @@ def full(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def test_a_full_disk_is_a_one_line_error(
+    full: Path, machines: TwoMachines, night: Path, colour_model: Path
+) -> None:
+    command = (night, "--ray", machines.address, "--model", colour_model, "--part", "15")
+    assert_one_line(run_here(*command, "--output", full), f"cannot write {full}/", "No space left")
+    # The parts that were written are complete.
+    assert 0 < len(rows_in(full)) < IMAGES
+
+
 def work_on(model: Model, folder: Path) -> Work:
     parts = Parts(str(folder), storage_of(""))
     return Work(model, PreprocessSpec(), parts, max_pixels=10**6, batch=4, part=10)
@@ -244,17 +317,12 @@ def work_on(model: Model, folder: Path) -> Work:
 
 @pytest.fixture(scope="class")
 def ray(machines: TwoMachines) -> Iterator[Any]:
-    """A connection that the commands of a class share.
-
-    Ray starts processes for each connection, which takes seconds.
-    """
-    with connected(machines.address, verbose=False) as ray, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ffd_cluster.ray_connection.connected", lambda *_: nullcontext(ray))
+    """A connection that the tests of a class share: Ray starts processes for each."""
+    with connected(machines.address, verbose=False) as ray:
         yield ray
 
 
 @pytest.mark.filterwarnings(r"ignore::UserWarning:ray\b")
-@pytest.mark.usefixtures("ray")
 class TestOneConnection:
     def test_ray_does_not_fuse_the_stages(
         self, ray: Any, portraits: Path, colour_model: Path, tmp_path: Path
@@ -315,92 +383,6 @@ class TestOneConnection:
             translate_ray_errors(ray),
         ):
             ray.get(ray.remote(max_retries=0)(die).remote())
-
-    def test_a_killed_command_resumes(
-        self,
-        tmp_path: Path,
-        store: S3Server,
-        machines: TwoMachines,
-        night: Path,
-        colour_model: Path,
-    ) -> None:
-        folders = [f"s3://night/in/{number}/" for number in range(3)]
-        cluster = ("--ray", machines.address, "--model", colour_model)
-        options = (*cluster, "--part", "10", "--output", "s3://night/killed/")
-        process = start(*folders, *options)
-        wait_for_parts(process, store, "killed/", 3)
-        process.kill()
-        process.communicate()
-        assert "_SUCCESS" not in store.names("night", "killed/")
-        before = set(store.names("night", "killed/"))
-
-        assert_one_line(run_here(*folders, *options), "continue with --resume")
-        code, _, said = run_here(*folders, *options, "--resume")
-        assert code == 3, said
-        assert "resuming after" in said
-        want = [path for number in range(3) for path in (night / str(number)).iterdir()]
-        assert f"{len(want)} inputs" in said
-        # The complete parts were kept.
-        assert len(before & set(store.names("night", "killed/"))) > 3
-
-        client = store.client()
-        ok, data = cv2.imencode(".png", picture("blue"))
-        assert ok
-        for name in ("new 1.png", "new%2F2.png"):
-            client.put_object(Bucket="night", Key=f"later/{name}", Body=data.tobytes())
-        code, _, said = run_here(*folders, "s3://night/later/", *options, "--resume")
-        assert code == 3, said
-        assert f"resuming after {len(want)} inputs" in said
-        store.fetch("night", "killed/", tmp_path / "rows")
-        sources = [row["source"] for row in rows_in(tmp_path / "rows")]
-        expected = [f"s3://night/in/{path.relative_to(night)}" for path in want]
-        expected += ["s3://night/later/new 1.png", "s3://night/later/new%2F2.png"]
-        assert sources == sorted(expected)
-        done = json.loads((tmp_path / "rows" / "_SUCCESS").read_text())
-        assert done["inputs"] == done["rows"] == len(expected)
-
-    def test_invalid_inputs_and_outputs_are_one_line_errors(
-        self,
-        tmp_path: Path,
-        store: S3Server,
-        machines: TwoMachines,
-        night: Path,
-        colour_model: Path,
-    ) -> None:
-        options = ("--ray", machines.address, "--model", colour_model)
-        shutil.make_archive(str(tmp_path / "some"), "zip", night / "0")
-        (tmp_path / "file").touch()
-        cases: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
-            (
-                ("s3://nowhere/in/", "--output", tmp_path / "a"),
-                ("s3://nowhere/in/", "no such bucket"),
-            ),
-            (("s3://night/in/", "--output", "s3://nowhere/"), ("s3://nowhere/", "no such bucket")),
-            (
-                (tmp_path / "some.zip", "--output", tmp_path / "b"),
-                ("some.zip!/", "run without --ray"),
-            ),
-            (
-                ("http://127.0.0.1/a.jpg", "--output", tmp_path / "c"),
-                ("does not support archives and web addresses",),
-            ),
-            ((night, "--output", tmp_path / "file"), (f"cannot write {tmp_path / 'file'}",)),
-        ]
-        for arguments, said in cases:
-            assert_one_line(run_here(*arguments, *options), *said)
-        with store.checking_keys():
-            ended = run_here("s3://night/in/", *options, "--output", tmp_path / "d")
-        assert_one_line(ended, "s3://night/in/", "AWS_ACCESS_KEY_ID")
-
-    def test_a_full_disk_is_a_one_line_error(
-        self, full: Path, machines: TwoMachines, night: Path, colour_model: Path
-    ) -> None:
-        command = (night, "--ray", machines.address, "--model", colour_model, "--part", "15")
-        assert_one_line(
-            run_here(*command, "--output", full), f"cannot write {full}/", "No space left"
-        )
-        # The parts that were written are complete.
-        assert 0 < len(rows_in(full)) < IMAGES
 
 
 def processes_with(setting: str) -> list[str]:
