@@ -14,7 +14,7 @@ from .header import MAX_PARTS, ImageHeader
 
 # Start-of-frame markers; C4, C8 and CC are tables and extensions (T.81, table B.1).
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 DHT, SOS, EOI, APP1 = 0xC4, 0xDA, 0xD9, 0xE1
 # The limit of libjpeg-turbo's tools and fuzzers (TJFLAG_LIMITSCANS). Encoders write about 10.
 MAX_SCANS = 500
@@ -43,30 +43,31 @@ class Frame:
         precision: bits of a sample.
         height: in pixels.
         width: in pixels.
-        components: horizontal and vertical sampling factor and quantisation table, by identifier.
+        areas: product of the horizontal and vertical sampling factor, by component.
     """
 
     marker: int
     precision: int
     height: int
     width: int
-    components: dict[int, tuple[int, int, int]]
+    areas: dict[int, int]
 
     @classmethod
     def read(cls, segment: Segment) -> Frame:
         """Read a start-of-frame segment."""
         precision, height, width, _ = struct.unpack_from(">BHHB", segment.content)
-        components = {}
+        areas = {}
         for at in range(6, len(segment.content) - 2, 3):
-            identifier, factors, table = segment.content[at : at + 3]
-            components[identifier] = factors >> 4, factors & 15, table
-        return cls(segment.marker, precision, height, width, components)
+            component, factors = segment.content[at : at + 2]
+            areas[component] = (factors >> 4) * (factors & 15)
+        return cls(segment.marker, precision, height, width, areas)
 
     def samples(self, scan: bytes) -> int:
         """Return the number of samples in a scan, by its start-of-scan segment."""
-        areas = {name: wide * high for name, (wide, high, _) in self.components.items()}
-        largest = max(areas.values(), default=1) or 1
-        covered = sum(areas.get(name, 0) for name in scan[1 : 1 + 2 * scan[0] : 2]) if scan else 0
+        largest = max(self.areas.values(), default=1) or 1
+        covered = (
+            sum(self.areas.get(name, 0) for name in scan[1 : 1 + 2 * scan[0] : 2]) if scan else 0
+        )
         return self.width * self.height * covered // largest
 
     def lacks_scans(self, scans: list[bytes]) -> bool:
@@ -75,9 +76,9 @@ class Frame:
         Without its later scans, such an image is a blurred preview. Each scan sends a band of
         coefficients without their lowest bits, or refines them by one bit (T.81, G.1.1).
         """
-        if self.marker not in PROGRESSIVE:
+        if self.marker not in _PROGRESSIVE:
             return False
-        missing = {name: set(range(64)) for name in self.components}
+        missing = {name: set(range(64)) for name in self.areas}
         for scan in scans:
             if len(scan) < 4 or len(scan) < 4 + 2 * scan[0]:
                 continue
