@@ -18,23 +18,26 @@ LOG_INTERVAL_STEPS = 10
 class TensorBoard(Callback):
     """Log loss and learning rate by step, and the metrics of each epoch, to `RUN/tensorboard`.
 
+    One instance logs all stages of a run. The first stage removes the later points of an
+    interrupted run. `close` ends the log.
+
     Args:
         folder: folder of the run.
-        epoch: first epoch, counted over all stages; later points of an interrupted run are removed.
     """
 
-    def __init__(self, folder: Path, epoch: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = str(folder / FOLDER)
-        self._epoch = epoch
         self._loss: Any = 0.0
+        # One writer for all stages: TensorBoard can read files of the same second out of order.
         self._writer: Any = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # The import takes a second.
         from torch.utils.tensorboard import SummaryWriter
 
-        begin = self._epoch * _steps(trainer)
-        self._writer = SummaryWriter(self._folder, purge_step=begin)
+        if self._writer is None:
+            begin = _epoch(trainer, module) * _steps(trainer)
+            self._writer = SummaryWriter(self._folder, purge_step=begin)
 
     def on_train_batch_end(
         self,
@@ -51,25 +54,29 @@ class TensorBoard(Callback):
         self._loss += outputs["loss"]
         if micro_batch + 1 < trainer.accumulate_grad_batches:
             return
-        assert isinstance(module, StagedTraining)
-        step += (module.epoch_offset + trainer.current_epoch) * _steps(trainer)
+        step += _epoch(trainer, module) * _steps(trainer)
         self._writer.add_scalar("step/loss", float(self._loss), step)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self._writer.add_scalar("step/lr", rate, step)
         self._loss = 0.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, StagedTraining)
-        epoch = module.epoch_offset + trainer.current_epoch + 1
         # Also indexed by step, so that purge_step removes repeated epochs.
-        step = epoch * _steps(trainer) - 1
+        step = (_epoch(trainer, module) + 1) * _steps(trainer) - 1
         for name, value in trainer.callback_metrics.items():
             self._writer.add_scalar(f"epoch/{name}", float(value), step)
         self._writer.flush()
 
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+    def close(self) -> None:
+        """Write and close the log."""
         if self._writer:
             self._writer.close()
+
+
+def _epoch(trainer: L.Trainer, module: L.LightningModule) -> int:
+    """Return the current epoch, counted over all stages."""
+    assert isinstance(module, StagedTraining)
+    return module.epoch_offset + trainer.current_epoch
 
 
 def _steps(trainer: L.Trainer) -> int:

@@ -6,7 +6,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,12 @@ def _train_stages(
         keep_metrics(folder / METRICS, completed)
 
     epochs = sum(stage.epochs for stage in settings.stages)
-    with RunProgress(say, epochs, completed, progress) as reporter:
+    with (
+        RunProgress(say, epochs, completed, progress) as reporter,
+        closing(TensorBoard(folder)) as log,
+    ):
         run = _Run(
-            data, settings, folder, net, teacher, card, accelerator, precision, reporter, world
+            data, settings, folder, net, teacher, card, accelerator, precision, reporter, log, world
         )
         while position.stage < len(settings.stages):
             position = run.train_stage(position)
@@ -219,6 +222,7 @@ class _Run:
     accelerator: str
     precision: Any
     reporter: RunProgress
+    log: TensorBoard
     world: World
 
     def train_stage(self, position: Position) -> Position:
@@ -239,7 +243,7 @@ class _Run:
         )
         callbacks = [self.reporter, saver]
         if self.world.is_main:
-            callbacks.append(TensorBoard(self.folder, offset + position.epoch))
+            callbacks.append(self.log)
         try:
             self._trainer(stage, callbacks).fit(
                 module,
