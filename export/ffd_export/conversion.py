@@ -89,16 +89,19 @@ def _convert_int8(
     source: SourceModel, options: ExportOptions, images: SampleImages, reporter: Reporter
 ) -> Converted:
     model, card, target, kept = source.model, source.card, options.int8_target, options.keep
-    with reporter.track("FP32", 1):
-        baseline = Baseline(card, images, classify_candidate(model, card, images))
     methods = METHODS if options.calibration == "auto" else (options.calibration,)
+    baseline = None
+    if len(methods) > 1 or kept == AUTO:
+        with reporter.track("FP32", 1):
+            baseline = Baseline(card, images, classify_candidate(model, card, images))
     with reporter.track("calibrating", len(images)) as advance:
         ranges = calibrate(model, int8.OPERATORS[target], images, methods, advance)
     quantised, method = int8.choose_calibration(
         model, target, ranges, baseline, () if kept == AUTO else kept
     )
     if kept == AUTO:
-        with reporter.track("sensitivity", len(model.graph.node)) as advance:
+        assert baseline is not None
+        with reporter.track("sensitivity", len(layers_of(model.graph))) as advance:
             chosen = ranges[method]
             kept = tuple(int8.choose_layers_to_keep(model, target, chosen, baseline, advance))
             quantised = int8.quantise(model, target, chosen, kept)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ffd_runtime.core.errors import BackendError, EngineError, ModelError
+from ffd_runtime.core.interruptible import run_interruptible
 from ffd_runtime.model.backends.tensorrt_log import remembering_logger
 from ffd_runtime.model.devices import describe_gpu
 from ffd_runtime.model.engine_manifest import COMPATIBILITIES, list_rtx_gpus
 
-from .build_thread import run_cancellable
+from .build_monitor import make_monitor
 from .engine_layers import inspect_engine, network_layer_types
 from .export_options import ExportOptions
 from .layers import LayerTypes
@@ -63,8 +64,11 @@ def build_engine(
         ModelError: it cannot parse or build the network; the message quotes it.
         KeyboardInterrupt: Ctrl-C was pressed; the build is cancelled.
     """
-    return run_cancellable(
-        trt, lambda monitor: _build(trt, onnx, size, options, monitor, require), bar
+    monitor = make_monitor(trt, bar)
+    return run_interruptible(
+        lambda: _build(trt, onnx, size, options, monitor, require),
+        "ffd-build",
+        cancel=monitor.cancel,
     )
 
 

@@ -59,8 +59,11 @@ def choose_builder(options: ExportOptions, converts: bool) -> EngineBuilder:
         return open_builder(options.engine, options)
     if options.engine == "none" or not converts or not options.for_tensorrt:
         return EngineBuilder("tensorrt", options)
-    # Triton does not serve engines of TensorRT for RTX.
-    return find_builder(options, ("tensorrt",) if options.triton else ("tensorrt", "rtx"))
+    # Triton does not serve engines of TensorRT for RTX, which has no such compatibility.
+    only_tensorrt = (
+        options.triton or options.version_compatible or options.hardware_compatibility != "none"
+    )
+    return find_builder(options, ("tensorrt",) if only_tensorrt else ("tensorrt", "rtx"))
 
 
 def open_builder(kind: str, options: ExportOptions) -> EngineBuilder:

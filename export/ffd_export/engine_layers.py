@@ -42,8 +42,8 @@ def inspect_engine(
 ) -> dict[str, int] | None:
     """Count the convolution and GEMM kernels of an engine by type, with the engine inspector.
 
-    It needs a GPU. Its counts are additional evidence, so that the result is None if its answer
-    does not have the known format (TensorRT's documentation, "Engine Inspector").
+    It needs a GPU. The counts are only information: the result is None if the inspector's answer
+    has an unknown format (TensorRT's documentation, "Engine Inspector").
     """
     with suppress(AttributeError, ValueError, KeyError, TypeError, IndexError):
         runtime = trt.Runtime(logger)

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ffd_runtime.core.errors import OutputError
 from ffd_runtime.model.engine_manifest import manifest_path
 
 from .atomic_files import write_files
@@ -18,7 +17,7 @@ from .export_options import ExportOptions
 from .exported_model import ExportedModel
 from .parity import summarise
 from .reporter import Reporter
-from .triton import VERSION, triton_files
+from .triton import triton_files
 
 ExportedFile: TypeAlias = ExportedModel | EngineFile
 
@@ -65,20 +64,8 @@ def write_export(
 def _make_repository(
     folder: Path, exported: ExportedModel, engine: EngineFile | None, max_batch: int
 ) -> dict[Path, bytes]:
-    """Return a Triton model repository that serves the engine, or else the exported model.
-
-    Raises:
-        OutputError: Triton does not support the card's name, or a later version is there, which
-            would be served instead.
-    """
+    """Return a Triton model repository that serves the engine, or else the exported model."""
     card = exported.card
-    home = folder / card.name
-    versions = [int(path.name) for path in home.glob("*") if path.name.isdecimal()]
-    if versions and max(versions) > int(VERSION):
-        raise OutputError(
-            f"--triton {folder}: {home} has version {max(versions)} already, and "
-            f"{max(versions)} would be served instead of this export: remove it first"
-        )
     size = card.preprocess.size
     with open_candidate(exported.content) as backend:
         heatmap = backend.infer(np.zeros((1, size, size, 3), np.uint8)).heatmap

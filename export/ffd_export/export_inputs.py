@@ -15,6 +15,7 @@ from .reporter import Reporter
 from .sample_images import Example, SampleImages, prepare_images
 from .source_model import SourceModel, is_onnx, open_source
 from .training_runs import find_calibration, find_checkpoint, find_verification
+from .triton import require_servable
 
 # With fewer images, half a point of accuracy is within chance.
 MIN_IMAGES = 200
@@ -42,8 +43,8 @@ def read_inputs(options: ExportOptions, reporter: Reporter) -> ExportInputs:
     builder = choose_builder(options, converts)
     if not (converts or builder.module or options.triton):
         raise click.UsageError(
-            f"{path} is an ONNX already: name a precision, an engine or a repository to make from "
-            "it, such as --fp16"
+            f"{path} is an ONNX already, so there is nothing to do: add --fp16, --int8, --engine "
+            "or --triton"
         )
     # An invalid ONNX fails here. A checkpoint is read last, because tracing takes long.
     source = open_source(path) if is_onnx(path) else None
@@ -56,6 +57,8 @@ def read_inputs(options: ExportOptions, reporter: Reporter) -> ExportInputs:
     source = source or _open_checkpoint(path, reporter)
     if converts:
         source.require_convertible(options.keep)
+    if options.triton:
+        require_servable(options.triton, source.card.name)
     spec = source.card.preprocess
     return ExportInputs(
         source,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from .baseline import Baseline, classify_candidate
 from .layers import ends_of, layer_before, layers_of, producers_of
-from .onnx_file import copy_model
 from .parity import LIMITS, measure_differences
 from .reporter import Advance
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 # Half of the largest finite FP16 number, 65504, as other images may have larger values.
 MAX_VALUE = 65504 / 2
-# Share of the parity limit below which no more layers are kept, as other images may differ more.
+# Keep no more layers in FP32 if the difference is below this share of the parity limit. The rest is
+# a margin, as other images may differ more.
 TARGET_SHARE = 0.75
 # Images with the largest differences, on which the sensitivity of each layer is measured.
 SENSITIVITY_IMAGES = 16
-# Layers for each layer that may be kept in FP32.
+# One layer in this many may be kept in FP32.
 MIN_LAYERS_PER_KEPT = 10
 
 
@@ -46,7 +47,7 @@ def to_fp16(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
         # The converter warns of each tensor with a weight below the smallest FP16 number.
         warnings.simplefilter("ignore")
         converted: ModelProto = convert_float_to_float16(
-            copy_model(model),
+            deepcopy(model),
             keep_io_types=True,
             node_block_list=[*ends.normalisation, *ends.scores, *keep],
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from .baseline import Baseline
 from .fp16 import counts_to_keep
 from .layers import ends_of, layers_of
-from .onnx_file import copy_model
 from .pixels import can_fold, fold_normalisation, read_pixels
 from .reporter import Advance
 from .sample_images import spread
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 # Bits of the weights of matrix products. With 7, no CPU kernel saturates; see `quantise`.
 WEIGHT_BITS = {"cpu": 7, "tensorrt": 8}
 # Operators to quantise. onnxruntime's CPU kernels run whole chains in 8 bits. TensorRT fuses an
-# activation into the convolution before it, which a Q/DQ pair between them would prevent. It runs a
-# residual branch in 8 bits without its own pair, as the branch shares one with a convolution.
+# activation into the convolution before it, which a Q/DQ pair between them would prevent. A
+# residual branch needs no pair, as it uses that of the convolution that reads the same tensor.
 OPERATORS = {"cpu": ["Conv", "Add", "Relu", "Clip", "MaxPool"], "tensorrt": ["Conv"]}
 # Channels of a group for which onnxruntime's 8-bit kernel is fastest: see benchmarks/export.py.
 GROUP_CHANNELS = 32
@@ -29,8 +28,8 @@ GROUP_CHANNELS = 32
 FULL_RANGE = {"axis": 0, "reduce_range": False}
 # Images on which the sensitivity of each layer is measured.
 SENSITIVITY_IMAGES = 32
-# Layers to keep in FP32 may lose this much more accuracy, and have this much more |Δp|, than the
-# best choice.
+# A choice of layers to keep in FP32 is good enough if it loses at most this much more accuracy than
+# the best choice, and if its mean |Δp| is at most this many times the best.
 ACCURACY_TOLERANCE = 1e-3
 DIFFERENCE_TOLERANCE = 1.25
 
@@ -56,7 +55,7 @@ def quantise(
         keep: layers to keep in FP32.
         only: the only layer to quantise, to measure its sensitivity.
     """
-    changed = copy_model(model)
+    changed = deepcopy(model)
     excluded = {*excluded_layers(model, target), *keep}
     pixels = ""
     if target == "cpu":
@@ -107,16 +106,18 @@ def choose_calibration(
     model: ModelProto,
     target: str,
     ranges: dict[str, Any],
-    baseline: Baseline,
+    baseline: Baseline | None,
     keep: Collection[str] = (),
 ) -> tuple[ModelProto, str]:
     """Quantise with each method's ranges; return the best model and its method.
 
     The best model is the most accurate one. Of equally accurate ones, it is the closest to FP32.
+    One method needs no baseline.
     """
     models = {method: quantise(model, target, found, keep) for method, found in ranges.items()}
     if len(models) == 1:
         return next((quantised, method) for method, quantised in models.items())
+    assert baseline is not None
     parities = {method: baseline.compare(quantised) for method, quantised in models.items()}
     best = min(models, key=lambda method: (parities[method].accuracy_lost, parities[method].mean))
     return models[best], best
@@ -205,9 +206,7 @@ def merge_groups(model: ModelProto) -> None:
 def _with_range(ranges: Any, tensor: str, low: float, high: float) -> Any:
     """Return a copy of TensorsData with the range of one more tensor."""
     import numpy as np
-    from onnxruntime.quantization.calibrate import TensorData
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
-    changed = copy.copy(ranges)
     values = TensorData(lowest=np.float32(low), highest=np.float32(high))
-    changed.data = {**ranges.data, tensor: values}
-    return changed
+    return TensorsData(ranges.calibration_method, {**ranges.data, tensor: values})

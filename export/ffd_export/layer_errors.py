@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from .layers import layers_of
-from .onnx_file import copy_model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,7 +56,7 @@ class _LayerRunner:
         import onnxruntime as ort
         from onnx import helper
 
-        copy = copy_model(model)
+        copy = deepcopy(model)
         self._layers = {node.output[0]: node.name for node in layers_of(copy.graph)}
         outputs = {value.name for value in copy.graph.output}
         for name in self._layers:

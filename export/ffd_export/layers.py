@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Type of a precision's layers, and the share of layers that must have it.
+# Type of the layers of each precision.
 TYPE_OF = {"fp32": "float", "fp16": "half", "int8": "int8"}
+# Smallest share of layers that must have it.
 MIN_SHARE = 0.95
 
 
@@ -33,7 +34,7 @@ class LayerTypes:
         return [name for name, kind in self.types.items() if kind != TYPE_OF[precision]]
 
     def require(self, precision: str, kept: Collection[str] = ()) -> None:
-        """Reject a model whose card names one precision and that mostly runs in another.
+        """Reject a model in which too few layers have the type of its precision.
 
         Layers that `--keep` keeps in FP32 do not count.
 
@@ -79,7 +80,7 @@ def layers_of(graph: GraphProto) -> list[NodeProto]:
 
 
 def layer_before(graph: GraphProto, name: str) -> str | None:
-    """Return the nearest layer before a layer. Where branches join, follow the longest branch."""
+    """Return the layer with the fewest nodes between it and a layer; None before the first."""
     producers = producers_of(graph)
     (layer,) = (node for node in graph.node if node.name == name)
     queue = deque([layer.input[0]])

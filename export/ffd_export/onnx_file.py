@@ -36,15 +36,6 @@ def read_onnx(path: Path) -> tuple[ModelProto, ModelCard]:
     return model, read_card(path, text, inputs, outputs)
 
 
-def copy_model(model: ModelProto) -> ModelProto:
-    """Return a copy that can be changed."""
-    from onnx import ModelProto as Model
-
-    copy = Model()
-    copy.CopyFrom(model)
-    return copy
-
-
 def to_bytes(model: ModelProto, card: ModelCard) -> bytes:
     """Serialise a model with all weights. Equal models and cards give equal bytes.
 

@@ -94,7 +94,7 @@ class Parity:
         failures = self.failures(precision)
         if failures:
             raise ModelError(
-                f"the exported {precision} model differs from the checkpoint on {self.images} "
+                f"the exported {precision} model differs from its source on {self.images} "
                 f"images: {', '.join(failures)}; {explain()}nothing was written"
             )
 

@@ -13,9 +13,8 @@ from .layers import ends_of, producers_of
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# Operators between `image` and the first layer: (pixel - mean) / deviation, and NHWC to NCHW. The
-# exporter transposes first. Older graphs transpose last.
-NORMALISATIONS = (["Cast", "Transpose", "Sub", "Div"], ["Cast", "Sub", "Div", "Transpose"])
+# Operators between `image` and the first layer: NHWC to NCHW, and (pixel - mean) / deviation.
+NORMALISATION = ["Cast", "Transpose", "Sub", "Div"]
 
 
 def can_fold(model: ModelProto) -> bool:
@@ -23,7 +22,7 @@ def can_fold(model: ModelProto) -> bool:
     ends = ends_of(model.graph)
     nodes = {node.name: node for node in model.graph.node}
     return (
-        [nodes[name].op_type for name in ends.normalisation] in NORMALISATIONS
+        [nodes[name].op_type for name in ends.normalisation] == NORMALISATION
         and [nodes[name].op_type for name in ends.first] == ["Conv"]
         and len(nodes[ends.first[0]].input) == 3
     )
@@ -47,8 +46,7 @@ def fold_normalisation(model: ModelProto) -> tuple[str, int]:
     ends = ends_of(model.graph)
     nodes = {node.name: node for node in model.graph.node}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    by_type = {nodes[name].op_type: nodes[name] for name in ends.normalisation}
-    subtract, divide = by_type["Sub"], by_type["Div"]
+    _, _, subtract, divide = (nodes[name] for name in ends.normalisation)
     layer = nodes[ends.first[0]]
     mean, deviation, weight, bias = (
         numpy_helper.to_array(stored[name]).astype(np.float64)
@@ -63,9 +61,7 @@ def fold_normalisation(model: ModelProto) -> tuple[str, int]:
         (layer.input[2], bias),
     ):
         stored[name].CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
-    # The node after the division is the transposition or the convolution.
-    (after,) = (node for node in model.graph.node if divide.output[0] in node.input)
-    after.input[0] = divide.input[0]
+    layer.input[0] = divide.input[0]
     model.graph.node.remove(divide)
     return layer.input[0], zero
 
@@ -78,17 +74,11 @@ def read_pixels(model: ModelProto, tensor: str) -> None:
     """
     graph = model.graph
     producers = producers_of(graph)
+    subtract = producers[tensor]
+    transpose = producers[subtract.input[0]]
+    cast = producers[transpose.input[0]]
     (quantise,) = (node for node in graph.node if tensor in node.input)
-    removed = [quantise]
-    name = tensor
-    while name != "image":
-        node = producers[name]
-        if node.op_type == "Transpose":
-            transpose = node
-        else:
-            removed.append(node)
-        name = node.input[0]
     transpose.input[0] = "image"
     transpose.output[0] = quantise.output[0]
-    for node in removed:
+    for node in (cast, subtract, quantise):
         graph.node.remove(node)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from rich.progress import Progress
 
-# Receives how many more units of a step are done.
+# Receives the number of units of a step that were completed since the last call.
 Advance: TypeAlias = Callable[[int], None]
 
 

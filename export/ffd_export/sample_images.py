@@ -16,10 +16,12 @@ import numpy.typing as npt
 from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import DataError, InputError
 from ffd_runtime.core.pipeline import prepare
+from ffd_runtime.core.text import counted
 from ffd_runtime.inputs import Item, find_files
 from ffd_runtime.model.card import CLASSES, PreprocessSpec
 from ffd_train.folders import SPLITS
-from ffd_train.shards import is_packed, read_index
+from ffd_train.scanning import list_samples
+from ffd_train.shards import is_packed
 
 T = TypeVar("T")
 
@@ -53,7 +55,7 @@ class SampleImages:
         names = [*CLASSES, "unlabelled"]
         counts = [self.labels.count(label) for label in (0, 1, None)]
         parts = ", ".join(f"{n} {name}" for n, name in zip(counts, names, strict=True) if n)
-        return f"{len(self)} images ({parts})"
+        return f"{counted(len(self), 'image')} ({parts})"
 
     def batches(self, size: int = 8) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield the pixels in batches of at most `size` images."""
@@ -138,20 +140,14 @@ def find_images(
     return balance(found, count)
 
 
-def packed_images(root: Path, split: str | None = None) -> list[Example]:
-    """Return the images of a packed data set, or of one of its splits.
+def packed_images(root: Path, split: str) -> list[Example]:
+    """Return the images in a split of a packed data set.
 
     Raises:
         DataError: the data set is incomplete.
     """
-    reader, members = read_index(root)
-    examples = []
-    for shard, member in members:
-        if split in (None, member.split):
-            read = partial(reader.read, shard, member.offset, member.size, member.sha256)
-            item = Item(str(root / member.path), fetch=read)
-            examples.append(Example(item, CLASSES.index(member.label)))
-    return examples
+    data = list_samples(root)
+    return [Example(data.item(sample), sample.label) for sample in data.split(split)]
 
 
 def balance(examples: Sequence[Example], count: int) -> list[Example]:
@@ -160,7 +156,7 @@ def balance(examples: Sequence[Example], count: int) -> list[Example]:
     for example in examples:
         groups.setdefault(example.label, []).append(example)
     chosen: list[Example] = []
-    # Start with the smallest class, so that larger ones can fill what it lacks.
+    # Start with the smallest class: larger ones take the places that it leaves free.
     ordered = sorted(groups.values(), key=len)
     for index, group in enumerate(ordered):
         chosen += spread(group, (count - len(chosen)) // (len(ordered) - index))

@@ -26,6 +26,30 @@ LABELS = "labels.txt"
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 
 
+def require_servable(folder: Path, name: str) -> None:
+    """Check that Triton would serve a model that is written to a repository.
+
+    Args:
+        folder: of the repository.
+        name: of the model.
+
+    Raises:
+        OutputError: the name is invalid for Triton, or the repository has a later version of the
+            model, which Triton would serve instead.
+    """
+    if not NAME.fullmatch(name):
+        raise OutputError(
+            f"--triton: {name!r} is an invalid name for a model in Triton: use letters, digits, "
+            "'_', '-' and '.', and start with a letter, a digit or '_'"
+        )
+    versions = [int(path.name) for path in (folder / name).glob("*") if path.name.isdecimal()]
+    if versions and max(versions) > int(VERSION):
+        raise OutputError(
+            f"--triton {folder}: {folder / name} has version {max(versions)} already, and "
+            f"{max(versions)} would be served instead of this export: remove it first"
+        )
+
+
 def triton_files(
     folder: Path,
     name: str,
@@ -46,12 +70,7 @@ def triton_files(
         platform: `onnxruntime` for an ONNX, `tensorrt` for an engine.
         heatmap: height and width of the `heatmap` output, in cells.
         max_batch: largest batch, at least 1; for an engine, at most its profile's.
-
-    Raises:
-        OutputError: the name is invalid for a model in Triton.
-        ValueError: the platform is unknown, or a size is not positive.
     """
-    _require_valid(name, platform, heatmap, max_batch)
     values = {
         "name": name,
         "card": card,
@@ -67,18 +86,6 @@ def triton_files(
         home / "README.md": templates.get_template("model_readme.md").render(values).encode(),
         home / VERSION / MODEL_FILES[platform]: content,
     }
-
-
-def _require_valid(name: str, platform: str, heatmap: tuple[int, int], max_batch: int) -> None:
-    if not NAME.fullmatch(name):
-        raise OutputError(
-            f"{name!r} is an invalid name for a model in Triton: use letters, digits, '_', '-' and "
-            "'.', and start with a letter, a digit or '_'"
-        )
-    if platform not in MODEL_FILES:
-        raise ValueError(f"unknown platform {platform!r}: use one of {', '.join(MODEL_FILES)}")
-    if min(*heatmap, max_batch) < 1:
-        raise ValueError(f"heatmap {heatmap} and max_batch {max_batch} must be positive")
 
 
 @cache
@@ -99,10 +106,6 @@ def _environment() -> Environment:
 def quote(text: str) -> str:
     r"""Write a string literal of protobuf's text format, in ASCII.
 
-    Other characters are written as octal escapes of their UTF-8 bytes. An escape always has three
-    digits, so that a following digit cannot belong to it (protobuf.dev, "Text Format Language
-    Specification").
-
     Raises:
         ValueError: the text has a lone surrogate.
 
@@ -110,13 +113,9 @@ def quote(text: str) -> str:
         >>> print(quote('say "é1"'))
         "say \"\303\2511\""
     """
-    return '"' + "".join(map(_escape, text.encode())) + '"'
+    from google.protobuf.text_encoding import CEscape
 
-
-def _escape(byte: int) -> str:
-    if byte in b'"\\':
-        return "\\" + chr(byte)
-    return chr(byte) if 0x20 <= byte < 0x7F else f"\\{byte:03o}"
+    return f'"{CEscape(text.encode(), as_utf8=False)}"'
 
 
 def _code_span(text: str) -> str:

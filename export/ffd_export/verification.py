@@ -81,7 +81,7 @@ def verify_engine(
         return engine
     card = exported.card
     parity = _compare_engine(engine, baseline)
-    # An engine's kernels have no outputs to compare, but it rounds as its ONNX does.
+    # The outputs of an engine's layers cannot be read. Its ONNX rounds in the same way.
     is_converted = exported.model is not exported.source.model
     explain = partial(_explain, exported, baseline.images) if is_converted else str
     parity.require(card.precision, explain)

@@ -31,6 +31,16 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="ffd-export")
 
 
+def error_of(*arguments: object) -> str:
+    """Run ffd-export, which must fail, and return its error: the last line of stderr."""
+    outcome = run(*arguments)
+    assert outcome.exit_code == 1, outcome.output
+    assert "Traceback" not in outcome.output
+    last = outcome.stderr.splitlines()[-1]
+    assert last.startswith("ffd-export: error: ")
+    return last
+
+
 @contextmanager
 def coarse_histograms(bins: int = 256) -> Iterator[None]:
     """Reduce the number of bins, so that the search for the least entropy is short."""

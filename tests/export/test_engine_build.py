@@ -25,7 +25,7 @@ from ffd_runtime.model.backends import EMBEDDED, open_backend
 from ffd_runtime.model.devices import Gpu, count_gpus
 from ffd_runtime.model.engine_manifest import EngineManifest, manifest_path
 
-from .conftest import run
+from .conftest import error_of, run
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -215,10 +215,8 @@ def test_fp32_layers_in_an_fp16_model_fail_the_build(exports: Path, tmp_path: Pa
     model, card = read_onnx(EMBEDDED)
     mislabelled = tmp_path / "mislabelled.onnx"
     mislabelled.write_bytes(to_bytes(model, card.replace(precision="fp16")))
-    outcome = run(mislabelled, "--engine", "rtx", "--compute-capability", "8.9")
-    assert outcome.exit_code == 1
-    last = outcome.stderr.splitlines()[-1]
-    assert "only 0 of 51 convolution and GEMM layers are half" in last
+    error = error_of(mislabelled, "--engine", "rtx", "--compute-capability", "8.9")
+    assert "only 0 of 51 convolution and GEMM layers are half" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mislabelled.onnx"]
 
 
@@ -284,6 +282,23 @@ def test_unsupported_gpus_fail_before_any_work(
     assert "does not support NVIDIA H100" in found.unavailable
     monkeypatch.setattr(engine_builder, "describe_gpu", lambda index: Gpu("NVIDIA RTX 4090", "8.9"))
     assert engine_builder.find_builder(ExportOptions(), ("tensorrt", "rtx")).kind == "rtx"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ExportOptions(fp16=True, version_compatible=True),
+        ExportOptions(fp16=True, hardware_compatibility="ampere_plus"),
+    ],
+)
+def test_auto_does_not_try_a_builder_without_the_compatibility(
+    options: ExportOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_builder, "count_gpus", lambda: 1)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    builder = engine_builder.choose_builder(options, converts=True)
+    assert builder.module is None
+    assert builder.unavailable == "tensorrt cannot be imported here"
 
 
 def test_a_missing_builder_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,15 @@ from onnx import TensorProto, numpy_helper
 from ffd_export import int8
 from ffd_export.baseline import Baseline, classify_candidate, open_candidate
 from ffd_export.calibration import MAX_BINS, _coarsen
+from ffd_export.conversion import convert
+from ffd_export.export_options import ExportOptions
 from ffd_export.int8 import choose_layers_to_keep, merge_groups, quantise
 from ffd_export.layers import layer_types, require_layers
 from ffd_export.onnx_file import read_onnx, to_bytes
 from ffd_export.parity import classify
+from ffd_export.reporter import Advance, Reporter
 from ffd_export.sample_images import SampleImages, find_images
+from ffd_export.source_model import open_source
 from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.backends import EMBEDDED
 from ffd_runtime.model.card import ModelCard
@@ -68,6 +74,26 @@ def test_int8_quantises_for_its_target(
     assert kinds == {TensorProto.UINT8 if target == "cpu" else TensorProto.INT8}
     with open_candidate(to_bytes(quantised, card)) as backend:
         assert len(classify(backend, images)) == 12
+
+
+class Steps(Reporter):
+    """Records the titles of all steps."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    @contextmanager
+    def track(self, title: str, total: int) -> Iterator[Advance]:
+        self.titles.append(title)
+        yield lambda count: None
+
+
+def test_a_chosen_calibration_does_not_need_the_fp32_model(images: SampleImages) -> None:
+    options = ExportOptions(EMBEDDED, int8=True, calibration="percentile")
+    steps = Steps()
+    exported = convert(open_source(EMBEDDED), options, images, None, steps)
+    assert exported.card.precision == "int8"
+    assert steps.titles == ["calibrating"]
 
 
 def test_int8_scores_are_equal_on_a_cpu_without_vnni(

@@ -59,7 +59,7 @@ def test_unreadable_images_are_skipped(tmp_path: Path) -> None:
     ((path, reason),) = images.unreadable
     assert path == str(tmp_path / "b.png")
     assert reason.startswith("not an image")
-    assert images.describe() == "1 images (1 unlabelled)"
+    assert images.describe() == "1 image (1 unlabelled)"
     assert not images.labelled
     with pytest.raises(DataError, match="no such folder"):
         find_images(tmp_path / "absent", 3)

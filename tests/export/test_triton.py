@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffd_export.atomic_files import write_files
-from ffd_export.triton import NAME, quote, triton_files
+from ffd_export.onnx_file import read_onnx, to_bytes
+from ffd_export.triton import NAME, quote, require_servable, triton_files
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.image.decode import decode
 from ffd_runtime.image.preprocess import preprocess
@@ -28,7 +28,7 @@ from ffd_runtime.model.card import CARD_KEY, CLASSES, ModelCard, PreprocessSpec,
 
 from ..conftest import picture
 from ..models import CARD
-from .conftest import run
+from .conftest import error_of, run
 
 Parse = Callable[[bytes], Any]
 
@@ -240,40 +240,18 @@ def test_valid_names(parse: Parse, name: str) -> None:
 )
 def test_invalid_names_fail_in_one_line(name: str) -> None:
     with pytest.raises(OutputError) as caught:
-        files(name)
+        require_servable(Path("models"), name)
     assert repr(name) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"platform": "pytorch"}, {"max_batch": 0}, {"heatmap": (0, 13)}, {"heatmap": (13, 0)}]
-)
-def test_invalid_settings_fail(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="platform|positive"):
-        files(**wrong)
-
-
-@pytest.mark.parametrize(
     ("platform", "model"), [("onnxruntime", "model.onnx"), ("tensorrt", "model.plan")]
 )
-def test_the_files_of_a_repository(tmp_path: Path, platform: str, model: str) -> None:
-    content = triton_files(
-        tmp_path / "models",
-        "colour",
-        b"a model",
-        CARD,
-        platform=platform,
-        heatmap=(13, 13),
-        max_batch=8,
-    )
-    write_files(content)
-    found = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
-    home = "models/colour"
-    assert sorted(found) == sorted(
-        f"{home}/{name}" for name in (f"1/{model}", "README.md", "config.pbtxt", "labels.txt")
-    )
-    assert (tmp_path / home / "1" / model).read_bytes() == b"a model"
-    assert str(tmp_path).encode() not in b"".join(content.values())
+def test_the_files_of_a_repository(platform: str, model: str) -> None:
+    written = files(platform=platform)
+    assert sorted(written) == [f"1/{model}", "README.md", "config.pbtxt", "labels.txt"]
+    assert written[f"1/{model}"] == b"a model"
 
 
 def test_labels_have_the_order_of_classes() -> None:
@@ -364,9 +342,19 @@ def test_the_command_writes_a_repository(parse: Parse, tmp_path: Path) -> None:
     assert list(config.output[1].dims) == list(heatmap.shape[1:])
     # Triton would serve a later version instead.
     (home / "7").mkdir()
-    outcome = run(*given, "--fp16")
+    assert "7 would be served" in error_of(*given, "--fp16")
+
+
+def test_an_invalid_name_fails_before_the_conversion(tmp_path: Path) -> None:
+    model, card = read_onnx(EMBEDDED)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(to_bytes(model, card.replace(name="my run")))
+    outcome = run(path, "--fp16", "--verify", "none", "--triton", tmp_path / "models")
     assert outcome.exit_code == 1
-    assert "7 would be served" in outcome.stderr.splitlines()[-1]
+    first, error = outcome.stderr.splitlines()
+    assert first == f"exporting {path}"
+    assert "'my run' is an invalid name" in error
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_triton_does_not_serve_engines_of_rtx(tmp_path: Path) -> None:

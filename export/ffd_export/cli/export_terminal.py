@@ -36,6 +36,8 @@ class TerminalReporter(Reporter):
 
 def print_files(files: Sequence[ExportedFile], table: bool) -> None:
     """Print the facts of each file to stdout."""
+    if not files:
+        return
     if not table:
         for file in files:
             click.echo(json.dumps(describe_file(file)))
