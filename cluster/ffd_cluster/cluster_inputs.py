@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 
 from ffd_runtime.core.errors import FfdError, InputError, StorageError
 from ffd_runtime.core.text import printable
@@ -37,24 +37,13 @@ def find_inputs(sources: Iterable[str], output: str, null: bool = False) -> Iter
                 yield item
 
 
-class CountedItems:
-    """Count items while they are iterated, once."""
-
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._items = items
-        self._count = 0
-        self._ended = threading.Event()
-
-    def __iter__(self) -> Iterator[Item]:
-        for item in self._items:
-            self._count += 1
-            yield item
-        self._ended.set()
-
-    def total(self) -> int:
-        """Wait for the last item, and return the number of items."""
-        self._ended.wait()
-        return self._count
+def counted_into(total: Future[int], items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items, and set `total` to their number after the last one."""
+    count = 0
+    for item in items:
+        count += 1
+        yield item
+    total.set_result(count)
 
 
 def _read_list(null: bool) -> Iterator[Item]:

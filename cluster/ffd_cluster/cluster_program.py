@@ -42,12 +42,13 @@ class ClusterOptions(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ray.startswith("ray://"):
+        address = self.address or ""
+        if address.startswith("ray://"):
             raise click.UsageError(
                 "--ray ray://: Ray Data does not support Ray's client. Give HOST:PORT on a machine "
                 "of the cluster, or submit ffd-run --ray with 'ray job submit'"
             )
-        if is_object(self.ray) or os.path.lexists(self.ray):
+        if is_object(address) or os.path.lexists(address):
             raise click.UsageError(
                 "--ray uses the next argument as its address: put SOURCEs before --ray"
             )
@@ -72,10 +73,12 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
 def run(sources: Sequence[str], options: ClusterOptions) -> None:
     """Classify images on a Ray cluster."""
     output = _check_output(options.output)
+    from concurrent.futures import Future
+
     from ffd_runtime.model.backends import find_model
     from ffd_runtime.model.devices import parse_device
 
-    from .cluster_inputs import CountedItems, find_inputs
+    from .cluster_inputs import counted_into, find_inputs
     from .cluster_run import ClusterRun
     from .plan import Plan
     from .ray_connection import connected
@@ -101,8 +104,9 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
         if earlier := parts.inputs:
             say(f"resuming after {earlier} inputs with rows in {output}")
         begin = time.monotonic()
-        items = CountedItems(find_inputs(sources, output, options.null))
-        with _reporting_rows(parts), _progress(ray, earlier, items.total) as tally:
+        total: Future[int] = Future()
+        items = counted_into(total, find_inputs(sources, output, options.null))
+        with _reporting_rows(parts), _progress(ray, earlier, total.result) as tally:
             cluster_run = ClusterRun(ray, work, parts, seen, replan, tally)
             cluster_run.classify(items)
         say(summarise(parts.counts, earlier, time.monotonic() - begin, cluster_run.skipped))
@@ -113,7 +117,7 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
 def _prepare(
     ray: Any, options: ClusterOptions, plan: Plan, output: str, detector: FaceDetector | None
 ) -> tuple[Work, Seen]:
-    """Try the model on the cluster, and take over the output; return the inputs with rows, too."""
+    """Start the model once on the cluster, and open the output with the inputs of earlier runs."""
     from ffd_runtime.model.backends import find_model
     from ffd_runtime.outputs.provenance import RunProvenance
 

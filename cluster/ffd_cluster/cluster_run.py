@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from ffd_runtime.core.errors import BackendError, DeviceError, OutputError
@@ -139,36 +138,26 @@ class ClusterRun:
 
 def _prefetch(values: Iterable[T]) -> Iterator[T]:
     """Yield the values; a thread computes the next one while the caller uses the current one."""
-    found: SimpleQueue[Future[T | None]] = SimpleQueue()
     iterator = iter(values)
-    room = threading.Semaphore()
-    stop = threading.Event()
 
-    def find() -> None:
-        value: T | None = None
-        while room.acquire() and not stop.is_set():
-            future: Future[T | None] = Future()
-            try:
-                value = next(iterator, None)
-                future.set_result(value)
-            except BaseException as error:
-                value = None
-                future.set_exception(error)
-            found.put(future)
-            if value is None:
-                return
+    def find(found: Future[T | None]) -> None:
+        try:
+            found.set_result(next(iterator, None))
+        except BaseException as error:
+            found.set_exception(error)
 
-    # The thread may wait for standard input forever, and must not delay the exit.
-    thread = threading.Thread(target=find, name="ffd-list", daemon=True)
-    thread.start()
-    try:
-        while (value := found.get().result()) is not None:
-            room.release()
+    value: T | None = None
+    while True:
+        found: Future[T | None] = Future()
+        # The thread may wait for standard input forever, and must not delay the exit.
+        thread = threading.Thread(target=find, args=(found,), name="ffd-list", daemon=True)
+        thread.start()
+        if value is not None:
             yield value
+        value = found.result()
         thread.join()
-    finally:
-        stop.set()
-        room.release()
+        if value is None:
+            return
 
 
 def make_tables(items: list[Item], plan: Plan) -> list[Any]:

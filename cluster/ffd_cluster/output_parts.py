@@ -22,6 +22,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.core.ordered_map import map_in_order
 from ffd_runtime.core.text import printable
 from ffd_runtime.outputs.provenance import RunProvenance
 
@@ -194,7 +195,9 @@ class Parts:
     def _read_parts(self, names: Iterable[str]) -> Iterator[tuple[str, dict[str, list[Any]]]]:
         names = list(names)
         with ThreadPoolExecutor(MAX_PARALLEL_READS) as pool:
-            yield from zip(names, pool.map(self._rows, names), strict=True)
+            # `pool.map` would read all parts at once.
+            rows = map_in_order(pool, self._rows, names, ahead=MAX_PARALLEL_READS)
+            yield from zip(names, rows, strict=True)
 
     def _rows(self, name: str) -> dict[str, list[Any]]:
         import pyarrow as pa

@@ -8,10 +8,10 @@ from typing import Any
 from ffd_runtime.core.errors import DeviceError
 from ffd_runtime.core.text import counted
 
-# CPU cores that each actor or task requests. On a machine without GPUs, each core has an actor and
-# a task that prepares, which share its time: the slower of the two depends on model and images.
-# Together they request half a core, so that all actors fit when half of the machines fail. Ray Data
-# fuses stages that request the same, so the numbers differ.
+# CPU cores that each actor or task requests. Without GPUs, an actor and a preparing task share each
+# core, because either may be the slower one. Together they request half a core, so that all actors
+# still fit if half of the machines fail. Ray Data fuses stages with equal requests, so the numbers
+# differ.
 INFERENCE_CPUS = 0.3
 PREPARATION_CPUS = 0.2
 WRITING_CPUS = 0.1
@@ -76,7 +76,7 @@ class Plan:
     @property
     def preparation(self) -> dict[str, Any]:
         """Ray's options for a task that prepares, with the maximum number of tasks."""
-        # To feed a GPU, a task takes a whole core, less the actor's share of a single core.
+        # For a GPU, a task requests a core minus the actor's share, so that one core is enough.
         share = PREPARATION_CPUS if self.device == "cpu" else 1 - INFERENCE_CPUS
         return {"num_cpus": share, "concurrency": max(1, self.cpus)}
 

@@ -19,8 +19,8 @@ from ffd_runtime.core.text import first_line, printable
 
 # Pixels that one block carries from stage to stage: about 250 images.
 BLOCK_BYTES = 1 << 26
-# Without progress for so long, a run looks for machines again. A slow core needs minutes for a
-# block with a large network, and shows no progress until the block is complete.
+# After this time without progress, a run plans again for the current machines. A slow core needs
+# minutes for a block with a large network, and shows no progress until the block is complete.
 STALL_TIMEOUT_S = 1800.0
 
 

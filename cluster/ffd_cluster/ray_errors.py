@@ -11,7 +11,7 @@ from ffd_runtime.core.text import first_line, printable
 
 from .store_errors import UNREACHABLE
 
-# Exceptions of Ray that a retry with the remaining machines may not meet.
+# Ray's exceptions after which a retry with the remaining machines may succeed.
 LOSSES = (
     "WorkerCrashedError RayActorError NodeDiedError ObjectLostError OutOfMemoryError "
     "ObjectStoreFullError OutOfDiskError LocalRayletDiedError RaySystemError RpcError "

@@ -23,15 +23,16 @@ from .storage import Storage
 # Inputs of one task that prepares: a block if there are enough inputs, and at most MAX_TASK_INPUTS.
 MIN_TASK_INPUTS = BLOCK_BYTES // (PreprocessSpec().size ** 2 * 3)
 MAX_TASK_INPUTS = 1024
-# A first machine must start the model within this time, which includes adding that machine.
+# One machine must start the model within this time, which includes adding it to the cluster.
 START_TIMEOUT_S = 900.0
 
 
 @dataclass(frozen=True)
 class Work:
-    """How inputs are classified: `spec` is the preprocessing of the model's card.
+    """How inputs are classified.
 
     Attributes:
+        spec: preprocessing of the model's card.
         batch: images of one inference.
         part: inputs of one part of the output.
         detector: detects faces; None to classify whole images.
@@ -110,15 +111,16 @@ def _pipeline(
         detector=work.detector,
         tally=tally,
     )
+    # An image may contain several faces.
+    most = BLOCK_BYTES // (work.spec.size**2 * 3) // (4 if work.detector else 1)
+    # Ray joins tables until they have `batch_size` rows, which would leave machines without a task.
+    batch_size = max(1, min(most, len(inputs[0])))
     return (
-        ray.data.from_arrow(list(inputs))
+        ray.data.from_blocks(list(inputs))
         .map_batches(
             prepare,
             batch_format="pyarrow",
-            # An image may contain several faces.
-            batch_size=max(
-                1, BLOCK_BYTES // (work.spec.size**2 * 3) // (4 if work.detector else 1)
-            ),
+            batch_size=batch_size,
             **plan.preparation,
         )
         .map_batches(

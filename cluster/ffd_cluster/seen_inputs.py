@@ -26,8 +26,8 @@ class Seen:
     """A set of inputs that needs 16 bytes for each."""
 
     def __init__(self) -> None:
-        # Sorted runs, each at least twice as long as the next, which keeps adding cheap. numpy's
-        # strings lose trailing zero bytes, but two digests also differ elsewhere.
+        # Sorted arrays, each at least twice as long as the next, so that adding stays cheap. NumPy
+        # ignores trailing zero bytes, which is harmless, as all digests have 16 bytes.
         self._runs: list[npt.NDArray[np.bytes_]] = []
 
     def __len__(self) -> int:

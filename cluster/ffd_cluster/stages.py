@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -31,7 +31,7 @@ from ffd_runtime.core.pipeline import Batches, Prepared, prepare_views
 from ffd_runtime.image.faces import FaceDetector
 from ffd_runtime.inputs import Item
 from ffd_runtime.inputs.files import ignore
-from ffd_runtime.model.backends import open_backend
+from ffd_runtime.model.backends import Backend, open_backend
 from ffd_runtime.model.card import PreprocessSpec
 from ffd_runtime.outputs.jsonlines import to_line
 from ffd_runtime.outputs.parquet_file import to_parquet
@@ -43,8 +43,8 @@ from .storage import Storage
 
 # Concurrent reads of one task: an object store needs tens of milliseconds for any object.
 MAX_READS = 16
-# A block that was started more often may crash its process, so its images are decoded in another.
-# A failed machine also causes a restart.
+# A block that was started more often may crash its process, so a separate process decodes its
+# images. A block also starts again after its machine fails.
 MAX_DIRECT_STARTS = 2
 
 Prepare = Callable[[Item], list[Prepared]]
@@ -73,9 +73,8 @@ class Model:
         files = [path, manifest] if manifest.is_file() else [path]
         return cls({file.name: file.read_bytes() for file in files}, backend, device)
 
-    @contextmanager
-    def saved(self) -> Iterator[Path]:
-        """Save the files to a temporary folder, and yield the path of the model.
+    def open(self, cores: int) -> Backend:
+        """Start the model on this machine, where it may use `cores` CPU cores.
 
         Raises:
             ModelError: this machine has another version of ffd, whose results may differ.
@@ -85,22 +84,18 @@ class Model:
                 f"a machine of the cluster has ffd-edge {__version__}, and this machine has "
                 f"{self.version}: install the same version on all machines"
             )
+        limit_cores(cores)
         with TemporaryDirectory(prefix="ffd-") as folder:
             paths = [Path(folder, name) for name in self.files]
             for path in paths:
                 path.write_bytes(self.files[path.name])
-            yield paths[0]
+            return open_backend(paths[0], self.backend, self.device)
 
 
 def describe_model(model: Model, cores: int) -> tuple[str, str]:
     """Start a model, and return a description of backend and device, and the card as JSON."""
-    limit_cores(cores)
-    with model.saved() as path:
-        backend = open_backend(path, model.backend, model.device)
-    try:
+    with closing(model.open(cores)) as backend:
         return backend.description, backend.card.to_json()
-    finally:
-        backend.close()
 
 
 def prepare_block(
@@ -176,9 +171,7 @@ class Infer:
     """
 
     def __init__(self, model: Model, batch: int, cores: int, tally: Any = None) -> None:
-        limit_cores(cores)
-        with model.saved() as path:
-            self._backend = open_backend(path, model.backend, model.device)
+        self._backend = model.open(cores)
         self._batches = Batches(self._backend, batch)
         self._batch = batch
         self._tally = tally

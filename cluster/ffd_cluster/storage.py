@@ -174,8 +174,8 @@ class Storage:
     def _require_access(self, address: str) -> None:
         """Check with a listing whether the credentials are refused for every file.
 
-        A response to a request for one file has only an HTTP status, which expired credentials
-        share with other invalid requests.
+        For one file, pyarrow reports only the HTTP status. Expired credentials have the same status
+        as other invalid requests.
         """
         probe = self._address(self._path(address).partition("/")[0]) + "/.ffd-probe"
         try:

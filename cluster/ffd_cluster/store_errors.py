@@ -28,7 +28,7 @@ FATAL_CODES = {
     "MISSING_AUTHENTICATION_TOKEN": "the store requires credentials, and none were found",
     "UNAUTHENTICATED": "the store refuses the credentials",
 }
-# Errors that a later attempt may not meet.
+# Errors after which a later attempt may succeed.
 TRANSIENT_CODES = frozenset(
     "NETWORK_CONNECTION SLOW_DOWN THROTTLING INTERNAL_FAILURE SERVICE_UNAVAILABLE REQUEST_TIMEOUT "
     "UNAVAILABLE DEADLINE_EXCEEDED RESOURCE_EXHAUSTED INTERNAL ABORTED".split()

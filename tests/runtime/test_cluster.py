@@ -10,6 +10,7 @@ import resource
 import shutil
 import struct
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import cv2
 import numpy as np
 import pyarrow as pa
@@ -31,9 +33,10 @@ from hypothesis import strategies as st
 
 from ffd_cluster import storage as storages
 from ffd_cluster.cluster_inputs import find_inputs
+from ffd_cluster.cluster_program import ClusterOptions
 from ffd_cluster.cluster_run import make_tables
 from ffd_cluster.object_address import require_no_credentials
-from ffd_cluster.output_parts import COUNTS, Parts, part_name
+from ffd_cluster.output_parts import COUNTS, MAX_PARALLEL_READS, Parts, part_name
 from ffd_cluster.plan import Plan
 from ffd_cluster.seen_inputs import Seen, identify
 from ffd_cluster.stages import Infer, Model, _isolating, prepare_block, write_block
@@ -151,6 +154,26 @@ def test_a_run_resumes_an_earlier_one(tmp_path: Path) -> None:
     assert not (out / "_SUCCESS").exists()
     assert (parts.inputs, parts.counts["generated"], parts.counts["unsure"]) == (4, 2, 2)
     assert seen.find_new(["a", "b", "c", "\udcff", "d"]) == [False] * 4 + [True]
+
+
+def test_earlier_parts_are_read_as_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"part-{number}" for number in range(200)]
+    read: list[str] = []
+
+    def rows(parts: Parts, name: str) -> dict[str, list[Any]]:
+        read.append(name)
+        return {"source": []}
+
+    monkeypatch.setattr(Parts, "_rows", rows)
+    parts, _ = begin(tmp_path / "out")
+    found = parts._read_parts(names)
+    assert next(found)[0] == names[0]
+    # Enough for other threads to read all of them.
+    time.sleep(0.2)
+    assert len(read) <= 2 * MAX_PARALLEL_READS
+    assert [name for name, _ in found] == names[1:]
 
 
 def put_counts(**kinds: int) -> Counter[str]:
@@ -458,6 +481,31 @@ def test_a_list_has_the_same_inputs_as_on_one_machine(
             items = find_inputs(["-"], "out", null) if machines else find_files(["-"], null=null)
             found.append([(item.source, item.error and item.error.code) for item in items])
     assert found[0] == found[1]
+
+
+def test_a_file_may_have_the_name_of_a_local_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    given: dict[str, Any] = dict.fromkeys(
+        ["model", "output", "faces", "face_model", "min_face", "actors"]
+    )
+    given |= {"backend": "auto", "device": "cpu", "null": False, "resume": False}
+    given |= {"part": 1, "batch": 1, "max_pixels": 1}
+    options = partial(ClusterOptions, **given)
+    assert options(ray="local").address is None
+    with pytest.raises(click.UsageError, match="put SOURCEs before --ray"):
+        options(ray="./local")
+
+
+@pytest.mark.parametrize("source", ["{here}/some.zip", "http://127.0.0.1/a.jpg"])
+def test_archives_and_web_addresses_are_refused(tmp_path: Path, source: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").touch()
+    shutil.make_archive(str(tmp_path / "some"), "zip", tmp_path / "in")
+    with pytest.raises(FfdError, match=r"(some.zip!/|a.jpg).*archives.*: run without --ray$"):
+        list(find_inputs([source.format(here=tmp_path)], "out"))
 
 
 # --- plans --------------------------------------------------------------------------------------
