@@ -136,7 +136,12 @@ class TwoMachines:
 
         # A killed machine counts as lost after a second instead of ten.
         checks = {"health_check_period_ms": 250, "health_check_failure_threshold": 4}
-        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": checks}
+        head = {
+            "num_cpus": 1,
+            "include_dashboard": False,
+            "no_monitor": True,
+            "_system_config": checks,
+        }
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self._other = self._cluster.add_node(num_cpus=1)
         self.address: str = self._cluster.address
@@ -144,10 +149,6 @@ class TwoMachines:
     def kill_one(self) -> None:
         """Kill the machine that is not the head, without a shutdown."""
         self._cluster.remove_node(self._other, allow_graceful=False)
-
-    def replace_one(self) -> None:
-        """Start another machine in place of the killed one."""
-        self._other = self._cluster.add_node(num_cpus=1)
 
     @property
     def session(self) -> Path:
