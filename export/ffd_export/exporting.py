@@ -5,6 +5,8 @@ All steps work in memory. Files are written only if every step succeeds.
 
 from __future__ import annotations
 
+from ffd_train.allocator import keep_freed_memory
+
 from .conversion import convert
 from .engine_file import build_engine_file
 from .export_files import ExportedFile, write_export
@@ -21,6 +23,8 @@ def export(options: ExportOptions, reporter: Reporter) -> list[ExportedFile]:
         click.UsageError: the options do not fit the model.
         FfdError: a step failed; nothing was written.
     """
+    # Many models are compared on the same images.
+    keep_freed_memory()
     inputs = read_inputs(options, reporter)
     baseline = measure_baseline(inputs.source, inputs.verification, reporter)
     exported = convert(inputs.source, options, inputs.calibration, baseline, reporter)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ffd_runtime.model.card import PreprocessSpec
 
+from .allocator import keep_freed_memory
 from .dataset import FaceDataset
 from .face_data import FaceData, Sample
 from .loading import TimedLoader
@@ -45,6 +46,7 @@ def predict_logits(
     Returns:
         float64 [len(samples), 2], not divided by the temperature.
     """
+    keep_freed_memory()
     net.eval()
     loader = TimedLoader(FaceDataset(data, samples, spec), workers, batch_size=batch)
     logits = []

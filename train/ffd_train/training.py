@@ -24,6 +24,7 @@ from ffd_runtime.core.atomic_file import write_output
 from ffd_runtime.core.errors import DataError, ModelError
 from ffd_runtime.model.card import ModelCard, Provenance
 
+from .allocator import keep_freed_memory
 from .calibrate import calibrate
 from .checkpoint import load_card, load_checkpoint, save_checkpoint
 from .classification_metrics import measure_scores
@@ -175,6 +176,8 @@ def _train_stages(
     world = World.from_environment()
     L.seed_everything(settings.seed, verbose=False)
     accelerator, precision = choose_device(settings)
+    if accelerator == "cpu":
+        keep_freed_memory()
     position = read_position(folder / RESUME) if resume else Position()
     if position == Position():
         card = _initial_card(data, settings, folder.name)
