@@ -3,9 +3,9 @@
 Usage: python benchmarks/export.py DATA RUN... > benchmarks/export.csv
 
 Each RUN is a folder of ffd-train. It is converted to each precision as by ffd-export, verified on
-the run's validation images, and evaluated on the test images of DATA. With - for DATA, only size
-and speed are measured. Speeds are medians of rounds in which the precisions take turns. A speed-up
-is the median of the rounds' ratios to FP32.
+the run's validation images, and evaluated on the test images of DATA. Small networks are converted
+with `--keep auto`. With - for DATA, only size and speed are measured. Speeds are medians of rounds
+in which the precisions take turns. A speed-up is the median of the rounds' ratios to FP32.
 """
 
 from __future__ import annotations
@@ -72,11 +72,12 @@ def measure(checkpoint: Path, data: Path, folder: Path, count: int) -> None:
     reporter = ErrorReporter()
     baseline = measure_baseline(source, verification, reporter)
     few_layers = len(layers_of(source.model.graph)) <= MAX_SENSITIVITY_LAYERS
+    keep = AUTO if few_layers and not only_speed else ()
     exported, backends, scores = {}, {}, {}
     for options in (
         ExportOptions(),
-        ExportOptions(fp16=True),
-        ExportOptions(int8=True, keep=AUTO if few_layers and not only_speed else ()),
+        ExportOptions(fp16=True, keep=keep),
+        ExportOptions(int8=True, keep=keep),
     ):
         precision = options.precision
         print(f"{checkpoint}: {precision}", file=sys.stderr)
