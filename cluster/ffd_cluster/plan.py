@@ -74,11 +74,10 @@ class Plan:
         return max(1, self.cpus // self.actors) if self.device == "cpu" else 1
 
     @property
-    def preparation(self) -> dict[str, Any]:
-        """Ray's options for a task that prepares, with the maximum number of tasks."""
+    def preparation_cpus(self) -> float:
+        """CPU cores that a task requests which prepares images."""
         # For a GPU, a task requests a core minus the actor's share, so that one core is enough.
-        share = PREPARATION_CPUS if self.device == "cpu" else 1 - INFERENCE_CPUS
-        return {"num_cpus": share, "concurrency": max(1, self.cpus)}
+        return PREPARATION_CPUS if self.device == "cpu" else 1 - INFERENCE_CPUS
 
     def __str__(self) -> str:
         kinds = [counted(self.nodes, "machine"), counted(self.cpus, "CPU core")]

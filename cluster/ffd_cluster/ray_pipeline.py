@@ -121,14 +121,15 @@ def _pipeline(
             prepare,
             batch_format="pyarrow",
             batch_size=batch_size,
-            **plan.preparation,
+            compute=ray.data.TaskPoolStrategy(max(1, plan.cpus)),
+            num_cpus=plan.preparation_cpus,
         )
         .map_batches(
             InferActor,
             fn_constructor_args=(model, work.batch, plan.cores, tally),
             batch_format="pyarrow",
             batch_size=None,
-            concurrency=plan.actors,
+            compute=ray.data.ActorPoolStrategy(size=plan.actors),
             **plan.inference,
         )
         .map_batches(

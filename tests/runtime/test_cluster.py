@@ -540,10 +540,10 @@ def test_a_plan_uses_the_machines_that_are_alive(
     # Actors and the tasks that prepare must fit at the same time, or the run would hang.
     if plan.device == "cpu":
         assert plan.cores * plan.actors <= max(plan.cpus, plan.actors)
-        assert plan.actors * plan.inference["num_cpus"] + plan.preparation["num_cpus"] <= plan.cpus
+        assert plan.actors * plan.inference["num_cpus"] + plan.preparation_cpus <= plan.cpus
     else:
         # They also fit on a machine with a GPU and a single core.
-        assert plan.inference["num_cpus"] + plan.preparation["num_cpus"] <= 1
+        assert plan.inference["num_cpus"] + plan.preparation_cpus <= 1
 
 
 @pytest.mark.parametrize(
@@ -570,7 +570,7 @@ def test_actors_leave_cores_for_the_other_stages(actors: int) -> None:
         assert "--actors" in str(error)
         return
     held = plan.actors * plan.inference["num_cpus"]
-    assert held + plan.preparation["num_cpus"] <= plan.cpus
+    assert held + plan.preparation_cpus <= plan.cpus
 
 
 # --- the stages ---------------------------------------------------------------------------------
