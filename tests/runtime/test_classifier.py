@@ -274,6 +274,11 @@ def test_many_paths_are_classified_in_order(classifier: Classifier, portraits: P
     assert [row.label for row in rows] == [classifier.classify(path).label for path in paths][::-1]
 
 
+def test_many_paths_may_be_a_single_one(classifier: Classifier, portraits: Path) -> None:
+    for single in (portraits, str(portraits)):
+        assert len(list(classifier.classify_many(single))) == 3
+
+
 def test_a_video_is_classified_frame_by_frame(classifier: Classifier, tmp_path: Path) -> None:
     clip = write_video(tmp_path / "clip.mp4", moving(6))
     rows = list(classifier.stream(str(clip)))

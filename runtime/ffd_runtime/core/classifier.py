@@ -148,12 +148,17 @@ class Classifier:
         views = prepare_faces(Prepared(source, pixels), faces, self.card.preprocess)
         return list(infer_prepared(views, self.backend))
 
-    def classify_many(self, paths: Iterable[str | os.PathLike[str]]) -> Iterator[Result]:
+    def classify_many(
+        self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+    ) -> Iterator[Result]:
         """Classify many files lazily, in order: with a detector each face, else whole images.
 
         Args:
-            paths: files, folders and globs. A file that cannot be read gives an error row.
+            paths: a file, folder or glob, or several. A file that cannot be read gives an error
+                row.
         """
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
         return self.classify_items(find_files(os.fsdecode(path) for path in paths))
 
     def stream(self, *sources: str | int, policy: StreamPolicy | None = None) -> Iterator[Result]:
