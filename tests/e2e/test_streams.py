@@ -236,11 +236,14 @@ def test_invalid_combinations_are_usage_errors(clip: Path, portraits: Path, tmp_
 
 
 def test_startup_errors_are_one_line(clip: Path, tmp_path: Path) -> None:
+    existing = tmp_path / "existing.csv"
+    existing.write_text("source\n")
     for arguments, said in [
         (("0", "--output", tmp_path / "a.csv"), "append to a .jsonl file: change the name"),
         (("videotestsrc ! appsink", "--gst"), "without GStreamer"),
         ((clip, "--record", tmp_path / "a.gif"), "a.gif"),
         ((clip, "--face-model", tmp_path / "absent.onnx"), "absent.onnx"),
+        ((clip, "--output", existing), "exists: replace it with --overwrite, or name another file"),
     ]:
         code, rows, err = run_here(*arguments)
         assert (code, rows) == (1, []), err

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ffd_runtime.cli.run_streams import accepts
 from ffd_runtime.core.redact import redact
 from ffd_runtime.video.lag_estimator import MIN_CLOCK_JUMP_SECONDS, LagEstimator
 from ffd_runtime.video.remote_reader import open_capture
@@ -19,6 +20,22 @@ from ffd_runtime.video.stream_policy import Backoff, FrameSampler, StreamPolicy
 # Without characters that are special in an address.
 secrets = st.text(string.ascii_uppercase + string.digits + "@:/%!$'()*+,;=._~-", min_size=6)
 words = st.text(string.ascii_uppercase + string.digits + "-_.~", min_size=6)
+
+
+@pytest.mark.parametrize("image", ["https://example.com/a.jpg", "portrait.jpg"])
+def test_a_web_video_beside_an_image_is_not_a_live_stream(
+    image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = ("https://u:secret@example.com/clip.mp4?token=abc", "https://example.com/b.mkv")
+    options = {"gst": False, "stream": False}
+    assert accepts(videos, options)
+    assert not accepts((*videos, image), options)
+    shown = "https://***@example.com/clip.mp4?token=*** is treated as an image"
+    assert shown in capsys.readouterr().err
+
+
+def test_an_address_beside_a_live_stream_is_one() -> None:
+    assert accepts(("0", "https://example.com/a.jpg"), {"gst": False, "stream": False})
 
 
 @given(secrets, secrets)

@@ -114,7 +114,7 @@ class Targets:
                 raise click.UsageError(f"--resume needs a regular file, and {output} is not one")
             return cls(None, output, report, named)
         if not (options.resume or options.overwrite):
-            require_new(output)
+            require_new(output, resumable=True)
         return cls(follow_links(output), None, report, named)
 
     @property

@@ -68,14 +68,14 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
     if values["gst"]:
         return True
     found = list(filter(is_stream, sources))
-    # Beside a camera, an http address is a stream.
-    web = values["stream"] or not all(map(is_video_file, found))
+    # Beside a live stream, an http address is one, too.
+    web = values["stream"] or any(stream.live for stream in to_streams(found))
     others = [source for source in sources if not is_stream(source, web)]
     if found and others and not web:
         # A shell pattern may match a video among images.
         say(
-            f"{found[0]} is treated as an image, as the other SOURCEs are images: classify videos "
-            "in a separate run"
+            f"{redact(found[0])} is treated as an image, as the other SOURCEs are images: classify "
+            "videos in a separate run"
         )
         return False
     if others and web:
@@ -151,7 +151,7 @@ def _check_outputs(streams: Sequence[Stream], options: StreamOptions) -> None:
                 f"--output {output}: live streams append to a .jsonl file: change the name"
             )
         if not (live or options.overwrite):
-            require_new(Path(output))
+            require_new(Path(output), resumable=False)
     if options.record:
         from ..video.recording import check_recording_path
 

@@ -72,12 +72,12 @@ def check_file_sink(path: Path) -> None:
         )
 
 
-def require_new(path: Path) -> None:
+def require_new(path: Path, resumable: bool) -> None:
     """Raise an OutputError if a file has rows that would be overwritten."""
     if not is_pipe(path) and path.is_file() and path.stat().st_size:
+        resume = "resume its run with --resume, " if resumable else ""
         raise OutputError(
-            f"--output {path} exists: replace it with --overwrite, resume its run with --resume, "
-            "or name another file"
+            f"--output {path} exists: replace it with --overwrite, {resume}or name another file"
         )
 
 
