@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 from ffd_runtime.cli.bench import main as bench
 from ffd_runtime.cli.run import main
+from ffd_runtime.core import pipeline
+from ffd_runtime.image.decode import MAX_FILE_BYTES
 from ffd_runtime.inputs.kinds import Skipped, has_image_suffix, is_image
 from ffd_runtime.inputs.lists import read_list
 
@@ -218,6 +220,17 @@ def test_a_damaged_image_has_a_row(here: Path, run: Any) -> None:
     assert errors == {name: code for name, (_, code) in DAMAGED.items()}
 
 
+def test_an_image_that_is_too_large_has_a_row_without_an_image_suffix(here: Path, run: Any) -> None:
+    for name, head in (("scan", jpeg()), ("film", JUNK["clip.mp4"])):
+        with open(name, "wb") as file:
+            file.write(head)
+            file.truncate(MAX_FILE_BYTES + 1)  # sparse
+    code, rows, err = run(".")
+    assert code == 3
+    assert [row["source"] for row in rows if row["error"]] == ["./scan"]
+    assert err[-1].endswith("skipped 1 file that is not an image: film")
+
+
 def test_a_file_named_by_the_user_has_a_row(here: Path, run: Any) -> None:
     write(here, JUNK)
     names = [name for name in JUNK if name != "shard.tar"]
@@ -257,6 +270,24 @@ def test_other_files_in_an_archive_are_counted(tmp_path: Path, run: Any, kind: s
     assert code == 3
     assert [row["source"].partition("!/")[2] for row in rows] == ["000.jpg", "half.jpg"]
     assert f"skipped {len(JUNK)} files that are not images" in err[-1]
+
+
+def test_large_members_of_an_archive_have_annotated_copies(
+    here: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = jpeg()
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        archive.writestr("a.jpg", data)
+    # A large file is read again, which is not possible for a member.
+    monkeypatch.setattr(pipeline, "MAX_KEPT_BYTES", 100)
+    code, _, err = run("a.zip", "0-red.png", "--annotate", "shown")
+    assert (code, len(err)) == (0, 2), err
+    assert len([path for path in Path("shown").rglob("*") if path.is_file()]) == 2
+    monkeypatch.setattr(pipeline, "MAX_KEPT_FETCHED_BYTES", 100)
+    code, _, err = run("a.zip", "--annotate", "again")
+    assert code == 0
+    said = "no annotated copy of a.zip!/a.jpg: no such file; images in archives and at addresses"
+    assert any(said in line for line in err)
 
 
 def test_a_resumed_run_skips_the_same_files(here: Path, run: Any) -> None:

@@ -20,7 +20,6 @@ import numpy.typing as npt
 from ..image.decode import MAX_PIXELS, Image, decode
 from ..image.preprocess import preprocess
 from ..inputs import Item
-from ..inputs.kinds import is_not_image
 from ..model.backends import Backend, Finished, Pending
 from ..model.card import ModelCard, PreprocessSpec
 from ..model.within_memory import WithinMemory
@@ -34,8 +33,10 @@ log = logging.getLogger(__name__)
 
 # How long an incomplete batch waits for its source: longer than a disk needs.
 IDLE_SECONDS = 0.05
-# Largest file whose bytes are kept for sinks that show it: larger ones would fill memory.
+# Largest file whose bytes are kept for sinks that show it: larger ones would fill memory. Sinks
+# read larger files again, but cannot read archives and web addresses.
 MAX_KEPT_BYTES = 1 << 23
+MAX_KEPT_FETCHED_BYTES = 1 << 25
 # Faces that are classified in one image: those of a crowd would fill memory.
 MAX_FACES = 64
 # How long the end of a run waits for images that are being prepared.
@@ -48,7 +49,7 @@ class Prepared(NamedTuple):
     Attributes:
         image: uint8 [size, size, 3], RGB, or the reason why it failed; for `prepare_faces` the
             decoded image.
-        encoded: the file's bytes, if sinks need them and there are at most `MAX_KEPT_BYTES`.
+        encoded: the file's bytes, if sinks need them and they are within the limit.
     """
 
     source: str
@@ -73,8 +74,9 @@ def classify_items(
     """Yield a row for every item, or for every face in it, in the order of the items.
 
     Memory holds at most three batches, the batches that run on the backend, and one image for each
-    worker. With `keep_encoded`, up to `MAX_KEPT_BYTES` of each file are added. When the source has
-    nothing ready, an incomplete batch is inferred. OpenCV uses one thread for each call meanwhile.
+    worker. With `keep_encoded`, up to `MAX_KEPT_BYTES` of each file are added, or
+    `MAX_KEPT_FETCHED_BYTES`. When the source has nothing ready, an incomplete batch is inferred.
+    OpenCV uses one thread for each call meanwhile.
 
     Args:
         items: read as rows are taken.
@@ -135,7 +137,8 @@ def prepare_views(
         encoded = item.read()
         # A small face in a large image needs all its pixels.
         image = decode(encoded, max_pixels, 0 if detector else spec.decode_side)
-        kept = encoded if keep_encoded and len(encoded) <= MAX_KEPT_BYTES else None
+        limit = MAX_KEPT_FETCHED_BYTES if item.fetch else MAX_KEPT_BYTES
+        kept = encoded if keep_encoded and len(encoded) <= limit else None
         if detector is None:
             return [Prepared(item.source, preprocess(image, spec), kept)]
         whole, faces = Prepared(item.source, image, kept), detector.detect(image)
@@ -149,7 +152,7 @@ def prepare_views(
     except Exception as error:  # the run continues after any failure of one file
         reason = f"{type(error).__name__}: {error}"
         failure = InputError("corrupt", f"the image cannot be processed ({reason})")
-    if item.skip and is_not_image(item.source, encoded, failure):
+    if item.skip and item.is_not_image(encoded, failure):
         item.skip(item.source)
         return []
     return [Prepared(item.source, failure)]

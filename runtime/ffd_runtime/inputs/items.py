@@ -48,3 +48,19 @@ class Item:
             return read_file(self.source)
         except OSError as error:
             raise os_error(error, self.source) from None
+
+    def is_not_image(self, encoded: bytes | None, error: InputError) -> bool:
+        """Return whether a failed input is not an image, by name and content.
+
+        Args:
+            encoded: its bytes; None if reading failed.
+            error: why it failed.
+        """
+        if has_image_suffix(self.source):
+            return False
+        if encoded is None:
+            # A file without permission, or with a read error, may be an image. A local file that
+            # is too large is one: `read` checked its first bytes before.
+            too_large = ["too_large"] if self.fetch else []
+            return error.code in ("not_found", "not_a_file", "not_an_image", *too_large)
+        return not is_image(encoded[:HEAD_BYTES])

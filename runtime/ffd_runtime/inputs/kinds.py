@@ -44,22 +44,6 @@ def is_image(head: bytes) -> bool:
     return True
 
 
-def is_not_image(source: str, encoded: bytes | None, error: InputError) -> bool:
-    """Return whether a failed input is not an image, by name and content, or else a damaged one.
-
-    Args:
-        source: its path or address.
-        encoded: its bytes; None if reading failed.
-        error: why it failed.
-    """
-    if has_image_suffix(source):
-        return False
-    if encoded is None:
-        # A file without permission, or with a read error, may be an image.
-        return error.code in ("not_found", "not_a_file", "not_an_image", "too_large")
-    return not is_image(encoded[:HEAD_BYTES])
-
-
 class Skipped:
     """Counts skipped files, with names for the summary of a run."""
 

@@ -22,6 +22,7 @@ import numpy as np
 from ..core.atomic_file import write_atomic
 from ..core.cores import count_cores
 from ..core.errors import InputError, OutputError
+from ..core.pipeline import MAX_KEPT_FETCHED_BYTES
 from ..core.results import Result
 from ..core.text import printable
 from ..image.decode import Image, decode, read_file
@@ -125,8 +126,7 @@ class AnnotatedCopies:
         if result.error or result.heatmap is None:
             return result
         try:
-            # The bytes of a large file were not kept.
-            encoded = result.encoded or read_file(result.source)
+            encoded = result.encoded or _read_again(result.source)
             header = read_header(encoded)
             # It was decoded before, so it is within the limit.
             image = decode(encoded, sys.maxsize)
@@ -208,6 +208,15 @@ class Names:
             if top in self._below:
                 return [*self._below[top], *source[cut + 1 :].split("/")]
         return None
+
+
+def _read_again(source: str) -> bytes:
+    """Read a file whose bytes were not kept."""
+    if not os.path.lexists(source):
+        mib = MAX_KEPT_FETCHED_BYTES >> 20
+        reason = f"no such file; images in archives and at addresses are drawn up to {mib} MiB"
+        raise InputError("not_found", reason)
+    return read_file(source)
 
 
 def encode(image: Image, suffix: str) -> bytes:
