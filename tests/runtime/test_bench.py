@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from ffd_runtime.cli.bench import TUNING as commands_tuning
 from ffd_runtime.cli.bench import main
 from ffd_runtime.cli.bench_images import MAX_IMAGES, choose_images, make_images
-from ffd_runtime.cli.cold_start import bare_session
+from ffd_runtime.cli.cold_start import FRESH, _time_first_line, bare_session, measure_cold_start
 from ffd_runtime.cli.stage_times import Bench, Samples, find_floors, percentile
-from ffd_runtime.core.errors import FfdError
+from ffd_runtime.core.errors import BackendError, FfdError
 from ffd_runtime.image.decode import decode
-from ffd_runtime.inputs import find_files
+from ffd_runtime.inputs import Item, find_files
 from ffd_runtime.model.backends import Backend, onnxruntime, open_backend
 from ffd_runtime.model.card import PreprocessSpec
 
@@ -127,6 +127,19 @@ def test_sources_without_readable_images_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(FfdError, match=r"no readable image among the sources \(1 unreadable\)"):
         choose_images(find_files([str(tmp_path)]))
+
+
+def test_a_cold_start_reads_a_member_of_an_archive(colour_model: Path, portraits: Path) -> None:
+    data = (portraits / "0-red.png").read_bytes()
+    member = Item("a.zip!/a.png", fetch=lambda: data)
+    found = measure_cold_start(str(colour_model), "onnxruntime", "cpu", 299, member, pairs=1)
+    assert found["first_verdict_ms"] > 0
+    assert found["peak_memory_bytes"] > 1 << 25
+
+
+def test_a_failed_cold_start_states_the_cause(portraits: Path) -> None:
+    with pytest.raises(BackendError, match=r"printed no result: .*absent\.onnx"):
+        _time_first_line([FRESH, str(portraits / "0-red.png"), "--json", "--model", "absent.onnx"])
 
 
 def test_every_stage_of_every_batch_is_measured(colour_model: Path, portraits: Path) -> None:

@@ -21,13 +21,15 @@ from ..model.backends.onnxruntime import choose_providers
 
 # ffd-run in a new process, which prints its peak memory to stderr.
 FRESH = """
+import sys
 from ffd_runtime.cli.run import main
 try:
     main()
-finally:
-    import sys
-    from ffd_runtime.core.machine import peak_memory
-    print(peak_memory(), file=sys.stderr)
+except SystemExit as end:
+    if end.code:
+        raise
+from ffd_runtime.core.machine import peak_memory
+print(peak_memory(), file=sys.stderr)
 """
 # The minimum for any runtime with the same libraries, with the session options of ffd.
 BARE = """
@@ -65,10 +67,21 @@ def measure_cold_start(
 
     Raises:
         BackendError: a process fails.
+        InputError: the image cannot be read.
     """
+    with tempfile.TemporaryDirectory(prefix="ffd-") as folder:
+        # A member of an archive has no path.
+        path = Path(folder) / "image"
+        path.write_bytes(image.read())
+        return _measure(model, name, device, size, path, pairs)
+
+
+def _measure(
+    model: str | None, name: str, device: str, size: int, path: Path, pairs: int
+) -> dict[str, Any]:
     options = ["--backend", name, "--device", device, "--batch", "1", "--json"]
     options += ["--model", model] if model else []
-    fresh = [FRESH, *options, "--", image.source]
+    fresh = [FRESH, *options, "--", str(path)]
     # Only onnxruntime has a bare session.
     suffix = Path(model or EMBEDDED).suffix
     is_bare = (find_readers(suffix)[0] if name == "auto" else name) == "onnxruntime"

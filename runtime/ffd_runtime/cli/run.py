@@ -155,7 +155,7 @@ def add_package_options(command: Any) -> Any:
 @stream_option(
     "--retries",
     type=click.IntRange(0),
-    help="Give up a live stream after this many attempts to connect. Default: no limit.",
+    help="Reconnect a live stream at most this many times in a row. Default: no limit.",
 )
 @stream_option(
     "--show", is_flag=True, help="Show the stream in a window: q quits, h shows the heatmap."
