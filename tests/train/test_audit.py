@@ -276,6 +276,15 @@ def test_a_copy_across_splits_and_one_across_classes_are_named(tmp_path: Path) -
     assert [one.severity for one in done.findings] == ["high", "high", "low"]
 
 
+def test_splits_of_a_manifest_are_audited(tmp_path: Path) -> None:
+    root = make(tmp_path / "set", count=8)
+    shutil.copy(root / "generated/0.jpg", root / "generated/leak.jpg")
+    paths = [path.relative_to(root).as_posix() for path in root.rglob("*.jpg")]
+    rows = [f"{path},{'test' if 'leak' in path else 'train'}" for path in paths]
+    (root / "manifest.csv").write_text("\n".join(["path,split", *rows]))
+    assert "generated/0.jpg = generated/leak.jpg" in said(look(root))["copies-across-splits"]
+
+
 def test_copies_do_not_help_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A classifier that memorises would separate thirty images with four copies each perfectly.
     root = make(tmp_path / "set", count=30)

@@ -17,9 +17,9 @@ from ffd_runtime.model.card import CLASSES
 
 from .class_folders import count_ignored, find_class_folders, require_both_classes
 from .face_data import FaceData, Sample
-from .folders import SPLITS, ClassFolder, read_rows, refuse_shared_people
+from .folders import SPLITS, ClassFolder, refuse_shared_people
 from .prepare.image_metadata import ImageMetadata, read_metadata
-from .shards import MANIFEST, is_packed, read_index
+from .shards import is_packed, read_index
 from .splits import LabelledPath, assign_splits, find_created_splits, find_unassigned
 
 
@@ -103,7 +103,7 @@ def find_labelled(root: Path, split: str | None = None) -> FaceData:
 def list_samples(root: Path) -> FaceData:
     """List all labelled images without reading them; a class may be empty.
 
-    Samples in folders have no sha256, and no split if the folders have none.
+    Samples in folders have no sha256. They have no split if neither the folders nor metadata do.
 
     Raises:
         DataError: there is no image, or the layout is unknown.
@@ -111,15 +111,12 @@ def list_samples(root: Path) -> FaceData:
     if is_packed(root):
         return _open_packed(root)
     folders = find_class_folders(root)
-    rows = read_rows(root / MANIFEST, [path for folder in folders for path in folder.images])
+    metadata, notes = read_metadata(folders, root.resolve().name)
     samples = tuple(
-        Sample(
-            path, CLASSES.index(folder.label), folder.split, "", rows.get(path, {}).get("source")
-        )
-        for folder in folders
-        for path in folder.images
+        _sample(path, label, split, "", metadata[path])
+        for path, label, split in _label_paths(folders, metadata)
     )
-    return FaceData(root, samples, count_ignored(folders))
+    return FaceData(root, samples, count_ignored(folders), notes=tuple(notes))
 
 
 def _open_packed(root: Path) -> FaceData:
