@@ -101,6 +101,12 @@ def _read(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def _count_files(folder: Path) -> int:
+    """Count the files of all classes and splits."""
+    classes = [folder / split / name for split in SPLITS for name in CLASSES]
+    return sum(len(files) for top in classes for _, _, files in os.walk(top))
+
+
 def _write(
     output: Path, rows: Sequence[dict[str, str]], images: dict[str, Path], hard: bool
 ) -> None:
@@ -132,6 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except JoinError as error:
         sys.exit(f"join_faces: {error}")
     print(f"{given.output}: {count} images of {len(given.folders)} data sets")
+    for folder in given.folders:
+        if unlisted := _count_files(folder) - len(_read(folder)):
+            print(f"{folder}: {MANIFEST} omits {unlisted} file(s), which are not joined")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,16 @@ def write(root: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
+def test_images_without_a_row_are_counted(
+    tmp_path: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [make(tmp_path / "one", "a"), make(tmp_path / "two", "b")]
+    (sets[1] / "val/generated/new.png").write_bytes(b"")
+    tool.main([str(tmp_path / "joint"), *map(str, sets)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:] == [f"{sets[1]}: manifest.csv omits 1 file(s), which are not joined"]
+
+
 @pytest.mark.parametrize("hard", [False, True])
 def test_the_joined_folder_has_all_images(tmp_path: Path, tool: ModuleType, hard: bool) -> None:
     sets = [make(tmp_path / "one", "a, "), make(tmp_path / "two", 'b"é', identities=True)]
