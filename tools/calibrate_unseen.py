@@ -67,7 +67,7 @@ def main(run: Path, data: Path, max_fpr: float, confidence: float, int8: Path | 
     settings = Settings.from_json((run / "settings.json").read_text())
     if not settings.leave_out:
         raise DataError(f"{run} left no source out of training: nothing unseen to calibrate on")
-    face_data = scan(data)
+    face_data = scan(data, ("train", "val"))
     samples = choose_samples(face_data, settings.leave_out)
     checkpoint = run / "best.safetensors"
     net, card = load_checkpoint(checkpoint)

@@ -43,7 +43,8 @@ def main(model: Path, data: Path, checkpoint: Path, images: int) -> None:
     """Restore CHECKPOINT from MODEL, with statistics of images of DATA."""
     graph, card = read_onnx(model)
     face_data = scan(data, ("train",))
-    samples = random.Random(0).sample(face_data.samples, min(images, len(face_data.samples)))
+    training = face_data.split("train")
+    samples = random.Random(0).sample(training, min(images, len(training)))
     dataset = FaceDataset(face_data, samples, card.preprocess)
     pixels = torch.stack([dataset[number][0] for number in range(len(dataset))])
     net = restore(graph, card.architecture, pixels)
