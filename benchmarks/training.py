@@ -46,7 +46,7 @@ def plain_loop(settings: Settings, batches: Iterable[tuple[Tensor, Tensor]]) -> 
     low = torch.bfloat16 if precision.startswith("bf16") else torch.float16
     loss = nn.CrossEntropyLoss()
     value = torch.zeros(())
-    images = 0
+    count = 0
     start = time.perf_counter()
     for images, labels in batches:
         with torch.autocast(device, low, enabled=precision != "32-true"):
@@ -55,9 +55,9 @@ def plain_loop(settings: Settings, batches: Iterable[tuple[Tensor, Tensor]]) -> 
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        images += len(labels)
+        count += len(labels)
     float(value)  # Wait for the GPU.
-    return images / (time.perf_counter() - start)
+    return count / (time.perf_counter() - start)
 
 
 def loader(data: FaceData, settings: Settings) -> Iterable[tuple[Tensor, Tensor]]:

@@ -79,7 +79,7 @@ def train_fold(data: Path, run: Path, sources: Iterable[str], options: list[str]
     if (run / "card.json").is_file():
         return
     ffd_train = [sys.executable, "-m", "ffd_train.cli.train", str(data)]
-    if (run / "resume.ckpt").is_file():
+    if (run / "settings.json").is_file():
         command = [*ffd_train, "--resume", str(run)]
     else:
         left_out = [word for source in sources for word in ("--leave-out", source)]
