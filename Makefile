@@ -93,4 +93,4 @@ demo/astronaut.png: tools/fetch_portraits.py | $(BIN)/python
 	$(BIN)/python tools/fetch_portraits.py demo
 
 clean:
-	rm -rf $(VENV) build demo dist site
+	rm -rf $(VENV) build demo dist site .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
