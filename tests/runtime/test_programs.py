@@ -40,6 +40,7 @@ def test_options_are_read_only_and_typed() -> None:
         (["a.jpg", "--ray", "--output", "o", "--json"], "--json/--table cannot be combined with"),
         (["a.jpg", "--min-face", "9"], "--min-face needs --faces"),
         (["0", "--no-faces", "--min-face", "9"], "--min-face needs --faces"),
+        (["a.jpg", "--face-model", "yunet.onnx"], "--face-model needs --faces"),
     ],
 )
 def test_an_option_of_another_program_is_refused(arguments: list[str], message: str) -> None:
