@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ntpath
 import os
 import re
 import resource
@@ -7,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image as Pillow
 from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.results import Result
 from ffd_runtime.image.image_header import read_header
+from ffd_runtime.outputs import annotated_copies
 from ffd_runtime.outputs.annotated_copies import AnnotatedCopies, Names, is_annotated
 
 from ..conftest import picture
@@ -280,6 +283,24 @@ def test_names_are_valid_unique_and_inside_the_folder(sources: list[str], suffix
     inside = [prefix + source for prefix in ("in/", "/srv/", "") for source in sources]
     # Two spellings of one path are one image.
     assert len({str(name) for name in found}) >= len({os.path.normpath(name) for name in inside})
+
+
+def test_copies_whose_names_coincide_are_numbered(tmp_path: Path) -> None:
+    # A source that is named twice has one copy. Some file systems ignore case.
+    sources = ["in/a.jpg", "in/a.jpg", "in/a-2.jpg", "in/A.JPG", "in/b.png", "in/B.png"]
+    names = Names(["in/*"])
+    suffixes = [".png" if source.endswith("png") else ".jpg" for source in sources]
+    found = [
+        names.of(one, suffix, names.count(one))
+        for one, suffix in zip(map(seen, sources), suffixes, strict=True)
+    ]
+    assert list(map(str, found)) == [*("a.jpg", "a.jpg", "a-2.jpg", "A-3.JPG", "b.png", "B-2.png")]
+
+
+def test_sources_on_several_drives_have_different_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotated_copies, "os", SimpleNamespace(path=ntpath, sep="\\"))
+    paths = {"C:\\in": "C:\\in", "D:\\in": "D:\\in"}
+    assert annotated_copies._below_common(paths) == {"C:\\in": ["C", "in"], "D:\\in": ["D", "in"]}
 
 
 def test_results_of_one_source_have_different_names() -> None:

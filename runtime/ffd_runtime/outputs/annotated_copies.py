@@ -85,7 +85,7 @@ class AnnotatedCopies:
         target = os.path.realpath(folder)
         for top, walked in self._names.tops.items():
             read = os.path.realpath(top)
-            if target == read or (walked and os.path.commonpath([target, read]) == read):
+            if target == read or (walked and Path(target).is_relative_to(read)):
                 raise OutputError(
                     f"--annotate {folder} is in {top or 'the current folder'}, which is a "
                     "source: name a folder outside it"
@@ -109,7 +109,8 @@ class AnnotatedCopies:
         """
         pending: deque[Future[Result]] = deque()
         for result in results:
-            pending.append(self._pool.submit(self._copy, result))
+            number = 0 if result.error else self._names.count(result)
+            pending.append(self._pool.submit(self._copy, result, number))
             while pending and (at_once or len(pending) > self._max_pending or pending[0].done()):
                 yield pending.popleft().result()
         while pending:
@@ -122,7 +123,7 @@ class AnnotatedCopies:
         # Copies in progress are finished in either case.
         self._pool.shutdown(cancel_futures=kind is not None)
 
-    def _copy(self, result: Result) -> Result:
+    def _copy(self, result: Result, number: int) -> Result:
         if result.error or result.heatmap is None:
             return result
         try:
@@ -139,7 +140,7 @@ class AnnotatedCopies:
             return result
         png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE_PX
         suffix = ".png" if png else ".jpg"
-        target = self.folder / self._names.of(result, suffix)
+        target = self.folder / self._names.of(result, suffix, number)
         with output_errors(f"cannot write {target}"):
             self._replace(target, encode(image, suffix))
         return result
@@ -172,15 +173,30 @@ class Names:
             if "://" not in source and "\0" not in source:
                 top, walked = _top_of(source)
                 self.tops[top] = walked or self.tops.get(top, False)
-        whole = {top: os.path.abspath(top) for top in self.tops}
-        shared = os.path.commonpath(whole.values()) if whole else ""
-        self._below = {
-            top: [part for part in os.path.relpath(path, shared).split(os.sep) if part != "."]
-            for top, path in whole.items()
-        }
+        self._below = _below_common({top: os.path.abspath(top) for top in self.tops})
+        # Digests of the names in use, in lower case, and of their sources.
+        self._used: dict[bytes, bytes] = {}
 
-    def of(self, result: Result, suffix: str) -> Path:
-        """Return the path of a copy: relative, without `..`, and valid on every file system."""
+    def count(self, result: Result) -> int:
+        """Return the number that makes the names of a source unique where case is ignored."""
+        source = _digest(result.source)
+        number = 1
+        while True:
+            names = [_digest(str(self.of(result, end, number)).lower()) for end in _SUFFIXES]
+            if all(self._used.get(name, source) == source for name in names):
+                self._used |= dict.fromkeys(names, source)
+                return number
+            number += 1
+
+    def of(self, result: Result, suffix: str, number: int = 1) -> Path:
+        """Return the path of a copy: relative, without `..`, and valid on every file system.
+
+        A `number` other than 1 is added to the name; see `count`.
+        """
+        path = self._of(result, suffix)
+        return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+    def _of(self, result: Result, suffix: str) -> Path:
         source = result.source
         *folders, name = self._place(source) or ["", source.rstrip("/").rpartition("/")[2]]
         part = _suffix_of(result)
@@ -208,6 +224,23 @@ class Names:
             if top in self._below:
                 return [*self._below[top], *source[cut + 1 :].split("/")]
         return None
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8]
+
+
+def _below_common(paths: dict[str, str]) -> dict[str, list[str]]:
+    """Return the folders of each path below the common folder, or with several, below drives."""
+    drives = {os.path.splitdrive(path)[0] for path in paths.values()}
+    if len(drives) > 1:
+        return {top: _folders(path.replace(":", "", 1)) for top, path in paths.items()}
+    shared = os.path.commonpath(paths.values()) if paths else ""
+    return {top: _folders(os.path.relpath(path, shared)) for top, path in paths.items()}
+
+
+def _folders(path: str) -> list[str]:
+    return [part for part in path.split(os.sep) if part not in ("", ".")]
 
 
 def _read_again(source: str) -> bytes:
