@@ -20,12 +20,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ffd_runtime.cli import run_images
 from ffd_runtime.cli.bench import main as bench
 from ffd_runtime.cli.run import main
 from ffd_runtime.core import pipeline
 from ffd_runtime.image.decode import MAX_FILE_BYTES
 from ffd_runtime.inputs.kinds import Skipped, has_image_suffix, is_image
 from ffd_runtime.inputs.lists import read_list
+from ffd_runtime.outputs import open_file_sink
 
 from ..conftest import picture
 from ..nightly import examples
@@ -270,6 +272,51 @@ def test_other_files_in_an_archive_are_counted(tmp_path: Path, run: Any, kind: s
     assert code == 3
     assert [row["source"].partition("!/")[2] for row in rows] == ["000.jpg", "half.jpg"]
     assert f"skipped {len(JUNK)} files that are not images" in err[-1]
+
+
+def test_resume_begins_where_the_output_is_empty(here: Path, run: Any) -> None:
+    Path("rows.csv").touch()
+    assert run(".", "--output", "rows.csv", "--resume")[0] == 0
+    assert len(Path("rows.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_a_run_killed_between_its_last_steps_is_complete(
+    here: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("0-red.png", "--output", "rows.jsonl")[0] == 0
+    record = Path("rows.jsonl.origin.json")
+    replace = os.replace
+
+    def kill(source: str | Path, target: str | Path) -> None:
+        if Path(target).name == record.name:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        assert run(".", "--output", "rows.jsonl", "--overwrite")[0] == 130
+    # The rows are complete, and their record is not that of the first run.
+    assert len(Path("rows.jsonl").read_text().splitlines()) == 3
+    assert not record.exists()
+    assert run("0-red.png", "--output", "rows.jsonl", "--resume")[0] == 1
+    code, _, err = run(".", "--output", "rows.jsonl", "--resume")
+    assert code == 0
+    assert "is complete: nothing to resume" in err[-1]
+
+
+def test_rows_that_another_run_completed_meanwhile_are_kept(
+    here: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_sink(*arguments: Any) -> Any:
+        Path("rows.csv").write_text("source\nanother run\n")
+        return open_file_sink(*arguments)
+
+    monkeypatch.setattr(run_images, "open_file_sink", open_sink)
+    code, _, err = run(".", "--output", "rows.csv")
+    assert code == 1
+    assert "rows.csv exists" in err[-1]
+    assert "another run" in Path("rows.csv").read_text()
+    assert not Path("rows.csv.partial").exists()
 
 
 def test_large_members_of_an_archive_have_annotated_copies(

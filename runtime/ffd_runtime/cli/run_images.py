@@ -22,7 +22,7 @@ from ..inputs.kinds import Skipped
 from ..inputs.source_registry import ADDRESS_MODULES
 from ..outputs import Sink, check_file_sink, open_file_sink, open_pipe_sink, require_new
 from ..outputs.jsonlines import JsonLines
-from ..outputs.partial_file import files_of_sink, provenance_path
+from ..outputs.partial_file import completed_record, files_of_sink
 from ..outputs.provenance import RunProvenance
 from ..outputs.target import follow_links, is_pipe, require_folder
 from .command import say, say_more
@@ -125,8 +125,9 @@ class Targets:
     @property
     def complete(self) -> Path | None:
         """The file of rows if an earlier run has completed it."""
-        unfinished = not self.partial or self.partial.exists()
-        return self.rows if self.rows and self.rows.exists() and not unfinished else None
+        if not (self.rows and self.partial) or self.partial.exists():
+            return None
+        return self.rows if self.rows.exists() and self.rows.stat().st_size else None
 
     def files(self) -> frozenset[str]:
         """The files that this run writes, and links to them: they are not inputs."""
@@ -188,15 +189,13 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
         classifier = stack.enter_context(_open_classifier(options))
         origin = _origin(sources, classifier, options)
         if options.resume and (complete := targets.complete):
-            origin.require_same_file(provenance_path(complete), complete)
+            origin.require_same_file(completed_record(complete), complete)
             say(f"{complete} is complete: nothing to resume (delete it to run again)")
             return
         # Steps that may fail come before steps that create files.
         copies = _open_copies(stack, sources, classifier, options)
         report = _open_report(stack, targets.report, classifier)
-        file = None
-        if targets.rows:
-            file = stack.enter_context(open_file_sink(targets.rows, origin, options.resume))
+        file = _open_rows(stack, targets.rows, origin, options)
         earlier = EarlierRows(once=classifier.detector is None)
         if file and options.resume:
             earlier.read(file, report)
@@ -265,6 +264,18 @@ def _origin(sources: Sequence[str], classifier: Classifier, options: ImageOption
         sources,
         faces=detector.settings if detector else None,
     )
+
+
+def _open_rows(
+    stack: ExitStack, path: Path | None, origin: RunProvenance, options: ImageOptions
+) -> PartialFile | None:
+    if not path:
+        return None
+    file = stack.enter_context(open_file_sink(path, origin, options.resume))
+    if not (options.resume or options.overwrite):
+        # Another run may have completed its rows meanwhile.
+        require_new(path, resumable=True)
+    return file
 
 
 def _open_report(stack: ExitStack, path: Path | None, classifier: Classifier) -> Report | None:

@@ -142,11 +142,11 @@ class PartialFile(ABC):
                 self._require_there()
             self.file.close()
             if kind is None:
+                # A kill between these steps must not leave the rows with another run's record.
+                provenance_path(self.path).unlink(missing_ok=True)
                 self._finish()
                 if self._recorded:
                     os.replace(self._record, provenance_path(self.path))
-                else:
-                    provenance_path(self.path).unlink(missing_ok=True)
             elif empty:
                 # No rows to resume, so leave no files.
                 self.partial.unlink(missing_ok=True)
@@ -179,6 +179,15 @@ class PartialFile(ABC):
     def _failure(self, error: OSError) -> str:
         reason = error.strerror or error
         return f"cannot write {self.path}: {reason}; rows so far are in {self.partial}"
+
+
+def completed_record(path: Path) -> Path:
+    """Return the record of a complete file, renamed if a kill prevented that."""
+    record = provenance_path(path)
+    unfinished = provenance_path(path.with_name(path.name + ".partial"))
+    if unfinished.exists() and not record.exists():
+        os.replace(unfinished, record)
+    return record
 
 
 def _read_lines(file: IO[bytes], size: int, errors: str) -> Iterator[str]:

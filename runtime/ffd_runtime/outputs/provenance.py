@@ -87,7 +87,10 @@ class RunProvenance:
         if then["preprocess"] != now["preprocess"]:
             changed = "with other preprocessing: use the model that made them"
         elif then["model_sha256"] != now["model_sha256"]:
-            changed = f"by the model {model}, not by {self.model}: give {model} with --model"
+            changed = (
+                f"by the model {model}, not by {self.model}: give that model with --model, or if "
+                "it is the embedded one, the --device of that run"
+            )
         elif sources and then["sources_sha256"] != now["sources_sha256"]:
             changed = (
                 "from other SOURCEs or in another folder: give the same SOURCEs in the same folder"
