@@ -302,6 +302,29 @@ def test_asyncio_classifies_beside_other_work(classifier: Classifier, portraits:
     assert asyncio.run(classifier.classify_async(path)) == classifier.classify(path)
 
 
+def test_a_detector_that_is_none_is_refused(colour_model: Path) -> None:
+    with pytest.raises(TypeError, match=r"must be a FaceDetector, not 'yunet\.onnx'"):
+        Classifier.open(colour_model, device="cpu", detector="yunet.onnx")  # type: ignore[arg-type]
+
+
+def test_parallel_runs_restore_the_threads_of_opencv(
+    classifier: Classifier, portraits: Path
+) -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        first, second = (classifier.classify_many(portraits) for _ in range(2))
+        pairs = list(zip(first, second, strict=True))
+        assert len(pairs) == 3
+        assert cv2.getNumThreads() == 3
+        next(third := classifier.classify_many(portraits))
+        assert cv2.getNumThreads() == 1
+        third.close()  # type: ignore[attr-defined]
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
+
+
 def test_faces_need_a_detector(classifier: Classifier, portraits: Path) -> None:
     with pytest.raises(ValueError, match="detector='auto'"):
         classifier.classify_faces(next(portraits.glob("*.png")))

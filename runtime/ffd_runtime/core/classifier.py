@@ -50,6 +50,8 @@ class Classifier:
     ) -> None:
         if batch < 1 or (workers is not None and workers < 1):
             raise ValueError(f"batch and workers must be at least 1, not {batch} and {workers}")
+        if not (detector is None or hasattr(detector, "detect")):
+            raise TypeError(f"detector must be a FaceDetector, not {detector!r}")
         # Shared by all methods, which keeps the batch size that fits the device.
         self.backend: Backend = WithinMemory.of(backend)
         self.batch = batch
