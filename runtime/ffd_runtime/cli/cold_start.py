@@ -21,15 +21,13 @@ from ..model.backends.onnxruntime import choose_providers
 
 # ffd-run in a new process, which prints its peak memory to stderr.
 FRESH = """
-import sys
 from ffd_runtime.cli.run import main
 try:
     main()
-except SystemExit as end:
-    if end.code:
-        raise
-from ffd_runtime.core.machine import peak_memory
-print(peak_memory(), file=sys.stderr)
+finally:
+    import sys
+    from ffd_runtime.core.machine import peak_memory
+    print(peak_memory(), file=sys.stderr)
 """
 # The minimum for any runtime with the same libraries, with the session options of ffd.
 BARE = """
@@ -131,6 +129,8 @@ def _time_first_line(script: Sequence[str]) -> tuple[float, str]:
         stderr.seek(0)
         text = stderr.read()
     if process.returncode or not line:
-        last = (text.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        # The last line is the peak memory.
+        lines = [line for line in text.splitlines() if not line.isdecimal()]
+        last = lines[-1] if lines else f"exit code {process.returncode}"
         raise BackendError(f"a process of --cold-start printed no result: {last}")
     return seconds, text
