@@ -14,6 +14,7 @@ import click
 from ffd_runtime.cli.command import say, wants_more
 from ffd_runtime.cli.program import Program, RunOptions
 from ffd_runtime.cli.run_progress import progress, summarise
+from ffd_runtime.core.errors import DeviceError
 from ffd_runtime.outputs import FILE_SINKS
 
 from .cluster_options import LOCAL
@@ -92,14 +93,12 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
     find_model(options.model, device)
     detector = options.open_detector()
     with connected(options.address, wants_more()) as ray:
-        plan = Plan.of(ray.nodes(), device, options.actors)
-        say(f"Ray {ray.__version__}: {plan}")
+        plan, work, seen = _start(ray, options, device, output, detector)
 
         def replan() -> Plan:
             # Keep the device on which the model has started.
             return Plan.of(ray.nodes(), plan.device, options.actors)
 
-        work, seen = _prepare(ray, options, plan, output, detector)
         parts = work.parts
         if earlier := parts.inputs:
             say(f"resuming after {earlier} inputs with rows in {output}")
@@ -112,6 +111,24 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
         say(summarise(parts.counts, earlier, time.monotonic() - begin, cluster_run.skipped))
     if parts.counts["errors"]:
         click.get_current_context().exit(3)
+
+
+def _start(
+    ray: Any, options: ClusterOptions, device: str, output: str, detector: FaceDetector | None
+) -> tuple[Plan, Work, Seen]:
+    """Plan the run and start the model: with `auto` on CPUs, if it does not start on a GPU."""
+    from .plan import Plan
+
+    plan = Plan.of(ray.nodes(), device, options.actors)
+    say(f"Ray {ray.__version__}: {plan}")
+    try:
+        return plan, *_prepare(ray, options, plan, output, detector)
+    except DeviceError as error:
+        if device != "auto" or plan.device == "cpu":
+            raise
+        # Ray also counts GPUs that onnxruntime cannot use, such as those of other vendors.
+        say(f"the model does not start on a GPU of the cluster: using CPUs ({error})")
+    return _start(ray, options, "cpu", output, detector)
 
 
 def _prepare(

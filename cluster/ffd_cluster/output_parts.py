@@ -90,8 +90,8 @@ class Parts:
         """
         self.storage.require_bucket(self.folder)
         self.storage.create_folder(self.folder)
-        self._delete_drafts()
-        names = self.storage.names(self.folder)
+        found = self.storage.names(self.folder)
+        names = [name for name in found if not name.startswith(DRAFT_PREFIX)]
         parts = list(filter(PART_NAME.fullmatch, names))
         if not resume and (parts or SUCCESS in names):
             raise OutputError(
@@ -106,6 +106,8 @@ class Parts:
                 f"{self.folder} contains {printable(others[0])}, which no run wrote: "
                 "give an empty or new folder as --output"
             )
+        # Not before: a run that is refused must not delete the drafts of a run that is writing.
+        self._delete_drafts()
         record = asdict(origin) | {"run": self._run}
         self.storage.write(self.folder, ORIGIN, json.dumps(record, indent=2).encode())
         self.storage.delete(self.folder, SUCCESS)

@@ -14,11 +14,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -31,15 +32,23 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from ffd_cluster import ray_pipeline
 from ffd_cluster import storage as storages
 from ffd_cluster.cluster_inputs import find_inputs
-from ffd_cluster.cluster_program import ClusterOptions
+from ffd_cluster.cluster_program import ClusterOptions, _start
 from ffd_cluster.cluster_run import make_tables
 from ffd_cluster.object_address import require_no_credentials
 from ffd_cluster.output_parts import COUNTS, MAX_PARALLEL_READS, Parts, part_name
 from ffd_cluster.plan import Plan
 from ffd_cluster.seen_inputs import Seen, identify
-from ffd_cluster.stages import Infer, Model, _isolating, prepare_block, write_block
+from ffd_cluster.stages import (
+    Infer,
+    Model,
+    _isolating,
+    describe_model,
+    prepare_block,
+    write_block,
+)
 from ffd_cluster.storage import Storage, storage_of
 from ffd_cluster.store_errors import UNREACHABLE
 from ffd_runtime import Classifier
@@ -48,7 +57,8 @@ from ffd_runtime.core.pipeline import Prepared
 from ffd_runtime.core.results import Label, Result
 from ffd_runtime.image.faces import Face
 from ffd_runtime.inputs import Item, find_files
-from ffd_runtime.model.card import PreprocessSpec
+from ffd_runtime.model import devices
+from ffd_runtime.model.card import ModelCard, PreprocessSpec
 from ffd_runtime.outputs.jsonlines import to_line
 from ffd_runtime.outputs.parquet_file import to_parquet
 from ffd_runtime.outputs.provenance import RunProvenance
@@ -305,6 +315,16 @@ def test_a_run_resumes_after_a_kill_during_its_first_write(tmp_path: Path) -> No
     assert pyarrow.parquet.read_table(tmp_path)["source"].to_pylist() == ["a"]
 
 
+def test_a_refused_run_leaves_the_drafts_of_a_run_that_writes(tmp_path: Path) -> None:
+    begin(tmp_path)
+    put_part(tmp_path, "a")
+    draft = tmp_path / f"{storages.DRAFT_PREFIX}1234-{part_name(['b'])}"
+    draft.write_bytes(b"PAR1")
+    with pytest.raises(OutputError, match="continue with --resume"):
+        begin(tmp_path)
+    assert draft.exists()
+
+
 # --- local folders ------------------------------------------------------------------------------
 
 
@@ -497,6 +517,32 @@ def test_a_file_may_have_the_name_of_a_local_run(
     assert options(ray="local").address is None
     with pytest.raises(click.UsageError, match="put SOURCEs before --ray"):
         options(ray="./local")
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_auto_uses_cpus_if_the_model_starts_on_no_gpu(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if devices.count_gpus():
+        pytest.skip("needs a machine whose GPUs cannot be used")
+
+    def try_here(_: Any, model: Model, plan: Plan) -> tuple[str, ModelCard]:
+        description, card = describe_model(model, plan.cores)
+        return description, ModelCard.from_json(card)
+
+    monkeypatch.setattr(ray_pipeline, "try_model", try_here)
+    given: dict[str, Any] = dict.fromkeys(field.name for field in fields(ClusterOptions))
+    given |= {"ray": "local", "backend": "auto", "device": device, "resume": False}
+    options = ClusterOptions(**given | {"part": 1, "batch": 1, "max_pixels": 1})
+    ray = SimpleNamespace(__version__="2", nodes=lambda: [machine(4, 1)])
+    arguments = (ray, options, device, str(tmp_path / "out"), None)
+    if device == "cuda":
+        with pytest.raises(DeviceError):
+            _start(*arguments)
+        return
+    plan, work, _ = _start(*arguments)
+    assert (plan.device, work.model.device) == ("cpu", "cpu")
+    assert "does not start on a GPU of the cluster: using CPUs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["{here}/some.zip", "http://127.0.0.1/a.jpg"])
