@@ -378,6 +378,17 @@ def test_a_split_folder_with_another_name_is_refused(tmp_path: Path, name: str, 
         scan(root)
 
 
+@pytest.mark.parametrize("name", ["test", "Validation"])
+def test_a_split_within_a_class_is_refused(tmp_path: Path, name: str) -> None:
+    root = make_faces(tmp_path / "f", {".": 3})
+    make_faces(tmp_path / "other", {".": 2})
+    shutil.copytree(tmp_path / "other/generated", root / "generated" / name)
+    meant = {"test": "test", "Validation": "val"}[name]
+    for read in (scan, list_samples):
+        with pytest.raises(DataError, match=rf"{name} is a split .* to .*/{meant}/generated$"):
+            read(root)
+
+
 def test_a_picture_in_two_splits_or_classes_is_refused(tmp_path: Path) -> None:
     root = make_faces(tmp_path / "f", {"train": 3, "val": 2, "test": 2})
     shutil.copy(root / "train/generated/red1.png", root / "test/generated/again.png")

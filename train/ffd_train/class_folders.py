@@ -27,7 +27,7 @@ def find_class_folders(root: Path) -> list[ClassFolder]:
 
     Raises:
         DataError: the folder does not exist or has no image, a split folder has an unknown name,
-            or a class folder is next to a split folder.
+            or a class folder is next to a split folder or contains one.
     """
     if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder")
@@ -49,9 +49,22 @@ def find_class_folders(root: Path) -> list[ClassFolder]:
         for label in CLASSES
         if os.path.isdir(root / (below := f"{split}/{label}" if split else label))
     ]
+    for folder in folders:
+        _refuse_splits_inside(root, folder)
     if not any(folder.listing.images for folder in folders):
         raise DataError(_explain_no_images(root))
     return folders
+
+
+def _refuse_splits_inside(root: Path, folder: ClassFolder) -> None:
+    """Check that a class folder has no splits in it: all its images would be split again."""
+    for name in list_folders(folder.path):
+        split = _ALIASES.get(name.lower(), name.lower())
+        if split in SPLITS and any(one.startswith(f"{name}/") for one in folder.listing.images):
+            raise DataError(
+                f"{folder.path / name} is a split within a class: move it to "
+                f"{root / split / folder.label}"
+            )
 
 
 def count_ignored(folders: Collection[ClassFolder]) -> int:
