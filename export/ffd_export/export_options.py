@@ -55,7 +55,12 @@ class ExportOptions:
     def _precision_faults(self) -> Iterator[str]:
         if self.fp16 and self.int8:
             yield "--fp16 and --int8 are two exports: run ffd-export twice"
-        for option, value in (("--target", self.target), ("--calibrate", self.calibrate)):
+        for option, value in (
+            ("--target", self.target),
+            ("--calibrate", self.calibrate),
+            ("--calibration", self.calibration != "auto"),
+            ("--calibration-images", self.calibration_images != 512),
+        ):
             if value and not self.int8:
                 yield f"{option} is for --int8"
         if self.keep and not (self.fp16 or self.int8):

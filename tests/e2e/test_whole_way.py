@@ -133,6 +133,7 @@ def test_invalid_training_usage_is_a_one_line_error(
         ((root, *small, "--batch", 6, "--accumulate", 4), "or more: use --batch 8"),
         ((root, *small, "--recipe", tmp_path / "absent.toml"), "No such file or directory"),
         ((root, *small, "--teacher", tmp_path / "absent"), "no such file"),
+        ((root, *small, "--teacher-weight", 0.3), "--teacher-weight needs --teacher"),
         ((root, *small, "--leave-out", "green"), "no source 'green' to leave out: it has blue-0"),
     ):
         assert message in last_error(call(ffd_train, *arguments))

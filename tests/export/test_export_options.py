@@ -59,6 +59,7 @@ def _as(path: Path, precision: str) -> tuple[onnx.ModelProto, ModelCard]:
     [
         (("--fp16", "--int8"), "two exports"),
         (("--fp16", "--target", "cpu"), "--target is for --int8"),
+        (("--fp16", "--calibration", "entropy"), "--calibration is for --int8"),
         (("--keep", "head"), "--keep is for"),
         (("--fp16", "--keep", "auto", "--verify", "none"), "--keep auto needs images"),
         (("--exclude-lean-runtime",), "is for --version-compatible"),

@@ -477,6 +477,7 @@ def test_a_refused_run_keeps_the_files_of_the_other(tmp_path: Path) -> None:
     [
         (["--groundtruth", "x"], "give --groundtruth and --generated, or a DATA with both"),
         (["x", "--side", "64", "--no-match"], "--side needs --match"),
+        (["x", "--quality", "50-60", "--no-match"], "--quality needs --match"),
         (["x", "--quality", "95-75"], "1 <= LOW <= HIGH <= 100"),
         (["x", "--quality", "80"], "expected a value like 75-95, not 80"),
         (["x", "--split", "80/10/20"], "must sum to 100"),

@@ -131,8 +131,10 @@ def prepare(
     from ..prepare import preparing
 
     settings = preparing.Settings(**options)
-    if settings.side and not settings.match:
-        raise click.UsageError("--side needs --match")
+    for name in ("side", "quality"):
+        source = click.get_current_context().get_parameter_source(name)
+        if source is click.core.ParameterSource.COMMANDLINE and not settings.match:
+            raise click.UsageError(f"--{name} needs --match")
     inputs = _parse_inputs(folders, groundtruth, generated)
     cv2.setNumThreads(1)
     with progress_bar() as bar:

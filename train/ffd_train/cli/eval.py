@@ -240,6 +240,11 @@ def _measure(path: Path, classifier: Classifier, data: FaceData, robustness: boo
     from ..robustness import PERTURBATIONS
 
     say(f"{classifier.description}; {len(data.samples)} images")
+    if find_model(path).suffix == ".safetensors" and "val" not in classifier.card.metrics:
+        say(
+            f"{path} is not calibrated, as its training has not finished: its threshold is 0.5 and "
+            "its temperature 1"
+        )
     say_more(classifier.card.to_json(indent=2))
     with progress_bar() as bar:
         task = bar.add_task("images", total=len(data.samples))

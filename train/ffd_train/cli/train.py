@@ -256,6 +256,9 @@ def _complete_settings(settings: Settings) -> Settings:
         raise click.UsageError("--sizes needs --crop: the images of a batch have one size")
     if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
         raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
+    source = click.get_current_context().get_parameter_source("teacher_weight")
+    if source is ParameterSource.COMMANDLINE and not settings.teacher:
+        raise click.UsageError("--teacher-weight needs --teacher")
     _require_divisible(settings, resumed=False)
     weights = settings.weights
     if weights not in ("imagenet", "none"):
