@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from ffd_runtime.core.file_hash import hash_file
 from ffd_train.checkpoint import save_checkpoint
 from ffd_train.cli.eval import main as ffd_eval
 
@@ -39,6 +40,22 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = root / "manifest.csv"
     manifest.write_text(manifest.read_text().replace("red-0", HOSTILE.replace('"', "")))
     return root
+
+
+def test_images_that_a_run_was_trained_on_are_counted(
+    faces: Path, colour_model: Path, tmp_path: Path
+) -> None:
+    shutil.copy(colour_model, tmp_path / "best.onnx")
+    chosen = sorted((faces / "test/generated").iterdir())[:3]
+    digests = [hash_file(path) for path in chosen]
+    rows = [
+        f"a,generated,{split},{digest}"
+        for split, digest in zip(("train", "val", "test"), digests, strict=True)
+    ]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,label,split,sha256", *rows]))
+    said = "2 of 15 images are in the training or validation split of"
+    assert said in call(tmp_path / "best.onnx", faces, "--device", "cpu").stderr
+    assert "training" not in call(colour_model, faces, "--device", "cpu").stderr
 
 
 @pytest.fixture(scope="module")

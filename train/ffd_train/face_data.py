@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ffd_runtime.core.errors import InputError
 from ffd_runtime.image.decode import read_file
 from ffd_runtime.inputs import Item
 from ffd_runtime.model.card import CLASSES
@@ -88,6 +89,13 @@ class FaceData:
         if self.shards and sample.shard is not None:
             return self.shards.read(sample.shard, sample.offset, sample.size, sample.sha256)
         return read_file(self.root / sample.path)
+
+    def hash(self, sample: Sample) -> str:
+        """Return the sha256 of a sample's file; empty if it cannot be read."""
+        try:
+            return sample.sha256 or hashlib.sha256(self.read(sample)).hexdigest()
+        except InputError:
+            return ""
 
     def item(self, sample: Sample) -> Item:
         """Return a sample as an input of the runtime's pipeline, named by its full path."""

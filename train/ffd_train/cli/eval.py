@@ -142,6 +142,8 @@ def main(**options: Any) -> None:
     cv2.setNumThreads(1)
     started = datetime.now().astimezone()
     data, available = _find_images(chosen)
+    if chosen.split not in ("train", "val") and str(chosen.model) != "embedded":
+        _report_known_images(chosen.model, data)
     subjects = _measure_models(chosen, data)
     study = Study(subjects[0], data, chosen.split, available, started)
     if chosen.other:
@@ -183,6 +185,25 @@ def _find_images(options: EvalOptions) -> tuple[FaceData, int]:
         data = draw_sample(data, options.sample)
         say(f"measuring {options.sample} of {available} images, sampled by class and source")
     return data, available
+
+
+def _report_known_images(model: Path, data: FaceData) -> None:
+    """Say how many images a run was trained or calibrated on, according to its manifest."""
+    import csv
+
+    from ..evaluation import find_model
+
+    manifest = find_model(model).with_name("manifest.csv")
+    if not manifest.is_file():
+        return
+    with manifest.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("split") in ("train", "val")]
+    known = {row.get("sha256") for row in rows}
+    if count := sum(data.hash(sample) in known for sample in data.samples):
+        say(
+            f"{count} of {len(data.samples)} images are in the training or validation split of "
+            f"{model}: the result is too good"
+        )
 
 
 def _measure_models(options: EvalOptions, data: FaceData) -> list[Subject]:
