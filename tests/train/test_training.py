@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ffd_runtime.core.errors import DataError, FfdError, ModelError, OutputError
+from ffd_runtime.core.errors import DataError, DeviceError, FfdError, ModelError, OutputError
 from ffd_runtime.model.card import ModelCard, PreprocessSpec
 from ffd_train.checkpoint import load_checkpoint
 from ffd_train.dataset import FaceDataset
@@ -679,6 +679,12 @@ def test_bfloat16_is_chosen_if_the_hardware_supports_it(
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
     assert choose_device(Settings()) == ("cuda", precision)
     assert choose_device(Settings(precision="bf16")) == ("cuda", "bf16-mixed")
+
+
+def test_each_process_needs_a_gpu() -> None:
+    World(local_size=2, size=4).require_gpus(2)
+    with pytest.raises(DeviceError, match="4 processes for 2 GPUs: .* --nproc-per-node 2"):
+        World(local_size=4, size=4).require_gpus(2)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(data: FaceData, tmp_path: Path) -> None:

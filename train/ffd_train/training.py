@@ -178,6 +178,8 @@ def _train_stages(
     accelerator, precision = choose_device(settings)
     if accelerator == "cpu":
         keep_freed_memory()
+    else:
+        world.require_gpus(torch.cuda.device_count())
     position = read_position(folder / RESUME) if resume else Position()
     if position == Position():
         card = _initial_card(data, settings, folder.name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ffd_runtime.core.errors import DataError
+from ffd_runtime.core.errors import DataError, DeviceError
+from ffd_runtime.core.text import counted
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ class World:
         if world.size % world.local_size:
             raise DataError("start torchrun with the same --nproc-per-node on every machine")
         return world
+
+    def require_gpus(self, count: int) -> None:
+        """Raise a `DeviceError` if this machine has more processes than its `count` of GPUs."""
+        if self.local_size > count:
+            raise DeviceError(
+                f"{self.local_size} processes for {counted(count, 'GPU')}: start torchrun with "
+                f"--nproc-per-node {count}"
+            )
 
     @property
     def is_main(self) -> bool:
