@@ -103,7 +103,11 @@ def test_killed_and_resumed_run_has_one_row_per_input(
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
 )
 def test_signal_leaves_complete_rows(
     many: Path, colour_model: Path, tmp_path: Path, number: int, code: int, said: str

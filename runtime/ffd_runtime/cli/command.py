@@ -26,7 +26,15 @@ EXTRAS = {
 
 
 class Terminated(BaseException):
-    """SIGTERM was received. As after Ctrl-C, open files and devices are closed."""
+    """A signal asks the process to end. As after Ctrl-C, open files and devices are closed.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 class GroupedOption(click.Option):
@@ -92,7 +100,7 @@ class Command(click.Command):
         ctx.ensure_object(dict)["verbose"] = ctx.params.pop("verbose")
         try:
             _prepare_streams()
-            with _raising_on_sigterm(), _printing_logs():
+            with _raising_on_signals(), _printing_logs():
                 super().invoke(ctx)
             _leave(ctx, 0)
         except click.exceptions.Exit as ended:
@@ -104,9 +112,9 @@ class Command(click.Command):
         except KeyboardInterrupt:
             say(f"{ctx.command_path}: interrupted")
             _leave(ctx, 130)
-        except Terminated:
+        except Terminated as end:
             say(f"{ctx.command_path}: terminated")
-            _leave(ctx, 143)
+            _leave(ctx, 128 + end.signal)
         except BrokenPipeError:
             # The reader of stdout has closed it. Without this, Python fails to flush it at exit.
             sys.stdout = None
@@ -132,23 +140,34 @@ def _leave(ctx: click.Context, code: int) -> None:
 
 
 @contextmanager
-def _raising_on_sigterm() -> Iterator[None]:
-    """Raise `Terminated` in the main thread at the first SIGTERM; let a second one kill."""
+def _raising_on_signals() -> Iterator[None]:
+    """Raise `Terminated` in the main thread at the first SIGTERM; let a second one kill.
+
+    The same for the signal of a closed terminal, unless it is ignored, as by nohup.
+    """
     # Imported here, like logging below, so that --help does not wait for it.
     import signal
-
-    def terminate(*_: object) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    closed = getattr(signal, "SIGHUP", None) or getattr(signal, "SIGBREAK", None)
+    numbers = [number for number in (signal.SIGTERM, closed) if number]
+    before = {number: signal.getsignal(number) for number in numbers}
+    handled = [number for number in numbers if before[number] is not signal.SIG_IGN]
+
+    def terminate(number: int, _: object) -> NoReturn:
+        for one in handled:
+            signal.signal(one, signal.SIG_DFL)
+        raise Terminated(number)
+
+    for number in handled:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in handled:
+            signal.signal(number, before[number])
 
 
 @contextmanager
