@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,8 @@ from PIL import Image as Pillow
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.image.decode import decode
 from ffd_runtime.image.decoder_messages import DecoderMessages, messages
-from ffd_runtime.image.formats import tiff_blocks
+from ffd_runtime.image.formats import bmff, tiff, tiff_blocks
+from ffd_runtime.image.formats.exif import Directory
 from ffd_runtime.image.formats.jpeg import MAX_SCANS
 from ffd_runtime.image.image_header import read_header
 
@@ -488,6 +490,194 @@ def test_a_strip_that_is_too_short_is_reported() -> None:
         if struct.unpack_from("<H", data, at) == (279,):
             struct.pack_into("<HII", data, at + 2, 4, 1, 100)
     assert code_of(bytes(data)) == "corrupt"
+
+
+def deflated(width: int, height: int, places: int, size: int | None = None) -> bytes:
+    """Return a grey TIFF with strips of one row, which all have the same data."""
+    strip = zlib.compress(bytes(width))
+    values = (8, len(strip) if size is None else size)
+    lists = b"".join(struct.pack("<I", value) * places for value in values)
+    entries = [(256, 1, width), (257, 1, height), (258, 1, 8), (259, 1, 8), (262, 1, 1)]
+    entries += [(273, places, 1000), (278, 1, 1), (279, places, 1000 + 4 * places)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, *rest) for tag, *rest in entries)
+    begin = 1000 + len(lists)
+    head = b"II*\0" + struct.pack("<I", begin) + strip
+    body = head.ljust(1000, b"\0") + lists
+    return body + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+@pytest.mark.parametrize("places", [8, 20_000])
+def test_only_the_strips_of_the_image_are_inflated(
+    places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inflated: list[int] = []
+    real = tiff_blocks._inflates
+
+    def count(block: Any, *rest: Any) -> bool:
+        inflated.append(block.size)
+        return real(block, *rest)
+
+    monkeypatch.setattr(tiff_blocks, "_inflates", count)
+    assert tiff_blocks.find_damage(deflated(100, 8, places)) is None
+    assert inflated == [100] * 8
+
+
+def test_strips_that_overlap_are_reported() -> None:
+    # Each strip is the whole file, which each would read.
+    data = deflated(4, 5000, 5000)
+    assert decode(data).shape == (5000, 4, 3)
+    with pytest.raises(InputError, match="its strips or tiles overlap") as caught:
+        decode(deflated(4, 5000, 5000, len(data) - 8))
+    assert caught.value.code == "corrupt"
+
+
+def test_a_strip_is_inflated_little_beyond_its_size() -> None:
+    tracemalloc.start()
+    try:
+        bomb = tiff_blocks._Block(zlib.compress(bytes(1 << 25)), 100)
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        assert tiff_blocks._inflates(bomb, 1000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 1 << 20
+
+
+def test_jpeg_blocks_of_a_tiff_have_the_limits_of_its_image() -> None:
+    block = bytearray(scans(12))
+    at = block.find(b"\xff\xc2")
+    block[at + 5 : at + 9] = struct.pack(">HH", 65500, 65500)
+    assert code_of(tiff_of(bytes(block), 64, 64)) == "too_large"
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    return struct.pack(">I4s", len(content) + 8, kind) + content
+
+
+def avif_with(*places: bytes) -> bytes:
+    """Return the boxes of an AVIF whose first item has EXIF, with these `iloc` boxes."""
+    size = box(b"ispe", struct.pack(">III", 0, 4, 3))
+    kinds = [
+        struct.pack(">IHH4s", 2 << 24, number, 0, kind)
+        for number, kind in enumerate((b"av01", b"Exif"), 1)
+    ]
+    meta = box(
+        b"meta",
+        bytes(4),
+        box(b"pitm", bytes(4), struct.pack(">H", 1)),
+        box(b"iinf", struct.pack(">IH", 0, 2), *(box(b"infe", kind) for kind in kinds)),
+        box(b"iprp", box(b"ipco", size), box(b"ipma", struct.pack(">IIHBB", 0, 1, 1, 1, 1))),
+        *places,
+    )
+    return box(b"ftyp", b"avif", bytes(4), b"avif") + meta
+
+
+def iloc(sizes: int, extents: bytes, count: int) -> bytes:
+    """Return the places of the EXIF item."""
+    return box(b"iloc", struct.pack(">IBBHHHH", 0, sizes, 0, 1, 2, 0, count), extents)
+
+
+def test_extents_of_an_avif_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = struct.pack(">HH", 0, 8)
+    assert read_header(avif_with(iloc(0x22, pair * 9, 9))).width == 4
+    assert read_header(avif_with(iloc(0, b"", 1))).width == 4
+    monkeypatch.setattr("ffd_runtime.image.formats.bmff.MAX_PARTS", 10)
+    for places in (iloc(0, b"", 2), iloc(0, b"", 65_535), iloc(0x22, pair * 11, 11)):
+        with pytest.raises(InputError, match="too many extents") as caught:
+            read_header(avif_with(places))
+        assert caught.value.code == "corrupt"
+
+
+def test_the_boxes_of_an_avif_do_not_share_their_content() -> None:
+    pair = struct.pack(">HH", 0, 8)
+    with pytest.raises(InputError, match="the box iloc twice"):
+        read_header(avif_with(iloc(0x22, pair, 1), iloc(0x22, pair, 1)))
+    # A box reads nothing after its end.
+    with pytest.raises(InputError, match="header ends early"):
+        read_header(avif_with(iloc(0x22, pair, 2), box(b"free", bytes(100))))
+
+
+def test_an_item_larger_than_its_file_is_corrupt() -> None:
+    whole = struct.pack(">HH", 0, 200)
+    assert read_header(avif_with(iloc(0x22, whole, 1), box(b"free", bytes(200)))).width == 4
+    with pytest.raises(InputError, match="the places of its parts overlap") as caught:
+        read_header(avif_with(iloc(0x22, whole * 50, 50), box(b"free", bytes(200))))
+    assert caught.value.code == "corrupt"
+
+
+def test_hevc_items_that_overlap_are_reported() -> None:
+    config = box(b"hvcC", bytes(21) + b"\3")
+    numbers = range(1, 41)
+    infe = [box(b"infe", struct.pack(">IHH4s", 2 << 24, one, 0, b"hvc1")) for one in numbers]
+    ipma = b"".join(struct.pack(">HBB", one, 1, 1) for one in numbers)
+
+    def heif_with(spread: int) -> bytes:
+        # Each item is one unit, from a place with a length of 1,000 bytes.
+        places = [
+            struct.pack(">HHHHH", one, 0, 1, 2000 + one % spread * 4, 1004) for one in numbers
+        ]
+        meta = box(
+            b"meta",
+            bytes(4),
+            box(b"iinf", struct.pack(">IH", 0, len(infe)), *infe),
+            box(b"iprp", box(b"ipco", config), box(b"ipma", struct.pack(">II", 0, 40), ipma)),
+            box(b"iloc", struct.pack(">IBBH", 0, 0x22, 0, 40), *places),
+        )
+        units = struct.pack(">I", 1000) * 300
+        return (box(b"ftyp", b"heic", bytes(4), b"heic") + meta).ljust(2000, b"\1") + units
+
+    # Tiles with the same place are read once.
+    assert "overlap" not in (bmff.find_damage(heif_with(1)) or "")
+    assert "overlap" in (bmff.find_damage(heif_with(40)) or "")
+
+
+def directories(pages: list[list[tuple[int, int, int]]], size: int) -> bytes:
+    """Return a chain of directories, each an LONG entry (tag, count, value) with padding tags."""
+    step = 2 + 12 * size + 4
+    parts = [b"II*\0", struct.pack("<I", 8)]
+    for number, page in enumerate(pages):
+        padding = [(1000 + tag, 1, 0) for tag in range(size - len(page))]
+        entries = [struct.pack("<HHII", tag, 4, *rest) for tag, *rest in [*page, *padding]]
+        after = 8 + step * (number + 1) if number + 1 < len(pages) else 0
+        parts += [struct.pack("<H", size), *entries, struct.pack("<I", after)]
+    return b"".join(parts)
+
+
+def test_entries_of_all_directories_of_a_tiff_are_limited() -> None:
+    small = [(254, 1, 1), (256, 1, 4), (257, 1, 3)]
+    assert read_header(directories([small] * 20, 1000)).width == 4
+    with pytest.raises(InputError, match="too many entries") as caught:
+        read_header(directories([small] * 50, 3000))
+    assert caught.value.code == "corrupt"
+
+
+def test_thumbnails_of_a_tiff_are_not_kept() -> None:
+    sizes = [5, 9, 3] * 30
+    small = [[(254, 1, 1), (256, 1, size), (257, 1, 3)] for size in sizes]
+    small.insert(0, [(254, 1, 4), (256, 1, 20), (257, 1, 20)])
+    data = directories(small, 1000)
+    tracemalloc.start()
+    try:
+        page = tiff.find_page(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The largest that is not a mask. A directory takes 400 kB.
+    assert page.area == 27
+    assert peak < 3 << 20
+
+
+def test_the_first_of_many_values_is_read_alone() -> None:
+    directory = Directory("<", {277: (4, memoryview(b"\3\0\0\0" * 500_000))})
+    tracemalloc.start()
+    try:
+        assert directory.number(277, 1) == 3
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 16
 
 
 @pytest.mark.parametrize("form", ["HEIF", "WEBP"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +72,20 @@ def test_other_files_are_not_images(data: bytes) -> None:
     with pytest.raises(InputError) as caught:
         read_header(data)
     assert caught.value.code == "not_an_image"
+
+
+def test_only_the_start_of_a_file_is_searched_for_a_pnm_header() -> None:
+    data = b"P5" + b"\n" * (1 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as caught:
+            read_header(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code == "not_an_image"
+    assert peak < len(data)
+    assert read_header(b"P5" + b"\n" * 4000 + b"4 3 255\n" + bytes(12)).width == 4
 
 
 def test_an_empty_file_is_reported() -> None:

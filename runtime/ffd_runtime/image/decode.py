@@ -209,11 +209,17 @@ def _require_undamaged(header: ImageHeader, data: bytes) -> None:
     find = _FIND_DAMAGE.get(header.format)
     if find and (damage := find(data)):
         raise InputError("corrupt", f"broken {header.format.upper()}: {damage}")
+    pixels = 0
     for block in tiff_blocks.read_jpegs(data) if header.format == "tiff" else ():
         try:
             shown = read_header(block)
         except InputError as error:
             raise InputError("corrupt", f"broken TIFF: in a JPEG block, {error.message}") from None
+        pixels += shown.width * shown.height
+        # Blocks may be larger than the image: a narrow one has wide tiles.
+        if pixels > 4 * max(MAX_PIXELS, header.width * header.height):
+            reason = f"a TIFF whose JPEG blocks have at least {pixels} pixels: save it again"
+            raise InputError("too_large", reason)
         if shown.scans > MAX_SCANS:
             raise InputError(
                 "too_large",

@@ -59,13 +59,14 @@ def _bmp(data: bytes) -> ImageHeader:
     return read_bmp(data)
 
 
+_MAX_PNM_HEADER_BYTES = 4096
 # A magic number and a size, with comments and spaces between.
 _PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+\s")
 
 
 def _pnm(data: bytes) -> ImageHeader:
     # The size is near the start; comments extend from # to the end of the line.
-    lines = (line.split(b"#", 1)[0] for line in data[2:4096].splitlines())
+    lines = (line.split(b"#", 1)[0] for line in data[2:_MAX_PNM_HEADER_BYTES].splitlines())
     tokens = b" ".join(lines).split()
     # Bitmaps (P1 and P4) do not state a maximum.
     maximum = 255 if data[1:2] in b"14" else int(tokens[2][:9])
@@ -88,5 +89,5 @@ _FORMATS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], ImageHeade
     ("tiff", _starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), read_tiff),
     ("avif", lambda data: find_format(data) == "avif", partial(read_bmff, "avif")),
     ("heif", lambda data: find_format(data) == "heif", partial(read_bmff, "heif")),
-    ("pnm", lambda data: _PNM.match(data) is not None, _pnm),
+    ("pnm", lambda data: _PNM.match(data, 0, _MAX_PNM_HEADER_BYTES) is not None, _pnm),
 )

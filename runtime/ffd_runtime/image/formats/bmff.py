@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .exif import exif_orientation
-from .header import ImageHeader, take
+from .header import MAX_PARTS, ImageHeader, take
 
 _AVIF = frozenset({b"avif", b"avis"})
 _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
@@ -19,6 +19,9 @@ _MAX_BOXES = 20_000
 _BLOCK = 64
 _NOT_IN_UNIT = re.compile(rb"\0\0[\0-\2]")
 _XMP = b"application/rdf+xml"
+# Boxes that a `meta` box contains at most once.
+_SINGLE = frozenset({b"pitm", b"iinf", b"iloc", b"iprp"})
+_OVERLAP = "the places of its parts overlap"
 
 # EXIF's orientation by quarter turns (against the clock) and mirror axis (None, 0 or 1), as in
 # libavif's and Pillow's conversion.
@@ -124,7 +127,15 @@ def _xmp_turn(data: bytes, items: dict[int, _Item]) -> int:
 
 
 def _content(data: bytes, item: _Item | None) -> bytes:
-    return b"".join(data[at : at + length] for at, length in item.extents) if item else b""
+    """Return the content of an item, or raise `ValueError` if it is larger than the file."""
+    pieces: list[bytes] = []
+    left = len(data)
+    for at, length in item.extents if item else ():
+        pieces.append(data[at : at + length])
+        left -= len(pieces[-1])
+        if left < 0:
+            raise ValueError(_OVERLAP)
+    return b"".join(pieces)
 
 
 def _search(data: bytes) -> _Item:
@@ -164,17 +175,21 @@ def _read_meta(data: bytes) -> tuple[int, dict[int, _Item]]:
     """Return the number of the primary item, and all items."""
     items: dict[int, _Item] = {}
     primary = 0
+    seen: set[bytes] = set()
     for kind, begin, end in _boxes(data, 0, len(data)):
         if kind != b"meta":
             continue
         # A full box starts with version and flags.
         for inner, at, close in _boxes(data, begin + 4, end):
+            if inner in _SINGLE & seen:
+                raise ValueError(f"its metadata contains the box {inner.decode()} twice")
+            seen.add(inner)
             if inner == b"pitm":
-                primary = _Fields(data, at + 4).next(4 if data[at] else 2)
+                primary = _Fields(data, at + 4, close).next(4 if data[at] else 2)
             elif inner == b"iinf":
                 _read_types(data, at, close, items)
             elif inner == b"iloc":
-                _read_places(data, at, items)
+                _read_places(data, at, close, items)
             elif inner == b"iprp":
                 _read_properties(data, at, close, items)
         break
@@ -187,12 +202,25 @@ def find_damage(data: bytes) -> str | None:
     Each unit starts with its length, and an escape byte keeps it free of some sequences of bytes
     (ISO/IEC 23008-2, 7.4.2), so that zeros in a file that was not copied completely are found.
     """
+    seen: set[tuple[tuple[int, int], ...]] = set()
+    left = len(data)
     for item in _read_meta(data)[1].values():
         config = item.find(b"hvcC") or b""
         # The 22nd byte ends with the size of a length, less one.
         if item.kind != b"hvc1" or len(config) < 22 or config[21] & 3 != 3:
             continue
-        content, at = _content(data, item), 0
+        # Tiles may share their data. Other overlaps would multiply the size of the file.
+        places = tuple(item.extents)
+        if places in seen:
+            continue
+        seen.add(places)
+        try:
+            content, at = _content(data, item), 0
+        except ValueError:
+            return _OVERLAP
+        left -= len(content)
+        if left < 0:
+            return _OVERLAP
         while at < len(content):
             begin, at = at + 4, at + 4 + int.from_bytes(content[at : at + 4], "big")
             if at > len(content) or _NOT_IN_UNIT.search(content, begin, at):
@@ -201,16 +229,17 @@ def find_damage(data: bytes) -> str | None:
 
 
 class _Fields:
-    """Reads consecutive big-endian integers."""
+    """Reads consecutive big-endian integers, up to the end of their box."""
 
-    def __init__(self, data: bytes, at: int) -> None:
-        self._data, self._at = data, at
+    def __init__(self, data: bytes, at: int, end: int) -> None:
+        self._data, self._at, self._end = data, at, end
 
     def next(self, size: int) -> int:
         """Read an integer of `size` bytes; 0 if `size` is 0."""
-        value = int.from_bytes(take(self._data, self._at, size), "big")
-        self._at += size
-        return value
+        begin, self._at = self._at, self._at + size
+        if self._at > self._end:
+            raise IndexError
+        return int.from_bytes(take(self._data, begin, size), "big")
 
 
 def _read_types(data: bytes, begin: int, end: int, items: dict[int, _Item]) -> None:
@@ -218,26 +247,33 @@ def _read_types(data: bytes, begin: int, end: int, items: dict[int, _Item]) -> N
     for kind, at, close in _boxes(data, first, end):
         if kind == b"infe" and data[at] >= 2:
             wide = 2 if data[at] == 2 else 4
-            item = items.setdefault(_Fields(data, at + 4).next(wide), _Item())
+            item = items.setdefault(_Fields(data, at + 4, close).next(wide), _Item())
             item.kind = take(data, at + 6 + wide, 4)
             if item.kind == b"mime":
-                texts = data[at + 10 + wide : close].split(b"\0")
+                texts = data[at + 10 + wide : close].split(b"\0", 2)
                 item.mime = texts[1] if len(texts) > 1 else b""
 
 
-def _read_places(data: bytes, begin: int, items: dict[int, _Item]) -> None:
+def _read_places(data: bytes, begin: int, end: int, items: dict[int, _Item]) -> None:
     version = data[begin]
-    fields = _Fields(data, begin + 4)
+    fields = _Fields(data, begin + 4, end)
     sizes, more = fields.next(1), fields.next(1)
+    index_size, offset_size, length_size = more & 15 if version else 0, sizes >> 4, sizes & 15
     wide = 2 if version < 2 else 4
+    left = MAX_PARTS
     for _ in range(min(fields.next(wide), _MAX_BOXES)):
         item = items.setdefault(fields.next(wide), _Item())
         method = fields.next(2) & 15 if version else 0
         fields.next(2)
         base = fields.next(more >> 4)
-        for _ in range(fields.next(2)):
-            fields.next(more & 15 if version else 0)
-            offset, length = base + fields.next(sizes >> 4), fields.next(sizes & 15)
+        count = fields.next(2)
+        left -= count
+        # Extents without fields take no bytes, so a small file could contain any number of them.
+        if left < 0 or (count > 1 and not index_size + offset_size + length_size):
+            raise ValueError("its parts have too many extents")
+        for _ in range(count):
+            fields.next(index_size)
+            offset, length = base + fields.next(offset_size), fields.next(length_size)
             # Offsets of other methods refer to a box (1) or another item (2).
             if method == 0:
                 item.extents.append((offset, length))
@@ -249,14 +285,15 @@ def _read_properties(data: bytes, begin: int, end: int, items: dict[int, _Item])
         if kind == b"ipco":
             known = [(name, data[first:last]) for name, first, last in _boxes(data, at, close)]
         elif kind == b"ipma":
-            _associate(data, at, known, items)
+            _associate(data, (at, close), known, items)
 
 
 def _associate(
-    data: bytes, begin: int, known: list[tuple[bytes, bytes]], items: dict[int, _Item]
+    data: bytes, box: tuple[int, int], known: list[tuple[bytes, bytes]], items: dict[int, _Item]
 ) -> None:
+    begin, end = box
     wide, step = 4 if data[begin] else 2, 2 if data[begin + 3] & 1 else 1
-    fields = _Fields(data, begin + 4)
+    fields = _Fields(data, begin + 4, end)
     for _ in range(min(fields.next(4), _MAX_BOXES)):
         item = items.setdefault(fields.next(wide), _Item())
         for _ in range(fields.next(1)):

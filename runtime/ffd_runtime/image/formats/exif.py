@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 ORIENTATION = 274
 # ReferenceBlackWhite; higher tags are metadata.
@@ -43,32 +44,32 @@ class Directory:
     following: int = 0
     whole: bool = True
 
-    def numbers(self, tag: int) -> list[float]:
-        """Return all values of a tag as numbers; empty if it is absent or not numeric."""
+    def numbers(self, tag: int) -> Iterator[float]:
+        """Yield the values of a tag as numbers; none if it is absent or not numeric."""
         kind, value = self.values.get(tag, (0, memoryview(b"")))
         if kind == 1:
-            return list(value)
-        if kind in _RATIONALS:
-            pairs = struct.iter_unpack(self.order + _RATIONALS[kind], value)
-            return [top / bottom if bottom else float("nan") for top, bottom in pairs]
-        if kind not in _NUMBERS:
-            return []
-        return [one for (one,) in struct.iter_unpack(self.order + _NUMBERS[kind], value)]
+            yield from value
+        elif kind in _RATIONALS:
+            for top, bottom in struct.iter_unpack(self.order + _RATIONALS[kind], value):
+                yield top / bottom if bottom else float("nan")
+        elif kind in _NUMBERS:
+            for (one,) in struct.iter_unpack(self.order + _NUMBERS[kind], value):
+                yield one
 
     def number(self, tag: int, default: int) -> int:
         """Return the first value of a tag as an integer."""
-        numbers = self.numbers(tag)
-        if not numbers or numbers[0] != numbers[0] or abs(numbers[0]) == float("inf"):
+        first = next(self.numbers(tag), None)
+        if first is None or not isfinite(first):
             return default
-        return int(numbers[0])
+        return int(first)
 
     def orientation(self, xmp: bytes = b"") -> int:
         """Return the EXIF orientation, 1 to 8; that of XMP if the directory has none."""
         if ORIENTATION not in self.values:
             return xmp_orientation(xmp)
         # Pillow compares the value with 2 to 8, which bytes and strings never equal.
-        numbers = self.numbers(ORIENTATION) if self.values[ORIENTATION][0] != 1 else []
-        return int(numbers[0]) if numbers and numbers[0] in range(2, 9) else 1
+        first = next(self.numbers(ORIENTATION), 1) if self.values[ORIENTATION][0] != 1 else 1
+        return int(first) if first in range(2, 9) else 1
 
 
 def read_directory(data: memoryview, offset: int, order: str, big: bool = False) -> Directory:

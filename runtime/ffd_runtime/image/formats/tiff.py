@@ -6,6 +6,7 @@ The rules are those of TIFF 6.0, its supplements and DNG 1.7.
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from typing import NamedTuple
 
 from .exif import ORIENTATION, Directory, read_directory
@@ -19,6 +20,8 @@ _REDUCED, _MASK = 1, 4
 _ALPHAS = (1, 2, 999)
 # Real files have fewer directories before the full image.
 _MAX_DIRECTORIES = 256
+# Total of all directories. Reading that many takes 0.5 s; the largest classic one has 65,535.
+_MAX_ENTRIES = 1 << 17
 _SHORT = 3
 
 _COMPRESSIONS = {
@@ -67,6 +70,21 @@ def _layout(data: bytes) -> _Layout:
     return _Layout(order, big, first)
 
 
+def _count_entries(data: bytes, offset: int, layout: _Layout) -> int:
+    """Return the number of entries to read for a directory."""
+    count_format, step = ("Q", 20) if layout.big else ("H", 12)
+    first = offset + struct.calcsize(count_format)
+    if first > len(data):
+        return 0
+    (count,) = struct.unpack_from(layout.order + count_format, data, offset)
+    return int(min(count, (len(data) - first) // step))
+
+
+def _rank(page: _Page) -> tuple[bool, int]:
+    """Return the key by which the best of several thumbnails and masks is chosen."""
+    return not page.kind & _MASK, page.area
+
+
 def find_page(data: bytes) -> _Page:
     """Return the image to classify: the first that is neither a thumbnail nor a mask.
 
@@ -75,13 +93,14 @@ def find_page(data: bytes) -> _Page:
 
     Raises:
         struct.error: the directory of the image is beyond the end of the file.
-        ValueError: there is no directory.
+        ValueError: there is no directory, or the directories have too many entries.
     """
     layout = _layout(data)
     view = memoryview(data)
     struct.unpack_from("H", data, layout.first)
-    pages: list[_Page] = []
+    best: _Page | None = None
     whole = True
+    entries = 0
     seen: set[int] = set()
     waiting: list[tuple[int, Directory | None]] = [(layout.first, None)]
     while waiting and len(seen) < _MAX_DIRECTORIES:
@@ -90,21 +109,23 @@ def find_page(data: bytes) -> _Page:
         if offset in seen or not 0 < offset < len(data):
             continue
         seen.add(offset)
+        entries += _count_entries(data, offset, layout)
+        if entries > _MAX_ENTRIES:
+            raise ValueError("its directories have too many entries")
         page = _Page(offset, read_directory(view, offset, layout.order, layout.big), parent)
         if not page.kind & (_REDUCED | _MASK) and page.area:
             return page
-        pages.append(page)
+        best = max(best or page, page, key=_rank)
         whole &= page.directory.whole
-        children = [int(child) for child in page.directory.numbers(_CHILDREN) if child == child]
-        own = [(child, page.directory) for child in children[:_MAX_DIRECTORIES]]
+        children = islice(page.directory.numbers(_CHILDREN), _MAX_DIRECTORIES)
+        own = [(int(child), page.directory) for child in children if child == child]
         after = [] if parent else [(page.directory.following, None)]
         waiting = [*own, *waiting, *after]
     if not whole:
         raise struct.error
-    if not pages:
+    if not best:
         raise ValueError("it contains no image")
-    images = [page for page in pages if not page.kind & _MASK]
-    return max(images or pages, key=lambda page: page.area)
+    return best
 
 
 def read_tiff(data: bytes) -> ImageHeader:
@@ -114,7 +135,7 @@ def read_tiff(data: bytes) -> ImageHeader:
     for tag in (WIDTH, HEIGHT):
         if tag not in directory.values:
             raise ValueError("its size is missing")
-        if not directory.numbers(tag):
+        if next(directory.numbers(tag), None) is None:
             raise ValueError("its size has an unknown type")
     xmp = directory.values.get(_XMP, (0, memoryview(b"")))[1].tobytes()
     turned = directory
@@ -138,9 +159,13 @@ def read_tiff(data: bytes) -> ImageHeader:
 def _end_of_image(directory: Directory) -> int:
     """Return the offset after the last strip or tile; 0 if unknown."""
     for places, sizes in ((STRIPS, STRIP_SIZES), (TILES, TILE_SIZES)):
-        begins, lengths = directory.numbers(places), directory.numbers(sizes)
-        if begins and len(begins) == len(lengths):
-            return int(max(begin + length for begin, length in zip(begins, lengths, strict=True)))
+        pairs = zip(directory.numbers(places), directory.numbers(sizes), strict=True)
+        try:
+            end = max(begin + length for begin, length in pairs)
+        except ValueError:
+            # Empty, or of different lengths.
+            continue
+        return int(end)
     return 0
 
 
@@ -194,7 +219,8 @@ def with_page(data: bytes) -> bytes:
     """
     layout, page = _layout(data), find_page(data)
     turned = page.directory.values.get(ORIENTATION)
-    plain = turned is None or (turned[0] == _SHORT and page.directory.numbers(ORIENTATION) == [1])
+    values = list(islice(page.directory.numbers(ORIENTATION), 2))
+    plain = turned is None or (turned[0] == _SHORT and values == [1])
     if page.offset == layout.first and plain:
         return data
     changed = bytearray(data)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,12 @@ _MAX_CLEARS = 20_000
 # The loop over runs takes up to 4 s for this size.
 _MAX_PACKED_BYTES = 1 << 26
 _PIECE_BYTES = 1 << 16
+# Data after the end of a Deflate block, which may show damage: total of all blocks.
+_MAX_EXCESS_BYTES = 1 << 28
+# Of an image of the largest size, in tiles of 64x64 pixels.
+_MAX_JPEGS = 1 << 15
+# JPEG permits 4 tables for quantisation and 8 for Huffman codes, which take 3 kB.
+_MAX_TABLES_BYTES = 1 << 14
 
 _INDEX = np.arange(_MAX_CODES)
 _WIDTHS = 9 + np.searchsorted([511, 1023, 2047], _INDEX + _END, "right")
@@ -54,21 +61,48 @@ class _Block(NamedTuple):
     size: int
 
 
+class _Layout(NamedTuple):
+    """The strips or tiles of an image.
+
+    Attributes:
+        places: tag of their offsets.
+        sizes: tag of their sizes.
+        width: in pixels, of each.
+        rows: of each.
+        of_plane: how many a plane consists of.
+        planes: number of planes with a part of the samples; 1 if pixels are stored whole.
+        bits: of a pixel in a plane.
+    """
+
+    places: int
+    sizes: int
+    width: int
+    rows: int
+    of_plane: int
+    planes: int
+    bits: int
+
+
 def find_damage(data: bytes) -> str | None:
     """Return what is wrong with Deflate, LZW or PackBits data, or the size of uncompressed data."""
     directory = find_page(data).directory
     compression = directory.number(COMPRESSION, 1)
+    layout = _layout(directory)
+    if _overlap(data, directory, layout):
+        return "its strips or tiles overlap"
     if directory.number(PHOTOMETRIC, 1) == _YCBCR or directory.number(_FILL_ORDER, 1) != 1:
         return None
-    clears = 0
-    for number, block in enumerate(_blocks(data, directory)):
+    clears = packed = 0
+    excess = min(_PIECE_BYTES, _MAX_EXCESS_BYTES // (layout.of_plane * layout.planes) + 1)
+    for number, block in enumerate(_blocks(data, directory, layout)):
         whole = True
+        packed += len(block.content)
         if compression in _DEFLATE:
-            whole = _inflates(block)
+            whole = _inflates(block, excess)
         elif compression == _LZW and clears < _MAX_CLEARS:
             whole, used = _expands(block)
-            clears += used
-        elif compression == _PACKBITS and len(data) <= _MAX_PACKED_BYTES:
+            clears += max(used, 1)
+        elif compression == _PACKBITS and packed <= _MAX_PACKED_BYTES:
             whole = _unpacks(block)
         elif compression == 1:
             whole = len(block.content) >= block.size
@@ -82,36 +116,83 @@ def read_jpegs(data: bytes) -> Iterator[bytes]:
     directory = find_page(data).directory
     if directory.number(COMPRESSION, 1) != _JPEG:
         return
-    tables = directory.values.get(_TABLES, (0, memoryview(b"")))[1].tobytes()
-    for block in _blocks(data, directory):
+    tables = directory.values.get(_TABLES, (0, memoryview(b"")))[1][:_MAX_TABLES_BYTES].tobytes()
+    for block in islice(_blocks(data, directory, _layout(directory)), _MAX_JPEGS):
         yield tables.removesuffix(b"\xff\xd9") + block.content[2 if tables else 0 :]
 
 
-def _blocks(data: bytes, directory: Directory) -> Iterator[_Block]:
-    """Yield the strips or tiles of an image, without those that a sparse file leaves out."""
+def _layout(directory: Directory) -> _Layout:
     width, height = directory.number(WIDTH, 0), directory.number(HEIGHT, 0)
-    planes = directory.number(_PLANAR, 1) == 2
-    bits = directory.number(BITS, 1) * (1 if planes else directory.number(SAMPLES, 1))
-    places, sizes = directory.numbers(STRIPS), directory.numbers(STRIP_SIZES)
-    rows = min(directory.number(_ROWS, height), height) or height
-    if tiled := TILES in directory.values:
-        places, sizes = directory.numbers(TILES), directory.numbers(TILE_SIZES)
-        width, rows = directory.number(_TILE_WIDTH, 0), directory.number(_TILE_HEIGHT, 0)
-    of_plane = -(-height // rows) if rows else 1
-    for number, (place, size) in enumerate(zip(places, sizes, strict=False)):
-        shown = rows if tiled else min(rows, height - number % of_plane * rows)
-        if size:
-            content = data[int(place) : int(place + size)]
-            yield _Block(content, (width * bits + 7) // 8 * shown)
+    samples = max(directory.number(SAMPLES, 1), 1)
+    bits, planes = directory.number(BITS, 1) * samples, 1
+    if directory.number(_PLANAR, 1) == 2:
+        bits, planes = directory.number(BITS, 1), samples
+    if TILES in directory.values:
+        across, rows = directory.number(_TILE_WIDTH, 0), directory.number(_TILE_HEIGHT, 0)
+        of_plane = _parts(width, across) * _parts(height, rows)
+        return _Layout(TILES, TILE_SIZES, across, rows, of_plane, planes, bits)
+    rows = directory.number(_ROWS, height)
+    rows = rows if 0 < rows < height else height
+    return _Layout(STRIPS, STRIP_SIZES, width, rows, _parts(height, rows), planes, bits)
 
 
-def _inflates(block: _Block) -> bool:
-    """Return whether Deflate data, with their checksum, are valid and long enough."""
+def _parts(length: int, step: int) -> int:
+    return max(-(-length // step), 1) if step > 0 else 1
+
+
+def _spans(data: bytes, directory: Directory, layout: _Layout) -> Iterator[tuple[int, slice]]:
+    """Yield number and place of the strips or tiles that the size of the image requires.
+
+    Those that a sparse file leaves out are skipped.
+    """
+    pairs = zip(directory.numbers(layout.places), directory.numbers(layout.sizes), strict=False)
+    for number, (place, size) in enumerate(islice(pairs, layout.of_plane * layout.planes)):
+        # Numbers in the file may be of any type, and not finite.
+        if place >= 0 and size > 0:
+            begin = int(min(place, len(data)))
+            yield number, slice(begin, begin + int(min(size, len(data) - begin)))
+        elif size:
+            yield number, slice(0)
+
+
+def _overlap(data: bytes, directory: Directory, layout: _Layout) -> bool:
+    """Return whether strips or tiles contain the same data, in total far more than the file.
+
+    Plain tiles may share their data, so the total may exceed the file by the size of the image.
+    """
+    area = directory.number(WIDTH, 0) * directory.number(HEIGHT, 0)
+    # OpenCV decodes at most 4 samples of 16 bits.
+    left = len(data) + 8 * area
+    for _, span in _spans(data, directory, layout):
+        left -= span.stop - (span.start or 0)
+        if left < 0:
+            return True
+    return False
+
+
+def _blocks(data: bytes, directory: Directory, layout: _Layout) -> Iterator[_Block]:
+    """Yield the strips or tiles of an image."""
+    height = directory.number(HEIGHT, 0)
+    for number, span in _spans(data, directory, layout):
+        shown = layout.rows
+        if layout.places == STRIPS:
+            shown = min(shown, height - number % layout.of_plane * shown)
+        yield _Block(data[span], (layout.width * layout.bits + 7) // 8 * shown)
+
+
+def _inflates(block: _Block, excess: int) -> bool:
+    """Return whether Deflate data, with their checksum, are valid and long enough.
+
+    Args:
+        block: the data.
+        excess: number of bytes after the end of the block that are checked, too.
+    """
     stream = zlib.decompressobj()
     size = 0
     try:
         for begin in range(0, len(block.content), _PIECE_BYTES):
-            size += len(stream.decompress(block.content[begin : begin + _PIECE_BYTES]))
+            piece = block.content[begin : begin + _PIECE_BYTES]
+            size += len(stream.decompress(piece, max(block.size, 0) + excess + 1 - size))
             if stream.eof or size > block.size:
                 break
     except zlib.error:
