@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -423,6 +424,23 @@ def test_invalid_extended_headers_are_reported(path: Path) -> None:
     assert contents(path, with_pax(b"", -512)) == [("", "corrupt"), ("a", b"x")]
     large = with_pax(bytes(3 << 20))
     assert contents(path, large) == [("", "corrupt"), ("a", b"x")]
+
+
+def test_records_of_an_extended_header_are_read_once() -> None:
+    copied = 0
+
+    class Counted(bytes):
+        def __getitem__(self, key: Any) -> Any:
+            nonlocal copied
+            part = Counted(super().__getitem__(key))
+            copied += len(part)
+            return part
+
+    data = Counted(b"".join(b"12 k%05d=v\n" % number for number in range(2000)) + bytes(500))
+    records = tars._pax_records(data)
+    assert len(records) == 2000
+    assert records[b"k00007"] == b"v"
+    assert copied < 10 * len(data)
 
 
 @pytest.mark.parametrize("compression", COMPRESS)

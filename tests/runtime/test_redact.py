@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ffd_runtime.core.errors import InputError
-from ffd_runtime.core.redact import is_ambiguous, redact
+from ffd_runtime.core.redact import MAX_ADDRESS_CHARACTERS, is_ambiguous, redact
 from ffd_runtime.inputs import FetchPolicy, find_files
 from ffd_runtime.inputs.urls import fetch
 
@@ -143,6 +143,52 @@ def test_a_web_token_is_hidden_anywhere() -> None:
 def test_a_long_text_is_redacted_quickly() -> None:
     text = "http://h/?" + "key=" * 50_000 + "a" * 200_000 + "=" * 50_000
     assert redact(text) == "http://h/?key=***"
+
+
+def test_deeply_encoded_addresses_are_hidden() -> None:
+    inside = "a://b/" * 800 + "%" + "25" * 2405
+    assert redact("http://h/" + inside) == "http://h/***"
+    address = "https://h.example/?sig=" + MARK
+    for _ in range(40):
+        address = "https://h.example/" + quote(address, safe="")
+    assert redact(address) == "https://h.example/***"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://h/" + "eyJ" * 200_000, "http://h/" + "eyJ" * 200_000),
+        ("eyJ" * 200_000 + ".a", "eyJ" * 200_000 + ".a"),
+        ("eyJ" * 200_000 + ".a.b", "***"),
+        ("http://h/" + "eyJ0123456789." * 50_000, "http://h/***"),
+        ("http://h:1/" * 50_000 + "/@x", "http://h:1/" * 50_000 + "/@x"),
+    ],
+    ids=range(5),
+)
+def test_the_effort_for_a_text_grows_with_its_length(text: str, shown: str) -> None:
+    # With its square, each of them takes minutes.
+    assert redact(text) == shown
+
+
+def test_a_long_address_is_refused_without_being_shown() -> None:
+    longest = "https://h.example/".ljust(MAX_ADDRESS_CHARACTERS, "a")
+    found = list(
+        find_files(
+            [
+                longest,
+                longest + "a",
+                f"HTTPS://me:{MARK}@h.example/" + "b" * MAX_ADDRESS_CHARACTERS,
+                f"ftp://me:{MARK}@h.example/" + "%25" * MAX_ADDRESS_CHARACTERS,
+                f"password={MARK} " + "c" * MAX_ADDRESS_CHARACTERS + "://h.example/",
+                "https://h.example/a.jpg",
+            ]
+        )
+    )
+    shown = ["https://***", "HTTPS://***", "ftp://***", "***://***"]
+    assert [item.source for item in found] == [longest, *shown, "https://h.example/a.jpg"]
+    codes = [item.error.code if item.error else None for item in found]
+    assert codes == [None, *["refused"] * 4, None]
+    assert MARK not in repr(found)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from urllib.parse import unquote
 
 HIDDEN = "***"
+# Most servers accept no longer address.
+MAX_ADDRESS_CHARACTERS = 8192
+# Nested redactions of encoded text. Deeper text is hidden without being decoded.
+_MAX_DEPTH = 8
 
 Span = tuple[int, int]
 
@@ -41,9 +45,16 @@ _VALUE = re.compile(
     re.DOTALL,
 )
 _PATH = re.compile("[/?#]")
+_SCHEME = re.compile("[a-z][a-z0-9+.-]{0,15}", re.IGNORECASE)
+# The last @ that does not start a path segment.
+_INNER_AT = re.compile("(?s:.*)([^/]@)")
 _PIECE = re.compile(r"[^&#?]+")
 # Credentials in any position: a JSON web token, and a Telegram bot's, which is part of the path.
-_TOKENS = re.compile(r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*|(?<=/bot)\d+:[\w-]+")
+# A search for the start of a web token would read the rest of a long word at each start.
+_DOTTED = re.compile(r"(?<![\w-])([\w-]+)(?=\.[\w-]+\.([\w-]*))")
+_JWT_START = "eyJ"
+_MIN_JWT_CHARACTERS = 11
+_BOT_TOKEN = re.compile(r"(?<=/bot)\d+:[\w-]+")
 
 
 def redact(text: str) -> str:
@@ -63,6 +74,16 @@ def redact(text: str) -> str:
         >>> redact("https://b.s3.amazonaws.com/a.jpg?X-Amz-Expires=60&X-Amz-Signature=0a1b")
         'https://b.s3.amazonaws.com/a.jpg?X-Amz-Expires=60&X-Amz-Signature=***'
     """
+    return _redact(text, _MAX_DEPTH)
+
+
+def hide_address(address: str) -> str:
+    """Return `SCHEME://***` for an address, whatever it contains."""
+    scheme, _, _ = address.partition("://")
+    return f"{scheme if _SCHEME.fullmatch(scheme) else HIDDEN}://{HIDDEN}"
+
+
+def _redact(text: str, depth: int) -> str:
     address = _ADDRESS.match(text) is not None
     login = _find_login(text, address)
     spans = [login] if login else []
@@ -70,10 +91,10 @@ def redact(text: str) -> str:
     is_clear = login and not re.search(r"[/?#\s\\]", text[slice(*login)])
     start = login[1] if login and is_clear else 0
     spans += _find_parameters(text, start, address)
-    spans += (match.span() for match in _TOKENS.finditer(text))
+    spans += _find_tokens(text)
     if address and "%" in text:
         path = _PATH.search(text, max(start, text.index("://") + 3))
-        spans += _find_encoded(text, path.end()) if path else []
+        spans += _find_encoded(text, path.end(), depth) if path else []
     parts: list[str] = []
     shown = 0
     hidden = -1
@@ -98,29 +119,47 @@ def is_ambiguous(address: str) -> bool:
 def _find_login(text: str, address: bool) -> Span | None:
     """Find the text between `://` and the last `@`: a password may contain any character."""
     at = text.rfind("@")
+    found_at = _INNER_AT.match(text)
+    inner_at = found_at.start(1) if found_at else -1
     start = 0
     while (found := text.find("://", start)) >= 0:
         begin = found + 3
         if at < begin:
             return None
         web = _WEB.search(text, start, found) is not None
-        if not (address and web and _is_without_login(text[begin:])):
+        if not (address and web and _is_without_login(text, begin, inner_at)):
             return begin, at
         # Another address may follow in the path, as with a proxy.
         start = begin
     return None
 
 
-def _is_without_login(rest: str) -> bool:
-    """Return whether every `@` of a web address belongs to its path or query."""
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    plain = _PLAIN_AUTHORITY.fullmatch(authority)
+def _is_without_login(text: str, begin: int, inner_at: int) -> bool:
+    """Return whether every `@` of a web address belongs to its path or query.
+
+    Args:
+        text: with the address.
+        begin: of its authority.
+        inner_at: place of the last `@` that does not start a path segment, with the character
+            before it; -1 if there is none.
+    """
+    path = _PATH.search(text, begin)
+    plain = _PLAIN_AUTHORITY.fullmatch(text, begin, path.start() if path else len(text))
     if not plain:
         return False
     if plain["port"] is None or plain["host"].startswith("[") or "." in plain["host"]:
         return True
     # me:12/3@host: a port, or the start of a password. An @ of a path starts a path segment.
-    return plain["host"] == "localhost" or not re.search("[^/]@", rest)
+    return plain["host"] == "localhost" or inner_at < begin
+
+
+def _find_tokens(text: str) -> Iterator[Span]:
+    for match in _DOTTED.finditer(text):
+        begin = text.find(_JWT_START, *match.span())
+        if 0 <= begin <= match.end() - _MIN_JWT_CHARACTERS:
+            yield begin, match.end(2)
+    for match in _BOT_TOKEN.finditer(text):
+        yield match.span()
 
 
 def _find_parameters(text: str, start: int, address: bool) -> Iterator[Span]:
@@ -157,14 +196,17 @@ def _is_secret(name: str, in_query: bool) -> bool:
     return name.strip("[]") in _NAMES or any(word in name for word in _WORDS)
 
 
-def _find_encoded(text: str, start: int) -> Iterator[Span]:
+def _find_encoded(text: str, start: int, depth: int) -> Iterator[Span]:
     """Yield parameters and paths that contain an encoded address or parameters with credentials."""
     for piece in _PIECE.finditer(text, start):
         if "%" not in piece[0]:
             continue
         value = piece[0].find("=") + 1
         decoded = _decode(piece[0][value:])
-        if decoded != piece[0][value:] and redact(decoded) != decoded:
+        if decoded == piece[0][value:]:
+            continue
+        # Encoded text is hidden where redaction would take too many steps.
+        if not depth or _redact(decoded, depth - 1) != decoded:
             yield piece.start() + value, piece.end()
 
 

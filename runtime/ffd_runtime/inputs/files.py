@@ -12,7 +12,7 @@ from hashlib import blake2b
 from importlib import import_module
 
 from ..core.errors import InputError
-from ..core.redact import redact
+from ..core.redact import MAX_ADDRESS_CHARACTERS, hide_address, redact
 from ..core.tree_walk import walk_tree
 from ..image.decode import os_error
 from .fetch_policy import FetchPolicy
@@ -102,7 +102,11 @@ class Search:
         for path in paths:
             scheme, is_address, _ = path.partition("://")
             module = ADDRESS_MODULES.get(scheme.lower()) if is_address else None
-            if module:
+            if is_address and len(path) > MAX_ADDRESS_CHARACTERS:
+                size = f"{len(path)} characters, over the limit of {MAX_ADDRESS_CHARACTERS}"
+                source = self._names.of(path, hide_address(path))
+                yield Item(source, InputError("refused", f"an address of {size}"))
+            elif module:
                 for item in import_module(module).find_inputs(path, self.policy):
                     yield replace(item, source=self._names.of(path, item.source))
             elif is_address and not os.path.lexists(path.partition("\0")[0]):

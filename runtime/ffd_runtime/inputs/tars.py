@@ -221,14 +221,15 @@ class _TarHeaders:
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
     """Parse a pax extended header: records of `LENGTH KEY=VALUE` and a newline."""
     records = {}
-    while data.strip(b"\0"):
-        digits, _, _ = data[:8].partition(b" ")
-        end = int(digits) if digits.isdigit() else 0
-        if not 0 < end <= len(data) or data[end - 1 : end] != b"\n":
+    begin, size = 0, len(data.rstrip(b"\0"))
+    while begin < size:
+        digits, _, _ = data[begin : begin + 8].partition(b" ")
+        end = begin + (int(digits) if digits.isdigit() else 0)
+        if not begin < end <= len(data) or data[end - 1 : end] != b"\n":
             raise _DamagedError("an extended header is invalid")
-        key, _, value = data[len(digits) + 1 : end - 1].partition(b"=")
+        key, _, value = data[begin + len(digits) + 1 : end - 1].partition(b"=")
         records[key] = value
-        data = data[end:]
+        begin = end
     return records
 
 
