@@ -92,7 +92,7 @@ class Search:
         if "://" in source or os.path.lexists(source) or not glob.has_magic(source):
             yield from self.expand([source])
             return
-        matches = self._match(source)
+        matches = self._match(source.replace(os.sep, "/"))
         no_match = InputError("not_found", "no file matches this pattern")
         yield next(matches, Item(source, no_match))
         yield from matches
