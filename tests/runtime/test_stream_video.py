@@ -325,6 +325,31 @@ def test_damaged_frames_are_skipped_and_counted(tmp_path: Path, codec: str) -> N
     assert found.error.message == "2 of 12 frames could not be decoded"
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_frames_that_copy_from_a_damaged_one_are_skipped(tmp_path: Path, codec: str) -> None:
+    rng = np.random.default_rng(0)
+    # Noise on the bars, so that every frame has data to damage.
+    pictures = [
+        np.clip(bars(n).astype(int) + rng.integers(-40, 40, (96, 192, 3)), 0, 255).astype(np.uint8)
+        for n in range(30)
+    ]
+    options = {"g": "10", "bf": "0", "sc_threshold": "0" if codec == "libx264" else "1000000000"}
+    path = write_video(tmp_path / "a.mkv", pictures, codec, options=options)
+    with av.open(str(path)) as container:
+        demuxed = [packet for packet in container.demux(video=0) if packet.size]
+    packets = [bytes(packet) for packet in demuxed]
+    key = next(n for n, packet in enumerate(demuxed) if packet.is_keyframe and n > 14)
+    assert key == 20
+    data = bytearray(path.read_bytes())
+    at = data.index(packets[14]) + len(packets[14]) // 3
+    data[at : at + len(packets[14]) // 3] = rng.bytes(len(packets[14]) // 3)
+    path.write_bytes(data)
+    found = read(path)
+    assert found.numbers == [*range(14), *range(20, 30)]
+    assert found.error is not None
+    assert found.error.message == "6 of 30 frames could not be decoded"
+
+
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mpeg2video", "libvpx-vp9"])
 def test_recording_may_start_between_key_frames(tmp_path: Path, codec: str) -> None:
     path = write_video(

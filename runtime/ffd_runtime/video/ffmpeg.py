@@ -81,7 +81,8 @@ class FFmpegCapture:
 
     Frames are deinterlaced, enlarged to square pixels, and turned upright. Damaged frames are never
     returned: those of a server are skipped; for those of a file `retrieve` returns None, and the
-    end of the file raises an error with their number.
+    end of the file raises an error with their number. The frames between a damaged frame and the
+    next key frame count as damaged: they copy from it, and FFmpeg does not flag them.
 
     Args:
         stream: a local or remote file, or a server.
@@ -121,6 +122,8 @@ class FFmpegCapture:
         self._duration_check = DurationCheck(self._container, self._stream)
         self._clock = _Clock(self._stream, stream.live)
         self._has_key_frame = self._stream.codec_context.codec.name not in CONCEALING_DECODERS
+        # True after a damaged frame, until the next key frame.
+        self._copies_damage = False
         # True if it starts within a group of pictures, as recordings of broadcasts do.
         self._starts_mid_group: bool | None = None
         # Timestamps of incomplete packets: not all decoders flag the frames as corrupt.
@@ -212,11 +215,14 @@ class FFmpegCapture:
     def _progressive(self, frame: VideoFrame | None) -> Iterator[VideoFrame | None]:
         from av.error import FFmpegError
 
-        if frame is None or frame.is_corrupt or frame.pts in self._incomplete:
+        damaged = frame is None or frame.is_corrupt or frame.pts in self._incomplete
+        if frame is None or damaged or (self._copies_damage and not frame.key_frame):
             # Frames before the first key frame cannot be decoded; that is not an error.
             if self._good or not self._starts_mid_group:
+                self._copies_damage = True
                 yield self._counted(None)
             return
+        self._copies_damage = False
         self._has_key_frame |= frame.key_frame
         if not self._has_key_frame:
             return
