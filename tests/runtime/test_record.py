@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from threading import Event
 from threading import enumerate as threads
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +23,7 @@ import pytest
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.core.results import Result
 from ffd_runtime.video import recording, source_recording, video_file
-from ffd_runtime.video.frame_result import Frame, FrameResult, StreamHealth
+from ffd_runtime.video.frame_result import Frame, FrameResult, State, StreamHealth
 from ffd_runtime.video.recording import Recorder, check_recording_path, recording_paths
 from ffd_runtime.video.source_recording import DEFAULT_FPS, estimate_frame_rate
 
@@ -40,10 +42,12 @@ def frame_result(
     source: str = "door",
     live: bool = False,
     size: tuple[int, int] = (WIDTH, HEIGHT),
+    breaks: int = 0,
+    state: State = "playing",
 ) -> FrameResult:
     """A grey picture, 2 of 256 levels brighter than the one before."""
     image = np.full((size[1], size[0], 3), 20 + 2 * (number % 100), np.uint8)
-    health = StreamHealth(source, live, "playing", size=size, fps=25.0, age=0.02)
+    health = StreamHealth(source, live, state, size=size, fps=25.0, breaks=breaks, age=0.02)
     results = [Result(source, number, (120, 120, 60, 70), "generated", 0.98)]
     return FrameResult(Frame(source, number, image, at, at), results, health)
 
@@ -120,12 +124,47 @@ def test_frames_above_the_recording_rate_are_dropped(tmp_path: Path) -> None:
     assert brightness(tmp_path / "a.mp4")[1] == pytest.approx(2, abs=0.1)
 
 
-def test_long_gap_becomes_a_notice_of_one_second(tmp_path: Path) -> None:
+# The health of the last frame before the break may already include it.
+@pytest.mark.parametrize(("breaks", "state"), [(0, "playing"), (1, "waiting")])
+def test_long_break_becomes_a_notice_of_one_second(
+    tmp_path: Path, breaks: int, state: State
+) -> None:
     times = [number / 25 + (3600 if number >= 50 else 0) for number in range(100)]
-    save(tmp_path / "a.mkv", *(frame_result(n, at, live=True) for n, at in enumerate(times)))
+    frame_results = [frame_result(n, at, live=True, breaks=n >= 50) for n, at in enumerate(times)]
+    frame_results[49] = frame_result(49, times[49], live=True, breaks=breaks, state=state)
+    save(tmp_path / "a.mkv", *frame_results)
     levels, seconds = brightness(tmp_path / "a.mkv")
     assert seconds == pytest.approx(5, abs=0.1)
     assert max(levels[52:73]) < 60 < min(levels[40:48])
+
+
+def test_slowly_sampled_source_has_no_notice(tmp_path: Path) -> None:
+    # As with `--fps 0.1`. The source broke once, before the first frame.
+    times = (0, 10, 20, 30)
+    save(tmp_path / "a.mkv", *(frame_result(20, at, live=True, breaks=1) for at in times))
+    levels, seconds = brightness(tmp_path / "a.mkv")
+    assert seconds == pytest.approx(30, abs=0.1)
+    assert max(levels) - min(levels) < 5
+
+
+def test_repetition_of_an_image_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_recording, "MAX_REPEAT_SECONDS", 2.0)
+    times = [0, *(1e6 + number / 25 for number in range(25))]
+    save(tmp_path / "a.mkv", *(frame_result(n, at, live=True) for n, at in enumerate(times)))
+    assert brightness(tmp_path / "a.mkv")[1] == pytest.approx(3, abs=0.1)
+
+
+def test_repetition_ends_before_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recording, "CHECK_INTERVAL_SECONDS", 0.0)
+    with Recorder(tmp_path / "a.mkv", ["door"], face_scale=1.3) as sink:
+        sink.show(frame_result(0, 0, live=True))
+        wait_until(lambda: sink._recordings["door"]._video is not None)
+        monkeypatch.setattr(recording, "MIN_FREE_BYTES", 1 << 62)
+        sink.show(frame_result(1, 3600, live=True))
+    assert "recording stopped" in caplog.text
+    assert len(brightness(tmp_path / "a.mkv")[0]) < 10
 
 
 def test_new_file_starts_when_the_size_changes_and_after_the_time_limit(
@@ -288,7 +327,166 @@ def test_exception_leaves_a_playable_file(tmp_path: Path) -> None:
         for number in range(40):
             sink.show(frame_result(number, number / 25))
         raise KeyboardInterrupt
+    # The queue holds four frames, which may be discarded.
+    assert 36 <= len(brightness(tmp_path / "a.mp4")[0]) <= 40
+
+
+class FakeEncoder:
+    """Count the frames that OpenCV encodes; `before_frame` and `before_end` may wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.frames = 0
+        self.before_frame: Callable[[], object] = lambda: None
+        self.before_end: Callable[[], object] = lambda: None
+        real, fake = cv2.VideoWriter, self
+
+        class Writer:
+            def __init__(self, *options: Any) -> None:
+                self._writer = real(*options)
+
+            def isOpened(self) -> bool:
+                return self._writer.isOpened()
+
+            def write(self, image: Array) -> None:
+                fake.frames += 1
+                fake.before_frame()
+                self._writer.write(image)
+
+            def release(self) -> None:
+                fake.before_end()
+                self._writer.release()
+
+        monkeypatch.setattr(cv2, "VideoWriter", Writer)
+
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
+    return FakeEncoder(monkeypatch)
+
+
+def test_normal_end_waits_for_a_slow_encoder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    encoder: FakeEncoder,
+) -> None:
+    monkeypatch.setattr(recording, "CLOSE_TIMEOUT_SECONDS", 0.1)
+    encoder.before_frame = lambda: time.sleep(0.02)
+    save(tmp_path / "a.mp4", *(frame_result(number, number / 25) for number in range(40)))
     assert len(brightness(tmp_path / "a.mp4")[0]) == 40
+    assert "not closed" not in caplog.text
+
+
+@pytest.mark.parametrize("first", ["in the run", "at its end"])
+def test_interruption_discards_frames_that_are_not_encoded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    encoder: FakeEncoder,
+    first: str,
+) -> None:
+    monkeypatch.setattr(recording, "CLOSE_TIMEOUT_SECONDS", WATCHDOG)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def wait_in_the_repetitions() -> None:
+        if encoder.frames > 2:
+            wait_until(sink._interruption.started)
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Recorder(tmp_path / "a.mp4", ["door"], face_scale=1.3) as sink,
+    ):
+        encoder.before_frame = wait_in_the_repetitions
+        sink.show(frame_result(0, 0, live=True))
+        sink.show(frame_result(1, 4, live=True))
+        wait_until(lambda: encoder.frames > 2)
+        sink.show(frame_result(2, 5, live=True))
+        if first == "in the run":
+            raise KeyboardInterrupt
+        monkeypatch.setattr(sink._encoded, "wait", interrupt)
+    # The first frame, two of its 99 repetitions, and the second frame.
+    assert encoder.frames == len(brightness(tmp_path / "a.mp4")[0]) == 4
+    assert "not closed" not in caplog.text
+
+
+def test_second_interruption_ends_the_wait(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    encoder: FakeEncoder,
+) -> None:
+    monkeypatch.setattr(recording, "CLOSE_TIMEOUT_SECONDS", 1e6)
+    entered, release, waits = Event(), Event(), list[object]()
+
+    def hang() -> None:
+        entered.set()
+        release.wait(WATCHDOG)
+
+    def interrupt(*options: object) -> None:
+        waits.append(options)
+        raise KeyboardInterrupt
+
+    encoder.before_frame = hang
+    sink = Recorder(tmp_path / "a.mp4", ["door"], face_scale=1.3)
+    join = sink._thread.join
+    with pytest.raises(KeyboardInterrupt), sink:
+        sink.show(frame_result(0, 0, live=True))
+        entered.wait(WATCHDOG)
+        monkeypatch.setattr(sink._encoded, "wait", interrupt)
+        monkeypatch.setattr(sink._thread, "join", interrupt)
+    assert len(waits) == 2
+    assert "the recording was not closed: a frame is still being encoded" in caplog.text
+    release.set()
+    join()
+
+
+def test_interruption_limits_the_first_frames_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: FakeEncoder
+) -> None:
+    monkeypatch.setattr(source_recording, "MAX_FLUSH_SECONDS", 0.0)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Recorder(tmp_path / "a.mp4", ["door"], face_scale=1.3) as sink,
+    ):
+        for number in range(20):
+            sink.show(frame_result(number, number / 25))
+        raise KeyboardInterrupt
+    assert len(brightness(tmp_path / "a.mp4")[0]) == 1
+
+
+@pytest.mark.parametrize("hangs", ["encoder", "disk"])
+def test_recording_that_is_not_closed_is_reported(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    encoder: FakeEncoder,
+    hangs: str,
+) -> None:
+    entered, release = Event(), Event()
+
+    def hang() -> None:
+        entered.set()
+        release.wait(WATCHDOG)
+
+    monkeypatch.setattr(recording, "CLOSE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(recording, "FINISH_TIMEOUT_SECONDS", 0.1)
+    sink = Recorder(tmp_path / "a.mp4", ["door"], face_scale=1.3)
+    if hangs == "encoder":
+        encoder.before_frame = hang
+        with pytest.raises(KeyboardInterrupt), sink:
+            sink.show(frame_result(0, 0, live=True))
+            entered.wait(WATCHDOG)
+            raise KeyboardInterrupt
+    else:
+        encoder.before_end = hang
+        with sink:
+            sink.show(frame_result(0, 0, live=True))
+    reason = "a frame is still being encoded" if hangs == "encoder" else "the disk does not respond"
+    assert f"the recording was not closed: {reason}" in caplog.text
+    release.set()
+    sink._thread.join()
 
 
 _RECORDS = """

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
-from threading import Thread
+from threading import Event, Thread
 from typing import Self
 
 from ..core.errors import OutputError
@@ -19,7 +19,7 @@ from ..core.text import printable
 from ..outputs.target import require_file_name, require_folder
 from .draw_frame import draw_frame
 from .frame_result import FrameResult, State, StreamHealth
-from .source_recording import DEFAULT_FPS, SourceRecording
+from .source_recording import DEFAULT_FPS, Interruption, SourceRecording
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,11 @@ MIN_FREE_BYTES = 64 << 20
 CHECK_INTERVAL_SECONDS = 1.0
 # Delay after the last frame of an ended source before its file is closed.
 IDLE_CLOSE_SECONDS = 5.0
-# Limit for the encoder at the end of a run, so that SIGTERM is handled within two seconds.
+# Limit for the encoder after an interruption, so that SIGTERM is handled within two seconds.
 CLOSE_TIMEOUT_SECONDS = 1.5
+# Limit for closing the files at a normal end, after the last frame was encoded.
+FINISH_TIMEOUT_SECONDS = 30.0
+POLL_SECONDS = 0.1
 MAX_NAME_BYTES = 80
 
 
@@ -64,10 +67,13 @@ class Recorder:
     changes and, for live sources, every hour. If the process is killed, an .mp4 cannot be played;
     an .mkv can, except for its last moments.
 
-    Recordings of live sources play in real time: each image stays until the next, and a gap
-    longer than `source_recording.MAX_GAP_SECONDS` is replaced by a notice of one second. Live
-    frames are dropped if the encoder cannot keep up. Each frame of a video file is recorded once,
-    at the file's rate.
+    Recordings of live sources play in real time: each image stays until the next. If the source
+    breaks for longer than `source_recording.MAX_GAP_SECONDS`, the gap is replaced by a notice of
+    one second. Live frames are dropped if the encoder cannot keep up. Each frame of a video file is
+    recorded once, at the file's rate.
+
+    At a normal end, the exit waits until all queued frames are written. After an exception, it
+    discards them and closes the files.
 
     If the disk is almost full, or a file cannot be opened or written, recording stops with a
     warning and the run continues.
@@ -94,18 +100,21 @@ class Recorder:
         self._folder = path.parent
         self._face_scale = face_scale
         self._heatmap = heatmap
+        self._interruption = Interruption()
         self._recordings = {
-            source: SourceRecording(target, fps)
+            source: SourceRecording(target, fps, self._interruption, self._must_not_repeat)
             for source, target in recording_paths(path, sources).items()
         }
         self._states: Mapping[str, State] = {}
         self._queue: Queue[FrameResult | None] = Queue(2 + 2 * len(sources))
         self._thread = Thread(target=self._work, name="ffd-record", daemon=True)
+        # Set when there is nothing left to encode.
+        self._encoded = Event()
         self._failure: Exception | None = None
         self._stopped = False
         self._started = False
         self._dropped = 0
-        self._checked = time.monotonic()
+        self._checked = self._probed = time.monotonic()
 
     def show(self, frame_result: FrameResult) -> None:
         """Queue a frame; for a video file, wait while the queue is full.
@@ -137,19 +146,52 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        deadline = time.monotonic() + CLOSE_TIMEOUT_SECONDS
-        while self._thread.is_alive() and time.monotonic() < deadline:
-            try:
-                self._queue.put(None, timeout=0.1)
-                self._thread.join(deadline - time.monotonic())
-            except Full:
-                continue
-        if self._thread.is_alive():
-            log.warning("the recording was not closed: the disk does not respond")
-        if self._dropped:
-            log.info("%d frames were dropped from the recording", self._dropped)
+        try:
+            if kind is None:
+                self._finish()
+            else:
+                self._interrupt()
+        except BaseException:
+            # Ctrl-C or SIGTERM: the first one discards the remaining frames, the second one also
+            # ends the wait for the files.
+            if not self._interruption.started():
+                self._interrupt()
+            raise
+        finally:
+            self._report()
         if kind is None:
             self._raise_failure()
+
+    def _finish(self) -> None:
+        """Wait until all queued frames are written and the files are closed."""
+        queued = False
+        while self._thread.is_alive() and not queued:
+            with suppress(Full):
+                self._queue.put(None, timeout=POLL_SECONDS)
+                queued = True
+        # With a limit, because Windows cannot interrupt a wait without one.
+        while self._thread.is_alive() and not self._encoded.is_set():
+            self._encoded.wait(POLL_SECONDS)
+        self._thread.join(FINISH_TIMEOUT_SECONDS)
+
+    def _interrupt(self) -> None:
+        """Discard the queued frames, and wait for a short time until the files are closed."""
+        self._interruption.start()
+        with suppress(Empty):
+            while True:
+                self._queue.get_nowait()
+        # Only this thread adds items, so the queue has room.
+        self._queue.put_nowait(None)
+        self._thread.join(CLOSE_TIMEOUT_SECONDS)
+
+    def _report(self) -> None:
+        if self._thread.is_alive():
+            reason = "a frame is still being encoded"
+            if self._encoded.is_set():
+                reason = "the disk does not respond"
+            log.warning("the recording was not closed: %s", reason)
+        if self._dropped:
+            log.info("%d frames were dropped from the recording", self._dropped)
 
     def _raise_failure(self) -> None:
         if self._failure:
@@ -157,7 +199,7 @@ class Recorder:
 
     def _work(self) -> None:
         try:
-            while True:
+            while not self._interruption.started():
                 with suppress(Empty):
                     item = self._queue.get(timeout=CHECK_INTERVAL_SECONDS)
                     if item is None:
@@ -166,8 +208,12 @@ class Recorder:
                 if time.monotonic() - self._checked >= CHECK_INTERVAL_SECONDS:
                     self._check()
             for recording in self._recordings.values():
+                recording.flush()
+            self._encoded.set()
+            for recording in self._recordings.values():
                 recording.close()
         except Exception as error:  # raised again by the caller's thread
+            self._encoded.set()
             if self._started and isinstance(error, OutputError):
                 self._stop_recording(str(error))
             else:
@@ -179,6 +225,16 @@ class Recorder:
             image = draw_frame(frame_result, heatmap=self._heatmap, face_scale=self._face_scale)
             self._recordings[frame_result.frame.source].add(image, frame_result)
             self._started = True
+
+    def _must_not_repeat(self) -> bool:
+        """Return True if the run was interrupted, or if the disk is almost full."""
+        if self._interruption.started():
+            return True
+        now = time.monotonic()
+        if now - self._probed < CHECK_INTERVAL_SECONDS:
+            return False
+        self._probed = now
+        return _disk_failure(self._folder) is not None
 
     def _check(self) -> None:
         """Close the files of ended sources, and stop before the disk is full."""

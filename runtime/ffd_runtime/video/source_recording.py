@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,17 @@ import numpy as np
 from ..core.text import format_duration
 from ..image.decode import Image
 from .draw_frame import draw_no_signal
-from .frame_result import FrameResult
+from .frame_result import FrameResult, StreamHealth
 from .video_file import VideoFile
 
 log = logging.getLogger(__name__)
 
-# The last frame fills a gap up to this length; a longer gap becomes a short notice.
+# A longer gap becomes a short notice, if a live source broke. The last frame fills other gaps: with
+# `--fps` and `--every`, a healthy source may give a frame per minute.
 MAX_GAP_SECONDS = 5.0
 GAP_NOTICE_SECONDS = 1.0
+# The process may be stopped for days: the encoder must not be busy for hours with one image.
+MAX_REPEAT_SECONDS = 600.0
 # A file's last frame is repeated only if the recording is this far behind its timestamps.
 MAX_DRIFT_SECONDS = 0.5
 # The most that a crash can destroy of a live source's recording.
@@ -30,6 +34,8 @@ MAX_FILE_SECONDS = 3600.0
 MAX_RATE_FRAMES = 32
 MAX_RATE_BYTES = 1 << 27
 DEFAULT_FPS = 25.0
+# Limit for writing these first frames after an interruption.
+MAX_FLUSH_SECONDS = 1.0
 # The range that MPEG-4 part 2 can encode.
 MIN_FPS, MAX_FPS = 0.05, 240.0
 # A smaller time between frames means that the file has no timestamps.
@@ -39,21 +45,50 @@ MIN_FRAME_SECONDS = 1e-5
 STANDARD_RATE_TOLERANCE = 4e-4
 
 
+class Interruption:
+    """Tell the thread that encodes that the run was interrupted."""
+
+    def __init__(self) -> None:
+        self._since = math.inf
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+
+    def started(self) -> bool:
+        """Return True if no frame should be repeated."""
+        return self._since < math.inf
+
+    def overdue(self) -> bool:
+        """Return True if no frame at all should be written."""
+        return time.monotonic() >= self._since + MAX_FLUSH_SECONDS
+
+
 class SourceRecording:
     """The recording of one source, in one or more files; live sources have a fixed frame rate.
+
+    Args:
+        path: of the first file.
+        fps: frames per second of a live source.
+        interruption: limits what is still written.
+        stop: called while a frame is repeated; True omits the remaining repetitions.
 
     Attributes:
         last_frame: time of the last frame, in seconds of `time.monotonic`.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(
+        self, path: Path, fps: float, interruption: Interruption, stop: Callable[[], bool]
+    ) -> None:
         self.last_frame = time.monotonic()
         self._path = path
         self._fps = fps
+        self._interruption = interruption
+        self._stop = stop
         self._number = 1
         self._video: VideoFile | None = None
         self._start = 0.0
         self._last: Image | None = None
+        self._health: StreamHealth | None = None
         # Frames of a video file that arrive before its frame rate is known.
         self._pending: list[tuple[Image, FrameResult]] = []
 
@@ -73,11 +108,20 @@ class SourceRecording:
             self._pending.append((image, frame_result))
             count = len(self._pending)
             if count >= MAX_RATE_FRAMES or count * image.nbytes >= MAX_RATE_BYTES:
-                self._write_pending()
+                self.flush()
+
+    def flush(self) -> None:
+        """Write the frames that were kept to estimate the frame rate."""
+        pending, self._pending = self._pending, []
+        fps = estimate_frame_rate([frame_result.frame.time for _, frame_result in pending])
+        for image, frame_result in pending:
+            self._write(image, frame_result, fps)
+            if self._interruption.overdue():
+                break
 
     def close(self) -> None:
         """Finish the file so that it can be played; the next frame starts a new one."""
-        self._write_pending()
+        self.flush()
         if self._video:
             self._video.close()
         self._video = self._last = None
@@ -89,34 +133,40 @@ class SourceRecording:
             self.close()
         return self._video.failure(now) if self._video else None
 
-    def _write_pending(self) -> None:
-        pending, self._pending = self._pending, []
-        fps = estimate_frame_rate([frame_result.frame.time for _, frame_result in pending])
-        for image, frame_result in pending:
-            self._write(image, frame_result, fps)
-
     def _write(self, image: Image, frame_result: FrameResult, fps: float) -> None:
         live, frame = frame_result.health.live, frame_result.frame
         at = frame.captured if live else frame.time
+        notice = not live or self._broke(frame_result.health)
         if not self._video:
             self._video, self._number = VideoFile.create(self._path, self._number, fps, image)
             self._start, self._last = at, image
         missing = round((at - self._start) * fps) - self._video.frames
         if live and missing < 0:
             return
-        if missing > max(MAX_GAP_SECONDS * fps, 3):
-            gap = format_duration(at - self._start - self._video.seconds)
-            health = replace(
-                frame_result.health, state="waiting", error=f"no frame for {gap}", next_try=None
-            )
-            notice = draw_no_signal(self._video.size, health)
-            self._video.write(notice, max(1, round(GAP_NOTICE_SECONDS * self._video.fps)))
-            self._start = at - self._video.seconds
+        if notice and missing > max(MAX_GAP_SECONDS * fps, 3):
+            self._write_notice(self._video, at, frame_result.health)
         elif missing > (0 if live else max(MAX_DRIFT_SECONDS * fps, 2)):
             assert self._last is not None
-            self._video.write(self._last, missing)
+            repeated = min(missing, round(MAX_REPEAT_SECONDS * fps))
+            self._video.write(self._last, repeated, self._stop)
+            if repeated < missing:
+                self._start = at - self._video.seconds
         self._video.write(image)
         self._last = image
+
+    def _broke(self, health: StreamHealth) -> bool:
+        """Return True if the source broke after the previous frame; store the health."""
+        before, self._health = self._health, health
+        # The health of a frame may be newer than the frame: it may already include the break.
+        return before is not None and (before.breaks != health.breaks or before.state == "waiting")
+
+    def _write_notice(self, video: VideoFile, at: float, health: StreamHealth) -> None:
+        """Write a notice in place of the gap before the frame at `at`."""
+        gap = format_duration(at - self._start - video.seconds)
+        health = replace(health, state="waiting", error=f"no frame for {gap}", next_try=None)
+        times = max(1, round(GAP_NOTICE_SECONDS * video.fps))
+        video.write(draw_no_signal(video.size, health), times, self._stop)
+        self._start = at - video.seconds
 
 
 def estimate_frame_rate(times: Sequence[float]) -> float:

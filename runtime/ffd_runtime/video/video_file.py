@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -98,16 +99,24 @@ class VideoFile:
         """Duration so far."""
         return self.frames / self.fps
 
-    def write(self, image: Image, times: int = 1) -> None:
-        """Write a frame, padded by one pixel where a side is odd."""
+    def write(self, image: Image, times: int = 1, stop: Callable[[], bool] = lambda: False) -> None:
+        """Write a frame, padded by one pixel where a side is odd.
+
+        Args:
+            image: uint8 [height, width, 3], BGR.
+            times: number of times to write it.
+            stop: called before each repetition; True omits the remaining ones.
+        """
         width, height = self.size
         right, bottom = width - image.shape[1], height - image.shape[0]
         if right or bottom:
             even = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
             image = np.asarray(even, np.uint8)
-        for _ in range(times):
+        for number in range(times):
+            if number and stop():
+                break
             self._writer.write(image)
-        self.frames += times
+            self.frames += 1
 
     def close(self) -> None:
         """Write the index, without which an .mp4 cannot be played."""
