@@ -18,6 +18,7 @@ import pytest
 
 from ffd_runtime import Classifier
 from ffd_runtime.core.errors import BackendError, InputError
+from ffd_runtime.video import remote_reader
 from ffd_runtime.video.capture import OpenCVCapture
 from ffd_runtime.video.feed import TICK_SECONDS, Feed
 from ffd_runtime.video.frame_classifier import FrameClassifier
@@ -26,6 +27,7 @@ from ffd_runtime.video.remote_reader import RemoteCapture
 from ffd_runtime.video.stream_address import to_streams
 from ffd_runtime.video.stream_pipeline import StreamPipeline
 from ffd_runtime.video.stream_policy import StreamPolicy
+from ffd_runtime.video.stream_reader import HANG_MARGIN_SECONDS
 
 from ..nightly import repeat
 from ..servers import (
@@ -543,6 +545,36 @@ def test_missing_gstreamer_is_an_error() -> None:
 
     with pytest.raises(BackendError, match="built without GStreamer"):
         require_gstreamer()
+
+
+_SILENT = "import sys; sys.stdin.readline(); {}; sys.stdin.read()"
+# It announces a description of five bytes and sends two of them.
+_STALLED = _SILENT.format(
+    "import struct; head = struct.pack('=c3I3d', b'O', 5, 0, 0, 0, 0, 0); "
+    "sys.stdout.buffer.write(head + b'ab'); "
+    "sys.stdout.flush()"
+)
+
+
+@pytest.mark.parametrize("program", [_SILENT.format("pass"), _STALLED], ids=["silent", "stalled"])
+def test_silent_reader_process_fails_before_it_is_reported_as_hanging(
+    monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    real, waits = remote_reader._readable, list[float]()
+
+    def readable(source: int, seconds: float) -> bool:
+        waits.append(seconds)
+        if program == _STALLED and len(waits) < 3:
+            return real(source, WATCHDOG)
+        return False
+
+    monkeypatch.setattr(remote_reader, "_BOOTSTRAP", program)
+    monkeypatch.setattr(remote_reader, "_readable", readable)
+    begin = time.monotonic()
+    with pytest.raises(InputError, match="no data within 100 s"):
+        RemoteCapture(to_streams(["rtsp://127.0.0.1:9/door"])[0], timeout=100.0)
+    # The whole time until the error, if the process had been waited for.
+    assert time.monotonic() - begin + waits[-1] < 100 + HANG_MARGIN_SECONDS
 
 
 @pytest.mark.alone

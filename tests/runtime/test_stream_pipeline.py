@@ -178,6 +178,7 @@ def test_video_without_a_face_has_an_error_row(
     (row,) = kept.rows
     assert row.error is not None
     assert row.error.code == "no_face"
+    assert row.time is None
     assert pipeline.errors == 1
 
 
@@ -230,6 +231,7 @@ def test_break_between_two_ticks_has_a_row(colour_model: Path) -> None:
             time.sleep(TICK_SECONDS)
             super().show(frame_result)
 
+    begin = time.time()
     # It breaks once and recovers immediately.
     frames = iter((10, 1_000_000))
     kept, said = Slow(quit_after=3), list[str]()
@@ -249,8 +251,22 @@ def test_break_between_two_ticks_has_a_row(colour_model: Path) -> None:
         pipeline.run()
     assert pipeline.errors >= 1
     assert all(row.error.code == "fetch_failed" for row in kept.rows if row.error)
+    assert all(row.time is not None and begin <= row.time <= time.time() for row in kept.rows)
     (first, *_) = [line for line in said if "back after" in line]
     assert first.startswith("0: the stream was interrupted; back after 0.")
+
+
+def test_row_of_a_failed_camera_has_the_time_of_the_report(colour_model: Path) -> None:
+    kept, begin = Kept(), time.time()
+    with (
+        Classifier.open(colour_model, device="cpu") as classifier,
+        Feed(to_streams(["0"]), StreamPolicy(retries=0), lambda *_: Flaky(0)) as feed,
+    ):
+        StreamPipeline(feed, FrameClassifier(classifier.backend), rows=[kept]).run()
+    (row,) = kept.rows
+    assert row.error is not None
+    assert row.time is not None
+    assert begin <= row.time <= time.time()
 
 
 def test_quit_ends_the_run(colour_model: Path, tmp_path: Path) -> None:

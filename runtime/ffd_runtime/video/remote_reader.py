@@ -21,8 +21,9 @@ from .ffmpeg import FFmpegCapture
 from .reader_process import FAILED, FRAME, MESSAGE_HEADER, OPENED
 from .stream_address import Stream
 
-# Extra time for the process to report its own timeout.
+# Extra time for the process to report its own timeout, and at first to start.
 TIMEOUT_MARGIN_SECONDS = 2.0
+START_MARGIN_SECONDS = 4.0
 # Signals of a crash; Windows has fewer of them.
 CRASH_SIGNALS = {
     number
@@ -60,16 +61,17 @@ class RemoteCapture:
 
     def __init__(self, stream: Stream, timeout: float) -> None:
         self._timeout = timeout
+        # Limit for the current message, in seconds of `time.monotonic`.
+        self._deadline = 0.0
         self._process = _start()
         try:
             assert self._process.stdin
             order = {"target": stream.target, "timeout": timeout}
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
-            # The process also needs time to start.
-            length = self._receive(OPENED, 2 * TIMEOUT_MARGIN_SECONDS)[0]
+            length = self._receive(OPENED, START_MARGIN_SECONDS)[0]
             note = bytearray(length)
-            self._fill(memoryview(note), timeout)
+            self._fill(memoryview(note))
             self.note = note.decode() or None
         except OSError:
             self.close()
@@ -90,7 +92,7 @@ class RemoteCapture:
         height, width, self.broken, *times = self._receive(FRAME)
         self._timestamp, self.grabbed, self.waited = times
         self._image = np.empty((height, width, 3), np.uint8)
-        self._fill(memoryview(self._image.data).cast("B"), self._timeout)
+        self._fill(memoryview(self._image.data).cast("B"))
         return True
 
     def timestamp(self) -> float:
@@ -112,26 +114,30 @@ class RemoteCapture:
     ) -> tuple[int, int, int, float, float, float]:
         """Receive a header; return the fields of `MESSAGE_HEADER` after the kind.
 
+        The limit also applies to what follows the header, so that a stalled process has one error:
+        `StreamReader` reports a later end as another one.
+
         An InputError shows that the stream failed, a BackendError that it cannot be read at all.
         """
         head = bytearray(MESSAGE_HEADER.size)
-        self._fill(memoryview(head), self._timeout + TIMEOUT_MARGIN_SECONDS + more)
+        self._deadline = time.monotonic() + self._timeout + TIMEOUT_MARGIN_SECONDS + more
+        self._fill(memoryview(head))
         kind, length, *numbers = MESSAGE_HEADER.unpack(head)
         if kind == FAILED:
             text = bytearray(length)
-            self._fill(memoryview(text), self._timeout)
+            self._fill(memoryview(text))
             code, message = json.loads(text)
             raise InputError(code, message) if code else BackendError(message)
         if kind != expected:
             raise InputError("fetch_failed", "the reader process sent an invalid message")
         return length, *numbers
 
-    def _fill(self, into: memoryview, seconds: float) -> None:
+    def _fill(self, into: memoryview) -> None:
         """Fill a buffer; raise an InputError if the bytes do not arrive in time."""
         assert self._process.stdout
-        source, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
+        source = self._process.stdout.fileno()
         while into:
-            if not _readable(source, deadline - time.monotonic()):
+            if not _readable(source, self._deadline - time.monotonic()):
                 raise InputError("timeout", f"no data within {self._timeout:g} s")
             count = os.readv(source, [into]) if hasattr(os, "readv") else _read(source, into)
             if not count:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..core.errors import InputError
 from ..core.results import LABEL_NAMES, LABELS, Label, Result, RowError
 from ..core.text import counted
 from .classification_pool import ClassificationPool, ClassifiedFrame
@@ -187,19 +186,19 @@ class StreamPipeline:
         message = _change_message(health, reported)
         if message:
             self._report(f"{name}: {message}")
+        # Without an error now, the source failed and recovered between two ticks.
+        error = health.broken if broke else None
         if health.error and health.code:
-            self._write(Result(name, error=RowError(health.code, health.error)))
-        elif broke:
-            # The source failed and recovered between two ticks.
-            self._write(Result(name, error=health.broken))
+            error = RowError(health.code, health.error)
         elif (
             health.state == "ended"
+            and not broke
             and self._frame_classifier.detects_faces
             and not (source.failure or source.tally.total())
         ):
-            self._write(
-                Result.failed(name, InputError("no_face", "no face was found in any frame"))
-            )
+            error = RowError("no_face", "no face was found in any frame")
+        if error:
+            self._write(Result(name, error=error, time=time.time() if health.live else None))
         source.reported = health
 
     def _write(self, result: Result, changed: bool = True) -> None:

@@ -16,7 +16,7 @@ from ..image.decode import Image
 from .capture import Capture
 from .frame_result import Frame, State, StreamHealth
 from .lag_estimator import LagEstimator
-from .remote_reader import open_capture
+from .remote_reader import START_MARGIN_SECONDS, TIMEOUT_MARGIN_SECONDS, open_capture
 from .stream_address import Stream
 from .stream_policy import Backoff, FrameSampler, StreamPolicy
 
@@ -27,8 +27,9 @@ FPS_WINDOW_SECONDS = 5.0
 FPS_WINDOW_FRAMES = 600
 # A connection with a larger lag is closed: a new one starts at the current frame.
 MAX_LAG_SECONDS = 5.0
-# A call that exceeds its timeout by this much is reported as hanging. A reader process needs less.
-HANG_MARGIN_SECONDS = 5.0
+# A call that exceeds its timeout by this much is reported as hanging. It must be longer than the
+# time in which a silent reader process is given up and killed, which would be a second error.
+HANG_MARGIN_SECONDS = TIMEOUT_MARGIN_SECONDS + START_MARGIN_SECONDS + 4.0
 
 OpenCapture = Callable[[Stream, float], Capture]
 
