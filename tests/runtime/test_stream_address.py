@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 from ffd_runtime.cli.run_streams import accepts
 from ffd_runtime.core.redact import redact
-from ffd_runtime.video.lag_estimator import MIN_CLOCK_JUMP_SECONDS, LagEstimator
+from ffd_runtime.video.lag_estimator import (
+    MIN_BACKWARD_JUMP_SECONDS,
+    MIN_CLOCK_JUMP_SECONDS,
+    LagEstimator,
+)
 from ffd_runtime.video.remote_reader import open_capture
 from ffd_runtime.video.stream_address import is_stream, to_streams
 from ffd_runtime.video.stream_policy import Backoff, FrameSampler, StreamPolicy
@@ -153,6 +157,22 @@ def test_existing_path_with_a_colon_is_a_file(
             assert capture.retrieve() is not None
 
 
+@pytest.mark.parametrize(
+    ("sources", "names"),
+    [
+        (["door=rtsp://a", "door=rtsp://b", "door#2=rtsp://c"], ["door", "door#3", "door#2"]),
+        (["door#2=rtsp://c", "door=rtsp://a", "door=rtsp://b"], ["door#2", "door", "door#3"]),
+        (["0", "0=rtsp://a", "0#2=rtsp://b"], ["0#3", "0", "0#2"]),
+        (["rtsp://a:1@b", "rtsp://a:2@b"], ["rtsp://***@b", "rtsp://***@b#2"]),
+        (["0", "0", "0"], ["0", "0#2", "0#3"]),
+    ],
+)
+def test_names_are_unique(sources: list[str], names: list[str]) -> None:
+    streams = to_streams(iter(sources))
+    assert [stream.name for stream in streams] == names
+    assert to_streams(sources) == streams
+
+
 @given(st.floats(0.01, 10), st.floats(1, 100), st.integers(1, 50))
 def test_backoff_grows_to_its_limit(first: float, times: float, count: int) -> None:
     backoff = Backoff(first, first * times)
@@ -176,6 +196,21 @@ def test_lag_grows_with_the_backlog() -> None:
     # The camera's clock was set: there is no backlog.
     assert lag.measure(15.0 + 2 * MIN_CLOCK_JUMP_SECONDS, 106.2, 0.0) == 0
     assert lag.measure(0.0, 106.3, 0.0) == 0
+    # A small step back, for example of unsorted timestamps, is not a jump.
+    assert lag.measure(-MIN_BACKWARD_JUMP_SECONDS / 2, 106.3, 0.0) > 0
+    assert lag.measure(-2 * MIN_BACKWARD_JUMP_SECONDS, 106.3, 0.0) == 0
+
+
+# The wait for the next frame may include the stop.
+@pytest.mark.parametrize("share", [0, 1])
+@pytest.mark.parametrize("waited", [0.0, 0.03])
+def test_frames_after_a_stop_of_the_process_are_late(waited: float, share: int) -> None:
+    lag, stop = LagEstimator(), 2 * MIN_CLOCK_JUMP_SECONDS
+    assert all(lag.measure(n / 25, 100 + n / 25, waited) < 0.01 for n in range(50))
+    lags = [lag.measure(2.0, 102 + stop, share * stop)]
+    # The frames that queued up are read without waiting, ten times as fast.
+    lags += [lag.measure(2 + n / 25, 102 + stop + n / 250, 0.0) for n in range(1, 25)]
+    assert lags == pytest.approx([stop - 0.036 * n for n in range(25)], abs=0.02)
 
 
 @given(st.floats(0.3, 3))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-# A larger change of the offset is a jump of the stream's clock, not a delay.
+import math
+
+# A larger step between two timestamps, forward or back, is a jump of the stream's clock.
 MIN_CLOCK_JUMP_SECONDS = 30.0
+MIN_BACKWARD_JUMP_SECONDS = 1.0
 # If the reader is idle for more than this share of the time, nothing has queued up.
 IDLE_SHARE = 0.2
 # Weight of the newest value in moving averages, which then cover about one second of video.
@@ -15,12 +18,13 @@ class LagEstimator:
 
     A reader that waits for frames has no backlog, even if the camera's clock runs too fast or too
     slow. A reader that never waits decodes more slowly than frames arrive. The offset between
-    timestamps and clock then grows with the backlog.
+    timestamps and clock then grows with the backlog. It also grows while the process is stopped
+    (`docker pause`, Ctrl-Z), which is not idle time.
     """
 
     def __init__(self) -> None:
-        self._min_offset: float | None = None
-        self._last = 0.0
+        self._min_offset = math.inf
+        self._last: tuple[float, float] | None = None
         self._interval = 0.0
         self._waited = 0.0
 
@@ -33,12 +37,16 @@ class LagEstimator:
             waited: idle seconds before it.
         """
         offset = now - timestamp
-        if self._min_offset is None:
-            self._last, self._min_offset = now, offset
-        self._interval += SMOOTHING_FACTOR * (now - self._last - self._interval)
-        self._waited += SMOOTHING_FACTOR * (waited - self._waited)
-        self._last = now
+        last_timestamp, last_now = self._last or (timestamp, now)
+        self._last = timestamp, now
+        step, interval = timestamp - last_timestamp, now - last_now
+        jump = not -MIN_BACKWARD_JUMP_SECONDS <= step <= MIN_CLOCK_JUMP_SECONDS
+        if interval - step > MIN_CLOCK_JUMP_SECONDS and not jump:
+            # The process was stopped: the frames of this time have queued up.
+            self._interval = self._waited = 0.0
+        else:
+            self._interval += SMOOTHING_FACTOR * (interval - self._interval)
+            self._waited += SMOOTHING_FACTOR * (waited - self._waited)
         idle = self._waited > IDLE_SHARE * self._interval
-        jump = abs(offset - self._min_offset) > MIN_CLOCK_JUMP_SECONDS
         self._min_offset = offset if idle or jump else min(self._min_offset, offset)
         return offset - self._min_offset

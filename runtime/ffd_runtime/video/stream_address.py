@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -104,15 +103,17 @@ def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
         sources: as on the command line; `NAME=ADDRESS` sets the name.
         gst: the sources are GStreamer pipelines.
     """
-    streams: list[Stream] = []
-    seen: Counter[str] = Counter()
-    for source in sources:
-        stream = _to_stream(source, gst)
-        seen[stream.name] += 1
-        if seen[stream.name] > 1:
-            # Addresses may differ only in their credentials.
-            stream = Stream(f"{stream.name}#{seen[stream.name]}", stream.target, stream.kind)
-        streams.append(stream)
+    sources = list(sources)
+    streams = [_to_stream(source, gst) for source in sources]
+    reserved, used = {stream.name for stream in streams}, set[str]()
+    # Of equal names, the user's own remains. Addresses may differ only in their credentials.
+    for index in sorted(range(len(sources)), key=lambda index: not _split(sources[index])[0]):
+        name, number = streams[index].name, 1
+        while name in used or (number > 1 and name in reserved):
+            number += 1
+            name = f"{streams[index].name}#{number}"
+        used.add(name)
+        streams[index] = replace(streams[index], name=name)
     return streams
 
 
