@@ -60,6 +60,7 @@ class Run:
         self.serve = serve
         self.healths = {name: self._playing(name, 0) for name in names}
         self.labels: list[Label] = ["generated", "groundtruth"]
+        self.blocked = threading.Event()
         self._pictures = pictures or [draw_face(), draw_face()]
         self._rooms = {name: draw_room(seed) for seed, name in enumerate(names)}
         self._end = threading.Event()
@@ -92,6 +93,8 @@ class Run:
     def _go(self) -> None:
         number = 0
         while not self._end.wait(0.05):
+            if self.blocked.is_set():
+                continue
             number += 1
             for name, health in list(self.healths.items()):
                 if health.state == "playing":
@@ -263,8 +266,11 @@ def test_failed_source_turns_red_and_recovers(viewer: Viewer) -> None:
         assert viewer.see("byId('summary').textContent") == (
             "1 of 2 sources without an image, 1 generated now"
         )
+        said = "document.querySelector('.down').innerText"
+        run.lose("door", next_try=None)
+        viewer.wait(said, lambda text: "it does not answer; retrying now" in text)
         run.lose("door", state="failed", next_try=None, error="given up")
-        viewer.wait("document.querySelector('.down').innerText", lambda t: "given up;" in t)
+        viewer.wait(said, lambda text: "given up; no more retries" in text)
         run.find("door")
         viewer.wait("document.querySelectorAll('.down').length", lambda n: n == 0)
         assert viewer.see(ground) == before
@@ -291,6 +297,23 @@ def test_page_reconnects_to_a_restarted_server(viewer: Viewer) -> None:
         viewer.wait(PIXELS, lambda now: np.abs(np.subtract(now, first)).max() > 20)
     # Only the browser reports that the server did not respond.
     assert all("ERR_" in message for message in viewer.console())
+
+
+def test_page_of_a_blocked_run_is_stale(viewer: Viewer) -> None:
+    stale = "document.body.classList.contains('stale')"
+    with serve() as served, Run(served, ["door", "gate"]) as run:
+        run.lose("gate", state="failed", next_try=None)
+        viewer.visit(served.url)
+        viewer.wait(SHOWN.replace(".view img", ".source:not(.down) img"))
+        assert not viewer.see(stale)
+        run.blocked.set()
+        viewer.wait(stale)
+        assert "ffd has not responded for" in viewer.see("byId('banner').innerText")
+        assert viewer.see("document.title") == "✕ not responding · ffd"
+        run.blocked.clear()
+        viewer.wait(f"!{stale}")
+        assert viewer.see("byId('banner').hidden")
+        assert viewer.console() == []
 
 
 def test_hidden_page_requests_no_images_but_updates_its_title(viewer: Viewer) -> None:

@@ -727,6 +727,17 @@ def test_hostile_source_names_are_escaped(served: DashboardServer) -> None:
         assert ask(served, f"/image/{number}.jpg").status == 200
 
 
+def test_state_has_the_age_of_the_last_tick(served: DashboardServer) -> None:
+    assert ask(served, "/state").json["ticked"] is None
+    served.tick([health()])
+    # The loop is blocked for an hour.
+    assert served._state._ticked is not None
+    served._state._ticked -= 3600
+    assert 3600 <= ask(served, "/state").json["ticked"] < 7200
+    served.tick([health()])
+    assert ask(served, "/state").json["ticked"] < 3600
+
+
 def test_healthz_status(served: DashboardServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(served, "/healthz").status == 503
     served.tick([health(), health("gate", state="waiting", error="gone"), health(state="ended")])

@@ -160,10 +160,12 @@ class DashboardState:
 
     def state(self, after: int) -> dict[str, Any]:
         """Return everything except images, as JSON types; label changes follow number `after`."""
+        ticked, _ = self.health()
         with self._lock:
             sources = [_describe(source) for source in self._sources.values()]
             history = [change for change, _ in self._history if change["number"] > after]
-        return {"now": round(time.time(), 3), "sources": sources, "history": history}
+        times = _round_floats({"now": time.time(), "ticked": ticked})
+        return {**times, "sources": sources, "history": history}
 
 
 def _describe(source: DashboardSource) -> dict[str, Any]:
