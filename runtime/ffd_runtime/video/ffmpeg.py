@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CONCEALING_DECODERS = frozenset(
     "flv h263 h263p mpeg4 msmpeg4 msmpeg4v1 msmpeg4v2 rv10 rv20 wmv1 wmv2".split()
 )
+# Formats without timestamps: FFmpeg counts frames at 25 per second, or at a rate that it guesses.
+FORMATS_WITHOUT_CLOCK = frozenset("mpjpeg mjpeg h264 hevc".split())
 # A larger step back of the timestamps means that two files were concatenated.
 MIN_JOIN_JUMP_SECONDS = 1.0
 
@@ -121,6 +123,7 @@ class FFmpegCapture:
         self._convert = PixelConverter(self._stream.sample_aspect_ratio, fields)
         self._duration_check = DurationCheck(self._container, self._stream)
         self._clock = _Clock(self._stream, stream.live)
+        self._has_clock = not (stream.live and self._container.format.name in FORMATS_WITHOUT_CLOCK)
         self._has_key_frame = self._stream.codec_context.codec.name not in CONCEALING_DECODERS
         # True after a damaged frame, until the next key frame.
         self._copies_damage = False
@@ -160,7 +163,8 @@ class FFmpegCapture:
         return True
 
     def timestamp(self) -> float:
-        return self._clock.seconds
+        # A live source without a clock cannot be late.
+        return self._clock.seconds if self._has_clock else self.grabbed
 
     def retrieve(self) -> Image | None:
         if self._frame is None:
