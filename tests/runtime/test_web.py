@@ -496,6 +496,22 @@ def test_connections_are_limited_and_silent_ones_are_closed(
         assert ask(served, "/state").status == 200
 
 
+def test_a_second_request_that_is_not_completed_is_closed(
+    served: DashboardServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "REQUEST_TIMEOUT_SECONDS", 0.5)
+    connection = http.client.HTTPConnection("127.0.0.1", served.address.port, timeout=10)
+    with closing(connection):
+        for _ in range(2):
+            connection.request("GET", "/state")
+            connection.getresponse().read()
+        connection.sock.sendall(b"GET /state HTTP/1.1\r\nX: ")
+        with suppress(ConnectionResetError):
+            while connection.sock.recv(1 << 16):
+                pass
+        wait_for(lambda: not served._server.server_state.connections)
+
+
 def test_failing_request_is_logged_on_one_line(
     served: DashboardServer, caplog: pytest.LogCaptureFixture
 ) -> None:
