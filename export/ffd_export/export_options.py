@@ -58,8 +58,8 @@ class ExportOptions:
         for option, value in (
             ("--target", self.target),
             ("--calibrate", self.calibrate),
-            ("--calibration", self.calibration != "auto"),
-            ("--calibration-images", self.calibration_images != 512),
+            ("--calibration", self.calibration != ExportOptions.calibration),
+            ("--calibration-images", self.calibration_images != ExportOptions.calibration_images),
         ):
             if value and not self.int8:
                 yield f"{option} is for --int8"

@@ -202,7 +202,7 @@ def _report_known_images(model: Path, data: FaceData) -> None:
     if count := sum(data.hash(sample) in known for sample in data.samples):
         say(
             f"{count} of {len(data.samples)} images are in the training or validation split of "
-            f"{model}: the result is too good"
+            f"{model}, so the result is too high"
         )
 
 
