@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +86,19 @@ def test_where_every_teacher_is_wrong_the_label_alone_is_learned() -> None:
     right = Teacher([Fixed((9.0, -9.0), (-9.0, 9.0))])
     assert loss(wrong) == loss(None)
     assert loss(right) != pytest.approx(loss(None), rel=0.1)
+
+
+def test_a_run_resumes_only_with_its_teacher(paths: list[str]) -> None:
+    def training(path: str) -> StagedTraining:
+        return StagedTraining(
+            tiny.build_tiny(), Settings(), Stage("all", 1, 1e-3), 0, load_teacher([path])
+        )
+
+    checkpoint: dict[str, Any] = {}
+    training(paths[0]).on_save_checkpoint(checkpoint)
+    training(paths[0]).on_load_checkpoint(checkpoint)
+    with pytest.raises(ModelError, match="--teacher has changed"):
+        training(paths[1]).on_load_checkpoint(checkpoint)
 
 
 def test_a_missing_teacher_is_an_error(paths: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
+from ffd_runtime.core.errors import ModelError
 from ffd_runtime.model.card import PreprocessSpec
 
 from .dataset import FaceDataset, TrainingView
@@ -73,6 +75,23 @@ class StagedTraining(L.LightningModule):
         """Copy the moving average into the network, for the next stage to start from."""
         if self.average is not None:
             self.net.load_state_dict(self.evaluated_net.state_dict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["teacher"] = self._hash_teacher()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("teacher", now := self._hash_teacher()) != now:
+            raise ModelError(
+                "--teacher has changed since this run began: restore it, or start a new run"
+            )
+
+    def _hash_teacher(self) -> str:
+        """Return a digest of the teacher's weights; empty without a teacher."""
+        digest = hashlib.sha256()
+        for teacher in self._teacher:
+            for tensor in teacher.state_dict().values():
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest() if self._teacher else ""
 
     def on_fit_start(self) -> None:
         for teacher in self._teacher:
