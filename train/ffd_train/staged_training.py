@@ -36,7 +36,7 @@ class StagedTraining(L.LightningModule):
         settings: settings of the run.
         stage: the stage.
         epoch_offset: epochs of the earlier stages.
-        teacher: a `teachers.Teacher` in evaluation mode; None for no distillation.
+        teacher: teacher in evaluation mode; None for no distillation.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class StagedTraining(L.LightningModule):
         self.settings = settings
         self.stage = stage
         self.epoch_offset = epoch_offset
-        self.loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing, reduction="none")
+        self.loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
         # Argument validation would synchronise with the device in every step.
         self.accuracy = BinaryAccuracy(validate_args=False)
         self.val_accuracy = BinaryAccuracy(validate_args=False)
@@ -105,14 +105,13 @@ class StagedTraining(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits = self._run_student[0](images)
-        losses: Tensor = self.loss(logits, labels)
+        loss: Tensor = self.loss(logits, labels)
         for run_teacher in self._run_teacher:
             with torch.no_grad():
-                target, is_right = run_teacher(images, labels)
-            weight = self.settings.teacher_weight * is_right
+                target = run_teacher(images)
+            weight = self.settings.teacher_weight
             distance = distillation_loss(logits, target, DISTILLATION_TEMPERATURE)
-            losses = (1 - weight) * losses + weight * distance
-        loss = losses.mean()
+            loss = (1 - weight) * loss + weight * distance
         self.accuracy.update(logits.argmin(1), 1 - labels)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         self.log("accuracy", self.accuracy, on_step=False, on_epoch=True)
@@ -164,20 +163,16 @@ def distillation_loss(logits: Tensor, target: Tensor, temperature: float) -> Ten
         target: [N, 2], logits of the teacher.
         temperature: divides both logits. The result is multiplied by its square, which restores
             the scale of the gradients.
-
-    Returns:
-        The divergence of each image, [N].
     """
-    divergence = nn.functional.kl_div(
+    return temperature**2 * nn.functional.kl_div(
         (logits.float() / temperature).log_softmax(1),
         (target.float() / temperature).log_softmax(1),
-        reduction="none",
+        reduction="batchmean",
         log_target=True,
     )
-    return temperature**2 * divergence.sum(1)
 
 
-def _compile(net: nn.Module, settings: Settings) -> Callable[..., Any]:
+def _compile(net: nn.Module, settings: Settings) -> Callable[[Tensor], Tensor]:
     """Return the network as a step calls it; with `compile`, the first step compiles it."""
     return torch.compile(net, dynamic=False) if settings.compile else net
 

@@ -15,11 +15,8 @@ from .checkpoint import load_checkpoint
 from .run_folder import BEST
 
 
-class Teacher(nn.Module):
-    """One or several networks, each of which teaches only the images that it classifies correctly.
-
-    A network that was not trained on a generator may be certain that its images are photographs.
-    The student would learn that against the label.
+class Ensemble(nn.Module):
+    """The mean of several networks' logits.
 
     Args:
         networks: at least one; a network that is given twice counts twice.
@@ -31,25 +28,13 @@ class Teacher(nn.Module):
         # A list that is not a ModuleList may repeat a network and compute it once.
         self._unique = nn.ModuleList(dict.fromkeys(self.networks))
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the logits to learn.
-
-        Args:
-            images: uint8 [N, H, W, 3], RGB.
-            labels: int64 [N].
-
-        Returns:
-            The mean logits of the networks that are right, float32 [N, 2], and whether any network
-            is right, bool [N]. The logits are 0 where none is.
-        """
-        by_network: dict[nn.Module, Tensor] = {net: net(images).float() for net in self._unique}
-        logits = torch.stack([by_network[net] for net in self.networks])
-        right = logits.argmax(2) == labels
-        weights = right / right.sum(0).clamp(min=1)
-        return (weights.unsqueeze(2) * logits).sum(0), right.any(0)
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the mean logits, [N, 2], of uint8 [N, H, W, 3] RGB."""
+        logits: dict[nn.Module, Tensor] = {net: net(images).float() for net in self._unique}
+        return torch.stack([logits[net] for net in self.networks]).mean(0)
 
 
-def load_teacher(paths: Sequence[str]) -> Teacher | None:
+def load_teacher(paths: Sequence[str]) -> nn.Module | None:
     """Load checkpoints or run folders as one teacher, in evaluation mode and without gradients.
 
     Raises:
@@ -58,7 +43,8 @@ def load_teacher(paths: Sequence[str]) -> Teacher | None:
     if not paths:
         return None
     networks = {path: _load(Path(path)) for path in dict.fromkeys(paths)}
-    teacher = Teacher(networks[path] for path in paths)
+    chosen = [networks[path] for path in paths]
+    teacher = chosen[0] if len(chosen) == 1 else Ensemble(chosen)
     return teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 

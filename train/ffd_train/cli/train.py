@@ -142,8 +142,8 @@ def _parse_stages(
     "--teacher",
     multiple=True,
     metavar="RUN",
-    help="Distil from the network of this run folder or checkpoint, on images that it classifies "
-    "correctly. Repeat to distil from the mean of the logits of several.",
+    help="Distil from the network of this run folder or checkpoint. Repeat to distil from the mean "
+    "of the logits of several.",
 )
 @click.option(
     "--teacher-weight",
