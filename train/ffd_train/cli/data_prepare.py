@@ -131,10 +131,8 @@ def prepare(
     from ..prepare import preparing
 
     settings = preparing.Settings(**options)
-    for name in ("side", "quality"):
-        source = click.get_current_context().get_parameter_source(name)
-        if source is click.core.ParameterSource.COMMANDLINE and not settings.match:
-            raise click.UsageError(f"--{name} needs --match")
+    if not settings.match:
+        _refuse_options_of_match()
     inputs = _parse_inputs(folders, groundtruth, generated)
     cv2.setNumThreads(1)
     with progress_bar() as bar:
@@ -157,6 +155,14 @@ def prepare(
             raise
     if unreadable:
         click.get_current_context().exit(3)
+
+
+def _refuse_options_of_match() -> None:
+    """Refuse options that have no effect without --match."""
+    for name in ("side", "quality"):
+        source = click.get_current_context().get_parameter_source(name)
+        if source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} needs --match")
 
 
 def _parse_inputs(
