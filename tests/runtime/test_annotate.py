@@ -291,7 +291,7 @@ def test_copies_whose_names_coincide_are_numbered(tmp_path: Path) -> None:
     names = Names(["in/*"])
     suffixes = [".png" if source.endswith("png") else ".jpg" for source in sources]
     found = [
-        names.of(one, suffix, names.count(one))
+        names.of(one, suffix, names.find_number(one))
         for one, suffix in zip(map(seen, sources), suffixes, strict=True)
     ]
     assert list(map(str, found)) == [*("a.jpg", "a.jpg", "a-2.jpg", "A-3.JPG", "b.png", "B-2.png")]

@@ -319,14 +319,16 @@ def test_recording_of_an_ended_source_is_closed(
         assert len(brightness(tmp_path / "a.mp4")[0]) == 10
 
 
-def test_exception_leaves_a_playable_file(tmp_path: Path) -> None:
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Recorder(tmp_path / "a.mp4", ["door"], face_scale=1.3) as sink,
-    ):
-        for number in range(40):
+def interrupt_after(path: Path, frames: int) -> None:
+    """Record frames of a video file, and interrupt the run."""
+    with pytest.raises(KeyboardInterrupt), Recorder(path, ["door"], face_scale=1.3) as sink:
+        for number in range(frames):
             sink.show(frame_result(number, number / 25))
         raise KeyboardInterrupt
+
+
+def test_exception_leaves_a_playable_file(tmp_path: Path) -> None:
+    interrupt_after(tmp_path / "a.mp4", 40)
     # The queue holds four frames, which may be discarded.
     assert 36 <= len(brightness(tmp_path / "a.mp4")[0]) <= 40
 
@@ -446,13 +448,7 @@ def test_interruption_limits_the_first_frames_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: FakeEncoder
 ) -> None:
     monkeypatch.setattr(source_recording, "MAX_FLUSH_SECONDS", 0.0)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Recorder(tmp_path / "a.mp4", ["door"], face_scale=1.3) as sink,
-    ):
-        for number in range(20):
-            sink.show(frame_result(number, number / 25))
-        raise KeyboardInterrupt
+    interrupt_after(tmp_path / "a.mp4", 20)
     assert len(brightness(tmp_path / "a.mp4")[0]) == 1
 
 

@@ -27,6 +27,12 @@ class PathType(click.Path):
         return Path(os.fsdecode(super().convert(value, param, ctx)))
 
 
+def is_given(name: str) -> bool:
+    """Return whether an option of the running command is on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
 def version_option() -> Callable[[Any], Any]:
     """Declare `--version`."""
     return click.version_option(__version__, message="%(prog)s %(version)s (ffd-edge)")

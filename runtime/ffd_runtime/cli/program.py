@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
 
+from .options import is_given
+
 if TYPE_CHECKING:
     from ..core.classifier import Classifier
     from ..image.faces import FaceDetector
@@ -117,7 +119,7 @@ class Program(Generic[Options]):
         _refuse_foreign_options(self)
         options = self.options(**{name: values[name] for name in self.names})
         # A variable of the environment may name the detector for other runs.
-        if _is_given("face_model") and not options.detect_faces:
+        if is_given("face_model") and not options.detect_faces:
             raise click.UsageError("--face-model needs --faces")
         if not sources:
             raise click.UsageError("Missing argument 'SOURCE...'.")
@@ -134,18 +136,12 @@ def choose_program(sources: Sequence[str], values: Mapping[str, Any]) -> Program
     return next(program for program in load_programs() if program.accepts(sources, values))
 
 
-def _is_given(name: str) -> bool:
-    """Return whether an option is on the command line."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source is click.core.ParameterSource.COMMANDLINE
-
-
 def _refuse_foreign_options(program: Program[Any]) -> None:
     context = click.get_current_context()
     for parameter in context.command.params:
         name = parameter.name or ""
         others = [other for other in load_programs() if name in other.names]
-        if not _is_given(name) or name in program.names or not others:
+        if not is_given(name) or name in program.names or not others:
             continue
         option = "/".join([*parameter.opts, *parameter.secondary_opts])
         if program.flag:

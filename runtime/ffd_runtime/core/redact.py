@@ -127,21 +127,20 @@ def _find_login(text: str, address: bool) -> Span | None:
         if at < begin:
             return None
         web = _WEB.search(text, start, found) is not None
-        if not (address and web and _is_without_login(text, begin, inner_at)):
+        if not (address and web and _is_without_login(text, begin, inner_at >= begin)):
             return begin, at
         # Another address may follow in the path, as with a proxy.
         start = begin
     return None
 
 
-def _is_without_login(text: str, begin: int, inner_at: int) -> bool:
+def _is_without_login(text: str, begin: int, has_inner_at: bool) -> bool:
     """Return whether every `@` of a web address belongs to its path or query.
 
     Args:
-        text: with the address.
-        begin: of its authority.
-        inner_at: place of the last `@` that does not start a path segment, with the character
-            before it; -1 if there is none.
+        text: contains the address.
+        begin: where the host starts, or the user name before it.
+        has_inner_at: whether an `@` after `begin` does not start a path segment.
     """
     path = _PATH.search(text, begin)
     plain = _PLAIN_AUTHORITY.fullmatch(text, begin, path.start() if path else len(text))
@@ -150,7 +149,7 @@ def _is_without_login(text: str, begin: int, inner_at: int) -> bool:
     if plain["port"] is None or plain["host"].startswith("[") or "." in plain["host"]:
         return True
     # me:12/3@host: a port, or the start of a password. An @ of a path starts a path segment.
-    return plain["host"] == "localhost" or inner_at < begin
+    return plain["host"] == "localhost" or not has_inner_at
 
 
 def _find_tokens(text: str) -> Iterator[Span]:

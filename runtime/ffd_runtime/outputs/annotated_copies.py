@@ -109,7 +109,7 @@ class AnnotatedCopies:
         """
         pending: deque[Future[Result]] = deque()
         for result in results:
-            number = 0 if result.error else self._names.count(result)
+            number = 0 if result.error else self._names.find_number(result)
             pending.append(self._pool.submit(self._copy, result, number))
             while pending and (at_once or len(pending) > self._max_pending or pending[0].done()):
                 yield pending.popleft().result()
@@ -177,7 +177,7 @@ class Names:
         # Digests of the names in use, in lower case, and of their sources.
         self._used: dict[bytes, bytes] = {}
 
-    def count(self, result: Result) -> int:
+    def find_number(self, result: Result) -> int:
         """Return the number that makes the names of a source unique where case is ignored."""
         source = _digest(result.source)
         number = 1
@@ -191,7 +191,7 @@ class Names:
     def of(self, result: Result, suffix: str, number: int = 1) -> Path:
         """Return the path of a copy: relative, without `..`, and valid on every file system.
 
-        A `number` other than 1 is added to the name; see `count`.
+        A `number` other than 1 is added to the name; see `find_number`.
         """
         path = self._of(result, suffix)
         return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ffd_runtime.cli.command import Command, say
-from ffd_runtime.cli.options import PathType
+from ffd_runtime.cli.options import PathType, is_given
 from ffd_runtime.core.text import printable
 
 from .progress_bar import progress_bar
@@ -160,8 +160,7 @@ def prepare(
 def _refuse_options_of_match() -> None:
     """Refuse options that have no effect without --match."""
     for name in ("side", "quality"):
-        source = click.get_current_context().get_parameter_source(name)
-        if source is click.core.ParameterSource.COMMANDLINE:
+        if is_given(name):
             raise click.UsageError(f"--{name} needs --match")
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ffd_runtime.cli.command import Command, say, say_more
-from ffd_runtime.cli.options import version_option
+from ffd_runtime.cli.options import is_given, version_option
 from ffd_runtime.core.errors import DataError, OutputError
 
 from ..network_registry import NETWORKS
@@ -256,8 +255,7 @@ def _complete_settings(settings: Settings) -> Settings:
         raise click.UsageError("--sizes needs --crop: the images of a batch have one size")
     if sizes and not (crop or 0) <= sizes[0] <= sizes[1]:
         raise click.UsageError(f"--sizes LOW HIGH: --crop ({crop}) <= LOW <= HIGH")
-    source = click.get_current_context().get_parameter_source("teacher_weight")
-    if source is ParameterSource.COMMANDLINE and not settings.teacher:
+    if is_given("teacher_weight") and not settings.teacher:
         raise click.UsageError("--teacher-weight needs --teacher")
     _require_divisible(settings, resumed=False)
     weights = settings.weights
@@ -290,7 +288,7 @@ def _load_settings(chosen: Settings, run: Path) -> Settings:
     given = {
         parameter.name: parameter.opts[0]
         for parameter in context.command.params
-        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if is_given(parameter.name or "")
     }
     # The data may have moved: they are compared by content.
     changeable = ("data", *MACHINE_OPTIONS)
