@@ -13,6 +13,7 @@ from ffd_runtime.core.results import Result
 from ffd_runtime.model.backends import Backend, open_backend
 from ffd_runtime.model.card import ModelCard
 
+from .fp16_rounding import emulate_fp16
 from .onnx_file import to_bytes
 from .parity import Parity, classify, compare
 from .reporter import Advance
@@ -70,6 +71,6 @@ def open_candidate(content: bytes) -> Iterator[Backend]:
 
 
 def classify_candidate(model: ModelProto, card: ModelCard, images: SampleImages) -> list[Result]:
-    """Classify images on the CPU with a model in memory."""
-    with open_candidate(to_bytes(model, card)) as backend:
+    """Classify images on the CPU with a model in memory, with the rounding of a GPU."""
+    with open_candidate(to_bytes(emulate_fp16(model), card)) as backend:
         return classify(backend, images)

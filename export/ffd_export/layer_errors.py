@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from .fp16_rounding import emulate_fp16
 from .layers import layers_of
 
 if TYPE_CHECKING:
@@ -50,13 +51,13 @@ def describe(errors: dict[str, float], count: int = 5) -> str:
 
 
 class _LayerRunner:
-    """Runs a model and returns the output of every layer."""
+    """Runs a model, with the rounding of a GPU, and returns the output of every layer."""
 
     def __init__(self, model: ModelProto) -> None:
         import onnxruntime as ort
         from onnx import helper
 
-        copy = deepcopy(model)
+        copy = deepcopy(emulate_fp16(model))
         self._layers = {node.output[0]: node.name for node in layers_of(copy.graph)}
         outputs = {value.name for value in copy.graph.output}
         for name in self._layers:

@@ -51,11 +51,9 @@ def verify_model(
     if baseline is None:
         reporter.say("not verified")
     else:
-        suggests_keep = card.precision != "fp32" and not options.keep
-        hint = "--keep auto finds layers to keep in FP32; " if suggests_keep else ""
         with reporter.track(card.precision, 1):
             parity = baseline.compare(exported.model, card.precision)
-        parity.require(card.precision, lambda: _explain(exported, baseline.images) + hint)
+        parity.require(card.precision, partial(_explain, exported, baseline.images))
     metrics = {**card.metrics, "parity": summarise(parity), "export": exported.facts}
     return dataclasses.replace(exported, card=card.replace(metrics=metrics), parity=parity)
 
@@ -100,7 +98,7 @@ def _compare_engine(engine: EngineFile, baseline: Baseline) -> Parity:
 
 
 def _explain(exported: ExportedModel, images: SampleImages) -> str:
-    """Name the layers that differ most from the source's, with their errors."""
+    """Name the layers that differ most from the source's, with their errors, and a remedy."""
     pixels = images.spread(EXPLANATION_IMAGES).pixels
     if exported.card.precision == "fp32":
         from .checkpoint_graph import compare_parts
@@ -108,4 +106,6 @@ def _explain(exported: ExportedModel, images: SampleImages) -> str:
         errors = compare_parts(exported.source.path, pixels)
         return f"relative error by part: {describe(errors)}; "
     errors = compare_layers(exported.source.model, exported.model, pixels)
-    return f"layers that differ most: {describe(errors)}; "
+    may_keep = exported.options is not None and not exported.options.keep
+    remedy = "--keep auto finds layers to keep in FP32; " if may_keep else ""
+    return f"layers that differ most: {describe(errors)}; {remedy}"
