@@ -114,7 +114,8 @@ def test_signal_leaves_complete_rows(
 ) -> None:
     output = tmp_path / "rows.jsonl"
     command = (many, "--model", colour_model, "--batch", "2", "--output", output)
-    process = start(*command)
+    # Under nohup, these tests ignore SIGHUP, and so would the command.
+    process = start(*command, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     partial = tmp_path / "rows.jsonl.partial"
     deadline = time.monotonic() + WATCHDOG
     while size_of(partial) < 2000 and time.monotonic() < deadline:
