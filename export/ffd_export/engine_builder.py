@@ -10,7 +10,7 @@ from typing import Any
 from ffd_runtime.core.errors import BackendError, DeviceError, EngineError
 from ffd_runtime.core.install_hint import install_hint
 from ffd_runtime.core.text import first_line
-from ffd_runtime.model.devices import count_gpus, describe_gpu
+from ffd_runtime.model.devices import count_gpus, describe_gpu, explain_missing_gpu
 from ffd_runtime.model.engine_manifest import require_rtx_gpu
 
 from .engine_build import find_capability
@@ -92,7 +92,8 @@ def open_builder(kind: str, options: ExportOptions) -> EngineBuilder:
 def find_builder(options: ExportOptions, kinds: tuple[str, ...]) -> EngineBuilder:
     """Return the first builder that works on this machine, or one with the reason why none does."""
     if not count_gpus():
-        return EngineBuilder("tensorrt", options, unavailable="this machine has no GPU")
+        reason = explain_missing_gpu("this machine has no GPU")
+        return EngineBuilder("tensorrt", options, unavailable=reason)
     names = " and ".join(MODULES[kind] for kind in kinds)
     reason = f"{names} cannot be imported here"
     for kind in kinds:
@@ -119,12 +120,14 @@ def require_buildable(kind: str, options: ExportOptions) -> None:
                 "tensorrt: with --engine rtx, name the GPUs by --compute-capability"
             )
         if not options.compute_capability and not count_gpus():
+            reason = explain_missing_gpu("this machine has no GPU to build for")
             raise DeviceError(
-                "--engine rtx: this machine has no GPU to build for; name the target GPUs, such as "
+                f"--engine rtx: {reason}; name the target GPUs, such as "
                 "--compute-capability 8.6,8.9"
             )
     elif not count_gpus():
+        reason = explain_missing_gpu("NVIDIA's driver offers none here")
         raise DeviceError(
-            "--engine tensorrt: TensorRT times its kernels on a GPU, and NVIDIA's driver offers "
-            "none here; build the engine on the device, from the ONNX"
+            f"--engine tensorrt: TensorRT times its kernels on a GPU, and {reason}; build the "
+            "engine on the device, from the ONNX"
         )

@@ -206,10 +206,10 @@ def test_the_bare_session_has_our_options(tmp_path: Path, monkeypatch: pytest.Mo
     made: list[tuple[str, list[Any]]] = []
     real = ort.InferenceSession
 
-    def make(path: str, options: Any, providers: list[Any]) -> Any:
+    def make(path: str, options: Any, providers: list[Any], **fallback: int) -> Any:
         threads = options.intra_op_num_threads
         made.append((path, [options.log_severity_level, threads, providers]))
-        return real(path, options, providers=["CPUExecutionProvider"])
+        return real(path, options, providers=["CPUExecutionProvider"], **fallback)
 
     monkeypatch.setattr(ort, "InferenceSession", make)
     monkeypatch.setattr(onnxruntime, "count_gpus", lambda: 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +29,7 @@ from ffd_runtime.core.machine import (
 )
 from ffd_runtime.image.decode import decode
 
+from .fake_driver import install_driver, needs_compiler
 from .test_imports import HEAVY, RUNTIME, loaded_by
 
 EPYC = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f avx512_vnni fma\n\n"
@@ -215,30 +215,12 @@ def test_an_absent_device_is_refused() -> None:
     assert "NVIDIA's driver offers" in facts["reason"]
 
 
-DRIVER = """
-#include <string.h>
-int cuDriverGetVersion(int *v) { *v = 12040; return 0; }
-int cuInit(unsigned f) { return FAILS; }
-int cuGetErrorString(int e, const char **s) { *s = "driver mismatch"; return 0; }
-int cuDeviceGetCount(int *n) { *n = 2; return 0; }
-int cuDeviceGet(int *d, int i) { *d = 7 + i; return 0; }
-int cuDeviceGetName(char *s, int n, int d) { strncpy(s, d == 7 ? "one" : "two", n); return 0; }
-int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 8 : d; return 0; }
-int cuDeviceTotalMem_v2(size_t *n, int d) { *n = (size_t)d << 30; return 0; }
-"""
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or not shutil.which("cc"), reason="needs a C compiler on Linux"
-)
+@needs_compiler
 def test_facts_of_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake driver that works, and one that fails as after an incomplete update."""
-    (tmp_path / "driver.c").write_text(DRIVER)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     answers = []
     for code in (0, 803):
-        command = ["cc", "-shared", "-fPIC", f"-DFAILS={code}", "driver.c", "-o", "libcuda.so.1"]
-        subprocess.run(command, cwd=tmp_path, check=True)
+        install_driver(tmp_path, monkeypatch, code)
         answers.append(run_probe("gpu"))
     works, fails = answers
     assert works["cuda"] == "12.4"
@@ -247,7 +229,7 @@ def test_facts_of_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         {"name": "two", "compute_capability": "8.8", "memory_bytes": 8 << 30},
     ]
     assert fails["devices"] == []
-    assert fails["reason"] == "driver mismatch (error 803)"
+    assert (fails["reason"], fails["error"]) == ("driver mismatch (error 803)", 803)
 
 
 def test_packages_are_read_from_metadata_without_an_import(tmp_path: Path) -> None:
@@ -314,7 +296,7 @@ def warn(**changes: Any) -> list[dict[str, str]]:
 def test_a_sound_machine_has_no_warnings() -> None:
     assert warn() == []
     # A container image with CUDA on a machine without a GPU is not a problem.
-    no_gpu = {**GPU, "devices": [], "pci": 0, "reason": "no CUDA-capable device"}
+    no_gpu = {**GPU, "devices": [], "pci": 0, "reason": "no CUDA-capable device", "error": 100}
     assert warn(gpu=no_gpu) == []
     assert warn(gpu={**GPU, "cuda": "13.0"}) == []
 
@@ -328,9 +310,17 @@ def test_a_sound_machine_has_no_warnings() -> None:
         ({"opencv": FAILED}, "OpenCV cannot be loaded: boom", "reinstall"),
         ({"gpu": GPU}, "CUDA 12.4, but this onnxruntime needs CUDA 13.0", "newer NVIDIA driver"),
         (
-            {"gpu": {**GPU, "devices": [], "reason": "driver mismatch (error 803)"}},
+            {"gpu": {**GPU, "devices": [], "reason": "driver mismatch (error 803)", "error": 803}},
             "does not start: driver mismatch",
             "restart",
+        ),
+        (
+            {
+                "gpu": {**GPU, "devices": [], "pci": 0, "reason": "unknown", "error": 999},
+                "backends__0__said": ["NVIDIA's driver does not start: unknown"],
+            },
+            "does not start: unknown",
+            "group video",
         ),
         ({"gpu__pci": 1}, "this process finds no driver", "install NVIDIA's driver"),
         ({"gpu": {**FAILED, "pci": 0}}, "driver cannot be queried: boom", "driver"),
@@ -341,7 +331,9 @@ def test_a_sound_machine_has_no_warnings() -> None:
          "openvino on cpu does not start: x", "y"),
         ({"backends__2__log_odds": 4.0}, "log-odds of 4.00", "report"),
         ({"backends__2__log_odds": float("nan")}, "log-odds of nan", "report"),
-        ({"engines__tensorrt": {"outcome": "started"}}, "without cuda-bindings", "[tensorrt]"),
+        ({"engines__tensorrt": {"outcome": "started"}}, "without cuda-bindings", "cuda-bindings>="),
+        ({"engines__cuda": {**FAILED, "reason": "CUDA failed: cudaErrorInsufficientDriver"}},
+         "cuda is installed but does not start", "newer NVIDIA driver"),
         ({"engines__cuda": FAILED}, "cuda is installed but does not start: boom", "reinstall"),
     ],
 )  # fmt: skip

@@ -201,9 +201,9 @@ def test_the_options_reach_the_session(colour_model: Path, monkeypatch: pytest.M
     made: list[Any] = []
     real = ort.InferenceSession
 
-    def make(path: str, options: Any, providers: list[Any]) -> Any:
+    def make(path: str, options: Any, providers: list[Any], **fallback: int) -> Any:
         made.append(providers)
-        return real(path, options, providers=[CPU])
+        return real(path, options, providers=[CPU], **fallback)
 
     monkeypatch.setattr(backend, "count_gpus", lambda: 1)
     monkeypatch.setattr(ort, "InferenceSession", make)
@@ -211,6 +211,54 @@ def test_the_options_reach_the_session(colour_model: Path, monkeypatch: pytest.M
         backend.open_model(colour_model, "cuda", ["prefer_nhwc"])
     assert made == [choose_providers(colour_model, "cuda", ["prefer_nhwc"])]
     assert made[0][0][1]["use_tf32"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "/onnxruntime_src/cuda_call.cc:129 bool onnxruntime::CudaCall() CUDA failure 35: CUDA "
+            "driver version is insufficient for CUDA runtime version ; GPU=-1 ; hostname=x",
+            "cannot use it: CUDA failure 35: CUDA driver version is insufficient for CUDA runtime "
+            "version; running on the CPU",
+        ),
+        ("out of luck", "cannot be loaded: out of luck; running on the CPU"),
+    ],
+)
+def test_the_error_of_the_provider_is_quoted(
+    colour_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: str,
+    said: str,
+) -> None:
+    real = ort.InferenceSession
+
+    def make(path: str, options: Any, providers: list[Any], **fallback: int) -> Any:
+        if providers == [CPU]:
+            return real(path, options, providers=providers, **fallback)
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(backend, "count_gpus", lambda: 1)
+    monkeypatch.setattr(ort, "InferenceSession", make)
+    with caplog.at_level(logging.WARNING):
+        assert "CPU" in open_backend(colour_model).description
+    (message,) = caplog.messages
+    assert message.endswith(said)
+
+
+def test_no_advice_names_a_package_without_cuda(
+    colour_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "count_gpus", lambda: 1)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CPU])
+    for architecture, advice in (
+        ("x86_64", install_hint("cuda")),
+        ("aarch64", "--engine tensorrt"),
+    ):
+        monkeypatch.setattr(backend, "machine", lambda found=architecture: found)
+        with pytest.raises(DeviceError, match=re.escape(advice)):
+            open_backend(colour_model, device="cuda")
 
 
 def test_auto_uses_the_cpu_for_int8_and_reports_it(

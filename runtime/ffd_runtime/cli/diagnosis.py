@@ -16,6 +16,7 @@ from .. import __version__
 from ..core.install_hint import install_hint
 from ..core.machine import FAMILIES, count_pci_gpus, describe_cpu, describe_memory, packages
 from ..model.backend_registry import BACKENDS, Facts, find_extra, find_readers
+from ..model.devices import INSTALL_BINDINGS, NO_GPU_CODES
 from .probe_process import HARMLESS, run_probe
 
 Problems = Iterator[tuple[str, str]]  # what is wrong, and what to do
@@ -23,6 +24,8 @@ Problems = Iterator[tuple[str, str]]  # what is wrong, and what to do
 # Maximum difference of two backends' log-odds for the same image, relative to their size (at least
 # 1). Scores near 0 and 1 would hide a difference. FP16 changes log-odds by less.
 MAX_LOG_ODDS_DIFFERENCE = 0.1
+# The name of CUDA's error for a driver that is older than the libraries.
+OLD_DRIVER = "cudaErrorInsufficientDriver"
 
 
 def examine(on_step: Callable[[str], None] = lambda _: None) -> Facts:
@@ -98,7 +101,9 @@ def _default_problems(report: Mapping[str, Any]) -> Problems:
             default["do"] or install_hint(reinstall=True),
         )
     for message in default["said"]:
-        yield message, "follow it, or give --device cpu to run without this warning"
+        # _gpu_problems reports the driver.
+        if (report["gpu"].get("reason") or "\n") not in message:
+            yield message, "follow it, or give --device cpu to run without this warning"
 
 
 def _package_problems(report: Mapping[str, Any]) -> Problems:
@@ -116,7 +121,7 @@ def _package_problems(report: Mapping[str, Any]) -> Problems:
     if installed and engines["cuda"]["outcome"] == "absent":
         yield (
             f"{installed[0]} is installed, but no engine runs without cuda-bindings",
-            install_hint(find_extra(installed[0])),
+            INSTALL_BINDINGS,
         )
 
 
@@ -142,11 +147,11 @@ def _gpu_problems(report: Mapping[str, Any]) -> Problems:
         yield f"NVIDIA's driver cannot be queried: {gpu['reason']}", "reinstall the driver"
         return
     # A container image with CUDA has the library even without a GPU, which is not a problem.
-    if gpu.get("reason") and gpu["pci"]:
+    if gpu.get("reason") and (gpu["pci"] or gpu["error"] not in NO_GPU_CODES):
         yield (
             f"NVIDIA's driver is installed but does not start: {gpu['reason']}",
-            "restart the machine after a driver update; in a container, give it the GPU "
-            "(docker run --gpus all)",
+            "restart the machine after a driver update; on a Jetson, add the user to the group "
+            "video; in a container, give it the GPU (docker run --gpus all)",
         )
     if gpu["driver"] is None and gpu["cuda"] is None and gpu["pci"]:
         yield (
@@ -209,4 +214,6 @@ def _engine_problems(report: Mapping[str, Any]) -> Problems:
     for name, engine in report["engines"].items():
         if engine["outcome"] not in HARMLESS:
             do = engine["do"] or install_hint(find_extra(name), reinstall=True)
+            if OLD_DRIVER in str(engine["reason"]):
+                do = "install a newer NVIDIA driver, or the cuda-bindings for its version of CUDA"
             yield f"{name} is installed but does not start: {engine['reason']}", do

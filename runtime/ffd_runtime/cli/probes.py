@@ -17,7 +17,7 @@ from typing import Any
 from ..core.errors import BackendError, DeviceError
 from ..core.install_hint import install_hint
 from ..model.backend_registry import BACKENDS, Facts, find_extra, find_readers
-from ..model.devices import count_gpus, describe_gpu
+from ..model.devices import count_gpus, describe_gpu, load_driver, start_driver
 from .probe_process import RESULT_PREFIX
 
 
@@ -61,25 +61,21 @@ def _absent(error: ModuleNotFoundError) -> Facts:
 
 
 def probe_gpus() -> Facts:
-    """Return what the driver reports; `reason` if it is installed but does not work."""
-    windows = sys.platform == "win32"
-    try:
-        cuda: Any = ctypes.CDLL("nvcuda.dll" if windows else "libcuda.so.1")
-    except OSError:
+    """Return what the driver reports; `reason` and `error` if it is installed but does not work."""
+    cuda = load_driver()
+    if cuda is None:
         return {"driver": None, "cuda": None, "devices": []}
     number = ctypes.c_int(0)
     cuda.cuDriverGetVersion(ctypes.byref(number))
     facts: Facts = {
-        "driver": _driver_version("nvml.dll" if windows else "libnvidia-ml.so.1"),
+        "driver": _driver_version("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"),
         # 13000 is CUDA 13.0.
         "cuda": f"{number.value // 1000}.{number.value % 1000 // 10}",
         "devices": [],
     }
-    failure = cuda.cuInit(0)
-    if failure:
-        text = ctypes.c_char_p()
-        cuda.cuGetErrorString(failure, ctypes.byref(text))
-        return {**facts, "reason": f"{(text.value or b'unknown').decode()} (error {failure})"}
+    code, text = start_driver(cuda)
+    if code:
+        return {**facts, "reason": text, "error": code}
     facts["devices"] = [_describe_gpu(cuda, index) for index in range(count_gpus())]
     return facts
 

@@ -31,6 +31,14 @@ class Gpu:
     compute_capability: str
 
 
+INSTALL_BINDINGS = (
+    "pip install 'cuda-bindings>=13', or 'cuda-bindings>=12.9.1,<13' where CUDA is of version 12, "
+    "as in JetPack 6"
+)
+# Error codes in NVIDIA's cuda.h with which nothing is wrong: no GPU; the toolkit's stub library.
+NO_GPU_CODES = (100, 34)
+
+
 def count_gpus() -> int:
     """Count the GPUs of NVIDIA's driver; needs no CUDA toolkit."""
     driver = _driver()
@@ -61,14 +69,40 @@ def describe_gpu(index: int) -> Gpu:
     return Gpu(name.value.decode(errors="replace"), ".".join(numbers))
 
 
+def load_driver() -> Any:
+    """Load NVIDIA's driver library; None if it is absent."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+
+
+def start_driver(driver: Any) -> tuple[int, str]:
+    """Initialise the driver; return CUDA's error code, 0 for none, and its text."""
+    code: int = driver.cuInit(0)
+    text = ctypes.c_char_p()
+    if code:
+        driver.cuGetErrorString(code, ctypes.byref(text))
+    return code, f"{(text.value or b'unknown').decode(errors='replace')} (error {code})"
+
+
+def explain_missing_gpu(otherwise: str) -> str:
+    """Return that NVIDIA's driver does not start, with its error, or else the given text.
+
+    A driver may be unable to start after an update or after the machine slept, or if the user must
+    not open the GPU. Without a driver or without a GPU, nothing is wrong.
+    """
+    driver = load_driver()
+    code, text = start_driver(driver) if driver else (0, "")
+    if code and code not in NO_GPU_CODES:
+        return f"NVIDIA's driver does not start: {text}"
+    return otherwise
+
+
 def _driver() -> Any:
     """Load and initialise NVIDIA's driver library; None if that fails."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-        return driver if driver.cuInit(0) == 0 else None
-    except (OSError, AttributeError):
-        return None
+    driver = load_driver()
+    return driver if driver and start_driver(driver)[0] == 0 else None
 
 
 class PinnedMemory:

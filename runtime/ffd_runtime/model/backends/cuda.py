@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.errors import BackendError, DeviceMemoryError
+from ..devices import INSTALL_BINDINGS
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,7 @@ class Cuda:
             from cuda.bindings.utils import get_cuda_native_handle
         except ImportError as error:
             raise BackendError(
-                f"cuda-bindings cannot be imported ({error}): pip install 'cuda-bindings>=13', or "
-                "'cuda-bindings>=12.9.1,<13' where CUDA is of version 12, as in JetPack 6"
+                f"cuda-bindings cannot be imported ({error}): {INSTALL_BINDINGS}"
             ) from None
         self.api = runtime
         self._address_of = get_cuda_native_handle

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from ...core.install_hint import install_hint
 from ...core.text import counted, first_line
 from ..backend_registry import Facts
 from ..card import CARD_KEY, ModelCard
-from ..devices import PinnedMemory, count_gpus, parse_device
+from ..devices import PinnedMemory, count_gpus, explain_missing_gpu, parse_device
 from . import MAX_CPU_BATCH, OUTPUTS, Outputs, failure, infer_in_parts, read_card
 from .onnx_metadata import read_metadata
 from .staging import MAX_CUDA_BATCH, Staging, quiet_options
@@ -33,6 +35,8 @@ CPU = "CPUExecutionProvider"
 TUNING = ("prefer_nhwc", "fuse_conv_bias")
 SPIN_MICROSECONDS = "20"
 INSTALL = "install the CUDA and cuDNN libraries with"
+# In an error of onnxruntime; machine, file and line follow.
+CUDA_FAILURE = re.compile(r"\b(CUDA|CUDNN|CUBLAS) failure \d+:[^;\n]*")
 
 
 class OnnxRuntime:
@@ -106,7 +110,7 @@ def choose_providers(path: Path, device: str, tuning: Sequence[str] = ()) -> lis
     kind, index = parse_device(device)
     gpus = 0 if kind == "cpu" else count_gpus()
     if kind == "cuda" and index >= gpus:
-        there = f"NVIDIA's driver offers {gpus}" if gpus else "NVIDIA's driver offers no GPU"
+        there = explain_missing_gpu(f"NVIDIA's driver offers {gpus or 'no GPU'}")
         raise DeviceError(f"--device {device}: {there}; use --device cpu or auto")
     card = _peek_card(path)
     precision = card.precision if card else "fp32"
@@ -156,6 +160,8 @@ def open_model(path: Path, device: str = "auto", tuning: Sequence[str] = ()) -> 
         if kind == "cuda":
             raise DeviceError(f"--device {device}: {message}")
         log.warning("%s; running on the CPU", message)
+    elif kind == "auto" and (fault := explain_missing_gpu("")):
+        log.warning("%s; running on the CPU", fault)
     session = _open(ort, path, [CPU])
     card = _read_card(session, path)
     description = f"onnxruntime {ort.__version__}, CPU, {counted(count_cores(), 'thread')}"
@@ -172,7 +178,7 @@ def _open_cuda(
 ) -> tuple[OnnxRuntime | None, str]:
     """Load the model on CUDA; return None and the reason if that fails."""
     if CUDA not in ort.get_available_providers():
-        return None, f"this onnxruntime is built for the CPU only; {INSTALL} {install_hint('cuda')}"
+        return None, f"this onnxruntime is built for the CPU only; {_how_to_install(machine())}"
     # It prints missing libraries to stdout, which is for rows.
     with contextlib.redirect_stdout(io.StringIO()) as said:
         ort.preload_dlls()
@@ -182,11 +188,11 @@ def _open_cuda(
         session = _open(ort, path, providers)
     except ModelError as error:
         # The GPU's memory may be full. If the model is invalid, the CPU session fails, too.
-        return None, str(error)
+        cause = CUDA_FAILURE.search(str(error))
+        return None, cause[0].strip() if cause else str(error)
     # The providers in use, not the installed ones: a missing library shows only here.
     if session.get_providers()[0] != CUDA:
         return None, f"its CUDA provider did not start; {INSTALL} {install_hint('cuda')}"
-    session.disable_fallback()
     card = _read_card(session, path)
     try:
         # A GPU without kernels in this build fails only at the first inference.
@@ -203,6 +209,16 @@ def _open_cuda(
     return OnnxRuntime(session, card, description, staging), ""
 
 
+def _how_to_install(architecture: str) -> str:
+    """Return how to get CUDA for onnxruntime on an architecture of `platform.machine`."""
+    if architecture in ("x86_64", "AMD64"):
+        return f"{INSTALL} {install_hint('cuda')}"
+    return (
+        f"PyPI has none with CUDA for {architecture}: build a TensorRT engine with ffd-export "
+        "--engine tensorrt, as docs/engines.md describes for a Jetson"
+    )
+
+
 def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -217,7 +233,8 @@ def _open(ort: Any, path: Path, providers: list[Any]) -> Any:
         # saturate no kernel.
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        # The fallback would print to stdout, and hide why CUDA does not start.
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no other common base
         raise ModelError(f"model {path} cannot be loaded: {first_line(error)}") from None
 
