@@ -189,6 +189,13 @@ def test_the_error_for_another_system_names_both_systems(
         assert part in message
 
 
+def test_an_engine_for_another_gpu_than_the_first_is_rebuilt_for_it() -> None:
+    """ffd-export builds for the first GPU that it sees."""
+    here = dataclasses.replace(HERE, compute_capability="8.9", index=1)
+    with pytest.raises(EngineError, match="with CUDA_VISIBLE_DEVICES=1 " + MANIFEST.command):
+        require_runnable(MANIFEST, here)
+
+
 def test_files_must_belong_together(tmp_path: Path) -> None:
     path = save(tmp_path)
     assert read_manifest(path) == MANIFEST

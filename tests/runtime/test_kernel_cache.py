@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,14 @@ from ffd_runtime.model.backends import kernel_cache, open_backend
 from ffd_runtime.model.devices import Gpu
 
 from .fake_cuda import FakeCuda
-from .fake_tensorrt import ICudaEngine, IRuntimeCache, IRuntimeConfig, images, save_engine
+from .fake_tensorrt import (
+    ICudaEngine,
+    IRuntimeCache,
+    IRuntimeConfig,
+    RtxContext,
+    images,
+    save_engine,
+)
 
 
 def start(engine: ICudaEngine, folder: Path, builder: str = "tensorrt_rtx") -> list[str]:
@@ -215,3 +224,35 @@ def test_a_refused_cache_is_an_error(
     with pytest.raises(BackendError, match="rejects its runtime cache"):
         open_backend(save_engine(tmp_path, builder="tensorrt_rtx"))
     assert not cuda.taken()
+
+
+@pytest.mark.parametrize("collected", [True, False])
+def test_contexts_are_freed_before_the_cache_that_they_use(
+    tmp_path: Path,
+    cuda: FakeCuda,
+    engine: ICudaEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    collected: bool,
+) -> None:
+    alive: weakref.WeakSet[RtxContext] = weakref.WeakSet()
+    counted: list[int] = []
+    start, close = RtxContext.__init__, kernel_cache.KernelCache.close
+
+    def starting(self: RtxContext, *given: Any) -> None:
+        start(self, *given)
+        alive.add(self)
+
+    def closing(self: kernel_cache.KernelCache) -> None:
+        counted.append(len(alive))
+        close(self)
+
+    monkeypatch.setattr(RtxContext, "__init__", starting)
+    monkeypatch.setattr(kernel_cache.KernelCache, "close", closing)
+    opened = open_backend(save_engine(tmp_path, builder="tensorrt_rtx"))
+    # More images than the largest batch use both lanes.
+    pending = opened.submit(images(11))  # type: ignore[attr-defined]
+    if collected:
+        pending.collect()
+    assert len(alive) == 2
+    opened.close()
+    assert counted == [0]

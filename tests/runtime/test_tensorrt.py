@@ -24,7 +24,15 @@ from ffd_runtime.model.backends import open_backend
 from ffd_runtime.model.devices import Gpu
 
 from .fake_cuda import FakeCuda
-from .fake_tensorrt import SIZE, ICudaEngine, IExecutionContext, assert_right, images, save_engine
+from .fake_tensorrt import (
+    SIZE,
+    ICudaEngine,
+    IExecutionContext,
+    ILogger,
+    assert_right,
+    images,
+    save_engine,
+)
 
 # Streams that run immediately: 0 is inference, 1 the copies of images. The others run when a thread
 # waits for them.
@@ -373,35 +381,31 @@ def test_tensorrt_for_rtx_captures_graphs_itself(
         given = images(11, seed)
         assert_right(given, opened.infer(given))
     assert cuda.launches == 0
-    assert engine.asked
+    assert not any(capturing for _, capturing in engine.enqueued)
     assert not caplog.messages
     opened.close()
     assert not cuda.taken()
 
 
-def test_no_graph_is_captured_if_tensorrt_reports_that_it_cannot(
-    tmp_path: Path,
-    cuda: FakeCuda,
-    engine: ICudaEngine,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_an_unsupported_gpu_is_refused_by_the_probe(
+    cuda: FakeCuda, engine: ICudaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The warning is logged once. Only TensorRT for RTX has the query."""
-    engine.can_be_captured = False
-    opened = open_backend(save_engine(tmp_path, builder="tensorrt_rtx"))
-    given = images(11)
+    assert backend.probe("tensorrt_rtx")["version"]
+    monkeypatch.setattr(backend, "describe_gpu", lambda index: Gpu("NVIDIA H100", "9.0"))
+    with pytest.raises(DeviceError, match="does not support NVIDIA H100"):
+        backend.probe("tensorrt_rtx")
+
+
+def test_a_warning_about_another_gpu_is_shown(
+    tmp_path: Path, cuda: FakeCuda, engine: ICudaEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine of an Orin AGX on an Orin Nano: both have compute capability 8.7."""
+    open_backend(save_engine(tmp_path)).close()
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert_right(given, opened.infer(given))
+        engine.logger.log(ILogger.Severity.WARNING, "Lazy loading is off.")
+        engine.logger.log(
+            ILogger.Severity.WARNING,
+            "Using an engine plan file across different models of devices is not recommended.",
+        )
     (message,) = caplog.messages
-    assert "runs without CUDA graphs" in message
-    assert engine.asked == 1
-    # A module that has the query, but does not capture graphs itself.
-    caplog.clear()
-    monkeypatch.setattr(
-        IExecutionContext, "is_stream_capturable", lambda self, stream: False, raising=False
-    )
-    opened = open_backend(save_engine(tmp_path))
-    assert_right(given, opened.infer(given))
-    assert all(not capturing for _, capturing in engine.enqueued)
-    assert len(caplog.messages) == 1
+    assert message.startswith("TensorRT warns: Using an engine plan file across different models")

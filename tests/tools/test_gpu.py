@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -335,16 +336,25 @@ def test_batches_of_many_sizes_are_compared(small: Path) -> None:
         card = backend.card
         description = "wrong"
 
+        def __init__(self, damage: Callable[[Any], Any]) -> None:
+            self.damage = damage
+
         def infer(self, images: Any) -> Any:
             outputs = backend.infer(images)
-            # Swap the outputs of images.
-            return dataclasses.replace(outputs, probability=outputs.probability[::-1])
+            return dataclasses.replace(outputs, probability=self.damage(outputs.probability))
 
         def close(self) -> None:
             pass
 
-    with pytest.raises(Exception, match="largest difference"):
-        provider.mix(Wrong(), (1, 4), 1e-6)
+    def swap(values: Any) -> Any:
+        return values[::-1]
+
+    def spoil(values: Any) -> Any:
+        return values if len(values) < 3 else values * np.nan
+
+    for damage in (swap, spoil):
+        with pytest.raises(Exception, match="largest difference"):
+            provider.mix(Wrong(damage), (1, 4), 1e-6)
 
 
 def test_nodes_are_read_from_a_profile(small: Path, tmp_path: Path) -> None:

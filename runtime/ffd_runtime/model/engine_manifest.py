@@ -78,8 +78,13 @@ class EngineManifest:
 
     @property
     def how_to_rebuild(self) -> str:
-        """The command that rebuilds the engine, and where to run it."""
-        return f"rebuild it here, in a folder with {self.onnx}, with {self.command}"
+        """The command that rebuilds the engine for the first GPU, and where to run it."""
+        return self.how_to_rebuild_for(0)
+
+    def how_to_rebuild_for(self, index: int) -> str:
+        """The command that rebuilds the engine for a GPU; engines are built on the first one."""
+        selected = f"CUDA_VISIBLE_DEVICES={index} " if index else ""
+        return f"rebuild it here, in a folder with {self.onnx}, with {selected}{self.command}"
 
     def to_json(self) -> str:
         """Return the manifest as JSON."""
@@ -126,6 +131,7 @@ class TargetSystem:
     version: str
     gpu: str
     compute_capability: str
+    index: int = 0
 
 
 def manifest_path(engine: Path) -> Path:
@@ -182,7 +188,7 @@ def require_runnable(manifest: EngineManifest, here: TargetSystem) -> None:
     raise EngineError(
         f"the engine cannot run on this machine: {reason}; it was built by {built}{where}; found "
         f"{here.module} {here.version} and {here.gpu} ({here.compute_capability}); "
-        f"{manifest.how_to_rebuild}"
+        f"{manifest.how_to_rebuild_for(here.index)}"
     )
 
 

@@ -43,12 +43,6 @@ class Execution:
         """Enqueue the inference, and return whether TensorRT accepted it."""
         return bool(self._context.execute_async_v3(self._stream))
 
-    def can_be_captured(self) -> bool:
-        """Return whether a CUDA graph can be captured; True if TensorRT has no such query."""
-        # Only TensorRT for RTX has the query: it may compile or allocate during the call.
-        ask = getattr(self._context, "is_stream_capturable", None)
-        return ask is None or bool(ask(self._stream))
-
 
 class Contexts:
     """Creates execution contexts of an engine, which share their memory.

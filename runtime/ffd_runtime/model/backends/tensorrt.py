@@ -23,7 +23,7 @@ from ...core.install_hint import install_hint
 from ...core.interruptible import run_interruptible
 from ...core.text import first_line
 from ..backend_registry import BACKENDS, Facts
-from ..devices import Gpu, count_gpus, describe_gpu, parse_device
+from ..devices import Gpu, count_gpus, describe_gpu, explain_missing_gpu, parse_device
 from ..engine_manifest import (
     EngineManifest,
     TargetSystem,
@@ -65,9 +65,8 @@ class TensorRt:
         self._contexts: Contexts | None = None
         self._kernels = KernelCache(manifest.engine_sha256, gpu, trt.__version__)
         self._cuda = Cuda(index)
-        self._graphs = True
         # TensorRT for RTX captures graphs itself, because only it knows which kernels are final.
-        self._captures = trt.__name__ != "tensorrt_rtx"
+        self._graphs = trt.__name__ != "tensorrt_rtx"
         # Free all allocations if anything below fails.
         try:
             self._contexts = Contexts(trt, engine, logger, self._cuda, self._kernels)
@@ -139,10 +138,7 @@ class TensorRt:
         # The first run at a size also updates the context's state, which must not become part of
         # the graph.
         try:
-            if not execution.can_be_captured():
-                raise BackendError("TensorRT reports that its work cannot be captured")
-            if self._captures:
-                execution.graph = self._cuda.capture(execution.enqueue)
+            execution.graph = self._cuda.capture(execution.enqueue)
         except BackendError as error:
             self._graphs = False
             log.warning(
@@ -180,6 +176,9 @@ class TensorRt:
         self._kernels.save()
         # Graphs use kernels of the contexts, and contexts use the memory that is freed last.
         self._cuda.destroy_graphs()
+        for lane in self._lanes:
+            # A batch that was not collected keeps its lanes, but must not keep their contexts.
+            lane.executions.clear()
         self._lanes = []
         self._contexts = None
         self._kernels.close()
@@ -224,12 +223,12 @@ def open_model(path: Path, device: str = "auto") -> TensorRt:
         raise DeviceError(f"--device cpu: {path.name} is a TensorRT engine, which needs a GPU")
     trt = _import(manifest)
     if index >= count_gpus():
+        reason = explain_missing_gpu(f"NVIDIA's driver offers no GPU {index}")
         raise DeviceError(
-            f"{path.name} is a TensorRT engine, but NVIDIA's driver offers no GPU {index}: "
-            "run its ONNX file on the CPU instead"
+            f"{path.name} is a TensorRT engine, but {reason}: run its ONNX file on the CPU instead"
         )
     gpu: Gpu = describe_gpu(index)
-    here = TargetSystem(trt.__name__, trt.__version__, gpu.name, gpu.compute_capability)
+    here = TargetSystem(trt.__name__, trt.__version__, gpu.name, gpu.compute_capability, index)
     if trt.__name__ == "tensorrt_rtx":
         require_rtx_gpu(trt, gpu)
     require_runnable(manifest, here)
@@ -294,6 +293,8 @@ def probe(library: str) -> Facts:
     facts: Facts = {"version": trt.__version__}
     if not count_gpus():
         return {**facts, "outcome": "loaded"}
+    if library == "tensorrt_rtx":
+        require_rtx_gpu(trt, describe_gpu(0))
     logger = remembering_logger(trt)
     if trt.Runtime(logger) is None:
         raise BackendError(f"its runtime does not start{logger.quote()}")

@@ -28,7 +28,10 @@ def remembering_logger(trt: Any) -> Any:
                 self._errors.append(message)
                 log.debug("TensorRT: %s", message)
             elif severity == kinds.WARNING:
-                log.debug("TensorRT warns: %s", message)
+                # An engine of another GPU with the same compute capability may be slow or fail.
+                is_other_gpu = "different models of devices" in message
+                level = logging.WARNING if is_other_gpu else logging.DEBUG
+                log.log(level, "TensorRT warns: %s", printable(" ".join(message.split())))
 
         def quote(self) -> str:
             """Return `; TensorRT said: ...`, and forget the errors."""
