@@ -7,6 +7,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -235,6 +236,7 @@ def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
         ("in/a.jpg", "a.jpg"),
         ("in//sub/a.JPEG", "sub/a.JPEG"),
         ("in/a.zip!/dir/x.jpg", "a.zip!/dir/x.jpg"),
+        ("in/a.zip!/./dir/./x.jpg", "a.zip!/dir/x.jpg"),
         ("in/a.zip!/../../x.jpg", None),
         ("in/a.zip!//x.jpg", None),
         ("in/../x.jpg", None),
@@ -295,6 +297,24 @@ def test_copies_whose_names_coincide_are_numbered(tmp_path: Path) -> None:
         for one, suffix in zip(map(seen, sources), suffixes, strict=True)
     ]
     assert list(map(str, found)) == [*("a.jpg", "a.jpg", "a-2.jpg", "A-3.JPG", "b.png", "B-2.png")]
+
+
+def test_names_of_a_list_may_begin_with_a_dot() -> None:
+    """As those of `find . | ffd-run -`."""
+    assert Names(["-"]).of(seen("./x/a.jpg"), ".jpg") == Path("x/a.jpg")
+
+
+def test_members_of_one_name_have_a_copy_each() -> None:
+    def numbers(*results: Result) -> list[int]:
+        names = Names(["a.tar"])
+        return [names.find_number(result) for result in results]
+
+    member = seen("a.tar!/x.jpg")
+    faces = [replace(member, face=(number, 0, 9, 9)) for number in range(2)]
+    assert numbers(member, member, seen("a.tar!/y.jpg"), member) == [1, 2, 1, 3]
+    assert numbers(*faces, *faces) == [1, 1, 2, 2]
+    # A file that is listed twice is the same image.
+    assert numbers(seen("x.jpg"), seen("x.jpg")) == [1, 1]
 
 
 def test_sources_on_several_drives_have_different_copies(monkeypatch: pytest.MonkeyPatch) -> None:

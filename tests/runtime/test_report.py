@@ -29,6 +29,8 @@ from ffd_runtime.core.log_odds import log_odds
 from ffd_runtime.core.results import Result
 from ffd_runtime.model.card import ModelCard
 from ffd_runtime.outputs.html_report import (
+    MARK,
+    MARK_WITHIN_BYTES,
     MAX_GALLERY_IMAGES,
     MAX_LISTED_ERRORS,
     THUMBNAIL_PX,
@@ -315,28 +317,40 @@ def test_memory_holds_only_candidates(tmp_path: Path) -> None:
     assert (tmp_path / "r.html").stat().st_size < 5_000_000
 
 
+def test_a_file_that_is_not_a_report_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    path.write_text("<title>mine</title>")
+    with pytest.raises(OutputError, match="exists and is not a page of ffd"):
+        Report(path, model="m", card=CARD)
+    assert path.read_text() == "<title>mine</title>"
+    path.write_bytes(b"")
+    for score in (0.1, 0.9):
+        write(path, seen("a.jpg", score))
+        assert MARK in path.read_bytes()[:MARK_WITHIN_BYTES]
+
+
 def test_failed_run_keeps_the_older_report(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
-    path.write_text("older")
+    path.write_bytes(MARK)
     for failure in (KeyboardInterrupt, ValueError):
         with pytest.raises(failure), Report(path, model="m", card=CARD) as report:
             report.write(seen("a.jpg", 0.9))
             raise failure
-        assert path.read_text() == "older"
+        assert path.read_bytes() == MARK
         assert [found.name for found in tmp_path.iterdir()] == ["r.html"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_is_an_error_and_keeps_the_older_report(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
-    path.write_text("older")
+    path.write_bytes(MARK)
     (tmp_path / "r.html.partial").symlink_to("/dev/full")
     with (
         pytest.raises(OutputError, match="cannot write .*No space left"),
         Report(path, model="m", card=CARD) as report,
     ):
         report.write(seen("a.jpg", 0.9))
-    assert path.read_text() == "older"
+    assert path.read_bytes() == MARK
     assert [found.name for found in tmp_path.iterdir()] == ["r.html"]
 
 

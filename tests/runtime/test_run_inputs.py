@@ -280,6 +280,52 @@ def test_resume_begins_where_the_output_is_empty(here: Path, run: Any) -> None:
     assert len(Path("rows.csv").read_text().splitlines()) == 1 + 3
 
 
+def test_a_list_may_contain_the_copies_of_an_earlier_run(here: Path, run: Any) -> None:
+    """As `find . | ffd-run - --annotate shown` does."""
+    for _ in range(2):
+        listed = "\n".join(map(str, sorted(Path().rglob("*.png"))))
+        code, rows, err = run("-", "--annotate", "shown", input=listed)
+        assert (code, len(rows)) == (0, 3), err
+    assert len(list(Path("shown").iterdir())) == 3
+
+
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_the_list_of_sources_is_not_overwritten(here: Path, run: Any, option: str) -> None:
+    name = "names.csv" if option == "--output" else "names.html"
+    Path(name).write_text("0-red.png\n")
+    more = ("--overwrite",) if option == "--output" else ()
+    code, _, err = run("--sources", name, option, f"./{name}", *more)
+    assert (code, Path(name).read_text()) == (2, "0-red.png\n")
+    assert "is also the list of --sources" in err[-1]
+
+
+def test_a_replaced_file_keeps_its_permissions(here: Path, run: Any) -> None:
+    Path("rows.csv").touch(0o600)
+    assert run(".", "--output", "rows.csv", "--overwrite")[0] == 0
+    assert Path("rows.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_rows_on_stdout_are_written_once(here: Path, colour_model: Path) -> None:
+    words = ("0-red.png", "--model", str(colour_model), "--output", "/dev/stdout", "--json")
+    done = subprocess.run([COMMAND, *words], capture_output=True, check=True)
+    assert done.stdout.count(b"\n") == 1
+
+
+def test_an_interruption_of_an_import_is_not_a_broken_installation(
+    here: Path, tmp_path: Path
+) -> None:
+    """pybind11 makes an ImportError of an exception that ends the import of its module."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "onnxruntime.py").write_text(
+        "try:\n    raise KeyboardInterrupt\nexcept KeyboardInterrupt as error:\n"
+        "    raise ImportError('initialization failed') from error\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(modules)}
+    done = subprocess.run([COMMAND, "0-red.png"], capture_output=True, env=environment)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, b"ffd-run: interrupted")
+
+
 def test_a_run_killed_between_its_last_steps_is_complete(
     here: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

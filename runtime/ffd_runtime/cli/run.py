@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -201,4 +202,7 @@ def main(sources: tuple[str, ...], listed: str | None, **values: Any) -> None:
         sources += read_sources(listed, values["null"])
         if not sources:
             raise click.UsageError(f"--sources {listed} contains no SOURCE")
+        for path in filter(None, (values["output"], values["report"])):
+            if os.path.realpath(path) == os.path.realpath(listed):
+                raise click.UsageError(f"{path} is also the list of --sources: name another file")
     choose_program(sources, values).start(sources, values)

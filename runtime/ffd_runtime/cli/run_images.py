@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..core.errors import OutputError
 from ..core.redact import redact
+from ..core.text import counted
 from ..inputs import FetchPolicy, Item, find_files
 from ..inputs.kinds import Skipped
 from ..inputs.source_registry import ADDRESS_MODULES
@@ -24,7 +24,7 @@ from ..outputs import Sink, check_file_sink, open_file_sink, open_pipe_sink, req
 from ..outputs.jsonlines import JsonLines
 from ..outputs.partial_file import completed_record, files_of_sink
 from ..outputs.provenance import RunProvenance
-from ..outputs.target import follow_links, is_pipe, require_folder
+from ..outputs.target import descriptor_of, follow_links, is_pipe, require_folder
 from .command import say, say_more
 from .options import open_console, wants_table
 from .program import Program, RunOptions
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # Seconds until the download of an image is given up.
 TIMEOUT_S = 20.0
+STDOUT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +82,14 @@ class Targets:
         rows: file of rows, with links followed; None if rows go elsewhere.
         pipe: pipe or device of rows.
         report: the HTML report.
-        named: the paths as they were given.
+        copies: folder of annotated copies.
+        named: the paths of files as they were given.
     """
 
     rows: Path | None
     pipe: Path | None
     report: Path | None
+    copies: Path | None
     named: tuple[Path, ...]
 
     @classmethod
@@ -99,6 +102,7 @@ class Targets:
         """
         output = Path(options.output) if options.output else None
         report = Path(options.report) if options.report else None
+        copies = Path(options.annotate) if options.annotate else None
         named = tuple(path for path in (output, report) if path)
         for path in named:
             target = os.path.realpath(path)
@@ -107,15 +111,15 @@ class Targets:
         if report:
             require_folder("--report", report)
         if output is None:
-            return cls(None, None, report, named)
+            return cls(None, None, report, copies, named)
         check_file_sink(output)
         if is_pipe(output):
             if options.resume:
                 raise click.UsageError(f"--resume needs a regular file, and {output} is not one")
-            return cls(None, output, report, named)
+            return cls(None, output, report, copies, named)
         if not (options.resume or options.overwrite):
             require_new(output, resumable=True)
-        return cls(follow_links(output), None, report, named)
+        return cls(follow_links(output), None, report, copies, named)
 
     @property
     def partial(self) -> Path | None:
@@ -129,37 +133,53 @@ class Targets:
             return None
         return self.rows if self.rows.exists() and self.rows.stat().st_size else None
 
-    def files(self) -> frozenset[str]:
-        """The files that this run writes, and links to them: they are not inputs."""
+    def places(self) -> frozenset[str]:
+        """The files that this run writes, links to them, and its folder: they are not inputs."""
         written = {path for named in self.named for path in (named, follow_links(named))}
         absolute = (Path(os.path.realpath(path.parent), path.name) for path in written)
-        return frozenset(str(path) for one in absolute for path in files_of_sink(one))
+        files = frozenset(str(path) for one in absolute for path in files_of_sink(one))
+        return files | {os.path.realpath(self.copies)} if self.copies else files
 
 
 class EarlierRows:
-    """The rows of an interrupted run: their total, and `counts` by label or `errors`."""
+    """The rows of an interrupted run.
 
-    def __init__(self, once: bool) -> None:
-        """Begin without rows; `once` if each input has one row, rather than one for each face."""
-        self.counts: Counter[str] = Counter()
+    Attributes:
+        total: number of rows.
+
+    Args:
+        once: whether each input has one row, rather than one for each face.
+        counts: receives the number of rows by label, and of `errors`.
+    """
+
+    def __init__(self, once: bool, counts: Counter[str]) -> None:
+        self.counts = counts
         self.total = 0
         self._by_source: Counter[str] = Counter()
         self._once = once
         self._last = ""
         self._last_rows = 0
 
-    def read(self, file: PartialFile, report: Report | None) -> None:
+    def read(
+        self, file: PartialFile, report: Report | None, copies: AnnotatedCopies | None
+    ) -> None:
         """Read the rows that `file` has already."""
+        unreadable, without_copy = False, 0
         for result in file.earlier():
             self._last = result.source
             self._by_source[self._last] += 1
             self.counts[result.label or "errors"] += 1
+            unreadable = bool(result.error and not result.face)
             if report:
                 report.write(result)
+            if copies and not copies.remember(result):
+                without_copy += 1
         self.total = self._by_source.total()
         if self.total:
             say(f"resuming after {self.total} rows in {file.partial}")
-        if not self._once:
+        if copies and without_copy:
+            say(f"{copies.folder} has no copies of {counted(without_copy, 'earlier row')}")
+        if not (self._once or unreadable):
             # An image has a row for each face. The last one may be incomplete: classify it again.
             self._last_rows = self._by_source.pop(self._last, 0)
 
@@ -185,31 +205,30 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
     _refuse_unknown_addresses(sources)
     targets = Targets.check(sources, options)
     skipped = Skipped()
+    counts: Counter[str] = Counter()
     with ExitStack() as stack:
+        stack.enter_context(_naming_partial_rows(targets, counts))
         classifier = stack.enter_context(_open_classifier(options))
         origin = _origin(sources, classifier, options)
         if options.resume and (complete := targets.complete):
             origin.require_same_file(completed_record(complete), complete)
-            say(f"{complete} is complete: nothing to resume (delete it to run again)")
+            _say_complete(complete, options)
             return
         # Steps that may fail come before steps that create files.
         copies = _open_copies(stack, sources, classifier, options)
-        report = _open_report(stack, targets.report, classifier)
         file = _open_rows(stack, targets.rows, origin, options)
-        earlier = EarlierRows(once=classifier.detector is None)
+        # The rows stay resumable until the report is written.
+        report = _open_report(stack, targets.report, classifier)
+        earlier = EarlierRows(classifier.detector is None, counts)
         if file and options.resume:
-            earlier.read(file, report)
+            earlier.read(file, report, copies)
         console = open_console(options.as_json)
         sinks = list(_open_sinks(stack, file, targets.pipe, console, options.as_json))
         sinks += [report] if report else []
-        find = _finder(sources, options, targets.files())
+        find = _finder(sources, options, targets.places())
         count = None if "-" in sources else lambda: sum(1 for _ in find())  # - is read once
-        counts = earlier.counts
         begin = time.monotonic()
-        with (
-            progress(console, count, earlier.total) as advance,
-            _naming_partial_rows(targets, counts),
-        ):
+        with progress(console, count, earlier.total) as advance:
 
             def skip(source: str) -> None:
                 skipped.add(source)
@@ -226,6 +245,12 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
     say(summarise(counts, earlier.total, time.monotonic() - begin, skipped))
     if counts["errors"]:
         click.get_current_context().exit(3)
+
+
+def _say_complete(path: Path, options: ImageOptions) -> None:
+    unwritten = [f"--{name}" for name in ("annotate", "report") if getattr(options, name)]
+    without = f", so {' and '.join(unwritten)} will not be written" if unwritten else ""
+    say(f"{path} is complete: nothing to resume{without} (delete it to run again)")
 
 
 def _open_classifier(options: ImageOptions) -> Classifier:
@@ -320,7 +345,7 @@ def _open_sinks(
         from ..outputs.table import Table
 
         yield stack.enter_context(Table(console))
-    elif as_json or not (rows or table):
+    elif not (rows or table) or (as_json and not (pipe and descriptor_of(pipe) == STDOUT)):
         yield JsonLines(sys.stdout)
 
 
@@ -329,12 +354,10 @@ def _naming_partial_rows(targets: Targets, counts: Counter[str]) -> Iterator[Non
     """Say where the rows of an interrupted run are."""
     try:
         yield
-    except OutputError:
-        # The message of this error names the file.
-        raise
-    except BaseException:
-        if targets.partial and counts:
-            say(f"rows so far are in {targets.partial}; resume with --resume")
+    except BaseException as error:
+        partial = targets.partial
+        if partial and counts and partial.exists() and str(partial) not in str(error):
+            say(f"rows so far are in {partial}; resume with --resume")
         raise
 
 

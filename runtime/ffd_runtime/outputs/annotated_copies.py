@@ -10,7 +10,7 @@ import os
 import struct
 import sys
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -116,6 +116,14 @@ class AnnotatedCopies:
         while pending:
             yield pending.popleft().result()
 
+    def remember(self, result: Result) -> bool:
+        """Reserve the name of a row of an earlier run; return whether its copy exists."""
+        if result.error:
+            return True
+        number = self._names.find_number(result)
+        paths = [self.folder / self._names.of(result, suffix, number) for suffix in _SUFFIXES]
+        return any(path.exists() for path in paths)
+
     def __enter__(self) -> Self:
         return self
 
@@ -176,10 +184,16 @@ class Names:
         self._below = _below_common({top: os.path.abspath(top) for top in self.tops})
         # Digests of the names in use, in lower case, and of their sources.
         self._used: dict[bytes, bytes] = {}
+        self._members: Counter[bytes] = Counter()
 
     def find_number(self, result: Result) -> int:
         """Return the number that makes the names of a source unique where case is ignored."""
         source = _digest(result.source)
+        if "!/" in result.source:
+            # Members of an archive may have the same name.
+            member = _digest(f"{result.source}\0{result.frame}\0{result.face}")
+            source += str(self._members[member]).encode()
+            self._members[member] += 1
         number = 1
         while True:
             names = [_digest(str(self.of(result, end, number)).lower()) for end in _SUFFIXES]
@@ -222,7 +236,8 @@ class Names:
             cut = source.rfind("/", 0, cut)
             top = _without_slash(source[: cut + 1])
             if top in self._below:
-                return [*self._below[top], *source[cut + 1 :].split("/")]
+                parts = source[cut + 1 :].split("/")
+                return [*self._below[top], *(part for part in parts if part != ".")]
         return None
 
 

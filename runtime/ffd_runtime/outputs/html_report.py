@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import cv2
 
-from ..core.errors import InputError
+from ..core.errors import InputError, OutputError
 from ..core.log_odds import log_odds
 from ..core.results import LABEL_NAMES, Result
 from ..core.text import format_duration
@@ -28,6 +28,9 @@ from .target import follow_links, is_pipe, output_errors, require_file_name
 
 # In each of the two galleries.
 MAX_GALLERY_IMAGES = 24
+# In every page of ffd, near its beginning.
+MARK = b'<meta name="generator" content="ffd">'
+MARK_WITHIN_BYTES = 4096
 MAX_LISTED_ERRORS = 500
 # Distance from the threshold of scores outside the unsure band that count as uncertain.
 MAX_UNCERTAIN_LOG_ODDS = 1.0
@@ -69,12 +72,13 @@ class Report:
         nearest: candidates with the scores nearest to the threshold.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is not a page of ffd.
     """
 
     def __init__(self, path: Path, *, model: str, card: ModelCard) -> None:
         require_file_name("--report", path, PAGE_SUFFIXES)
         self.path = path = follow_links(path)
+        _require_replaceable(path)
         # A pipe cannot be renamed.
         self.partial = path if is_pipe(path) else path.with_name(path.name + ".partial")
         self.model = model
@@ -123,6 +127,18 @@ class Report:
         finally:
             if self.partial != self.path:
                 self.partial.unlink(missing_ok=True)
+
+
+def _require_replaceable(path: Path) -> None:
+    """Raise an OutputError if a file exists that is neither empty nor a page of ffd."""
+    if not path.is_file():
+        return
+    with output_errors(f"cannot read {path}"), path.open("rb") as file:
+        head = file.read(MARK_WITHIN_BYTES)
+    if head and MARK not in head:
+        raise OutputError(
+            f"{path} exists and is not a page of ffd: delete it, or give --report another name"
+        )
 
 
 class _Best:

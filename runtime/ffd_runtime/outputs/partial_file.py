@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -65,6 +66,9 @@ class PartialFile(ABC):
             self._lock: int | None = None
             try:
                 self._begin(origin, resume)
+                if self.path.is_file():
+                    # The file that is replaced may be private.
+                    os.fchmod(self.file.fileno(), stat.S_IMODE(self.path.stat().st_mode))
             except BaseException:
                 self._close()
                 raise
@@ -82,6 +86,9 @@ class PartialFile(ABC):
         if begun and origin:
             origin.require_same_file(self._record, self.partial)
         elif origin:
+            # A run that was to overwrite NAME may have been killed before its first row.
+            if resume and self.path.is_file() and self.path.stat().st_size:
+                origin.require_same_file(provenance_path(self.path), self.path)
             origin.save(self._record)
         self._recorded = origin is not None
         # Remove the row that was incomplete when the run ended.
