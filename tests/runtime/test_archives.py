@@ -13,6 +13,7 @@ import tarfile
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -173,11 +174,39 @@ def test_an_archive_without_members_yields_nothing(path: Path) -> None:
 def test_names_may_repeat_and_need_not_be_utf8(path: Path) -> None:
     data = zipped([("a", b"1"), ("a", b"2"), ("é", b"3")])
     assert contents(path, data) == [("a", b"1"), ("a", b"2"), ("é", b"3")]
-    # Without the flag for UTF-8, names are in code page 437.
-    flag = struct.pack("<H", 0x800)
-    assert contents(path, data.replace(flag, b"\0\0"))[2] == ("├⌐", b"3")
     broken = data.replace("é".encode(), b"\xff\xfe")
     assert contents(path, broken)[2] == (os.fsdecode(b"\xff\xfe"), b"3")
+
+
+def entry(system: int, raw: bytes, extra: bytes = b"") -> bytes:
+    """Return a zip of an empty file whose name has no flag for UTF-8."""
+    sizes = struct.pack("<HH", len(raw), len(extra))
+    local = b"PK\3\4" + struct.pack("<22xHH", len(raw), 0) + raw
+    central = b"PK\1\2" + struct.pack("<BB", 20, system) + bytes(22) + sizes + bytes(14)
+    end = b"PK\5\6" + struct.pack("<4xHHIIH", 1, 1, len(central + raw + extra), len(local), 0)
+    return local + central + raw + extra + end
+
+
+@pytest.mark.parametrize(
+    ("system", "raw", "name"),
+    [
+        (3, "é".encode(), "é"),  # Info-ZIP on Unix
+        (3, b"\x82", "é"),  # not UTF-8, so in code page 437
+        (0, "é".encode(), "├⌐"),
+    ],
+)
+def test_names_without_a_flag_are_decoded(path: Path, system: int, raw: bytes, name: str) -> None:
+    assert contents(path, entry(system, raw)) == [(name, b"")]
+
+
+def test_a_name_may_be_in_a_field_of_its_own(path: Path) -> None:
+    def field(raw: bytes) -> bytes:
+        content = struct.pack("<BI", 1, zlib.crc32(raw)) + "Zoë 日本.jpg".encode()
+        return struct.pack("<HH", 0x7075, len(content)) + content
+
+    assert contents(path, entry(0, b"Zo_ __.jpg", field(b"Zo_ __.jpg"))) == [("Zoë 日本.jpg", b"")]
+    # The file was renamed by a program that did not update the field.
+    assert contents(path, entry(0, b"new.jpg", field(b"Zo_ __.jpg"))) == [("new.jpg", b"")]
 
 
 def test_a_zip64_archive_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +223,26 @@ def test_a_zip_may_have_a_comment_and_follow_other_data(path: Path) -> None:
         archive.comment = b"a comment that contains PK\5\6 before its last words"
     assert contents(path) == [("a", b"1")]
     assert contents(path, zipped({"b": b"2"}) + path.read_bytes()) == [("a", b"1")]
+
+
+@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS)
+def test_a_second_tar_after_the_end_is_reported(
+    path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    both = compress(tarred()) + compress(tarred({"more.jpg": NOISE}))
+    assert contents(path, both) == [*ALL, ("", "truncated")]
+    # Other data after the end mark do not matter.
+    assert contents(path, compress(tarred() + bytes(9000) + NOISE)) == ALL
+
+
+def test_a_tar_that_is_replaced_while_it_is_read_is_an_error(path: Path) -> None:
+    path.write_bytes(tarred({"a.jpg": NOISE, "b.jpg": NOISE}))
+    first, second = find_in_archive(str(path))
+    assert outcome(first) == NOISE
+    other = path.with_name("other")
+    other.write_bytes(tarred({"a.jpg": NOISE[::-1], "b.jpg": NOISE[::-1]}))
+    other.replace(path)
+    assert outcome(second) == "read_failed"
 
 
 def test_concatenated_compressed_streams_are_read(path: Path) -> None:

@@ -100,7 +100,7 @@ class Command(click.Command):
         ctx.ensure_object(dict)["verbose"] = ctx.params.pop("verbose")
         try:
             _prepare_streams()
-            with _raising_on_signals(), _printing_logs():
+            with _raising_on_signals(), _printing_logs(), _raising_interruptions():
                 super().invoke(ctx)
             _leave(ctx, 0)
         except click.exceptions.Exit as ended:
@@ -168,6 +168,19 @@ def _raising_on_signals() -> Iterator[None]:
     finally:
         for number in handled:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def _raising_interruptions() -> Iterator[None]:
+    """Raise the Ctrl-C or the signal that a module in native code made an ImportError of."""
+    try:
+        yield
+    except Exception as error:
+        failed = error if isinstance(error, ImportError) else error.__context__
+        cause = failed.__cause__ if isinstance(failed, ImportError) else None
+        if isinstance(cause, KeyboardInterrupt | Terminated):
+            raise cause from None
+        raise
 
 
 @contextmanager

@@ -79,7 +79,10 @@ def os_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         if os.path.islink(path):
             return InputError("not_found", "the link leads nowhere")
-        return InputError("not_found", "no such file or folder")
+        is_long = error.errno == errno.ENAMETOOLONG
+        return InputError(
+            "not_found", "the path is too long" if is_long else "no such file or folder"
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return InputError("permission_denied", "no permission to read it")
     if error.errno == errno.ELOOP:

@@ -8,6 +8,7 @@ import re
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 
@@ -31,6 +32,7 @@ MAX_HEADER_BYTES = 1 << 20
 _OTHER_EXTENSIONS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, b"V")
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 # They have no data, whatever size their headers state.
+ZEROS = bytes(TAR_BLOCK_BYTES)
 _WITHOUT_DATA = (*_LINKS, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 
 
@@ -45,6 +47,7 @@ class _Plain:
         self.position = 0
         self._path = path
         self._file = file
+        self._identity = _identity(file)
         self._size = os.fstat(file.fileno()).st_size
 
     def read(self, size: int) -> bytes:
@@ -65,7 +68,7 @@ class _Plain:
         self.skip(size)
         if size > MAX_FILE_BYTES:
             raise too_large(MAX_FILE_BYTES)
-        return partial(_read_at, self._path, position, size)
+        return partial(_read_at, self._path, self._identity, position, size)
 
     def finish(self) -> None:
         """Do nothing: data after the end mark does not show damage before it."""
@@ -199,8 +202,8 @@ class _TarHeaders:
                     block = self._stream.read(TAR_BLOCK_BYTES)
                     more = len(block) == TAR_BLOCK_BYTES and block[504]
                 return header
-            if not self._lost and block == bytes(TAR_BLOCK_BYTES):
-                self._stream.finish()
+            if not self._lost and block == ZEROS:
+                self._read_end()
                 return None
             if not self._lost and len(block) == TAR_BLOCK_BYTES:
                 self._lost = True
@@ -208,6 +211,22 @@ class _TarHeaders:
             if self._stream.position - begin > MAX_JUNK_BYTES:
                 raise InputError("corrupt", "the tar is damaged: the rest is not read")
         raise _tar_ends()
+
+    def _read_end(self) -> None:
+        """Read what follows the end mark.
+
+        Raises:
+            InputError: the rest of a compressed tar is damaged, or another tar follows.
+        """
+        end = self._stream.position + MAX_JUNK_BYTES
+        while self._stream.position < end and (block := self._stream.read(TAR_BLOCK_BYTES)):
+            if block != ZEROS:
+                with suppress(tarfile.HeaderError):
+                    tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                    reason = "another tar follows its end: join tars with tar --concatenate"
+                    raise InputError("truncated", reason)
+                break
+        self._stream.finish()
 
     def _data(self, header: tarfile.TarInfo) -> bytes:
         """Read the content of an extended header."""
@@ -256,8 +275,16 @@ def _refuse(header: tarfile.TarInfo) -> InputError | None:
     return refuse_name(header.name, stat.S_IFLNK if header.type in _LINKS else mode)
 
 
-def _read_at(path: str, position: int, size: int) -> bytes:
+def _identity(file: BinaryIO) -> tuple[int, ...]:
+    """Return values that change if a file is replaced or written."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_at(path: str, identity: tuple[int, ...], position: int, size: int) -> bytes:
     with open_file(path) as file:
+        if _identity(file) != identity:
+            raise InputError("read_failed", "the tar changed while it was read")
         file.seek(position)
         data = file.read(size)
     if len(data) < size:

@@ -9,6 +9,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 from zipfile import ZipInfo
@@ -32,6 +33,7 @@ _ENTRY = struct.Struct("<4sxB2xHH4xIIIHHH4xII")
 _LOCAL = struct.Struct("<4s22xHH")
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _UNIX = 3
+_ZIP64, _UNICODE_PATH = 0x1, 0x7075
 _METHODS: dict[int, Start] = {8: partial(Zlib, -15), 12: bz2.BZ2Decompressor}
 
 
@@ -68,13 +70,12 @@ def _read_entry(file: BinaryIO) -> ZipInfo:
         _ENTRY.unpack(entry)
     )
     member = ZipInfo()
-    member.filename = file.read(name).decode(
-        "utf-8" if flags & _UTF8 else "cp437", "surrogateescape"
-    )
+    raw, fields = file.read(name), _extra_fields(file.read(extra))
+    member.filename = _decode_name(raw, fields, flags, system)
     member.create_system, member.external_attr = system, attributes
     member.flag_bits, member.compress_type, member.CRC = flags, method, crc
     member.file_size, member.compress_size, member.header_offset = _zip64(
-        file.read(extra), [size, packed, offset]
+        fields, [size, packed, offset]
     )
     file.seek(comment, os.SEEK_CUR)
     return member
@@ -128,18 +129,38 @@ def _find_directory(file: BinaryIO, file_size: int) -> tuple[int, int, int]:
     raise InputError("truncated", "the zip has no directory: it ends early or is damaged")
 
 
-def _zip64(extra: bytes, values: list[int]) -> list[int]:
-    """Replace sizes and offset by those of the zip64 extra field where they exceed 32 bits."""
+def _extra_fields(extra: bytes) -> dict[int, bytes]:
+    """Return the content of each extra field; of two of a kind, the first."""
+    fields: dict[int, bytes] = {}
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
-        if kind == 1:
-            large = io.BytesIO(extra[4 : 4 + length])
-            return [
-                int.from_bytes(large.read(8), "little") if value == 0xFFFFFFFF else value
-                for value in values
-            ]
+        fields.setdefault(kind, extra[4 : 4 + length])
         extra = extra[4 + length :]
-    return values
+    return fields
+
+
+def _decode_name(raw: bytes, fields: dict[int, bytes], flags: int, system: int) -> str:
+    """Decode a name, which on Unix may be UTF-8 without its flag, or be in a field of its own."""
+    unicode_path = fields.get(_UNICODE_PATH, b"")
+    if unicode_path[:5] == struct.pack("<BI", 1, zlib.crc32(raw)):
+        return unicode_path[5:].decode("utf-8", "surrogateescape")
+    if flags & _UTF8:
+        return raw.decode("utf-8", "surrogateescape")
+    if system == _UNIX:
+        with suppress(UnicodeDecodeError):
+            return raw.decode("utf-8")
+    return raw.decode("cp437")
+
+
+def _zip64(fields: dict[int, bytes], values: list[int]) -> list[int]:
+    """Replace sizes and offset by those of the zip64 extra field where they exceed 32 bits."""
+    large = io.BytesIO(fields.get(_ZIP64, b""))
+    if _ZIP64 not in fields:
+        return values
+    return [
+        int.from_bytes(large.read(8), "little") if value == 0xFFFFFFFF else value
+        for value in values
+    ]
 
 
 def _read_member(path: str, member: ZipInfo) -> bytes:
