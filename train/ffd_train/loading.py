@@ -19,6 +19,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import FfdError
+from ffd_runtime.core.process_setting import ONE_OPENCV_THREAD
 from ffd_runtime.core.text import counted
 
 from .dataset import FaceDataset
@@ -70,7 +71,7 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
             SharedMemoryError: the shared memory is too small for the workers' batches.
         """
         start = time.monotonic()
-        with self._sharing(), _one_opencv_thread():
+        with self._sharing(), ONE_OPENCV_THREAD:
             batches = super().__iter__()
         self.waited = time.monotonic() - start
         try:
@@ -152,17 +153,6 @@ def _collate(samples: list[tuple[Tensor, int]]) -> Any:
         for tensor in batch:
             tensor.share_memory_()
     return batch
-
-
-@contextmanager
-def _one_opencv_thread() -> Iterator[None]:
-    """Disable OpenCV's thread pool: a forked worker would wait for threads it does not have."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
 
 
 def _init_worker(_: int) -> None:

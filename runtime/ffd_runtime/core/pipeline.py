@@ -10,10 +10,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from queue import Empty, Queue
-from threading import Lock, Semaphore, Thread
+from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +23,7 @@ from ..model.backends import Backend, Finished, Pending
 from ..model.card import ModelCard, PreprocessSpec
 from ..model.within_memory import WithinMemory
 from .errors import BackendError, DeviceMemoryError, InputError
+from .process_setting import ONE_OPENCV_THREAD
 from .results import Box, Result
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def classify_items(
     )
     batches = Batches(backend, batch)
     waiting: list[Prepared] = []
-    with _PrepareAhead(items, work, workers, 2 * batch) as ahead:
+    with ONE_OPENCV_THREAD, _PrepareAhead(items, work, workers, 2 * batch) as ahead:
         for prepared in ahead:
             waiting += prepared or ()
             while len(waiting) >= batch:
@@ -243,34 +243,6 @@ class Batches:
                 yield _judge(entry, *next(outputs), self._backend.card)
 
 
-class _OneThreadEach:
-    """Lets OpenCV use one thread for each call while any run is active.
-
-    The workers use all cores, so more threads in OpenCV would only compete with them. The setting
-    belongs to the process, so the first run saves it and the last one restores it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._runs = self._before = 0
-
-    def begin(self) -> None:
-        with self._lock:
-            if not self._runs:
-                self._before = cv2.getNumThreads()
-                cv2.setNumThreads(1)
-            self._runs += 1
-
-    def end(self) -> None:
-        with self._lock:
-            self._runs -= 1
-            if not self._runs:
-                cv2.setNumThreads(self._before)
-
-
-_ONE_THREAD_EACH = _OneThreadEach()
-
-
 class _PrepareAhead:
     """Iterates over prepared items in order; yields None when the source has nothing ready.
 
@@ -301,7 +273,6 @@ class _PrepareAhead:
         ]
 
     def __enter__(self) -> Self:
-        _ONE_THREAD_EACH.begin()
         for thread in (self._reader, *self._workers):
             thread.start()
         return self
@@ -332,7 +303,6 @@ class _PrepareAhead:
             thread.join(max(0.0, deadline - time.monotonic()))
         # It may be waiting for its source, which cannot be interrupted.
         self._reader.join(IDLE_SECONDS)
-        _ONE_THREAD_EACH.end()
 
     def _read(self) -> None:
         try:
