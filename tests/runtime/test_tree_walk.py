@@ -29,6 +29,19 @@ def test_visits_only_the_names_to_keep(tmp_path: Path) -> None:
     assert [entry.path for entry in found] == [str(tmp_path / "seen" / "a.png")]
 
 
+def test_skips_the_thumbnails_of_a_file_server(tmp_path: Path) -> None:
+    for name in (
+        "a.jpg",
+        "@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg",
+        "b/@eaDir/c.jpg/SYNO.jpg",
+        "b/c.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [os.path.relpath(entry.path, tmp_path) for entry in walk_tree(str(tmp_path))]
+    assert found == ["a.jpg", "b/c.jpg"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links")
 def test_follows_links_and_reports_loops(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()

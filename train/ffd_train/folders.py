@@ -10,7 +10,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ffd_runtime.core.errors import DataError
+from ffd_runtime.core.errors import DataError, os_errors_as
 from ffd_runtime.core.tree_walk import walk_tree
 
 SPLITS = ("train", "val", "test")
@@ -104,11 +104,8 @@ def list_folders(root: Path) -> list[str]:
     Raises:
         DataError: the folder cannot be read.
     """
-    try:
-        with os.scandir(root) as entries:
-            return sorted(entry.name for entry in entries if os.path.isdir(entry.path))
-    except OSError as error:
-        raise DataError(f"cannot read {root}: {error.strerror}") from None
+    with os_errors_as(DataError, f"cannot read {root}"), os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if os.path.isdir(entry.path))
 
 
 def read_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:

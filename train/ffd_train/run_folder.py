@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ffd_runtime.core.atomic_file import atomic_path, write_output
-from ffd_runtime.core.errors import DataError, ModelError, OutputError
+from ffd_runtime.core.errors import DataError, ModelError, OutputError, os_errors_as
 from ffd_runtime.core.text import first_line
 from ffd_runtime.model.card import ModelCard
 
@@ -173,10 +173,8 @@ def open_folder(folder: Path, settings: Settings, data: FaceData) -> None:
     Raises:
         OutputError: the folder cannot be written to.
     """
-    try:
+    with os_errors_as(OutputError, f"cannot create {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot create {folder}: {error.strerror}") from None
     write_output(folder / SETTINGS, (settings.to_json() + "\n").encode())
     write_output(folder / MANIFEST, manifest_bytes(data))
 
@@ -218,14 +216,11 @@ def count_epochs_before(stages: tuple[Stage, ...], position: Position) -> int:
 
 def append_metrics(path: Path, row: dict[str, object]) -> None:
     """Append an epoch to `metrics.csv`, after a header if the file is new."""
-    try:
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    with os_errors_as(OutputError, f"cannot write {path}"), path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def keep_metrics(path: Path, epochs: int) -> None:

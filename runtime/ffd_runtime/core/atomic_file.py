@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import OutputError, os_errors_as
 
 
 @contextmanager
@@ -53,7 +53,5 @@ def write_output(path: Path, content: bytes, *, temporary: Path | None = None) -
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
+    with os_errors_as(OutputError, f"cannot write {path}"):
         write_atomic(path, content, temporary=temporary)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FfdError(Exception):
     """Base class of the errors of ffd. A command prints the message and exits with `exit_code`."""
@@ -80,3 +83,14 @@ class InputError(FfdError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
         return type(self), (self.code, self.message)
+
+
+@contextmanager
+def os_errors_as(kind: type[FfdError], task: str) -> Iterator[None]:
+    """Turn an OSError into an error of ffd whose message starts with the task that failed."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise kind(f"{task}: {error.strerror or error}") from None

@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+# Synology's file servers keep several thumbnails of each image in it.
+THUMBNAILS = "@eaDir"
+
 
 class Entry(NamedTuple):
     """A file, or a folder that cannot be read.
@@ -23,8 +26,8 @@ class Entry(NamedTuple):
 def walk_tree(top: str, keep: Callable[[str], bool] = lambda name: True) -> Iterator[Entry]:
     """Yield every file below a folder, sorted by name within each folder.
 
-    Only files and folders whose name `keep` accepts are visited. The kind of an entry comes from
-    the folder itself, so only links cost a system call.
+    Only files and folders whose name `keep` accepts are visited, and no folder of thumbnails. The
+    kind of an entry comes from the folder itself, so only links cost a system call.
     """
     # For each open folder: its identity, and the entries to visit, the last first.
     stack: list[tuple[tuple[int, int], list[tuple[str, bool]]]] = []
@@ -43,7 +46,7 @@ def walk_tree(top: str, keep: Callable[[str], bool] = lambda name: True) -> Iter
                     inside = [
                         (e.path, os.path.isdir(e.path) if e.is_symlink() else e.is_dir())
                         for e in entries
-                        if keep(e.name)
+                        if e.name != THUMBNAILS and keep(e.name)
                     ]
                 stack.append((identity, sorted(inside, reverse=True)))
             except OSError as error:

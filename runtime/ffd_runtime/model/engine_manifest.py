@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import CardError, DeviceError, EngineError
+from ..core.errors import CardError, DeviceError, EngineError, os_errors_as
 from ..core.file_hash import hash_file, is_sha256
 from .card import ModelCard
 from .devices import Gpu
@@ -253,10 +253,8 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _sha256(path: Path) -> str:
-    try:
+    with os_errors_as(EngineError, f"{path} cannot be read"):
         return hash_file(path)
-    except OSError as error:
-        raise EngineError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _is_text(value: object) -> bool:

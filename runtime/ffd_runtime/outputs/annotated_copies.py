@@ -21,7 +21,7 @@ import numpy as np
 
 from ..core.atomic_file import write_atomic
 from ..core.cores import count_cores
-from ..core.errors import InputError, OutputError
+from ..core.errors import InputError, OutputError, os_errors_as
 from ..core.pipeline import MAX_KEPT_FETCHED_BYTES
 from ..core.results import Result
 from ..core.text import printable
@@ -29,7 +29,6 @@ from ..image.decode import Image, decode, read_file
 from ..image.draw import draw_verdict, overlay_heatmap
 from ..image.image_header import read_header
 from ..model.card import PreprocessSpec
-from .target import output_errors
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class AnnotatedCopies:
                     f"--annotate {folder} is in {top or 'the current folder'}, which is a "
                     "source: name a folder outside it"
                 )
-        with output_errors(f"--annotate {folder}"):
+        with os_errors_as(OutputError, f"--annotate {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             self._top = folder.resolve()
         workers = count_cores()
@@ -149,7 +148,7 @@ class AnnotatedCopies:
         png = header.format == "png" or max(header.width, header.height) > _MAX_JPEG_SIDE_PX
         suffix = ".png" if png else ".jpg"
         target = self.folder / self._names.of(result, suffix, number)
-        with output_errors(f"cannot write {target}"):
+        with os_errors_as(OutputError, f"cannot write {target}"):
             self._replace(target, encode(image, suffix))
         return result
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import cv2
 
-from ..core.errors import InputError, OutputError
+from ..core.errors import InputError, OutputError, os_errors_as
 from ..core.log_odds import log_odds
 from ..core.results import LABEL_NAMES, Result
 from ..core.text import format_duration
@@ -24,7 +24,7 @@ from ..image.draw import EVIDENCE_LIMIT, evidence_layer
 from ..image.preprocess import crop_centre, crop_face, resize
 from ..model.card import ModelCard
 from .html_page import PAGE_SUFFIXES, TEMPLATES, data_uri, encode_image, render_page
-from .target import follow_links, is_pipe, output_errors, require_file_name
+from .target import follow_links, is_pipe, require_file_name
 
 # In each of the two galleries.
 MAX_GALLERY_IMAGES = 24
@@ -90,7 +90,7 @@ class Report:
         self.errors: list[Result] = []
         self.highest = _Best(MAX_GALLERY_IMAGES)
         self.nearest = _Best(MAX_GALLERY_IMAGES)
-        with output_errors(f"cannot write {self.partial}"):
+        with os_errors_as(OutputError, f"cannot write {self.partial}"):
             # Report an error before the work.
             self.partial.touch()
 
@@ -120,7 +120,7 @@ class Report:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                with output_errors(f"cannot write {self.path}"):
+                with os_errors_as(OutputError, f"cannot write {self.path}"):
                     self.partial.write_bytes(render(self).encode())
                     if self.partial != self.path:
                         os.replace(self.partial, self.path)
@@ -133,7 +133,7 @@ def _require_replaceable(path: Path) -> None:
     """Raise an OutputError if a file exists that is neither empty nor a page of ffd."""
     if not path.is_file():
         return
-    with output_errors(f"cannot read {path}"), path.open("rb") as file:
+    with os_errors_as(OutputError, f"cannot read {path}"), path.open("rb") as file:
         head = file.read(MARK_WITHIN_BYTES)
     if head and MARK not in head:
         raise OutputError(

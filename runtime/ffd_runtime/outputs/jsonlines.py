@@ -9,10 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self, TextIO
 
-from ..core.errors import OutputError
+from ..core.errors import OutputError, os_errors_as
 from ..core.results import Result
 from .partial_file import PartialFile
-from .target import output_errors
 
 
 def to_line(result: Result) -> str:
@@ -29,7 +28,7 @@ class JsonLines:
 
     def write(self, result: Result) -> None:
         """Write one row and flush it, for programs that read the rows immediately."""
-        with output_errors(f"cannot write to {self.name}"):
+        with os_errors_as(OutputError, f"cannot write to {self.name}"):
             self.stream.write(to_line(result))
             self.stream.flush()
 

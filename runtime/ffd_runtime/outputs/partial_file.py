@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -11,10 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, ClassVar, Self
 
-from ..core.errors import OutputError
+from ..core.errors import OutputError, os_errors_as
+from ..core.file_lock import lock_file
 from ..core.results import Result
 from .provenance import RunProvenance
-from .target import follow_links, output_errors
+from .target import follow_links
 
 
 def files_of_sink(path: Path) -> list[Path]:
@@ -61,7 +61,7 @@ class PartialFile(ABC):
         self._record = provenance_path(self.partial)
         if self.partial.exists() and not self.partial.is_file():
             raise OutputError(f"{self.partial} is not a regular file: give another --output")
-        with output_errors(f"cannot write {self.partial}"):
+        with os_errors_as(OutputError, f"cannot write {self.partial}"):
             self.file = open(self.partial, "a", encoding="utf-8", errors=self._errors, newline="")
             self._lock: int | None = None
             try:
@@ -74,7 +74,11 @@ class PartialFile(ABC):
                 raise
 
     def _begin(self, origin: RunProvenance | None, resume: bool) -> None:
-        self._lock = _lock(self.file, self.partial)
+        lock_file(
+            self.file.fileno(), f"another run is writing {self.partial}: give another --output"
+        )
+        # A duplicate descriptor shares the lock, and keeps it after the file is closed.
+        self._lock = os.dup(self.file.fileno())
         with self.partial.open("rb") as file:
             self._whole = self._whole_rows(file)
         begun = self._whole > len(self.header)
@@ -202,19 +206,3 @@ def _read_lines(file: IO[bytes], size: int, errors: str) -> Iterator[str]:
     while size > 0 and (line := file.readline(size)):
         size -= len(line)
         yield line.decode("utf-8", errors)
-
-
-def _lock(file: IO[str], path: Path) -> int | None:
-    """Lock the file until the descriptor is closed; None on systems without such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # Some network file systems have no locks; the run continues without one.
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise OutputError(f"another run is writing {path}: give another --output") from None
-    # A duplicate descriptor shares the lock, and keeps it after the file is closed.
-    return os.dup(file.fileno())

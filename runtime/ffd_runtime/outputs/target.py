@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
-from ..core.errors import OutputError
+from ..core.errors import OutputError, os_errors_as
 from ..core.results import Result
 from ..core.text import printable
 
@@ -18,17 +17,6 @@ _DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|(?:/dev/fd|/proc/self/fd)/(\d+)"
 _STANDARD = {"stdout": 1, "stderr": 2}
 # Linux follows at most 40 links.
 _MAX_LINKS = 40
-
-
-@contextmanager
-def output_errors(task: str) -> Iterator[None]:
-    """Turn an OSError into an OutputError whose message starts with the task that failed."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{task}: {error.strerror or error}") from None
 
 
 def is_pipe(path: Path) -> bool:
@@ -108,7 +96,7 @@ class Pipe:
         self._path = path
         self._to_line = to_line
         descriptor = descriptor_of(path)
-        with output_errors(f"cannot write to {path}"):
+        with os_errors_as(OutputError, f"cannot write to {path}"):
             # A descriptor may be a socket, which cannot be opened by name.
             flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY
             self._file = os.open(path, flags) if descriptor is None else os.dup(descriptor)
@@ -121,7 +109,7 @@ class Pipe:
     def _send(self, text: str) -> None:
         data = text.encode("utf-8", "surrogateescape")
         try:
-            with output_errors(f"cannot write to {self._path}"):
+            with os_errors_as(OutputError, f"cannot write to {self._path}"):
                 while data:
                     data = data[os.write(self._file, data) :]
         except BrokenPipeError:

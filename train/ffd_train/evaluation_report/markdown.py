@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ffd_runtime import __version__
 from ffd_runtime.core.atomic_file import atomic_path
-from ffd_runtime.core.errors import OutputError
+from ffd_runtime.core.errors import OutputError, os_errors_as
 from ffd_runtime.core.text import printable
 
 from ..intervals import CONFIDENCE
@@ -57,12 +57,10 @@ def put_table(path: Path, study: Study) -> None:
     table = to_markdown(study).replace("\n", newline)
     content = f"{before}{BEGIN}{newline}{table}{newline}{END}{after}"
     target = Path(os.path.realpath(path))
-    try:
-        with atomic_path(target, sync=False) as draft:
-            draft.write_bytes(content.encode())
-            shutil.copymode(target, draft)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    failure = os_errors_as(OutputError, f"cannot write {path}")
+    with failure, atomic_path(target, sync=False) as draft:
+        draft.write_bytes(content.encode())
+        shutil.copymode(target, draft)
 
 
 def to_markdown(study: Study) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ffd_runtime.core.errors import DataError
+from ffd_runtime.core.errors import DataError, os_errors_as
 
 from ..folders import SPLITS, ClassFolder
 
@@ -107,10 +107,8 @@ def _match(path: Path | None, folder: Path, pictures: Sequence[str]) -> dict[str
 
 
 def _read_pairs(path: Path) -> list[list[str]]:
-    try:
+    with os_errors_as(DataError, f"cannot read {path}"):
         rows = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
     pairs = [row.replace(",", " ").split() for row in rows if row.strip()]
     # A CSV has a heading.
     pairs = [pair for pair in pairs if len(pair) != 2 or pair[1].isdigit()]

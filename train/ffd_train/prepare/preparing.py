@@ -15,7 +15,7 @@ import cv2
 
 from ffd_runtime import __version__
 from ffd_runtime.core.atomic_file import write_output
-from ffd_runtime.core.errors import DataError, OutputError
+from ffd_runtime.core.errors import DataError, OutputError, os_errors_as
 from ffd_runtime.model.card import CLASSES
 
 from ..folders import SPLITS
@@ -120,10 +120,8 @@ def prepare(
     _require_outside(inputs, output)
     _check_output(output, origin)
     entries = _find_and_report(inputs, say)
-    try:
+    with os_errors_as(OutputError, f"cannot create {output}"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot create {output}: {error.strerror}") from None
     with OrderedPool(workers) as pool, Journal(output / JOURNAL) as journal:
         try:
             _require_space(len(entries) * LINE_BYTES - _size(output / JOURNAL), output)

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from ffd_runtime import __version__
-from ffd_runtime.core.errors import InputError, OutputError
+from ffd_runtime.core.errors import InputError, OutputError, os_errors_as
+from ffd_runtime.core.file_lock import lock_file
 from ffd_runtime.core.ordered_map import In, Out, map_in_order
 from ffd_runtime.image.decode import decode, read_file
 from ffd_runtime.image.preprocess import crop_centre, resize
@@ -103,11 +104,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
+        with os_errors_as(OutputError, f"cannot write {path}"):
             self._file = path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from None
-        _lock(self._file.fileno(), path)
+        refusal = f"another ffd-data prepare is writing {path.parent}: wait until it ends"
+        lock_file(self._file.fileno(), refusal)
         self._file.seek(0)
         self._known: dict[Key, FileFacts] = {}
         head = json.dumps({"ffd": __version__, "opencv": cv2.__version__}) + "\n"
@@ -152,10 +152,8 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
     def _write(self, line: str) -> None:
-        try:
+        with os_errors_as(OutputError, f"cannot write {self._file.name}"):
             self._file.write(line)
-        except OSError as error:
-            raise OutputError(f"cannot write {self._file.name}: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -189,20 +187,3 @@ def _key(entry: Entry) -> Key | None:
     except OSError:
         return None
     return str(entry.path), status.st_size, status.st_mtime_ns
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    """Lock the journal until it is closed, if the system supports it."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(
-            f"another ffd-data prepare is writing {path.parent}: wait until it ends"
-        ) from None
-    except OSError:
-        # Some network file systems do not support locks.
-        return
