@@ -32,7 +32,8 @@ from ffd_train.face_data import FaceData, Sample
 from ffd_train.predict import predict_logits
 from ffd_train.scanning import scan
 from ffd_train.settings import Settings
-from ffd_train.unseen_calibration import calibrate_unseen
+
+from .unseen_calibration import calibrate_unseen
 
 MAX_FPR = 0.02
 # Share of correct verdicts outside the band. With 0.99, most images of unknown sources would be

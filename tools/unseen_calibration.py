@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import expit
 
-from .calibrate import Bools, Calibration, Floats, calibrate
+from ffd_train.calibrate import Bools, Calibration, Floats, calibrate
 
 
 def calibrate_unseen(

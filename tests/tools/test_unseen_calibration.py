@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
-
-from ffd_train.unseen_calibration import calibrate_unseen, lower_end
+from tools.unseen_calibration import calibrate_unseen, lower_end
 
 Scores = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=60)
 
