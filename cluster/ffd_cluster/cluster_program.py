@@ -108,7 +108,8 @@ def run(sources: Sequence[str], options: ClusterOptions) -> None:
         with _reporting_rows(parts), _progress(ray, earlier, total.result) as tally:
             cluster_run = ClusterRun(ray, work, parts, seen, replan, tally)
             cluster_run.classify(items)
-        say(summarise(parts.counts, earlier, time.monotonic() - begin, cluster_run.skipped))
+        seconds, faces = time.monotonic() - begin, options.detect_faces
+        say(summarise(parts.counts, earlier, seconds, cluster_run.skipped, faces))
     if parts.counts["errors"]:
         click.get_current_context().exit(3)
 

@@ -306,11 +306,14 @@ def test_resume_completes_an_image_with_some_faces_written(
     for name in "ab":
         cv2.imwrite(str(folder / f"{name}.png"), group)
     command = [folder, "--faces", "--face-model", face_model, "--model", colour_model]
-    command += ["--output", output]
+    command += ["--output", output, "--report", tmp_path / "page.html"]
     code, _, err = run_here(*command)
     assert code == 0, err
     whole = output.read_text()
     assert len(whole.splitlines()) == 6
+    # Six rows of two inputs.
+    assert "\n6 rows: " in err
+    assert "<h1>6 rows</h1>" in (tmp_path / "page.html").read_text()
     origin = tmp_path / "rows.jsonl.origin.json"
     for kept in (1, 2, 3, 5):
         # The state after a kill.

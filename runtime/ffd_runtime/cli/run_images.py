@@ -226,7 +226,9 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
         sinks = list(_open_sinks(stack, file, targets.pipe, console, options.as_json))
         sinks += [report] if report else []
         find = _finder(sources, options, targets.places())
-        count = None if "-" in sources else lambda: sum(1 for _ in find())  # - is read once
+        # Standard input is read once, and the number of faces is not known.
+        countable = "-" not in sources and not options.detect_faces
+        count = (lambda: sum(1 for _ in find())) if countable else None
         begin = time.monotonic()
         with progress(console, count, earlier.total) as advance:
 
@@ -242,7 +244,7 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
                     sink.write(result)
                 counts[result.label or "errors"] += 1
                 advance(1)
-    say(summarise(counts, earlier.total, time.monotonic() - begin, skipped))
+    say(summarise(counts, earlier.total, time.monotonic() - begin, skipped, options.detect_faces))
     if counts["errors"]:
         click.get_current_context().exit(3)
 
@@ -308,9 +310,9 @@ def _open_report(stack: ExitStack, path: Path | None, classifier: Classifier) ->
         return None
     from ..outputs.html_report import Report
 
-    report = Report(path, model=classifier.description, card=classifier.card)
-    stack.enter_context(report)
-    return report
+    noun = "row" if classifier.detector else "input"
+    report = Report(path, model=classifier.description, card=classifier.card, noun=noun)
+    return stack.enter_context(report)
 
 
 def _open_copies(

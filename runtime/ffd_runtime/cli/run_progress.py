@@ -60,7 +60,9 @@ def _make_bar(console: Console) -> Progress:
     return bars.Progress(*columns, left, console=console, transient=True)
 
 
-def summarise(counts: Counter[str], earlier: int, seconds: float, skipped: Sized = ()) -> str:
+def summarise(
+    counts: Counter[str], earlier: int, seconds: float, skipped: Sized = (), faces: bool = False
+) -> str:
     """Describe a run in one line: rows by kind, the rate of new rows, skipped files.
 
     Args:
@@ -68,6 +70,7 @@ def summarise(counts: Counter[str], earlier: int, seconds: float, skipped: Sized
         earlier: rows of the interrupted run that this one resumed.
         seconds: duration of this run.
         skipped: files that are not images; its `str` describes them.
+        faces: whether each face has a row, rather than each input.
     """
     total = counts.total()
     parts = ", ".join(
@@ -79,7 +82,8 @@ def summarise(counts: Counter[str], earlier: int, seconds: float, skipped: Sized
         )
     )
     rate = (total - earlier) / max(seconds, 1e-3)
-    line = f"{counted(total, 'input')}: {parts} ({rate:.1f} inputs/s)"
+    noun = "row" if faces else "input"
+    line = f"{counted(total, noun)}: {parts} ({rate:.1f} {noun}s/s)"
     if not total:
         line = "no images found" if skipped else "no files found"
     return f"{line}; {skipped}" if skipped else line

@@ -62,6 +62,7 @@ class Report:
         path: path that ends with `.html` or `.htm`; a link is followed.
         model: model, backend and device on one line: `Classifier.description`.
         card: card of the model.
+        noun: what a row is: an input, or with faces a row.
 
     Attributes:
         counts: number of inputs by verdict, and of `errors`.
@@ -75,7 +76,7 @@ class Report:
         OutputError: the file cannot be written, or is not a page of ffd.
     """
 
-    def __init__(self, path: Path, *, model: str, card: ModelCard) -> None:
+    def __init__(self, path: Path, *, model: str, card: ModelCard, noun: str = "input") -> None:
         require_file_name("--report", path, PAGE_SUFFIXES)
         self.path = path = follow_links(path)
         _require_replaceable(path)
@@ -83,6 +84,7 @@ class Report:
         self.partial = path if is_pipe(path) else path.with_name(path.name + ".partial")
         self.model = model
         self.card = card
+        self.noun = noun
         self.started = datetime.now().astimezone()
         self.counts: Counter[str] = Counter()
         self.histogram: Counter[tuple[int, str]] = Counter()
@@ -197,7 +199,7 @@ def render(report: Report) -> str:
         TEMPLATES / "report.html",
         page="report",
         eyebrow="ffd report",
-        heading=f"{total:,} {'input' if total == 1 else 'inputs'}",
+        heading=f"{total:,} {report.noun}{'' if total == 1 else 's'}",
         started=report.started,
         took=format_duration((datetime.now().astimezone() - report.started).total_seconds()),
         model=report.model,
