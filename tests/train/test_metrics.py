@@ -105,6 +105,19 @@ def test_the_temperature_corrects_overconfidence() -> None:
     assert fit_temperature(truth * 3, generated) == pytest.approx(3, rel=0.1)
 
 
+@pytest.mark.parametrize("count", [1, 10, 40])
+def test_few_images_without_errors_do_not_make_scores_certain(count: int) -> None:
+    """Their likelihood has no maximum: without Platt's targets, the temperature falls to 0."""
+    rng = np.random.default_rng(count)
+    generated = np.arange(2 * count) % 2 == 0
+    margin = np.where(generated, 1, -1) * rng.uniform(1, 5, 2 * count)
+    scores = expit(margin / fit_temperature(margin, generated))
+    confidence = np.where(generated, scores, 1 - scores)
+    assert confidence.min() > 0.5
+    # About as confident as the number of images allows.
+    assert 1 / (count + 2) / 4 < 1 - confidence.mean() < 2 / (count + 2)
+
+
 def test_known_numbers() -> None:
     scores = np.array([0.9, 0.8, 0.45, 0.3, 0.2, 0.55])
     labels = [0, 0, 0, 1, 1, 1]

@@ -56,17 +56,23 @@ def calibrate(
 def fit_temperature(margin: Floats, generated: Bools) -> float:
     """Find the temperature that minimises the negative log-likelihood (Guo et al., 2017).
 
+    The targets are not 0 and 1, but those that Platt (1999) derives from the number of images.
+    Otherwise few images that are all classified correctly would drive the temperature to 0, and
+    every error on other images would have a score of 0 or 1.
+
     Args:
         margin: [N], logit of generated minus logit of groundtruth.
         generated: [N], true for generated images.
     """
-    sign = np.where(generated, 1.0, -1.0)
+    found, spared = int(generated.sum()), int((~generated).sum())
+    target = np.where(generated, (found + 1) / (found + 2), 1 / (spared + 2))
 
     def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, -sign * margin / np.exp(log_temperature)).mean())
+        scaled = margin / np.exp(log_temperature)
+        return float((np.logaddexp(0, scaled) - target * scaled).mean())
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return float(np.exp(found.x))
+    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(best.x))
 
 
 def fit_threshold(
