@@ -36,6 +36,22 @@ def test_sources_are_drawn_by_the_root_of_their_size() -> None:
     assert drawn == {"a": 200, "b": 100, "c": 225, "d": 75}
 
 
+@pytest.mark.parametrize("photographs", [1, 10])
+def test_sources_with_less_than_one_draw_take_turns(photographs: int) -> None:
+    """Such as sources of a person, or of a video, each."""
+    groups = [(1, f"person {number}", photographs) for number in range(60)]
+    given_samples = samples((0, "generator", 20), *groups)
+    seen: set[str | None] = set()
+    for epoch in range(60):
+        order = draw_epoch(given_samples, "source", 0, epoch)
+        drawn = [given_samples[i] for i in order]
+        assert len(drawn) == len(given_samples)
+        generated = sum(sample.label == 0 for sample in drawn)
+        assert abs(generated - len(drawn) / 2) < 1
+        seen |= {sample.source for sample in drawn}
+    assert len(seen) == 61
+
+
 def test_balance_by_class_or_none() -> None:
     given_samples = samples((0, "a", 30), (1, "b", 90))
     by_class = draw_epoch(given_samples, "class", 0, 0)

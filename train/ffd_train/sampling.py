@@ -47,7 +47,8 @@ def draw_epoch(
         source = sample.source if balance == "source" else None
         groups.setdefault((sample.label, source), []).append(index)
     keys = sorted(groups, key=lambda key: (key[0], key[1] or ""))
-    counts = _count_draws(len(samples), [(label, len(groups[label, s])) for label, s in keys])
+    sizes = [(label, len(groups[label, source])) for label, source in keys]
+    counts = _count_draws(len(samples), sizes, rng)
     drawn = []
     for key, count in zip(keys, counts, strict=True):
         rounds = max(1, -(-count // len(groups[key])))
@@ -55,15 +56,26 @@ def draw_epoch(
     return _group_by_shard(samples, rng.permutation(np.concatenate(drawn)), rng)
 
 
-def _count_draws(total: int, groups: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the number of draws of each (label, size) group; they sum to the total."""
+def _count_draws(
+    total: int, groups: Sequence[tuple[int, int]], rng: np.random.Generator
+) -> list[int]:
+    """Return the number of draws of each (label, size) group; they sum to the total.
+
+    Fractions are rounded at random, as in systematic sampling, so that a group with less than one
+    draw per epoch is drawn in some epochs.
+    """
     labels = np.array([label for label, _ in groups])
     weight = np.sqrt([float(size) for _, size in groups])
     for label in np.unique(labels):
         weight[labels == label] /= weight[labels == label].sum()
     exact = weight / weight.sum() * total
-    ends = np.rint(np.cumsum(exact)).astype(int)
-    return [int(count) for count in np.diff(ends, prepend=0)]
+    # The groups of a label stay together, so that the number of its draws is rounded once.
+    order = np.lexsort((rng.random(len(groups)), labels))
+    ends = np.floor(np.cumsum(exact[order]) + rng.random()).astype(int)
+    ends[-1] = total
+    counts = np.empty(len(groups), int)
+    counts[order] = np.diff(ends, prepend=0)
+    return [int(count) for count in counts]
 
 
 def _group_by_shard(
