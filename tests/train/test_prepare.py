@@ -763,7 +763,8 @@ def test_no_person_is_in_two_splits(groups: list[list[Entry]]) -> None:
     of: dict[tuple[Path, str], set[str]] = {}
     for split, kept in splits.items():
         for one in kept:
-            assert one.split in ("", split)
+            # Without val, some of train become val.
+            assert one.split in ("", split) or (one.split, split) == ("train", "val")
             for entry in one.entries:
                 if entry.person:
                     of.setdefault(entry.person, set()).add(split)
@@ -773,6 +774,52 @@ def test_no_person_is_in_two_splits(groups: list[list[Entry]]) -> None:
     assert all(out.entry in [p.entry for p in pictures if p.split] for out in dropped)
     if len({p.split for p in pictures} - {""}) < 2:
         assert not dropped
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 6, 7, 50])
+def test_small_sources_share_val_and_test(size: int) -> None:
+    pictures = [
+        Picture(
+            Entry(
+                source=f"{source:03}",
+                split="",
+                identity="",
+                label=label,
+                root=Path("r"),
+                name=f"{source}/{number}",
+                scope=Path("r"),
+            ),
+            FileFacts(sha256=f"{size:08x}{source:08x}{number:08x}{kind:040x}"),
+        )
+        for kind, label in enumerate(CLASSES)
+        for source in range(300 // size)
+        for number in range(size)
+    ]
+    splits, left_out = assign(pictures, (80, 10, 10))
+    assert not left_out
+    for label in CLASSES:
+        counts = {
+            split: sum(p.entry.label == label for p in kept) for split, kept in splits.items()
+        }
+        total = sum(counts.values())
+        assert counts["val"] == pytest.approx(total / 10, abs=1)
+        assert counts["test"] == pytest.approx(total / 10, abs=1)
+
+
+def test_a_folder_without_val_gets_it_from_train(tmp_path: Path) -> None:
+    """As ffd-train does without packing."""
+    for label, colour in zip(CLASSES, ("red", "blue"), strict=True):
+        for number in range(25):
+            split = "train" if number < 20 else "test"
+            seed = 100 * CLASSES.index(label) + number
+            save(tmp_path / f"in/{split}/{label}/{number}.png", seed, colour=colour)
+    done = call(tmp_path / "in", "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    counts = Counter((row["label"], row["split"]) for row in rows(tmp_path / "out/manifest.csv"))
+    for label in CLASSES:
+        assert counts[label, "val"] == 2
+        assert counts[label, "train"] == 18
+        assert counts[label, "test"] == 5
 
 
 def test_persons_linked_by_a_copy_go_together(tmp_path: Path) -> None:

@@ -199,7 +199,8 @@ def assign(
     Given splits are kept, and the images of one person stay together, including people who share a
     copy. If their given splits differ, the split with most of their images is used, and those in
     other splits are left out. Other images are assigned by the hash of their identity or content,
-    with the same shares for each source.
+    with the same shares for each source; small sources of a class share its val and test images. If
+    all images have splits, and none has val, some of train become val.
 
     Args:
         pictures: images without copies.
@@ -211,9 +212,13 @@ def assign(
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
     free: dict[tuple[str, str], list[list[Picture]]] = {}
     left_out: list[LeftOut] = []
+    all_given = {picture.split for picture in pictures}
+    lacks_val = bool(shares[1]) and "train" in all_given and not all_given & {"", "val"}
+    if lacks_val:
+        shares = (100 - shares[1], shares[1], 0)
     for group in _group_persons(pictures):
         given = Counter(p.split for p in group if p.split)
-        if given:
+        if given and not (lacks_val and set(given) == {"train"}):
             ours = max(SPLITS, key=lambda split: given[split])
             splits[ours] += [p for p in group if p.split in ("", ours)]
             left_out += _leave_out_others(group, ours)
@@ -222,8 +227,9 @@ def assign(
             sources = Counter((p.entry.label, p.entry.source) for p in group)
             most = max(sorted(sources), key=lambda source: sources[source])
             free.setdefault(most, []).append(group)
-    for source in sorted(free):
-        for split, group in _share_out(free[source], shares):
+    for label in CLASSES:
+        of_label = [free[key] for key in sorted(free) if key[0] == label]
+        for split, group in _share_out(of_label, shares):
             splits[split] += group
     for split in SPLITS:
         splits[split].sort(key=lambda p: p.facts.sha256)
@@ -306,16 +312,23 @@ def _group_persons(pictures: Sequence[Picture]) -> list[list[Picture]]:
 
 
 def _share_out(
-    groups: list[list[Picture]], shares: Sequence[int]
+    sources: Iterable[list[list[Picture]]], shares: Sequence[int]
 ) -> Iterator[tuple[str, list[Picture]]]:
-    """Yield a split for each group of one source."""
-    total = sum(len(group) for group in groups)
-    done = 0
-    for group in sorted(groups, key=_hash_order):
-        middle = 100 * (done + len(group) / 2) / total
-        done += len(group)
-        ends = (("val", shares[1]), ("test", shares[1] + shares[2]), ("train", 100))
-        yield next(name for name, end in ends if middle < end), group
+    """Yield a split for each group of each source of a class.
+
+    What a source lacks of a split, because it is small, the next sources have in addition.
+    """
+    lacking = dict.fromkeys(("val", "test"), 0.0)
+    for groups in sources:
+        total = sum(len(group) for group in groups)
+        lacking["val"] += total * shares[1] / 100
+        lacking["test"] += total * shares[2] / 100
+        for group in sorted(groups, key=_hash_order):
+            half = len(group) / 2
+            split = next((name for name, count in lacking.items() if count > half), "train")
+            if split != "train":
+                lacking[split] -= len(group)
+            yield split, group
 
 
 def _hash_order(group: list[Picture]) -> bytes:
