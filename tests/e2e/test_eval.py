@@ -56,6 +56,8 @@ def test_images_that_a_run_was_trained_on_are_counted(
     said = "2 of 15 images are in the training or validation split of"
     assert said in call(tmp_path / "best.onnx", faces, "--device", "cpu").stderr
     assert "training" not in call(colour_model, faces, "--device", "cpu").stderr
+    compared = call(colour_model, faces, "--compare", tmp_path / "best.onnx", "--device", "cpu")
+    assert said in compared.stderr
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from ffd_train.dataset import FaceDataset, TrainingView
 from ffd_train.face_data import manifest_bytes
 from ffd_train.scanning import find_labelled, leave_out, list_samples, scan
 
+from ..conftest import picture
 from ..tiny import make_faces
 
 SPEC = PreprocessSpec()
@@ -144,6 +146,10 @@ def test_a_manifest_may_come_from_excel(tmp_path: Path, text: str) -> None:
         (b"", "needs the column path and one of source"),
         (b"path,source\nf/train/generated/red0.png,x\n", r"none of the .* \(it has 'f/train/gen"),
         (b"path,source\n", r"names none of the images in its folder \(it has no rows\)"),
+        (
+            b"path,split\ntrain/generated/red0.png,test\ntrain/generated/red0.png,train\n",
+            "has two different rows for 'train/generated/red0.png'",
+        ),
         ("path,source\na,b\n".encode("utf-16"), "is not UTF-8 .*save it as CSV"),
         (b"path" + b"x" * 200_000 + b",source\n", "is not valid CSV .*field larger than"),
         (None, "cannot read .*manifest.csv: Is a directory"),
@@ -453,3 +459,21 @@ def test_sources_can_be_left_out(tmp_path: Path) -> None:
         leave_out(data, ("red-2",))
     with pytest.raises(DataError, match="no generated image in train: both classes"):
         leave_out(data, ("red-0", "red-1"))
+
+
+@pytest.mark.parametrize("sizes", [None, (800, 800)])
+def test_formats_differ_only_in_validation(tmp_path: Path, sizes: tuple[int, int] | None) -> None:
+    """The runtime decodes large JPEGs at a fraction of their size; training must not."""
+    for split in ("train", "val"):
+        for label, colour in (("generated", "red"), ("groundtruth", "blue")):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            image = picture(colour, 1400, 1400, seed=len(split))
+            cv2.imwrite(str(folder / "a.png"), image)
+            cv2.imwrite(str(folder / "b.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 100])
+    data = scan(tmp_path, ("train", "val"))
+    samples = [s for s in data.samples if s.split == "train" and s.label == 0]
+    dataset = FaceDataset(data, samples, PreprocessSpec(), TrainingView(sizes=sizes))
+    one, other = (dataset[index][0].numpy().astype(float) for index in range(2))
+    detail = [np.abs(np.diff(pixels, axis=1)).mean() for pixels in (one, other)]
+    assert (abs(detail[0] / detail[1] - 1) < 0.05) == bool(sizes)

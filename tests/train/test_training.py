@@ -133,6 +133,17 @@ def test_every_optimizer_and_schedule_trains(
     assert rates[0] == rates[1] if schedule == "constant" else rates[1] < rates[0] / 10
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_the_only_step_of_a_stage_has_its_rate(
+    data: FaceData, tmp_path: Path, schedule: str
+) -> None:
+    stages = (Stage("all", 1, 1e-2),)
+    settings = replace(SETTINGS, schedule=schedule, stages=stages, batch=48)
+    train(data, settings, tmp_path / "run")
+    (row,) = metrics(tmp_path / "run")
+    assert float(row["lr"]) == 1e-2
+
+
 def test_bfloat16_trains_on_a_cpu(data: FaceData, tmp_path: Path) -> None:
     options = {"precision": "bf16", "stages": (Stage("all", 1, 1e-2),)}
     card = train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "run")
@@ -206,7 +217,9 @@ def train_as_rank(
 
 def test_two_processes_train_the_same_network_as_one(tmp_path: Path) -> None:
     # 28 images in batches of 8: the last batch is filled up.
+    # The processes validate 5 and 4 images.
     faces = tiny.make_faces(tmp_path / "faces", {"train": 14, "val": 5})
+    next((faces / "val/generated").iterdir()).unlink()
     data = scan(faces, ("train", "val"))
     stages = (Stage("head", 1, 0.1), Stage("all", 3, 0.1))
     settings = replace(SETTINGS, network="plain", stages=stages, crop=64, sizes=(64, 96))

@@ -93,8 +93,9 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
 
     def _augment(self, sample: Sample, rng: np.random.Generator) -> tuple[Image, int]:
         pipeline, label = self.view.pipeline, sample.label
-        # Augmentation must see the same pixels whatever the file format: no reduced decode.
-        at_least = 0 if pipeline else self.spec.decode_side
+        # Training must see the same pixels whatever the file format: no reduced decode.
+        is_training = pipeline or self.view.sizes
+        at_least = 0 if is_training else self.spec.decode_side
         try:
             image = decode(self.data.read(sample), at_least=at_least)
         except InputError as error:

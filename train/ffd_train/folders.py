@@ -133,7 +133,8 @@ def read_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
             # A path from Windows, such as .\folder\name.
             name = name.replace("\\", "/").removeprefix("./")
         if name in known:
-            rows[name] = row
+            if rows.setdefault(name, row) != row:
+                raise DataError(f"{path} has two different rows for {name!a}: remove one of them")
         else:
             unknown.append(written)
     if not rows:

@@ -94,7 +94,7 @@ class RunCheckpoint(Callback):
             "stage": self.stage + 1,
             "part": module.stage.part,
             "epoch": module.epoch_offset + trainer.current_epoch + 1,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": module.rate,
             "train_loss": value["loss"],
             "train_accuracy": value["accuracy"],
             "val_loss": value["val_loss"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from ffd_runtime.core.errors import ModelError
@@ -37,6 +39,9 @@ class StagedTraining(L.LightningModule):
         stage: the stage.
         epoch_offset: epochs of the earlier stages.
         teacher: teacher in evaluation mode; None for no distillation.
+
+    Attributes:
+        rate: learning rate of the last optimizer step.
     """
 
     def __init__(
@@ -57,6 +62,10 @@ class StagedTraining(L.LightningModule):
         self.accuracy = BinaryAccuracy(validate_args=False)
         self.val_accuracy = BinaryAccuracy(validate_args=False)
         self.val_auc = BinaryAUROC(validate_args=False)
+        # Lightning's own mean over processes truncates the number of images to an integer.
+        # By default, MeanMetric leaves values out that are not a number.
+        self.val_loss = MeanMetric(nan_strategy=math.nan)
+        self.rate = stage.lr
         net.train_from(stage.part)
         self.average = MovingAverage(net, settings.ema) if settings.ema else None
         # Lists keep these out of the saved state dict.
@@ -102,6 +111,10 @@ class StagedTraining(L.LightningModule):
         epoch = self.epoch_offset + self.current_epoch
         torch.manual_seed(self.settings.seed * 100_003 + epoch + 7_919 * self.global_rank)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # After the batch, the optimizer has the rate of the next one.
+        self.rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits = self._run_student[0](images)
@@ -129,7 +142,8 @@ class StagedTraining(L.LightningModule):
         scores = logits.double().softmax(1)[:, 0]
         self.val_accuracy.update(scores, generated)
         self.val_auc.update(scores, generated)
-        self.log("val_loss", nn.functional.cross_entropy(logits, labels), sync_dist=True)
+        self.val_loss.update(nn.functional.cross_entropy(logits, labels), len(labels))
+        self.log("val_loss", self.val_loss)
         self.log("val_accuracy", self.val_accuracy)
         self.log("val_auc", self.val_auc)
 
@@ -141,12 +155,13 @@ class StagedTraining(L.LightningModule):
             optimizer = torch.optim.SGD(trained, stage.lr, 0.9, weight_decay=s.weight_decay)
         else:
             optimizer = torch.optim.AdamW(trained, stage.lr, weight_decay=s.weight_decay)
-        if s.schedule == "constant":
-            return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
+        # A schedule of one step would only have the first, very low rate of one-cycle.
+        if s.schedule == "constant" or steps < 2:
+            return optimizer
         schedule: torch.optim.lr_scheduler.LRScheduler
         if s.schedule == "cosine":
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         else:
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.lr, total_steps=steps)
         return {

@@ -56,8 +56,8 @@ class TensorBoard(Callback):
             return
         step += _epoch(trainer, module) * _steps(trainer)
         self._writer.add_scalar("step/loss", float(self._loss), step)
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self._writer.add_scalar("step/lr", rate, step)
+        assert isinstance(module, StagedTraining)
+        self._writer.add_scalar("step/lr", module.rate, step)
         self._loss = 0.0
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -142,8 +142,9 @@ def main(**options: Any) -> None:
     cv2.setNumThreads(1)
     started = datetime.now().astimezone()
     data, available = _find_images(chosen)
-    if chosen.split not in ("train", "val") and str(chosen.model) != "embedded":
-        _report_known_images(chosen.model, data)
+    if chosen.split not in ("train", "val"):
+        for model in filter(None, (chosen.model, chosen.other)):
+            _report_known_images(model, data)
     subjects = _measure_models(chosen, data)
     study = Study(subjects[0], data, chosen.split, available, started)
     if chosen.other:
@@ -193,6 +194,8 @@ def _report_known_images(model: Path, data: FaceData) -> None:
 
     from ..evaluation import find_model
 
+    if str(model) == "embedded":
+        return
     manifest = find_model(model).with_name("manifest.csv")
     if not manifest.is_file():
         return
