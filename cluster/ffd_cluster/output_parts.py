@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import time
 import uuid
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
@@ -36,6 +37,9 @@ COUNTS = ("generated", "groundtruth", "unsure", "errors")
 ORIGIN = "_origin.json"
 SUCCESS = "_SUCCESS"
 MAX_PARALLEL_READS = 16
+# A network file system may list the files of other machines after up to a minute.
+MAX_LISTING_DELAY_S = 60.0
+LISTING_INTERVAL_S = 2.0
 PART_NAME = re.compile(r"part-[0-9a-f]{32}\.parquet")
 
 
@@ -168,14 +172,29 @@ class Parts:
             raise TakenError(f"another run has started to write to {self.folder}: this one stops")
 
     def finish(self) -> None:
-        """Write `_SUCCESS`, and delete parts and drafts that do not count; see `require_ours`."""
+        """Write `_SUCCESS`, and delete parts and drafts that do not count; see `require_ours`.
+
+        Raises:
+            OutputError: parts are missing, because a machine has another folder of this name.
+        """
         self.require_ours()
+        self._require_parts()
         for name in self._unknown():
             self._drop(name)
         self._delete_drafts()
         rows = {kind: self.counts[kind] for kind in COUNTS}
         text = json.dumps({"inputs": self.inputs, "rows": self.counts.total(), **rows})
         self.storage.write(self.folder, SUCCESS, text.encode())
+
+    def _require_parts(self) -> None:
+        deadline = time.monotonic() + MAX_LISTING_DELAY_S
+        while missing := set(self._known) - set(self.storage.names(self.folder)):
+            if time.monotonic() > deadline:
+                raise OutputError(
+                    f"{len(missing)} of {len(self._known)} files are not in {self.folder}: give a "
+                    "folder that all machines share, or repeat with --resume"
+                )
+            time.sleep(LISTING_INTERVAL_S)
 
     def _drop(self, name: str) -> None:
         """Delete a part that an abandoned task wrote late."""

@@ -110,6 +110,7 @@ def _pipeline(
         storages=storages,
         detector=work.detector,
         tally=tally,
+        version=work.model.version,
     )
     # An image may contain several faces.
     most = BLOCK_BYTES // (work.spec.size**2 * 3) // (4 if work.detector else 1)
@@ -134,7 +135,7 @@ def _pipeline(
         )
         .map_batches(
             write_block,
-            fn_kwargs={"folder": work.parts.folder, "storage": work.parts.storage},
+            fn_args=(work.parts.folder, work.parts.storage, work.model.version),
             batch_format="pyarrow",
             batch_size=work.part,
             num_cpus=WRITING_CPUS,

@@ -79,17 +79,22 @@ class Model:
         Raises:
             ModelError: this machine has another version of ffd, whose results may differ.
         """
-        if self.version != __version__:
-            raise ModelError(
-                f"a machine of the cluster has ffd-edge {__version__}, and this machine has "
-                f"{self.version}: install the same version on all machines"
-            )
+        _require_version(self.version)
         limit_cores(cores)
         with TemporaryDirectory(prefix="ffd-") as folder:
             paths = [Path(folder, name) for name in self.files]
             for path in paths:
                 path.write_bytes(self.files[path.name])
             return open_backend(paths[0], self.backend, self.device)
+
+
+def _require_version(version: str) -> None:
+    """Raise a ModelError if this machine has another version of ffd, whose rows may differ."""
+    if version != __version__:
+        raise ModelError(
+            f"a machine of the cluster has ffd-edge {__version__}, and this machine has {version}: "
+            "install the same version on all machines"
+        )
 
 
 def describe_model(model: Model, cores: int) -> tuple[str, str]:
@@ -105,6 +110,7 @@ def prepare_block(
     storages: dict[str, Storage],
     detector: FaceDetector | None = None,
     tally: Any = None,
+    version: str = __version__,
 ) -> Any:
     """Read, decode and preprocess images: the first stage.
 
@@ -117,12 +123,17 @@ def prepare_block(
         detector: detects faces, each of which is classified; None to classify whole images.
         tally: the actor that counts the starts of this block; None to count none. A block that was
             started too often is decoded in a separate process, which its images may crash.
+        version: of ffd on the machine that sends the task.
 
     Returns:
         Arrow table with the columns `source`; `pixels`, the bytes of uint8 [size, size, 3] RGB
         images, one for each view; `faces` and `reasons` of the views; `code` and `message` of an
         error; and `skipped`, whether the file is not an image.
+
+    Raises:
+        ModelError: this machine has another version of ffd.
     """
+    _require_version(version)
     # Each machine runs many tasks, so each task uses one thread.
     cv2.setNumThreads(1)
     starts = _count_starts(tally, block) if tally else 0
@@ -199,7 +210,7 @@ class Infer:
         return pa.table({"lines": pa.array(texts, pa.string()), "skipped": names})
 
 
-def write_block(block: Any, folder: str, storage: Storage) -> Any:
+def write_block(block: Any, folder: str, storage: Storage, version: str = __version__) -> Any:
     """Write a part of the output atomically: the last stage.
 
     The part is named by a digest of its inputs, so that a retry writes the same file.
@@ -207,9 +218,13 @@ def write_block(block: Any, folder: str, storage: Storage) -> Any:
     Returns:
         Arrow table of one row: the name of the `part`, empty if there are no rows; the number of
         `inputs` and of rows with each label; and the `skipped` names.
+
+    Raises:
+        ModelError: this machine has another version of ffd than `version`.
     """
     import pyarrow as pa
 
+    _require_version(version)
     lines = [line for text in block["lines"].to_pylist() for line in text.splitlines()]
     rows = list(map(json.loads, lines))
     skipped = block["skipped"].drop_null().to_pylist()

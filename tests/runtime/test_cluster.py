@@ -10,6 +10,7 @@ import resource
 import shutil
 import struct
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ffd_cluster import ray_pipeline
+from ffd_cluster import output_parts, ray_pipeline
 from ffd_cluster import storage as storages
 from ffd_cluster.cluster_inputs import find_inputs
 from ffd_cluster.cluster_program import ClusterOptions, _start
@@ -52,7 +53,14 @@ from ffd_cluster.stages import (
 from ffd_cluster.storage import Storage, storage_of
 from ffd_cluster.store_errors import UNREACHABLE
 from ffd_runtime import Classifier
-from ffd_runtime.core.errors import DeviceError, FfdError, InputError, OutputError, StorageError
+from ffd_runtime.core.errors import (
+    DeviceError,
+    FfdError,
+    InputError,
+    ModelError,
+    OutputError,
+    StorageError,
+)
 from ffd_runtime.core.pipeline import Prepared
 from ffd_runtime.core.results import Label, Result
 from ffd_runtime.image.faces import Face
@@ -301,6 +309,38 @@ def test_a_part_with_other_columns_is_an_error(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"path": ["a"]}), tmp_path / name)
     with pytest.raises(OutputError, match=name):
         begin(tmp_path, resume=True)
+
+
+def test_a_folder_that_machines_do_not_share_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_parts, "MAX_LISTING_DELAY_S", 0.2)
+    monkeypatch.setattr(output_parts, "LISTING_INTERVAL_S", 0.05)
+    parts, _ = begin(tmp_path / "out")
+    parts.add(put_part(tmp_path / "out", "a"), 1, put_counts(generated=1))
+    # Another machine wrote it to a folder of the same name.
+    late = put_part(tmp_path / "other disk", "b")
+    parts.add(late, 1, put_counts(generated=1))
+    with pytest.raises(OutputError, match="1 of 2 files are not in .*that all machines share"):
+        parts.finish()
+    assert not (tmp_path / "out/_SUCCESS").exists()
+    # A network file system lists the file of another machine later.
+    move = (tmp_path / "other disk" / late).rename
+    timer = threading.Timer(0.1, move, [tmp_path / "out" / late])
+    timer.start()
+    parts.finish()
+    timer.join()
+    assert json.loads((tmp_path / "out/_SUCCESS").read_text())["rows"] == 2
+
+
+def test_every_stage_needs_the_version_of_the_command(tmp_path: Path) -> None:
+    spec, storage = PreprocessSpec(), Storage("file")
+    for stage in (
+        partial(prepare_block, None, spec, 1, {}),
+        partial(write_block, None, str(tmp_path), storage),
+    ):
+        with pytest.raises(ModelError, match="has ffd-edge .*, and this machine has 0.0.9"):
+            stage(version="0.0.9")
 
 
 def test_a_run_resumes_after_a_kill_during_its_first_write(tmp_path: Path) -> None:
