@@ -608,3 +608,14 @@ def test_any_damage_gives_bytes_or_input_errors(
     for item in find_in_archive(str(path)):
         assert item.source.startswith(str(path))
         outcome(item)
+
+
+def test_archives_of_gnu_tar_are_read(path: Path) -> None:
+    """With a volume label, and incremental ones, whose times tarfile takes for names."""
+    if not (tar := shutil.which("tar")) or "GNU" not in subprocess.getoutput("tar --version"):
+        pytest.skip("needs GNU tar")
+    (path.parent / "x.jpg").write_bytes(NOISE)
+    for option in ("--label=holiday", "--incremental", "--format=v7"):
+        command = [tar, "-C", str(path.parent), option, "-cf", str(path), "x.jpg"]
+        subprocess.run(command, check=True)
+        assert contents(path) == [("x.jpg", NOISE)], option

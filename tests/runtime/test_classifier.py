@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,8 +14,8 @@ import numpy.typing as npt
 import pytest
 
 from ffd_runtime import Classifier, InputError, ModelCard
-from ffd_runtime.core.errors import DeviceMemoryError
-from ffd_runtime.core.pipeline import classify_items
+from ffd_runtime.core.errors import BackendError, DeviceMemoryError
+from ffd_runtime.core.pipeline import classify_items, prepare_views
 from ffd_runtime.image.faces import Face
 from ffd_runtime.inputs import Item
 from ffd_runtime.model.backends import Outputs
@@ -323,6 +326,68 @@ def test_parallel_runs_restore_the_threads_of_opencv(
         assert cv2.getNumThreads() == 3
     finally:
         cv2.setNumThreads(before)
+
+
+def test_a_stream_beside_a_run_restores_the_threads_of_opencv(
+    classifier: Classifier, portraits: Path, tmp_path: Path
+) -> None:
+    clip = write_video(tmp_path / "clip.avi", moving(4))
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        first, second = (classifier.stream(str(clip)) for _ in range(2))
+        next(first)
+        next(second)
+        next(third := classifier.classify_many(portraits))
+        first.close()  # type: ignore[attr-defined]
+        assert cv2.getNumThreads() == 1
+        second.close()  # type: ignore[attr-defined]
+        third.close()  # type: ignore[attr-defined]
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff" + bytes(1000), b"text"])
+def test_the_bytes_of_an_unreadable_file_are_freed(content: bytes) -> None:
+    """At once: a traceback in a cycle would keep them until the garbage is collected."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getrefcount(content)
+        (view,) = prepare_views(Item("x", fetch=lambda: content), CARD.preprocess)
+        assert isinstance(view.image, InputError)
+        assert sys.getrefcount(content) == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_only_preprocessed_images_are_predicted(colour_model: Path, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    image = np.zeros((2, 299, 299, 3), np.uint8)
+    with Classifier.open(colour_model, device="cpu", backend=backend) as opened:
+        for wrong in (image / np.float32(255), image > 1, image[:0], image[:, :98], image[0]):
+            with pytest.raises(BackendError, match=r"images must be uint8 \[N, 299, 299, 3\]"):
+                opened.predict(wrong)  # type: ignore[arg-type]
+        assert len(opened.predict(image).probability) == 2
+
+
+def test_a_dash_is_a_file_in_python(
+    classifier: Classifier, portraits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(portraits)
+    assert [row.error and row.error.code for row in classifier.classify_many("-")] == ["not_found"]
+    (portraits / "0-red.png").rename("-")
+    assert [row.label for row in classifier.classify_many("-")] == ["generated"]
+
+
+@pytest.mark.parametrize("name", ["batch", "workers", "max_pixels"])
+@pytest.mark.parametrize("value", [0, -5, 1.5, "9"])
+def test_invalid_limits_are_refused(colour_model: Path, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
+        Classifier.open(colour_model, device="cpu", **{name: value})
 
 
 def test_faces_need_a_detector(classifier: Classifier, portraits: Path) -> None:

@@ -689,3 +689,19 @@ def test_zeros_instead_of_image_data_are_reported(form: str) -> None:
     for share in (0.3, 0.6):
         begin = round(share * len(data))
         assert code_of(damaged(data, begin, 600, "zeros")) == "corrupt"
+
+
+@captured
+def test_an_interrupted_wait_does_not_block_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler may raise while a thread waits to decode alone."""
+    own = DecoderMessages()
+    assert own.available()
+
+    def interrupt() -> None:
+        raise TimeoutError("deadline")
+
+    with own._decoding(False), monkeypatch.context() as patch:
+        patch.setattr(own._changed, "wait", interrupt)
+        with pytest.raises(TimeoutError, match="deadline"), own._decoding(True):
+            pass
+    assert own.run(lambda: 7, lambda *_: False) == (7, "")

@@ -119,4 +119,4 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names["shown"].shape == (400, 300, 3)
     assert names["pipeline"].summary() == "clip.mp4: 20 of 20 frames"
     with pytest.raises(Exception, match="closed"):
-        names["classifier"].predict(names["outputs"].heatmap)
+        names["classifier"].predict(names["np"].stack(names["inputs"]))

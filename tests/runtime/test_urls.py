@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import logging
 import re
 import shutil
@@ -8,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -455,6 +457,27 @@ def test_every_hop_must_be_public(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inside.requests == []
 
 
+def test_a_second_address_keeps_nothing_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with IPv6 addresses on a machine without a route to them."""
+
+    class Marker:
+        pass
+
+    def fetch_in_a_frame() -> weakref.ref[Marker]:
+        marker = Marker()
+        assert fetch(f"http://two.example:{server.port}/", LOCAL) == b"x"
+        return weakref.ref(marker)
+
+    with Server(ok(b"x")) as server:
+        places = [("127.0.0.9", server.port), ("127.0.0.1", server.port)]
+        with names(monkeypatch, two_example=places):
+            gc.disable()
+            try:
+                assert fetch_in_a_frame()() is None
+            finally:
+                gc.enable()
+
+
 def test_the_connection_goes_to_the_checked_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         Server(ok(b"x")) as server,
@@ -506,7 +529,9 @@ def test_addresses_that_are_not_public_are_refused(host: str) -> None:
 def test_public_addresses_are_recognised() -> None:
     for address in ("1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"):
         assert is_public(address)
-    for address in ("::1", "64:ff9b::7f00:1", "2002:7f00:1::", "fe80::1%1"):
+    # Among them is the address at which Azure's machines reach the platform.
+    internal = ("168.63.129.16", "::ffff:168.63.129.16", "192.88.99.1", "3fff::1")
+    for address in ("::1", "64:ff9b::7f00:1", "2002:7f00:1::", "fe80::1%1", *internal):
         assert not is_public(address)
 
 

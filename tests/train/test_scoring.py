@@ -20,7 +20,7 @@ from ffd_train.face_data import FaceData
 from ffd_train.predict import is_out_of_memory, predict_logits
 from ffd_train.scanning import find_labelled
 from ffd_train.scoring import TorchBackend
-from ffd_train.tf32 import WITHOUT_TF32
+from ffd_train.tf32 import without_tf32
 
 from .. import tiny
 from ..models import CARD
@@ -92,17 +92,17 @@ def test_tf32_is_restored_when_the_last_thread_leaves() -> None:
     seen = []
 
     def leave_first() -> None:
-        with WITHOUT_TF32:
+        with without_tf32():
             first.wait()
         second.wait()
 
     thread = Thread(target=leave_first)
     thread.start()
-    with WITHOUT_TF32:
+    with without_tf32():
         first.wait()
         second.wait()
         seen.append(settings())
-        with pytest.raises(ZeroDivisionError), WITHOUT_TF32:
+        with pytest.raises(ZeroDivisionError), without_tf32():
             _ = 1 / 0
         seen.append(settings())
     thread.join()
@@ -111,7 +111,7 @@ def test_tf32_is_restored_when_the_last_thread_leaves() -> None:
     # The caller's settings, new and old, are restored.
     torch.set_float32_matmul_precision("high")
     try:
-        with WITHOUT_TF32:
+        with without_tf32():
             assert settings() == EXACT
         assert torch.get_float32_matmul_precision() == "high"
         assert torch.backends.cuda.matmul.allow_tf32
@@ -124,7 +124,7 @@ def test_tf32_is_disabled_in_an_older_pytorch(monkeypatch: pytest.MonkeyPatch) -
     cudnn, matmul = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=True)
     monkeypatch.setattr(torch.backends, "cudnn", cudnn)
     monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
-    with WITHOUT_TF32:
+    with without_tf32():
         assert not cudnn.allow_tf32
         assert not matmul.allow_tf32
     assert cudnn.allow_tf32

@@ -19,7 +19,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ffd_runtime.core.cores import count_cores
 from ffd_runtime.core.errors import FfdError
-from ffd_runtime.core.process_setting import ONE_OPENCV_THREAD
+from ffd_runtime.core.opencv_threads import limit_opencv_threads
 from ffd_runtime.core.text import counted
 
 from .dataset import FaceDataset
@@ -71,7 +71,8 @@ class TimedLoader(DataLoader[tuple[Tensor, int]]):
             SharedMemoryError: the shared memory is too small for the workers' batches.
         """
         start = time.monotonic()
-        with self._sharing(), ONE_OPENCV_THREAD:
+        # A forked worker would wait for threads of OpenCV that it does not have.
+        with self._sharing(), limit_opencv_threads(1):
             batches = super().__iter__()
         self.waited = time.monotonic() - start
         try:

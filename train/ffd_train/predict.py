@@ -17,7 +17,7 @@ from .dataset import FaceDataset
 from .face_data import FaceData, Sample
 from .loading import TimedLoader
 from .networks import FaceNet
-from .tf32 import WITHOUT_TF32
+from .tf32 import without_tf32
 
 # Messages of cuBLAS and cuDNN, of the driver, and of the allocator inside another error.
 _MESSAGES = re.compile(r"ALLOC_FAILED|CUDA error: out of memory|CUDA out of memory")
@@ -50,7 +50,7 @@ def predict_logits(
     net.eval()
     loader = TimedLoader(FaceDataset(data, samples, spec), workers, batch_size=batch)
     logits = []
-    with torch.inference_mode(), WITHOUT_TF32:
+    with torch.inference_mode(), without_tf32():
         for images, labels in loader:
             logits += _infer(net, images)
             advance(len(labels))

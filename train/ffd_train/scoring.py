@@ -16,7 +16,7 @@ from ffd_runtime.model.backends import Outputs, failure
 from ffd_runtime.model.card import ModelCard
 
 from .networks import FaceNet
-from .tf32 import WITHOUT_TF32
+from .tf32 import without_tf32
 
 
 class ScoringGraph(nn.Module):
@@ -66,7 +66,7 @@ class TorchBackend:
         """Run one batch; see `ffd_runtime.model.backends.Backend.infer`."""
         if self._graph is None:
             raise BackendError("the model is closed")
-        with _quoting_pytorch(), torch.inference_mode(), WITHOUT_TF32:
+        with _quoting_pytorch(), torch.inference_mode(), without_tf32():
             batch = torch.from_numpy(images).to(self._device)
             probability, heatmap = self._graph(batch)
             return Outputs(probability.cpu().numpy(), heatmap.cpu().numpy())

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
 
-from ffd_runtime.core.process_setting import ProcessSetting
-
-
-def _use_full_precision() -> Callable[[], object]:
-    switches = _find_switches()
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
-    _apply(switches)
-    return lambda: _apply(before)
-
-
 # A setting of PyTorch: owner, name, and value that disables TF32.
 _Switch = tuple[Any, str, object]
+
+_lock = Lock()
+_users = 0
+_before: list[_Switch] = []
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Run float32 convolutions and matrix products in full precision on a GPU.
+
+    By default, PyTorch lets cuDNN round the inputs of float32 convolutions to TF32 (10 bits of
+    mantissa). The settings apply to the whole process, and are restored when the last thread exits
+    the context.
+    """
+    global _users
+    with _lock:
+        if _users == 0:
+            switches = _find_switches()
+            _before[:] = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+            _apply(switches)
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _apply(_before)
 
 
 def _find_switches() -> list[_Switch]:
@@ -32,8 +52,3 @@ def _find_switches() -> list[_Switch]:
 def _apply(switches: list[_Switch]) -> None:
     for owner, name, value in switches:
         setattr(owner, name, value)
-
-
-# Runs float32 convolutions and matrix products in full precision on a GPU. By default, PyTorch lets
-# cuDNN round the inputs of float32 convolutions to TF32 (10 bits of mantissa).
-WITHOUT_TF32 = ProcessSetting(_use_full_precision)

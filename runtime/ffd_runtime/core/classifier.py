@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ..image.decode import MAX_PIXELS, Image, decode, read_file, to_bgr
 from ..image.preprocess import preprocess
-from ..inputs import Item, find_files
+from ..inputs import Item
+from ..inputs.files import Search
 from ..model.backends import Backend, Outputs, open_backend
 from ..model.card import ModelCard
 from ..model.within_memory import WithinMemory
@@ -48,8 +49,10 @@ class Classifier:
         max_pixels: int = MAX_PIXELS,
         detector: FaceDetector | None = None,
     ) -> None:
-        if batch < 1 or (workers is not None and workers < 1):
-            raise ValueError(f"batch and workers must be at least 1, not {batch} and {workers}")
+        for name, value in (("batch", batch), ("workers", workers), ("max_pixels", max_pixels)):
+            optional = name == "workers" and value is None
+            if not optional and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if not (detector is None or hasattr(detector, "detect")):
             raise TypeError(f"detector must be a FaceDetector, not {detector!r}")
         # Shared by all methods, which keeps the batch size that fits the device.
@@ -137,7 +140,7 @@ class Classifier:
         """Classify each face that the detector finds in an image, given as for `classify`.
 
         Returns:
-            One result per face, the largest first; empty without a face.
+            One result per face, the largest first, at most 64; empty without a face.
 
         Raises:
             InputError: the file cannot be read or decoded.
@@ -156,12 +159,14 @@ class Classifier:
         """Classify many files lazily, in order: with a detector each face, else whole images.
 
         Args:
-            paths: a file, folder or glob, or several. A file that cannot be read gives an error
-                row.
+            paths: a file, folder or glob, or several; another thread iterates over them. A file
+                that cannot be read gives an error row.
         """
         if isinstance(paths, str | os.PathLike):
             paths = [paths]
-        return self.classify_items(find_files(os.fsdecode(path) for path in paths))
+        # Not `find_files`, for which - is standard input.
+        find = Search().find
+        return self.classify_items(item for path in paths for item in find(os.fsdecode(path)))
 
     def stream(self, *sources: str | int, policy: StreamPolicy | None = None) -> Iterator[Result]:
         """Classify streams: with a detector each face, else whole frames.

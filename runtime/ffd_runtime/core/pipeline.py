@@ -23,7 +23,7 @@ from ..model.backends import Backend, Finished, Pending
 from ..model.card import ModelCard, PreprocessSpec
 from ..model.within_memory import WithinMemory
 from .errors import BackendError, DeviceMemoryError, InputError
-from .process_setting import ONE_OPENCV_THREAD
+from .opencv_threads import limit_opencv_threads
 from .results import Box, Result
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def classify_items(
     )
     batches = Batches(backend, batch)
     waiting: list[Prepared] = []
-    with ONE_OPENCV_THREAD, _PrepareAhead(items, work, workers, 2 * batch) as ahead:
+    # The workers use all cores, so more threads in OpenCV would only compete with them.
+    with limit_opencv_threads(1), _PrepareAhead(items, work, workers, 2 * batch) as ahead:
         for prepared in ahead:
             waiting += prepared or ()
             while len(waiting) >= batch:
@@ -146,7 +147,8 @@ def prepare_views(
             raise InputError("no_face", "no face was found")
         return prepare_faces(whole, faces, spec)
     except InputError as error:
-        failure = error
+        # Without its traceback, which would keep the bytes of the file in memory.
+        failure = InputError(error.code, error.message)
     except MemoryError:
         failure = InputError("too_large", "not enough memory for this image")
     except Exception as error:  # the run continues after any failure of one file

@@ -110,9 +110,13 @@ class DecoderMessages:
         """Redirect `stderr` to the memory file, and yield the offset of new text."""
         with self._changed:
             self._waiting += alone
-            while self._exclusive or self._must_wait(alone):
-                self._changed.wait()
-            self._waiting -= alone
+            try:
+                while self._exclusive or self._must_wait(alone):
+                    self._changed.wait()
+            finally:
+                # A signal may end the wait with an exception.
+                self._waiting -= alone
+                self._changed.notify_all()
             self._exclusive = alone
             self._active += 1
             self._entries += 1

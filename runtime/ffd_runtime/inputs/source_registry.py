@@ -32,7 +32,18 @@ def _is_tar(head: bytes, file: BinaryIO) -> bool:
             head = next(inflate(file.read, start, TAR_BLOCK_BYTES), b"")
         except InputError:
             return False
-    return head[257:262] == b"ustar"
+    # The volume label of GNU tar and the headers of old tars have only a checksum.
+    return head[257:262] == b"ustar" or _is_tar_header(head)
+
+
+def _is_tar_header(block: bytes) -> bool:
+    import tarfile
+
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 # By full name of the module: a function that recognises an archive by its first `TAR_BLOCK_BYTES`

@@ -33,6 +33,7 @@ _OTHER_EXTENSIONS = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, b"V")
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 # They have no data, whatever size their headers state.
 ZEROS = bytes(TAR_BLOCK_BYTES)
+GNU_MAGIC = b"ustar  \0"
 _WITHOUT_DATA = (*_LINKS, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 
 
@@ -194,6 +195,9 @@ class _TarHeaders:
                 header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.HeaderError:
                 header = None
+            if header and block[257:265] == GNU_MAGIC:
+                # Incremental archives have times where tarfile expects a part of the name.
+                header.name = block[:100].split(b"\0")[0].decode("utf-8", "surrogateescape")
             if header and header.size >= 0:
                 self._lost = False
                 # Old GNU format: a flag announces another block of the map.

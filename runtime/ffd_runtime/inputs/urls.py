@@ -270,9 +270,15 @@ def _pools(allow_private: bool) -> PoolManager:
     return pools
 
 
+def _after_fork() -> None:
+    """Forget connections, which two processes must not share, and a lock without an owner."""
+    global _POOLS_LOCK
+    _POOLS_LOCK = Lock()
+    _pools.cache_clear()
+
+
 if hasattr(os, "register_at_fork"):
-    # Two processes must not use the same connection.
-    os.register_at_fork(after_in_child=_pools.cache_clear)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _is_quotable(_: logging.LogRecord) -> bool:
@@ -306,7 +312,8 @@ def _connect(host: str, port: int) -> socket.socket:
             connection.settimeout(transfer.seconds_left())
         except OSError as error:
             connection.close()
-            failure = error
+            # Its traceback would keep the frames of this fetch in memory.
+            failure = error.with_traceback(None)
         else:
             return connection
     if isinstance(failure, TimeoutError):

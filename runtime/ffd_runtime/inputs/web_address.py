@@ -18,8 +18,11 @@ _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _SAFE = "/?%:@!$&'()*+,;=~"
 _GLOBAL_UNICAST = ip_network("2000::/3")
 _NAT64 = ip_network("64:ff9b::/96")
-# Python 3.11 reports parts of it as global.
-_PROTOCOL_ASSIGNMENTS = ip_network("192.0.0.0/24")
+# Python reports them, or parts of them, as global: protocol assignments, 6to4 relays, the address
+# at which Azure's machines reach the platform itself, and documentation.
+_NOT_PUBLIC = tuple(
+    map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20"))
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ def is_public(text: str) -> bool:
             inner = IPv4Address(int(address) & 0xFFFFFFFF)
         if inner:
             return is_public(str(inner))
-        return address in _GLOBAL_UNICAST and address.is_global
-    reserved = address.is_multicast or address.is_reserved or address in _PROTOCOL_ASSIGNMENTS
-    return address.is_global and not reserved
+        if address not in _GLOBAL_UNICAST:
+            return False
+    elif address.is_multicast or address.is_reserved:
+        return False
+    return address.is_global and not any(address in network for network in _NOT_PUBLIC)

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import DeviceMemoryError
-from .backends import Asynchronous, Backend, Finished, Outputs, Pending, infer_in_parts
+from .backends import (
+    Asynchronous,
+    Backend,
+    Finished,
+    Outputs,
+    Pending,
+    infer_in_parts,
+    require_images,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +48,9 @@ class WithinMemory:
 
         Raises:
             DeviceMemoryError: a single image does not fit.
-            BackendError: inference failed.
+            BackendError: inference failed, or these are not images of the model's size.
         """
+        require_images(images, self.card.preprocess.size)
         while True:
             most = min(len(images), self._most or len(images))
             try:

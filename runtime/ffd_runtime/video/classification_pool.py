@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from queue import Empty, Queue
 from threading import Thread
 from typing import Self
 
-import cv2
-
 from ..core.cores import count_cores
 from ..core.errors import FfdError, InputError
+from ..core.opencv_threads import limit_opencv_threads
 from ..core.results import Result
 from .feed import TICK_SECONDS, Feed
 from .frame_classifier import FrameClassifier
@@ -82,6 +82,7 @@ class ClassificationPool:
         # None ends the queue; an exception ends the run.
         self._ready: Queue[ClassifiedFrame | BaseException | None] = Queue()
         self._stopped = False
+        self._opencv_threads = ExitStack()
         self._running = min(workers, max(1, sum(source.limit for source in self._sources)))
         self._workers = [
             Thread(target=self._work, name=f"ffd-classify-{number}", daemon=True)
@@ -89,10 +90,10 @@ class ClassificationPool:
         ]
 
     def __enter__(self) -> Self:
-        self._opencv_threads = cv2.getNumThreads()
         # More threads than cores do not help.
-        share = max(1, count_cores() // len(self._workers))
-        cv2.setNumThreads(min(share, self._opencv_threads))
+        self._opencv_threads.enter_context(
+            limit_opencv_threads(max(1, count_cores() // len(self._workers)))
+        )
         for worker in self._workers:
             worker.start()
         return self
@@ -136,7 +137,7 @@ class ClassificationPool:
         deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
-        cv2.setNumThreads(self._opencv_threads)
+        self._opencv_threads.close()
 
     def _work(self) -> None:
         try:

@@ -222,6 +222,15 @@ def read_card(
     return card
 
 
+def require_images(images: npt.NDArray[np.uint8], size: int) -> None:
+    """Raise a BackendError unless images are uint8 [N, size, size, 3], and at least one."""
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
+        raise BackendError(
+            f"images must be uint8 [N, {size}, {size}, 3], at least one, not {images.dtype} "
+            f"{list(images.shape)}"
+        )
+
+
 def infer_in_parts(
     run: Callable[[npt.NDArray[np.uint8]], Outputs], images: npt.NDArray[np.uint8], most: int
 ) -> Outputs:

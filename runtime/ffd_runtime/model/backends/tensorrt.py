@@ -31,7 +31,7 @@ from ..engine_manifest import (
     require_rtx_gpu,
     require_runnable,
 )
-from . import OUTPUTS, Outputs, failure
+from . import OUTPUTS, Outputs, failure, require_images
 from .buckets import choose_bucket, find_buckets
 from .cuda import Cuda
 from .kernel_cache import KernelCache
@@ -88,12 +88,7 @@ class TensorRt:
         return self.submit(images).collect()
 
     def submit(self, images: npt.NDArray[np.uint8]) -> Submitted:
-        size = self.card.preprocess.size
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            raise BackendError(
-                f"images must be uint8 [N, {size}, {size}, 3], not {images.dtype} "
-                f"{list(images.shape)}"
-            )
+        require_images(images, self.card.preprocess.size)
         with self._lock:
             if self._contexts is None:
                 raise BackendError("the model was closed")
