@@ -24,6 +24,11 @@ MIN_PROGRESSIVE_FRAMES = 50
 # Values of AVColorSpace that FFmpeg's scaler supports, and the value for an unknown one.
 SUPPORTED_COLORSPACES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
 COLORSPACE_UNSPECIFIED = 2
+# AVColorTransferCharacteristic: PQ (HDR10, Dolby Vision) and HLG (phones, broadcasts).
+HDR_TRANSFERS = frozenset((16, 18))
+# AVColorPrimaries that FFmpeg's scaler supports, and the usual one of HDR.
+SUPPORTED_PRIMARIES = frozenset((1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 22))
+BT2020 = 9
 # Aspect ratios of pixels are at most 2, in anamorphic film; higher ones are invalid.
 MAX_PIXEL_ASPECT = 4
 
@@ -128,12 +133,16 @@ class PixelConverter:
 
         if frame.colorspace not in SUPPORTED_COLORSPACES:
             frame.colorspace = COLORSPACE_UNSPECIFIED
-        # Only matrix and range are applied; FFmpeg rejects frames with reserved values here.
-        frame.color_trc = frame.color_primaries = COLORSPACE_UNSPECIFIED
+        if frame.color_trc not in HDR_TRANSFERS:
+            # Only matrix and range are applied; FFmpeg rejects frames with reserved values here.
+            frame.color_trc = frame.color_primaries = COLORSPACE_UNSPECIFIED
+        elif frame.color_primaries not in SUPPORTED_PRIMARIES:
+            frame.color_primaries = BT2020
         size = self._square_size(frame)
         kind = (
             (frame.width, frame.height, size),
             (frame.format.name, frame.colorspace, frame.color_range),
+            (frame.color_trc, frame.color_primaries),
         )
         try:
             if self._graph is None or kind != self._kind:
@@ -166,8 +175,11 @@ class PixelConverter:
             f":time_base=1/1000:colorspace={frame.colorspace}:range={frame.color_range}",
         )
         width, height = size
-        scaled = size != (frame.width, frame.height)
-        scale = [graph.add("scale", f"{width}:{height}")] if scaled else []
+        options = [f"{width}:{height}"] if size != (frame.width, frame.height) else []
+        if frame.color_trc in HDR_TRANSFERS:
+            # The network learned from sRGB images: an HDR image would look flat and pale to it.
+            options.append("out_transfer=iec61966-2-1:out_primaries=bt709")
+        scale = [graph.add("scale", ":".join(options))] if options else []
         graph.link_nodes(source, *scale, graph.add("format", "bgr24"), graph.add("buffersink"))
         graph.configure()
         return graph
