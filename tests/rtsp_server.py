@@ -1,6 +1,7 @@
 """Stream H.264 over RTSP with GStreamer, under the system's Python.
 
-Usage: rtsp_server.py PORT WIDTH HEIGHT FPS. It prints a line when it listens.
+Usage: rtsp_server.py PORT WIDTH HEIGHT FPS [udp]. It prints a line when it listens. With `udp`, it
+refuses TCP for the video.
 """
 
 import sys
@@ -8,12 +9,15 @@ import sys
 import gi
 
 gi.require_version("Gst", "1.0")
+gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
+from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 Gst.init(None)
-port, width, height, fps = sys.argv[1:]
+port, width, height, fps, *transport = sys.argv[1:]
 factory = GstRtspServer.RTSPMediaFactory()
+if transport == ["udp"]:
+    factory.set_protocols(GstRtsp.RTSPLowerTrans.UDP)
 factory.set_shared(True)
 factory.set_launch(
     "( videotestsrc is-live=true pattern=ball"

@@ -43,9 +43,9 @@ class RtspServer:
     def address(self) -> str:
         return f"rtsp://127.0.0.1:{self.port}/door"
 
-    def start(self, width: int = 160, height: int = 120, fps: int = 100) -> None:
+    def start(self, width: int = 160, height: int = 120, fps: int = 100, udp: bool = False) -> None:
         numbers = map(str, (self.port, width, height, fps))
-        command = [PYTHON, str(SCRIPT), *numbers]
+        command = [PYTHON, str(SCRIPT), *numbers, *(["udp"] if udp else [])]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         assert self.process.stdout.readline() == "listening\n"

@@ -325,6 +325,12 @@ def test_rtsp_server_gives_a_thousand_frames(rtsp: RtspServer) -> None:
     assert not np.array_equal(frames[0].image, frames[-1].image)
 
 
+def test_a_camera_that_refuses_tcp_is_read_over_udp(rtsp: RtspServer) -> None:
+    rtsp.start(udp=True)
+    with Feed(to_streams([rtsp.address]), PATIENT) as feed:
+        assert frames_until(feed, lambda frame: frame.number >= 10)
+
+
 def test_crash_of_the_reader_process_is_an_error(rtsp: RtspServer) -> None:
     rtsp.start()
     (stream,) = to_streams([rtsp.address])

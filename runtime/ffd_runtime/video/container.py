@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -13,6 +14,7 @@ from ..core.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.error import FFmpegError
     from av.packet import Packet
     from av.stream import Stream
     from av.video.stream import VideoStream
@@ -29,6 +31,8 @@ MAX_MISSING_SECONDS, MAX_MISSING_SHARE = 0.5, 0.01
 # First boxes of MP4 and QuickTime files (ISO/IEC 14496-12).
 _MP4_BOXES = frozenset((b"ftyp", b"styp", b"mdat", b"wide", b"free", b"skip", b"moof", b"sidx"))
 _MAX_BOXES = 100_000
+# Apple recommends segments of 6 s; some servers send 10 s and more.
+HLS_TIMEOUT_SECONDS = 30.0
 PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 
 
@@ -49,7 +53,7 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
         av.FFmpegError: FFmpeg cannot open it.
         InputError: the path contains a NUL character.
     """
-    from av.error import InvalidDataError
+    from av.error import FFmpegError as Failure
 
     if "\0" in target:
         raise InputError("not_found", "a file name cannot contain a NUL character")
@@ -60,29 +64,58 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
     deadline = time.monotonic() + timeout
     try:
         container = _open(target, options, timeout)
-    except InvalidDataError:
-        if not live or not target.lower().startswith("http"):
+    except Failure as error:
+        other = _open_otherwise(error, target, options, live, deadline)
+        if other is None:
             raise
-        mjpeg = _open_mjpeg(target, options, deadline)
-        if mjpeg is None:
-            raise
-        container = mjpeg
+        container = other
     if container.format.name == "mpjpeg" and not _has_size(container):
         # FFmpeg rejects the first part: it lacks the type `image/jpeg` or has a wrong length.
         container.close()
         container = _open_mjpeg(target, options, deadline) or _open(target, options, timeout)
+    if timeout < (longer := frame_timeout(container, timeout)):
+        # The limit for reading cannot be changed afterwards.
+        container.close()
+        container = _open(target, options, timeout, read_timeout=longer)
     if live:
         # With it, FFmpeg delays packets without a timestamp until one with a timestamp arrives.
         container.flags &= ~AVFMT_FLAG_GENPTS
     return container
 
 
+def _open_otherwise(
+    error: FFmpegError, address: str, options: dict[str, str], live: bool, deadline: float
+) -> InputContainer | None:
+    """Open an address in another way, after an error that suggests one."""
+    from av.error import InvalidDataError
+
+    scheme = address.lower().partition("://")[0]
+    if isinstance(error, InvalidDataError) and live and scheme in ("http", "https"):
+        return _open_mjpeg(address, options, deadline)
+    left = deadline - time.monotonic()
+    # A user's choice of the transport is kept.
+    is_default = "rtsp_transport" not in os.environ.get(FFMPEG_OPTIONS_VARIABLE, "")
+    if error.errno == errno.EPROTONOSUPPORT and scheme == "rtsp" and is_default and left > 0:
+        # The camera refuses RTSP's interleaved TCP.
+        return _open(address, {**options, "rtsp_transport": "udp"}, left)
+    return None
+
+
+def frame_timeout(container: InputContainer, timeout: float) -> float:
+    """Return the limit in seconds for a frame: HLS sends segments of several seconds."""
+    return max(timeout, HLS_TIMEOUT_SECONDS) if container.format.name == "hls" else timeout
+
+
 def _open(
-    name: str, options: dict[str, str], timeout: float, form: str | None = None
+    name: str,
+    options: dict[str, str],
+    timeout: float,
+    form: str | None = None,
+    read_timeout: float | None = None,
 ) -> InputContainer:
     import av
 
-    limits = (timeout, timeout)
+    limits = (timeout, read_timeout or timeout)
     return av.open(name, "r", form, options=options, timeout=limits, metadata_errors="replace")
 
 
@@ -115,6 +148,9 @@ def _options(address: str, live: bool) -> dict[str, str]:
     if live:
         # The frame rate of a live stream is not used; to measure it takes 20 frames.
         options["fpsprobesize"] = "0"
+    elif address.lower().startswith("http"):
+        # A server may close the connection while the classification is slower than the video.
+        options |= {"reconnect": "1", "reconnect_delay_max": "5"}
     if address.lower().startswith("rtsp"):
         options["rtsp_transport"] = "tcp"
     for pair in os.environ.get(FFMPEG_OPTIONS_VARIABLE, "").split("|"):

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..core.errors import InputError
-from .container import DurationCheck, open_container, open_failure, require_pyav, select_video
+from .container import (
+    DurationCheck,
+    frame_timeout,
+    open_container,
+    open_failure,
+    require_pyav,
+    select_video,
+)
 from .frame_filters import Deinterlacer, PixelConverter
 from .stream_address import Stream as Source
 
@@ -28,6 +35,8 @@ CONCEALING_DECODERS = frozenset(
 )
 # Formats without timestamps: FFmpeg counts frames at 25 per second, or at a rate that it guesses.
 FORMATS_WITHOUT_CLOCK = frozenset("mpjpeg mjpeg h264 hevc".split())
+# A larger frame of a server is an error: it would need a gigabyte, and so the other cameras' share.
+MAX_LIVE_PIXELS = 1 << 26
 # A larger step back of the timestamps means that two files were concatenated.
 MIN_JOIN_JUMP_SECONDS = 1.0
 
@@ -90,6 +99,9 @@ class FFmpegCapture:
         stream: a local or remote file, or a server.
         timeout: limit in seconds for opening, and for each frame.
 
+    Attributes:
+        timeout: limit in seconds for each frame; longer for HLS, which sends segments.
+
     Raises:
         InputError: it cannot be opened, or has no video.
         BackendError: PyAV is not installed.
@@ -101,12 +113,13 @@ class FFmpegCapture:
 
         begin = time.monotonic()
         self.grabbed, self.waited, self.broken = begin, 0.0, 0
-        self._live, self._timeout = stream.live, timeout
+        self._live = stream.live
         target = str(stream.target)
         try:
             self._container = open_container(target, timeout, stream.live)
         except FFmpegError as error:
             raise open_failure(error, target, timeout, time.monotonic() - begin) from None
+        self.timeout = frame_timeout(self._container, timeout)
         try:
             self._stream, self.note = select_video(self._container)
         except BaseException:
@@ -147,7 +160,7 @@ class FFmpegCapture:
                 truncated or contains frames that could not be decoded.
         """
         begin, busy = time.monotonic(), _busy_seconds() if self._live else 0.0
-        self._deadline = begin + self._timeout
+        self._deadline = begin + self.timeout
         frame = next(self._frames, False)
         while frame is None and self._live:
             frame = next(self._frames, False)
@@ -156,6 +169,10 @@ class FFmpegCapture:
                 self._require_complete()
             return False
         assert frame is not True
+        if frame and self._live and frame.width * frame.height > MAX_LIVE_PIXELS:
+            megapixels = f"{frame.width * frame.height >> 20} megapixels"
+            limit = MAX_LIVE_PIXELS >> 20
+            raise InputError("too_large", f"a frame of {megapixels}, over the limit of {limit}")
         self._frame = frame
         self.grabbed = _timing(frame).arrived if frame else time.monotonic()
         if self._live:
@@ -258,8 +275,8 @@ class FFmpegCapture:
 
     def _timeout_message(self) -> str:
         if self._bad:
-            return f"no valid frame within {self._timeout:g} s, only {self._bad} damaged ones"
-        return f"no frame within {self._timeout:g} s"
+            return f"no valid frame within {self.timeout:g} s, only {self._bad} damaged ones"
+        return f"no frame within {self.timeout:g} s"
 
     def _require_complete(self) -> None:
         """Raise an InputError if a file that has been read to its end is damaged or truncated."""

@@ -22,7 +22,7 @@ from .ffmpeg import FFmpegCapture
 from .stream_address import Stream
 
 # In the machine's byte order: kind; height and width, or length and 0; number of undecoded frames;
-# timestamp, time of capture, and idle time in seconds.
+# timestamp, time of capture, and idle time in seconds. `OPENED` has the limit for a frame instead.
 MESSAGE_HEADER = struct.Struct("=c3I3d")
 OPENED, FRAME, FAILED = b"O", b"F", b"E"
 
@@ -49,7 +49,7 @@ def _send_frames(order: dict[str, float | str], out: BinaryIO) -> NoReturn:
     stream = Stream("", str(order["target"]), "server")
     with closing(FFmpegCapture(stream, float(order["timeout"]))) as capture:
         note = (capture.note or "").encode()
-        out.write(MESSAGE_HEADER.pack(OPENED, len(note), 0, 0, 0, 0, 0) + note)
+        out.write(MESSAGE_HEADER.pack(OPENED, len(note), 0, 0, capture.timeout, 0, 0) + note)
         out.flush()
         while capture.grab():
             image = capture.retrieve()

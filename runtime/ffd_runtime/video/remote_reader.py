@@ -17,7 +17,7 @@ from ..core.errors import BackendError, InputError
 from ..image.decode import Image
 from . import reader_process
 from .capture import Capture, OpenCVCapture
-from .ffmpeg import FFmpegCapture
+from .ffmpeg import MAX_LIVE_PIXELS, FFmpegCapture
 from .reader_process import FAILED, FRAME, MESSAGE_HEADER, OPENED
 from .stream_address import Stream
 
@@ -69,7 +69,8 @@ class RemoteCapture:
             order = {"target": stream.target, "timeout": timeout}
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
-            length = self._receive(OPENED, START_MARGIN_SECONDS)[0]
+            length, _, _, limit, *_ = self._receive(OPENED, START_MARGIN_SECONDS)
+            self._timeout = max(timeout, limit)
             note = bytearray(length)
             self._fill(memoryview(note))
             self.note = note.decode() or None
@@ -90,6 +91,8 @@ class RemoteCapture:
 
     def grab(self) -> bool:
         height, width, self.broken, *times = self._receive(FRAME)
+        if height * width > MAX_LIVE_PIXELS:
+            raise InputError("fetch_failed", "the reader process sent an invalid size")
         self._timestamp, self.grabbed, self.waited = times
         self._image = np.empty((height, width, 3), np.uint8)
         self._fill(memoryview(self._image.data).cast("B"))

@@ -156,7 +156,8 @@ class StreamReader(ABC):
 
     def _forget_arrivals(self, now: float) -> None:
         """Remove old arrivals. The caller holds `changed`."""
-        while self._arrivals and now - self._arrivals[0] > FPS_WINDOW_SECONDS:
+        # A slower stream keeps its last two.
+        while len(self._arrivals) > 2 and now - self._arrivals[0] > FPS_WINDOW_SECONDS:
             self._arrivals.popleft()
 
     def _change(self, **values: object) -> None:
