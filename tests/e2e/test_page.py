@@ -52,15 +52,21 @@ class Run:
         serve: receives them.
         names: of the sources.
         pictures: of faces, uint8 BGR, one for each face in a frame.
+        slow: sources that send only one frame.
     """
 
     def __init__(
-        self, serve: DashboardServer, names: Sequence[str], pictures: Sequence[Image] = ()
+        self,
+        serve: DashboardServer,
+        names: Sequence[str],
+        pictures: Sequence[Image] = (),
+        slow: Sequence[str] = (),
     ) -> None:
         self.serve = serve
         self.healths = {name: self._playing(name, 0) for name in names}
         self.labels: list[Label] = ["generated", "groundtruth"]
         self.blocked = threading.Event()
+        self._slow = slow
         self._pictures = pictures or [draw_face(), draw_face()]
         self._rooms = {name: draw_room(seed) for seed, name in enumerate(names)}
         self._end = threading.Event()
@@ -97,7 +103,9 @@ class Run:
                 continue
             number += 1
             for name, health in list(self.healths.items()):
-                if health.state == "playing":
+                if name in self._slow and number > 1:
+                    self.healths[name] = replace(health, fps=0.0)
+                elif health.state == "playing":
                     self.healths[name] = self._playing(name, number)
                     self.serve.show(self._frame_result(name, number))
             self.serve.tick(list(self.healths.values()))
@@ -246,6 +254,20 @@ def test_page_shows_images_faces_and_verdicts(viewer: Viewer, tmp_path: Path) ->
         )
         viewer.save(tmp_path / "page.png")
         assert viewer.console() == []
+
+
+def test_slow_sources_do_not_delay_others(viewer: Viewer) -> None:
+    """A request for a source's next image waits, and the page may have only few of them."""
+    slow = [f"slow {number}" for number in range(8)]
+    with serve() as served, Run(served, ["fast", *slow], slow=slow):
+        # Only visible sources request images.
+        viewer.visit(served.url, height=6000)
+        ready = "[...cards.values()].filter(card => card.visible && card.number > 0).length"
+        viewer.wait(ready, lambda count: count == 9)
+        shown = "cards.get(0).number"
+        begin = viewer.see(shown)
+        time.sleep(1)
+        assert viewer.see(shown) - begin > 5
 
 
 def test_failed_source_turns_red_and_recovers(viewer: Viewer) -> None:

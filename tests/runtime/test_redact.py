@@ -87,6 +87,25 @@ def test_no_secret_parameter_is_shown(name: str, value: str, form: str, upper: b
         assert "@" in value or shown == redact(form.format(spelled, "Other" + MARK))
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        # Video recorders.
+        ("rtsp://10.0.0.5:554/0/admin:SECRET/main", "rtsp://10.0.0.5:554/0/***/main"),
+        ("rtsp://10.0.0.5/live/0/MAIN/admin:SECRET", "rtsp://10.0.0.5/live/0/MAIN/***"),
+        ("rtsp://me:pw@10.0.0.5/0/admin:SECRET?x=1", "rtsp://***@10.0.0.5/0/***?x=1"),
+        # The key of a broadcast.
+        ("rtmp://a.example/live2/SECRET-KEY", "rtmp://a.example/live2/***"),
+        ("rtmps://a.example:443/app/SECRET/?x=1", "rtmps://a.example:443/app/***/?x=1"),
+        ("rtsp://10.0.0.5:554/live/ch1", "rtsp://10.0.0.5:554/live/ch1"),
+        ("http://h.example/a:b/c.jpg", "http://h.example/a:b/c.jpg"),
+    ],
+)
+def test_logins_in_the_path_of_a_video_server_are_hidden(address: str, shown: str) -> None:
+    assert redact(address) == shown
+    assert redact(shown) == shown
+
+
 @given(
     st.sampled_from(["u", "p", "s", "st", "secure", "verify", "S", "%73"]),
     st.sampled_from(["https://h.example/a.jpg?{}={}", "http://10.0.0.9/a?x=1&{}={}&y=2"]),

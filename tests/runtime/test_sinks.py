@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import os
+import resource
+import signal
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -18,9 +20,15 @@ from rich.console import Console
 from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.results import Result, Track
 from ffd_runtime.core.text import printable
-from ffd_runtime.outputs import FILE_SINKS, check_file_sink, open_file_sink, open_pipe_sink
+from ffd_runtime.outputs import (
+    FILE_SINKS,
+    check_file_sink,
+    jsonlines,
+    open_file_sink,
+    open_pipe_sink,
+)
 from ffd_runtime.outputs.csv_file import _from_field, to_line
-from ffd_runtime.outputs.jsonlines import JsonLines
+from ffd_runtime.outputs.jsonlines import MAX_ROW_BYTES, AppendedJsonLines, JsonLines
 from ffd_runtime.outputs.provenance import RunProvenance
 from ffd_runtime.outputs.table import Table
 
@@ -348,3 +356,46 @@ def test_new_file_format_needs_one_module_and_one_registration(
         sink.write(Result("b.png"))
     assert os.read(reader, 100) == b"names\nb.png"
     os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ("", ""),
+        ('{"source": "a"}\n', '{"source": "a"}\n'),
+        # A power failure cut the last row.
+        ('{"source": "a"}\n{"source": "b", "fr', '{"source": "a"}\n'),
+        ('{"sou', ""),
+        # Only the line end is missing, or it is not a row.
+        ('{"source": "a"}', '{"source": "a"}\n'),
+        ("notes", "notes\n"),
+        ("x" * 2 * MAX_ROW_BYTES, "x" * 2 * MAX_ROW_BYTES + "\n"),
+    ],
+)
+def test_rows_are_appended_after_the_last_whole_row(tmp_path: Path, before: str, kept: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(before)
+    row = Result("c", label="unsure", score=0.5)
+    for _ in range(2):
+        with AppendedJsonLines(path) as sink:
+            sink.write(row)
+    assert path.read_text() == kept + 2 * jsonlines.to_line(row)
+
+
+def test_a_full_disk_leaves_no_torn_row(tmp_path: Path) -> None:
+    path, row = tmp_path / "rows.jsonl", Result("c", label="unsure", score=0.5)
+    size = len(jsonlines.to_line(row))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with AppendedJsonLines(path) as sink:
+        sink.write(row)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + size // 2, before[1]))
+        try:
+            with pytest.raises(OutputError, match="cannot write to .*: File too large"):
+                sink.write(row)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, usual)
+        assert path.read_text() == jsonlines.to_line(row)
+        sink.write(row)
+    assert path.read_text() == 2 * jsonlines.to_line(row)

@@ -18,7 +18,7 @@ from ..outputs.jsonlines import AppendedJsonLines, JsonLines
 from ..outputs.target import is_pipe
 from ..video.stream_address import Stream, is_named_video, is_stream, is_video_file, to_streams
 from .command import say
-from .options import open_console, wants_table
+from .options import is_given, open_console, wants_table
 from .program import Program, RunOptions
 
 if TYPE_CHECKING:
@@ -144,6 +144,10 @@ def _check_outputs(streams: Sequence[Stream], options: StreamOptions) -> None:
         raise click.UsageError(
             "--overwrite needs --output and a video file: live streams append to their file"
         )
+    if is_given("token") and not options.serve:
+        raise click.UsageError("--token needs --serve")
+    if options.retries is not None and not live:
+        raise click.UsageError("--retries applies only to live streams")
     if output:
         check_file_sink(Path(output))
         if live and not (output.endswith(".jsonl") or is_pipe(Path(output))):

@@ -52,6 +52,11 @@ _PIECE = re.compile(r"[^&#?]+")
 # Credentials in any position: a JSON web token, and a Telegram bot's, which is part of the path.
 # A search for the start of a web token would read the rest of a long word at each start.
 _DOTTED = re.compile(r"(?<![\w-])([\w-]+)(?=\.[\w-]+\.([\w-]*))")
+# Video recorders take the login as a part of the path: `/0/USER:PASSWORD/main`. The last part of an
+# RTMP address is the key of the broadcast.
+_VIDEO = re.compile(r"\s*(rt[sm]p)s?://[^/?#]*", re.IGNORECASE)
+_PATH_LOGIN = re.compile(r"(?<=/)[^/?#:@]+:[^/?#@]+")
+_STREAM_KEY = re.compile(r"(?<=/)[^/?#]+(?=/?(?:[?#]|$))")
 _JWT_START = "eyJ"
 _MIN_JWT_CHARACTERS = 11
 _BOT_TOKEN = re.compile(r"(?<=/bot)\d+:[\w-]+")
@@ -92,6 +97,7 @@ def _redact(text: str, depth: int) -> str:
     start = login[1] if login and is_clear else 0
     spans += _find_parameters(text, start, address)
     spans += _find_tokens(text)
+    spans += _find_path_logins(text, start)
     if address and "%" in text:
         path = _PATH.search(text, max(start, text.index("://") + 3))
         spans += _find_encoded(text, path.end(), depth) if path else []
@@ -103,6 +109,17 @@ def _redact(text: str, depth: int) -> str:
             parts += [text[shown:begin], HIDDEN]
         shown = hidden = max(hidden, end)
     return "".join([*parts, text[shown:]])
+
+
+def _find_path_logins(text: str, start: int) -> Iterator[Span]:
+    """Find logins and keys in the path of a video server's address."""
+    server = _VIDEO.match(text)
+    if server is None:
+        return
+    begin = max(start, server.end())
+    yield from (found.span() for found in _PATH_LOGIN.finditer(text, begin))
+    if server[1].lower() == "rtmp" and (key := _STREAM_KEY.search(text, begin)):
+        yield key.span()
 
 
 def is_ambiguous(address: str) -> bool:

@@ -13,6 +13,9 @@ from ..core.errors import OutputError, os_errors_as
 from ..core.results import Result
 from .partial_file import PartialFile
 
+# A longer last line is not a row of ffd: it is kept.
+MAX_ROW_BYTES = 1 << 16
+
 
 def to_line(result: Result) -> str:
     """Return a row as one line; bytes that are not UTF-8 become escaped lone surrogates."""
@@ -39,8 +42,10 @@ class JsonLines:
         return None
 
 
-class AppendedJsonLines(JsonLines):
+class AppendedJsonLines:
     """Appends rows to a file, for streams that do not end.
+
+    A row that a full disk or a power failure cut is removed, as no reader could parse it.
 
     Args:
         path: created if absent. A program that rotates the file must truncate it or restart ffd.
@@ -50,22 +55,49 @@ class AppendedJsonLines(JsonLines):
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        with os_errors_as(OutputError, f"cannot write {path}"):
+            # Without a buffer, which would write the rest of a cut row later.
+            self._file = path.open("a+b", buffering=0)
+            self._remove_torn_row()
+
+    def write(self, result: Result) -> None:
+        """Append one row."""
+        data = to_line(result).encode("ascii")
         try:
-            stream = path.open("a+", encoding="ascii")
-            # A row that a power failure cut must not join the first new row.
-            end = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, end - 1))
-            if stream.read(1) not in ("", "\n"):
-                stream.write("\n")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "the file is not text"
-            raise OutputError(f"cannot write {path}: {reason}") from None
-        super().__init__(stream, str(path))
+            with os_errors_as(OutputError, f"cannot write to {self._path}"):
+                while data:
+                    data = data[self._file.write(data) :]
+        except OutputError:
+            with suppress(OSError):
+                self._remove_torn_row()
+            raise
+
+    def _remove_torn_row(self) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        start = self._file.seek(max(0, end - MAX_ROW_BYTES))
+        tail = self._file.read()
+        last = tail.rpartition(b"\n")[2]
+        is_whole_line = len(last) < len(tail) or not start
+        if is_whole_line and last.startswith(b"{") and not _is_json(last):
+            self._file.truncate(end - len(last))
+        elif last:
+            self._file.write(b"\n")
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
-        # Each row was flushed when it was written.
         with suppress(OSError):
-            self.stream.close()
+            self._file.close()
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 class JsonLinesFile(PartialFile):

@@ -59,6 +59,9 @@ class AuthMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in _SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+                if not scope["authorised"]:
+                    # Without a token, thousands of requests could wait on each connection.
+                    headers["Connection"] = "close"
             await send(message)
 
         request = Request(scope)
@@ -82,9 +85,12 @@ class AuthMiddleware:
             return PlainTextResponse("only GET is supported\n", 405, {"Allow": "GET, HEAD"})
         given = request.query_params.get("token") if path == "/" else None
         if self._token is not None and given is not None and _equal(given, self._token):
-            answer = RedirectResponse("/", 303)
+            # Relative, as are the page's addresses: a proxy may serve the page below a path.
+            answer = RedirectResponse("./", 303)
             name, seconds = self._cookie_name, COOKIE_SECONDS
-            answer.set_cookie(name, self._cookie, seconds, httponly=True, samesite="strict")
+            # With "strict", browsers would not send it after a link on another site. Every request
+            # only reads.
+            answer.set_cookie(name, self._cookie, seconds, httponly=True, samesite="lax")
             return answer
         if request.scope["authorised"] or path == "/healthz":
             return None
