@@ -23,9 +23,14 @@ import pytest
 from ffd_runtime.core.errors import OutputError
 from ffd_runtime.core.results import Result
 from ffd_runtime.video import recording, source_recording, video_file
+from ffd_runtime.video.draw_frame import draw_frame
 from ffd_runtime.video.frame_result import Frame, FrameResult, State, StreamHealth
 from ffd_runtime.video.recording import Recorder, check_recording_path, recording_paths
-from ffd_runtime.video.source_recording import DEFAULT_FPS, estimate_frame_rate
+from ffd_runtime.video.source_recording import (
+    DEFAULT_FPS,
+    choose_recording_rate,
+    estimate_frame_rate,
+)
 
 from ..conftest import picture
 
@@ -79,7 +84,7 @@ def save(path: Path, *frame_results: FrameResult, sources: tuple[str, ...] = ("d
     with Recorder(path, sources, face_scale=1.3) as sink:
         for each in frame_results:
             # A full queue drops live frames; these are not timed.
-            while each.health.live and sink._queue.full():
+            while each.health.live and sink._encoders[each.frame.source].queue.full():
                 time.sleep(0.002)
             sink.show(each)
 
@@ -147,6 +152,49 @@ def test_slowly_sampled_source_has_no_notice(tmp_path: Path) -> None:
     assert max(levels) - min(levels) < 5
 
 
+def test_a_file_with_a_pause_keeps_it(tmp_path: Path) -> None:
+    """As a recorded screen that does not change."""
+    times = [number / 25 + (20 if number >= 50 else 0) for number in range(100)]
+    save(tmp_path / "a.mkv", *(frame_result(n, at) for n, at in enumerate(times)))
+    levels, seconds = brightness(tmp_path / "a.mkv")
+    assert seconds == pytest.approx(24, abs=0.2)
+    # The last image before the pause, not a notice.
+    assert levels[300] == pytest.approx(levels[49], abs=2)
+
+
+def test_a_slow_encoder_delays_no_other_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw, free = draw_frame, Event()
+
+    def slowly(frame: FrameResult, **options: Any) -> Any:
+        if frame.frame.source == "slow":
+            free.wait(WATCHDOG)
+        return draw(frame, **options)
+
+    monkeypatch.setattr(recording, "draw_frame", slowly)
+    with Recorder(tmp_path / "a.mkv", ["slow", "door"], face_scale=1.3) as sink:
+        door = sink._encoders["door"]
+        with caplog.at_level(logging.WARNING):
+            for number in range(50):
+                for source in ("slow", "door"):
+                    wait_until(lambda: not door.queue.full())
+                    sink.show(frame_result(number, number / 25, source=source, live=True))
+        wait_until(door.queue.empty)
+        # The source that lacks frames is named at once, and once.
+        (message,) = caplog.messages
+        assert message.startswith("the recording of slow lacks frames, 1 so far")
+        free.set()
+    assert brightness(tmp_path / "a-door.mkv")[1] == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "rate"), [(None, 25), (30.0, 25), (10.0, 20), (1.0, 2), (0.1, 2)]
+)
+def test_recordings_repeat_few_frames(sampled: float | None, rate: float) -> None:
+    assert choose_recording_rate(sampled) == rate
+
+
 def test_repetition_of_an_image_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_recording, "MAX_REPEAT_SECONDS", 2.0)
     times = [0, *(1e6 + number / 25 for number in range(25))]
@@ -160,7 +208,7 @@ def test_repetition_ends_before_the_disk_is_full(
     monkeypatch.setattr(recording, "CHECK_INTERVAL_SECONDS", 0.0)
     with Recorder(tmp_path / "a.mkv", ["door"], face_scale=1.3) as sink:
         sink.show(frame_result(0, 0, live=True))
-        wait_until(lambda: sink._recordings["door"]._video is not None)
+        wait_until(lambda: sink._encoders["door"]._recording._video is not None)
         monkeypatch.setattr(recording, "MIN_FREE_BYTES", 1 << 62)
         sink.show(frame_result(1, 3600, live=True))
     assert "recording stopped" in caplog.text
@@ -311,7 +359,7 @@ def test_recording_of_an_ended_source_is_closed(
         # Before its first frame is written, the file exists and cannot be read.
         wait_until(
             lambda: (
-                sink._recordings["door"]._video is None
+                sink._encoders["door"]._recording._video is None
                 and files(tmp_path) != []
                 and cv2.VideoCapture(path, cv2.CAP_FFMPEG).isOpened()
             )
@@ -394,7 +442,7 @@ def test_interruption_discards_frames_that_are_not_encoded(
 
     def wait_in_the_repetitions() -> None:
         if encoder.frames > 2:
-            wait_until(sink._interruption.started)
+            wait_until(sink._shared.interruption.started)
 
     with (
         pytest.raises(KeyboardInterrupt),
@@ -407,7 +455,7 @@ def test_interruption_discards_frames_that_are_not_encoded(
         sink.show(frame_result(2, 5, live=True))
         if first == "in the run":
             raise KeyboardInterrupt
-        monkeypatch.setattr(sink._encoded, "wait", interrupt)
+        monkeypatch.setattr(sink._encoders["door"].encoded, "wait", interrupt)
     # The first frame, two of its 99 repetitions, and the second frame.
     assert encoder.frames == len(brightness(tmp_path / "a.mp4")[0]) == 4
     assert "not closed" not in caplog.text
@@ -432,12 +480,12 @@ def test_second_interruption_ends_the_wait(
 
     encoder.before_frame = hang
     sink = Recorder(tmp_path / "a.mp4", ["door"], face_scale=1.3)
-    join = sink._thread.join
+    join = sink._encoders["door"].thread.join
     with pytest.raises(KeyboardInterrupt), sink:
         sink.show(frame_result(0, 0, live=True))
         entered.wait(WATCHDOG)
-        monkeypatch.setattr(sink._encoded, "wait", interrupt)
-        monkeypatch.setattr(sink._thread, "join", interrupt)
+        monkeypatch.setattr(sink._encoders["door"].encoded, "wait", interrupt)
+        monkeypatch.setattr(sink._encoders["door"].thread, "join", interrupt)
     assert len(waits) == 2
     assert "the recording was not closed: a frame is still being encoded" in caplog.text
     release.set()
@@ -482,7 +530,7 @@ def test_recording_that_is_not_closed_is_reported(
     reason = "a frame is still being encoded" if hangs == "encoder" else "the disk does not respond"
     assert f"the recording was not closed: {reason}" in caplog.text
     release.set()
-    sink._thread.join()
+    sink._encoders["door"].thread.join()
 
 
 _RECORDS = """
@@ -526,5 +574,5 @@ def test_live_source_does_not_block_the_frame_loop(tmp_path: Path) -> None:
         took = time.perf_counter() - begin
     assert brightness(tmp_path / "a.mp4")[0]
     # All frames are queued in less time than it takes to encode one queue.
-    assert sink._dropped > 10
+    assert sink._encoders["door"].dropped > 10
     assert took < 1

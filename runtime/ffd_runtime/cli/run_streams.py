@@ -217,8 +217,15 @@ def _frame_sinks(
         say(f"serving {page.url}")
     if options.record:
         from ..video.recording import Recorder
+        from ..video.source_recording import choose_recording_rate
 
-        yield Recorder(Path(options.record), names, heatmap=heatmap, face_scale=face_scale)
+        yield Recorder(
+            Path(options.record),
+            names,
+            heatmap=heatmap,
+            face_scale=face_scale,
+            fps=choose_recording_rate(options.fps),
+        )
     if options.show:
         from ..video.window import Window
 

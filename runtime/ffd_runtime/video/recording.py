@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shutil
@@ -11,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Self
 
 from ..core.errors import OutputError
 from ..core.text import printable
+from ..image.decode import Image
 from ..outputs.target import require_file_name, require_folder
 from .draw_frame import draw_frame
 from .frame_result import FrameResult, State, StreamHealth
@@ -34,6 +36,9 @@ CLOSE_TIMEOUT_SECONDS = 1.5
 # Limit for closing the files at a normal end, after the last frame was encoded.
 FINISH_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.1
+# Of each source.
+MAX_QUEUED_FRAMES = 4
+WARNING_INTERVAL_SECONDS = 60.0
 MAX_NAME_BYTES = 80
 
 
@@ -60,7 +65,7 @@ def check_recording_path(path: Path) -> None:
 
 
 class Recorder:
-    """A frame sink that records annotated frames, encoded in a separate thread.
+    """A frame sink that records annotated frames, each source encoded in its own thread.
 
     One source is recorded to NAME.mp4, several to NAME-SOURCE.mp4. Existing files are never
     overwritten: the next name is NAME-2.mp4, then NAME-3.mp4. A new file starts when the frame size
@@ -69,8 +74,8 @@ class Recorder:
 
     Recordings of live sources play in real time: each image stays until the next. If the source
     breaks for longer than `source_recording.MAX_GAP_SECONDS`, the gap is replaced by a notice of
-    one second. Live frames are dropped if the encoder cannot keep up. Each frame of a video file is
-    recorded once, at the file's rate.
+    one second. Live frames are dropped if the encoder cannot keep up, with a warning. Each frame of
+    a video file is recorded once, at the file's rate.
 
     At a normal end, the exit waits until all queued frames are written. After an exception, it
     discards them and closes the files.
@@ -97,24 +102,12 @@ class Recorder:
         fps: float = DEFAULT_FPS,
     ) -> None:
         check_recording_path(path)
-        self._folder = path.parent
-        self._face_scale = face_scale
-        self._heatmap = heatmap
-        self._interruption = Interruption()
-        self._recordings = {
-            source: SourceRecording(target, fps, self._interruption, self._must_not_repeat)
+        self._shared = _Shared(path.parent, heatmap, face_scale)
+        self._encoders = {
+            source: _Encoder(source, target, fps, self._shared)
             for source, target in recording_paths(path, sources).items()
         }
-        self._states: Mapping[str, State] = {}
-        self._queue: Queue[FrameResult | None] = Queue(2 + 2 * len(sources))
-        self._thread = Thread(target=self._work, name="ffd-record", daemon=True)
-        # Set when there is nothing left to encode.
-        self._encoded = Event()
-        self._failure: Exception | None = None
-        self._stopped = False
-        self._started = False
-        self._dropped = 0
-        self._checked = self._probed = time.monotonic()
+        self._warned = -math.inf
 
     def show(self, frame_result: FrameResult) -> None:
         """Queue a frame; for a video file, wait while the queue is full.
@@ -122,15 +115,18 @@ class Recorder:
         Raises:
             OutputError: a file cannot be opened or written.
         """
+        encoder = self._encoders[frame_result.frame.source]
         live, waits = frame_result.health.live, True
-        while waits and not self._stopped:
+        while waits and not self._shared.stopped:
             self._raise_failure()
             try:
-                self._queue.put(frame_result, block=not live, timeout=CHECK_INTERVAL_SECONDS)
+                encoder.queue.put(frame_result, block=not live, timeout=CHECK_INTERVAL_SECONDS)
                 waits = False
             except Full:
-                self._dropped += live
                 waits = not live
+                if live:
+                    encoder.dropped += 1
+                    self._warn_of_drops(encoder)
 
     def tick(self, sources: Sequence[StreamHealth]) -> None:
         """Record which sources have ended.
@@ -138,11 +134,12 @@ class Recorder:
         Raises:
             OutputError: see `show`.
         """
-        self._states = {health.source: health.state for health in sources}
+        self._shared.states = {health.source: health.state for health in sources}
         self._raise_failure()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for encoder in self._encoders.values():
+            encoder.thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -154,7 +151,7 @@ class Recorder:
         except BaseException:
             # Ctrl-C or SIGTERM: the first one discards the remaining frames, the second one also
             # ends the wait for the files.
-            if not self._interruption.started():
+            if not self._shared.interruption.started():
                 self._interrupt()
             raise
         finally:
@@ -164,101 +161,169 @@ class Recorder:
 
     def _finish(self) -> None:
         """Wait until all queued frames are written and the files are closed."""
-        queued = False
-        while self._thread.is_alive() and not queued:
-            with suppress(Full):
-                self._queue.put(None, timeout=POLL_SECONDS)
-                queued = True
-        # With a limit, because Windows cannot interrupt a wait without one.
-        while self._thread.is_alive() and not self._encoded.is_set():
-            self._encoded.wait(POLL_SECONDS)
-        self._thread.join(FINISH_TIMEOUT_SECONDS)
+        for encoder in self._encoders.values():
+            encoder.finish()
+        for encoder in self._encoders.values():
+            # With a limit, because Windows cannot interrupt a wait without one.
+            while encoder.thread.is_alive() and not encoder.encoded.is_set():
+                encoder.encoded.wait(POLL_SECONDS)
+        self._join(FINISH_TIMEOUT_SECONDS)
 
     def _interrupt(self) -> None:
         """Discard the queued frames, and wait for a short time until the files are closed."""
-        self._interruption.start()
-        with suppress(Empty):
-            while True:
-                self._queue.get_nowait()
-        # Only this thread adds items, so the queue has room.
-        self._queue.put_nowait(None)
-        self._thread.join(CLOSE_TIMEOUT_SECONDS)
+        self._shared.interruption.start()
+        for encoder in self._encoders.values():
+            encoder.discard()
+        self._join(CLOSE_TIMEOUT_SECONDS)
+
+    def _join(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for encoder in self._encoders.values():
+            encoder.thread.join(max(0.0, deadline - time.monotonic()))
 
     def _report(self) -> None:
-        if self._thread.is_alive():
-            reason = "a frame is still being encoded"
-            if self._encoded.is_set():
-                reason = "the disk does not respond"
-            log.warning("the recording was not closed: %s", reason)
-        if self._dropped:
-            log.info("%d frames were dropped from the recording", self._dropped)
+        for encoder in self._encoders.values():
+            if encoder.thread.is_alive():
+                reason = "a frame is still being encoded"
+                if encoder.encoded.is_set():
+                    reason = "the disk does not respond"
+                log.warning("the recording was not closed: %s", reason)
+        if dropped := sum(encoder.dropped for encoder in self._encoders.values()):
+            log.info("%d frames were dropped from the recording", dropped)
+
+    def _warn_of_drops(self, encoder: _Encoder) -> None:
+        now = time.monotonic()
+        if now - self._warned >= WARNING_INTERVAL_SECONDS:
+            self._warned = now
+            log.warning(
+                "the recording of %s lacks frames, %d so far: encoding is too slow; a lower --fps, "
+                "fewer sources or smaller images need less time",
+                encoder.source,
+                encoder.dropped,
+            )
 
     def _raise_failure(self) -> None:
-        if self._failure:
-            raise self._failure
+        for encoder in self._encoders.values():
+            if encoder.failure:
+                raise encoder.failure
+
+
+class _Shared:
+    """What the threads of a recording share.
+
+    Attributes:
+        states: of the sources.
+        started: whether a frame was recorded.
+        stopped: whether recording has stopped for a reason that was logged.
+    """
+
+    def __init__(self, folder: Path, heatmap: bool, face_scale: float) -> None:
+        self.folder = folder
+        self.interruption = Interruption()
+        self.states: Mapping[str, State] = {}
+        self.started = self.stopped = False
+        self._heatmap = heatmap
+        self._face_scale = face_scale
+        self._lock = Lock()
+
+    def draw(self, frame_result: FrameResult) -> Image:
+        return draw_frame(frame_result, heatmap=self._heatmap, face_scale=self._face_scale)
+
+    def stop(self, reason: str) -> None:
+        """Stop all recordings; each thread closes its own."""
+        with self._lock:
+            if not self.stopped:
+                self.stopped = True
+                log.warning("recording stopped, the run continues: %s", reason)
+
+
+class _Encoder:
+    """The thread that records one source.
+
+    Attributes:
+        queue: frames to encode; None ends the thread.
+        encoded: set when there is nothing left to encode.
+        failure: raised by the thread.
+        dropped: number of frames that found the queue full.
+    """
+
+    def __init__(self, source: str, path: Path, fps: float, shared: _Shared) -> None:
+        self.source = source
+        self.queue: Queue[FrameResult | None] = Queue(MAX_QUEUED_FRAMES)
+        self.encoded = Event()
+        self.failure: Exception | None = None
+        self.dropped = 0
+        self.thread = Thread(target=self._work, name=f"ffd-record {source}", daemon=True)
+        self._shared = shared
+        self._recording = SourceRecording(path, fps, shared.interruption, self._must_not_repeat)
+        self._checked = self._probed = time.monotonic()
+
+    def finish(self) -> None:
+        """Let the thread end after the queued frames."""
+        queued = False
+        while self.thread.is_alive() and not queued:
+            with suppress(Full):
+                self.queue.put(None, timeout=POLL_SECONDS)
+                queued = True
+
+    def discard(self) -> None:
+        """Let the thread end now."""
+        with suppress(Empty):
+            while True:
+                self.queue.get_nowait()
+        # Only the thread that calls this adds items, so the queue has room.
+        self.queue.put_nowait(None)
 
     def _work(self) -> None:
         try:
-            while not self._interruption.started():
+            while not self._shared.interruption.started():
                 with suppress(Empty):
-                    item = self._queue.get(timeout=CHECK_INTERVAL_SECONDS)
+                    item = self.queue.get(timeout=CHECK_INTERVAL_SECONDS)
                     if item is None:
                         break
                     self._record(item)
                 if time.monotonic() - self._checked >= CHECK_INTERVAL_SECONDS:
                     self._check()
-            for recording in self._recordings.values():
-                recording.flush()
-            self._encoded.set()
-            for recording in self._recordings.values():
-                recording.close()
+            self._recording.flush()
+            self.encoded.set()
+            self._recording.close()
         except Exception as error:  # raised again by the caller's thread
-            self._encoded.set()
-            if self._started and isinstance(error, OutputError):
-                self._stop_recording(str(error))
+            self.encoded.set()
+            if self._shared.started and isinstance(error, OutputError):
+                self._shared.stop(str(error))
             else:
-                self._failure = error
-                self._close_all()
+                self.failure = error
+            with suppress(OutputError):
+                self._recording.close()
 
     def _record(self, frame_result: FrameResult) -> None:
-        if not self._stopped:
-            image = draw_frame(frame_result, heatmap=self._heatmap, face_scale=self._face_scale)
-            self._recordings[frame_result.frame.source].add(image, frame_result)
-            self._started = True
+        if not self._shared.stopped:
+            self._recording.add(self._shared.draw(frame_result), frame_result)
+            self._shared.started = True
 
     def _must_not_repeat(self) -> bool:
         """Return True if the run was interrupted, or if the disk is almost full."""
-        if self._interruption.started():
+        if self._shared.interruption.started():
             return True
         now = time.monotonic()
         if now - self._probed < CHECK_INTERVAL_SECONDS:
             return False
         self._probed = now
-        return _disk_failure(self._folder) is not None
+        return _disk_failure(self._shared.folder) is not None
 
     def _check(self) -> None:
-        """Close the files of ended sources, and stop before the disk is full."""
+        """Close the file of an ended source, and stop before the disk is full."""
         now = self._checked = time.monotonic()
-        if self._stopped:
-            return
-        reason = _disk_failure(self._folder)
-        for source, recording in self._recordings.items():
-            idle = now - recording.last_frame > IDLE_CLOSE_SECONDS
-            if idle and self._states.get(source) in ("ended", "failed"):
-                recording.close()
-            reason = reason or recording.failure(now)
-        if reason:
-            self._stop_recording(reason)
-
-    def _stop_recording(self, reason: str) -> None:
-        self._stopped = True
-        self._close_all()
-        log.warning("recording stopped, the run continues: %s", reason)
-
-    def _close_all(self) -> None:
-        for recording in self._recordings.values():
+        if not self._shared.stopped:
+            idle = now - self._recording.last_frame > IDLE_CLOSE_SECONDS
+            if idle and self._shared.states.get(self.source) in ("ended", "failed"):
+                self._recording.close()
+            reason = _disk_failure(self._shared.folder) or self._recording.failure(now)
+            if reason:
+                self._shared.stop(reason)
+        if self._shared.stopped:
             with suppress(OutputError):
-                recording.close()
+                self._recording.close()
 
 
 def recording_paths(path: Path, sources: Sequence[str]) -> dict[str, Path]:

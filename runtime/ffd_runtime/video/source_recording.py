@@ -20,7 +20,7 @@ from .video_file import VideoFile
 log = logging.getLogger(__name__)
 
 # A longer gap becomes a short notice, if a live source broke. The last frame fills other gaps: with
-# `--fps` and `--every`, a healthy source may give a frame per minute.
+# `--fps` and `--every`, a healthy source may give a frame per minute, and so may a recorded screen.
 MAX_GAP_SECONDS = 5.0
 GAP_NOTICE_SECONDS = 1.0
 # The process may be stopped for days: the encoder must not be busy for hours with one image.
@@ -34,6 +34,8 @@ MAX_FILE_SECONDS = 3600.0
 MAX_RATE_FRAMES = 32
 MAX_RATE_BYTES = 1 << 27
 DEFAULT_FPS = 25.0
+# Players show a video with a lower rate poorly.
+MIN_LIVE_FPS = 2.0
 # Limit for writing these first frames after an interruption.
 MAX_FLUSH_SECONDS = 1.0
 # The range that MPEG-4 part 2 can encode.
@@ -136,7 +138,7 @@ class SourceRecording:
     def _write(self, image: Image, frame_result: FrameResult, fps: float) -> None:
         live, frame = frame_result.health.live, frame_result.frame
         at = frame.captured if live else frame.time
-        notice = not live or self._broke(frame_result.health)
+        notice = live and self._broke(frame_result.health)
         if not self._video:
             self._video, self._number = VideoFile.create(self._path, self._number, fps, image)
             self._start, self._last = at, image
@@ -167,6 +169,16 @@ class SourceRecording:
         times = max(1, round(GAP_NOTICE_SECONDS * video.fps))
         video.write(draw_no_signal(video.size, health), times, self._stop)
         self._start = at - video.seconds
+
+
+def choose_recording_rate(sampled: float | None) -> float:
+    """Return frames per second for recordings of live sources.
+
+    Args:
+        sampled: the frames per second that are classified, at most; None without a limit. Twice as
+            many keep their timing; more would only repeat them, which costs as much as new ones.
+    """
+    return min(DEFAULT_FPS, max(MIN_LIVE_FPS, 2 * sampled)) if sampled else DEFAULT_FPS
 
 
 def estimate_frame_rate(times: Sequence[float]) -> float:
