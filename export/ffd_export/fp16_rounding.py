@@ -15,7 +15,7 @@ def emulate_fp16(model: ModelProto) -> ModelProto:
 
     onnxruntime's CPU provider has FP16 kernels for few operators. It computes the others in FP32
     and does not round between them, so the FP16 model itself would be too precise there. GPUs round
-    the result of each operator, and sum up in FP32 inside of it.
+    the result of each operator, and sum up in FP32 within it.
 
     Args:
         model: an ONNX of any precision; not changed. Without FP16 tensors, it is returned as it is.

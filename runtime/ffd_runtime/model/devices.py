@@ -72,9 +72,10 @@ def describe_gpu(index: int) -> Gpu:
 def load_driver() -> Any:
     """Load NVIDIA's driver library; None if it is absent."""
     try:
-        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return None
+    return driver if hasattr(driver, "cuInit") else None
 
 
 def start_driver(driver: Any) -> tuple[int, str]:
@@ -89,7 +90,7 @@ def start_driver(driver: Any) -> tuple[int, str]:
 def explain_missing_gpu(otherwise: str) -> str:
     """Return that NVIDIA's driver does not start, with its error, or else the given text.
 
-    A driver may be unable to start after an update or after the machine slept, or if the user must
+    A driver may be unable to start after an update or after the machine slept, or if the user may
     not open the GPU. Without a driver or without a GPU, nothing is wrong.
     """
     driver = load_driver()

@@ -68,7 +68,7 @@ class PartialFile(ABC):
                 self._begin(origin, resume)
                 if self.path.is_file():
                     # The file that is replaced may be private.
-                    os.fchmod(self.file.fileno(), stat.S_IMODE(self.path.stat().st_mode))
+                    self.partial.chmod(stat.S_IMODE(self.path.stat().st_mode))
             except BaseException:
                 self._close()
                 raise
