@@ -619,3 +619,19 @@ def test_archives_of_gnu_tar_are_read(path: Path) -> None:
         command = [tar, "-C", str(path.parent), option, "-cf", str(path), "x.jpg"]
         subprocess.run(command, check=True)
         assert contents(path) == [("x.jpg", NOISE)], option
+
+
+def test_large_members_of_a_compressed_tar_wait_compressed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tars, "MAX_PLAIN_BYTES", 1000)
+    padded = FORMATS["jpeg"] + bytes(50_000)
+    path.write_bytes(gzip.compress(tarred(dict.fromkeys("abcdefgh", padded))))
+    tracemalloc.start()
+    try:
+        items = list(find_in_archive(str(path)))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [outcome(item) for item in items] == [padded] * 8
+    assert held < 3 * len(padded)

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -22,6 +23,8 @@ from .members import MAX_RATIO, TAR_BLOCK_BYTES, refuse_name, too_large, too_man
 MIN_STREAM_RATIO_BYTES = 1 << 28
 # Members of a compressed tar are read in order, and wait in memory.
 MAX_CARRIED_BYTES = 1 << 27
+# Larger members wait compressed.
+MAX_PLAIN_BYTES = 1 << 24
 # Data that is searched after a damaged header or after the end mark.
 MAX_JUNK_BYTES = 1 << 26
 # For long names of GNU tar and attributes of pax; a larger header is damaged or malicious.
@@ -120,6 +123,9 @@ class _Inflated:
         data = self.read(size)
         if len(data) < size:
             raise _tar_ends()
+        if size > MAX_PLAIN_BYTES:
+            # Many large members may wait. Those of a small archive are mostly zeros.
+            return partial(zlib.decompress, zlib.compress(data, 1))
         return lambda: data
 
     def finish(self) -> None:
