@@ -40,7 +40,8 @@ lint: $(VENV)/dev.stamp
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/runtime -m 'not alone' --numprocesses 3 --dist loadfile
 
-# Measuring the coverage takes a fifth more processor time, so only CI does; elsewhere: CI=1.
+# Coverage takes a fifth more processor time. It is measured only if CI is set, as GitHub does:
+# make test CI=1
 ifdef CI
 COVER := --cov --cov-report=
 COVER_MORE := --cov --cov-append

@@ -18,7 +18,9 @@ def emulate_fp16(model: ModelProto) -> ModelProto:
     the result of each operator, and sum up in FP32 within it.
 
     Args:
-        model: an ONNX of any precision; not changed. Without FP16 tensors, it is returned as it is.
+        model: an ONNX of any precision without subgraphs and functions, and with no FP16 input or
+            output, such as `to_fp16` makes; not changed. Without FP16 tensors, it is returned as it
+            is.
     """
     from onnx import TensorProto, shape_inference
 
@@ -28,6 +30,8 @@ def emulate_fp16(model: ModelProto) -> ModelProto:
     if not half:
         return model
     emulated = deepcopy(model)
+    # Their types would be wrong.
+    del emulated.graph.value_info[:]
     for tensor in emulated.graph.initializer:
         _widen(tensor)
     nodes = list(emulated.graph.node)
@@ -43,7 +47,7 @@ def _round_outputs(node: NodeProto, half: set[str]) -> Iterator[NodeProto]:
 
     for attribute in node.attribute:
         _widen(attribute.t)
-        if node.op_type == "Cast" and attribute.name == "to":
+        if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
             attribute.i = TensorProto.FLOAT
     casts = []
     for index, name in enumerate(node.output):

@@ -57,8 +57,9 @@ class _LayerRunner:
         import onnxruntime as ort
         from onnx import helper
 
+        # The rounded output keeps the name.
+        self._layers = {node.output[0]: node.name for node in layers_of(model.graph)}
         copy = deepcopy(emulate_fp16(model))
-        self._layers = {node.output[0]: node.name for node in layers_of(copy.graph)}
         outputs = {value.name for value in copy.graph.output}
         for name in self._layers:
             if name not in outputs:

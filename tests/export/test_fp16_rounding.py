@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ffd_export.baseline import Baseline, classify_candidate, open_candidate
 from ffd_export.fp16 import to_fp16
 from ffd_export.fp16_rounding import emulate_fp16
+from ffd_export.layer_errors import compare_layers
 from ffd_export.onnx_file import to_bytes
 from ffd_export.parity import classify
 from ffd_export.sample_images import SampleImages
@@ -75,6 +76,39 @@ def test_every_result_is_rounded_to_fp16(rows: list[tuple[float, float, float]])
         expected = ((x + added) * factors - added).astype(np.float32)
     np.testing.assert_array_equal(run(emulate_fp16(model), x.astype(np.float32)), expected)
     assert model.SerializeToString(deterministic=True) == before
+
+
+def test_casts_to_integers_stay_as_they_are() -> None:
+    half = TensorProto.FLOAT16
+    nodes = [
+        helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["whole"], ["narrow"], to=half),
+        helper.make_node("Mul", ["narrow", "narrow"], ["square"]),
+        helper.make_node("Cast", ["square"], ["y"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "whole numbers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N"])],
+        value_info=[helper.make_tensor_value_info("narrow", half, ["N"])],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    found = run(emulate_fp16(model), np.array([1.7, 60.9], np.float32))
+    np.testing.assert_array_equal(found, np.array([1, 3600], np.float32))
+
+
+def test_a_layer_that_overflows_is_the_one_with_the_error(
+    model: onnx.ModelProto, images: SampleImages
+) -> None:
+    half, pixels = to_fp16(model), images.pixels[:1]
+    for tensor in half.graph.initializer:
+        if tensor.name == "net.layer1.0.0.conv_pw.weight":
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(values, 60_000), tensor.name))
+    errors = compare_layers(model, half, pixels)
+    assert not np.isfinite(errors["layer1.0.0.conv_pw"])
 
 
 def test_models_without_fp16_stay_as_they_are(model: onnx.ModelProto) -> None:

@@ -325,6 +325,7 @@ def test_a_folder_that_machines_do_not_share_is_an_error(
         parts.finish()
     assert not (tmp_path / "out/_SUCCESS").exists()
     # A network file system lists the file of another machine later.
+    monkeypatch.setattr(output_parts, "MAX_LISTING_DELAY_S", 30)
     move = (tmp_path / "other disk" / late).rename
     timer = threading.Timer(0.1, move, [tmp_path / "out" / late])
     timer.start()

@@ -462,7 +462,9 @@ def test_sources_can_be_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [None, (800, 800)])
-def test_formats_differ_only_in_validation(tmp_path: Path, sizes: tuple[int, int] | None) -> None:
+def test_formats_are_alike_if_images_are_resized(
+    tmp_path: Path, sizes: tuple[int, int] | None
+) -> None:
     """The runtime decodes large JPEGs at a fraction of their size; training must not."""
     for split in ("train", "val"):
         for label, colour in (("generated", "red"), ("groundtruth", "blue")):

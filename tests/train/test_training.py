@@ -131,6 +131,9 @@ def test_every_optimizer_and_schedule_trains(
     train(data, Settings(**{**vars(SETTINGS), **options}), tmp_path / "run")
     rates = [float(row["lr"]) for row in metrics(tmp_path / "run")]
     assert rates[0] == rates[1] if schedule == "constant" else rates[1] < rates[0] / 10
+    if schedule == "cosine":
+        # The rate of the last of 12 steps; after it, the schedule has reached 0.
+        assert rates[1] == pytest.approx(1e-2 * (1 + np.cos(np.pi * 11 / 12)) / 2)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])

@@ -56,9 +56,9 @@ def calibrate(
 def fit_temperature(margin: Floats, generated: Bools) -> float:
     """Find the temperature that minimises the negative log-likelihood (Guo et al., 2017).
 
-    The targets are not 0 and 1, but those that Platt (1999) derives from the number of images.
-    Otherwise few images that are all classified correctly would drive the temperature to 0, and
-    every error on other images would have a score of 0 or 1.
+    With targets 0 and 1, a few images that are all correct have no best temperature: it falls to
+    its lower bound, and errors on other images get scores near 0 or 1. Platt's (1999) targets
+    (n + 1) / (n + 2) and 1 / (m + 2) prevent this.
 
     Args:
         margin: [N], logit of generated minus logit of groundtruth.

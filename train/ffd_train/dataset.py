@@ -93,7 +93,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
 
     def _augment(self, sample: Sample, rng: np.random.Generator) -> tuple[Image, int]:
         pipeline, label = self.view.pipeline, sample.label
-        # Training must see the same pixels whatever the file format: no reduced decode.
+        # Augmentation and resizing must see the same pixels whatever the file format.
         is_training = pipeline or self.view.sizes
         at_least = 0 if is_training else self.spec.decode_side
         try:

@@ -119,8 +119,8 @@ def read_rows(path: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
         The existing `COLUMNS` of each image, by path.
 
     Raises:
-        DataError: the file cannot be read, lacks the columns, names no image, or has identities or
-            splits and names too few images.
+        DataError: the file cannot be read, lacks the columns, names no image, has two different
+            rows for an image, or has identities or splits and names too few images.
     """
     if not os.path.lexists(path):
         return {}

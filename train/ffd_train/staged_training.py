@@ -62,8 +62,8 @@ class StagedTraining(L.LightningModule):
         self.accuracy = BinaryAccuracy(validate_args=False)
         self.val_accuracy = BinaryAccuracy(validate_args=False)
         self.val_auc = BinaryAUROC(validate_args=False)
-        # Lightning's own mean over processes truncates the number of images to an integer.
-        # By default, MeanMetric leaves values out that are not a number.
+        # Lightning's mean over processes truncates the number of images. NaN must stay NaN, which
+        # MeanMetric ignores by default.
         self.val_loss = MeanMetric(nan_strategy=math.nan)
         self.rate = stage.lr
         net.train_from(stage.part)
@@ -156,7 +156,7 @@ class StagedTraining(L.LightningModule):
         else:
             optimizer = torch.optim.AdamW(trained, stage.lr, weight_decay=s.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        # A schedule of one step would only have the first, very low rate of one-cycle.
+        # One-cycle with one step has only its final rate, 4e-6 of the peak.
         if s.schedule == "constant" or steps < 2:
             return optimizer
         schedule: torch.optim.lr_scheduler.LRScheduler

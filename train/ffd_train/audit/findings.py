@@ -111,7 +111,7 @@ def _copies(table: Table, copies: Sequence[Copies]) -> Iterator[Finding]:
         yield Finding(
             "high",
             "copies-across-splits",
-            f"{_pictures(leaks)} in more than one split, so images were both learned and measured: "
+            f"{_pictures(leaks)} in more than one split, so a model is tested on training images: "
             f"{_examples(table, leaks)}",
             "keep one of each: ffd-data prepare removes copies before it splits",
         )

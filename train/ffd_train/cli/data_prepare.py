@@ -96,7 +96,8 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
     callback=_parse_split,
     metavar="TRAIN/VAL/TEST",
     help="Percentages for images without a split. Splits from CelebA's partition, split folders "
-    "and manifest.csv are kept. The images of one person stay together.",
+    "and manifest.csv are kept; if none is val, VAL percent of train become val. The images of one "
+    "person stay together.",
 )
 @click.option(
     "--shard-images",

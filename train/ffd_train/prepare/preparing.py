@@ -33,6 +33,7 @@ from .selection import (
     describe_split_conflicts,
     drop_copies,
     drop_small,
+    find_classes_without_val,
     inputs_sha256,
     left_out_bytes,
     require_classes,
@@ -246,6 +247,9 @@ def _select(
         say(f"left out {len(left_out)}: {count_reasons(left_out)} (listed in {LEFT_OUT})")
     if torn := describe_split_conflicts(pictures):
         say(torn)
+    lacking, share = sorted(find_classes_without_val(pictures)), settings.split[1]
+    if lacking and share:
+        say(f"no image is in val: {share} % of the training images of {' and '.join(lacking)} are")
     splits, shared = assign(pictures, settings.split)
     if shared:
         say(f"{describe_other_splits(shared)} (listed in {LEFT_OUT})")

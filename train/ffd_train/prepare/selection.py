@@ -191,6 +191,21 @@ def drop_small(pictures: Sequence[Picture], side: int) -> tuple[list[Picture], l
     return large, small
 
 
+def find_classes_without_val(pictures: Iterable[Picture]) -> frozenset[str]:
+    """Return the classes that need val images from train, as `ffd-train` takes them.
+
+    No image has the split val, and all images of these classes have a split.
+    """
+    splits: dict[str, set[str]] = {}
+    for picture in pictures:
+        splits.setdefault(picture.entry.label, set()).add(picture.split)
+    if any("val" in given for given in splits.values()):
+        return frozenset()
+    return frozenset(
+        label for label, given in splits.items() if "train" in given and "" not in given
+    )
+
+
 def assign(
     pictures: Sequence[Picture], shares: Sequence[int]
 ) -> tuple[dict[str, list[Picture]], list[LeftOut]]:
@@ -199,8 +214,9 @@ def assign(
     Given splits are kept, and the images of one person stay together, including people who share a
     copy. If their given splits differ, the split with most of their images is used, and those in
     other splits are left out. Other images are assigned by the hash of their identity or content,
-    with the same shares for each source; small sources of a class share its val and test images. If
-    all images have splits, and none has val, some of train become val.
+    with the same shares for each source. A source that is too small for val and test images of its
+    own passes its shares on to the next source of its class. In the classes of
+    `find_classes_without_val`, some images of train become val.
 
     Args:
         pictures: images without copies.
@@ -212,13 +228,11 @@ def assign(
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
     free: dict[tuple[str, str], list[list[Picture]]] = {}
     left_out: list[LeftOut] = []
-    all_given = {picture.split for picture in pictures}
-    lacks_val = bool(shares[1]) and "train" in all_given and not all_given & {"", "val"}
-    if lacks_val:
-        shares = (100 - shares[1], shares[1], 0)
+    lacking = find_classes_without_val(pictures) if shares[1] else frozenset()
     for group in _group_persons(pictures):
         given = Counter(p.split for p in group if p.split)
-        if given and not (lacks_val and set(given) == {"train"}):
+        may_move = set(given) == {"train"} and lacking.issuperset(p.entry.label for p in group)
+        if given and not may_move:
             ours = max(SPLITS, key=lambda split: given[split])
             splits[ours] += [p for p in group if p.split in ("", ours)]
             left_out += _leave_out_others(group, ours)
@@ -229,7 +243,8 @@ def assign(
             free.setdefault(most, []).append(group)
     for label in CLASSES:
         of_label = [free[key] for key in sorted(free) if key[0] == label]
-        for split, group in _share_out(of_label, shares):
+        own = (100 - shares[1], shares[1], 0) if label in lacking else shares
+        for split, group in _share_out(of_label, own):
             splits[split] += group
     for split in SPLITS:
         splits[split].sort(key=lambda p: p.facts.sha256)
@@ -316,13 +331,16 @@ def _share_out(
 ) -> Iterator[tuple[str, list[Picture]]]:
     """Yield a split for each group of each source of a class.
 
-    What a source lacks of a split, because it is small, the next sources have in addition.
+    What a source lacks of a split, because it is small, the next sources have in addition. It is at
+    most half of a person, so that a source of one person with many images does not take the next
+    sources out of train.
     """
     lacking = dict.fromkeys(("val", "test"), 0.0)
     for groups in sources:
         total = sum(len(group) for group in groups)
-        lacking["val"] += total * shares[1] / 100
-        lacking["test"] += total * shares[2] / 100
+        most = max(map(len, groups)) / 2
+        lacking["val"] = min(lacking["val"], most) + total * shares[1] / 100
+        lacking["test"] = min(lacking["test"], most) + total * shares[2] / 100
         for group in sorted(groups, key=_hash_order):
             half = len(group) / 2
             split = next((name for name, count in lacking.items() if count > half), "train")
