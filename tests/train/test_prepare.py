@@ -847,7 +847,7 @@ def test_only_a_class_without_val_gets_it_from_train(tmp_path: Path) -> None:
     assert "no image is in val: 10 % of the training images of groundtruth are" in done.output
     counts = Counter((row["label"], row["split"]) for row in rows(tmp_path / "out/manifest.csv"))
     assert counts["generated", "val"] == counts["generated", "test"] == 2
-    assert [counts["groundtruth", split] for split in SPLITS] == [13, 2, 5]
+    assert [counts["groundtruth", split] for split in SPLITS] == [14, 1, 5]
 
 
 def test_a_folder_without_val_gets_it_from_train(tmp_path: Path) -> None:
