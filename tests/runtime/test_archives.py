@@ -625,7 +625,7 @@ def test_large_members_of_a_compressed_tar_wait_compressed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tars, "MAX_PLAIN_BYTES", 1000)
-    padded = FORMATS["jpeg"] + bytes(50_000)
+    padded = FORMATS["jpeg"] + bytes(100_000)
     path.write_bytes(gzip.compress(tarred(dict.fromkeys("abcdefgh", padded))))
     tracemalloc.start()
     try:

@@ -487,7 +487,7 @@ def test_second_interruption_ends_the_wait(
         monkeypatch.setattr(sink._encoders["door"].encoded, "wait", interrupt)
         monkeypatch.setattr(sink._encoders["door"].thread, "join", interrupt)
     assert len(waits) == 2
-    assert "the recording was not closed: a frame is still being encoded" in caplog.text
+    assert "the recording of door was not closed: a frame is still being encoded" in caplog.text
     release.set()
     join()
 
@@ -528,7 +528,7 @@ def test_recording_that_is_not_closed_is_reported(
         with sink:
             sink.show(frame_result(0, 0, live=True))
     reason = "a frame is still being encoded" if hangs == "encoder" else "the disk does not respond"
-    assert f"the recording was not closed: {reason}" in caplog.text
+    assert f"the recording of door was not closed: {reason}" in caplog.text
     release.set()
     sink._encoders["door"].thread.join()
 

@@ -289,6 +289,26 @@ def test_a_list_may_contain_the_copies_of_an_earlier_run(here: Path, run: Any) -
     assert len(list(Path("shown").iterdir())) == 3
 
 
+def test_copies_may_be_written_above_the_images(here: Path, run: Any) -> None:
+    """Only copies are left out of the inputs, not every file in their folder."""
+    (here / "in").mkdir()
+    for name in ("0-red.png", "1-blue.png"):
+        Path(name).rename(f"in/{name}")
+    for _ in range(2):
+        code, rows, err = run("in", "--annotate", ".")
+        assert (code, [row["source"] for row in rows]) == (0, ["in/0-red.png", "in/1-blue.png"]), (
+            err
+        )
+    assert Path("0-red.png").exists()
+    # An image of the user in the folder of copies.
+    assert run("in", "--annotate", "shown")[0] == 0
+    Path("2-red.png").rename("shown/2-red.png")
+    listed = "shown/2-red.png\nin/1-blue.png\nshown/0-red.png\n"
+    code, rows, err = run("-", "--annotate", "shown", input=listed)
+    assert [row["source"] for row in rows] == ["shown/2-red.png", "in/1-blue.png"], err
+    assert "skipped 1 file" in err[-1]
+
+
 @pytest.mark.parametrize("option", ["--output", "--report"])
 def test_the_list_of_sources_is_not_overwritten(here: Path, run: Any, option: str) -> None:
     name = "names.csv" if option == "--output" else "names.html"

@@ -77,7 +77,7 @@ def add_package_options(command: Any) -> Any:
     "--timeout",
     type=click.FloatRange(0, 86400, min_open=True),
     help="Seconds to wait for a web address (default 20), or for a stream to open and for each "
-    "frame (default 10).",
+    "frame (default 10; HLS at least 30 for a frame).",
 )
 @input_option("--allow-private", is_flag=True, help="Also fetch images from private addresses.")
 @model_option(
@@ -203,6 +203,6 @@ def main(sources: tuple[str, ...], listed: str | None, **values: Any) -> None:
         if not sources:
             raise click.UsageError(f"--sources {listed} contains no SOURCE")
         for path in filter(None, (values["output"], values["report"])):
-            if os.path.realpath(path) == os.path.realpath(listed):
+            if os.path.isfile(path) and os.path.realpath(path) == os.path.realpath(listed):
                 raise click.UsageError(f"{path} is also the list of --sources: name another file")
     choose_program(sources, values).start(sources, values)

@@ -82,14 +82,12 @@ class Targets:
         rows: file of rows, with links followed; None if rows go elsewhere.
         pipe: pipe or device of rows.
         report: the HTML report.
-        copies: folder of annotated copies.
-        named: the paths of files as they were given.
+        named: the paths as they were given.
     """
 
     rows: Path | None
     pipe: Path | None
     report: Path | None
-    copies: Path | None
     named: tuple[Path, ...]
 
     @classmethod
@@ -102,7 +100,6 @@ class Targets:
         """
         output = Path(options.output) if options.output else None
         report = Path(options.report) if options.report else None
-        copies = Path(options.annotate) if options.annotate else None
         named = tuple(path for path in (output, report) if path)
         for path in named:
             target = os.path.realpath(path)
@@ -111,15 +108,15 @@ class Targets:
         if report:
             require_folder("--report", report)
         if output is None:
-            return cls(None, None, report, copies, named)
+            return cls(None, None, report, named)
         check_file_sink(output)
         if is_pipe(output):
             if options.resume:
                 raise click.UsageError(f"--resume needs a regular file, and {output} is not one")
-            return cls(None, output, report, copies, named)
+            return cls(None, output, report, named)
         if not (options.resume or options.overwrite):
             require_new(output, resumable=True)
-        return cls(follow_links(output), None, report, copies, named)
+        return cls(follow_links(output), None, report, named)
 
     @property
     def partial(self) -> Path | None:
@@ -133,12 +130,11 @@ class Targets:
             return None
         return self.rows if self.rows.exists() and self.rows.stat().st_size else None
 
-    def places(self) -> frozenset[str]:
-        """The files that this run writes, links to them, and its folder: they are not inputs."""
+    def files(self) -> frozenset[str]:
+        """The files that this run writes, and links to them: they are not inputs."""
         written = {path for named in self.named for path in (named, follow_links(named))}
         absolute = (Path(os.path.realpath(path.parent), path.name) for path in written)
-        files = frozenset(str(path) for one in absolute for path in files_of_sink(one))
-        return files | {os.path.realpath(self.copies)} if self.copies else files
+        return frozenset(str(path) for one in absolute for path in files_of_sink(one))
 
 
 class EarlierRows:
@@ -225,7 +221,7 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
         console = open_console(options.as_json)
         sinks = list(_open_sinks(stack, file, targets.pipe, console, options.as_json))
         sinks += [report] if report else []
-        find = _finder(sources, options, targets.places())
+        find = _finder(sources, options, targets.files())
         # Standard input is read once, and the number of faces is not known.
         countable = "-" not in sources and not options.detect_faces
         count = (lambda: sum(1 for _ in find())) if countable else None
@@ -237,6 +233,7 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
                 advance(1)
 
             items = earlier.remaining(find(skip=skip))
+            items = copies.without_copies(items, skip) if copies else items
             found = classifier.classify_items(items, keep_encoded=bool(report or copies))
             results = earlier.without_known(found)
             for result in copies.follow(results, "-" in sources) if copies else results:

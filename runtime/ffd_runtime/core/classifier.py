@@ -49,9 +49,10 @@ class Classifier:
         max_pixels: int = MAX_PIXELS,
         detector: FaceDetector | None = None,
     ) -> None:
-        for name, value in (("batch", batch), ("workers", workers), ("max_pixels", max_pixels)):
-            optional = name == "workers" and value is None
-            if not optional and (not isinstance(value, int) or value < 1):
+        limits = {"batch": batch, "workers": workers, "max_pixels": max_pixels}
+        for name, value in limits.items():
+            whole = isinstance(value, int | np.integer) and value >= 1
+            if not (whole or (name == "workers" and value is None)):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if not (detector is None or hasattr(detector, "detect")):
             raise TypeError(f"detector must be a FaceDetector, not {detector!r}")

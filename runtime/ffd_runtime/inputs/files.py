@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from importlib import import_module
-from pathlib import Path
 
 from ..core.errors import InputError
 from ..core.redact import MAX_ADDRESS_CHARACTERS, hide_address, redact
@@ -44,7 +43,7 @@ def find_files(
     Args:
         sources: files, folders, patterns, archives, http and https addresses, `-`.
         null: whether paths on standard input end with NUL instead of a newline.
-        leave_out: files and folders to exclude, absolute and without links, such as the output
+        leave_out: paths to exclude, absolute and without links in their folders, such as the output
             file.
         policy: limits for addresses; None for the defaults.
         skip: see `Item`; for files in folders and archives.
@@ -186,8 +185,7 @@ def _left_out(path: str, leave_out: Collection[str]) -> bool:
         return False
     folder, name = os.path.split(path)
     try:
-        real = Path(os.path.realpath(folder or "."), name)
-        return any(str(one) in leave_out for one in (real, *real.parents))
+        return os.path.join(os.path.realpath(folder or "."), name) in leave_out
     except ValueError:
         # A NUL is not valid in a name; reading the file reports it.
         return False

@@ -23,8 +23,9 @@ from .members import MAX_RATIO, TAR_BLOCK_BYTES, refuse_name, too_large, too_man
 MIN_STREAM_RATIO_BYTES = 1 << 28
 # Members of a compressed tar are read in order, and wait in memory.
 MAX_CARRIED_BYTES = 1 << 27
-# Larger members wait compressed.
+# Larger members wait compressed if their last bytes can be compressed well.
 MAX_PLAIN_BYTES = 1 << 24
+SAMPLE_BYTES = 1 << 16
 # Data that is searched after a damaged header or after the end mark.
 MAX_JUNK_BYTES = 1 << 26
 # For long names of GNU tar and attributes of pax; a larger header is damaged or malicious.
@@ -123,8 +124,11 @@ class _Inflated:
         data = self.read(size)
         if len(data) < size:
             raise _tar_ends()
-        if size > MAX_PLAIN_BYTES:
-            # Many large members may wait. Those of a small archive are mostly zeros.
+        if (
+            size > MAX_PLAIN_BYTES
+            and len(zlib.compress(data[-SAMPLE_BYTES:], 1)) < SAMPLE_BYTES // 8
+        ):
+            # Many large members may wait. In a small archive, most of their bytes are zeros.
             return partial(zlib.decompress, zlib.compress(data, 1))
         return lambda: data
 

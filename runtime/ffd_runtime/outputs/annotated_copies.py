@@ -11,7 +11,7 @@ import struct
 import sys
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -28,6 +28,7 @@ from ..core.text import printable
 from ..image.decode import Image, decode, read_file
 from ..image.draw import draw_verdict, overlay_heatmap
 from ..image.image_header import read_header
+from ..inputs import Item
 from ..model.card import PreprocessSpec
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,21 @@ class AnnotatedCopies:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+    def without_copies(
+        self, items: Iterable[Item], skip: Callable[[str], object]
+    ) -> Iterator[Item]:
+        """Leave out the copies of earlier runs, which a list of all images contains."""
+        inside: dict[str, bool] = {}
+        for item in items:
+            folder = os.path.dirname(item.source)
+            if folder not in inside:
+                there = "://" not in folder and "\0" not in folder
+                inside[folder] = there and Path(folder).resolve().is_relative_to(self._top)
+            if inside[folder] and item.fetch is None and is_annotated(Path(item.source)):
+                skip(item.source)
+            else:
+                yield item
 
     def remember(self, result: Result) -> bool:
         """Reserve the name of a row of an earlier run; return whether its copy exists."""

@@ -43,6 +43,7 @@ class ParquetFile(JsonLinesFile):
                 self.partial.open(encoding="ascii") as lines,
                 pa.parquet.ParquetWriter(draft, schema, compression="zstd") as writer,
             ):
+                self._copy_mode(draft)
                 while rows := [_to_arrow(line) for line in islice(lines, ROW_GROUP_ROWS)]:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
         except pa.ArrowException as error:

@@ -66,19 +66,16 @@ class PartialFile(ABC):
             self._lock: int | None = None
             try:
                 self._begin(origin, resume)
-                if self.path.is_file():
-                    # The file that is replaced may be private.
-                    self.partial.chmod(stat.S_IMODE(self.path.stat().st_mode))
+                self._copy_mode(self.partial)
             except BaseException:
                 self._close()
                 raise
 
     def _begin(self, origin: RunProvenance | None, resume: bool) -> None:
-        lock_file(
-            self.file.fileno(), f"another run is writing {self.partial}: give another --output"
-        )
-        # A duplicate descriptor shares the lock, and keeps it after the file is closed.
-        self._lock = os.dup(self.file.fileno())
+        refusal = f"another run is writing {self.partial}: give another --output"
+        if lock_file(self.file.fileno(), refusal):
+            # A duplicate descriptor shares the lock, and keeps it after the file is closed.
+            self._lock = os.dup(self.file.fileno())
         with self.partial.open("rb") as file:
             self._whole = self._whole_rows(file)
         begun = self._whole > len(self.header)
@@ -136,6 +133,12 @@ class PartialFile(ABC):
     @abstractmethod
     def _read(self, lines: Iterable[str]) -> Iterator[Result]:
         """Yield rows from the lines of the file, header included."""
+
+    def _copy_mode(self, path: Path) -> None:
+        """Give a file the permissions of the one that it replaces, which may be private."""
+        # Absent, or on a file system without permissions.
+        with suppress(OSError):
+            path.chmod(stat.S_IMODE(self.path.stat().st_mode) | stat.S_IRUSR | stat.S_IWUSR)
 
     def _finish(self) -> None:
         """Rename the file to its final name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import struct
 import time
@@ -28,6 +29,8 @@ FORMATS_WITH_DURATION = frozenset(("mov", "matroska", "avi", "flv", "asf"))
 AVFMT_FLAG_GENPTS = 1
 # Formats round the stated duration: a file that ends earlier than this is truncated.
 MAX_MISSING_SECONDS, MAX_MISSING_SHARE = 0.5, 0.01
+# Of a web file without a stated duration: an index after its last frame.
+MAX_UNREAD_BYTES = 1 << 16
 # First boxes of MP4 and QuickTime files (ISO/IEC 14496-12).
 _MP4_BOXES = frozenset((b"ftyp", b"styp", b"mdat", b"wide", b"free", b"skip", b"moof", b"sidx"))
 _MAX_BOXES = 100_000
@@ -62,21 +65,20 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
         return _open(f"file:{target}", {}, timeout)
     options = _options(target, live)
     deadline = time.monotonic() + timeout
+    reading = frame_timeout(target, live, timeout)
     try:
-        container = _open(target, options, timeout)
+        container = _open(target, options, timeout, read_timeout=reading)
     except Failure as error:
-        other = _open_otherwise(error, target, options, live, deadline)
+        other = _open_otherwise(error, target, options, live, deadline, timeout)
         if other is None:
             raise
         container = other
     if container.format.name == "mpjpeg" and not _has_size(container):
         # FFmpeg rejects the first part: it lacks the type `image/jpeg` or has a wrong length.
         container.close()
-        container = _open_mjpeg(target, options, deadline) or _open(target, options, timeout)
-    if timeout < (longer := frame_timeout(container, timeout)):
-        # The limit for reading cannot be changed afterwards.
-        container.close()
-        container = _open(target, options, timeout, read_timeout=longer)
+        container = _open_mjpeg(target, options, deadline, timeout) or _open(
+            target, options, timeout
+        )
     if live:
         # With it, FFmpeg delays packets without a timestamp until one with a timestamp arrives.
         container.flags &= ~AVFMT_FLAG_GENPTS
@@ -84,26 +86,36 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
 
 
 def _open_otherwise(
-    error: FFmpegError, address: str, options: dict[str, str], live: bool, deadline: float
+    error: FFmpegError,
+    address: str,
+    options: dict[str, str],
+    live: bool,
+    deadline: float,
+    timeout: float,
 ) -> InputContainer | None:
     """Open an address in another way, after an error that suggests one."""
     from av.error import InvalidDataError
 
     scheme = address.lower().partition("://")[0]
     if isinstance(error, InvalidDataError) and live and scheme in ("http", "https"):
-        return _open_mjpeg(address, options, deadline)
+        return _open_mjpeg(address, options, deadline, timeout)
     left = deadline - time.monotonic()
     # A user's choice of the transport is kept.
     is_default = "rtsp_transport" not in os.environ.get(FFMPEG_OPTIONS_VARIABLE, "")
     if error.errno == errno.EPROTONOSUPPORT and scheme == "rtsp" and is_default and left > 0:
         # The camera refuses RTSP's interleaved TCP.
-        return _open(address, {**options, "rtsp_transport": "udp"}, left)
+        return _open(address, {**options, "rtsp_transport": "udp"}, left, read_timeout=timeout)
     return None
 
 
-def frame_timeout(container: InputContainer, timeout: float) -> float:
+def is_hls(address: str) -> bool:
+    """Return whether an address is that of an HLS playlist, by its path."""
+    return re.split("[?#]", address, maxsplit=1)[0].lower().endswith(".m3u8")
+
+
+def frame_timeout(address: str, live: bool, timeout: float) -> float:
     """Return the limit in seconds for a frame: HLS sends segments of several seconds."""
-    return max(timeout, HLS_TIMEOUT_SECONDS) if container.format.name == "hls" else timeout
+    return max(timeout, HLS_TIMEOUT_SECONDS) if live and is_hls(address) else timeout
 
 
 def _open(
@@ -119,7 +131,9 @@ def _open(
     return av.open(name, "r", form, options=options, timeout=limits, metadata_errors="replace")
 
 
-def _open_mjpeg(address: str, options: dict[str, str], deadline: float) -> InputContainer | None:
+def _open_mjpeg(
+    address: str, options: dict[str, str], deadline: float, timeout: float
+) -> InputContainer | None:
     """Open a server without valid multipart headers, by its JPEGs only; None if it sends none."""
     from av.error import FFmpegError
 
@@ -128,7 +142,8 @@ def _open_mjpeg(address: str, options: dict[str, str], deadline: float) -> Input
         return None
     try:
         # The first image is enough to analyse the stream.
-        container = _open(address, {**options, "analyzeduration": "1"}, left, "mjpeg")
+        options = {**options, "analyzeduration": "1"}
+        container = _open(address, options, left, "mjpeg", read_timeout=timeout)
     except FFmpegError:
         return None
     if _has_size(container):
@@ -294,10 +309,14 @@ def select_video(container: InputContainer) -> tuple[VideoStream, str | None]:
 class DurationCheck:
     """Compare the stated duration of a file with its actual end."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+    def __init__(self, container: InputContainer, stream: VideoStream, live: bool) -> None:
         self._reached = 0.0
         self._stated = 0.0
         self._start = 0.0
+        # FFmpeg takes an error of a server after a reconnection for the end of the file.
+        is_web_file = not live and container.name.lower().startswith("http")
+        self._bytes = max(0, container.size) if is_web_file else 0
+        self._reached_bytes = 0
         # The container's duration may be that of the audio, which is then read too.
         self.every_stream = False
         if FORMATS_WITH_DURATION.isdisjoint(container.format.name.split(",")):
@@ -315,6 +334,11 @@ class DurationCheck:
             self._stated = total - self._start if total > self._start > 0 else total
             self.every_stream = True
 
+    def count_bytes(self, packet: Packet[Stream]) -> None:
+        """Note how much of the file was read."""
+        if packet.pos is not None:
+            self._reached_bytes = max(self._reached_bytes, packet.pos + packet.size)
+
     def count_packet(self, packet: Packet[Stream]) -> None:
         """Count a packet that is not shown as a frame."""
         if packet.pts is not None and packet.time_base:
@@ -330,4 +354,10 @@ class DurationCheck:
         if missing > max(MAX_MISSING_SECONDS, MAX_MISSING_SHARE * self._stated):
             raise InputError(
                 "truncated", f"it ends after {self._reached:.1f} of {self._stated:.1f} s"
+            )
+        unread = self._bytes - self._reached_bytes
+        if not self._stated and unread > MAX_UNREAD_BYTES + MAX_MISSING_SHARE * self._bytes:
+            raise InputError(
+                "read_failed",
+                f"the server ended it after {self._reached_bytes} of {self._bytes} bytes",
             )

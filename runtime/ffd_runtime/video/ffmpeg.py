@@ -119,7 +119,7 @@ class FFmpegCapture:
             self._container = open_container(target, timeout, stream.live)
         except FFmpegError as error:
             raise open_failure(error, target, timeout, time.monotonic() - begin) from None
-        self.timeout = frame_timeout(self._container, timeout)
+        self.timeout = frame_timeout(target, stream.live, timeout)
         try:
             self._stream, self.note = select_video(self._container)
         except BaseException:
@@ -134,7 +134,7 @@ class FFmpegCapture:
         fields = self._codec == "hevc"
         self._deinterlacer = Deinterlacer(self._stream.time_base, threads, fields)
         self._convert = PixelConverter(self._stream.sample_aspect_ratio, fields)
-        self._duration_check = DurationCheck(self._container, self._stream)
+        self._duration_check = DurationCheck(self._container, self._stream, stream.live)
         self._clock = _Clock(self._stream, stream.live)
         self._has_clock = not (stream.live and self._container.format.name in FORMATS_WITHOUT_CLOCK)
         self._has_key_frame = self._stream.codec_context.codec.name not in CONCEALING_DECODERS
@@ -170,9 +170,7 @@ class FFmpegCapture:
             return False
         assert frame is not True
         if frame and self._live and frame.width * frame.height > MAX_LIVE_PIXELS:
-            megapixels = f"{frame.width * frame.height >> 20} megapixels"
-            limit = MAX_LIVE_PIXELS >> 20
-            raise InputError("too_large", f"a frame of {megapixels}, over the limit of {limit}")
+            raise InputError("too_large", f"a frame of {frame.width}x{frame.height} pixels")
         self._frame = frame
         self.grabbed = _timing(frame).arrived if frame else time.monotonic()
         if self._live:
@@ -223,6 +221,7 @@ class FFmpegCapture:
                 if packet.stream_index != index:
                     self._duration_check.count_packet(packet)
                     continue
+                self._duration_check.count_bytes(packet)
                 if self._starts_mid_group is None:
                     self._starts_mid_group = not packet.is_keyframe
                 if packet.is_corrupt and packet.pts is not None and not self._flags_joins:

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Semaphore, Thread
 from typing import Self
 
+from ..core.cores import count_cores
 from ..core.errors import OutputError
 from ..core.text import printable
 from ..image.decode import Image
@@ -187,7 +188,7 @@ class Recorder:
                 reason = "a frame is still being encoded"
                 if encoder.encoded.is_set():
                     reason = "the disk does not respond"
-                log.warning("the recording was not closed: %s", reason)
+                log.warning("the recording of %s was not closed: %s", encoder.source, reason)
         if dropped := sum(encoder.dropped for encoder in self._encoders.values()):
             log.info("%d frames were dropped from the recording", dropped)
 
@@ -215,6 +216,7 @@ class _Shared:
         states: of the sources.
         started: whether a frame was recorded.
         stopped: whether recording has stopped for a reason that was logged.
+        encoding: limits the threads that draw and encode.
     """
 
     def __init__(self, folder: Path, heatmap: bool, face_scale: float) -> None:
@@ -225,6 +227,8 @@ class _Shared:
         self._heatmap = heatmap
         self._face_scale = face_scale
         self._lock = Lock()
+        # More threads than cores would only take time from the run.
+        self.encoding = Semaphore(max(2, count_cores() // 2))
 
     def draw(self, frame_result: FrameResult) -> Image:
         return draw_frame(frame_result, heatmap=self._heatmap, face_scale=self._face_scale)
@@ -298,7 +302,8 @@ class _Encoder:
 
     def _record(self, frame_result: FrameResult) -> None:
         if not self._shared.stopped:
-            self._recording.add(self._shared.draw(frame_result), frame_result)
+            with self._shared.encoding:
+                self._recording.add(self._shared.draw(frame_result), frame_result)
             self._shared.started = True
 
     def _must_not_repeat(self) -> bool:

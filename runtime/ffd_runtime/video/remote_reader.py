@@ -54,13 +54,16 @@ class RemoteCapture:
     Args:
         timeout: limit in seconds for opening, and for each frame.
 
+    Attributes:
+        timeout: limit in seconds for each frame; see `FFmpegCapture`.
+
     Raises:
         InputError: it cannot be opened.
         BackendError: PyAV is not installed.
     """
 
     def __init__(self, stream: Stream, timeout: float) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         # Limit for the current message, in seconds of `time.monotonic`.
         self._deadline = 0.0
         self._process = _start()
@@ -70,7 +73,7 @@ class RemoteCapture:
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
             length, _, _, limit, *_ = self._receive(OPENED, START_MARGIN_SECONDS)
-            self._timeout = max(timeout, limit)
+            self.timeout = max(timeout, limit)
             note = bytearray(length)
             self._fill(memoryview(note))
             self.note = note.decode() or None
@@ -123,7 +126,7 @@ class RemoteCapture:
         An InputError shows that the stream failed, a BackendError that it cannot be read at all.
         """
         head = bytearray(MESSAGE_HEADER.size)
-        self._deadline = time.monotonic() + self._timeout + TIMEOUT_MARGIN_SECONDS + more
+        self._deadline = time.monotonic() + self.timeout + TIMEOUT_MARGIN_SECONDS + more
         self._fill(memoryview(head))
         kind, length, *numbers = MESSAGE_HEADER.unpack(head)
         if kind == FAILED:
@@ -141,7 +144,7 @@ class RemoteCapture:
         source = self._process.stdout.fileno()
         while into:
             if not _readable(source, self._deadline - time.monotonic()):
-                raise InputError("timeout", f"no data within {self._timeout:g} s")
+                raise InputError("timeout", f"no data within {self.timeout:g} s")
             count = os.readv(source, [into]) if hasattr(os, "readv") else _read(source, into)
             if not count:
                 raise InputError("fetch_failed", self._exit_reason())

@@ -53,6 +53,8 @@ class StreamReader(ABC):
         self._changed = changed
         self._open_capture = open_capture
         self._sampler = FrameSampler(policy)
+        # Seconds that a call may take.
+        self._limit = policy.timeout
         self._stop = Event()
         # Written by the thread and read by others, guarded by `changed`.
         self._health = StreamHealth(stream.name, stream.live, "connecting")
@@ -99,7 +101,7 @@ class StreamReader(ABC):
             left = None if self._next_try is None else max(0.0, self._next_try - now)
             health = replace(self._health, fps=fps, next_try=left)
             since = self._blocked_since
-        if since is not None and now - since > self._policy.timeout + HANG_MARGIN_SECONDS:
+        if since is not None and now - since > self._limit + HANG_MARGIN_SECONDS:
             # A driver or a name server that does not respond.
             error = "it hangs: the system does not respond"
             return replace(health, state="waiting", error=error, code="timeout")
@@ -130,8 +132,11 @@ class StreamReader(ABC):
     @contextmanager
     def _opened(self) -> Iterator[Capture]:
         """Open the stream, and close it at the end."""
+        self._limit = self._policy.timeout
         with self._blocked():
             capture = self._open_capture(self.stream, self._policy.timeout)
+        # HLS may take longer for a frame.
+        self._limit = getattr(capture, "timeout", self._policy.timeout)
         try:
             with self._changed:
                 self._change(note=capture.note)
