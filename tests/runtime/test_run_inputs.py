@@ -307,6 +307,11 @@ def test_copies_may_be_written_above_the_images(here: Path, run: Any) -> None:
     code, rows, err = run("-", "--annotate", "shown", input=listed)
     assert [row["source"] for row in rows] == ["shown/2-red.png", "in/1-blue.png"], err
     assert "skipped 1 file" in err[-1]
+    # Paths that cannot be followed have their rows.
+    Path("loop").symlink_to("loop")
+    listed = "loop/a.png\nno\0where.png\nhttp://127.0.0.1:1/a.png\nin/1-blue.png\n"
+    code, rows, err = run("-", "--annotate", "shown", input=listed)
+    assert (code, len(rows)) == (3, 4), err
 
 
 @pytest.mark.parametrize("option", ["--output", "--report"])

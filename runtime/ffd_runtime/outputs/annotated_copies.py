@@ -96,6 +96,8 @@ class AnnotatedCopies:
         workers = count_cores()
         self._pool = ThreadPoolExecutor(workers, "ffd-annotate")
         self._max_pending = 3 * workers
+        # Whether a folder of inputs is inside `folder`.
+        self._inside: dict[str, bool] = {}
 
     def follow(self, results: Iterable[Result], at_once: bool = False) -> Iterator[Result]:
         """Draw and write copies in the background; yield rows in order, each after its copy exists.
@@ -120,16 +122,21 @@ class AnnotatedCopies:
         self, items: Iterable[Item], skip: Callable[[str], object]
     ) -> Iterator[Item]:
         """Leave out the copies of earlier runs, which a list of all images contains."""
-        inside: dict[str, bool] = {}
         for item in items:
-            folder = os.path.dirname(item.source)
-            if folder not in inside:
-                there = "://" not in folder and "\0" not in folder
-                inside[folder] = there and Path(folder).resolve().is_relative_to(self._top)
-            if inside[folder] and item.fetch is None and is_annotated(Path(item.source)):
+            if item.fetch is None and self._is_own_copy(item.source):
                 skip(item.source)
             else:
                 yield item
+
+    def _is_own_copy(self, source: str) -> bool:
+        folder = os.path.dirname(source)
+        try:
+            if folder not in self._inside:
+                self._inside[folder] = Path(folder).resolve().is_relative_to(self._top)
+            return self._inside[folder] and is_annotated(Path(source))
+        except (OSError, RuntimeError, ValueError):
+            # A loop of links, no permission, or not a path: reading it reports it.
+            return False
 
     def remember(self, result: Result) -> bool:
         """Reserve the name of a row of an earlier run; return whether its copy exists."""
