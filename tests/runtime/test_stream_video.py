@@ -649,7 +649,12 @@ def test_missing_pyav_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         read(path)
 
 
-@given(st.integers(0, 19), st.integers(0, 20), st.integers(0, 25), st.integers(0, 2))
+@given(
+    st.integers(0, 19),
+    st.integers(0, 20),
+    st.integers(0, 25).filter(lambda transfer: transfer not in HDR_TRANSFERS),
+    st.integers(0, 2),
+)
 def test_any_colour_space_is_converted(
     matrix: int, primaries: int, transfer: int, span: int
 ) -> None:
@@ -660,8 +665,8 @@ def test_any_colour_space_is_converted(
     image = PixelConverter()(frame)
     assert image is not None
     assert image.flags.c_contiguous
-    # A wrong matrix or range would shift the colours. This is no picture of an HDR camera.
-    assert transfer in HDR_TRANSFERS or np.abs(image.astype(int) - picture).max() < 50
+    # A wrong matrix or range would shift the colours.
+    assert np.abs(image.astype(int) - picture).max() < 50
 
 
 @pytest.mark.parametrize("matrix", [1, 5])
@@ -695,12 +700,14 @@ def hlg_signal(light: float) -> float:
     return float(0.17883277 * np.log(12 * scene - 0.28466892) + 0.55991073)
 
 
-@pytest.mark.parametrize("primaries", [9, 2], ids=["bt2020", "unspecified"])
 @pytest.mark.parametrize(
-    ("transfer", "signal"), [(16, pq_signal), (18, hlg_signal)], ids=["pq", "hlg"]
+    ("transfer", "signal", "primaries"),
+    # Unspecified primaries are taken for those of BT.2020.
+    [(16, pq_signal, 9), (18, hlg_signal, 9), (18, hlg_signal, 2)],
 )
 def test_hdr_becomes_srgb(transfer: int, signal: Callable[[float], float], primaries: int) -> None:
     """Diffuse white, 203 cd/m² by ITU-R BT.2408, becomes white, and greys keep their sRGB value."""
+    convert = PixelConverter()
     for level in (32, 64, 128, 192, 255):
         linear = ((level / 255 + 0.055) / 1.055) ** 2.4
         luma = round(64 + 876 * signal(203 * linear))
@@ -709,7 +716,7 @@ def test_hdr_becomes_srgb(transfer: int, signal: Callable[[float], float], prima
             plane.update(np.full((plane.height, plane.line_size // 2), value, np.uint16).tobytes())
         frame.colorspace, frame.color_range = 9, 1
         frame.color_trc, frame.color_primaries = transfer, primaries
-        image = PixelConverter()(frame)
+        image = convert(frame)
         assert image is not None
         assert image.mean((0, 1)) == pytest.approx([level] * 3, abs=5)
 
