@@ -198,6 +198,7 @@ def test_truncated_file_fails_after_its_frames(tmp_path: Path, share: float) -> 
 class Synthetic:
     """A camera with an interval between frames; 0 for no delay."""
 
+    timeout = 10.0
     note: str | None = None
     broken = 0
 

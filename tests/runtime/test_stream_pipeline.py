@@ -196,6 +196,7 @@ def test_changes_receive_only_changed_labels(colour_model: Path, tmp_path: Path)
 class Flaky:
     """A camera that gives a number of frames, and then breaks."""
 
+    timeout = 10.0
     note: str | None = None
     broken = 0
     waited = 0.02

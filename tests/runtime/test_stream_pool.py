@@ -34,6 +34,7 @@ Classified = tuple[list[Result], float]
 class Scripted:
     """A source that gives frames when `left` is released, and ends after `frames`."""
 
+    timeout = 10.0
     note: str | None = None
     broken = 0
     waited = 1.0

@@ -30,6 +30,8 @@ MAX_GRAB_ATTEMPTS = 5
 class Capture(Protocol):
     """An open stream."""
 
+    timeout: float
+    """Limit in seconds for each frame; for HLS, longer than the one that was asked for."""
     note: str | None
     """An unexpected property, such as a second video stream; otherwise None."""
     broken: int
@@ -70,7 +72,7 @@ class OpenCVCapture:
     note: str | None = None
 
     def __init__(self, stream: Stream, timeout: float) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         self.grabbed, self.waited, self.broken = time.monotonic(), 0.0, 0
         self._capture = _open(stream, timeout)
         if not self._capture.isOpened():
@@ -82,14 +84,14 @@ class OpenCVCapture:
         done = False
         for _ in range(MAX_GRAB_ATTEMPTS):
             # After a timeout, OpenCV returns frames that it had buffered.
-            if done or time.monotonic() - begin >= self._timeout:
+            if done or time.monotonic() - begin >= self.timeout:
                 break
             with suppress(cv2.error):
                 done = self._capture.grab()
             self.broken += not done
         self.grabbed = time.monotonic()
-        if self.grabbed - begin >= self._timeout:
-            raise InputError("timeout", f"no frame within {self._timeout:g} s")
+        if self.grabbed - begin >= self.timeout:
+            raise InputError("timeout", f"no frame within {self.timeout:g} s")
         return done
 
     def timestamp(self) -> float:

@@ -135,8 +135,7 @@ class StreamReader(ABC):
         self._limit = self._policy.timeout
         with self._blocked():
             capture = self._open_capture(self.stream, self._policy.timeout)
-        # HLS may take longer for a frame.
-        self._limit = getattr(capture, "timeout", self._policy.timeout)
+        self._limit = capture.timeout
         try:
             with self._changed:
                 self._change(note=capture.note)
