@@ -256,18 +256,32 @@ def test_page_shows_images_faces_and_verdicts(viewer: Viewer, tmp_path: Path) ->
         assert viewer.console() == []
 
 
+RECORD_REQUESTS = """
+(() => {
+  const request = window.fetch;
+  window.requested = [];
+  window.fetch = (address, options) => {
+    window.requested.push(address);
+    return request(address, options);
+  };
+  return true;
+})()
+"""
+
+
 def test_slow_sources_do_not_delay_others(viewer: Viewer) -> None:
     """A request for a source's next image waits, and the page may have only few of them."""
     slow = [f"slow {number}" for number in range(8)]
     with serve() as served, Run(served, ["fast", *slow], slow=slow):
         # Only visible sources request images.
         viewer.visit(served.url, height=6000)
-        ready = "[...cards.values()].filter(card => card.visible && card.number > 0).length"
-        viewer.wait(ready, lambda count: count == 9)
-        shown = "cards.get(0).number"
-        begin = viewer.see(shown)
-        time.sleep(1)
-        assert viewer.see(shown) - begin > 5
+        shown = "[...cards.values()].map(card => card.visible ? card.number : 0)"
+        numbers = viewer.wait(shown, lambda numbers: len(numbers) == 9 and min(numbers) > 0)
+        viewer.wait("[...cards.values()].slice(1).every(card => !card.wantsImage())")
+        viewer.see(RECORD_REQUESTS)
+        viewer.wait("cards.get(0).number", lambda number: number > numbers[0] + 10)
+        images = "requested.filter(address => address.startsWith('image/'))"
+        assert {image.split("?")[0] for image in viewer.see(images)} == {"image/0.jpg"}
 
 
 def test_failed_source_turns_red_and_recovers(viewer: Viewer) -> None:
