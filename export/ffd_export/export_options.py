@@ -80,6 +80,7 @@ class ExportOptions:
             )
         if not self.names_engine and (self.engine == "none" or not self.for_tensorrt):
             for option, is_given in (
+                ("--opt-batch", self.opt_batch is not None),
                 ("--workspace", self.workspace is not None),
                 ("--optimization-level", self.optimization_level is not None),
                 ("--version-compatible", self.version_compatible),
@@ -88,6 +89,8 @@ class ExportOptions:
             ):
                 if is_given:
                     yield f"{option} is for an engine (--engine)"
+        if self.timing_cache and self.engine == "rtx":
+            yield "--timing-cache is for --engine tensorrt: TensorRT for RTX times nothing"
         if self.triton and self.engine == "rtx":
             yield "Triton does not serve engines of TensorRT for RTX"
         if self.opt_batch and self.opt_batch > self.max_batch:
