@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from ffd_runtime.core.errors import InputError
+from ffd_runtime.image import decode as decode_module
 from ffd_runtime.image.decode import MAX_FILE_BYTES, decode, read_file, to_bgr
 from ffd_runtime.image.preprocess import preprocess
 from ffd_runtime.model.card import PreprocessSpec
@@ -137,6 +138,47 @@ def test_blending_a_large_image_needs_little_memory() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < image.nbytes
+
+
+DECODED_16_BITS = """
+import resource, sys
+from ffd_runtime.image.decode import decode, read_file
+data = read_file(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode(data)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
+def test_decoding_16_bits_with_alpha_needs_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(opencv(".png", np.zeros((4000, 4000, 4), np.uint16)))
+    done = subprocess.run(
+        [sys.executable, "-c", DECODED_16_BITS, str(path)], capture_output=True, text=True
+    )
+    # The decoded image and a copy in 8 bits, of 8 and 4 bytes for each pixel.
+    assert int(done.stdout) << 10 < 13.5 * 4000 * 4000, done
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = opencv(".png", np.zeros((60, 60, 3), np.uint8)), opencv(".png")
+    reduced = opencv(".jpg", np.zeros((640, 640, 3), np.uint8))
+    running: list[bool] = []
+    real = cv2.imdecode
+
+    def imdecode(*arguments: Any) -> Any:
+        running.append(decode_module._decoding_large.locked())
+        return real(*arguments)
+
+    monkeypatch.setattr(decode_module, "MAX_PARALLEL_PIXELS", WIDTH * HEIGHT)
+    monkeypatch.setattr(cv2, "imdecode", imdecode)
+    decode(large)
+    decode(small)
+    decode(reduced, at_least=80)
+    decode(reduced)
+    assert running == [True, False, False, True]
+    assert not decode_module._decoding_large.locked()
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])

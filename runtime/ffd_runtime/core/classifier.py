@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..image.decode import MAX_PIXELS, Image, decode, read_file, to_bgr
+from ..image.image_header import is_animation
 from ..image.preprocess import preprocess
 from ..inputs import Item
 from ..inputs.files import Search
@@ -19,7 +20,7 @@ from ..model.card import ModelCard
 from ..model.within_memory import WithinMemory
 from .cores import count_cores
 from .errors import InputError
-from .pipeline import Prepared, classify_items, infer_prepared, prepare_faces
+from .pipeline import ANIMATION, Prepared, classify_items, infer_prepared, prepare_faces
 from .results import Result
 
 if TYPE_CHECKING:
@@ -124,8 +125,9 @@ class Classifier:
             InputError: the file cannot be read or decoded.
             ValueError: the array is not an image.
         """
-        source, pixels = self._load(image, self.card.preprocess.decode_side)
-        prepared = Prepared(source, preprocess(pixels, self.card.preprocess))
+        spec = self.card.preprocess
+        source, pixels, reason = self._load(image, spec.decode_side)
+        prepared = Prepared(source, preprocess(pixels, spec), reason=reason)
         result = next(infer_prepared([prepared], self.backend))
         if result.error:
             raise InputError(result.error.code, result.error.message)
@@ -149,9 +151,9 @@ class Classifier:
         """
         if self.detector is None:
             raise ValueError("no detector: use Classifier.open(detector='auto')")
-        source, pixels = self._load(image, at_least=0)
-        faces = self.detector.detect(pixels)
-        views = prepare_faces(Prepared(source, pixels), faces, self.card.preprocess)
+        source, pixels, reason = self._load(image, at_least=0)
+        whole = Prepared(source, pixels, reason=reason)
+        views = prepare_faces(whole, self.detector.detect(pixels), self.card.preprocess)
         return list(infer_prepared(views, self.backend))
 
     def classify_many(
@@ -212,11 +214,14 @@ class Classifier:
 
     def _load(
         self, image: str | os.PathLike[str] | npt.NDArray[Any], at_least: int
-    ) -> tuple[str, Image]:
+    ) -> tuple[str, Image, str | None]:
+        """Return the name of an image, its pixels, and a reason to be unsure."""
         if isinstance(image, np.ndarray):
-            return "<array>", to_bgr(image)
+            return "<array>", to_bgr(image), None
         source = os.fsdecode(image)
-        return source, decode(read_file(source), self.max_pixels, at_least)
+        encoded = read_file(source)
+        pixels = decode(encoded, self.max_pixels, at_least)
+        return source, pixels, ANIMATION if is_animation(encoded) else None
 
     def predict(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run only the network on preprocessed images: uint8 [N, size, size, 3], RGB."""

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..image.decode import MAX_PIXELS, Image, decode
+from ..image.image_header import is_animation
 from ..image.preprocess import preprocess
 from ..inputs import Item
 from ..model.backends import Backend, Finished, Pending
@@ -39,6 +40,8 @@ MAX_KEPT_BYTES = 1 << 23
 MAX_KEPT_FETCHED_BYTES = 1 << 25
 # Faces that are classified in one image: those of a crowd would fill memory.
 MAX_FACES = 64
+# The reason of an image whose other frames were not classified.
+ANIMATION = "animation"
 # How long the end of a run waits for images that are being prepared.
 JOIN_SECONDS = 2.0
 
@@ -140,9 +143,11 @@ def prepare_views(
         image = decode(encoded, max_pixels, 0 if detector else spec.decode_side)
         limit = MAX_KEPT_FETCHED_BYTES if item.fetch else MAX_KEPT_BYTES
         kept = encoded if keep_encoded and len(encoded) <= limit else None
+        reason = ANIMATION if is_animation(encoded) else None
+        whole = Prepared(item.source, image, kept, reason=reason)
         if detector is None:
-            return [Prepared(item.source, preprocess(image, spec), kept)]
-        whole, faces = Prepared(item.source, image, kept), detector.detect(image)
+            return [whole._replace(image=preprocess(image, spec))]
+        faces = detector.detect(image)
         if not faces:
             raise InputError("no_face", "no face was found")
         return prepare_faces(whole, faces, spec)
@@ -165,7 +170,11 @@ def prepare_faces(whole: Prepared, faces: Sequence[Face], spec: PreprocessSpec) 
     image = whole.image
     assert not isinstance(image, InputError)
     return [
-        whole._replace(image=preprocess(image, spec, face.box), face=face.box, reason=face.reason)
+        whole._replace(
+            image=preprocess(image, spec, face.box),
+            face=face.box,
+            reason=face.reason or whole.reason,
+        )
         for face in faces[:MAX_FACES]
     ]
 
@@ -337,13 +346,17 @@ def _judge(
         message = f"the model returned {score} instead of a probability"
         failed = Result.failed(entry.source, InputError("bad_output", message))
         return replace(failed, frame=entry.frame, face=entry.face, time=entry.time)
+    label, reason = card.verdict(score), entry.reason
+    if reason == ANIMATION and label == "generated":
+        # Its other frames cannot change this verdict.
+        reason = None
     return Result(
         entry.source,
         frame=entry.frame,
         face=entry.face,
-        label="unsure" if entry.reason else card.verdict(score),
+        label="unsure" if reason else label,
         score=score,
-        reason=entry.reason,
+        reason=reason,
         time=entry.time,
         heatmap=heatmap,
         encoded=entry.encoded,

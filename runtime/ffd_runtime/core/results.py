@@ -62,8 +62,8 @@ class Result:
         label: None with an error.
         score: P(generated), 0 to 1; None with an error.
         error: None with a verdict.
-        reason: why the label is `unsure` regardless of the score, one of `faces.REASONS`; otherwise
-            None.
+        reason: why the label is `unsure` regardless of the score, one of `faces.REASONS` or
+            `animation`; otherwise None.
         time: of a frame, in seconds: since the start of a video file, or since 1970 (UTC) in a live
             stream; None for still images.
         track: of a face in a stream; None for still images.

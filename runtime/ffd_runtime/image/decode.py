@@ -6,7 +6,9 @@ import errno
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
 import cv2
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import InputError
+from .colour_profile import convert_to_srgb
 from .decoder_messages import messages
 from .formats import bmff, bmp, gif, jpeg, png, tiff, tiff_blocks, webp
 from .formats.jpeg import MAX_SCANS
@@ -28,6 +31,11 @@ MAX_FILE_BYTES = 1 << 29
 # Total of the samples in all scans of a JPEG. libjpeg-turbo takes 3 to 10 ns for each (AMD EPYC),
 # so the limit is 6 to 20 s. Encoders write 8 to 14 samples for each pixel, so every image fits.
 MAX_SCANNED_SAMPLES = 16 * MAX_PIXELS
+
+# Larger images are decoded one at a time, so that two do not exceed a memory that suffices for one:
+# a PNG with alpha and 16 bits takes 12 bytes for each pixel.
+MAX_PARALLEL_PIXELS = 1 << 25
+_decoding_large = threading.Lock()
 
 _REDUCED_FLAGS = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
@@ -93,8 +101,9 @@ def os_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Image:
     """Decode an image file as a viewer shows it.
 
-    EXIF orientation is applied, grey and CMYK become BGR, 16 bits become 8, and transparent parts
-    become white. An animation gives its first frame, a TIFF its first image except thumbnails.
+    EXIF orientation is applied, grey and CMYK become BGR, 16 bits become 8, colours with an ICC
+    profile become sRGB, and transparent parts become white. An animation gives its first frame, a
+    TIFF its first image except thumbnails.
 
     Args:
         data: content of the file.
@@ -111,10 +120,13 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
     header = read_header(data)
     _check_header(header, max_pixels)
     try:
-        if header.format == "heif":
-            _require_undamaged(header, data)
-            return to_bgr(read_heif_pixels(data))
-        return _decode_with_opencv(header, data, at_least)
+        with _alone_if_large(header, at_least):
+            if header.format == "heif":
+                _require_undamaged(header, data)
+                image = to_bgr(read_heif_pixels(data))
+            else:
+                image = _decode_with_opencv(header, data, at_least)
+            return convert_to_srgb(image, header.profile)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise InputError("too_large", "not enough memory to decode it") from None
@@ -149,6 +161,15 @@ def _check_header(header: ImageHeader, max_pixels: int) -> None:
         raise InputError("truncated", "the progressive JPEG lacks scans: it is only a preview")
 
 
+def _alone_if_large(header: ImageHeader, at_least: int) -> AbstractContextManager[object]:
+    """Return a lock for an image that takes much memory, or a context that does nothing."""
+    # libjpeg reduces the rows of a JPEG with a single scan as it reads them.
+    is_reduced = header.scans == 1 and _reduction(header, at_least) != cv2.IMREAD_COLOR
+    if header.width * header.height <= MAX_PARALLEL_PIXELS or is_reduced:
+        return nullcontext()
+    return _decoding_large
+
+
 def to_bgr(array: npt.NDArray[Any]) -> Image:
     """Convert an array of OpenCV to 8-bit BGR.
 
@@ -159,7 +180,7 @@ def to_bgr(array: npt.NDArray[Any]) -> Image:
         ValueError: the shape or the type is another one.
     """
     if array.dtype == np.uint16:
-        array = (array >> np.uint16(8)).astype(np.uint8)
+        array = shift_to_8_bits(array, 8)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
         raise ValueError(
             f"an image must be uint8 [height, width, 3] in BGR order, "
@@ -287,10 +308,9 @@ def _decode_whole(header: ImageHeader, data: Image, at_least: int) -> Image | No
         # IMREAD_COLOR would drop alpha and show the colours of transparent parts.
         raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and raw.dtype.kind == "u":
-            if header.format == "avif":
-                raw = (np.asarray(raw, np.uint16) >> (header.depth - 8)).astype(np.uint8)
             if raw.dtype == np.uint16:
-                raw = (np.asarray(raw, np.uint16) >> 8).astype(np.uint8)
+                # The samples of AVIF are not scaled to 16 bits.
+                raw = shift_to_8_bits(raw, header.depth - 8 if header.format == "avif" else 8)
             image = np.asarray(raw, np.uint8)
             white = _add_white(image) if header.premultiplied else to_bgr(image)
             return _turn(white, header.orientation)
@@ -333,6 +353,14 @@ def _turn(image: Image, orientation: int) -> Image:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return np.ascontiguousarray(image)
+
+
+def shift_to_8_bits(samples: npt.NDArray[Any], bits: int) -> Image:
+    """Shift samples of 16 bits, in strips, because a whole shifted copy would fill memory."""
+    out = np.empty(samples.shape, np.uint8)
+    for top in range(0, samples.shape[0], 64):
+        out[top : top + 64] = samples[top : top + 64] >> bits
+    return out
 
 
 def _on_white(bgra: Image) -> Image:

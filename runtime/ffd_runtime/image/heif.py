@@ -45,7 +45,7 @@ def read_heif_pixels(data: bytes) -> npt.NDArray[Any]:
         ) from None
     except OSError as error:
         raise MemoryError(first_line(error)) from None
-    except (ValueError, EOFError, RuntimeError) as error:
+    except (ValueError, EOFError, RuntimeError, IndexError) as error:
         early = isinstance(error, EOFError) or "end of file" in str(error).lower()
         code = "truncated" if early else "corrupt"
         raise InputError(code, f"broken HEIC: {first_line(error)}") from None

@@ -14,6 +14,10 @@ _AVIF = frozenset({b"avif", b"avis"})
 _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 # Brands of still images in this container, for any codec.
 _ANY = frozenset({b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"})
+# First brands of image sequences, which viewers show as an animation.
+_SEQUENCES = frozenset({b"avis", b"hevc", b"hevx", b"hevm", b"hevs", b"msf1"})
+# Types of a colour box with an ICC profile.
+_PROFILES = (b"prof", b"rICC")
 _MAX_BOXES = 20_000
 # Side of HEVC's largest coding block, in pixels.
 _BLOCK = 64
@@ -97,7 +101,18 @@ def read_bmff(name: str, data: bytes) -> ImageHeader:
     flags = config[2] & 0x60 if config and len(config) > 2 else 0
     depth = {0: 8, 0x40: 10, 0x60: 12}.get(flags, 8)
     end = max((at + length for one in items.values() for at, length in one.extents), default=0)
-    return ImageHeader(name, width, height, end <= len(data), True, orientation, depth)
+    colours = (content for kind, content in item.properties if kind == b"colr")
+    return ImageHeader(
+        name,
+        width,
+        height,
+        end <= len(data),
+        True,
+        orientation,
+        depth,
+        animated=data[8:12] in _SEQUENCES,
+        profile=next((one[4:] for one in colours if one.startswith(_PROFILES)), b""),
+    )
 
 
 def _crop(width: int, height: int, aperture: bytes | None) -> tuple[int, int]:

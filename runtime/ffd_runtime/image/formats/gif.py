@@ -12,7 +12,15 @@ _TRAILER, _EXTENSION, _IMAGE = 0x3B, 0x21, 0x2C
 _XMP = b"XMP DataXMP"
 
 
-class _First(NamedTuple):
+class _Frame(NamedTuple):
+    """One frame.
+
+    Attributes:
+        end: 0 if it is incomplete.
+        xmp: metadata before it.
+        blocks: where the data of an incomplete frame start; otherwise 0.
+    """
+
     end: int
     xmp: bytes
     blocks: int = 0
@@ -25,7 +33,9 @@ def read_gif(data: bytes) -> ImageHeader:
     # A graphic control extension may make one colour transparent.
     alpha = b"\x21\xf9\x04" in data[: first.end]
     turn = xmp_orientation(first.xmp)
-    return ImageHeader("gif", width, height, first.end > 0, alpha, orientation=turn)
+    complete = first.end > 0
+    animated = complete and _has_second(data, first.end)
+    return ImageHeader("gif", width, height, complete, alpha, turn, animated=animated)
 
 
 def first_frame(data: bytes) -> bytes:
@@ -46,11 +56,28 @@ def first_frame(data: bytes) -> bytes:
     return data + b"\0;"
 
 
-def _read_first(data: bytes) -> _First:
-    """Return the end of the first frame, 0 if it is incomplete, XMP before it, and its start."""
+def _read_first(data: bytes) -> _Frame:
+    """Return the first frame."""
+    return _read_frame(data, 13 + _table(data[10]))
+
+
+def _has_second(data: bytes, position: int) -> bool:
+    """Return whether another frame starts after the first one, which ends at an offset."""
+    try:
+        second = _read_frame(data, position)
+    except ValueError:
+        return False
+    return second.end > 0 or second.blocks > 0
+
+
+def _read_frame(data: bytes, position: int) -> _Frame:
+    """Return the next frame.
+
+    Raises:
+        ValueError: there is none, or too many blocks precede it.
+    """
     xmp = b""
     blocks = 0
-    position = 13 + _table(data[10])
     try:
         for _ in range(MAX_PARTS):
             kind = data[position]
@@ -61,13 +88,13 @@ def _read_first(data: bytes) -> _First:
                     xmp = data[begin + 12 : position]
             elif kind == _IMAGE:
                 blocks = position + 11 + _table(data[position + 9])
-                return _First(_skip(data, blocks), xmp)
+                return _Frame(_skip(data, blocks), xmp)
             elif kind == _TRAILER:
                 raise ValueError("it contains no image")
             else:
                 position += 1
     except IndexError:
-        return _First(0, xmp, blocks)
+        return _Frame(0, xmp, blocks)
     raise ValueError("it has too many blocks")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Real files have fewer segments, chunks or blocks, and reading more would take seconds.
 MAX_PARTS = 200_000
@@ -27,6 +27,8 @@ class ImageHeader:
         maximum: decoded sample value of white in a PNM; 255 for other formats.
         premultiplied: True if OpenCV returns colour that is multiplied by alpha.
         transparent: decoded grey level that is transparent in a PNG; None if no level is.
+        animated: True if viewers show other frames than the one that is decoded.
+        profile: the ICC profile of the colours; empty if the file has none.
     """
 
     format: str
@@ -42,6 +44,8 @@ class ImageHeader:
     maximum: int = 255
     premultiplied: bool = False
     transparent: int | None = None
+    animated: bool = False
+    profile: bytes = field(default=b"", repr=False)
 
 
 def take(data: bytes, start: int, length: int) -> bytes:

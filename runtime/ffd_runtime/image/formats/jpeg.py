@@ -15,7 +15,7 @@ from .header import MAX_PARTS, ImageHeader
 # Start-of-frame markers; C4, C8 and CC are tables and extensions (T.81, table B.1).
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-DHT, SOS, EOI, APP1 = 0xC4, 0xDA, 0xD9, 0xE1
+DHT, SOS, EOI, APP1, _APP2 = 0xC4, 0xDA, 0xD9, 0xE1, 0xE2
 # The limit of libjpeg-turbo's tools and fuzzers (TJFLAG_LIMITSCANS). Encoders write about 10.
 MAX_SCANS = 500
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
@@ -24,6 +24,7 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 # The start of the segment that states the height after the first scan (T.81, B.2.5).
 _HEIGHT = b"\xff\xdc\0\4"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_ICC = b"ICC_PROFILE\0"
 
 
 class Segment(NamedTuple):
@@ -131,6 +132,7 @@ def read_jpeg(data: bytes) -> ImageHeader:
     frame = None
     exif: list[bytes] = []
     xmp = b""
+    profile: list[bytes] = []
     scans: list[bytes] = []
     complete = False
     for segment in _read_all_segments(data):
@@ -148,6 +150,8 @@ def read_jpeg(data: bytes) -> ImageHeader:
             exif.append(segment.content)
         elif segment.marker == APP1 and segment.content.startswith(_XMP):
             xmp = segment.content[len(_XMP) :]
+        elif segment.marker == _APP2 and segment.content.startswith(_ICC):
+            profile.append(segment.content[len(_ICC) :])
     if frame is None or not scans:
         raise ValueError("it has no frame header")
     if not scans[0]:
@@ -163,7 +167,19 @@ def read_jpeg(data: bytes) -> ImageHeader:
         scans=len(scans),
         scanned=sum(frame.samples(one) for one in scans),
         lacks_scans=frame.lacks_scans(scans),
+        profile=_join_profile(profile),
     )
+
+
+def _join_profile(parts: list[bytes]) -> bytes:
+    """Join the parts of an ICC profile, which start with their number and count; b"" if one lacks.
+
+    The format is that of ICC.1:2010, B.4.
+    """
+    numbered = {part[0]: part for part in parts if len(part) > 2}
+    if not numbered or sorted(numbered) != list(range(1, next(iter(numbered.values()))[1] + 1)):
+        return b""
+    return b"".join(numbered[number][2:] for number in sorted(numbered))
 
 
 def _length(data: bytes, position: int) -> int:

@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from ...core.errors import InputError
@@ -64,8 +65,8 @@ def read_png(data: bytes) -> ImageHeader:
     alpha = colour_type in (4, 6)
     transparent = None
     size = 0
-    metadata = _Metadata()
-    complete, image, animated, second_frame = False, False, False, False
+    metadata, frames = _Metadata(), _Frames()
+    complete, image = False, False
     for chunk in _read_chunks(data):
         if chunk.kind == b"IDAT":
             size += len(chunk.content)
@@ -74,16 +75,12 @@ def read_png(data: bytes) -> ImageHeader:
         elif image or chunk.kind == b"IEND":
             # The IDAT chunks are consecutive (5.6), so the image has ended.
             complete = True
-        if chunk.kind == b"fcTL" and image and animated:
-            # Metadata after this chunk belongs to the second frame.
-            second_frame = True
-        elif chunk.kind == b"acTL":
-            animated = chunk.content[:4] > b"\0\0\0\1"
-        elif chunk.kind == b"tRNS":
+        frames.add(chunk, image)
+        if chunk.kind == b"tRNS":
             alpha = True
             if colour_type == 0:
                 transparent = _grey_level(chunk.content, depth)
-        elif chunk.whole and not second_frame:
+        elif chunk.whole and not frames.second:
             metadata.add(chunk)
     if size > _max_data_bytes(width, height, depth * _CHANNELS.get(colour_type, 4)):
         raise InputError(
@@ -92,8 +89,10 @@ def read_png(data: bytes) -> ImageHeader:
             "to decode: save it again",
         )
     complete = complete or (image and _holds_image(data))
-    turn = metadata.orientation()
-    return ImageHeader("png", width, height, complete, alpha, turn, transparent=transparent)
+    header = ImageHeader("png", width, height, complete, alpha, metadata.orientation())
+    return replace(
+        header, transparent=transparent, animated=frames.animated, profile=metadata.profile
+    )
 
 
 def _max_data_bytes(width: int, height: int, bits: int) -> int:
@@ -156,17 +155,52 @@ def _holds_image(data: bytes) -> bool:
     return stream.eof
 
 
-class _Metadata:
-    """EXIF and XMP, as Pillow's PngImagePlugin collects them: of each kind, the last counts."""
+class _Frames:
+    """The frames of an animation (11.3.6).
+
+    Attributes:
+        second: whether the chunks belong to the second frame.
+    """
 
     def __init__(self) -> None:
+        self.second = False
+        self._any, self._several, self._has_image = False, False, False
+
+    def add(self, chunk: _Chunk, image: bool) -> None:
+        """Consider a chunk, and whether it follows the image."""
+        if chunk.kind == b"acTL":
+            self._any, self._several = True, chunk.content[:4] > b"\0\0\0\1"
+        elif chunk.kind == b"fcTL":
+            self._has_image |= not image
+            self.second |= image and self._several
+
+    @property
+    def animated(self) -> bool:
+        """Whether viewers show other frames than the image."""
+        return self._several or (self._any and not self._has_image)
+
+
+class _Metadata:
+    """EXIF and XMP, as Pillow's PngImagePlugin collects them: of each kind, the last counts.
+
+    Attributes:
+        profile: the first ICC profile before the palette and the image, as in libpng.
+    """
+
+    def __init__(self) -> None:
+        self.profile = b""
+        self._early = True
         self._exif = b""
         self._texts: dict[bytes, bytes] = {}
         self._left = _MAX_TEXTS_BYTES
 
     def add(self, chunk: _Chunk) -> None:
+        self._early &= chunk.kind not in (b"PLTE", b"IDAT")
         if chunk.kind == b"eXIf":
             self._exif = chunk.content
+        elif chunk.kind == b"iCCP" and self._early and not self.profile:
+            # Name, method, compressed profile.
+            self.profile = _inflate(chunk.content.partition(b"\0")[2][1:]) or b""
         elif chunk.kind in _TEXTS and chunk.content.startswith(_KEYWORDS) and self._left > 0:
             keyword, _, rest = chunk.content.partition(b"\0")
             text = _text(chunk.kind, rest)

@@ -15,6 +15,7 @@ from .header import ImageHeader
 _SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _OLD_SUBFILE, STRIPS, STRIP_SIZES, TILES, TILE_SIZES = 255, 273, 279, 324, 325
 SAMPLES, _CHILDREN, _EXTRA, _FORMAT, _XMP = 277, 330, 338, 339, 700
+_PROFILE = 34675
 _REDUCED, _MASK = 1, 4
 # ExtraSamples of alpha: premultiplied, not premultiplied, and CorelDRAW's for the latter.
 _ALPHAS = (1, 2, 999)
@@ -137,7 +138,9 @@ def read_tiff(data: bytes) -> ImageHeader:
             raise ValueError("its size is missing")
         if next(directory.numbers(tag), None) is None:
             raise ValueError("its size has an unknown type")
-    xmp = directory.values.get(_XMP, (0, memoryview(b"")))[1].tobytes()
+    xmp, profile = (
+        directory.values.get(tag, (0, memoryview(b"")))[1].tobytes() for tag in (_XMP, _PROFILE)
+    )
     turned = directory
     if page.parent and ORIENTATION not in directory.values:
         turned = page.parent
@@ -153,6 +156,7 @@ def read_tiff(data: bytes) -> ImageHeader:
         orientation=turned.orientation(xmp),
         # Only libtiff multiplies 8-bit colour by alpha.
         premultiplied=extra == 1 or (_EXTRA in directory.values and directory.number(BITS, 1) == 8),
+        profile=profile,
     )
 
 

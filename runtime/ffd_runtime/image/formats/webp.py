@@ -10,7 +10,7 @@ from .exif import exif_orientation
 from .header import MAX_PARTS, ImageHeader, take
 
 # Flags of the VP8X chunk.
-_ALPHA, _EXIF, _XMP = 0x10, 0x08, 0x04
+_PROFILE, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04
 # Size of a disk sector in bytes.
 _SECTOR = 512
 # Chunks with the first image.
@@ -52,18 +52,33 @@ def read_webp(data: bytes) -> ImageHeader:
         return ImageHeader("webp", width, height, complete, alpha=bool(bits >> 28 & 1))
     if kind == b"VP8X":
         width, height = (int.from_bytes(take(data, at, 3), "little") + 1 for at in (24, 27))
-        return ImageHeader("webp", width, height, complete, bool(data[20] & _ALPHA), _turn(data))
+        frames = sum(chunk.kind == b"ANMF" for chunk in _read_chunks(data))
+        return ImageHeader(
+            "webp",
+            width,
+            height,
+            complete,
+            bool(data[20] & _ALPHA),
+            _turn(data),
+            animated=frames > 1,
+            profile=_read_metadata(data, {b"ICCP": data[20] & _PROFILE}).get(b"ICCP", b""),
+        )
     raise ValueError("its first chunk is unknown")
 
 
 def _turn(data: bytes) -> int:
-    """Return the EXIF orientation. Like libwebp, ignore chunks that the header lacks a flag for."""
-    wanted = {b"EXIF": data[20] & _EXIF, b"XMP ": data[20] & _XMP}
+    """Return the EXIF orientation."""
+    found = _read_metadata(data, {b"EXIF": data[20] & _EXIF, b"XMP ": data[20] & _XMP})
+    return exif_orientation([found.get(b"EXIF", b"")], found.get(b"XMP ", b""))
+
+
+def _read_metadata(data: bytes, wanted: dict[bytes, int]) -> dict[bytes, bytes]:
+    """Return the first chunk of each wanted kind. Like libwebp, ignore kinds without their flag."""
     found: dict[bytes, bytes] = {}
     for chunk in _read_chunks(data):
         if wanted.get(chunk.kind) and chunk.whole:
             found.setdefault(chunk.kind, data[chunk.begin : chunk.end])
-    return exif_orientation([found.get(b"EXIF", b"")], found.get(b"XMP ", b""))
+    return found
 
 
 def find_damage(data: bytes) -> str | None:
