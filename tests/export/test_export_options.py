@@ -66,7 +66,10 @@ def _as(path: Path, precision: str) -> tuple[onnx.ModelProto, ModelCard]:
         (("--int8", "--target", "cpu", "--engine", "rtx"), "does not support"),
         (("--fp16", "--max-batch", "4", "--opt-batch", "8"), "larger than"),
         (("--int8", "--opt-batch", "8"), "--opt-batch is for an engine"),
-        (("--engine", "rtx", "--timing-cache", "timings"), "--timing-cache is for --engine tensorrt"),
+        (
+            ("--engine", "rtx", "--timing-cache", "timings"),
+            "--timing-cache is for --engine tensorrt",
+        ),
         (("--compute-capability", "8.9"), "is for --engine rtx"),
         (("--engine", "tensorrt", "--compute-capability", "8.9"), "is for --engine rtx"),
         (("--int8", "--workspace", "64"), "--workspace is for an engine"),

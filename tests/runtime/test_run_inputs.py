@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.cli import run_images
+from ffd_runtime.cli import run_images, run_progress
 from ffd_runtime.cli.bench import main as bench
 from ffd_runtime.cli.run import main
 from ffd_runtime.core import pipeline
@@ -322,6 +322,56 @@ def test_the_list_of_sources_is_not_overwritten(here: Path, run: Any, option: st
     code, _, err = run("--sources", name, option, f"./{name}", *more)
     assert (code, Path(name).read_text()) == (2, "0-red.png\n")
     assert "is also the list of --sources" in err[-1]
+
+
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_the_list_on_standard_input_is_not_overwritten(
+    here: Path, colour_model: Path, option: str
+) -> None:
+    name = Path("names.csv" if option == "--output" else "names.html")
+    name.write_text("0-red.png\n")
+    more = ["--overwrite"] if option == "--output" else []
+    with name.open() as listed:
+        done = subprocess.run(
+            [COMMAND, "-", option, name, *more, "--model", colour_model],
+            stdin=listed,
+            capture_output=True,
+            text=True,
+        )
+    assert (done.returncode, name.read_text()) == (2, "0-red.png\n")
+    assert "names" in done.stderr
+    assert "is also the list on standard input" in done.stderr
+
+
+def test_a_path_that_is_given_twice_is_wrong_usage(here: Path, run: Any) -> None:
+    for option, names in (
+        ("--output", ("a.csv", "a.parquet")),
+        ("--report", ("a.html", "b.html")),
+    ):
+        code, rows, err = run(".", option, names[0], option, names[1])
+        assert (code, rows) == (2, [])
+        assert err[0].startswith(f"ffd-run: error: Invalid value for '{option}'")
+        assert "given twice" in err[0]
+    assert len(os.listdir()) == 3
+
+
+def test_inputs_are_counted_unless_that_takes_long(
+    here: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+
+    def progress(console: Any, count: Any, done: int) -> Any:
+        counted.append(count and count())
+        return real(console, None, done)
+
+    real = run_progress.progress
+    monkeypatch.setattr(run_images, "progress", progress)
+    for name, mode in (("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tar.xz", "w:xz")):
+        with tarfile.open(name, mode) as archive:  # type: ignore[call-overload]
+            archive.add("0-red.png")
+        assert run(name)[0] == 0
+    assert run("1-blue.png", "2-red.png")[0] == 0
+    assert counted == [1, None, None, 2]
 
 
 def test_a_replaced_file_keeps_its_permissions(here: Path, run: Any) -> None:

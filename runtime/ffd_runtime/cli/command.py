@@ -17,7 +17,7 @@ from ..core.text import printable
 # The modules that each extra installs, besides those of `BackendSpec.extras`.
 EXTRAS = {
     "train": "torch torchvision timm lightning torchmetrics sklearn scipy safetensors matplotlib "
-    "PIL tensorboard",
+    "tensorboard",
     "export": "onnx onnxscript",
     "parquet": "pyarrow",
     "ray": "ray",
@@ -86,13 +86,18 @@ class Command(click.Command):
             _end_usage(f"{parent.command_path} {info_name}" if parent else info_name, error)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # An unset variable of a script gives an empty path, and `Path("")` is the current folder.
-        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        given, _, order = self.make_parser(ctx).parse_args(list(args))
         for parameter in self.params:
+            if not isinstance(parameter.type, click.Path):
+                continue
+            # An unset variable of a script gives an empty path, and `Path("")` is the current
+            # folder.
             values = given.get(parameter.name or "")
-            values = values if isinstance(values, list | tuple) else [values]
-            if isinstance(parameter.type, click.Path) and "" in values:
+            if "" in (values if isinstance(values, list | tuple) else [values]):
                 raise click.BadParameter("the path is empty", ctx, parameter)
+            # click would ignore all but the last, such as the first of two files to write.
+            if not parameter.multiple and parameter.nargs == 1 and order.count(parameter) > 1:
+                raise click.BadParameter("it is given twice, and takes one path", ctx, parameter)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -18,6 +18,7 @@ import click
 from ..core.redact import redact
 from ..core.text import counted
 from ..inputs import FetchPolicy, Item, find_files
+from ..inputs.archives import is_compressed
 from ..inputs.kinds import Skipped
 from ..inputs.source_registry import ADDRESS_MODULES
 from ..outputs import Sink, check_file_sink, open_file_sink, open_pipe_sink, require_new
@@ -105,6 +106,8 @@ class Targets:
             target = os.path.realpath(path)
             if any(os.path.realpath(source) == target for source in sources if "\0" not in source):
                 raise click.UsageError(f"{path} is also a SOURCE: it would be overwritten")
+            if "-" in sources and _is_standard_input(path):
+                raise click.UsageError(f"{path} is also the list on standard input")
         if report:
             require_folder("--report", report)
         if output is None:
@@ -222,9 +225,7 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
         sinks = list(_open_sinks(stack, file, targets.pipe, console, options.as_json))
         sinks += [report] if report else []
         find = _finder(sources, options, targets.files())
-        # Standard input is read once, and the number of faces is not known.
-        countable = "-" not in sources and not options.detect_faces
-        count = (lambda: sum(1 for _ in find())) if countable else None
+        count = (lambda: sum(1 for _ in find())) if _is_countable(sources, options) else None
         begin = time.monotonic()
         with progress(console, count, earlier.total) as advance:
 
@@ -244,6 +245,23 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
     say(summarise(counts, earlier.total, time.monotonic() - begin, skipped, options.detect_faces))
     if counts["errors"]:
         click.get_current_context().exit(3)
+
+
+def _is_countable(sources: Sequence[str], options: ImageOptions) -> bool:
+    """Return whether the rows can be counted in advance, for the progress bar.
+
+    Standard input is read once, a compressed archive would be decompressed twice, and the number of
+    faces is not known.
+    """
+    compressed = (source == "-" or is_compressed(source) for source in sources)
+    return not options.detect_faces and not any(compressed)
+
+
+def _is_standard_input(path: Path) -> bool:
+    try:
+        return path.is_file() and os.path.samestat(path.stat(), os.fstat(sys.stdin.fileno()))
+    except (OSError, ValueError, AttributeError):  # AttributeError: it is closed
+        return False
 
 
 def _say_complete(path: Path, options: ImageOptions) -> None:

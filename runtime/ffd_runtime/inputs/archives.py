@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from ..core.errors import InputError
 from ..image.decode import open_file, os_error
+from .inflate import find_compression
 from .items import Item
 from .kinds import is_image
 from .members import TAR_BLOCK_BYTES
@@ -33,20 +34,35 @@ def is_archive(path: str) -> bool:
         return False
 
 
+def is_compressed(path: str) -> bool:
+    """Return whether a file is compressed as a whole, so that it takes long to list its members."""
+    try:
+        with open_file(path) as file:
+            return find_compression(file.read(TAR_BLOCK_BYTES)) is not None
+    except (InputError, OSError):
+        return False
+
+
 def find_in_archive(path: str) -> Iterator[Item]:
     """Yield every member of an archive, except for folders, in the archive's order.
 
     The source of a member is `PATH!/MEMBER`. Members of a zip or an uncompressed tar are read in a
     worker thread; those of a compressed tar already hold their bytes. Links, devices, encrypted
-    members and names that leave the archive are `refused`. An error of the archive itself becomes
-    an item with the source `PATH`. Archives inside archives are not opened.
+    members and names that leave the archive are `refused`. An error of the archive itself, or that
+    it has no member, becomes an item with the source `PATH`. Archives inside archives are not
+    opened.
     """
+    empty = True
     try:
         with open_file(path) as file:
             module = _find_module(file)
             if module is None:
                 raise InputError("not_an_image", "not a zip or tar archive")
-            yield from import_module(module).find_members(path, file)
+            for item in import_module(module).find_members(path, file):
+                empty = False
+                yield item
+            if empty:
+                raise InputError("empty", "the archive is empty")
     except OSError as error:
         yield Item(path, os_error(error, path))
     except InputError as error:
