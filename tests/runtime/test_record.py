@@ -25,11 +25,12 @@ from ffd_runtime.core.results import Result
 from ffd_runtime.video import recording, source_recording, video_file
 from ffd_runtime.video.draw_frame import draw_frame
 from ffd_runtime.video.frame_result import Frame, FrameResult, State, StreamHealth
-from ffd_runtime.video.recording import Recorder, check_recording_path, recording_paths
+from ffd_runtime.video.recording import Recorder, check_recording_path
 from ffd_runtime.video.source_recording import (
     DEFAULT_FPS,
     choose_recording_rate,
     estimate_frame_rate,
+    recording_paths,
 )
 
 from ..conftest import picture
@@ -108,6 +109,19 @@ def test_frame_rate_is_estimated_from_rounded_timestamps(rate: float) -> None:
     rate_found = estimate_frame_rate([round(number / rate, 3) for number in range(20)])
     assert rate_found == pytest.approx(rate, rel=1e-4 if rate > 20 else 1e-3)
     assert estimate_frame_rate([1.0]) == estimate_frame_rate([2.0, 2.0]) == DEFAULT_FPS
+
+
+@pytest.mark.parametrize("rate", [25, 29.97, 8.3333])
+@pytest.mark.parametrize("at", [1, 10, 25, 31])
+def test_a_pause_does_not_change_the_frame_rate(rate: float, at: int) -> None:
+    times = [round(number / rate + 20 * (number >= at), 3) for number in range(32)]
+    assert estimate_frame_rate(times) == pytest.approx(rate, rel=1e-3)
+
+
+def test_a_video_file_with_a_pause_is_recorded_in_real_time(tmp_path: Path) -> None:
+    times = [number / 25 + 4 * (number >= 10) for number in range(75)]
+    save(tmp_path / "a.mkv", *(frame_result(number, at) for number, at in enumerate(times)))
+    assert brightness(tmp_path / "a.mkv")[1] == pytest.approx(7, abs=0.1)
 
 
 def test_live_source_plays_in_real_time(tmp_path: Path) -> None:
@@ -286,6 +300,76 @@ def test_recording_stops_cleanly_before_the_disk_is_full(
         logging.WARNING
     ]
     assert 20 <= len(brightness(tmp_path / "a.mp4")[0]) < 60
+
+
+@pytest.fixture
+def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "CHECK_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(recording, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(recording, "RESUME_FREE_BYTES", 0)
+
+
+@pytest.mark.usefixtures("quick_pauses")
+def test_live_recording_starts_on_a_full_disk_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(recording, "MIN_FREE_BYTES", 1 << 62)
+    monkeypatch.setattr(recording, "RESUME_FREE_BYTES", 1 << 62)
+    path = tmp_path / "a.mkv"
+    with pytest.raises(OutputError, match="MiB are free"):
+        check_recording_path(path)
+    with Recorder(path, ["door"], face_scale=1.3, live=True) as sink:
+        assert "MiB are free" in caplog.text
+        sink.show(frame_result(0, 0.0, live=True))
+        assert not files(tmp_path)
+        monkeypatch.setattr(recording, "MIN_FREE_BYTES", 0)
+        monkeypatch.setattr(recording, "RESUME_FREE_BYTES", 0)
+        wait_until(lambda: "recording resumes" in caplog.text)
+        sink.show(frame_result(1, 0.1, live=True))
+        wait_until(lambda: bool(files(tmp_path)))
+        # The disk is full again.
+        monkeypatch.setattr(recording, "MIN_FREE_BYTES", 1 << 62)
+        wait_until(lambda: caplog.text.count("recording stopped") == 2)
+        monkeypatch.setattr(recording, "MIN_FREE_BYTES", 0)
+        wait_until(lambda: caplog.text.count("recording resumes") == 2)
+        sink.show(frame_result(2, 0.2, live=True))
+    assert files(tmp_path) == ["a-2.mkv", "a.mkv"]
+    assert brightness(tmp_path / "a-2.mkv")[0]
+
+
+@pytest.mark.usefixtures("quick_pauses")
+def test_recording_of_a_video_file_does_not_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with Recorder(tmp_path / "a.mkv", ["door"], face_scale=1.3) as sink:
+        monkeypatch.setattr(recording, "MIN_FREE_BYTES", 1 << 62)
+        wait_until(lambda: "recording stopped" in caplog.text)
+        monkeypatch.setattr(recording, "MIN_FREE_BYTES", 0)
+        checked = sink._encoders["door"]._checked
+        wait_until(lambda: sink._encoders["door"]._checked > checked + 0.2)
+    assert "recording resumes" not in caplog.text
+
+
+@pytest.mark.usefixtures("quick_pauses")
+def test_live_recording_resumes_after_a_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "share"
+    folder.mkdir()
+    with Recorder(folder / "a.mkv", ["door"], face_scale=1.3, live=True) as sink:
+        sink.show(frame_result(0, 0.0, live=True))
+        wait_until(lambda: bool(files(folder)))
+        folder.rename(tmp_path / "gone")
+        # Only a new file needs the folder.
+        sink.show(frame_result(1, 0.1, live=True, size=(96, 64)))
+        wait_until(lambda: "recording stopped" in caplog.text)
+        folder.mkdir()
+        wait_until(lambda: "recording resumes" in caplog.text)
+        sink.show(frame_result(2, 0.2, live=True, size=(96, 64)))
+    assert len(brightness(next(folder.iterdir()))[0]) == 1
 
 
 def test_removed_folder_does_not_end_the_run(

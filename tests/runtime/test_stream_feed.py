@@ -26,7 +26,7 @@ from ffd_runtime.video.frame_result import Frame, FrameResult, StreamHealth
 from ffd_runtime.video.remote_reader import RemoteCapture
 from ffd_runtime.video.stream_address import to_streams
 from ffd_runtime.video.stream_pipeline import StreamPipeline
-from ffd_runtime.video.stream_policy import StreamPolicy
+from ffd_runtime.video.stream_policy import Backoff, StreamPolicy
 from ffd_runtime.video.stream_reader import HANG_MARGIN_SECONDS
 
 from ..nightly import repeat
@@ -535,6 +535,27 @@ def test_unexpected_exception_is_retried() -> None:
         assert not any(rounds(feed))
         assert "no more processes" in (feed.readers[0].health().error or "")
     assert len(tries) == 3
+
+
+def test_time_to_open_a_source_does_not_count_as_playing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A camera that opens slowly and fails after a frame must be retried less and less often."""
+    played = []
+
+    def open_slowly(*_: object) -> Synthetic:
+        time.sleep(0.1)
+        return Synthetic(0.0, 1)
+
+    record = Backoff.record_success
+
+    def record_success(backoff: Backoff, seconds: float) -> None:
+        played.append(seconds)
+        record(backoff, seconds)
+
+    monkeypatch.setattr(Backoff, "record_success", record_success)
+    policy = StreamPolicy(initial_backoff=0.001, max_backoff=0.01)
+    with Feed(to_streams(["0"]), policy, open_slowly) as feed:
+        wait_for(feed, lambda _: len(played) >= 3)
+    assert max(played[:3]) < 0.1
 
 
 def test_absent_camera_is_an_error() -> None:

@@ -279,6 +279,8 @@ def test_every_response_has_security_headers(served: DashboardServer) -> None:
         ("/image/0.jpg", 200),
         ("/image/1.jpg", 404),
         ("/image/-1.jpg", 404),
+        (f"/image/{'9' * 5000}.jpg", 404),
+        (f"/verdict/{'9' * 5000}.jpg", 404),
         ("/verdict/1.jpg", 200),
         ("/verdict/2.jpg", 404),
         ("/metrics", 200),

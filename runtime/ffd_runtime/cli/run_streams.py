@@ -159,7 +159,7 @@ def _check_outputs(streams: Sequence[Stream], options: StreamOptions) -> None:
     if options.record:
         from ..video.recording import check_recording_path
 
-        check_recording_path(Path(options.record))
+        check_recording_path(Path(options.record), live)
     if options.gst:
         from ..video.capture import require_gstreamer
 
@@ -225,6 +225,7 @@ def _frame_sinks(
             heatmap=heatmap,
             face_scale=face_scale,
             fps=choose_recording_rate(options.fps),
+            live=any(stream.live for stream in streams),
         )
     if options.show:
         from ..video.window import Window

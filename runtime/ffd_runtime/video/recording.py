@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -22,13 +21,18 @@ from ..image.decode import Image
 from ..outputs.target import require_file_name, require_folder
 from .draw_frame import draw_frame
 from .frame_result import FrameResult, State, StreamHealth
-from .source_recording import DEFAULT_FPS, Interruption, SourceRecording
+from .source_recording import DEFAULT_FPS, Interruption, SourceRecording, recording_paths
 
 log = logging.getLogger(__name__)
 
 EXTENSIONS = (".mp4", ".mkv")
 # Kept free on the disk. To finish a file of one hour takes about two million bytes.
 MIN_FREE_BYTES = 64 << 20
+# Free on the disk when a recording resumes, so that it does not stop again at once.
+RESUME_FREE_BYTES = 256 << 20
+# Delay before a recording of live sources resumes; it doubles each time.
+FIRST_PAUSE_SECONDS = 60.0
+MAX_PAUSE_SECONDS = 3600.0
 CHECK_INTERVAL_SECONDS = 1.0
 # Delay after the last frame of an ended source before its file is closed.
 IDLE_CLOSE_SECONDS = 5.0
@@ -40,11 +44,14 @@ POLL_SECONDS = 0.1
 # Of each source.
 MAX_QUEUED_FRAMES = 4
 WARNING_INTERVAL_SECONDS = 60.0
-MAX_NAME_BYTES = 80
 
 
-def check_recording_path(path: Path) -> None:
+def check_recording_path(path: Path, live: bool = False) -> None:
     """Check a path before the models are loaded.
+
+    Args:
+        path: ends with .mp4 or .mkv.
+        live: whether a source is live. Its run starts also on a full disk, as after a restart.
 
     Raises:
         OutputError: the extension is not .mp4 or .mkv, the path is a folder, or its folder is
@@ -61,7 +68,7 @@ def check_recording_path(path: Path) -> None:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{option}: the folder is not writable: choose another")
     reason = _disk_failure(path.parent)
-    if reason:
+    if reason and not live:
         raise OutputError(f"{option}: {reason}")
 
 
@@ -82,12 +89,14 @@ class Recorder:
     discards them and closes the files.
 
     If the disk is almost full, or a file cannot be opened or written, recording stops with a
-    warning and the run continues.
+    warning and the run continues. With live sources, it resumes with new files when the disk has
+    room again, at most `MAX_PAUSE_SECONDS` later.
 
     Args:
         path: ends with .mp4 or .mkv.
         face_scale: the card's `preprocess.face_scale`.
         fps: frames per second for live sources.
+        live: whether a source is live.
 
     Raises:
         OutputError: see `check_recording_path`.
@@ -101,9 +110,10 @@ class Recorder:
         face_scale: float,
         heatmap: bool = False,
         fps: float = DEFAULT_FPS,
+        live: bool = False,
     ) -> None:
-        check_recording_path(path)
-        self._shared = _Shared(path.parent, heatmap, face_scale)
+        check_recording_path(path, live)
+        self._shared = _Shared(path.parent, heatmap, face_scale, live)
         self._encoders = {
             source: _Encoder(source, target, fps, self._shared)
             for source, target in recording_paths(path, sources).items()
@@ -139,6 +149,8 @@ class Recorder:
         self._raise_failure()
 
     def __enter__(self) -> Self:
+        if reason := _disk_failure(self._shared.folder):
+            self._shared.stop(reason)
         for encoder in self._encoders.values():
             encoder.thread.start()
         return self
@@ -215,12 +227,15 @@ class _Shared:
     Attributes:
         states: of the sources.
         started: whether a frame was recorded.
-        stopped: whether recording has stopped for a reason that was logged.
+        stopped: whether recording has stopped, for a reason that was logged.
         encoding: limits the threads that draw and encode.
     """
 
-    def __init__(self, folder: Path, heatmap: bool, face_scale: float) -> None:
+    def __init__(self, folder: Path, heatmap: bool, face_scale: float, live: bool) -> None:
         self.folder = folder
+        self._live = live
+        self._pause = FIRST_PAUSE_SECONDS
+        self._resumes_at = 0.0
         self.interruption = Interruption()
         self.states: Mapping[str, State] = {}
         self.started = self.stopped = False
@@ -238,7 +253,17 @@ class _Shared:
         with self._lock:
             if not self.stopped:
                 self.stopped = True
+                self._resumes_at = time.monotonic() + self._pause
+                self._pause = min(2 * self._pause, MAX_PAUSE_SECONDS)
                 log.warning("recording stopped, the run continues: %s", reason)
+
+    def resume(self) -> None:
+        """Resume the recordings of live sources after a pause, if the disk has room."""
+        with self._lock:
+            waits = not self._live or time.monotonic() < self._resumes_at
+            if self.stopped and not waits and not _disk_failure(self.folder, RESUME_FREE_BYTES):
+                self.stopped, self.started = False, True
+                log.info("recording resumes")
 
 
 class _Encoder:
@@ -297,14 +322,25 @@ class _Encoder:
                 self._shared.stop(str(error))
             else:
                 self.failure = error
-            with suppress(OutputError):
-                self._recording.close()
+            self._close_quietly()
 
     def _record(self, frame_result: FrameResult) -> None:
-        if not self._shared.stopped:
+        """Record a frame; stop all recordings if that fails after the first one."""
+        if self._shared.stopped:
+            return
+        try:
             with self._shared.encoding:
                 self._recording.add(self._shared.draw(frame_result), frame_result)
             self._shared.started = True
+        except OutputError as error:
+            if not self._shared.started:
+                raise
+            self._shared.stop(str(error))
+            self._close_quietly()
+
+    def _close_quietly(self) -> None:
+        with suppress(OutputError):
+            self._recording.close()
 
     def _must_not_repeat(self) -> bool:
         """Return True if the run was interrupted, or if the disk is almost full."""
@@ -327,40 +363,22 @@ class _Encoder:
             if reason:
                 self._shared.stop(reason)
         if self._shared.stopped:
-            with suppress(OutputError):
-                self._recording.close()
+            self._close_quietly()
+            self._shared.resume()
 
 
-def recording_paths(path: Path, sources: Sequence[str]) -> dict[str, Path]:
-    """Return the first file of the recording of each source; names are unique.
+def _disk_failure(folder: Path, least: int | None = None) -> str | None:
+    """Return the reason why the disk cannot take more, or None.
 
-    Returns:
-        The path itself for one source; for several, the path with a sanitised source name.
-
-    Example:
-        >>> recording_paths(Path("a.mkv"), ["0", "rtsp://door:554/live"])["rtsp://door:554/live"]
-        PosixPath('a-door_554_live.mkv')
+    Args:
+        folder: of the recordings.
+        least: bytes that must be free; None for `MIN_FREE_BYTES`.
     """
-    if len(sources) < 2:
-        return dict.fromkeys(sources, path)
-    paths: dict[str, Path] = {}
-    for number, source in enumerate(sources, 1):
-        name = source.partition("://")[2] or Path(source).stem
-        plain = re.sub(r"[^\w.-]+", "_", printable(name)).strip("._")
-        plain = plain.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
-        target = path.with_name(f"{path.stem}-{plain or number}{path.suffix}")
-        if target in paths.values():
-            target = path.with_name(f"{path.stem}-{plain}-source{number}{path.suffix}")
-        paths[source] = target
-    return paths
-
-
-def _disk_failure(folder: Path) -> str | None:
-    """Return the reason why the disk cannot take more, or None."""
+    least = MIN_FREE_BYTES if least is None else least
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return f"{printable(str(folder))}: {error.strerror}"
-    if free < MIN_FREE_BYTES:
-        return f"less than {MIN_FREE_BYTES >> 20} MiB are free on the disk"
+    if free < least:
+        return f"less than {least >> 20} MiB are free on the disk"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.text import format_duration
+from ..core.text import format_duration, printable
 from ..image.decode import Image
 from .draw_frame import draw_no_signal
 from .frame_result import FrameResult, StreamHealth
@@ -34,12 +35,16 @@ MAX_FILE_SECONDS = 3600.0
 MAX_RATE_FRAMES = 32
 MAX_RATE_BYTES = 1 << 27
 DEFAULT_FPS = 25.0
+# Limit of the part of a file name that names the source.
+MAX_NAME_BYTES = 80
 # Players show a video with a lower rate poorly.
 MIN_LIVE_FPS = 2.0
 # Limit for writing these first frames after an interruption.
 MAX_FLUSH_SECONDS = 1.0
 # The range that MPEG-4 part 2 can encode.
 MIN_FPS, MAX_FPS = 0.05, 240.0
+# Times of the median between frames, above which the time between two is a pause.
+MAX_STEPS_OF_PAUSE = 5
 # A smaller time between frames means that the file has no timestamps.
 MIN_FRAME_SECONDS = 1e-5
 # Relative difference below which the estimate is rounded to a standard rate. Over 20 frames with
@@ -171,6 +176,30 @@ class SourceRecording:
         self._start = at - video.seconds
 
 
+def recording_paths(path: Path, sources: Sequence[str]) -> dict[str, Path]:
+    """Return the first file of the recording of each source; names are unique.
+
+    Returns:
+        The path itself for one source; for several, the path with a sanitised source name.
+
+    Example:
+        >>> recording_paths(Path("a.mkv"), ["0", "rtsp://door:554/live"])["rtsp://door:554/live"]
+        PosixPath('a-door_554_live.mkv')
+    """
+    if len(sources) < 2:
+        return dict.fromkeys(sources, path)
+    paths: dict[str, Path] = {}
+    for number, source in enumerate(sources, 1):
+        name = source.partition("://")[2] or Path(source).stem
+        plain = re.sub(r"[^\w.-]+", "_", printable(name)).strip("._")
+        plain = plain.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+        target = path.with_name(f"{path.stem}-{plain or number}{path.suffix}")
+        if target in paths.values():
+            target = path.with_name(f"{path.stem}-{plain}-source{number}{path.suffix}")
+        paths[source] = target
+    return paths
+
+
 def choose_recording_rate(sampled: float | None) -> float:
     """Return frames per second for recordings of live sources.
 
@@ -190,7 +219,12 @@ def estimate_frame_rate(times: Sequence[float]) -> float:
     """
     if len(times) < 2:
         return DEFAULT_FPS
-    step = float(np.polynomial.polynomial.polyfit(np.arange(len(times)), times, 1)[1])
+    steps = np.diff(times)
+    pauses = np.flatnonzero(steps > MAX_STEPS_OF_PAUSE * np.median(steps))
+    numbers = np.arange(len(times))
+    # Each pause, as in a recording of motions, shifts the frames after it by an unknown time.
+    columns = [numbers, np.ones_like(numbers), *(numbers > pause for pause in pauses)]
+    step = float(np.linalg.lstsq(np.stack(columns, 1).astype(float), times)[0][0])
     if step < MIN_FRAME_SECONDS:
         return DEFAULT_FPS
     rate = min(max(1 / step, MIN_FPS), MAX_FPS)

@@ -228,21 +228,24 @@ class LiveReader(StreamReader):
 
     _number = 0
     _broken_at: float | None = None
+    # When the first frame of the current connection came.
+    _played_since: float | None = None
 
     def _read(self) -> None:
         backoff = Backoff(self._policy.initial_backoff, self._policy.max_backoff)
         failures = 0
         while not self._stop.is_set():
-            first, begin = self._number, time.monotonic()
+            self._played_since = None
             failure = self._play()
             if self._stop.is_set():
                 break
-            played = self._number > first
-            failures = 1 if played else failures + 1
+            failures = 1 if self._played_since else failures + 1
             if self._policy.retries is not None and failures > self._policy.retries:
                 self._end("failed", failure)
                 return
-            backoff.record_success(time.monotonic() - begin if played else 0.0)
+            if self._played_since:
+                # Without the time to open it, which a source that fails after a frame may take.
+                backoff.record_success(time.monotonic() - self._played_since)
             self._wait(failure, backoff.next_delay())
         self._end("ended")
 
@@ -283,6 +286,7 @@ class LiveReader(StreamReader):
 
     def _put(self, frame: Frame | None, capture: Capture) -> None:
         with self._changed:
+            self._played_since = self._played_since or time.monotonic()
             if self._broken_at is not None:
                 self._change(outage=time.monotonic() - self._broken_at)
                 self._broken_at = None

@@ -42,8 +42,8 @@ class Dashboard:
             routes=[
                 Route("/", self.page),
                 Route("/state", self.state),
-                Route("/image/{index:int}.jpg", self.image),
-                Route("/verdict/{number:int}.jpg", self.thumbnail),
+                Route("/image/{index}.jpg", self.image),
+                Route("/verdict/{number}.jpg", self.thumbnail),
                 Route("/healthz", self.health),
                 Route("/metrics", self.metrics),
             ]
@@ -65,8 +65,8 @@ class Dashboard:
 
         The status is 204 if no snapshot is ready in time, and 503 if there are too many requests.
         """
-        index = request.path_params["index"]
-        if self._state.view(index) is None:
+        index = _parse_number(request.path_params["index"])
+        if index is None or self._state.view(index) is None:
             raise HTTPException(404)
         if self._snapshots.waiting >= MAX_IMAGE_REQUESTS:
             raise HTTPException(503, "too many viewers", {"Retry-After": "2"})
@@ -79,7 +79,8 @@ class Dashboard:
 
     async def thumbnail(self, request: Request) -> Response:
         """Return the thumbnail of a label change."""
-        image = self._state.thumbnail(request.path_params["number"])
+        number = _parse_number(request.path_params["number"])
+        image = None if number is None else self._state.thumbnail(number)
         if image is None:
             raise HTTPException(404)
         jpeg = encode_image(".jpg", image, JPEG_OPTIONS)
@@ -116,5 +117,8 @@ class Dashboard:
 
 
 def _number(request: Request, name: str) -> int | None:
-    text = request.query_params.get(name, "")
+    return _parse_number(request.query_params.get(name, ""))
+
+
+def _parse_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else None
