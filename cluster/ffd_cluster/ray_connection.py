@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any
 
 from ffd_runtime.core.errors import BackendError
@@ -69,6 +69,8 @@ def _init(ray: Any, address: str | None, verbose: bool) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if cluster := address or os.environ.get("RAY_ADDRESS"):
         _require_listening(cluster)
+    elif recorded := _recorded_address():
+        _require_listening(recorded, " (run ray stop if that cluster of this machine has ended)")
     try:
         with nullcontext() if verbose else _silent_stderr():
             ray.init(
@@ -93,7 +95,16 @@ def _init(ray: Any, address: str | None, verbose: bool) -> None:
     context.execution_no_progress_timeout_s = STALL_TIMEOUT_S
 
 
-def _require_listening(address: str) -> None:
+def _recorded_address() -> str | None:
+    """Return the address of the cluster that was started on this machine last, if Ray has it."""
+    with suppress(ImportError, AttributeError, OSError):
+        from ray._private.utils import read_ray_address
+
+        return read_ray_address() or None
+    return None
+
+
+def _require_listening(address: str, advice: str = "") -> None:
     """Raise a BackendError if a port is closed: Ray would retry for minutes and ignore Ctrl-C."""
     if address.startswith("ray://"):
         raise BackendError(
@@ -108,7 +119,7 @@ def _require_listening(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BackendError(f"cannot join Ray at {address}: {reason}") from None
+        raise BackendError(f"cannot join Ray at {address}: {reason}{advice}") from None
 
 
 @contextmanager

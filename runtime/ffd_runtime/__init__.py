@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.classifier import Classifier as Classifier
+    from .core.errors import BackendError as BackendError
+    from .core.errors import DeviceError as DeviceError
     from .core.errors import FfdError as FfdError
     from .core.errors import InputError as InputError
+    from .core.errors import ModelError as ModelError
+    from .core.errors import OutputError as OutputError
     from .core.results import Result as Result
     from .core.results import Track as Track
     from .image.decode import decode as decode
@@ -42,13 +46,17 @@ __version__ = "0.1.0"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
+    "BackendError": "core.errors",
     "Classifier": "core.classifier",
+    "DeviceError": "core.errors",
     "FaceDetector": "image.faces",
     "Feed": "video.feed",
     "FfdError": "core.errors",
     "FrameClassifier": "video.frame_classifier",
     "InputError": "core.errors",
     "ModelCard": "model.card",
+    "ModelError": "core.errors",
+    "OutputError": "core.errors",
     "PreprocessSpec": "model.card",
     "Result": "core.results",
     "StreamPipeline": "video.stream_pipeline",

@@ -470,6 +470,17 @@ def test_an_address_of_rays_client_in_the_environment_is_an_error(
     assert_one_line(ended, "ray://h:10001", "Ray's client")
 
 
+def test_a_cluster_of_this_machine_that_has_ended_is_an_error(
+    portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray keeps the address of a cluster that was killed, and would retry for minutes."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9\n")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    ended = run_here(portraits, "--ray", "--output", tmp_path / "out")
+    assert_one_line(ended, "127.0.0.1:9", "ray stop")
+
+
 def test_without_ray_the_error_names_the_extra(portraits: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", NO_RAY, str(portraits), "--ray", "--output"]
     done = subprocess.run(

@@ -49,7 +49,10 @@ def name_foreign(data: bytes) -> InputError:
     if data[4:12] == b"ftypcrx ":
         return InputError("unsupported", f"camera raw data (Canon CR3): {_CONVERT}")
     if _MEDIA.match(data):
-        media = "a video or audio file instead of an image: classify videos in a separate run"
+        media = (
+            "a video or audio file instead of an image: classify videos in a separate run, and "
+            "name them without a pattern"
+        )
         return InputError("not_an_image", media)
     for starts, name in _SIGNATURES:
         if data.startswith(starts):
