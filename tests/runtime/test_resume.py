@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -12,16 +15,20 @@ import cv2
 import pytest
 from click.testing import CliRunner, Result
 
+from ffd_runtime.cli import lost_storage
 from ffd_runtime.cli.run import main
 from ffd_runtime.cli.run_images import EarlierRows
 from ffd_runtime.core.errors import InputError
 from ffd_runtime.core.results import Result as Row
-from ffd_runtime.inputs import Item
+from ffd_runtime.image import decode
+from ffd_runtime.inputs import Item, items
 from ffd_runtime.outputs import html_report, open_file_sink
 from ffd_runtime.outputs.provenance import RunProvenance
 
 from ..conftest import picture
+from .encoded import opencv
 
+PICTURE = opencv(".png", picture("red"))
 ORIGIN = RunProvenance("m", "a" * 64, {}, "c" * 64)
 FACES = [(1, 2, 30, 40), (50, 2, 30, 40), (100, 2, 30, 40)]
 
@@ -156,3 +163,56 @@ def test_a_complete_file_is_not_replaced_by_rows_of_other_sources(
     done = call(colour_model, portraits, "--output", output, "--resume")
     assert done.exit_code == 0, done.stderr
     assert output.read_bytes() == rows
+
+
+def test_a_lost_disk_ends_the_run_without_rows_for_its_files(
+    colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = tmp_path / "share", tmp_path / "rows.jsonl"
+    folder.mkdir()
+    for number in range(160):
+        (folder / f"{number:03}.png").write_bytes(b"" if number == 150 else PICTURE)
+    real, lost = decode.read_file, {3, 4, *range(40, 160)}
+
+    def read_file(path: str) -> bytes:
+        if int(Path(path).stem) in lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(items, "read_file", read_file)
+    done = call(colour_model, folder, "--output", output)
+    assert done.exit_code == 1, done.stderr
+    assert f"100 files in a row cannot be read, the first is {folder}/040.png" in done.stderr
+    assert "resume with --resume" in done.stderr
+    lost.clear()
+    done = call(colour_model, folder, "--output", output, "--resume")
+    assert done.exit_code == 3, done.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [Path(row["source"]).stem for row in rows] == [f"{n:03}" for n in range(160)]
+    failed = {int(Path(row["source"]).stem): row["error"]["code"] for row in rows if row["error"]}
+    assert failed == {3: "read_failed", 4: "read_failed", 150: "empty"}
+
+
+def test_few_unreadable_files_have_rows_in_order(
+    colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_storage, "MAX_UNREADABLE_IN_A_ROW", 4)
+    monkeypatch.chdir(tmp_path)
+    for number in range(9):
+        Path(f"{number}.png").write_bytes(PICTURE)
+
+    def read_file(path: str) -> bytes:
+        if Path(path).stem in "2346780":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return PICTURE
+
+    monkeypatch.setattr(items, "read_file", read_file)
+    done = call(colour_model, ".")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.exit_code, len(rows)) == (3, 9), done.stderr
+    assert "".join(Path(row["source"]).stem for row in rows if row["error"]) == "0234678"
+    assert [row["source"] for row in rows] == sorted(row["source"] for row in rows)
+    # A program that waits for each row gets it at once, however many are unreadable.
+    words = ["-", "--model", str(colour_model), "--device", "cpu"]
+    done = CliRunner().invoke(main, words, input="2.png\n3.png\n4.png\n6.png\n7.png\n")
+    assert (done.exit_code, len(done.stdout.splitlines())) == (3, 5), done.stderr

@@ -27,6 +27,7 @@ from ..outputs.partial_file import completed_record, files_of_sink
 from ..outputs.provenance import RunProvenance
 from ..outputs.target import descriptor_of, follow_links, is_pipe, require_folder
 from .command import say, say_more
+from .lost_storage import end_if_lost
 from .options import open_console, wants_table
 from .program import Program, RunOptions
 from .run_progress import progress, summarise
@@ -236,7 +237,10 @@ def run(sources: Sequence[str], options: ImageOptions) -> None:
             items = earlier.remaining(find(skip=skip))
             items = copies.without_copies(items, skip) if copies else items
             found = classifier.classify_items(items, keep_encoded=bool(report or copies))
+            stack.callback(found.close)
             results = earlier.without_known(found)
+            # A program that names the next file after each row must get every row at once.
+            results = results if "-" in sources else end_if_lost(results)
             for result in copies.follow(results, "-" in sources) if copies else results:
                 for sink in sinks:
                     sink.write(result)

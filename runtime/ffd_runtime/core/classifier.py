@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -197,10 +197,11 @@ class Classifier:
 
     def classify_items(
         self, items: Iterable[Item], *, keep_encoded: bool = False
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Yield a row for every item, or for every face in it, in order.
 
-        With `keep_encoded`, rows carry the bytes of their files.
+        Closing the generator ends its threads. With `keep_encoded`, rows carry the bytes of their
+        files.
         """
         return classify_items(
             items,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -73,7 +73,7 @@ def classify_items(
     max_pixels: int = MAX_PIXELS,
     keep_encoded: bool = False,
     detector: FaceDetector | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield a row for every item, or for every face in it, in the order of the items.
 
     Memory holds at most three batches, the batches that run on the backend, and one image for each
