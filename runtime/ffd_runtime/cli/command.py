@@ -25,6 +25,10 @@ EXTRAS = {
 }
 
 
+# Options that name what a command writes, and that take one path.
+WRITTEN = frozenset({"output", "report", "annotate", "record", "html"})
+
+
 class Terminated(BaseException):
     """A signal asks the process to end. As after Ctrl-C, open files and devices are closed.
 
@@ -95,8 +99,8 @@ class Command(click.Command):
             values = given.get(parameter.name or "")
             if "" in (values if isinstance(values, list | tuple) else [values]):
                 raise click.BadParameter("the path is empty", ctx, parameter)
-            # click would ignore all but the last, such as the first of two files to write.
-            if not parameter.multiple and parameter.nargs == 1 and order.count(parameter) > 1:
+            # click would ignore all but the last of several files to write.
+            if parameter.name in WRITTEN and order.count(parameter) > 1:
                 raise click.BadParameter("it is given twice, and takes one path", ctx, parameter)
         return super().parse_args(ctx, args)
 

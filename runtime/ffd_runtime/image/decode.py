@@ -144,7 +144,7 @@ def _check_header(header: ImageHeader, max_pixels: int) -> None:
     if header.width * header.height > max_pixels:
         raise InputError(
             "too_large",
-            f"{header.width}x{header.height} pixels, over the limit of {max_pixels / 1e6:.0f} "
+            f"{header.width}x{header.height} pixels, over the limit of {max_pixels / 1e6:.3g} "
             "million (--max-pixels)",
         )
     if header.scans > MAX_SCANS or header.scanned > max(MAX_SCANNED_SAMPLES, 16 * max_pixels):
