@@ -26,10 +26,13 @@ from hypothesis import strategies as st
 
 from ffd_runtime.core.errors import BackendError, InputError
 from ffd_runtime.video import container, ffmpeg
+from ffd_runtime.video.feed import Feed
 from ffd_runtime.video.ffmpeg import FFmpegCapture
 from ffd_runtime.video.frame_filters import HDR_TRANSFERS, PixelConverter
 from ffd_runtime.video.remote_reader import RemoteCapture
+from ffd_runtime.video.replay_filter import ReplayFilter
 from ffd_runtime.video.stream_address import Stream, is_video_file
+from ffd_runtime.video.stream_policy import StreamPolicy
 
 from ..nightly import examples
 from ..servers import say_nothing, serving
@@ -721,6 +724,13 @@ def test_hdr_becomes_srgb(transfer: int, signal: Callable[[float], float], prima
         assert image.mean((0, 1)) == pytest.approx([level] * 3, abs=5)
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @contextmanager
 def files_over_http(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
     """Serve files with ranges over HTTP; yield the address of the root."""
@@ -828,6 +838,70 @@ def test_hls_may_take_longer_than_the_timeout_for_a_segment(tmp_path: Path) -> N
                 assert image is not None
                 seen.add(number_in(image))
     assert time.monotonic() - begin > 2
+
+
+def test_a_playlist_that_stands_still_is_not_shown_again(tmp_path: Path) -> None:
+    """An encoder that has stopped leaves its last segments on the server."""
+    for number in range(5):
+        write_video(tmp_path / f"{number}.ts", [bars(number)] * 25, start=10.0 + number)
+    count = 3
+    connections = 0
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        nonlocal connections
+        if not request.path.endswith("m3u8"):
+            content = (tmp_path / request.path[1:]).read_bytes()
+        else:
+            connections += 1
+            head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-MEDIA-SEQUENCE:0\n"
+            listed = [f"#EXTINF:1.0,\n{number}.ts\n" for number in range(count)]
+            # With its end, so that the connection does not wait for more.
+            content = "".join([head, *listed, "#EXT-X-ENDLIST\n"]).encode()
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+    policy = StreamPolicy(initial_backoff=0.01, max_backoff=0.02)
+    with (
+        files_over_http(answer) as root,
+        Feed([Stream("tv", f"{root}/live.m3u8", "server")], policy) as feed,
+    ):
+        reader = feed.readers[0]
+        wait_until(lambda: reader.health().error == "its playlist has no new video")
+        # A reader that is behind omits frames.
+        shown = reader.health().frames
+        assert 0 < shown <= 75
+        seen = connections
+        wait_until(lambda: connections >= seen + 2)
+        assert reader.health().frames == shown
+        assert reader.health().state != "playing"
+        count = 5
+        wait_until(lambda: reader.health().frames > shown)
+        wait_until(lambda: reader.health().error == "its playlist has no new video")
+        assert shown < reader.health().frames <= shown + 50
+
+
+@pytest.mark.parametrize("first", [0.0, 99.0, 161.0])
+def test_a_clock_that_was_reset_is_no_replay(first: float) -> None:
+    replays = ReplayFilter()
+    replays.connect()
+    assert all(replays.is_new(100 + number) for number in range(61))
+    replays.connect()
+    assert replays.is_new(first)
+    assert replays.is_new(first + 1)
+    assert not replays.replaying
+
+
+def test_known_frames_of_a_new_connection_are_replays() -> None:
+    replays = ReplayFilter()
+    replays.connect()
+    assert [replays.is_new(at) for at in (1.0, 2.0, 3.0)] == [True] * 3
+    replays.connect()
+    assert [replays.is_new(at) for at in (1.5, 2.5, 3.0)] == [False] * 3
+    assert replays.replaying
+    assert [replays.is_new(at) for at in (3.1, 2.9)] == [True, True]
+    assert not replays.replaying
 
 
 def test_a_huge_frame_of_a_server_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,11 @@ from ..core.errors import FfdError, InputError
 from ..core.results import RowError
 from ..image.decode import Image
 from .capture import Capture
+from .container import is_hls
 from .frame_result import Frame, State, StreamHealth
 from .lag_estimator import LagEstimator
 from .remote_reader import START_MARGIN_SECONDS, TIMEOUT_MARGIN_SECONDS, open_capture
+from .replay_filter import ReplayFilter
 from .stream_address import Stream
 from .stream_policy import Backoff, FrameSampler, StreamPolicy
 
@@ -230,10 +232,13 @@ class LiveReader(StreamReader):
     _broken_at: float | None = None
     # When the first frame of the current connection came.
     _played_since: float | None = None
+    _replays: ReplayFilter | None = None
 
     def _read(self) -> None:
         backoff = Backoff(self._policy.initial_backoff, self._policy.max_backoff)
         failures = 0
+        if self.stream.kind == "server" and is_hls(str(self.stream.target)):
+            self._replays = ReplayFilter()
         while not self._stop.is_set():
             self._played_since = None
             failure = self._play()
@@ -251,12 +256,16 @@ class LiveReader(StreamReader):
 
     def _play(self) -> InputError:
         """Read until the stream fails; return the reason."""
+        if self._replays:
+            self._replays.connect()
         try:
             with self._opened() as capture:
                 lag = LagEstimator()
                 while not self._stop.is_set():
                     self._read_frame(capture, lag)
         except InputError as error:
+            if self._replays and self._replays.replaying:
+                return InputError(error.code, "its playlist has no new video")
             return error
         except FfdError:
             raise
@@ -269,6 +278,8 @@ class LiveReader(StreamReader):
         """Read one frame; an InputError shows that none came, or too late."""
         if not self._grab(capture):
             raise InputError("fetch_failed", "the stream was interrupted")
+        if self._replays and not self._replays.is_new(capture.timestamp()):
+            return
         now = capture.grabbed
         lag = 0.0
         if self.stream.kind == "server":
