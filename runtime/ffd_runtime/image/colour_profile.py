@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsTransform
 
 # Profiles of cameras and screens have 0.5 to 10 kB, and those with tables up to 3 MB.
-_MAX_PROFILE_BYTES = 1 << 23
+_MAX_PROFILE_BYTES = 1 << 22
 # A profile that changes no colour by more levels is that of sRGB.
 _MAX_LEVELS_OF_SRGB = 3
 # Levels of each channel with which that is measured.
@@ -49,7 +49,7 @@ def convert_to_srgb(image: Image, profile: bytes) -> Image:
     return converted
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def _build_transform(profile: bytes) -> ImageCmsTransform | None:
     """Return the conversion to sRGB; None if the image must stay as it is."""
     from PIL import ImageCms
