@@ -35,6 +35,15 @@ _BLANKS = b" \t\r\n\f\xef\xbb\xbf\xff\xfe"
 _PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title", b"<meta")
 _JSON = re.compile(rb'\{\s*"[\w .-]+"\s*:')
 _MIN_ZEROS = 512
+# Compressed tars are archives; these are other or damaged ones.
+_PACKED = {
+    b"\x1f\x8b": "a gzip",
+    b"BZh": "a bzip2",
+    b"\xfd7zXZ\0": "an xz",
+    b"\x28\xb5\x2f\xfd": "a Zstandard",
+    b"7z\xbc\xaf\x27\x1c": "a 7z",
+    b"Rar!\x1a\x07": "a RAR",
+}
 _LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 
 
@@ -69,8 +78,9 @@ def name_text(data: bytes) -> str | None:
         return "a git-annex pointer instead of the file: run `git annex get`"
     if data.startswith((b"data:image/", b"data:video/")):
         return "a data address instead of the file: decode its base64 text"
-    if data.startswith(b"\x1f\x8b"):
-        return "a gzip file: unpack it"
+    for start, name in _PACKED.items():
+        if data.startswith(start):
+            return f"{name} file without a readable tar: unpack it"
     if len(data) >= _MIN_ZEROS and not data.strip(b"\0"):
         return "the file contains only zeros: it was not written completely, so copy it again"
     # In UTF-16, every second byte of ASCII text is zero.
