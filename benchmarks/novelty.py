@@ -71,7 +71,9 @@ def infer(
     with ThreadPoolExecutor(1) as pool:
         prepared = pool.map(partial(prepare, spec=card.preprocess), map(data.item, samples))
         while batch := [one.image for one in islice(prepared, BATCH)]:
-            outputs.append(session.run(names, {"image": np.stack(batch)}))
+            outputs.append(
+                session.run(names, {"image": np.stack([np.asarray(image) for image in batch])})
+            )
     features, logits = zip(*outputs, strict=True)
     return np.concatenate(features).astype(np.float64), np.concatenate(logits).astype(np.float64)
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 from machine import describe
@@ -184,7 +185,7 @@ def measure_driver(model: Model) -> tuple[float, float, PreprocessSpec]:
         start = time.perf_counter()
         run_blocks(8)
         begin = time.perf_counter() - start
-        short, long = (cpu(lambda count=count: run_blocks(count)) for count in BLOCKS)
+        short, long = (cpu(partial(run_blocks, count)) for count in BLOCKS)
         return begin, (long - short) / (BLOCKS[1] - BLOCKS[0]), card.preprocess
 
 

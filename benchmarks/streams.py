@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from machine import describe
 
-from ffd_runtime import Classifier
+from ffd_runtime import Classifier, decode, read_file
 from ffd_runtime.image.faces import FaceDetector
 from ffd_runtime.video.feed import Feed
 from ffd_runtime.video.frame_classifier import FrameClassifier
@@ -37,12 +37,13 @@ FPS = 25
 class Camera:
     """A source of portraits that move over a grey frame."""
 
+    timeout = 10.0
     note: str | None = None
     broken = 0
 
     def __init__(self, portrait: npt.NDArray[np.uint8], faces: int, frames: int) -> None:
         side = 480 if faces == 1 else 240
-        portrait = cv2.resize(portrait, (side, side), interpolation=cv2.INTER_AREA)
+        portrait = np.asarray(cv2.resize(portrait, (side, side), interpolation=cv2.INTER_AREA))
         places = [(0, 0), (240, 0), (0, 240), (240, 240)][:faces]
         self._frames = []
         for shift in range(100):
@@ -128,7 +129,7 @@ def measure(
 
 
 def main() -> None:
-    portrait = cv2.imread(sys.argv[1])
+    portrait = decode(read_file(sys.argv[1]))
     detector = FaceDetector(Path(sys.argv[2]))
     frames = WARM_UP + int(sys.argv[3] if len(sys.argv) > 3 else 1000)
     one, four = (partial(Camera, portrait, faces, frames) for faces in (1, 4))

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ ROUNDS = 3
 def plain_loop(settings: Settings, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Measure images a second of a plain training loop."""
     device, precision = choose_device(settings)
-    net = build(settings.network).to(device, memory_format=torch.channels_last).train()
+    net = build(settings.network).to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, 0.9)
     low = torch.bfloat16 if precision.startswith("bf16") else torch.float16
     loss = nn.CrossEntropyLoss()
@@ -109,7 +109,7 @@ def main() -> None:
     data = take(scan(faces, ("train", "val")), STEPS * settings.batch)
     one = next(iter(loader(data, settings)))
     there = [tensor.to(device) for tensor in one]
-    ways = {
+    ways: dict[str, Callable[[], float]] = {
         "memory": lambda: plain_loop(settings, [(there[0], there[1])] * STEPS),
         "loop": lambda: plain_loop(settings, loader(data, settings)),
         "ffd-train": lambda: ours(data, settings),

@@ -97,7 +97,8 @@ def score_run(
 
     def score(samples: list[Sample]) -> Floats:
         logits = predict_logits(net, data, samples, card.preprocess)
-        return expit((logits[:, 0] - logits[:, 1]) / card.temperature)
+        scores: Floats = expit((logits[:, 0] - logits[:, 1]) / card.temperature)
+        return scores
 
     return *score_unseen(data, seen, score, skipped), card
 
@@ -179,7 +180,7 @@ def average(rows: list[dict[str, object]], diffusion: Collection[str]) -> list[d
             "source": name,
             "class": "generated",
             "images": sum(int(str(row["images"])) for row in chosen),
-            **{column: np.mean([row[column] for row in chosen]) for column in COLUMNS[4:]},  # type: ignore[misc]
+            **{column: np.mean([row[column] for row in chosen]) for column in COLUMNS[4:]},
         }
         for name, chosen in families.items()
         if chosen
