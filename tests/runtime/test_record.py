@@ -361,7 +361,8 @@ def test_live_recording_resumes_after_a_failed_write(
     folder.mkdir()
     with Recorder(folder / "a.mkv", ["door"], face_scale=1.3, live=True) as sink:
         sink.show(frame_result(0, 0.0, live=True))
-        wait_until(lambda: bool(files(folder)))
+        # An error before the first frame is written would end the run.
+        wait_until(lambda: sink._shared.started)
         folder.rename(tmp_path / "gone")
         # Only a new file needs the folder.
         sink.show(frame_result(1, 0.1, live=True, size=(96, 64)))
