@@ -74,7 +74,7 @@ def _read_frame(data: bytes, position: int) -> _Frame:
     """Return the next frame.
 
     Raises:
-        ValueError: there is none, or too many blocks precede it.
+        ValueError: the file contains no further frame, or too many blocks before the next frame.
     """
     xmp = b""
     blocks = 0
