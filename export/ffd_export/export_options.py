@@ -90,7 +90,7 @@ class ExportOptions:
                 if is_given:
                     yield f"{option} is for an engine (--engine)"
         if self.timing_cache and self.engine == "rtx":
-            yield "--timing-cache is for --engine tensorrt: TensorRT for RTX times nothing"
+            yield "--timing-cache is for --engine tensorrt: TensorRT for RTX does not time kernels"
         if self.triton and self.engine == "rtx":
             yield "Triton does not serve engines of TensorRT for RTX"
         if self.opt_batch and self.opt_batch > self.max_batch:

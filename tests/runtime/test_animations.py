@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 
 from ffd_runtime import Classifier
 from ffd_runtime.image.faces import Face
-from ffd_runtime.image.image_header import is_animation
+from ffd_runtime.image.image_header import read_header
 
 from ..conftest import picture
 from .encoded import pillow
@@ -71,18 +71,18 @@ def test_faces_of_an_animation_are_unsure(colour_model: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", FORMS)
 def test_stills_are_no_animations(name: str) -> None:
-    assert not is_animation(pillow(RED, FORMS[name][0]))
+    assert not read_header(pillow(RED, FORMS[name][0])).animated
 
 
 def test_an_animation_of_one_frame_is_a_still() -> None:
     data = animate("png", RED, BLUE)
-    assert is_animation(data)
-    assert not is_animation(data.replace(b"acTL\0\0\0\2", b"acTL\0\0\0\1"))
+    assert read_header(data).animated
+    assert not read_header(data.replace(b"acTL\0\0\0\2", b"acTL\0\0\0\1")).animated
     hidden = animate("hidden", BLUE, RED)
-    assert is_animation(hidden.replace(b"acTL\0\0\0\2", b"acTL\0\0\0\1"))
+    assert read_header(hidden.replace(b"acTL\0\0\0\2", b"acTL\0\0\0\1")).animated
 
 
 @pytest.mark.parametrize("rest", [b"", b";", b"\0" * 300_000, b"\x21\xff", b"\x2c" + bytes(20)])
 def test_what_follows_a_gif_is_no_error(rest: bytes) -> None:
     still = pillow(RED, "GIF").rstrip(b";")
-    assert is_animation(still + rest) == rest.startswith(b"\x2c")
+    assert read_header(still + rest).animated == rest.startswith(b"\x2c")

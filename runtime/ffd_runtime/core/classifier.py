@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..image.decode import MAX_PIXELS, Image, decode, read_file, to_bgr
-from ..image.image_header import is_animation
+from ..image.decode import MAX_PIXELS, Image, decode_with_header, read_file, to_bgr
 from ..image.preprocess import preprocess
 from ..inputs import Item
 from ..inputs.files import Search
@@ -220,9 +219,8 @@ class Classifier:
         if isinstance(image, np.ndarray):
             return "<array>", to_bgr(image), None
         source = os.fsdecode(image)
-        encoded = read_file(source)
-        pixels = decode(encoded, self.max_pixels, at_least)
-        return source, pixels, ANIMATION if is_animation(encoded) else None
+        pixels, header = decode_with_header(read_file(source), self.max_pixels, at_least)
+        return source, pixels, ANIMATION if header.animated else None
 
     def predict(self, images: npt.NDArray[np.uint8]) -> Outputs:
         """Run only the network on preprocessed images: uint8 [N, size, size, 3], RGB."""

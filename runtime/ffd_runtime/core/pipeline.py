@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..image.decode import MAX_PIXELS, Image, decode
-from ..image.image_header import is_animation
+from ..image.decode import MAX_PIXELS, Image, decode_with_header
 from ..image.preprocess import preprocess
 from ..inputs import Item
 from ..model.backends import Backend, Finished, Pending
@@ -140,10 +139,11 @@ def prepare_views(
     try:
         encoded = item.read()
         # A small face in a large image needs all its pixels.
-        image = decode(encoded, max_pixels, 0 if detector else spec.decode_side)
+        at_least = 0 if detector else spec.decode_side
+        image, header = decode_with_header(encoded, max_pixels, at_least)
         limit = MAX_KEPT_FETCHED_BYTES if item.fetch else MAX_KEPT_BYTES
         kept = encoded if keep_encoded and len(encoded) <= limit else None
-        reason = ANIMATION if is_animation(encoded) else None
+        reason = ANIMATION if header.animated else None
         whole = Prepared(item.source, image, kept, reason=reason)
         if detector is None:
             return [whole._replace(image=preprocess(image, spec))]

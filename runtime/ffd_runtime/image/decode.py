@@ -33,7 +33,7 @@ MAX_FILE_BYTES = 1 << 29
 MAX_SCANNED_SAMPLES = 16 * MAX_PIXELS
 
 # Larger images are decoded one at a time, so that two do not exceed a memory that suffices for one:
-# a PNG with alpha and 16 bits takes 12 bytes for each pixel.
+# a PNG of 134 megapixels with alpha and 16 bits takes 2.1 GB.
 MAX_PARALLEL_PIXELS = 1 << 25
 _decoding_large = threading.Lock()
 
@@ -117,6 +117,13 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
     Raises:
         InputError: `empty`, `not_an_image`, `unsupported`, `truncated`, `corrupt` or `too_large`.
     """
+    return decode_with_header(data, max_pixels, at_least)[0]
+
+
+def decode_with_header(
+    data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0
+) -> tuple[Image, ImageHeader]:
+    """Decode an image file as `decode` does, and return its header, too."""
     header = read_header(data)
     _check_header(header, max_pixels)
     try:
@@ -126,7 +133,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Imag
                 image = to_bgr(read_heif_pixels(data))
             else:
                 image = _decode_with_opencv(header, data, at_least)
-            return convert_to_srgb(image, header.profile)
+            return convert_to_srgb(image, header.profile), header
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise InputError("too_large", "not enough memory to decode it") from None

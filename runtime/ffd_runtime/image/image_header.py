@@ -22,7 +22,7 @@ from .formats.png import SIGNATURE, read_png
 from .formats.tiff import read_tiff
 from .formats.webp import read_webp
 
-__all__ = ["ImageHeader", "is_animation", "read_header"]
+__all__ = ["ImageHeader", "read_header"]
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -52,12 +52,6 @@ def read_header(data: bytes) -> ImageHeader:
     raise name_foreign(data)
 
 
-def is_animation(data: bytes) -> bool:
-    """Return whether viewers show more of a readable image than the frame that is decoded."""
-    # Most images are JPEG, whose header takes the longest to read.
-    return not data.startswith(_JPEG) and read_header(data).animated
-
-
 def _bmp(data: bytes) -> ImageHeader:
     (header_size,) = struct.unpack_from("<I", data, 14)
     if header_size not in DIB_SIZES:
@@ -65,7 +59,6 @@ def _bmp(data: bytes) -> ImageHeader:
     return read_bmp(data)
 
 
-_JPEG = b"\xff\xd8\xff"
 _MAX_PNM_HEADER_BYTES = 4096
 # A magic number and a size, with comments and spaces between.
 _PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+\s")
@@ -88,7 +81,7 @@ def _starts(*signatures: bytes) -> Callable[[bytes], bool]:
 
 
 _FORMATS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], ImageHeader]], ...] = (
-    ("jpeg", _starts(_JPEG), read_jpeg),
+    ("jpeg", _starts(b"\xff\xd8\xff"), read_jpeg),
     ("png", _starts(SIGNATURE), read_png),
     ("webp", lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", read_webp),
     ("gif", _starts(b"GIF87a", b"GIF89a"), read_gif),
