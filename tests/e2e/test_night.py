@@ -287,11 +287,12 @@ def test_exception_of_the_backend_ends_the_run(
 
 
 def test_exit_of_a_worker_ends_the_run(many: Path, colour_model: Path, tmp_path: Path) -> None:
+    # `patch` fails if the function has another name by now.
     program = """
-import ffd_runtime.core.pipeline as pipeline
+from unittest.mock import patch
 def preprocess(*arguments):
     raise SystemExit(9)
-pipeline.preprocess = preprocess
+patch("ffd_runtime.core.pipeline.preprocess", preprocess).start()
 from ffd_runtime.cli.run import main
 main()
 """
@@ -309,11 +310,11 @@ def test_blocked_worker_does_not_block_the_end(
 ) -> None:
     program = """
 import os, signal, threading, time
-import ffd_runtime.core.pipeline as pipeline
+from unittest.mock import patch
 def decode(*arguments):
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     time.sleep(3600)
-pipeline.decode = decode
+patch("ffd_runtime.core.pipeline.decode_with_header", decode).start()
 from ffd_runtime.cli.run import main
 main()
 """
