@@ -420,7 +420,7 @@ class Browser:
         "--disable-background-networking --disable-component-update --disable-sync"
     )
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, *flags: str) -> None:
         self._driver = subprocess.Popen(
             ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
         )
@@ -434,7 +434,7 @@ class Browser:
         self._wait_for(int(port))
         options = {
             "binary": shutil.which("chromium"),
-            "args": [*self.FLAGS.split(), f"--user-data-dir={profile}"],
+            "args": [*self.FLAGS.split(), *flags, f"--user-data-dir={profile}"],
         }
         wanted = {"goog:loggingPrefs": {"browser": "ALL"}, "goog:chromeOptions": options}
         try:

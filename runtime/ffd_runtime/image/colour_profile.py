@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,19 +27,19 @@ _STRIP_ROWS = 256
 Image = npt.NDArray[np.uint8]
 
 
-def convert_to_srgb(image: Image, profile: bytes) -> Image:
+def convert_to_srgb(image: Image, *profiles: bytes) -> Image:
     """Return an image with the colours that its profile means.
 
     Args:
         image: uint8 [height, width, 3], BGR.
-        profile: an ICC profile. One that is invalid, or not of RGB, is ignored, as in browsers.
+        profiles: ICC profiles, of which the first valid one applies. One that is invalid, or not of
+            RGB, is ignored, as in browsers.
 
     Returns:
         uint8 [height, width, 3], BGR; the image itself if the profile is that of sRGB.
     """
-    if not profile or len(profile) > _MAX_PROFILE_BYTES:
-        return image
-    transform = _build_transform(profile)
+    built = (_build_transform(one) for one in profiles if 0 < len(one) <= _MAX_PROFILE_BYTES)
+    transform = next((one.transform for one in built if one.valid), None)
     if transform is None:
         return image
     converted = np.empty_like(image)
@@ -49,15 +49,24 @@ def convert_to_srgb(image: Image, profile: bytes) -> Image:
     return converted
 
 
+class _Built(NamedTuple):
+    """Whether a profile is valid, and its conversion to sRGB; None if it changes no colour."""
+
+    valid: bool
+    transform: ImageCmsTransform | None
+
+
+_NO_PROFILE = _Built(False, None)
+
+
 @lru_cache(maxsize=16)
-def _build_transform(profile: bytes) -> ImageCmsTransform | None:
-    """Return the conversion to sRGB; None if the image must stay as it is."""
+def _build_transform(profile: bytes) -> _Built:
     from PIL import ImageCms
 
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         if source.profile.xcolor_space.strip() != "RGB":
-            return None
+            return _NO_PROFILE
         transform = ImageCms.buildTransform(
             source,
             ImageCms.createProfile("sRGB"),
@@ -67,10 +76,10 @@ def _build_transform(profile: bytes) -> ImageCmsTransform | None:
             flags=ImageCms.Flags.NOCACHE,
         )
     except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
+        return _NO_PROFILE
     colours = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS), -1).reshape(1, -1, 3)
     change = np.abs(_apply(transform, colours).astype(np.int16) - colours).max()
-    return None if change <= _MAX_LEVELS_OF_SRGB else transform
+    return _Built(True, None if change <= _MAX_LEVELS_OF_SRGB else transform)
 
 
 def _apply(transform: ImageCmsTransform, pixels: npt.NDArray[Any]) -> Image:

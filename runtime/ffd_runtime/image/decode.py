@@ -101,8 +101,8 @@ def os_error(error: OSError, path: str | os.PathLike[str]) -> InputError:
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, at_least: int = 0) -> Image:
     """Decode an image file as a viewer shows it.
 
-    EXIF orientation is applied, grey and CMYK become BGR, 16 bits become 8, colours with an ICC
-    profile become sRGB, and transparent parts become white. An animation gives its first frame, a
+    EXIF orientation is applied, grey and CMYK become BGR, 16 bits become 8, colours that the file
+    describes become sRGB, and transparent parts become white. An animation gives its first frame, a
     TIFF its first image except thumbnails.
 
     Args:
@@ -133,7 +133,7 @@ def decode_with_header(
                 image = to_bgr(read_heif_pixels(data))
             else:
                 image = _decode_with_opencv(header, data, at_least)
-            return convert_to_srgb(image, header.profile), header
+            return convert_to_srgb(image, header.profile, header.other_profile), header
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise InputError("too_large", "not enough memory to decode it") from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from .exif import exif_orientation
 from .header import MAX_PARTS, ImageHeader, take
+from .icc import profile_of_codes
 
 _AVIF = frozenset({b"avif", b"avis"})
 _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
@@ -101,7 +102,8 @@ def read_bmff(name: str, data: bytes) -> ImageHeader:
     flags = config[2] & 0x60 if config and len(config) > 2 else 0
     depth = {0: 8, 0x40: 10, 0x60: 12}.get(flags, 8)
     end = max((at + length for one in items.values() for at, length in one.extents), default=0)
-    colours = (content for kind, content in item.properties if kind == b"colr")
+    colours = [content for kind, content in item.properties if kind == b"colr"]
+    codes = next((one for one in colours if one.startswith(b"nclx") and len(one) >= 8), bytes(8))
     return ImageHeader(
         name,
         width,
@@ -112,6 +114,7 @@ def read_bmff(name: str, data: bytes) -> ImageHeader:
         depth,
         animated=data[8:12] in _SEQUENCES,
         profile=next((one[4:] for one in colours if one.startswith(_PROFILES)), b""),
+        other_profile=profile_of_codes(*struct.unpack_from(">HH", codes, 4)),
     )
 
 

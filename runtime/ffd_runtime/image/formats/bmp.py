@@ -21,6 +21,9 @@ _USUAL_MASKS = {
 }
 _ALPHA_MASK = 0xFF000000
 _FILE_HEADER, _WRITTEN_HEADER = 14, 56
+# A header of version 5 can state where an ICC profile is.
+_VERSION_5_SIZE = 124
+_EMBEDDED = b"DEBM"
 _STRIP_ROWS = 64
 
 
@@ -49,7 +52,18 @@ def read_bmp(data: bytes) -> ImageHeader:
     (compression,) = struct.unpack_from("<I", data, 30)
     plain = compression in (_RGB, _BIT_FIELDS, _ALPHA_BIT_FIELDS)
     complete = not plain or len(data) >= needed
-    return ImageHeader("bmp", layout.width, height, complete, any(layout.masks[3:]))
+    profile = _read_profile(data) if header_size == _VERSION_5_SIZE else b""
+    return ImageHeader(
+        "bmp", layout.width, height, complete, any(layout.masks[3:]), profile=profile
+    )
+
+
+def _read_profile(data: bytes) -> bytes:
+    """Return the ICC profile of a BMP with a header of version 5; b"" if it has none."""
+    if data[70:74] != _EMBEDDED:
+        return b""
+    offset, size = struct.unpack_from("<II", data, 126)
+    return data[_FILE_HEADER + offset : _FILE_HEADER + offset + size]
 
 
 def _read_layout(data: bytes) -> _Layout:

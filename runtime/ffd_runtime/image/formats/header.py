@@ -29,6 +29,7 @@ class ImageHeader:
         transparent: decoded grey level that is transparent in a PNG; None if no level is.
         animated: True if viewers show other frames than the one that is decoded.
         profile: the ICC profile of the colours; empty if the file has none.
+        other_profile: an ICC profile that applies if `profile` is empty or invalid.
     """
 
     format: str
@@ -46,6 +47,7 @@ class ImageHeader:
     transparent: int | None = None
     animated: bool = False
     profile: bytes = field(default=b"", repr=False)
+    other_profile: bytes = field(default=b"", repr=False)
 
 
 def take(data: bytes, start: int, length: int) -> bytes:

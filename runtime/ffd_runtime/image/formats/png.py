@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ...core.errors import InputError
 from .exif import exif_orientation
 from .header import MAX_PARTS, ImageHeader
+from .icc import is_code, profile_of_codes, profile_of_gamma
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -22,6 +23,7 @@ _XMP_TEXT = b"XML:com.adobe.xmp"
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_TEXTS_BYTES = 1 << 26
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_COLOURS = frozenset({b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM"})
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _KEYWORDS = (_EXIF_TEXT + b"\0", _XMP_TEXT + b"\0", b"exif\0")
 
@@ -31,6 +33,10 @@ class _Chunk(NamedTuple):
     content: bytes
     end: int
     whole: bool
+    checksum: bytes
+
+    def is_valid(self) -> bool:
+        return self.checksum == struct.pack(">I", zlib.crc32(self.kind + self.content))
 
 
 def _read_chunks(data: bytes) -> Iterator[_Chunk]:
@@ -42,7 +48,7 @@ def _read_chunks(data: bytes) -> Iterator[_Chunk]:
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         whole = end <= len(data)
-        yield _Chunk(kind, data[position + 8 : end - 4], end, whole)
+        yield _Chunk(kind, data[position + 8 : end - 4], end, whole, data[end - 4 : end])
         if kind == b"IEND" or not whole:
             return
         position = end
@@ -90,8 +96,13 @@ def read_png(data: bytes) -> ImageHeader:
         )
     complete = complete or (image and _holds_image(data))
     header = ImageHeader("png", width, height, complete, alpha, metadata.orientation())
+    profile, other_profile = metadata.profiles()
     return replace(
-        header, transparent=transparent, animated=frames.animated, profile=metadata.profile
+        header,
+        transparent=transparent,
+        animated=frames.animated,
+        profile=profile,
+        other_profile=other_profile,
     )
 
 
@@ -183,12 +194,11 @@ class _Frames:
 class _Metadata:
     """EXIF and XMP, as Pillow's PngImagePlugin collects them: of each kind, the last counts.
 
-    Attributes:
-        profile: the first ICC profile before the palette and the image, as in libpng.
+    Of the chunks of colours, the first before the palette and the image counts, as in libpng.
     """
 
     def __init__(self) -> None:
-        self.profile = b""
+        self._colours: dict[bytes, bytes] = {}
         self._early = True
         self._exif = b""
         self._texts: dict[bytes, bytes] = {}
@@ -198,9 +208,8 @@ class _Metadata:
         self._early &= chunk.kind not in (b"PLTE", b"IDAT")
         if chunk.kind == b"eXIf":
             self._exif = chunk.content
-        elif chunk.kind == b"iCCP" and self._early and not self.profile:
-            # Name, method, compressed profile.
-            self.profile = _inflate(chunk.content.partition(b"\0")[2][1:]) or b""
+        elif chunk.kind in _COLOURS and self._early and chunk.is_valid():
+            self._colours.setdefault(chunk.kind, chunk.content)
         elif chunk.kind in _TEXTS and chunk.content.startswith(_KEYWORDS) and self._left > 0:
             keyword, _, rest = chunk.content.partition(b"\0")
             text = _text(chunk.kind, rest)
@@ -209,6 +218,23 @@ class _Metadata:
                 self._exif = rest
             elif text is not None:
                 self._texts[keyword] = text
+
+    def profiles(self) -> tuple[bytes, bytes]:
+        """Return the ICC profile, and another for the case that it is absent or invalid (4.3)."""
+        codes = self._colours.get(b"cICP", b"")
+        # The matrix of RGB, and full range.
+        if codes[2:4] == b"\0\1" and is_code(*codes[:2]):
+            return profile_of_codes(*codes[:2]), b""
+        # Name, method, compressed profile.
+        profile = _inflate(self._colours.get(b"iCCP", b"").partition(b"\0")[2][1:]) or b""
+        gamma, points = self._colours.get(b"gAMA", b""), self._colours.get(b"cHRM", b"")
+        if b"sRGB" in self._colours or len(gamma) != 4 or not any(gamma):
+            return profile, b""
+        exponent = 100_000 / int.from_bytes(gamma, "big")
+        if len(points) != 32:
+            return profile, profile_of_gamma(exponent)
+        x_y = [point / 100_000 for point in struct.unpack(">8i", points)]
+        return profile, profile_of_gamma(exponent, tuple(x_y))
 
     def orientation(self) -> int:
         exif = self._exif

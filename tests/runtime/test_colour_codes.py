@@ -1,0 +1,270 @@
+"""Colours that a file describes by numbers become those that a browser shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import shutil
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+from PIL import ImageCms
+
+from ffd_runtime.image.decode import decode
+from ffd_runtime.image.formats.icc import SRGB, profile_of_codes, profile_of_gamma
+from ffd_runtime.image.image_header import read_header
+
+from .encoded import pillow
+from .test_colour_profile import exchanged
+from .test_report import Browser
+
+# A patch, as RGB, and with red and blue exchanged.
+SIDE = 24
+COLOUR = (200, 60, 30)
+PATCH = np.full((SIDE, SIDE, 3), COLOUR, np.uint8)
+EXCHANGED = SRGB[:2] + SRGB[6:8] + SRGB[4:6] + SRGB[2:4]
+
+
+def chunk(kind: bytes, content: bytes = b"", damage: int = 0) -> bytes:
+    checksum = zlib.crc32(kind + content) ^ damage
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def gamma(value: float) -> bytes:
+    return chunk(b"gAMA", struct.pack(">I", round(value * 100_000)))
+
+
+def points(values: tuple[float, ...]) -> bytes:
+    return chunk(b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in values)))
+
+
+def codes(primaries: int, transfer: int, matrix: int = 0, full: int = 1) -> bytes:
+    return chunk(b"cICP", bytes([primaries, transfer, matrix, full]))
+
+
+def icc(profile: bytes) -> bytes:
+    return chunk(b"iCCP", b"name\0\0" + zlib.compress(profile))
+
+
+SAMPLES_SRGB = chunk(b"sRGB", b"\0")
+USUAL = gamma(1 / 2.2)
+NUMBERS = USUAL + points(EXCHANGED)
+
+
+def png(chunks: bytes, late: bytes = b"") -> bytes:
+    plain = pillow(Pillow.fromarray(PATCH))
+    at = plain.index(b"IDAT") - 4
+    end = plain.index(b"IEND") - 4
+    return plain[:at] + chunks + plain[at:end] + late + plain[end:]
+
+
+def avif(primaries: int, transfer: int) -> bytes:
+    data = pillow(Pillow.fromarray(PATCH), "AVIF", quality=100, subsampling="4:4:4")
+    head, _, tail = data.partition(b"nclx")
+    return head + b"nclx" + struct.pack(">HH", primaries, transfer) + tail[4:]
+
+
+def bmp(profile: bytes, kind: bytes = b"DEBM", size: int = 124) -> bytes:
+    pixels = PATCH[..., ::-1].tobytes()
+    header = struct.pack("<IiiHHI20x16x", size, SIDE, SIDE, 1, 24, 0) + kind + bytes(48)
+    if size == 124:
+        header += struct.pack("<4I", 4, size + len(pixels), len(profile), 0)
+    start = 14 + len(header)
+    total = start + len(pixels) + len(profile)
+    return b"BM" + struct.pack("<IHHI", total, 0, 0, start) + header + pixels + profile
+
+
+# Files that a viewer shows with red and blue exchanged, which hid a generated face.
+HIDDEN = {
+    "chromaticities": png(NUMBERS),
+    "chromaticities first": png(points(EXCHANGED) + USUAL),
+    "of two, the first": png(NUMBERS + gamma(1) + points(SRGB)),
+    "after a damaged profile": png(icc(b"no profile") + NUMBERS),
+    "after damaged data": png(chunk(b"iCCP", b"name\0\0no zlib stream") + NUMBERS),
+    "after a grey profile": png(icc(exchanged()[:16] + b"GRAY" + exchanged()[20:]) + NUMBERS),
+    "after unspecified codes": png(codes(2, 2) + NUMBERS),
+    "after codes of video": png(codes(1, 13, full=0) + NUMBERS),
+    "a profile before codes of video": png(codes(1, 13, full=0) + icc(exchanged())),
+    "a profile and sRGB": png(SAMPLES_SRGB + icc(exchanged())),
+    "bmp": bmp(exchanged()),
+}
+# Files with numbers that viewers ignore.
+PLAIN = {
+    "chromaticities without gamma": png(points(EXCHANGED)),
+    "a gamma of 0": png(gamma(0) + points(EXCHANGED)),
+    "sRGB before": png(SAMPLES_SRGB + NUMBERS),
+    "sRGB after": png(NUMBERS + SAMPLES_SRGB),
+    "codes of sRGB": png(codes(1, 13) + NUMBERS + icc(exchanged())),
+    "after the image": png(b"", late=NUMBERS),
+    "a wrong checksum": png(chunk(b"gAMA", struct.pack(">I", 45455), damage=1) + points(EXCHANGED)),
+    "a profile with a wrong checksum": png(
+        chunk(b"iCCP", b"name\0\0" + zlib.compress(exchanged()), damage=1)
+    ),
+    "primaries on a line": png(gamma(1) + points((*SRGB[:4], *SRGB[2:4], *SRGB[6:]))),
+    "the usual gamma": png(USUAL),
+    "unspecified codes": avif(2, 2),
+    "video": avif(1, 1),
+    "bmp of version 4": bmp(exchanged(), size=108),
+    "bmp of sRGB": bmp(exchanged(), b"BGRs"),
+}
+PRIMARIES = (1, 4, 5, 6, 7, 9, 10, 11, 12, 22)
+CURVES = (4, 5, 7, 8, 17)
+# Files that need the whole conversion.
+CONVERTED = {
+    **{f"gamma {value}": png(gamma(value)) for value in (0.01, 0.3, 0.5, 1, 2, 10)},
+    "white": png(USUAL + points((0.44757, 0.40745, *SRGB[2:]))),
+    **{f"png {one}/13": png(codes(one, 13)) for one in PRIMARIES},
+    **{f"png 1/{one}": png(codes(1, one)) for one in CURVES},
+    **{f"avif {one}/13": avif(one, 13) for one in PRIMARIES},
+    **{f"avif 1/{one}": avif(1, one) for one in CURVES},
+    "avif 12/1": avif(12, 1),
+    "png 9/16": png(codes(9, 16)),
+}
+
+
+def shown(data: bytes) -> tuple[int, ...]:
+    """Return the RGB of the middle of an image."""
+    return tuple(int(level) for level in decode(data)[SIDE // 2, SIDE // 2, ::-1])
+
+
+def distance(one: Any, other: Any) -> int:
+    return int(np.abs(np.subtract(one, other, dtype=int)).max())
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_exchanged_colours_are_those_of_a_viewer(name: str) -> None:
+    # With a gamma of 2.2 instead of the curve of sRGB, dark levels differ.
+    assert distance(shown(HIDDEN[name]), COLOUR[::-1]) <= 8
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_numbers_that_viewers_ignore_change_nothing(name: str) -> None:
+    assert distance(shown(PLAIN[name]), COLOUR) <= 1
+
+
+def test_rounded_numbers_of_srgb_change_nothing() -> None:
+    """Browsers use the gamma, which makes dark levels a little darker."""
+    rounded = (0.313, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+    assert shown(png(gamma(0.45) + points(rounded))) == COLOUR
+
+
+def test_a_browser_shows_the_same_colours(tmp_path: Path) -> None:
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("chromium and chromedriver are not installed")
+    files = {**HIDDEN, **PLAIN, **CONVERTED}
+    types = {b"\x89P": "png", b"BM": "bmp"}
+    addresses = [
+        f"data:image/{types.get(data[:2], 'avif')};base64,{base64.b64encode(data).decode()}"
+        for data in files.values()
+    ]
+    (tmp_path / "page.html").write_text("<!doctype html>")
+    browser = Browser(tmp_path / "profile", "--force-color-profile=srgb")
+    try:
+        browser.open(tmp_path / "page.html", 800, "light")
+        colours = browser.evaluate(
+            """
+            const read = async address => {
+              const image = new Image();
+              image.src = address;
+              await image.decode();
+              const context = document.createElement("canvas").getContext("2d");
+              context.drawImage(image, 0, 0);
+              return [...context.getImageData(12, 12, 1, 1).data.slice(0, 3)];
+            };
+            return Promise.all("""
+            + repr(addresses)
+            + ".map(read));"
+        )
+    finally:
+        browser.close()
+    pairs = {
+        name: (shown(files[name]), tuple(colour))
+        for name, colour in zip(files, colours, strict=True)
+    }
+    assert {name: pair for name, pair in pairs.items() if distance(*pair) > 2} == {}
+
+
+def test_a_profile_wins_over_codes_of_an_avif() -> None:
+    data = pillow(
+        Pillow.fromarray(PATCH),
+        "AVIF",
+        quality=100,
+        subsampling="4:4:4",
+        icc_profile=exchanged(),
+    )
+    at = data.index(b"nclx")
+    linear = data[: at + 4] + struct.pack(">HH", 1, 8) + data[at + 8 :]
+    assert distance(shown(linear), COLOUR[::-1]) <= 2
+
+
+def test_samples_of_high_dynamic_range_become_brighter() -> None:
+    """Half of full scale is 92 cd/m2 in PQ, and 0.31 of white in HLG."""
+    grey = np.full((SIDE, SIDE, 3), 128, np.uint8)
+    levels = {}
+    for transfer in (16, 18):
+        plain = pillow(Pillow.fromarray(grey))
+        at = plain.index(b"IDAT") - 4
+        levels[transfer] = shown(plain[:at] + codes(1, transfer) + plain[at:])[0]
+    # With the curve of sRGB: 92.2 / 203, and 0.5 ** 2 / 3 / 0.265.
+    assert abs(levels[16] - 180) <= 3
+    assert abs(levels[18] - 152) <= 3
+
+
+def test_a_wide_gamut_is_that_of_littlecms() -> None:
+    """Display P3 red is outside sRGB, and white stays white."""
+    white = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_of_codes(12, 13)))
+    assert profile.profile.is_matrix_shaper
+    converted = ImageCms.profileToProfile(
+        Pillow.fromarray(white), profile, ImageCms.createProfile("sRGB")
+    )
+    assert distance(np.asarray(converted), white) <= 1
+    # Known values of Display P3, adapted to D50.
+    red, green = profile.profile.red_primary, profile.profile.green_primary
+    assert red
+    assert green
+    assert np.allclose(red[0], (0.5151, 0.2412, -0.0011), atol=5e-4)
+    assert np.allclose(green[0], (0.2920, 0.6922, 0.0419), atol=5e-4)
+
+
+@given(
+    st.floats(1e-5, 1e5),
+    st.lists(st.floats(-21474, 21474), min_size=8, max_size=8),
+)
+def test_any_numbers_give_a_profile_or_none(exponent: float, values: list[float]) -> None:
+    profile = profile_of_gamma(exponent, tuple(values))
+    if profile:
+        assert ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space == "RGB "
+
+
+@given(st.integers(0, 65535), st.integers(0, 65535))
+def test_any_codes_give_a_profile_or_none(primaries: int, transfer: int) -> None:
+    assert isinstance(profile_of_codes(primaries, transfer), bytes)
+
+
+def test_all_known_codes_have_a_valid_profile() -> None:
+    for primaries, transfer in itertools.product(range(24), range(19)):
+        if profile := profile_of_codes(primaries, transfer):
+            assert ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.is_matrix_shaper
+
+
+@pytest.mark.parametrize("length", [0, 3, 5, 31, 33])
+def test_chunks_of_a_wrong_length_are_ignored(length: int) -> None:
+    for kind in (b"gAMA", b"cHRM", b"cICP", b"iCCP"):
+        assert distance(shown(png(chunk(kind, b"\1" * length))), COLOUR) <= 1
+    assert read_header(png(USUAL + chunk(b"cHRM", b"\1" * length))).other_profile == b""
+
+
+def test_a_bmp_profile_outside_the_file_is_ignored() -> None:
+    data = bytearray(bmp(b""))
+    struct.pack_into("<II", data, 126, 0xFFFFFFF0, 0xFFFFFFFF)
+    assert read_header(bytes(data)).profile == b""
+    assert shown(bytes(data)) == COLOUR
