@@ -639,7 +639,8 @@ def test_web_page_is_not_an_mjpeg_stream() -> None:
 
 
 def test_ffmpeg_options_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert container._options("rtsp://a/b", live=True)["rtsp_transport"] == "tcp"
+    # Over UDP, rtsps:// would send the video without encryption.
+    assert container._options("rtsps://a/b", live=True)["rtsp_transport"] == "tcp"
     monkeypatch.setenv(container.FFMPEG_OPTIONS_VARIABLE, "rtsp_transport;udp|buffer_size;65536")
     options = container._options("rtsp://a/b", live=True)
     assert (options["rtsp_transport"], options["buffer_size"]) == ("udp", "65536")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -15,7 +14,6 @@ from ..core.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.error import FFmpegError
     from av.packet import Packet
     from av.stream import Stream
     from av.video.stream import VideoStream
@@ -56,7 +54,7 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
         av.FFmpegError: FFmpeg cannot open it.
         InputError: the path contains a NUL character.
     """
-    from av.error import FFmpegError as Failure
+    from av.error import InvalidDataError
 
     if "\0" in target:
         raise InputError("not_found", "a file name cannot contain a NUL character")
@@ -68,11 +66,12 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
     reading = frame_timeout(target, live, timeout)
     try:
         container = _open(target, options, timeout, read_timeout=reading)
-    except Failure as error:
-        other = _open_otherwise(error, target, options, live, deadline, timeout)
-        if other is None:
+    except InvalidDataError:
+        is_web = live and target.lower().startswith(("http://", "https://"))
+        found = _open_mjpeg(target, options, deadline, timeout) if is_web else None
+        if found is None:
             raise
-        container = other
+        container = found
     if container.format.name == "mpjpeg" and not _has_size(container):
         # FFmpeg rejects the first part: it lacks the type `image/jpeg` or has a wrong length.
         container.close()
@@ -83,29 +82,6 @@ def open_container(target: str, timeout: float, live: bool) -> InputContainer:
         # With it, FFmpeg delays packets without a timestamp until one with a timestamp arrives.
         container.flags &= ~AVFMT_FLAG_GENPTS
     return container
-
-
-def _open_otherwise(
-    error: FFmpegError,
-    address: str,
-    options: dict[str, str],
-    live: bool,
-    deadline: float,
-    timeout: float,
-) -> InputContainer | None:
-    """Open an address in another way, after an error that suggests one."""
-    from av.error import InvalidDataError
-
-    scheme = address.lower().partition("://")[0]
-    if isinstance(error, InvalidDataError) and live and scheme in ("http", "https"):
-        return _open_mjpeg(address, options, deadline, timeout)
-    left = deadline - time.monotonic()
-    # A user's choice of the transport is kept.
-    is_default = "rtsp_transport" not in os.environ.get(FFMPEG_OPTIONS_VARIABLE, "")
-    if error.errno == errno.EPROTONOSUPPORT and scheme == "rtsp" and is_default and left > 0:
-        # The camera refuses RTSP's interleaved TCP.
-        return _open(address, {**options, "rtsp_transport": "udp"}, left, read_timeout=timeout)
-    return None
 
 
 def is_hls(address: str) -> bool:
@@ -166,7 +142,10 @@ def _options(address: str, live: bool) -> dict[str, str]:
     elif address.lower().startswith("http"):
         # A server may close the connection while the classification is slower than the video.
         options |= {"reconnect": "1", "reconnect_delay_max": "5"}
-    if address.lower().startswith("rtsp"):
+    if address.lower().startswith("rtsp://"):
+        # UDP is only for cameras that refuse TCP, because it loses packets.
+        options |= {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}
+    elif address.lower().startswith("rtsps://"):
         options["rtsp_transport"] = "tcp"
     for pair in os.environ.get(FFMPEG_OPTIONS_VARIABLE, "").split("|"):
         name, separator, value = pair.partition(";")
