@@ -13,8 +13,10 @@ from typing import Any
 import click
 import cv2
 import pytest
+from click.testing import CliRunner
 
 from ffd_export.cli.export import main as ffd_export
+from ffd_runtime import __version__
 from ffd_runtime.cli.bench import main as ffd_bench
 from ffd_runtime.cli.doctor import main as ffd_doctor
 from ffd_runtime.cli.run import main as ffd_run
@@ -36,6 +38,7 @@ COMMANDS: dict[str, click.Command] = {
     "ffd-run": ffd_run,
     "ffd-train": ffd_train,
 }
+SUBCOMMANDS = {f"ffd-data {name}": command for name, command in ffd_data.commands.items()}
 # Pages that are made when the site is built.
 GENERATED = {"changelog.md"}
 
@@ -55,6 +58,15 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in find_anchors(target), link
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS, *SUBCOMMANDS} - {"ffd-data"}))
+def test_every_command_has_its_exit_codes_and_its_version(name: str) -> None:
+    command = {**COMMANDS, **SUBCOMMANDS}[name]
+    runner = CliRunner()
+    said = runner.invoke(command, ["--help"], prog_name=name).output
+    assert re.search(r"Exit codes:\n +0 \w+", said)
+    assert __version__ in runner.invoke(command, ["--version"], prog_name=name).output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

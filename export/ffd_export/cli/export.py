@@ -23,6 +23,9 @@ Examples:
   ffd-export best.fp16.onnx --engine tensorrt --verify DIR    on the device, without torch
   ffd-export best.fp16.onnx --engine rtx --compute-capability 8.6,8.9
   ffd-export runs/mine --fp16 --triton models/
+\b
+Exit codes:
+  0 done   1 could not run   2 wrong usage
 """
 
 

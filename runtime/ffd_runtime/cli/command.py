@@ -87,7 +87,7 @@ class Command(click.Command):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            _end_usage(f"{parent.command_path} {info_name}" if parent else info_name, error)
+            end_usage(f"{parent.command_path} {info_name}" if parent else info_name, error)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given, _, order = self.make_parser(ctx).parse_args(list(args))
@@ -117,7 +117,7 @@ class Command(click.Command):
         except click.Abort:
             raise
         except click.UsageError as error:
-            _end_usage(ctx.command_path, error)
+            end_usage(ctx.command_path, error)
         except KeyboardInterrupt:
             say(f"{ctx.command_path}: interrupted")
             _leave(ctx, 130)
@@ -227,7 +227,8 @@ def _prepare_streams() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def _end_usage(name: str | None, error: click.UsageError) -> NoReturn:
+def end_usage(name: str | None, error: click.UsageError) -> NoReturn:
+    """End a command whose usage is wrong, with one line on stderr and exit code 2."""
     say(f"{name}: error: {error.format_message()} ({name} --help)")
     raise click.exceptions.Exit(2)
 

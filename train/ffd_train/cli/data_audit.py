@@ -21,8 +21,11 @@ Examples:
   ffd-data audit celeba-and-gan/ --sample 5000 --json > audit.json
 \b
 Every image is read and decoded once. 200,000 images of 300x300 pixels take 2 GB
-of memory and 5 minutes of one core. Exit code: 0 with or without findings, 3 if
-some images cannot be read.
+of memory and 5 minutes of one core.
+\b
+Exit codes:
+  0 done, with or without findings   1 could not run   2 wrong usage
+  3 done, but some images could not be read
 """
 
 

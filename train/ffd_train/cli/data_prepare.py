@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ffd_runtime.cli.command import Command, say
-from ffd_runtime.cli.options import PathType, is_given
+from ffd_runtime.cli.options import PathType, is_given, version_option
 from ffd_runtime.core.text import printable
 
 from .progress_bar import progress_bar
@@ -28,6 +28,9 @@ Examples:
       --generated 100k-faces/ --generated stylegan2=sg2/ --side 256 --output packed/
   ffd-data prepare faces/ --no-match --output packed/
   ffd-train packed/
+\b
+Exit codes:
+  0 done   1 could not run   2 wrong usage   3 done, but some images could not be read
 """
 
 
@@ -106,6 +109,7 @@ def _parse_split(context: click.Context, parameter: click.Parameter, text: str) 
     help="Maximum number of images in a shard. Default: about 256 MiB.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Threads. Default: one per core.")
+@version_option()
 def prepare(
     folders: tuple[str, ...],
     groundtruth: tuple[str, ...],

@@ -36,6 +36,9 @@ Examples:
   ffd-eval runs/mine/best.onnx other-faces/ --robustness --report mine.html
   ffd-eval embedded faces/ --compare runs/mine
   ffd-eval embedded faces/ --robustness --card docs/MODEL_CARD.md
+\b
+Exit codes:
+  0 done   1 could not run   2 wrong usage   3 done, but some images could not be read
 """
 
 

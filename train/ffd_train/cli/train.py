@@ -33,6 +33,9 @@ Examples:
   ffd-train faces/ --network tf_efficientnet_lite0 --teacher runs/large
   ffd-train faces/ --resume runs/resnext101_32x8d-20260101-120000
   torchrun --nproc-per-node 4 -m ffd_train.cli.train shards/ --batch 256
+\b
+Exit codes:
+  0 done   1 could not run   2 wrong usage
 """
 
 
