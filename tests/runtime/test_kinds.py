@@ -214,14 +214,16 @@ def test_a_video_in_the_same_container_is_not_an_image() -> None:
     assert error_of(with_brands(FORMATS["avif"], b"isom", b"mp42")).code == "not_an_image"
 
 
-def test_an_avif_without_support_in_opencv_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "cv2.getBuildInformation", lambda: "  Media I/O:\n    AVIF:   NO\n    GIF:   YES\n"
-    )
+@pytest.mark.parametrize("form", ["avif", "gif"])
+@pytest.mark.parametrize("listed", ["    AVIF:   NO\n    GIF:   NO\n", "    JPEG:   YES\n"])
+def test_a_format_without_support_in_opencv_is_unsupported(
+    monkeypatch: pytest.MonkeyPatch, form: str, listed: str
+) -> None:
+    monkeypatch.setattr("cv2.getBuildInformation", lambda: f"  Media I/O:\n{listed}")
     monkeypatch.setattr("cv2.imdecode", lambda data, flags: None)
-    error = error_of(FORMATS["avif"])
+    error = error_of(FORMATS[form])
     assert error.code == "unsupported"
-    assert "install opencv-python 4.14 or later, or convert it" in error.message
+    assert "install opencv-python 4.12 or later, or convert it" in error.message
 
 
 def heic(value: int = 1, mode: str = "RGB") -> bytes:

@@ -298,12 +298,13 @@ def _explain(header: ImageHeader, data: bytes, detail: str) -> InputError:
         return InputError("unsupported", f"a TIFF that OpenCV cannot read: {compression}")
     if header.format == "jpeg" and (coding := jpeg.describe_coding(data)):
         return InputError("unsupported", f"a {coding} JPEG: save it as an 8-bit baseline JPEG")
-    with_avif = re.compile(r"^\s*AVIF:\s*(?!NO)\S", re.MULTILINE)
-    if header.format == "avif" and not with_avif.search(cv2.getBuildInformation()):
+    name = header.format.upper()
+    support = re.compile(rf"^\s*{name}:\s*(?!NO)\S", re.MULTILINE)
+    if name in ("AVIF", "GIF") and not support.search(cv2.getBuildInformation()):
         return InputError(
             "unsupported",
-            f"an AVIF image, which OpenCV {cv2.__version__} was built without: install "
-            "opencv-python 4.14 or later, or convert it to JPEG or PNG",
+            f"an image in the format {name}, which OpenCV {cv2.__version__} was built without: "
+            "install opencv-python 4.12 or later, or convert it to JPEG or PNG",
         )
     if header.format == "gif" and not header.complete:
         return InputError("truncated", "the GIF ends early")

@@ -103,7 +103,8 @@ def _build(chromaticities: Chromaticities, curve: _Curve) -> bytes:
             name: b"XYZ \0\0\0\0" + _fixed(column)
             for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns.T, strict=True)
         }
-    except (np.linalg.LinAlgError, struct.error):
+    except (np.linalg.LinAlgError, struct.error, OverflowError, ValueError):
+        # The last two are for numbers that are not finite.
         return b""
     tags[b"wtpt"] = b"XYZ \0\0\0\0" + _fixed(_D50)
     light = curve(np.linspace(0, 1, _CURVE_POINTS)).clip(0, 1)
