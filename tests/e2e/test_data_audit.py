@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 
 from ffd_train.audit.audit_page import write_page
 
-from ..runtime.test_report import Browser
 from ..train.test_audit import look, make
+from .browser import Browser
 
 NAME = "</script><img src=x onerror=alert(1)>" + "-long-name" * 15
 OVERFLOWING = """
@@ -20,15 +19,6 @@ return [...document.querySelectorAll('body *')].filter(e => !e.closest('.wide, .
   && e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5)
   .map(e => e.outerHTML.slice(0, 100))
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("chromium and chromedriver are not installed")
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

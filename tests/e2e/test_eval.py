@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -19,8 +18,8 @@ from ffd_train.cli.eval import main as ffd_eval
 
 from ..conftest import picture
 from ..models import CARD, save_colour_model
-from ..runtime.test_report import OVERFLOWING, Browser
 from ..tiny import build_tiny, make_faces
+from .browser import OVERFLOWING, Browser
 
 HOSTILE = "<script>alert(1)<!-- robustness -->$title|'\"\x1b[31m"
 
@@ -177,15 +176,6 @@ def test_unwritable_outputs_fail_before_any_work(
         assert outcome.stdout == ""
         assert "; 15 images" not in outcome.stderr
     assert (tmp_path / "bare.md").read_text() == "nothing"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("chromium and chromedriver are not installed")
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1200, "dark")])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,7 @@ from ffd_runtime.web.dashboard_server import DashboardServer
 from ffd_runtime.web.listen_address import ListenAddress
 
 from ..models import CARD
-from ..runtime.test_report import Browser
+from .browser import Browser
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&amp;\n" + "long-name-" * 12
 WIDTH, HEIGHT = 640, 360
@@ -179,20 +178,8 @@ class Viewer:
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("chromium and chromedriver are not installed")
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
-
-
 @pytest.fixture
 def viewer(browser: Browser) -> Viewer:
-    # Discard the errors of the previous page, whose server has ended.
-    browser.command("Page.navigate", url="about:blank")
-    browser.console()
     return Viewer(browser)
 
 

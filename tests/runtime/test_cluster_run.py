@@ -30,9 +30,6 @@ from ffd_runtime.outputs.jsonlines import to_line
 from ffd_runtime.outputs.parquet_file import to_parquet
 from ffd_runtime.outputs.provenance import RunProvenance
 
-ray = pytest.importorskip("ray")
-pytest.importorskip("ray.data")
-
 ORIGIN = RunProvenance("colour (fp32)", "12", {"size": 299}, "34")
 # A part of an attempt that fails is written and reported, written and not reported, written after
 # the next attempt has begun, or never written.
@@ -105,7 +102,16 @@ def write_part(folder: Path, sources: list[str]) -> str:
     return name
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _ray_or_skip() -> None:
+    # Not at import: it takes a second, in every process that collects tests.
+    pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+
+
 def start_run(folder: Path, script: Any = (), resume: bool = False) -> Breaking:
+    import ray
+
     parts = Parts(str(folder), Flaky("file"))
     seen = parts.begin(ORIGIN, resume)
     none: Any = None
@@ -166,6 +172,8 @@ def test_five_failures_in_a_row_end_the_run(tmp_path: Path) -> None:
 
 
 def test_a_missing_device_is_retried(tmp_path: Path) -> None:
+    import ray
+
     def replan() -> Any:
         raise DeviceError("no machine of the cluster offers Ray a GPU")
 

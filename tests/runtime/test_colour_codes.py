@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import itertools
-import shutil
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +21,6 @@ from ffd_runtime.image.image_header import read_header
 
 from .encoded import pillow
 from .test_colour_profile import exchanged
-from .test_report import Browser
 
 # A patch, as RGB, and with red and blue exchanged.
 SIDE = 24
@@ -115,19 +111,6 @@ PLAIN = {
     "bmp of version 4": bmp(exchanged(), size=108),
     "bmp of sRGB": bmp(exchanged(), b"BGRs"),
 }
-PRIMARIES = (1, 4, 5, 6, 7, 9, 10, 11, 12, 22)
-CURVES = (4, 5, 7, 8, 17)
-# Files that need the whole conversion.
-CONVERTED = {
-    **{f"gamma {value}": png(gamma(value)) for value in (0.01, 0.3, 0.5, 1, 2, 10)},
-    "white": png(USUAL + points((0.44757, 0.40745, *SRGB[2:]))),
-    **{f"png {one}/13": png(codes(one, 13)) for one in PRIMARIES},
-    **{f"png 1/{one}": png(codes(1, one)) for one in CURVES},
-    **{f"avif {one}/13": avif(one, 13) for one in PRIMARIES},
-    **{f"avif 1/{one}": avif(1, one) for one in CURVES},
-    "avif 12/1": avif(12, 1),
-    "png 9/16": png(codes(9, 16)),
-}
 
 
 def shown(data: bytes) -> tuple[int, ...]:
@@ -154,42 +137,6 @@ def test_rounded_numbers_of_srgb_change_nothing() -> None:
     """Browsers use the gamma, which makes dark levels a little darker."""
     rounded = (0.313, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
     assert shown(png(gamma(0.45) + points(rounded))) == COLOUR
-
-
-def test_a_browser_shows_the_same_colours(tmp_path: Path) -> None:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("chromium and chromedriver are not installed")
-    files = {**HIDDEN, **PLAIN, **CONVERTED}
-    types = {b"\x89P": "png", b"BM": "bmp"}
-    addresses = [
-        f"data:image/{types.get(data[:2], 'avif')};base64,{base64.b64encode(data).decode()}"
-        for data in files.values()
-    ]
-    (tmp_path / "page.html").write_text("<!doctype html>")
-    browser = Browser(tmp_path / "profile", "--force-color-profile=srgb")
-    try:
-        browser.open(tmp_path / "page.html", 800, "light")
-        colours = browser.evaluate(
-            """
-            const read = async address => {
-              const image = new Image();
-              image.src = address;
-              await image.decode();
-              const context = document.createElement("canvas").getContext("2d");
-              context.drawImage(image, 0, 0);
-              return [...context.getImageData(12, 12, 1, 1).data.slice(0, 3)];
-            };
-            return Promise.all("""
-            + repr(addresses)
-            + ".map(read));"
-        )
-    finally:
-        browser.close()
-    pairs = {
-        name: (shown(files[name]), tuple(colour))
-        for name, colour in zip(files, colours, strict=True)
-    }
-    assert {name: pair for name, pair in pairs.items() if distance(*pair) > 2} == {}
 
 
 def test_a_profile_wins_over_codes_of_an_avif() -> None:

@@ -2,20 +2,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import re
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -23,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffd_runtime.core.classifier import Classifier
 from ffd_runtime.core.errors import InputError, OutputError
 from ffd_runtime.core.log_odds import log_odds
 from ffd_runtime.core.results import Result
@@ -410,184 +401,3 @@ def test_text_has_enough_contrast(tmp_path: Path) -> None:
                 pair = sorted((luminance(scheme[text]), luminance(scheme[ground])))
                 contrast = (pair[1] + 0.05) / (pair[0] + 0.05)
                 assert contrast >= 4.5, (text, ground, contrast)
-
-
-class Browser:
-    """A headless Chromium, driven through its driver's HTTP interface (W3C WebDriver)."""
-
-    FLAGS = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-        "--disable-background-networking --disable-component-update --disable-sync"
-    )
-
-    def __init__(self, profile: Path, *flags: str) -> None:
-        self._driver = subprocess.Popen(
-            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
-        )
-        assert self._driver.stdout
-        port = next(
-            found[1]
-            for line in self._driver.stdout
-            if (found := re.search(r"successfully on port (\d+)", line))
-        )
-        self._address = f"http://127.0.0.1:{port}/session"
-        self._wait_for(int(port))
-        options = {
-            "binary": shutil.which("chromium"),
-            "args": [*self.FLAGS.split(), *flags, f"--user-data-dir={profile}"],
-        }
-        wanted = {"goog:loggingPrefs": {"browser": "ALL"}, "goog:chromeOptions": options}
-        try:
-            session = self._call("", {"capabilities": {"alwaysMatch": wanted}})
-        except BaseException:
-            self._driver.kill()
-            raise
-        self._address += "/" + session["sessionId"]
-
-    def _wait_for(self, port: int) -> None:
-        # On a busy machine it prints its port before it listens.
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=5).close()
-                return
-            except OSError:
-                if self._driver.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-
-    def _call(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._address + path, data, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def command(self, name: str, **parameters: Any) -> Any:
-        """Send a command of the DevTools protocol."""
-        return self._call("/goog/cdp/execute", {"cmd": name, "params": parameters})
-
-    def open(self, path: Path, width: int, scheme: str) -> None:
-        shape = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.command("Emulation.setDeviceMetricsOverride", **shape)
-        features = [
-            {"name": "prefers-color-scheme", "value": scheme},
-            {"name": "prefers-reduced-motion", "value": "reduce"},
-        ]
-        self.command("Emulation.setEmulatedMedia", features=features)
-        self._call("/url", {"url": path.as_uri()})
-
-    def evaluate(self, script: str) -> Any:
-        return self._call("/execute/sync", {"script": script, "args": []})
-
-    def press(self, key: str, code: int, text: str = "") -> None:
-        for kind in ("keyDown", "keyUp"):
-            parameters = {"key": key, "windowsVirtualKeyCode": code}
-            if text and kind == "keyDown":
-                parameters["text"] = text
-            self.command("Input.dispatchKeyEvent", type=kind, **parameters)
-
-    def console(self) -> list[dict[str, Any]]:
-        log: list[dict[str, Any]] = self._call("/se/log", {"type": "browser"})
-        return log
-
-    def close(self) -> None:
-        self._call("", method="DELETE")
-        self._driver.terminate()
-        self._driver.wait(30)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("chromium and chromedriver are not installed")
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory, colour_model: Path) -> Path:
-    """A report of images that were classified, with hostile names."""
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    with (
-        Classifier.open(colour_model) as classifier,
-        Report(path, model=classifier.description, card=classifier.card) as sink,
-    ):
-        for number in range(30):
-            image = picture("red", 200, 300, number)
-            result = classifier.classify(image)
-            done, data = cv2.imencode(".jpg", image)
-            assert done
-            name = HOSTILE[number] if number < len(HOSTILE) else f"/srv/portraits/{number}.jpg"
-            sink.write(replace(result, source=name, heatmap=HEATMAP, encoded=data.tobytes()))
-            sink.write(replace(result, source=name, label="unsure", score=0.5))
-            sink.write(broken(name))
-    return path
-
-
-OVERFLOWING = """
-document.querySelectorAll("details").forEach(part => part.open = true);
-const inside = document.documentElement.clientWidth;
-return [...document.querySelectorAll("body *")]
-  .filter(e => !e.classList.contains("skip") && e.getBoundingClientRect().right > inside + 0.5)
-  .map(e => e.outerHTML.slice(0, 100));
-"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 360, 768, 1200])
-def test_page_fits_every_screen(browser: Browser, report: Path, width: int, scheme: str) -> None:
-    browser.open(report, width, scheme)
-    assert browser.evaluate(OVERFLOWING) == []
-    assert browser.evaluate("return document.documentElement.scrollWidth <= innerWidth")
-    assert browser.evaluate(
-        "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
-    )
-    ground = browser.evaluate("return getComputedStyle(document.body).backgroundColor")
-    assert (int(re.findall(r"\d+", ground)[0]) > 128) == (scheme == "light")
-    assert browser.console() == []
-
-
-def test_page_can_be_used_with_the_keyboard(browser: Browser, report: Path) -> None:
-    focused = "return document.activeElement.outerHTML.slice(0, 200)"
-    opacity = (
-        "return [...document.querySelectorAll('.evidence')].map(e => getComputedStyle(e).opacity)"
-    )
-    browser.open(report, 1200, "light")
-    browser.press("Tab", 9)
-    assert 'class="skip"' in browser.evaluate(focused)
-    assert browser.evaluate("return document.activeElement.getBoundingClientRect().top >= 0")
-    browser.press("Enter", 13, "\r")
-    browser.press("Tab", 9)
-    assert "summary" in browser.evaluate(focused)
-    browser.press("Tab", 9)
-    assert 'id="evidence"' in browser.evaluate(focused)
-    assert set(browser.evaluate(opacity)) == {"0"}
-    browser.press(" ", 32, " ")
-    assert set(browser.evaluate(opacity)) == {"1"}
-    browser.press(" ", 32, " ")
-    browser.press("Tab", 9)
-    assert "Show the evidence on" in browser.evaluate(focused)
-    browser.press(" ", 32, " ")
-    shown = browser.evaluate(opacity)
-    assert shown[0] == "1"
-    assert set(shown[1:]) == {"0"}
-    outline = "getComputedStyle(document.activeElement.closest('.card')).outlineStyle"
-    assert browser.evaluate(f"return {outline}") == "solid"
-
-
-def test_gallery_of_real_faces(browser: Browser, faces: Path, tmp_path: Path) -> None:
-    found = [*sorted((faces / "test" / "generated").iterdir())[:8]]
-    found += sorted((faces / "test" / "groundtruth").iterdir())[:8]
-    path = tmp_path / "r.html"
-    with (
-        Classifier.open() as classifier,
-        Report(path, model=classifier.description, card=classifier.card) as sink,
-    ):
-        for face in found:
-            sink.write(replace(classifier.classify(face), encoded=face.read_bytes()))
-    suspicious, _ = sources_of(path.read_text())
-    assert all("/generated/" in name for name in suspicious[:6])
-    browser.open(path, 360, "light")
-    assert browser.evaluate(OVERFLOWING) == []
-    assert browser.console() == []

@@ -704,15 +704,12 @@ def hlg_signal(light: float) -> float:
     return float(0.17883277 * np.log(12 * scene - 0.28466892) + 0.55991073)
 
 
-@pytest.mark.parametrize(
-    ("transfer", "signal", "primaries"),
-    # Unspecified primaries are taken for those of BT.2020.
-    [(16, pq_signal, 9), (18, hlg_signal, 9), (18, hlg_signal, 2)],
-)
-def test_hdr_becomes_srgb(transfer: int, signal: Callable[[float], float], primaries: int) -> None:
+@pytest.mark.parametrize(("transfer", "signal"), [(16, pq_signal), (18, hlg_signal)])
+def test_hdr_becomes_srgb(transfer: int, signal: Callable[[float], float]) -> None:
     """Diffuse white, 203 cd/m² by ITU-R BT.2408, becomes white, and greys keep their sRGB value."""
     convert = PixelConverter()
-    for level in (32, 64, 128, 192, 255):
+    # Unspecified primaries (2) are taken for those of BT.2020 (9).
+    for level, primaries in itertools.product((32, 64, 128, 192, 255), (9, 2)):
         linear = ((level / 255 + 0.055) / 1.055) ** 2.4
         luma = round(64 + 876 * signal(203 * linear))
         frame = av.VideoFrame(32, 32, "yuv420p10le")
