@@ -49,6 +49,8 @@ endif
 
 # The tests start hundreds of processes, which would compile the packages anew.
 test test-fast: export PYTHONDONTWRITEBYTECODE =
+# PyTorch and NumPy would use all cores in each of the parallel processes.
+test test-fast: export OMP_NUM_THREADS = 1
 
 test: lint
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --no-loadscope-reorder \
