@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,13 +35,11 @@ def predict_logits(
     spec: PreprocessSpec,
     batch: int = 32,
     workers: int | None = 0,
-    advance: Callable[[int], None] = lambda count: None,
 ) -> npt.NDArray[np.float64]:
     """Run a network in evaluation mode on its device, in full float32 precision.
 
     Batches are divided if the device runs out of memory. `workers` is the number of data loading
-    processes; None for one per core. `advance` is called after each batch with its number of
-    images.
+    processes; None for one per core.
 
     Returns:
         float64 [len(samples), 2], not divided by the temperature.
@@ -51,9 +49,8 @@ def predict_logits(
     loader = TimedLoader(FaceDataset(data, samples, spec), workers, batch_size=batch)
     logits = []
     with torch.inference_mode(), without_tf32():
-        for images, labels in loader:
+        for images, _ in loader:
             logits += _infer(net, images)
-            advance(len(labels))
     return torch.cat(logits).numpy().astype(np.float64)
 
 

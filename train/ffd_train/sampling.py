@@ -12,7 +12,6 @@ from ffd_runtime.core.errors import DataError
 
 from .face_data import Sample
 
-BALANCES = ("source", "class", "none")
 # Number of shards that an epoch's order is shuffled within, and that are read at a time.
 SHUFFLE_WINDOW_SHARDS = 4
 
@@ -32,7 +31,7 @@ def draw_epoch(
 
     Args:
         samples: samples of the training split.
-        balance: one of `BALANCES`.
+        balance: `source`, `class` or `none`.
         seed: seed of the run.
         epoch: epoch, counted over all stages.
 

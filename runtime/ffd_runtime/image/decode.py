@@ -44,6 +44,7 @@ _REDUCED_FLAGS = {
 }
 
 # OpenCV reports failures by exception or None. Its log would repeat them inside the progress bar.
+# OpenCV 4 has the first function, OpenCV 5 only the second.
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
 _set_log_level(0)
 

@@ -15,13 +15,9 @@ from ..core.errors import BackendError, InputError
 from ..image.decode import Image
 from .stream_address import Stream
 
-# Log lines of FFmpeg and OpenCV contain addresses with passwords, and repeat for months. FFmpeg's
-# level is read when the first capture is opened.
+# Log lines of FFmpeg contain addresses with passwords, and repeat for months, as those of OpenCV
+# would, which `..image.decode` disables. The level is read when the first capture is opened.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-if "OPENCV_LOG_LEVEL" not in os.environ:
-    # OpenCV 4 has both functions, OpenCV 5 only the second.
-    _set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
-    _set_level(0)
 
 # Consecutive damaged frames that a live stream may have.
 MAX_GRAB_ATTEMPTS = 5
