@@ -32,6 +32,7 @@ CONVERTED = {
     **{f"avif {one}/13": avif(one, 13) for one in PRIMARIES},
     **{f"avif 1/{one}": avif(1, one) for one in CURVES},
     "avif 12/1": avif(12, 1),
+    # Beyond white, where HDR is clipped. Chromium shows darker HDR colours darker.
     "png 9/16": png(codes(9, 16)),
 }
 READ_COLOURS = """

@@ -257,7 +257,7 @@ def test_real_faces_pass_the_limits_of_both_precisions(faces: Path, tmp_path: Pa
     outcome = run(EMBEDDED, "--fp16", "--verify", fewer, "--output", tmp_path)
     assert outcome.exit_code == 0, outcome.output
     outcome = run(
-        EMBEDDED, "--int8", "--calibrate", faces / "train", "--calibration-images", 24,
+        EMBEDDED, "--int8", "--calibrate", faces / "train", "--calibration-images", 48,
         "--calibration", "percentile", "--verify", some, "--output", tmp_path,
     )  # fmt: skip
     (row,) = map(json.loads, outcome.stdout.splitlines() or ["null"])

@@ -6,6 +6,7 @@ import io
 import itertools
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ffd_runtime.image.image_header import read_header
 
 from .encoded import pillow
 from .test_colour_profile import exchanged
+from .test_stream_video import hlg_signal, pq_signal
 
 # A patch, as RGB, and with red and blue exchanged.
 SIDE = 24
@@ -152,17 +154,15 @@ def test_a_profile_wins_over_codes_of_an_avif() -> None:
     assert distance(shown(linear), COLOUR[::-1]) <= 2
 
 
-def test_samples_of_high_dynamic_range_become_brighter() -> None:
-    """Half of full scale is 92 cd/m2 in PQ, and 0.31 of white in HLG."""
-    grey = np.full((SIDE, SIDE, 3), 128, np.uint8)
-    levels = {}
-    for transfer in (16, 18):
-        plain = pillow(Pillow.fromarray(grey))
-        at = plain.index(b"IDAT") - 4
-        levels[transfer] = shown(plain[:at] + codes(1, transfer) + plain[at:])[0]
-    # With the curve of sRGB: 92.2 / 203, and 0.5 ** 2 / 3 / 0.265.
-    assert abs(levels[16] - 180) <= 3
-    assert abs(levels[18] - 152) <= 3
+@pytest.mark.parametrize(("transfer", "signal"), [(16, pq_signal), (18, hlg_signal)])
+@pytest.mark.parametrize("level", [32, 64, 128, 192, 255])
+def test_hdr_is_that_of_videos(transfer: int, signal: Callable[[float], float], level: int) -> None:
+    """Diffuse white, 203 cd/m2, becomes white, and greys keep their sRGB value."""
+    linear = ((level / 255 + 0.055) / 1.055) ** 2.4
+    grey = np.full((SIDE, SIDE, 3), round(255 * signal(203 * linear)), np.uint8)
+    plain = pillow(Pillow.fromarray(grey))
+    at = plain.index(b"IDAT") - 4
+    assert distance(shown(plain[:at] + codes(1, transfer) + plain[at:]), (level,) * 3) <= 4
 
 
 def test_a_wide_gamut_is_that_of_littlecms() -> None:

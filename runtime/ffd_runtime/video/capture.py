@@ -15,8 +15,8 @@ from ..core.errors import BackendError, InputError
 from ..image.decode import Image
 from .stream_address import Stream
 
-# Log lines of FFmpeg contain addresses with passwords, and repeat for months, as those of OpenCV
-# would, which `..image.decode` disables. The level is read when the first capture is opened.
+# Log lines of FFmpeg contain addresses with passwords, and repeat for months. The level is read
+# when the first capture is opened. Importing `..image.decode` disables OpenCV's own log.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 # Consecutive damaged frames that a live stream may have.

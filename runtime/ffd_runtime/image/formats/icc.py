@@ -173,9 +173,10 @@ def _pq(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _hlg(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """ARIB STD-B67, where white at a signal of 0.75 becomes 1 and what is brighter is clipped."""
+    """ARIB STD-B67 on a display of 1,000 cd/m2, of which 203 become 1 and more is clipped."""
     bright = (np.exp((samples - 0.55991073) / 0.17883277) + 0.28466892) / 12
-    return np.asarray(np.where(samples <= 0.5, samples**2 / 3, bright) / 0.265)
+    scene = np.where(samples <= 0.5, samples**2 / 3, bright)
+    return np.asarray(scene**1.2 * (1000 / 203))
 
 
 _CURVES: dict[int, _Curve] = {

@@ -36,7 +36,9 @@ class _Chunk(NamedTuple):
     checksum: bytes
 
     def is_valid(self) -> bool:
-        return self.checksum == struct.pack(">I", zlib.crc32(self.kind + self.content))
+        return int.from_bytes(self.checksum, "big") == zlib.crc32(
+            self.content, zlib.crc32(self.kind)
+        )
 
 
 def _read_chunks(data: bytes) -> Iterator[_Chunk]:
