@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -330,6 +331,19 @@ def test_a_camera_that_refuses_tcp_is_read_over_udp(rtsp: RtspServer) -> None:
     rtsp.start(udp=True)
     with Feed(to_streams([rtsp.address]), PATIENT) as feed:
         assert frames_until(feed, lambda frame: frame.number >= 10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("udp", [False, True])
+def test_udp_is_only_used_if_the_server_refuses_tcp(rtsp: RtspServer, udp: bool) -> None:
+    rtsp.start(udp=udp)
+    capture = RemoteCapture(to_streams([rtsp.address])[0], timeout=WATCHDOG)
+    assert capture.grab()
+    opened = {os.readlink(path) for path in Path(f"/proc/{capture.process}/fd").iterdir()}
+    rows = Path("/proc/net/udp").read_text() + Path("/proc/net/udp6").read_text()
+    sockets = {f"socket:[{row.split()[9]}]" for row in rows.splitlines() if ":" in row[:8]}
+    assert bool(opened & sockets) == udp
+    capture.close()
 
 
 def test_crash_of_the_reader_process_is_an_error(rtsp: RtspServer) -> None:
