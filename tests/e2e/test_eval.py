@@ -17,6 +17,7 @@ from ffd_train.checkpoint import save_checkpoint
 from ffd_train.cli.eval import main as ffd_eval
 
 from ..conftest import picture
+from ..documented import documented_fields
 from ..models import CARD, save_colour_model
 from ..tiny import build_tiny, make_faces
 from .browser import OVERFLOWING, Browser
@@ -95,8 +96,11 @@ def test_one_document_has_all_measurements(run: tuple[Result, Path]) -> None:
     assert document["intervals"]["accuracy"][0] < 12 / 14 < document["intervals"]["accuracy"][1]
     (missed,) = document["worst"]["generated"]
     assert HOSTILE in missed["source"]
+    documented, of_comparison = documented_fields("json.md", "ffd-eval")
+    assert document.keys() == documented
     # Two thresholds of one network give equal rankings and different decisions.
     comparison = document["comparison"]
+    assert comparison.keys() == of_comparison | {"other"}
     assert comparison["auc"]["p"] == 1
     assert comparison["accuracy"]["only_first"] == 6
     assert comparison["accuracy"]["only_second"] == 1

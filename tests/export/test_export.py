@@ -31,6 +31,7 @@ from ffd_train.scoring import TorchBackend
 from ffd_train.settings import Settings
 
 from .. import tiny
+from ..documented import documented_fields
 from .conftest import error_of, run
 
 assert "tiny" in NETWORKS
@@ -68,6 +69,7 @@ def test_an_export_keeps_the_graph_contract(
     checkpoint: Path, outcome: Result, exported: Path
 ) -> None:
     (row,) = map(json.loads, outcome.stdout.splitlines())
+    assert [set(row)] == documented_fields("json.md", "ffd-export")
     assert row["file"] == str(exported)
     assert row["sha256"] == hash_file(exported)
     assert row["layers"] == {"float": 7}

@@ -35,6 +35,7 @@ from ffd_train.audit.probe import VIEWS, probe_classes
 from ffd_train.cli.data import main as ffd_data
 from ffd_train.face_data import FaceData, Sample
 
+from ..documented import documented_fields
 from ..nightly import examples
 from ..runtime.test_imports import HEAVY, RUNTIME, loaded_by
 from ..runtime.test_report import HOSTILE, Page
@@ -334,6 +335,7 @@ def test_unreadable_files_and_one_class_do_not_stop_it(tmp_path: Path) -> None:
     done = call("audit", root, "--json", "--html", tmp_path / "page.html")
     assert done.exit_code == 3, done.output
     document = json.loads(done.stdout)
+    assert [set(document)] == documented_fields("json.md", "ffd-data audit")
     assert document["images"] == 4
     assert document["ignored"] == 1
     assert document["probes"] == []
