@@ -113,7 +113,18 @@ def test_sources_that_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         Path(name).write_bytes(b"?")
     assert is_stream("clip.MP4")
     assert is_stream("a=b.mp4")
+    # The name of a video is not part of its path, unless a file has that path.
+    for source, name, path in (
+        ("door=clip.MP4", "door", "clip.MP4"),
+        ("a=b.mp4", "a=b.mp4", "a=b.mp4"),
+        ("x=a=b.mp4", "x", "a=b.mp4"),
+    ):
+        assert is_stream(source)
+        (stream,) = to_streams([source])
+        assert (stream.name, stream.target, stream.live) == (name, path, False)
     # Not streams: a file named like a camera, a folder, a missing path.
+    assert not is_stream("door=absent.mp4")
+    assert not is_stream("folder/door=clip.MP4")
     assert not is_stream("0")
     assert not is_stream("folder.mp4")
     assert not is_stream("http://example.org/a.jpg")

@@ -190,7 +190,7 @@ def main(sources: tuple[str, ...], listed: str | None, **values: Any) -> None:
     files that are not images are skipped and counted.
 
     SOURCE may also be a stream: the number of a camera, an rtsp address or a video file. NAME=
-    before an address names it. Each face in each frame gives one row. After a failure, a live
+    before it sets its name. Each face in each frame gives one row. After a failure, a live
     stream is reconnected.
     """
     # Imported here, so that --help does not wait for the programs.

@@ -83,9 +83,9 @@ def accepts(sources: Sequence[str], values: Mapping[str, Any]) -> bool:
             f"{redact(others[0])} is not a stream: classify images and streams in separate runs"
         )
     if not others:
-        for source in sources:
-            if is_video_file(source) and not is_named_video(source):
-                say(f"{source} is a video, according to its content")
+        for path in (stream.target for stream in to_streams(sources)):
+            if isinstance(path, str) and is_video_file(path) and not is_named_video(path):
+                say(f"{path} is a video, according to its content")
     return not others
 
 

@@ -83,7 +83,7 @@ def is_stream(source: str, web: bool = False) -> bool:
         return web or urlsplit(target).path.lower().endswith(extensions)
     if scheme:
         return scheme in STREAM_SCHEMES
-    return _is_camera(target) or is_video_file(source)
+    return _is_camera(target) or is_video_file(target)
 
 
 def is_video_file(path: str) -> bool:
@@ -100,7 +100,7 @@ def to_streams(sources: Iterable[str], gst: bool = False) -> list[Stream]:
     """Turn sources into streams with unique names.
 
     Args:
-        sources: as on the command line; `NAME=ADDRESS` sets the name.
+        sources: as on the command line; `NAME=` before an address or a video sets its name.
         gst: the sources are GStreamer pipelines.
     """
     sources = list(sources)
@@ -129,13 +129,18 @@ def _to_stream(source: str, gst: bool) -> Stream:
         extension = urlsplit(target).path.lower().endswith(VIDEO_EXTENSIONS)
         kind: Kind = "file" if scheme in WEB_SCHEMES and extension else "server"
         return Stream(name or redact(target), target, kind)
-    return Stream(source, source, "file")
+    return Stream(name or target, target, "file")
 
 
 def _split(source: str) -> tuple[str, str]:
-    """Split `NAME=ADDRESS`; the name may be empty."""
-    named = None if os.path.lexists(source.partition("\0")[0]) else _NAMED.match(source)
-    return (named[1], source[named.end() :]) if named else ("", source)
+    """Split `NAME=ADDRESS` or `NAME=VIDEO`; the name may be empty."""
+    if os.path.lexists(source.partition("\0")[0]):
+        return "", source
+    if named := _NAMED.match(source):
+        return named[1], source[named.end() :]
+    name, _, path = source.partition("=")
+    is_name = name.strip() and not set("/\\") & set(name)
+    return (name.strip(), path) if is_name and is_video_file(path) else ("", source)
 
 
 def _scheme(text: str) -> str:
