@@ -9,7 +9,9 @@ from ffd_runtime.image.formats.icc import SRGB
 
 from ..runtime.test_colour_codes import (
     HIDDEN,
+    IGNORED,
     PLAIN,
+    TABLES,
     USUAL,
     avif,
     codes,
@@ -32,6 +34,10 @@ CONVERTED = {
     **{f"avif {one}/13": avif(one, 13) for one in PRIMARIES},
     **{f"avif 1/{one}": avif(1, one) for one in CURVES},
     "avif 12/1": avif(12, 1),
+    # One of two codes is unspecified.
+    **{f"avif {one}/{other}": avif(one, other) for one, other in ((12, 2), (2, 4), (2, 8))},
+    **TABLES,
+    **{name: data for name, (data, _) in IGNORED.items()},
     # Beyond white, where HDR is clipped. Chromium shows darker HDR colours darker.
     "png 9/16": png(codes(9, 16)),
 }
@@ -50,7 +56,7 @@ return Promise.all(%r.map(read));
 
 def test_a_browser_shows_the_same_colours(browser: Browser, tmp_path: Path) -> None:
     files = {**HIDDEN, **PLAIN, **CONVERTED}
-    types = {b"\x89P": "png", b"BM": "bmp"}
+    types = {b"\x89P": "png", b"BM": "bmp", b"\xff\xd8": "jpeg"}
     addresses = [
         f"data:image/{types.get(data[:2], 'avif')};base64,{base64.b64encode(data).decode()}"
         for data in files.values()

@@ -115,6 +115,89 @@ PLAIN = {
 }
 
 
+def with_tag(profile: bytes, name: bytes, content: bytes) -> bytes:
+    """Add a tag to an ICC profile, whose other tags are kept."""
+    (count,) = struct.unpack_from(">I", profile, 128)
+    tags = []
+    for at in range(132, 132 + 12 * count, 12):
+        tag, begin, size = struct.unpack_from(">4sII", profile, at)
+        tags.append((tag, profile[begin : begin + size]))
+    return join_tags(profile[:128], [*tags, (name, content)])
+
+
+def join_tags(header: bytes, tags: list[tuple[bytes, bytes]]) -> bytes:
+    index, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags:
+        index += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    return struct.pack(">I", len(header + index + body)) + header[4:] + index + body
+
+
+def elements(content: bytes, count: int) -> bytes:
+    """Return a tag of float numbers that lists the same content several times."""
+    head = b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, count)
+    place = struct.pack(">II", len(head) + 8 * count, len(content))
+    return head + place * count + content
+
+
+def table(side: int) -> bytes:
+    """Return a table from RGB to Lab, in 16 bits, that exchanges red and blue roughly."""
+    levels = np.linspace(0, 1, side)
+    red, green, blue = np.meshgrid(levels, levels, levels, indexing="ij")
+    lightness = 0xFF00 * (0.3 + 0.4 * (blue + 2 * green + red) / 4)
+    a, b = 0x8000 + 0x2000 * (blue - green), 0x8000 + 0x2000 * (green - red)
+    entries = np.stack([lightness, a, b], -1).astype(">u2").tobytes()
+    matrix = struct.pack(">9i", *np.eye(3, dtype=int).ravel() * 0x10000)
+    curves = struct.pack(">2H", 0, 65535) * 3
+    head = b"mft2" + bytes(4) + bytes([3, 3, side, 0]) + matrix + struct.pack(">2H", 2, 2)
+    return head + curves + entries + curves
+
+
+def in_jpeg(*parts: tuple[int, int, bytes]) -> bytes:
+    """Return a JPEG with parts of a profile, each with its number and their count."""
+    plain = pillow(Pillow.fromarray(PATCH), "JPEG", quality=100, subsampling=0)
+    contents = [b"ICC_PROFILE\0" + bytes([number, of]) + part for number, of, part in parts]
+    segments = [b"\xff\xe2" + struct.pack(">H", len(one) + 2) + one for one in contents]
+    return plain[:2] + b"".join(segments) + plain[2:]
+
+
+DARK, LIGHT = profile_of_gamma(8), profile_of_gamma(1)
+A, B = LIGHT[:3000], LIGHT[3000:]
+LAB = LIGHT[:20] + b"Lab " + LIGHT[24:]
+PACKED = zlib.compress(DARK)
+# Float numbers that exchange red and blue. The columns are the primaries of sRGB.
+MATRIX = b"matf" + bytes(4) + struct.pack(">HH", 3, 3)
+MATRIX += struct.pack(
+    ">12f", *(0.1431, 0.3851, 0.4361, 0.0606, 0.7169, 0.2225, 0.7141, 0.0971, 0.0139), *(0, 0, 0)
+)
+CMYK = Pillow.fromarray(PATCH).convert("CMYK")
+# Files of which viewers ignore a profile or a part of it, and the same files without that.
+IGNORED = {
+    "of RGB in CMYK": (pillow(CMYK, "JPEG", icc_profile=DARK), pillow(CMYK, "JPEG")),
+    "two parts of one number": (in_jpeg((1, 2, A), (1, 2, DARK), (2, 2, B)), in_jpeg()),
+    "parts that disagree": (in_jpeg((1, 2, A), (2, 9, B)), in_jpeg()),
+    "a whole one after a part": (in_jpeg((1, 2, A), (1, 1, DARK), (2, 2, B)), in_jpeg()),
+    "a part that is absent": (in_jpeg((1, 3, A), (2, 3, B)), in_jpeg()),
+    "other parts after a whole one": (
+        in_jpeg((1, 1, LIGHT), (1, 1, DARK), (2, 2, DARK)),
+        in_jpeg((1, 1, LIGHT)),
+    ),
+    "parts in another order": (in_jpeg((2, 2, B), (1, 2, A)), in_jpeg((1, 1, LIGHT))),
+    "compressed by another method": (png(chunk(b"iCCP", b"name\0\7" + PACKED)), png(b"")),
+    "cut": (png(chunk(b"iCCP", b"name\0\0" + PACKED[:-20])), png(b"")),
+    "float numbers": (
+        png(icc(with_tag(profile_of_gamma(2), b"D2B0", elements(MATRIX, 1)))),
+        png(icc(profile_of_gamma(2))),
+    ),
+}
+# Files whose profile is a table, of up to 1.4 MB.
+TABLES = {
+    "large": png(icc(with_tag(LAB, b"A2B0", table(61)))),
+    "of the second intent": png(icc(with_tag(LAB, b"A2B1", table(33)))),
+    "of two intents": png(icc(with_tag(with_tag(LAB, b"A2B1", table(2)), b"A2B0", table(33)))),
+}
+
+
 def shown(data: bytes) -> tuple[int, ...]:
     """Return the RGB of the middle of an image."""
     return tuple(int(level) for level in decode(data)[SIDE // 2, SIDE // 2, ::-1])
@@ -133,6 +216,36 @@ def test_exchanged_colours_are_those_of_a_viewer(name: str) -> None:
 @pytest.mark.parametrize("name", PLAIN)
 def test_numbers_that_viewers_ignore_change_nothing(name: str) -> None:
     assert distance(shown(PLAIN[name]), COLOUR) <= 1
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_profiles_that_viewers_ignore_change_nothing(name: str) -> None:
+    data, plain = IGNORED[name]
+    assert shown(data) == shown(plain)
+
+
+def test_an_unspecified_code_is_that_of_srgb() -> None:
+    assert shown(avif(12, 2)) == shown(avif(12, 13)) != shown(avif(1, 13))
+    assert shown(avif(2, 8)) == shown(avif(1, 8)) != shown(avif(1, 13))
+
+
+def test_tables_are_applied() -> None:
+    large, second, both = (shown(data) for data in TABLES.values())
+    assert distance(large, second) <= 4
+    assert second == both
+    assert large[2] > large[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [MATRIX, b"clut" + bytes(4) + struct.pack(">HH", 3, 3) + bytes([33] * 3) + bytes(13)],
+    ids=["matrix", "table"],
+)
+def test_float_numbers_are_not_read(content: bytes) -> None:
+    """Each mention of a table takes memory: 6,000 of them took a minute and 7 gigabytes."""
+    profile = with_tag(LIGHT, b"D2B0", elements(content + bytes(33**3 * 12), 1001))
+    data = png(icc(profile))
+    assert shown(data) == shown(png(icc(LIGHT)))
 
 
 def test_rounded_numbers_of_srgb_change_nothing() -> None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .formats.icc import MAX_PROFILE_BYTES, keep_shown_tags
+
 if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsTransform
 
-# Profiles of cameras and screens have 0.5 to 10 kB, and those with tables up to 3 MB.
-_MAX_PROFILE_BYTES = 1 << 22
 # A profile that changes no colour by more levels is that of sRGB.
 _MAX_LEVELS_OF_SRGB = 3
 # Levels of each channel with which that is measured.
@@ -38,7 +38,7 @@ def convert_to_srgb(image: Image, *profiles: bytes) -> Image:
     Returns:
         uint8 [height, width, 3], BGR; the image itself if the profile is that of sRGB.
     """
-    built = (_build_transform(one) for one in profiles if 0 < len(one) <= _MAX_PROFILE_BYTES)
+    built = (_build_transform(one) for one in profiles if 0 < len(one) <= MAX_PROFILE_BYTES)
     transform = next((one.transform for one in built if one.valid), None)
     if transform is None:
         return image
@@ -64,7 +64,7 @@ def _build_transform(profile: bytes) -> _Built:
     from PIL import ImageCms
 
     try:
-        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        source = ImageCms.ImageCmsProfile(BytesIO(keep_shown_tags(profile)))
         if source.profile.xcolor_space.strip() != "RGB":
             return _NO_PROFILE
         transform = ImageCms.buildTransform(
@@ -72,6 +72,8 @@ def _build_transform(profile: bytes) -> _Built:
             ImageCms.createProfile("sRGB"),
             "RGB",
             "RGB",
+            # Perceptual would also make the darkest colour black, which browsers do not.
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
             # Several threads use it.
             flags=ImageCms.Flags.NOCACHE,
         )

@@ -19,6 +19,8 @@ _ANY = frozenset({b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"})
 _SEQUENCES = frozenset({b"avis", b"hevc", b"hevx", b"hevm", b"hevs", b"msf1"})
 # Types of a colour box with an ICC profile.
 _PROFILES = (b"prof", b"rICC")
+# Code point of ITU-T H.273 for primaries and for transfer.
+_UNSPECIFIED = 2
 _MAX_BOXES = 20_000
 # Side of HEVC's largest coding block, in pixels.
 _BLOCK = 64
@@ -114,7 +116,15 @@ def read_bmff(name: str, data: bytes) -> ImageHeader:
         depth,
         animated=data[8:12] in _SEQUENCES,
         profile=next((one[4:] for one in colours if one.startswith(_PROFILES)), b""),
-        other_profile=profile_of_codes(*struct.unpack_from(">HH", codes, 4)),
+        other_profile=profile_of_codes(*_specify(*struct.unpack_from(">HH", codes, 4))),
+    )
+
+
+def _specify(primaries: int, transfer: int) -> tuple[int, int]:
+    """Replace an unspecified code by that of sRGB, as Chromium does."""
+    return (
+        1 if primaries == _UNSPECIFIED else primaries,
+        13 if transfer == _UNSPECIFIED else transfer,
     )
 
 

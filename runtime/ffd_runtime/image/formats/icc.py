@@ -48,11 +48,38 @@ _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
 _HEADER_BYTES, _TAG_BYTES = 128, 12
+# Profiles of cameras and screens have 0.5 to 10 kB, and those with tables up to 3 MB.
+MAX_PROFILE_BYTES = 1 << 22
+# The tags that browsers read: tables or curves and primaries, and white.
+_SHOWN_TAGS = frozenset(
+    (b"A2B0", b"rTRC", b"gTRC", b"bTRC", b"rXYZ", b"gXYZ", b"bXYZ", b"wtpt", b"chad")
+)
 
 
 def is_code(primaries: int, transfer: int) -> bool:
     """Return whether these code points of ITU-T H.273 describe colours."""
     return primaries in _PRIMARIES and (transfer in _SRGB_CURVES or transfer in _CURVES)
+
+
+def keep_shown_tags(profile: bytes) -> bytes:
+    """Return an ICC profile without the tags that browsers ignore.
+
+    Little CMS also reads tables of float numbers (`D2B0`), before all others. They may describe
+    other colours, and a few bytes of them can take minutes and gigabytes.
+    """
+    kept = bytearray(profile)
+    begin = _HEADER_BYTES + 4
+    count = int.from_bytes(kept[_HEADER_BYTES:begin], "big")
+    end = min(begin + count * _TAG_BYTES, len(kept) - _TAG_BYTES + 1)
+    places = {profile[at : at + 4]: at for at in range(begin, end, _TAG_BYTES)}
+    if b"A2B0" not in places and (colorimetric := places.get(b"A2B1")):
+        # Browsers read it as a substitute.
+        kept[colorimetric : colorimetric + 4] = b"A2B0"
+    for number, at in enumerate(range(begin, end, _TAG_BYTES)):
+        if bytes(kept[at : at + 4]) not in _SHOWN_TAGS:
+            # Little CMS refuses profiles with two tags of one name.
+            kept[at : at + 4] = struct.pack(">I", number)
+    return bytes(kept)
 
 
 @lru_cache(maxsize=64)

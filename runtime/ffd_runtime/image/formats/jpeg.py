@@ -167,19 +167,24 @@ def read_jpeg(data: bytes) -> ImageHeader:
         scans=len(scans),
         scanned=sum(frame.samples(one) for one in scans),
         lacks_scans=frame.lacks_scans(scans),
-        profile=_join_profile(profile),
+        # Browsers apply only profiles of CMYK to CMYK, and ffd none.
+        profile=b"" if len(frame.areas) == 4 else _join_profile(profile),
     )
 
 
 def _join_profile(parts: list[bytes]) -> bytes:
-    """Join the parts of an ICC profile, which start with their number and count; b"" if one lacks.
+    """Join the parts of an ICC profile, which start with their number and count.
 
-    The format is that of ICC.1:2010, B.4.
+    The format is that of ICC.1:2010, B.4. As in Chromium, a first part that is the only one by its
+    count is the profile. Otherwise the profile is empty if a part is absent or comes twice, or if
+    the parts disagree on their count.
     """
-    numbered = {part[0]: part for part in parts if len(part) > 2}
-    if not numbered or sorted(numbered) != list(range(1, next(iter(numbered.values()))[1] + 1)):
+    if parts and parts[0][:2] == b"\1\1":
+        return parts[0][2:]
+    parts = sorted(part for part in parts if len(part) >= 2)
+    if [part[:2] for part in parts] != [bytes((n, len(parts))) for n in range(1, len(parts) + 1)]:
         return b""
-    return b"".join(numbered[number][2:] for number in sorted(numbered))
+    return b"".join(part[2:] for part in parts)
 
 
 def _length(data: bytes, position: int) -> int:

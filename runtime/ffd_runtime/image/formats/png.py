@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ...core.errors import InputError
 from .exif import exif_orientation
 from .header import MAX_PARTS, ImageHeader
-from .icc import is_code, profile_of_codes, profile_of_gamma
+from .icc import MAX_PROFILE_BYTES, is_code, profile_of_codes, profile_of_gamma
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -228,7 +228,8 @@ class _Metadata:
         if codes[2:4] == b"\0\1" and is_code(*codes[:2]):
             return profile_of_codes(*codes[:2]), b""
         # Name, method, compressed profile.
-        profile = _inflate(self._colours.get(b"iCCP", b"").partition(b"\0")[2][1:]) or b""
+        packed = self._colours.get(b"iCCP", b"").partition(b"\0")[2]
+        profile = b"" if packed[:1] != b"\0" else _inflate_profile(packed[1:])
         gamma, points = self._colours.get(b"gAMA", b""), self._colours.get(b"cHRM", b"")
         if b"sRGB" in self._colours or len(gamma) != 4 or not any(gamma):
             return profile, b""
@@ -264,6 +265,16 @@ def _text(kind: bytes, rest: bytes) -> bytes | None:
     if rest[0]:
         return _inflate(parts[2]) if rest[1] == 0 else None
     return parts[2]
+
+
+def _inflate_profile(data: bytes) -> bytes:
+    """Return an ICC profile; empty if it is too large or incomplete."""
+    stream = zlib.decompressobj()
+    try:
+        profile = stream.decompress(data, MAX_PROFILE_BYTES)
+    except zlib.error:
+        return b""
+    return profile if stream.eof else b""
 
 
 def _inflate(data: bytes) -> bytes | None:
