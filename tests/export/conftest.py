@@ -80,18 +80,18 @@ def card() -> ModelCard:
 
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write twelve images into folders named after the classes."""
+    """Write eight images into folders named after the classes."""
     root = tmp_path_factory.mktemp("labelled")
     for label, colour in (("generated", "red"), ("groundtruth", "blue")):
         (root / label).mkdir()
-        for number in range(6):
+        for number in range(4):
             cv2.imwrite(str(root / label / f"{number}.png"), picture(colour, seed=number))
     return root
 
 
 @pytest.fixture(scope="session")
 def images(labelled: Path) -> SampleImages:
-    return prepare_images(find_images(labelled, 12), PreprocessSpec())
+    return prepare_images(find_images(labelled, 8), PreprocessSpec())
 
 
 @pytest.fixture(scope="session")

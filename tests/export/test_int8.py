@@ -73,7 +73,7 @@ def test_int8_quantises_for_its_target(
             assert (node.input[2] in nodes) == (target == "cpu")
     assert kinds == {TensorProto.UINT8 if target == "cpu" else TensorProto.INT8}
     with open_candidate(to_bytes(quantised, card)) as backend:
-        assert len(classify(backend, images)) == 12
+        assert len(classify(backend, images)) == 8
 
 
 class Steps(Reporter):
