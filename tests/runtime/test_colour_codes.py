@@ -177,6 +177,7 @@ IGNORED = {
     "two parts of one number": (in_jpeg((1, 2, A), (1, 2, DARK), (2, 2, B)), in_jpeg()),
     "parts that disagree": (in_jpeg((1, 2, A), (2, 9, B)), in_jpeg()),
     "a whole one after a part": (in_jpeg((1, 2, A), (1, 1, DARK), (2, 2, B)), in_jpeg()),
+    "more parts than can be numbered": (in_jpeg(*[(1, 2, A)] * 256), in_jpeg()),
     "a part that is absent": (in_jpeg((1, 3, A), (2, 3, B)), in_jpeg()),
     "other parts after a whole one": (
         in_jpeg((1, 1, LIGHT), (1, 1, DARK), (2, 2, DARK)),

@@ -182,7 +182,8 @@ def _join_profile(parts: list[bytes]) -> bytes:
     if parts and parts[0][:2] == b"\1\1":
         return parts[0][2:]
     parts = sorted(part for part in parts if len(part) >= 2)
-    if [part[:2] for part in parts] != [bytes((n, len(parts))) for n in range(1, len(parts) + 1)]:
+    numbers = [tuple(part[:2]) for part in parts]
+    if numbers != [(number, len(parts)) for number in range(1, len(parts) + 1)]:
         return b""
     return b"".join(part[2:] for part in parts)
 
